@@ -1,0 +1,46 @@
+# Every verb that a person needs; the machinery that tests changes calls the same ones.
+
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+EXTRAS ?= dev$(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo ,gpu)
+CONFIG ?= configs/demo.yaml
+ARGS ?=
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test lint format bench clean
+
+help:  ## list what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED)  ## make .venv with all that serving and testing need
+
+serve: $(INSTALLED)  ## serve; CONFIG=configs/demo.yaml HOST=127.0.0.1 PORT=8000
+	$(BIN)/python -m app --config $(CONFIG) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
+
+test: $(INSTALLED)  ## run the tests; ARGS="tests/app -k settings"
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)  ## repair style where that can be done
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## run the benchmarks; ARGS="..."
+	$(BIN)/python -m tests.bench $(ARGS)
+
+clean:  ## remove all that was made here, .venv too
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build contour.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
