@@ -1,0 +1,277 @@
+"""The workers: in what state each is, what is in its slots, and which of them to look at for the next job."""
+
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
+from math import isclose
+
+from scheduler import policy
+from scheduler.agenda import Agenda
+from scheduler.errors import IllegalEvent, require
+from scheduler.messages import Costs, WorkerId, WorkerState
+from scheduler.policy import Limits, Strength, Wait
+from scheduler.records import Tenant, Ticket, Worker
+
+
+class Fleet:
+    """Owns the workers and their slots.
+
+    No question to it walks over all of them: those with room lie on shelves by the number of their tenants, the fastest
+    first, and all sums are kept as things change.
+    """
+
+    def __init__(self, workers: Sequence[WorkerId], limits: Limits) -> None:
+        self._limits = limits
+        self._workers = {worker: Worker(worker) for worker in workers}
+        self.alarms: Agenda[Worker] = Agenda()
+        """When to look at a worker: it has loaded or been silent for too long then, or paused long enough."""
+        self.ready = Strength()
+        self._known = Strength()  # of all that were ever ready, by what they measured last
+        self._speeds: Agenda[WorkerId] = Agenda()  # those, by seconds for one picture
+        self._open: list[Agenda[Worker]] = [Agenda()]  # by number of tenants: those that a job may join
+        self._closed: Agenda[Worker] = Agenda()  # room, but a suspect is in it, or waits for it to be empty
+        self._held: Worker | None = None  # the one that a suspect waits for
+        self.running = 0
+        self.backlog = 0.0
+        """What is left of the pictures that run, in nominal pictures."""
+
+    def __getitem__(self, worker: WorkerId) -> Worker:
+        if worker not in self._workers:
+            raise IllegalEvent(f"there is no worker {worker}")
+        return self._workers[worker]
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self._workers.values())
+
+    @property
+    def seconds(self) -> float | None:
+        """One nominal picture alone on the fastest worker known."""
+        return self._speeds.least
+
+    @property
+    def strength(self) -> Strength:
+        """Of the ready workers; while there is none, of all that were."""
+        return self.ready if self.ready.workers else self._known
+
+    # ---------------------------------------------------------------------------------------------------------- choice
+
+    def choose(self, work: float, now: float, behind: int) -> Worker | Wait:
+        """The worker that a job should start on now, or why it should wait. `behind` jobs queue behind it."""
+        if not self.ready.workers:
+            return Wait.NO_WORKER
+        if (empty := self._open[0].first()) is not None:
+            return empty
+        reasons = []
+        for shelf in self._open:
+            if (worker := shelf.first()) is not None:
+                share = behind / self.ready.workers
+                objection = policy.objection(worker.measured, worker.batch, work, now, share)
+                if objection is None:
+                    return worker
+                reasons.append(objection)
+        return reasons[0] if reasons else Wait.SUSPECT if self._closed else Wait.SLOTS_TAKEN
+
+    def empty(self, avoid: WorkerId | None) -> Worker | None:
+        """The fastest empty worker; not `avoid` while another is ready."""
+        return self._open[0].first(but=self._avoided(avoid))
+
+    def hold(self, avoid: WorkerId | None) -> None:
+        """Let nobody join the least loaded worker with room, so that it empties; not `avoid` while another is ready."""
+        avoided = self._avoided(avoid)
+        if self._held is not None and self._held is not avoided:
+            return
+        self.unhold()
+        for shelf in self._open[1:]:
+            if (worker := shelf.first(but=avoided)) is not None:
+                self._held = worker
+                self._shelve(worker)
+                return
+
+    def unhold(self) -> None:
+        """Let jobs join every worker."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._shelve(held)
+
+    def seconds_to_place(self, worker: Worker) -> float:
+        """When the first of a worker's pictures is done."""
+        assert worker.pace is not None
+        batch = sorted(worker.batch, key=lambda tenant: tenant.left)
+        return policy.run_out(worker.measured, batch)[0][0] + worker.pace.grain
+
+    def _avoided(self, avoid: WorkerId | None) -> Worker | None:
+        return self._workers[avoid] if avoid is not None and self.ready.workers > 1 else None
+
+    def _shelve(self, worker: Worker) -> None:
+        shelf = self._shelf(worker)
+        if shelf is worker.shelf:
+            return
+        if worker.shelf is not None:
+            worker.shelf.drop(worker)
+        if shelf is not None:
+            shelf.put(worker, policy.seconds_alone(worker.measured))
+        worker.shelf = shelf
+
+    def _shelf(self, worker: Worker) -> Agenda[Worker] | None:
+        if worker.state is not WorkerState.READY:
+            return None
+        if not worker.tenants:
+            return self._open[0]
+        if not worker.free:
+            return None
+        if worker.alone or worker is self._held:
+            return self._closed
+        return self._open[len(worker.tenants)]
+
+    # ----------------------------------------------------------------------------------------------------------- slots
+
+    def start(self, now: float, worker: Worker, ticket: Ticket, generation: int) -> Tenant:
+        """Put a job into the worker's first free slot."""
+        if not worker.tenants:
+            worker.heard = now
+        slot = heappop(worker.free)
+        job = ticket.job
+        tenant = Tenant(worker.measured.steps, job.work, job.deadline, worker, slot, generation, ticket)
+        worker.tenants[slot] = tenant
+        worker.alone = ticket.suspect
+        ticket.tenant, ticket.started = tenant, now
+        self.running += 1
+        self.backlog += tenant.rest
+        self._rearrange(worker)
+        return tenant
+
+    def step(self, now: float, worker: Worker, done: Sequence[tuple[int, int]]) -> None:
+        """Note how far the pictures in a worker are."""
+        worker.heard = now
+        for slot, steps in done:
+            tenant = worker.tenants.get(slot)
+            if tenant is not None:
+                self._advance(tenant, worker.measured.steps - steps)
+
+    def _advance(self, tenant: Tenant, left: int) -> None:
+        before = tenant.rest
+        tenant.left = max(0, min(left, tenant.left))
+        if tenant.ticket is not None:
+            self.backlog += tenant.rest - before
+
+    def forsake(self, tenant: Tenant) -> None:
+        """Its job is answered: the slot is leaving."""
+        assert tenant.ticket is not None
+        self.running -= 1
+        self.backlog = self.backlog - tenant.rest if self.running else 0.0
+        tenant.ticket.tenant = None
+        tenant.ticket = None
+
+    def vacate(self, now: float, tenant: Tenant, proof: bool) -> None:
+        """Its worker has let go of what was leaving: the slot is free. `proof`: it has finished the picture."""
+        worker = tenant.worker
+        worker.heard = now
+        worker.proven = worker.proven or proof
+        del worker.tenants[tenant.slot]
+        heappush(worker.free, tenant.slot)
+        self._rearrange(worker)
+
+    def _rearrange(self, worker: Worker) -> None:
+        if not worker.tenants:
+            worker.alone = False
+        self._shelve(worker)
+        self._watch(worker)
+
+    # ----------------------------------------------------------------------------------------------------------- lives
+
+    def spawn(self, now: float, worker: Worker) -> None:
+        """Its process is being started."""
+        worker.state = WorkerState.LOADING
+        self.alarms.put(worker, now + self._limits.load_timeout)
+
+    def welcome(self, now: float, worker: Worker, costs: Costs) -> None:
+        """It is ready."""
+        if worker.pace is not None:
+            self._known.remove(worker.pace)
+        worker.state, worker.costs, worker.pace, worker.heard = WorkerState.READY, costs, policy.pace(costs), now
+        worker.free = list(range(len(costs.step_seconds)))
+        self._known.add(worker.pace)
+        self.ready.add(worker.pace)
+        self._speeds.put(worker.id, policy.seconds_alone(costs))
+        self._open.extend(Agenda() for _ in range(len(costs.step_seconds) - len(self._open)))
+        self._rearrange(worker)
+
+    def end(self, worker: Worker) -> None:
+        """It is being killed: it gets no more jobs."""
+        if worker.state is WorkerState.READY:
+            assert worker.pace is not None
+            self.ready.remove(worker.pace)
+        worker.state = WorkerState.ENDING
+        if worker is self._held:
+            self._held = None
+        self._shelve(worker)
+
+    def bury(self, now: float, worker: Worker, reason: str) -> list[Ticket]:
+        """Its process has ended. Returns the jobs that were in it, in the order they came."""
+        self.end(worker)
+        tenants = sorted(worker.tenants.values(), key=lambda tenant: tenant.generation)
+        tickets = [tenant.ticket for tenant in tenants if tenant.ticket is not None]
+        for tenant in tenants:
+            if tenant.ticket is not None:
+                self.forsake(tenant)
+        worker.tenants.clear()
+        worker.free.clear()
+        worker.alone = False
+        worker.state, worker.reason = WorkerState.WAITING, reason
+        self.alarms.put(worker, now + self._pause(worker))
+        return tickets
+
+    def _pause(self, worker: Worker) -> float:
+        """At once after a process that finished a picture; else twice as long as the last time."""
+        proven, worker.proven = worker.proven, False
+        longer = max(2 * worker.pause, self._limits.restart_pause)
+        worker.pause = 0.0 if proven else min(longer, self._limits.restart_pause_max)
+        return worker.pause
+
+    def _watch(self, worker: Worker) -> None:
+        """Set the alarm for silence. It may ring early, as a sign of life does not move it: then it is set again."""
+        if worker.state is WorkerState.READY and worker.tenants:
+            self.alarms.put(worker, worker.heard + self.patience(worker))
+        elif worker.state is WorkerState.READY:
+            self.alarms.drop(worker)
+
+    def patience(self, worker: Worker) -> float:
+        """Seconds that a busy worker may be silent: while it takes a step, or prepares and decodes all that it has."""
+        costs, work = worker.measured, sum([tenant.work for tenant in worker.tenants.values()])
+        expected = max(policy.step_seconds(costs, len(worker.tenants), work), costs.fixed_seconds * work)
+        return max(self._limits.silence_floor, self._limits.silence_factor * expected)
+
+    # ----------------------------------------------------------------------------------------------------------- check
+
+    def check(self, *, opened: bool) -> None:
+        """Validate invariants; raises BrokenInvariantError. Until it is `opened`, no worker is to be spawned."""
+        for worker in self:
+            self._check_worker(worker, opened)
+        tenants = [tenant for worker in self for tenant in worker.batch]
+        ready = [worker for worker in self if worker.state is WorkerState.READY]
+        paces = [worker.pace for worker in ready if worker.pace is not None]
+        shelved = sum(len(shelf) for shelf in (*self._open, self._closed))
+        require(shelved == sum(bool(worker.free) for worker in ready), "a worker is on two shelves, or on a wrong one")
+        require(len(ready) == self.ready.workers, "ready workers are miscounted")
+        require(self.ready.places == sum(pace.places for pace in paces), "places are miscounted")
+        require(
+            isclose(self.ready.throughput, sum(pace.throughput for pace in paces), abs_tol=1e-9), "throughput drifts"
+        )
+        require(self.running == len(tenants), "running jobs are miscounted")
+        require(isclose(self.backlog, sum(tenant.rest for tenant in tenants), abs_tol=1e-6), "the backlog drifts")
+        require(self._held is None or self._held.state is WorkerState.READY, "a worker that is not ready is held")
+
+    def _check_worker(self, worker: Worker, opened: bool) -> None:
+        ready = worker.state is WorkerState.READY
+        require(worker.shelf is self._shelf(worker), f"{worker.id} is on a wrong shelf")
+        require(worker.shelf is None or worker in worker.shelf, f"{worker.id} is not on its shelf")
+        slots = [*worker.tenants, *worker.free]
+        capacity = len(worker.measured.step_seconds) if ready or slots else 0
+        require(sorted(slots) == list(range(capacity)), f"{worker.id} lost or doubled a slot")
+        require(not slots or worker.state in {WorkerState.READY, WorkerState.ENDING}, f"{worker.id} has slots too soon")
+        require(not worker.alone or len(worker.tenants) == 1, f"{worker.id} has a suspect in company")
+        pausing = opened and worker.state is WorkerState.WAITING
+        watched = pausing or worker.state is WorkerState.LOADING or (ready and bool(worker.tenants))
+        require((worker in self.alarms) == watched, f"{worker.id} has a wrong alarm")
+        for slot, tenant in worker.tenants.items():
+            require(tenant.slot == slot and tenant.worker is worker, f"{worker.id} mistook its tenant")
+            require(tenant.ticket is None or tenant.ticket.tenant is tenant, f"{worker.id} mistook its job")

@@ -1,0 +1,107 @@
+"""The accepted jobs: which of them wait, which run, and when each is due."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from math import isclose
+
+from scheduler.agenda import Agenda
+from scheduler.errors import require
+from scheduler.messages import JobId
+from scheduler.records import Ticket
+
+
+class Jobs:
+    """Owns the tickets. First come, first served; suspects, who were served once, before all others."""
+
+    def __init__(self) -> None:
+        self._tickets: dict[JobId, Ticket] = {}
+        self._suspects: OrderedDict[JobId, Ticket] = OrderedDict()
+        self._others: OrderedDict[JobId, Ticket] = OrderedDict()
+        self._running: OrderedDict[JobId, Ticket] = OrderedDict()
+        self.deadlines: Agenda[JobId] = Agenda()
+        self.waiting_work = 0.0
+        """All the work that waits, in nominal pictures."""
+        self.largest_work = 1.0
+        """Of any job so far."""
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return iter(list(self._tickets.values()))
+
+    def __contains__(self, job: JobId) -> bool:
+        return job in self._tickets
+
+    def __getitem__(self, job: JobId) -> Ticket:
+        return self._tickets[job]
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._suspects) + len(self._others)
+
+    @property
+    def running(self) -> int:
+        """How many run."""
+        return len(self._running)
+
+    @property
+    def suspect(self) -> Ticket | None:
+        """The first suspect that waits."""
+        return next(iter(self._suspects.values()), None)
+
+    @property
+    def other(self) -> Ticket | None:
+        """The first that waits and is no suspect."""
+        return next(iter(self._others.values()), None)
+
+    @property
+    def oldest(self) -> Ticket | None:
+        """Of those that run, the one that started first."""
+        return next(iter(self._running.values()), None)
+
+    def accept(self, ticket: Ticket) -> None:
+        """Queue a new job."""
+        job = ticket.job
+        self._tickets[job.id] = self._others[job.id] = ticket
+        self.deadlines.put(job.id, job.deadline)
+        self.waiting_work += job.work
+        self.largest_work = max(self.largest_work, job.work)
+
+    def start(self, ticket: Ticket) -> None:
+        """Out of the queue, into a slot."""
+        self._leave_queue(ticket)
+        self._running[ticket.job.id] = ticket
+
+    def put_back(self, suspects: Sequence[Ticket]) -> None:
+        """Out of a lost worker, before everybody else in the queue, in their order."""
+        for ticket in reversed(suspects):
+            del self._running[ticket.job.id]
+            self._suspects[ticket.job.id] = ticket
+            self._suspects.move_to_end(ticket.job.id, last=False)
+            self.waiting_work += ticket.job.work
+
+    def close(self, ticket: Ticket) -> None:
+        """It is answered."""
+        if self._running.pop(ticket.job.id, None) is None:
+            self._leave_queue(ticket)
+        del self._tickets[ticket.job.id]
+        self.deadlines.drop(ticket.job.id)
+
+    def _leave_queue(self, ticket: Ticket) -> None:
+        del (self._suspects if ticket.suspect else self._others)[ticket.job.id]
+        self.waiting_work = self.waiting_work - ticket.job.work if self.waiting else 0.0
+
+    def check(self) -> None:
+        """Validate invariants; raises BrokenInvariantError."""
+        waiting = [*self._suspects.values(), *self._others.values()]
+        places = sorted([*self._suspects, *self._others, *self._running])
+        require(places == sorted(self._tickets), "a job is in two places, or nowhere")
+        require(all(ticket.suspect for ticket in self._suspects.values()), "an unsuspected job is among the suspects")
+        require(not any(ticket.suspect for ticket in self._others.values()), "a suspect is among the others")
+        require(not any(ticket.tenant for ticket in waiting), "a job that waits is in a slot")
+        require(all(ticket.tenant for ticket in self._running.values()), "a job that runs is in no slot")
+        require(len(self.deadlines) == len(self._tickets), "a deadline is missing, or left over")
+        require(all(job in self.deadlines for job in self._tickets), "a job has no deadline")
+        require(isclose(self.waiting_work, sum(ticket.job.work for ticket in waiting), abs_tol=1e-6), "work drifts")

@@ -1,0 +1,209 @@
+"""Who goes where, as numbers: how long pictures will take, whether to join a batch, and what a fleet gets done.
+
+Predictions are in seconds from now. They take a device to be busy with steps alone: the fixed part of a picture
+(prepare, decode, encode) delays that picture and not its neighbours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from operator import attrgetter
+from typing import Annotated
+
+import msgspec
+
+from scheduler.messages import Costs
+
+INSTANT = 1e-9  # seconds; stands for a measured zero, where it would be a divisor
+ROUNDING = 1e-9  # relative; sums that differ by less are equal
+CROWD = 10.0  # jobs behind each picture that runs, when admission matters: a deadline is ten pictures long by default
+SOONEST_RETRY = 0.001  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much the scheduler takes on, and how long it waits for a worker. Times in seconds."""
+
+    max_queue: Annotated[int, msgspec.Meta(ge=1)] = 256
+    """Jobs waiting, at most."""
+    attempts: Annotated[int, msgspec.Meta(ge=1)] = 2
+    """A job that lost this many workers is poisoned."""
+    silence_factor: Annotated[float, msgspec.Meta(ge=1)] = 8.0
+    """A worker that is silent for this many times its expected step is killed ..."""
+    silence_floor: Annotated[float, msgspec.Meta(gt=0)] = 20.0
+    """... but never before this long."""
+    load_timeout: Annotated[float, msgspec.Meta(gt=0)] = 900.0
+    """A worker that is not ready this long after `Spawn` is killed."""
+    restart_pause: Annotated[float, msgspec.Meta(ge=0)] = 0.5
+    """Before a worker that finished nothing is spawned again; doubles with every such loss."""
+    restart_pause_max: Annotated[float, msgspec.Meta(ge=0)] = 30.0
+    """Where that doubling ends."""
+
+
+class Wait(StrEnum):
+    """Why the next job does not start now."""
+
+    NO_WORKER = "no worker is ready"
+    SLOTS_TAKEN = "every slot is taken"
+    SLOWER = "joining would end later, in sum, than waiting for a place"
+    DEADLINE = "joining would break the deadline of a running picture"
+    SUSPECT = "a job that lost a worker runs alone there"
+    NEEDS_EMPTY = "it lost a worker, so it waits for an empty one"
+
+
+@dataclass(slots=True, eq=False)
+class Picture:
+    """A picture in a batch: its denoising steps left, its size relative to the nominal one, and when it is due."""
+
+    left: int
+    work: float
+    deadline: float
+
+
+_left = attrgetter("left")
+
+
+# -------------------------------------------------------------------------------------------------------- one worker
+
+
+def step_seconds(costs: Costs, count: int, work: float) -> float:
+    """One denoising step of `count` pictures whose sizes add up to `work`."""
+    return costs.step_seconds[count - 1] * work / count
+
+
+def seconds_alone(costs: Costs, work: float = 1.0) -> float:
+    """One picture in an otherwise empty worker."""
+    return (costs.steps * costs.step_seconds[0] + costs.fixed_seconds) * work
+
+
+def run_out(costs: Costs, batch: Sequence[Picture], taken: int = 0, busy: float = 0.0) -> tuple[list[float], float]:
+    """How a batch ends that nobody joins: when each picture is done, and when the device has taken the last step.
+
+    `batch` is sorted by the steps left. It starts `busy` seconds from now, with `taken` of these steps behind it.
+    """
+    ends, count, work = [], len(batch), sum([picture.work for picture in batch])
+    for picture in batch:
+        busy += (picture.left - taken) * step_seconds(costs, count, work)
+        taken = picture.left
+        ends.append(busy + costs.fixed_seconds * picture.work)
+        count, work = count - 1, work - picture.work
+    return ends, busy
+
+
+def join(costs: Costs, batch: Sequence[Picture], work: float) -> float:
+    """When a new picture is done that joins a running batch now."""
+    newcomer = Picture(costs.steps, work, 0.0)
+    return run_out(costs, [*sorted(batch, key=_left), newcomer])[0][-1]
+
+
+def objection(costs: Costs, batch: Sequence[Picture], work: float, now: float, behind: float = 0.0) -> Wait | None:
+    """Why a new picture should not join a running batch now; None if it should.
+
+    It joins when the ends of all these pictures, added up, are then no later than if it waits for the next of them to
+    leave. Each of the `behind` jobs in the queue behind it ends as much later as the device is busy longer: the longer
+    the queue, the more throughput counts.
+    """
+    batch = sorted(batch, key=_left)
+    if not batch:
+        return None
+    apart, _ = run_out(costs, batch)
+    joined, busy = run_out(costs, [*batch, Picture(costs.steps, work, 0.0)])
+    for picture, alone, together in zip(batch, apart, joined, strict=False):
+        if now + alone <= picture.deadline < now + together:
+            return Wait.DEADLINE
+    waited = _ends_if_it_waits(costs, batch, work, behind)
+    return None if sum(joined) + behind * busy <= waited * (1 + ROUNDING) else Wait.SLOWER
+
+
+def _ends_if_it_waits(costs: Costs, batch: Sequence[Picture], work: float, behind: float) -> float:
+    """The sum of all ends, if a new picture takes the place of the first to leave.
+
+    That place is free when the first is decoded. Until then the others have the device to themselves: that is left out.
+    """
+    first = batch[0]
+    until = first.left * step_seconds(costs, len(batch), sum([picture.work for picture in batch]))
+    decoded = costs.fixed_seconds * first.work
+    newcomer = Picture(first.left + costs.steps, work, 0.0)
+    ends, busy = run_out(costs, [*batch[1:], newcomer], first.left, until)
+    return (until + decoded) + sum(ends) + decoded + behind * busy
+
+
+# --------------------------------------------------------------------------------------------------------- the fleet
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a worker does under load: `places` nominal pictures together, `seconds` for each.
+
+    `step_share` is the part of a picture that one step is. `grain` is how many seconds a count of steps can lag behind.
+    """
+
+    places: int
+    seconds: float
+    step_share: float
+    grain: float
+
+    @property
+    def throughput(self) -> float:
+        """Nominal pictures per second."""
+        return self.places / self.seconds
+
+
+def pace(costs: Costs) -> Pace:
+    """The pace that joining leads to, when pictures are spread evenly over their steps and a queue waits."""
+    places = 1
+    while places < len(costs.step_seconds) and objection(costs, _spread(costs, places), 1.0, 0.0, CROWD) is None:
+        places += 1
+    step = costs.step_seconds[places - 1]
+    seconds = max(costs.steps * step + costs.fixed_seconds, INSTANT)
+    return Pace(places, seconds, step / seconds, step + costs.fixed_seconds)
+
+
+def _spread(costs: Costs, count: int) -> list[Picture]:
+    forever = float("inf")
+    return [Picture(costs.steps * (index + 1) // (count + 1), 1.0, forever) for index in range(count)]
+
+
+@dataclass(slots=True)
+class Strength:
+    """Several workers' paces added up."""
+
+    workers: int = 0
+    places: int = 0
+    throughput: float = 0.0
+    grains: float = 0.0
+
+    def add(self, pace: Pace) -> None:
+        """One more worker."""
+        self.workers += 1
+        self.places += pace.places
+        self.throughput += pace.throughput
+        self.grains += pace.throughput * pace.grain
+
+    def remove(self, pace: Pace) -> None:
+        """One worker less."""
+        self.workers -= 1
+        self.places -= pace.places
+        self.throughput -= pace.throughput
+        self.grains -= pace.throughput * pace.grain
+        if not self.workers:
+            self.throughput = self.grains = 0.0  # else rounding would be all that is left
+
+    @property
+    def service(self) -> float:
+        """Mean seconds of a picture in service: by Little's law, those that are in it over those per second."""
+        return self.places / self.throughput
+
+    @property
+    def grain(self) -> float:
+        """Mean of the paces' grains over pictures."""
+        return self.grains / self.throughput
+
+
+def retry_after(wait: float, service: float, grain: float, budget: float) -> float:
+    """Seconds until a job is admitted that must end within `budget`, and now would wait for `wait` and run `service`.
+
+    A budget below the service time of a busy worker needs an idle one: there is one when all that is here has ended.
+    """
+    spare = budget if budget >= service else 0.0
+    return max(wait + service - spare + grain, grain, SOONEST_RETRY)

@@ -1,0 +1,198 @@
+"""What is taken, what is turned away, and whether "come back later" is true."""
+
+from itertools import cycle
+
+import pytest
+
+from scheduler.messages import Costs, Done, Expired, Rejected, Reply, Start, Submitted, Tick, WorkerLost
+from scheduler.policy import seconds_alone
+from tests.scheduler.toy import Toy
+from tests.scheduler.words import CPU, GPU, SINGLE, SLOW_GPU, finished, job, loading, ready, scheduler, stepped
+
+FLEETS = {
+    "one CPU": (CPU,),
+    "three CPUs": (CPU, CPU, CPU),
+    "one slot": (SINGLE,),
+    "one GPU": (GPU,),
+    "two GPUs": (GPU, GPU),
+    "unequal GPUs": (GPU, SLOW_GPU),
+}
+BUDGETS = (1.05, 1.3, 2.0, 3.5)  # in pictures alone on the slowest worker
+# Between unequal workers a job goes where there is room, even if it were in time on the faster one alone: so where the
+# slower one's service time under load (1.27) exceeds the budget, no time to come back can be promised.
+PROMISES = [(name, budget) for name in FLEETS for budget in BUDGETS if name != "unequal GPUs" or budget > 1.27]
+
+
+def alone(*fleet: Costs) -> float:
+    """Seconds for a picture alone on the slowest worker."""
+    return max(seconds_alone(costs) for costs in fleet)
+
+
+def test_a_job_whose_deadline_has_passed_expires_at_once() -> None:
+    core = scheduler(ready("gpu0"))
+    assert core.handle(5.0, Submitted(job(1, deadline=5.0))) == [Reply(1, Expired())]
+
+
+def test_an_idle_worker_takes_what_it_can_do_in_time() -> None:
+    core = scheduler(ready("cpu0", CPU))
+    assert core.handle(0.0, Submitted(job(1, deadline=10.5))) == [Start(1, "cpu0", 0, 1)]
+
+
+def test_what_no_worker_can_do_in_time_is_turned_away() -> None:
+    core = scheduler(ready("cpu0", CPU))
+    [reply] = core.handle(0.0, Submitted(job(1, deadline=9.5)))
+    assert isinstance(reply, Reply)
+    assert isinstance(reply.outcome, Rejected)
+
+
+def test_a_large_picture_needs_longer() -> None:
+    core = scheduler(ready("cpu0", CPU))
+    [reply] = core.handle(0.0, Submitted(job(1, deadline=15.0, work=2.0)))
+    assert isinstance(reply, Reply)
+    assert core.handle(0.0, Submitted(job(2, deadline=20.5, work=2.0))) == [Start(2, "cpu0", 0, 1)]
+
+
+def test_a_job_joins_a_batch_if_it_is_in_time_there() -> None:
+    core = scheduler(ready("gpu0"))
+    core.handle(0.0, Submitted(job(1)))
+    assert core.handle(0.0, Submitted(job(2, deadline=1.25))) == [Start(2, "gpu0", 1, 2)]  # 1.2 s with the first
+
+
+def test_running_work_counts_as_far_as_it_is_left() -> None:
+    core = scheduler(ready("cpu0", CPU))
+    core.handle(0.0, Submitted(job(1)))
+    assert core.handle(0.0, Submitted(job(2, deadline=15.0))) == [Reply(2, Rejected(10.0 + 10.0 - 15.0 + 2.0))]
+    core.handle(6.0, stepped("cpu0", 6))
+    assert core.handle(6.0, Submitted(job(3, deadline=21.0))) == []
+
+
+def test_waiting_work_counts() -> None:
+    core = scheduler(ready("cpu0", CPU))
+    core.handle(0.0, Submitted(job(1)))
+    core.handle(0.0, Submitted(job(2)))
+    assert core.handle(0.0, Submitted(job(3, deadline=30.5))) == []
+    assert core.handle(0.0, Submitted(job(4, deadline=39.5))) == [Reply(4, Rejected(30.0 + 10.0 - 39.5 + 2.0))]
+
+
+def test_all_workers_share_the_backlog() -> None:
+    core = scheduler(ready("cpu0", CPU), ready("cpu1", CPU))
+    for number in (1, 2, 3, 4):
+        core.handle(0.0, Submitted(job(number)))
+    assert core.handle(0.0, Submitted(job(5, deadline=30.5))) == []  # 40 s of work for two
+
+
+def test_work_that_has_gone_does_not_count() -> None:
+    core = scheduler(ready("cpu0", CPU))
+    core.handle(0.0, Submitted(job(1)))
+    core.handle(0.0, Submitted(job(2, deadline=21.0)))
+    core.handle(10.0, finished(Start(1, "cpu0", 0, 1)))
+    assert core.handle(21.0, Submitted(job(3, deadline=31.5)))[0] == Reply(2, Expired())
+    assert core.queue_depth == 0  # job 2 is leaving, and counts no more
+
+
+def test_before_a_worker_has_measured_itself_all_are_taken() -> None:
+    core = loading("gpu0", max_queue=2)
+    assert core.handle(0.0, Submitted(job(1, deadline=0.1))) == []
+    assert core.handle(0.0, Submitted(job(2))) == []
+    assert core.queue_depth == 2
+
+
+def test_with_all_workers_lost_the_last_costs_count() -> None:
+    core = scheduler(ready("cpu0", CPU))
+    core.handle(0.0, WorkerLost("cpu0", "SIGKILL"))
+    assert core.handle(0.0, Submitted(job(1, deadline=10.5))) == []
+    assert core.handle(0.0, Submitted(job(2, deadline=19.5))) == [Reply(2, Rejected(10.0 + 10.0 - 19.5 + 2.0))]
+
+
+def test_only_what_was_measured_last_counts() -> None:
+    core = scheduler(ready("gpu0", GPU), restart_pause=0.0)
+    core.handle(0.0, WorkerLost("gpu0", "SIGKILL"))
+    core.handle(0.0, ready("gpu0", CPU))
+    core.handle(0.0, WorkerLost("gpu0", "SIGKILL"))
+    [reply] = core.handle(0.0, Submitted(job(1, deadline=9.5)))
+    assert isinstance(reply, Reply)
+    assert isinstance(reply.outcome, Rejected)
+
+
+def test_a_worker_that_takes_other_steps_than_it_said_does_not_spoil_the_sums() -> None:
+    core = scheduler(ready("cpu0", CPU))
+    core.handle(0.0, Submitted(job(1)))
+    core.handle(0.0, stepped("cpu0", 25))  # of 9: what is left is the fixed part, 1 s
+    core.handle(0.0, stepped("cpu0", 4))  # steps are not taken back
+    assert core.handle(0.0, Submitted(job(2, deadline=11.5))) == [Start(2, "cpu0", 1, 2)]
+    assert core.handle(0.0, Submitted(job(3, deadline=20.0))) == [Reply(3, Rejected(11.0 + 10.0 - 20.0 + 2.0))]
+
+
+def test_a_full_queue_turns_away_until_the_next_picture_is_done() -> None:
+    core = scheduler(ready("cpu0", CPU), max_queue=1)
+    core.handle(0.0, Submitted(job(1)))
+    core.handle(0.0, Submitted(job(2)))
+    core.handle(4.0, stepped("cpu0", 4))
+    assert core.handle(4.0, Submitted(job(3))) == [Reply(3, Rejected(5.0 + 1.0 + 2.0))]
+
+
+def test_a_full_queue_has_room_at_the_first_deadline_at_the_latest() -> None:
+    core = loading("gpu0", max_queue=1)
+    core.handle(0.0, Submitted(job(1, deadline=7.0)))
+    assert core.handle(2.0, Submitted(job(2))) == [Reply(2, Rejected(5.0))]
+
+
+def test_who_has_expired_takes_no_place_in_the_queue() -> None:
+    core = loading("gpu0", max_queue=1)
+    core.handle(0.0, Submitted(job(1, deadline=7.0)))
+    assert core.handle(7.0, Submitted(job(2))) == [Reply(1, Expired())]
+    assert core.queue_depth == 1
+
+
+def test_an_engine_that_does_no_work_is_never_too_late() -> None:
+    core = scheduler(ready("echo", Costs(1, (0.0,), 0.0)))
+    core.handle(0.0, Submitted(job(1)))
+    assert core.handle(0.0, Submitted(job(2, deadline=0.01))) == []
+    assert core.handle(0.02, Tick()) == [Reply(2, Expired())]
+
+
+@pytest.mark.parametrize(("fleet", "budget"), PROMISES)
+@pytest.mark.parametrize("pause", [0.0, 0.04])
+def test_whoever_comes_back_when_told_is_taken(fleet: str, budget: float, pause: float) -> None:
+    toy = Toy(*FLEETS[fleet])
+    seconds = budget * alone(*FLEETS[fleet])
+    while not isinstance(answer := toy.submit(seconds), Rejected):
+        assert answer is None
+        toy.run(toy.now + pause)
+    toy.run(toy.now + answer.retry_after)
+    assert toy.submit(seconds) is None
+
+
+@pytest.mark.parametrize("fleet", FLEETS)
+@pytest.mark.parametrize("works", [(3.0,), (1.0, 4.0), (0.25, 2.0)])
+def test_it_is_true_for_pictures_of_other_sizes_too(fleet: str, works: tuple[float, ...]) -> None:
+    toy = Toy(*FLEETS[fleet])
+    seconds = 12 * alone(*FLEETS[fleet])
+    work, answer = next((work, answer) for work in cycle(works) if (answer := toy.submit(seconds, work)) is not None)
+    assert isinstance(answer, Rejected)
+    toy.run(toy.now + answer.retry_after)
+    assert toy.submit(seconds, work) is None
+
+
+@pytest.mark.parametrize("fleet", FLEETS)
+def test_whoever_comes_back_to_a_full_queue_when_told_finds_room(fleet: str) -> None:
+    toy = Toy(*FLEETS[fleet], max_queue=3)
+    while not isinstance(answer := toy.submit(1000.0), Rejected):
+        assert answer is None
+        toy.run(toy.now + 0.01)
+    toy.run(toy.now + answer.retry_after)
+    assert toy.submit(1000.0) is None
+
+
+@pytest.mark.parametrize("fleet", FLEETS)
+def test_whoever_is_taken_gets_a_picture_in_time(fleet: str) -> None:
+    toy = Toy(*FLEETS[fleet])
+    seconds = 4 * alone(*FLEETS[fleet])
+    for _ in range(100):
+        toy.submit(seconds)
+        toy.run(toy.now + seconds / 50)
+    toy.run(toy.now + 2 * seconds)
+    outcomes = [outcome for _, outcome in toy.outcomes.values()]
+    assert len(outcomes) == 100
+    assert {type(outcome) for outcome in outcomes} <= {Done, Rejected}
+    assert sum(isinstance(outcome, Done) for outcome in outcomes) > 10

@@ -1,0 +1,194 @@
+"""Jobs that were in a lost worker: tried once more, alone, then convicted."""
+
+from scheduler.messages import (
+    Abandoned,
+    Cancel,
+    Cancelled,
+    Command,
+    Poisoned,
+    Reply,
+    Spawn,
+    Start,
+    Submitted,
+    Tick,
+    WorkerLost,
+)
+from scheduler.policy import Wait
+from tests.scheduler.words import CPU, GPU, SINGLE, SLOW_GPU, Checked, finished, job, ready, released, scheduler
+
+
+def submit(core: Checked, *ids: int) -> list[Command]:
+    return [command for number in ids for command in core.handle(0.0, Submitted(job(number)))]
+
+
+def lose(core: Checked, worker: str, now: float = 1.0) -> list[Command]:
+    return core.handle(now, WorkerLost(worker, "SIGSEGV"))
+
+
+def come_back(core: Checked, worker: str, now: float = 2.0) -> list[Command]:
+    """The worker's pause is over, and it has loaded."""
+    core.handle(now, Tick())
+    return core.handle(now, ready(worker))
+
+
+def test_a_job_that_loses_its_second_worker_is_poisoned() -> None:
+    core = scheduler(ready("gpu0"), ready("gpu1"))
+    submit(core, 1)
+    assert lose(core, "gpu0") == [Start(1, "gpu1", 0, 2)]
+    assert lose(core, "gpu1") == [Reply(1, Poisoned(attempts=2))]
+    assert (core.running, core.queue_depth) == (0, 0)
+
+
+def test_the_number_of_attempts_is_configured() -> None:
+    core = scheduler(ready("gpu0"), attempts=1)
+    submit(core, 1, 2)
+    assert lose(core, "gpu0") == [Reply(1, Poisoned(attempts=1)), Reply(2, Poisoned(attempts=1))]
+
+
+def test_with_three_attempts_it_is_tried_three_times() -> None:
+    core = scheduler(ready("gpu0"), attempts=3, restart_pause=0.0)
+    submit(core, 1)
+    for now in (1.0, 2.0):
+        assert lose(core, "gpu0", now) == [Spawn("gpu0")]
+        core.handle(now, ready("gpu0"))
+    assert lose(core, "gpu0", 3.0) == [Reply(1, Poisoned(attempts=3)), Spawn("gpu0")]
+
+
+def test_a_lost_job_goes_before_those_who_wait() -> None:
+    core = scheduler(ready("gpu0", SINGLE))
+    submit(core, 1, 2)
+    lose(core, "gpu0")
+    core.handle(2.0, Tick())
+    assert core.handle(2.0, ready("gpu0", SINGLE)) == [Start(1, "gpu0", 0, 2)]
+
+
+def test_lost_jobs_keep_their_order() -> None:
+    core = scheduler(ready("gpu0"), ready("cpu0", CPU))
+    submit(core, 1, 2, 3)  # 1 and 3 on the GPU, 2 on the CPU
+    assert lose(core, "gpu0") == []
+    assert come_back(core, "gpu0") == []  # another worker is to be tried, and that is busy
+    second, first, third = Start(2, "cpu0", 0, 2), Start(1, "cpu0", 0, 4), Start(3, "cpu0", 0, 5)
+    assert core.handle(3.0, finished(second))[1:] == [first]
+    assert core.handle(4.0, finished(first))[1:] == [third]
+
+
+def test_a_suspect_runs_alone() -> None:
+    core = scheduler(ready("gpu0"), restart_pause=0.0)
+    submit(core, 1)
+    lose(core, "gpu0")
+    assert core.handle(1.0, ready("gpu0")) == [Start(1, "gpu0", 0, 2)]
+    assert core.handle(1.0, Submitted(job(2))) == []
+    assert core.why() is Wait.SUSPECT
+    assert core.handle(2.0, finished(Start(1, "gpu0", 0, 2)))[1:] == [Start(2, "gpu0", 0, 3)]
+
+
+def test_suspects_run_one_after_another() -> None:
+    core = scheduler(ready("gpu0"))
+    submit(core, 1, 2, 3)
+    lose(core, "gpu0")
+    assert come_back(core, "gpu0") == [Start(1, "gpu0", 0, 4)]
+    assert core.why() is Wait.NEEDS_EMPTY
+    assert core.handle(3.0, finished(Start(1, "gpu0", 0, 4)))[1:] == [Start(2, "gpu0", 0, 5)]
+    assert core.handle(4.0, finished(Start(2, "gpu0", 0, 5)))[1:] == [Start(3, "gpu0", 0, 6)]
+
+
+def test_the_second_death_convicts_only_the_one_that_ran_alone() -> None:
+    core = scheduler(ready("gpu0"))
+    submit(core, 1, 2)
+    lose(core, "gpu0")
+    come_back(core, "gpu0")
+    core.handle(2.0, Submitted(job(3)))
+    assert lose(core, "gpu0", 3.0) == [Reply(1, Poisoned(attempts=2))]
+    assert come_back(core, "gpu0", 9.0) == [Start(2, "gpu0", 0, 4)]
+
+
+def test_a_suspect_waits_for_an_empty_worker_and_nobody_joins_that() -> None:
+    core = scheduler(ready("gpu0"), ready("gpu1"))
+    submit(core, 1, 2)  # one each
+    assert lose(core, "gpu0") == []
+    assert core.why() is Wait.NEEDS_EMPTY
+    assert core.handle(1.0, Submitted(job(3))) == []  # it would have joined job 2
+    assert core.why() is Wait.SUSPECT
+    assert core.handle(1.2, finished(Start(2, "gpu1", 0, 2)))[1:] == [Start(1, "gpu1", 0, 3)]
+
+
+def test_a_full_worker_is_kept_too() -> None:
+    core = scheduler(ready("gpu0"), ready("gpu1"))
+    starts = [start for start in submit(core, *range(1, 10)) if isinstance(start, Start)]  # four each, and job 9 waits
+    lose(core, "gpu0")
+    *others, last = [start for start in starts if start.worker == "gpu1"]
+    for other in others:
+        assert len(core.handle(1.2, finished(other))) == 1  # its reply; nobody takes the place
+    assert core.handle(1.2, finished(last))[1:] == [Start(1, "gpu1", 0, 9)]
+
+
+def test_others_go_on_in_the_other_workers_meanwhile() -> None:
+    core = scheduler(ready("gpu0"), ready("gpu1"), ready("gpu2"))
+    submit(core, 1, 2, 3)  # one each
+    lose(core, "gpu0")
+    assert core.handle(1.0, Submitted(job(4))) == [Start(4, "gpu2", 1, 4)]  # gpu1 is kept for job 1
+    assert core.handle(1.0, Submitted(job(5))) == [Start(5, "gpu2", 2, 5)]
+    assert core.handle(1.2, finished(Start(2, "gpu1", 0, 2)))[1:] == [Start(1, "gpu1", 0, 6)]
+
+
+def test_any_worker_that_is_empty_first_takes_the_suspect() -> None:
+    core = scheduler(ready("gpu0"), ready("gpu1"), ready("gpu2"))
+    submit(core, 1, 2, 3)
+    lose(core, "gpu0")
+    assert core.handle(1.2, finished(Start(3, "gpu2", 0, 3)))[1:] == [Start(1, "gpu2", 0, 4)]
+    assert core.handle(1.2, Submitted(job(4))) == [Start(4, "gpu1", 1, 5)]  # it was kept, and is not any longer
+
+
+def test_when_the_suspect_goes_the_others_may_join_again() -> None:
+    core = scheduler(ready("gpu0"), ready("gpu1"))
+    submit(core, 1, 2)
+    lose(core, "gpu0")
+    core.handle(1.0, Submitted(job(3)))
+    assert core.handle(1.2, Cancelled(1)) == [Reply(1, Abandoned()), Start(3, "gpu1", 1, 3)]
+
+
+def test_when_the_worker_that_is_kept_is_lost_another_is_kept() -> None:
+    core = scheduler(ready("gpu0"), ready("gpu1"), ready("gpu2"))
+    submit(core, 1, 2, 3)
+    lose(core, "gpu0")  # gpu1 is kept
+    assert lose(core, "gpu1") == []  # now gpu2
+    assert core.handle(1.0, Submitted(job(4))) == []
+    # The job lost last stands first.
+    assert core.handle(1.2, finished(Start(3, "gpu2", 0, 3)))[1:] == [Start(2, "gpu2", 0, 4)]
+
+
+def test_another_worker_is_preferred_even_if_it_is_slower() -> None:
+    core = scheduler(ready("gpu0", GPU), ready("gpu1", SLOW_GPU), restart_pause=0.0)
+    submit(core, 1, 2)
+    lose(core, "gpu0")
+    assert core.handle(1.0, ready("gpu0")) == []  # it is empty, but the suspect died there
+    assert core.handle(1.0, Submitted(job(3))) == [Start(3, "gpu0", 0, 3)]
+    assert core.handle(2.0, finished(Start(2, "gpu1", 0, 2)))[1:] == [Start(1, "gpu1", 0, 4)]
+
+
+def test_the_same_device_is_tried_where_there_is_no_other() -> None:
+    core = scheduler(ready("gpu0"), ready("gpu1"), restart_pause=0.0)
+    submit(core, 1, 2)
+    lose(core, "gpu0")
+    core.handle(1.0, ready("gpu0"))
+    # Both are suspects now. Job 2 stands first: it died on gpu1, and gpu0 is empty.
+    assert lose(core, "gpu1") == [Spawn("gpu1"), Start(2, "gpu0", 0, 3)]
+    assert core.handle(2.0, finished(Start(2, "gpu0", 0, 3)))[1:] == [Start(1, "gpu0", 0, 4)]
+
+
+def test_a_suspect_waits_until_a_leaving_picture_is_gone() -> None:
+    core = scheduler(ready("gpu0"), ready("gpu1"))
+    submit(core, 1, 2)
+    lose(core, "gpu0")
+    assert core.handle(1.0, Cancelled(2)) == [Reply(2, Abandoned()), Cancel("gpu1", 0, 2)]
+    assert core.handle(1.1, released(Start(2, "gpu1", 0, 2))) == [Start(1, "gpu1", 0, 3)]
+
+
+def test_nobody_joins_a_suspect_that_is_leaving() -> None:
+    core = scheduler(ready("gpu0"), restart_pause=0.0)
+    submit(core, 1)
+    lose(core, "gpu0")
+    core.handle(1.0, ready("gpu0"))
+    core.handle(1.0, Submitted(job(2)))
+    assert core.handle(1.5, Cancelled(1)) == [Reply(1, Abandoned()), Cancel("gpu0", 0, 2)]
+    assert core.handle(1.6, released(Start(1, "gpu0", 0, 2))) == [Start(2, "gpu0", 0, 3)]

@@ -1,0 +1,109 @@
+"""A deterministic toy of devices and a clock, to see whether what the scheduler predicts comes true."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
+
+from scheduler.messages import Command, Costs, Event, Finished, Job, Outcome, Reply, Start, Stepped, Submitted, Tick
+from scheduler.policy import step_seconds
+from tests.scheduler.words import IMAGE, Checked, ready, scheduler
+
+
+@dataclass(slots=True)
+class Device:
+    """Batches whatever is prepared, step by step."""
+
+    costs: Costs
+    left: dict[int, int] = field(default_factory=dict)  # by slot
+    work: dict[int, float] = field(default_factory=dict)
+    busy: bool = False
+
+    def half(self, slot: int) -> float:
+        """Seconds of half the fixed part."""
+        return self.costs.fixed_seconds * self.work[slot] / 2
+
+    def step(self) -> float:
+        """Seconds of the next step."""
+        return step_seconds(self.costs, len(self.left), sum(self.work[slot] for slot in self.left))
+
+
+class Toy:
+    """Carries out the scheduler's commands on devices that take exactly as long as their costs say."""
+
+    def __init__(self, *costs: Costs, max_queue: int = 256) -> None:
+        self.devices = {f"device{index}": Device(each) for index, each in enumerate(costs)}
+        workers = [ready(name, device.costs) for name, device in self.devices.items()]
+        self.core: Checked = scheduler(*workers, max_queue=max_queue)
+        self.now = 0.0
+        self.outcomes: dict[int, tuple[float, Outcome]] = {}
+        self._ids = count(1)
+        self._order = count()
+        self._calendar: list[tuple[float, int, Callable[[], None]]] = []
+        self._starts: dict[tuple[str, int], Start] = {}
+        self._works: dict[int, float] = {}
+
+    def submit(self, seconds: float, work: float = 1.0) -> Outcome | None:
+        """Ask for a picture within so many seconds; returns the answer if that is given at once."""
+        number = next(self._ids)
+        self._works[number] = work
+        self._tell(Submitted(Job(number, self.now + seconds, work)))
+        return self.outcomes[number][1] if number in self.outcomes else None
+
+    def run(self, until: float) -> None:
+        """Let time pass."""
+        while True:
+            wakeup = self.core.next_wakeup
+            times = [each for each in (wakeup, self._calendar[0][0] if self._calendar else None) if each is not None]
+            if not times or min(times) > until:
+                break
+            self.now = max(self.now, min(times))
+            if self._calendar and self._calendar[0][0] <= self.now:
+                heappop(self._calendar)[2]()
+            else:
+                self._tell(Tick())
+        self.now = until
+
+    def _after(self, seconds: float, what: Callable[[], None]) -> None:
+        heappush(self._calendar, (self.now + seconds, next(self._order), what))
+
+    def _tell(self, event: Event) -> None:
+        for command in self.core.handle(self.now, event):
+            self._obey(command)
+
+    def _obey(self, command: Command) -> None:
+        match command:
+            case Start(_, worker, slot):
+                self._starts[worker, slot] = command
+                self.devices[worker].work[slot] = self._works[command.job]
+                self._after(self.devices[worker].half(slot), lambda: self._prepared(command))
+            case Reply(job, outcome):
+                self.outcomes[job] = (self.now, outcome)
+            case _:
+                raise AssertionError(f"the toy knows no {command}")
+
+    def _prepared(self, start: Start) -> None:
+        device = self.devices[start.worker]
+        device.left[start.slot] = device.costs.steps
+        if not device.busy:
+            self._step(start.worker)
+
+    def _step(self, worker: str) -> None:
+        device = self.devices[worker]
+        device.busy = bool(device.left)
+        if device.busy:
+            self._after(
+                device.costs.step_seconds[len(device.left) - 1], lambda: self._stepped(worker, list(device.left))
+            )
+
+    def _stepped(self, worker: str, slots: list[int]) -> None:
+        device = self.devices[worker]
+        for slot in slots:
+            device.left[slot] -= 1
+        self._tell(Stepped(worker, tuple((slot, device.costs.steps - device.left[slot]) for slot in slots)))
+        for slot in [slot for slot in slots if not device.left[slot]]:
+            del device.left[slot]
+            start = self._starts[worker, slot]
+            report = Finished(worker, slot, start.generation, IMAGE)
+            self._after(device.half(slot), lambda report=report: self._tell(report))  # type: ignore[misc]
+        self._step(worker)

@@ -1,0 +1,89 @@
+"""The words that the scheduler's tests are written in."""
+
+from typing import Any
+
+from scheduler.core import Scheduler
+from scheduler.messages import (
+    Command,
+    Costs,
+    Done,
+    Event,
+    Failed,
+    Finished,
+    Image,
+    Job,
+    JobId,
+    Opened,
+    Released,
+    Start,
+    Stepped,
+    WorkerId,
+    WorkerReady,
+    WorkerState,
+)
+from scheduler.policy import Limits, Wait
+
+GPU = Costs(steps=20, step_seconds=(0.050, 0.055, 0.060, 0.065), fixed_seconds=0.1)  # alone: 1.1 s
+SLOW_GPU = Costs(steps=20, step_seconds=(0.100, 0.110, 0.120, 0.130), fixed_seconds=0.2)  # alone: 2.2 s
+SINGLE = Costs(steps=20, step_seconds=(0.050,), fixed_seconds=0.1)  # one slot
+CPU = Costs(steps=9, step_seconds=(1.0, 2.0, 3.0, 4.0), fixed_seconds=1.0)  # alone: 10 s; a batch gains nothing
+IMAGE = Image(length=1000, prepare=0.02, denoise=1.0, decode=0.05, encode=0.03)
+
+
+class Checked(Scheduler):
+    """A scheduler whose invariants are validated after every event."""
+
+    def handle(self, now: float, event: Event) -> list[Command]:
+        commands = super().handle(now, event)
+        self.check()
+        return commands
+
+    def why(self) -> Wait | None:
+        return self.wait
+
+    def state_of(self, worker: WorkerId) -> WorkerState:
+        return next(view.state for view in self.workers() if view.id == worker)
+
+
+def job(id: JobId, deadline: float = 1000.0, work: float = 1.0) -> Job:  # noqa: A002
+    return Job(id, deadline, work)
+
+
+def ready(worker: WorkerId, costs: Costs = GPU) -> WorkerReady:
+    return WorkerReady(worker, costs)
+
+
+def scheduler(*workers: WorkerReady, **limits: Any) -> Checked:
+    """A scheduler at time zero, whose workers are ready."""
+    core = loading(*(worker.worker for worker in workers), **limits)
+    for worker in workers:
+        assert core.handle(0.0, worker) == []
+    return core
+
+
+def loading(*workers: WorkerId, **limits: Any) -> Checked:
+    """A scheduler at time zero, whose workers were spawned."""
+    core = Checked(workers, Limits(**limits))
+    core.handle(0.0, Opened())
+    return core
+
+
+def stepped(worker: WorkerId, *taken: int) -> Stepped:
+    """All slots from 0 on, by the steps that the pictures in them have taken."""
+    return Stepped(worker, tuple(enumerate(taken)))
+
+
+def finished(start: Start) -> Finished:
+    return Finished(start.worker, start.slot, start.generation, IMAGE)
+
+
+def failed(start: Start, reason: str, *, refused: bool) -> Failed:
+    return Failed(start.worker, start.slot, start.generation, reason, refused)
+
+
+def released(start: Start) -> Released:
+    return Released(start.worker, start.slot, start.generation)
+
+
+def done(start: Start, queued: float = 0.0) -> Done:
+    return Done(start.worker, start.slot, IMAGE, queued)

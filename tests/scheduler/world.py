@@ -1,0 +1,234 @@
+"""A random world around the scheduler: clients, clock and worker processes, and what must be true of every command."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar, assert_never
+
+from hypothesis.stateful import RuleBasedStateMachine
+
+from scheduler.messages import (
+    Abandoned,
+    Broken,
+    Cancel,
+    Cancelled,
+    Command,
+    Costs,
+    Done,
+    Draining,
+    Event,
+    Exit,
+    Expired,
+    Failed,
+    Finished,
+    Job,
+    Kill,
+    Outcome,
+    Poisoned,
+    Refused,
+    Rejected,
+    Released,
+    Reply,
+    Spawn,
+    Start,
+    Submitted,
+    WorkerLost,
+    WorkerReady,
+)
+from scheduler.policy import Limits
+from tests.scheduler.words import IMAGE, Checked
+
+LIMITS = Limits(max_queue=6, attempts=2, silence_floor=20.0, load_timeout=60.0, restart_pause_max=4.0)
+T = TypeVar("T")
+WORKERS = ("a", "b", "c")
+
+
+@dataclass(slots=True)
+class Slot:
+    """A picture in a process."""
+
+    job: int
+    generation: int
+    steps: int = 0
+    cancelled: bool = False
+
+
+@dataclass(slots=True)
+class Process:
+    """A worker's process, as the world knows it."""
+
+    costs: Costs | None = None  # None: loading
+    slots: dict[int, Slot] = field(default_factory=dict)
+    killed: bool = False
+    hangs: bool = False
+    alone: bool = False  # a suspect is in it
+
+    @property
+    def ready(self) -> bool:
+        return self.costs is not None and not self.killed
+
+    @property
+    def room(self) -> bool:
+        return self.costs is not None and len(self.slots) < len(self.costs.step_seconds)
+
+
+@dataclass(slots=True)
+class Client:
+    """A job, as the world knows it."""
+
+    job: Job
+    losses: int = 0
+    lost_on: str | None = None
+    starts: int = 0
+    outcome: Outcome | None = None
+
+
+def pick(choices: Sequence[T], index: int) -> T:
+    """One of them."""
+    return choices[index % len(choices)]
+
+
+class World(RuleBasedStateMachine):
+    """What exists, and what can be done to it; `test_promises` says when."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = Checked(WORKERS, LIMITS)
+        self.now = 100.0
+        self.processes: dict[str, Process] = {}
+        self.clients: dict[int, Client] = {}
+        self.generation = 0
+        self.last_first_start = 0
+        self.late: list[Event] = []  # what former processes may still have said
+        self.drain_end: float | None = None
+        self.exited = False
+
+    # ------------------------------------------------------------------------------------------------- what they share
+
+    def loading(self) -> list[str]:
+        return [worker for worker, process in self.processes.items() if process.costs is None]
+
+    def working(self) -> list[str]:
+        return [worker for worker, process in self.processes.items() if process.slots and not process.hangs]
+
+    def leaving(self) -> list[tuple[str, int]]:
+        return [(worker, slot) for worker, slot in self.taken() if self.processes[worker].slots[slot].cancelled]
+
+    def taken(self) -> list[tuple[str, int]]:
+        return [(worker, slot) for worker in self.working() for slot in self.processes[worker].slots]
+
+    def load(self, worker: str, costs: Costs) -> None:
+        process = self.processes[worker]
+        if not process.killed:
+            process.costs = costs
+        self.tell(WorkerReady(worker, costs))
+
+    def leave(self, index: int, *, cancelled: bool) -> tuple[str, int, int]:
+        """Empty some slot; returns what its worker says of it: (worker, slot, generation)."""
+        worker, slot = pick(self.leaving() if cancelled else self.taken(), index)
+        process = self.processes[worker]
+        generation = process.slots.pop(slot).generation
+        process.alone = process.alone and bool(process.slots)
+        return worker, slot, generation
+
+    def lose(self, worker: str) -> None:
+        process = self.processes.pop(worker)
+        for number, slot in process.slots.items():
+            self.late.append(Finished(worker, number, slot.generation, IMAGE))
+            self.late.append(Failed(worker, number, slot.generation, "late", False))
+            self.late.append(Released(worker, number, slot.generation))
+            client = self.clients[slot.job]
+            if client.outcome is None:
+                client.losses, client.lost_on = client.losses + 1, worker
+        self.tell(WorkerLost(worker, "gone"))
+
+    def tell(self, event: Event) -> list[Command]:
+        commands = self.core.handle(self.now, event)
+        for command in commands:
+            self.obey(command, event)
+        self.nothing_is_overdue()
+        return commands
+
+    def nothing_is_overdue(self) -> None:
+        wakeup = self.core.next_wakeup
+        assert wakeup is None or wakeup > self.now
+        assert self.drain_end is None or self.exited or self.drain_end > self.now
+        assert all(client.outcome or client.job.deadline > self.now for client in self.clients.values())
+
+    def face(self) -> tuple[object, ...]:
+        core = self.core
+        return core.workers(), core.queue_depth, core.running, core.next_wakeup, core.wait, core.predicted_seconds
+
+    # ------------------------------------------------------------------------------------- every command, when it comes
+
+    def obey(self, command: Command, event: Event) -> None:
+        assert not self.exited or (isinstance(command, Reply) and isinstance(event, Submitted))
+        match command:
+            case Spawn(worker):
+                assert worker not in self.processes
+                self.processes[worker] = Process()
+            case Kill(worker):
+                assert not self.processes[worker].killed
+                self.processes[worker].killed = True
+            case Start():
+                self.start(command)
+            case Cancel(worker, slot, generation):
+                tenant = self.processes[worker].slots[slot]
+                assert self.processes[worker].ready
+                assert (tenant.generation, tenant.cancelled) == (generation, False)
+                assert self.clients[tenant.job].outcome is not None
+                tenant.cancelled = True
+            case Reply(job, outcome):
+                self.reply(self.clients[job], outcome, event)
+            case Exit():
+                assert self.drain_end is not None
+                self.exited = True
+            case _ as unreachable:
+                assert_never(unreachable)
+
+    def start(self, start: Start) -> None:
+        client, process = self.clients[start.job], self.processes[start.worker]
+        assert client.outcome is None
+        assert client.job.deadline > self.now
+        assert process.ready
+        assert process.costs is not None
+        assert start.slot not in process.slots
+        assert start.slot < len(process.costs.step_seconds)
+        assert start.generation > self.generation
+        assert not process.alone  # nobody joins a suspect ...
+        if client.losses:
+            assert not process.slots  # ... and it joins nobody
+            others = [other for name, other in self.processes.items() if name != client.lost_on and other.ready]
+            assert start.worker != client.lost_on or not others
+        else:
+            assert start.job > self.last_first_start  # first come, first served
+            self.last_first_start = start.job
+        client.starts += 1
+        process.alone = client.losses > 0
+        self.generation = start.generation
+        process.slots[start.slot] = Slot(start.job, start.generation)
+
+    def reply(self, client: Client, outcome: Outcome, event: Event) -> None:
+        assert client.outcome is None  # exactly one
+        client.outcome = outcome
+        match outcome:
+            case Done(worker, slot, image, queued):
+                assert isinstance(event, Finished)
+                assert (event.worker, event.slot, event.image) == (worker, slot, image)
+                assert queued >= 0.0
+            case Refused() | Broken():
+                assert isinstance(event, Failed)
+                assert event.refused == isinstance(outcome, Refused)
+            case Poisoned(attempts):
+                assert attempts == client.losses == LIMITS.attempts
+            case Expired():
+                assert client.job.deadline <= self.now
+            case Rejected(retry_after):
+                assert retry_after > 0.0
+                assert client.starts == 0
+            case Draining():
+                assert self.drain_end is not None
+                assert isinstance(event, Submitted) or self.drain_end <= self.now
+            case Abandoned():
+                assert event == Cancelled(client.job.id)
+            case _ as unreachable:
+                assert_never(unreachable)
