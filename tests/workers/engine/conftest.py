@@ -1,0 +1,18 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # diffusers 0.42 hands tensors to NumPy when it sets timesteps; torch 2.13 lacks two of NumPy 2's new arguments.
+    config.addinivalue_line("filterwarnings", "ignore:__array_(_ implementation|wrap__):DeprecationWarning")
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """More gain nothing with pictures this small, and on a busy machine they lose minutes waiting for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

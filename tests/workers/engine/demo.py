@@ -1,0 +1,131 @@
+"""The demo model in an engine, and in the diffusers pipeline to compare it with."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from workers.engine import codec
+from workers.engine.codec import Pixels
+from workers.engine.config import EngineConfig, Output, Prompting, Sampler, Sizing, Weights
+from workers.engine.contract import Task
+from workers.engine.engine import DiffusionEngine, Prepared
+from workers.engine.model import Parts, assemble, read
+
+FOLDER = Path(__file__).parents[3] / "configs" / "demo"
+TEXT = "a red circle on a white background"
+CONFIG = EngineConfig(
+    model=Weights(path=str(FOLDER)),
+    slots=3,
+    guidance_scale=3.0,
+    sampler=Sampler(steps=4),
+    prompt=Prompting(suffix=", neon", negative="gray"),
+    size=Sizing(short_side=64, long_side=128, multiple=8),
+)
+
+
+@cache
+def parts() -> Parts:
+    """The demo model's weights in float32, read once."""
+    return read(CONFIG, torch.float32)
+
+
+def engine(config: EngineConfig = CONFIG) -> DiffusionEngine:
+    """An engine on the CPU with the demo model."""
+    return DiffusionEngine(config, assemble(config, parts(), "cpu"))
+
+
+def picture(width: int = 64, height: int = 64) -> bytes:
+    """A red circle on white, as a PNG file."""
+    pixels: Pixels = np.full((height, width, 3), 255, np.uint8)
+    cv2.circle(pixels, (width // 2, height // 2), min(width, height) // 3, (220, 30, 30), -1)
+    return codec.encode(pixels, Output(format="png"))
+
+
+def task(seed: int = 1, width: int = 64, height: int = 64, text: str = TEXT) -> Task:
+    """One picture to make."""
+    return Task(picture(width, height), text, seed)
+
+
+def run(engine: DiffusionEngine, slot: int) -> Tensor:
+    """Take steps until no picture has any to take; return the final latents of the one in a slot."""
+    while engine.step():
+        pass
+    return engine.latents(slot)
+
+
+def make(engine: DiffusionEngine, task: Task) -> Tensor:
+    """Final latents of a picture that is made alone."""
+    engine.admit(0, engine.prepare(task))
+    latents = run(engine, 0)
+    engine.discard(0)
+    return latents
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """The norm of the difference, relative to the norm of what was expected."""
+    return float((actual - expected).norm() / expected.norm())
+
+
+def psnr(actual: Pixels, expected: Pixels) -> float:
+    """Peak signal-to-noise ratio of 8-bit pixels, in decibels; infinite if they are equal."""
+    error = np.mean((actual.astype(np.float64) - expected) ** 2)
+    return float(10 * np.log10(255**2 / error)) if error else float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The diffusers pipeline with the same weights and settings."""
+
+    config: EngineConfig
+    parts: Parts
+
+    def latents(self, prepared: Prepared, text: str = TEXT) -> Tensor:
+        """Final latents [4, h, w]."""
+        latents: Tensor = self._run(prepared, text, "latent")[0]
+        return latents
+
+    def pixels(self, prepared: Prepared, text: str = TEXT) -> Pixels:
+        """The picture that its VAE makes of them."""
+        return np.asarray(self._run(prepared, text, "pil")[0])
+
+    def _run(self, prepared: Prepared, text: str, output: str) -> Any:
+        pipeline = self._pipeline()
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline(
+            prompt=text + self.config.prompt.suffix,
+            negative_prompt=self.config.prompt.negative,
+            image=Image.fromarray(np.stack([prepared.edges] * 3, axis=-1)),
+            latents=prepared.noise[None].to(self.parts.unet.device, self.parts.unet.dtype),
+            num_inference_steps=self.config.sampler.steps,
+            guidance_scale=self.config.guidance_scale,
+            controlnet_conditioning_scale=self.config.control_scale,
+            output_type=output,
+        ).images
+
+    def _pipeline(self) -> Any:
+        import diffusers
+
+        kind = getattr(diffusers, self.config.sampler.name)
+        return diffusers.StableDiffusionControlNetPipeline(
+            vae=self.parts.vae,
+            text_encoder=self.parts.text_encoder,
+            tokenizer=self.parts.tokenizer,
+            unet=self.parts.unet,
+            controlnet=self.parts.controlnet,
+            scheduler=kind.from_config(self.parts.scheduler, **self.config.sampler.options),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+
+def with_sampler(name: str, steps: int = 4, **options: Any) -> EngineConfig:
+    """The usual configuration with another sampler."""
+    return replace(CONFIG, sampler=Sampler(name=name, steps=steps, options=options))

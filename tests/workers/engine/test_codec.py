@@ -1,0 +1,204 @@
+import struct
+import zlib
+from contextlib import suppress
+from io import BytesIO
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from workers.engine import codec
+from workers.engine.codec import Pixels
+from workers.engine.config import Canny, Output
+from workers.engine.contract import BadPictureError
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def file_of(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def colours() -> Image.Image:
+    """Four blocks of colour, so that every flip and turn shows."""
+    image = Image.new("RGB", (48, 32), WHITE)
+    for box, colour in (((0, 0, 24, 16), RED), ((24, 0, 48, 16), GREEN), ((0, 16, 24, 32), BLUE)):
+        image.paste(colour, box)
+    return image
+
+
+def pixel(data: bytes, x: int = 0, y: int = 0) -> tuple[int, ...]:
+    pixels = codec.decode(data)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[2] == 3
+    return tuple(int(value) for value in pixels[y, x])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WebP"])
+def test_colours_survive(kind: str) -> None:
+    options = {"lossless": True} if kind == "WebP" else {}
+    assert np.array_equal(codec.decode(file_of(colours(), kind, **options)), np.asarray(colours()))
+
+
+def test_a_memoryview_will_do() -> None:
+    assert codec.decode(memoryview(file_of(colours()))).shape == (32, 48, 3)
+
+
+def test_jpeg_colours_nearly_survive() -> None:
+    assert pixel(file_of(colours(), "JPEG", quality=95), 5, 5) == pytest.approx(RED, abs=6)
+
+
+def test_grey_becomes_rgb() -> None:
+    assert pixel(file_of(Image.new("L", (8, 8), 90))) == (90, 90, 90)
+    assert pixel(file_of(Image.new("1", (8, 8), 1))) == WHITE
+    assert pixel(file_of(Image.new("L", (8, 8), 90), "JPEG")) == (90, 90, 90)
+
+
+def test_sixteen_bit_grey_keeps_its_upper_byte() -> None:
+    assert pixel(file_of(Image.fromarray(np.full((8, 8), 0x8040, np.uint16)))) == (0x80,) * 3
+
+
+def test_sixteen_bit_grey_may_have_a_transparent_value() -> None:
+    data = file_of(Image.fromarray(np.full((8, 8), 0x8040, np.uint16)))
+    body = b"tRNS" + struct.pack(">H", 0x8040)
+    chunk = struct.pack(">I", 2) + body + struct.pack(">I", zlib.crc32(body))
+    assert pixel(data[:33] + chunk + data[33:]) == WHITE
+
+
+def test_sixteen_bit_colour_keeps_its_upper_byte() -> None:
+    bgr = np.full((8, 8, 3), (0x1020, 0x3040, 0x5060), np.uint16)
+    assert pixel(cv2.imencode(".png", bgr)[1].tobytes()) == (0x50, 0x30, 0x10)
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(255, RED), (0, WHITE), (128, (255, 127, 127))])
+def test_alpha_is_composited_on_white(alpha: int, expected: tuple[int, int, int]) -> None:
+    image = Image.new("RGBA", (8, 8), (*RED, alpha))
+    assert pixel(file_of(image)) == pytest.approx(expected, abs=1)
+    assert pixel(file_of(image, "WebP", lossless=True, exact=True)) == pytest.approx(expected, abs=1)
+
+
+def test_grey_with_alpha_is_composited_on_white() -> None:
+    assert pixel(file_of(Image.new("LA", (8, 8), (0, 0)))) == WHITE
+
+
+def test_a_palette_is_looked_up() -> None:
+    assert pixel(file_of(colours().quantize(4)), 30, 5) == GREEN
+
+
+def test_a_palettes_transparent_entries_are_composited_on_white() -> None:
+    image = colours().quantize(4)
+    index = image.getpixel((0, 0))
+    data = file_of(image, transparency=index)
+    assert pixel(data) == WHITE
+    assert pixel(data, 30, 5) == GREEN
+
+
+def test_a_transparent_colour_is_composited_on_white() -> None:
+    data = file_of(colours(), transparency=RED)
+    assert pixel(data) == WHITE
+    assert pixel(data, 30, 5) == GREEN
+
+
+def test_cmyk_becomes_rgb() -> None:
+    data = file_of(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
+    assert pixel(data) == pytest.approx(RED, abs=6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WebP"])
+def test_orientation_is_applied(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options: dict[str, dict[str, Any]] = {"PNG": {}, "JPEG": {"quality": 100}, "WebP": {"lossless": True}}
+    data = file_of(colours(), kind, exif=exif.tobytes(), **options[kind])
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(BytesIO(data))))
+    assert np.array_equal(codec.decode(data), expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WebP"])
+def test_an_animation_is_its_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
+    options = {"lossless": True} if kind == "WebP" else {}
+    data = file_of(frames[0], kind, save_all=True, append_images=frames[1:], duration=50, **options)
+    assert pixel(data) == RED
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WebP"])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_a_truncated_picture_is_refused(kind: str, share: float) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    data = file_of(noise, kind)
+    with pytest.raises(BadPictureError):
+        codec.decode(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", file_of(Image.new("P", (8, 8)), "GIF"), b"<svg/>", b"BM" + bytes(60)])
+def test_what_is_no_picture_is_refused(data: bytes) -> None:
+    with pytest.raises(BadPictureError):
+        codec.decode(data)
+
+
+@pytest.mark.parametrize("side", [20_000, 2**31 - 1])
+def test_a_huge_declared_size_is_refused_before_it_is_allocated(side: int) -> None:
+    good = file_of(Image.new("RGB", (1, 1)))
+    with pytest.raises(BadPictureError, match="too large"):
+        codec.decode(good[:16] + struct.pack(">II", side, side) + good[24:])
+
+
+def test_a_long_thin_webp_is_refused_before_it_is_decoded() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN)]
+    data = file_of(frames[0], "WebP", save_all=True, append_images=frames[1:])
+    with pytest.raises(BadPictureError, match="too large: 13697032 x 8"):
+        codec.decode(data[:24] + (13_697_032 - 1).to_bytes(3, "little") + data[27:])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow says so when EXIF or APNG chunks are damaged
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(["PNG", "JPEG", "WebP"]), st.data())
+def test_whatever_is_damaged_it_answers_or_refuses(kind: str, draw: st.DataObject) -> None:
+    data = bytearray(file_of(colours(), kind))
+    for _ in range(draw.draw(st.integers(1, 8))):
+        data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
+    with suppress(BadPictureError):
+        assert codec.decode(bytes(data)).shape[2] == 3
+
+
+def test_resizing_is_lanczos_up_and_area_down() -> None:
+    small = np.asarray(colours())
+    up = codec.resize(small, 96, 64)
+    assert np.array_equal(up, cv2.resize(small, (96, 64), interpolation=cv2.INTER_LANCZOS4))
+    assert np.array_equal(codec.resize(up, 24, 16), cv2.resize(up, (24, 16), interpolation=cv2.INTER_AREA))
+    assert codec.resize(small, 48, 32) is small
+
+
+def test_edges_are_where_colours_meet() -> None:
+    edges = codec.edges(np.asarray(colours()), Canny())
+    assert edges.shape == (32, 48)
+    assert set(np.unique(edges)) == {0, 255}
+    assert edges[8, 22:26].any()
+    assert not edges[8, 5:15].any()
+
+
+def test_edges_obey_their_thresholds() -> None:
+    faint: Pixels = np.full((32, 32, 3), 100, np.uint8)
+    faint[:, 16:] = 115
+    assert not codec.edges(faint, Canny()).any()
+    assert codec.edges(faint, Canny(low=10, high=20)).any()
+
+
+def test_a_png_comes_back_as_it_was() -> None:
+    pixels = np.asarray(colours())
+    assert np.array_equal(codec.decode(codec.encode(pixels, Output(format="png"))), pixels)
+
+
+def test_a_jpegs_quality_is_obeyed() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    best, worst = (codec.encode(noise, Output(quality=quality)) for quality in (95, 10))
+    assert best.startswith(b"\xff\xd8\xff")
+    assert len(best) > 2 * len(worst)

@@ -1,0 +1,81 @@
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.workers.engine import demo
+from workers.engine import conditioning
+from workers.engine.conditioning import TextConditioning, Tokens
+from workers.engine.config import Prompting
+from workers.engine.constants import keys_values_widths
+
+
+def tokens(suffix: str = "", negative: str = "") -> Tokens:
+    return Tokens(demo.parts().tokenizer, Prompting(suffix=suffix, negative=negative))
+
+
+def plain(text: str) -> tuple[int, ...]:
+    encoded = demo.parts().tokenizer(text, padding="max_length", truncation=True, max_length=77)
+    return tuple(encoded.input_ids)
+
+
+class CountingEncoder:
+    """The demo's text encoder, counting its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.device = torch.device("cpu")
+
+    def __call__(self, numbers: Tensor) -> Any:
+        self.calls += 1
+        with torch.no_grad():
+            return demo.parts().text_encoder(numbers)
+
+
+def text_conditioning() -> tuple[TextConditioning, CountingEncoder]:
+    encoder = CountingEncoder()
+    return TextConditioning(encoder, demo.parts().unet, demo.parts().controlnet), encoder
+
+
+def test_the_suffix_follows_the_clients_words() -> None:
+    assert tokens(suffix=", neon").positive("a red circle") == plain("a red circle, neon")
+    assert tokens(suffix=", neon", negative="gray").negative() == plain("gray")
+
+
+@pytest.mark.parametrize("text", ["", "a", "word " * 500, "\u00e9\u4e2d\U0001f600", "\0", "<|endoftext|>"])
+def test_any_text_becomes_77_tokens(text: str) -> None:
+    assert len(tokens(suffix=", neon").positive(text)) == 77
+
+
+def test_many_threads_may_ask_at_once() -> None:
+    asked = [f"a red circle number {n}" * (n % 7 + 1) for n in range(400)]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(tokens().positive, asked)) == [plain(text) for text in asked]
+
+
+def test_a_prompt_becomes_the_keys_and_values_of_both_networks() -> None:
+    text, _ = text_conditioning()
+    flat = text.keys_values(plain("a red circle"))
+    networks = (demo.parts().unet, demo.parts().controlnet)
+    assert flat.shape == (77, sum(sum(keys_values_widths(network)) for network in networks))
+
+
+def test_a_prompt_is_encoded_once() -> None:
+    text, encoder = text_conditioning()
+    assert text.keys_values(plain("a")) is text.keys_values(plain("a"))
+    text.keys_values(plain("b"))
+    assert encoder.calls == 2
+
+
+def test_the_least_recently_used_prompt_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conditioning, "_CACHED_PROMPTS", 2)
+    text, encoder = text_conditioning()
+    for word in ("a", "b", "a", "c"):  # c pushes b out
+        text.keys_values(plain(word))
+    assert encoder.calls == 3
+    text.keys_values(plain("a"))
+    assert encoder.calls == 3
+    text.keys_values(plain("b"))
+    assert encoder.calls == 4

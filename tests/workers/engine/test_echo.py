@@ -1,0 +1,87 @@
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.workers.engine.demo import picture
+from workers.engine import build, codec
+from workers.engine.config import Echo, EngineConfig, Output
+from workers.engine.contract import BadPictureError, Stepped, Task
+from workers.engine.echo import EchoEngine
+
+
+def echo(steps: int = 2, step_seconds: float = 0.0, reencode: bool = True) -> EchoEngine:
+    settings = Echo(steps=steps, step_seconds=step_seconds, reencode=reencode)
+    return EchoEngine(EngineConfig(kind="echo", slots=2, echo=settings, output=Output(format="png")))
+
+
+def test_a_picture_comes_back_after_its_steps() -> None:
+    engine = echo(steps=2)
+    engine.admit(1, engine.prepare(Task(picture(), "", 0)))
+    assert engine.step() == [Stepped(1, 1, 2)]
+    assert engine.step() == [Stepped(1, 2, 2)]
+    assert engine.step() == []
+    file = engine.encode(engine.finish(1))
+    assert np.array_equal(codec.decode(file), codec.decode(picture()))
+
+
+def test_unread_bytes_come_back_as_they_are() -> None:
+    engine = echo(steps=1, reencode=False)
+    engine.admit(0, engine.prepare(Task(memoryview(b"not a picture"), "", 0)))
+    engine.step()
+    assert engine.encode(engine.finish(0)) == b"not a picture"
+    assert engine.warm_up().fixed_seconds == 0
+
+
+def test_what_is_read_must_be_a_picture() -> None:
+    with pytest.raises(BadPictureError):
+        echo().prepare(Task(b"not a picture", "", 0))
+
+
+def test_pictures_share_the_time_of_a_step() -> None:
+    engine = echo(step_seconds=0.05)
+    for slot in range(2):
+        engine.admit(slot, engine.prepare(Task(picture(), "", 0)))
+    start = time.perf_counter()
+    assert engine.step() == [Stepped(0, 1, 2), Stepped(1, 1, 2)]
+    assert 0.05 <= time.perf_counter() - start < 0.095
+
+
+def test_a_discarded_picture_frees_its_slot() -> None:
+    engine = echo()
+    prepared = engine.prepare(Task(picture(), "", 0))
+    engine.admit(0, prepared)
+    engine.discard(0)
+    engine.admit(0, prepared)
+    assert engine.step() == [Stepped(0, 1, 2)]
+
+
+def test_what_cannot_be_is_refused() -> None:
+    engine = echo()
+    prepared = engine.prepare(Task(picture(), "", 0))
+    engine.admit(0, prepared)
+    for slot in (0, 2, -1):
+        with pytest.raises(ValueError, match="not free"):
+            engine.admit(slot, prepared)
+    with pytest.raises(ValueError, match="steps to take"):
+        engine.finish(0)
+    for act in (engine.finish, engine.discard):
+        with pytest.raises(ValueError, match="empty"):
+            act(1)
+
+
+def test_costs_are_those_of_the_configuration() -> None:
+    costs = echo(steps=3, step_seconds=0.25).warm_up()
+    assert (costs.steps, costs.step_seconds) == (3, (0.25, 0.25))
+    assert 0 < costs.fixed_seconds < 1
+
+
+def test_it_is_built_without_torch() -> None:
+    assert isinstance(build(EngineConfig(kind="echo"), "cpu"), EchoEngine)
+    code = (
+        "import sys; from workers.engine import build; from workers.engine.config import EngineConfig; "
+        "build(EngineConfig(kind='echo'), 'cpu').warm_up(); print('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

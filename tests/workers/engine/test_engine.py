@@ -1,0 +1,222 @@
+"""The engine's contract: slots, determinism, and neighbours that do not disturb one another."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.workers.engine import demo
+from tests.workers.engine.demo import CONFIG
+from workers.engine import build, codec, measure
+from workers.engine.batch import Batches
+from workers.engine.contract import BadPictureError, Engine, Stepped, Task
+from workers.engine.engine import DiffusionEngine, Prepared
+
+STEPS = CONFIG.sampler.steps
+ALIKE_DB = 50  # alone against in a batch
+
+
+@pytest.fixture(scope="module")
+def shared() -> DiffusionEngine:
+    """An engine for tests that leave it empty."""
+    return demo.engine()
+
+
+def pixels_of(engine: DiffusionEngine, slot: int) -> codec.Pixels:
+    demo.run(engine, slot)
+    return engine.finish(slot)
+
+
+def alone(engine: DiffusionEngine, task: Task) -> codec.Pixels:
+    engine.admit(0, engine.prepare(task))
+    return pixels_of(engine, 0)
+
+
+def test_build_makes_one() -> None:
+    engine: Engine[Prepared] = build(CONFIG, "cpu")
+    assert isinstance(engine, DiffusionEngine)
+    assert engine.slots == 3
+
+
+def test_a_picture_takes_its_steps_and_becomes_a_file(shared: DiffusionEngine) -> None:
+    shared.admit(2, shared.prepare(demo.task(width=128)))
+    assert [shared.step() for _ in range(STEPS + 1)] == [*([Stepped(2, n, STEPS)] for n in range(1, STEPS + 1)), []]
+    pixels = shared.finish(2)
+    assert pixels.shape == (64, 128, 3)
+    assert pixels.dtype == np.uint8
+    assert codec.decode(shared.encode(pixels)).shape == pixels.shape
+
+
+def test_the_same_request_is_the_same_picture(shared: DiffusionEngine) -> None:
+    first, second = (alone(shared, demo.task(5)) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert np.array_equal(first, alone(demo.engine(), demo.task(5)))
+
+
+def test_another_seed_is_another_picture(shared: DiffusionEngine) -> None:
+    assert demo.psnr(alone(shared, demo.task(5)), alone(shared, demo.task(6))) < ALIKE_DB
+
+
+def test_another_text_is_another_picture(shared: DiffusionEngine) -> None:
+    assert demo.psnr(alone(shared, demo.task(5)), alone(shared, demo.task(5, text="a blue star"))) < ALIKE_DB
+
+
+@pytest.mark.parametrize("seed", [-(2**63), -1, 0, 2**63, 2**64 - 1])
+def test_seeds_at_the_limits_work(shared: DiffusionEngine, seed: int) -> None:
+    noise = shared.prepare(demo.task(seed)).noise
+    assert torch.equal(noise, shared.prepare(demo.task(seed)).noise)
+    assert noise.isfinite().all()
+    assert noise.dtype == torch.float32
+
+
+def test_the_noise_is_diffusers_for_that_seed(shared: DiffusionEngine) -> None:
+    from diffusers.utils.torch_utils import randn_tensor
+
+    expected = randn_tensor((1, 4, 8, 8), generator=torch.Generator("cpu").manual_seed(9), dtype=torch.float32)[0]
+    assert torch.equal(shared.prepare(demo.task(9)).noise, expected)
+
+
+def test_a_picture_does_not_depend_on_its_company(shared: DiffusionEngine) -> None:
+    expected = [alone(shared, demo.task(seed)) for seed in range(3)]
+    for slot in range(3):
+        shared.admit(slot, shared.prepare(demo.task(slot)))
+        shared.step()
+    for slot in range(3):
+        assert demo.psnr(pixels_of(shared, slot), expected[slot]) >= ALIKE_DB
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize("after", range(STEPS + 1))
+def test_discarding_one_leaves_the_others_as_they_are(shared: DiffusionEngine, victim: int, after: int) -> None:
+    others = [slot for slot in range(3) if slot != victim]
+    expected = {slot: alone(shared, demo.task(slot)) for slot in others}
+    for slot in range(3):
+        shared.admit(slot, shared.prepare(demo.task(slot)))
+    for _ in range(after):
+        shared.step()
+    shared.discard(victim)
+    for slot in others:
+        assert demo.psnr(pixels_of(shared, slot), expected[slot]) >= ALIKE_DB
+
+
+def test_sizes_run_side_by_side_in_one_step(shared: DiffusionEngine) -> None:
+    widths = (64, 96, 128)
+    expected = [alone(shared, demo.task(1, width)) for width in widths]
+    for slot, width in enumerate(widths):
+        shared.admit(slot, shared.prepare(demo.task(1, width)))
+    assert {stepped.slot for stepped in shared.step()} == {0, 1, 2}
+    for slot, width in enumerate(widths):
+        pixels = pixels_of(shared, slot)
+        assert pixels.shape == (64, width, 3)
+        assert demo.psnr(pixels, expected[slot]) >= ALIKE_DB
+
+
+def test_finished_pictures_wait_without_taking_part(shared: DiffusionEngine) -> None:
+    expected = [alone(shared, demo.task(seed)) for seed in range(2)]
+    shared.admit(0, shared.prepare(demo.task(0)))
+    demo.run(shared, 0)
+    shared.admit(1, shared.prepare(demo.task(1)))
+    assert shared.step() == [Stepped(1, 1, STEPS)]
+    assert np.array_equal(pixels_of(shared, 1), expected[1])
+    assert np.array_equal(shared.finish(0), expected[0])
+
+
+def test_a_slot_is_reused_without_a_trace(shared: DiffusionEngine) -> None:
+    expected = alone(shared, demo.task(1))
+    poison = shared.prepare(demo.task(2))
+    poison.noise.fill_(float("inf"))
+    shared.admit(0, poison)
+    shared.step()
+    shared.discard(0)
+    assert np.array_equal(alone(shared, demo.task(1)), expected)
+
+
+def test_what_cannot_be_is_refused_and_changes_nothing(shared: DiffusionEngine) -> None:
+    prepared = shared.prepare(demo.task())
+    shared.admit(0, prepared)
+    for slot in (0, -1, 3):
+        with pytest.raises(ValueError, match=f"slot {slot} is not free"):
+            shared.admit(slot, prepared)
+    with pytest.raises(ValueError, match="no picture that took its last step"):
+        shared.finish(0)
+    with pytest.raises(ValueError, match="slot 1 is empty"):
+        shared.discard(1)
+    demo.run(shared, 0)
+    with pytest.raises(ValueError, match="slot 0 is not free"):
+        shared.admit(0, prepared)
+    shared.discard(0)
+    with pytest.raises(ValueError, match="no picture that took its last step"):
+        shared.finish(0)
+    assert shared.step() == []
+
+
+def test_a_bad_picture_is_refused_at_prepare(shared: DiffusionEngine) -> None:
+    with pytest.raises(BadPictureError):
+        shared.prepare(Task(b"not a picture", "", 0))
+
+
+def test_buffers_of_sizes_long_unused_are_released(shared: DiffusionEngine) -> None:
+    batches = Batches(shared._model, slots=1, guidance_scale=1.0, control_scale=1.0, kept=2)
+    first, second = batches.of((8, 8)), batches.of((8, 9))
+    assert batches.of((8, 8)) is first
+    batches.of((8, 10))  # the second is the least recently used
+    assert len(batches) == 2
+    assert batches.of((8, 8)) is first
+    assert batches.of((8, 9)) is not second
+
+
+def test_buffers_in_use_are_not_released(shared: DiffusionEngine) -> None:
+    widths = range(64, 64 + 8 * 7, 8)
+    for slot, width in enumerate(list(widths)[:3]):
+        shared.admit(slot, shared.prepare(demo.task(1, width)))
+    for width in widths:
+        shared._batches.of((8, width // 8))
+    assert len(shared.step()) == 3
+    for slot in range(3):
+        shared.discard(slot)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["admit", "step", "discard"]), st.integers(0, 2)), max_size=15))
+def test_any_order_of_joining_and_leaving_makes_the_same_pictures(acts: list[tuple[str, int]]) -> None:
+    engine = demo.engine(replace(CONFIG, guidance_scale=1.0))
+    expected = {slot: alone(engine, demo.task(slot)) for slot in range(3)}
+    running: dict[int, int] = {}
+    for act, slot in acts:
+        if act == "admit" and slot not in running:
+            engine.admit(slot, engine.prepare(demo.task(slot)))
+            running[slot] = 0
+        elif act == "discard" and slot in running:
+            engine.discard(slot)
+            del running[slot]
+        elif act == "step":
+            unfinished = {slot for slot, done in running.items() if done < STEPS}
+            running.update({slot: running[slot] + 1 for slot in unfinished})
+            assert sorted(engine.step(), key=lambda stepped: stepped.slot) == [
+                Stepped(slot, running[slot], STEPS) for slot in sorted(unfinished)
+            ]
+    for slot in running:
+        assert demo.psnr(pixels_of(engine, slot), expected[slot]) >= ALIKE_DB
+
+
+def test_warming_up_measures_every_batch_size_and_leaves_the_engine_empty() -> None:
+    engine = demo.engine()
+    costs = engine.warm_up()
+    assert costs.steps == STEPS
+    assert len(costs.step_seconds) == 3
+    assert all(0 < seconds < 5 for seconds in (*costs.step_seconds, costs.fixed_seconds))
+    assert engine.step() == []
+
+
+def test_what_would_take_too_long_to_measure_is_estimated_and_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(measure, "_PATIENCE_S", 0.0)
+    with caplog.at_level(logging.INFO):
+        costs = demo.engine().warm_up()
+    assert costs.step_seconds == pytest.approx([n * costs.step_seconds[0] for n in (1, 2, 3)])
+    assert "measured for [1] pictures together, estimated for [2, 3]" in caplog.text

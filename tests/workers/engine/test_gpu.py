@@ -1,0 +1,88 @@
+"""On CUDA: half precision against diffusers in half precision, and against float32 on the CPU."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.workers.engine import demo
+from tests.workers.engine.demo import CONFIG, Reference
+from workers.engine.codec import Pixels
+from workers.engine.config import EngineConfig, Sampler, Sizing
+from workers.engine.engine import DiffusionEngine
+from workers.engine.model import assemble, read
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+DEVICE = "cuda:0"
+USUAL = replace(CONFIG, sampler=Sampler(steps=20), size=Sizing(short_side=256, long_side=256))
+
+
+def made(engine: DiffusionEngine, seed: int) -> Pixels:
+    engine.admit(0, engine.prepare(demo.task(seed)))
+    demo.run(engine, 0)
+    return engine.finish(0)
+
+
+def on_cuda(config: EngineConfig, dtype: torch.dtype) -> tuple[DiffusionEngine, Reference]:
+    parts = read(config, dtype)
+    return DiffusionEngine(config, assemble(config, parts, DEVICE)), Reference(config, parts)
+
+
+def test_half_precision_makes_the_same_picture_as_diffusers() -> None:
+    engine, reference = on_cuda(USUAL, torch.float16)
+    assert demo.psnr(made(engine, 3), reference.pixels(engine.prepare(demo.task(3)))) >= 40
+
+
+def test_half_precision_makes_the_same_picture_as_float32_on_the_cpu() -> None:
+    engine, _ = on_cuda(USUAL, torch.float16)
+    assert demo.psnr(made(engine, 3), made(demo.engine(USUAL), 3)) >= 40
+
+
+def test_float32_makes_the_same_latents_as_the_cpu() -> None:
+    config = replace(USUAL, dtype="float32")
+    engine, _ = on_cuda(config, torch.float32)
+    on_cpu = demo.make(demo.engine(config), demo.task(3))
+    assert demo.relative_error(demo.make(engine, demo.task(3)).cpu(), on_cpu) <= 1e-2  # convolutions may use TF32
+
+
+def test_a_picture_does_not_depend_on_its_company() -> None:
+    engine, _ = on_cuda(USUAL, torch.float16)
+    expected = [made(engine, seed) for seed in range(3)]
+    for slot in range(3):
+        engine.admit(slot, engine.prepare(demo.task(slot)))
+        engine.step()
+    demo.run(engine, 0)
+    assert all(demo.psnr(engine.finish(slot), expected[slot]) >= 50 for slot in range(3))
+
+
+def test_the_same_request_is_the_same_picture() -> None:
+    engine, _ = on_cuda(USUAL, torch.float16)
+    assert np.array_equal(made(engine, 3), made(engine, 3))
+
+
+def test_a_step_can_be_captured_in_a_graph() -> None:
+    engine, _ = on_cuda(USUAL, torch.float16)
+    expected = made(engine, 3)
+    engine.admit(0, engine.prepare(demo.task(3)))
+    batch = next(engine._batches.busy())
+    with torch.no_grad():
+        before = [getattr(batch._buffers, name).clone() for name in ("history", "step")]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            batch.run(1)
+        batch._buffers.history.copy_(before[0])
+        batch._buffers.step.copy_(before[1])
+    batch.run = lambda n: graph.replay()  # type: ignore[method-assign]
+    demo.run(engine, 0)
+    assert demo.psnr(engine.finish(0), expected) >= 50
+
+
+def test_warming_up_measures_the_device() -> None:
+    engine, _ = on_cuda(USUAL, torch.float16)
+    costs = engine.warm_up()
+    assert all(0 < seconds < 1 for seconds in costs.step_seconds)

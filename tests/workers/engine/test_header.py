@@ -1,0 +1,170 @@
+import struct
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from workers.engine.config import Sizing
+from workers.engine.contract import BadPictureError
+from workers.engine.header import Header, output_size, read_header
+
+
+def file_of(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def oriented(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes()
+
+
+def png_that_declares(width: int, height: int) -> bytes:
+    good = file_of(Image.new("RGB", (1, 1)), "PNG")
+    return good[:16] + struct.pack(">II", width, height) + good[24:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}),
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("WebP", {}),
+        ("WebP", {"lossless": True}),
+        ("WebP", {"exif": oriented(1)}),
+    ],
+)
+def test_the_size_is_read_from_the_header(kind: str, options: dict[str, Any]) -> None:
+    data = file_of(Image.new("RGB", (70, 30)), kind, **options)
+    assert read_header(data) == Header(kind, 70, 30)  # type: ignore[arg-type]
+    assert read_header(memoryview(data)) == read_header(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WebP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_orientation_on_its_side_swaps_width_and_height(kind: str, orientation: int) -> None:
+    header = read_header(file_of(Image.new("RGB", (70, 30)), kind, exif=oriented(orientation)))
+    assert (header.width, header.height) == ((70, 30) if orientation <= 4 else (30, 70))
+    assert header.orientation == orientation
+
+
+@pytest.mark.parametrize(
+    "exif", [oriented(0), oriented(9), b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0II*", b"Exif\0\0"]
+)
+def test_an_orientation_that_makes_no_sense_is_upright(exif: bytes) -> None:
+    assert read_header(file_of(Image.new("RGB", (70, 30)), "JPEG", exif=exif)).orientation == 1
+
+
+def test_any_size_may_be_declared_and_costs_nothing() -> None:
+    start = time.perf_counter()
+    header = read_header(png_that_declares(2**31 - 1, 2**31 - 1))
+    assert (header.width, header.height) == (2**31 - 1, 2**31 - 1)
+    assert time.perf_counter() - start < 0.1
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "empty"),
+        (b"hello, world", "another kind of file"),
+        (file_of(Image.new("P", (8, 8)), "GIF"), "a GIF"),
+        (file_of(Image.new("RGB", (8, 8)), "BMP"), "a BMP"),
+        (file_of(Image.new("RGB", (8, 8)), "TIFF"), "a TIFF"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG"),
+        (file_of(Image.new("RGB", (8, 8)), "PNG")[:20], "ends within its header"),
+        (file_of(Image.new("RGB", (8, 8)), "JPEG")[:30], "ends within its header"),
+        (file_of(Image.new("RGB", (8, 8)), "WebP")[:18], "ends within its header"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "does not begin with its header"),
+        (b"RIFF\0\0\0\0WEBPjunk" + bytes(40), "does not begin with its header"),
+        (b"\xff\xd8\xff\xd9", "does not declare its size"),
+        (b"\xff\xd8\xff\xe0\0\x02 junk", "out of step"),
+        (png_that_declares(0, 8), "declares a size of 0 x 8"),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_a_reason(data: bytes, says: str) -> None:
+    with pytest.raises(BadPictureError, match=says):
+        read_header(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xd8" + b"\xff" * 4_000_000,
+        b"\xff\xd8" + b"\xff\xfe\0\x02" * 1_000_000,
+        png_that_declares(8, 8)[:33] + b"\0\0\0\0tEXt\0\0\0\0" * 400_000,
+    ],
+)
+def test_millions_of_empty_parts_do_not_hold_it_up(data: bytes) -> None:
+    start = time.perf_counter()
+    with suppress(BadPictureError):
+        read_header(data)
+    assert time.perf_counter() - start < 0.5
+
+
+@given(st.sampled_from(["PNG", "JPEG", "WebP"]), st.data())
+def test_whatever_is_damaged_it_answers_or_refuses(kind: str, draw: st.DataObject) -> None:
+    data = bytearray(file_of(Image.new("RGB", (20, 10)), kind, exif=oriented(6)))
+    for _ in range(draw.draw(st.integers(1, 8))):
+        data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
+    del data[draw.draw(st.integers(0, len(data))) :]
+    with suppress(BadPictureError):
+        assert read_header(bytes(data)).width >= 1
+
+
+@pytest.mark.parametrize(
+    ("given_size", "expected"),
+    [
+        ((512, 512), (512, 512)),
+        ((100, 100), (512, 512)),
+        ((1024, 768), (704, 512)),  # 682.7 rounds up
+        ((768, 1024), (512, 704)),
+        ((4000, 3000), (704, 512)),
+        ((4000, 1000), (1024, 256)),  # too long: made smaller as a whole
+        ((100_000, 10), (1024, 64)),
+        ((1, 1), (512, 512)),
+    ],
+)
+def test_sizes_follow_the_demos_rule(given_size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert output_size(*given_size, Sizing(short_side=512, long_side=1024, multiple=64)) == expected
+
+
+@given(
+    st.integers(1, 10**6),
+    st.integers(1, 10**6),
+    st.integers(64, 2048),
+    st.integers(64, 4096),
+    st.sampled_from([8, 16, 32, 64]),
+)
+def test_sizes_are_multiples_and_bounded(width: int, height: int, short: int, long: int, multiple: int) -> None:
+    sizing = Sizing(short_side=short, long_side=long, multiple=multiple)  # type: ignore[arg-type]
+    made = output_size(width, height, sizing)
+    assert all(side % multiple == 0 and multiple <= side <= long for side in made)
+    assert (made[0] >= made[1]) == (width >= height) or made[0] == made[1]
+
+
+def test_reading_headers_imports_neither_torch_nor_a_codec() -> None:
+    code = (
+        "import sys; import workers.engine.header, workers.engine.config, workers.engine.contract; "
+        "print([m for m in ('torch', 'diffusers', 'transformers', 'cv2', 'numpy') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_pillow_reads_the_same_sizes() -> None:
+    rng = np.random.default_rng(0)
+    for kind in ("PNG", "JPEG", "WebP"):
+        for _ in range(20):
+            size = (int(rng.integers(1, 300)), int(rng.integers(1, 300)))
+            header = read_header(file_of(Image.new("RGB", size), kind))
+            assert (header.width, header.height) == size

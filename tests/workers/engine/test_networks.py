@@ -1,0 +1,204 @@
+"""Our forward passes against those of diffusers, on the same modules."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.workers.engine import demo
+from tests.workers.engine.demo import relative_error
+from workers.engine import networks
+from workers.engine.architecture import UnsupportedModelError, check
+from workers.engine.constants import hint_embedding, keys_values, keys_values_widths, shift_widths, time_table
+from workers.engine.networks import Control, Given
+
+TOLERANCE = 1e-5
+IMAGES, SIDE = 2, 8
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Any:
+    with torch.no_grad():
+        yield
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def given(net: Any, timesteps: Tensor, features: Tensor) -> Given:
+    """What a network is told, for timesteps [R] and text features [R, 77, width]."""
+    shifts = torch.split(time_table(net, timesteps), shift_widths(net), dim=1)
+    text = torch.stack([keys_values(net, row) for row in features])
+    return Given(shifts, torch.split(text, keys_values_widths(net), dim=-1))
+
+
+def doubled(x: Tensor) -> Tensor:
+    """One row an image becomes two, side by side."""
+    return x.repeat_interleave(2, 0)
+
+
+LATENTS = random(IMAGES, 4, SIDE, SIDE)
+PICTURE = random(IMAGES, 3, 8 * SIDE, 8 * SIDE, seed=1).sigmoid()
+TIMESTEPS = torch.tensor([801.0, 42.0])
+SCALE = torch.tensor([1.0, 0.4])
+
+
+def features(rows: int) -> Tensor:
+    return random(rows, 77, demo.parts().unet.config.cross_attention_dim, seed=2)
+
+
+def test_the_time_table_holds_what_the_modules_compute() -> None:
+    unet = demo.parts().unet
+    embedding = unet.time_embedding(unet.time_proj(TIMESTEPS))
+    resnets = [r for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks) for r in block.resnets]
+    expected = [resnet.time_emb_proj(resnet.nonlinearity(embedding)) for resnet in resnets]
+    table = time_table(unet, TIMESTEPS)
+    assert table.shape == (len(TIMESTEPS), sum(shift_widths(unet)))
+    for actual, plain in zip(torch.split(table, shift_widths(unet), dim=1), expected, strict=True):
+        assert torch.equal(actual, plain)
+
+
+def test_the_flat_keys_and_values_hold_what_the_modules_compute() -> None:
+    unet = demo.parts().unet
+    blocks = [block for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks) if hasattr(block, "attentions")]
+    layers = [layer for block in blocks for attention in block.attentions for layer in attention.transformer_blocks]
+    text = features(1)[0]
+    expected = [project(text) for layer in layers for project in (layer.attn2.to_k, layer.attn2.to_v)]
+    flat = keys_values(unet, text)
+    for actual, plain in zip(torch.split(flat, keys_values_widths(unet), dim=1), expected, strict=True):
+        assert torch.equal(actual, plain)
+
+
+def test_the_hint_embedding_is_diffusers() -> None:
+    controlnet = demo.parts().controlnet
+    expected = controlnet.controlnet_cond_embedding(PICTURE)
+    assert relative_error(hint_embedding(controlnet, PICTURE), expected) <= TOLERANCE
+
+
+def test_the_controlnet_is_diffusers() -> None:
+    controlnet = demo.parts().controlnet
+    text = features(IMAGES)
+    control = Control(hint_embedding(controlnet, PICTURE), torch.ones(IMAGES), given(controlnet, TIMESTEPS, text))
+    skips, middle = networks.control_residuals(controlnet, LATENTS, control)
+    expected = controlnet(LATENTS, TIMESTEPS, text, PICTURE)
+    assert len(skips) == len(expected.down_block_res_samples)
+    for actual, plain in zip((*skips, middle), (*expected[0], expected[1]), strict=True):
+        assert relative_error(actual, plain) <= TOLERANCE
+
+
+def test_the_unet_is_diffusers() -> None:
+    unet, controlnet = demo.parts().unet, demo.parts().controlnet
+    text = features(IMAGES)
+    residuals = controlnet(LATENTS, TIMESTEPS, text, PICTURE)
+    actual = networks.unet_noise(unet, LATENTS, given(unet, TIMESTEPS, text), residuals[0], residuals[1])
+    expected = unet(
+        LATENTS,
+        TIMESTEPS,
+        text,
+        down_block_additional_residuals=residuals[0],
+        mid_block_additional_residual=residuals[1],
+    ).sample
+    assert relative_error(actual, expected) <= TOLERANCE
+
+
+def test_guidance_shares_what_its_halves_have_in_common() -> None:
+    unet, controlnet = demo.parts().unet, demo.parts().controlnet
+    text, timesteps, scale = features(2 * IMAGES), doubled(TIMESTEPS), doubled(SCALE)
+    control = Control(hint_embedding(controlnet, PICTURE), scale, given(controlnet, timesteps, text))
+    actual = networks.predict_noise(unet, controlnet, LATENTS, given(unet, timesteps, text), control)
+
+    residuals = controlnet(doubled(LATENTS), timesteps, text, doubled(PICTURE))
+    scaled = [residual * scale[:, None, None, None] for residual in (*residuals[0], residuals[1])]
+    expected = unet(
+        doubled(LATENTS),
+        timesteps,
+        text,
+        down_block_additional_residuals=scaled[:-1],
+        mid_block_additional_residual=scaled[-1],
+    ).sample
+    assert actual.shape == expected.shape
+    assert relative_error(actual, expected) <= TOLERANCE
+
+
+def test_linear_projections_as_in_stable_diffusion_2_are_covered() -> None:
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    shape = {
+        "block_out_channels": (32, 64),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "layers_per_block": 2,
+        "cross_attention_dim": 16,
+        "attention_head_dim": (2, 4),
+        "norm_num_groups": 8,
+        "use_linear_projection": True,
+    }
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **shape).eval()
+    controlnet = ControlNetModel(conditioning_embedding_out_channels=(8, 8, 8, 8), **shape).eval()
+    check(unet.config, controlnet.config, 16)
+    text = random(IMAGES, 77, 16)
+    residuals = controlnet(LATENTS, TIMESTEPS, text, PICTURE)
+    actual = networks.unet_noise(unet, LATENTS, given(unet, TIMESTEPS, text), residuals[0], residuals[1])
+    expected = unet(
+        LATENTS,
+        TIMESTEPS,
+        text,
+        down_block_additional_residuals=residuals[0],
+        mid_block_additional_residual=residuals[1],
+    ).sample
+    assert relative_error(actual, expected) <= TOLERANCE
+
+
+def test_attention_is_the_textbooks() -> None:
+    q, k, v = (random(2, tokens, 12, seed=seed) for seed, tokens in enumerate((5, 7, 7)))
+    expected = torch.empty(2, 5, 12)
+    for head in range(3):
+        part = slice(4 * head, 4 * head + 4)
+        expected[..., part] = ((q[..., part] @ k[..., part].mT) / 2).softmax(-1) @ v[..., part]
+    assert relative_error(networks.attention(q, k, v, 3), expected) <= TOLERANCE
+
+
+def test_a_step_can_be_traced_whole() -> None:
+    """No host synchronisation and no break in its graph: what CUDA graphs and compilers ask for."""
+    engine = demo.engine()
+    prepared = engine.prepare(demo.task())
+    for slot in range(2):
+        engine.admit(slot, prepared)
+    batch = next(engine._batches.busy())
+    torch.compile(batch.run, fullgraph=True, backend="eager")(1)
+    batch.run(2)
+    traced, plain = batch._buffers.history[:2, 1]
+    assert batch._buffers.step.tolist() == [2, 1, 0]
+    assert relative_error(traced, plain) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("network", "key", "value"),
+    [
+        ("UNet", "class_embed_type", "timestep"),
+        ("UNet", "addition_embed_type", "text_time"),
+        ("UNet", "dual_cross_attention", True),
+        ("UNet", "resnet_time_scale_shift", "scale_shift"),
+        ("UNet", "in_channels", 9),
+        ("UNet", "down_block_types", ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D")),
+        ("UNet", "norm_num_groups", None),
+        ("UNet", "block_out_channels", (64, 80, 128)),
+        ("UNet", "cross_attention_dim", 128),
+        ("ControlNet", "global_pool_conditions", True),
+        ("ControlNet", "controlnet_conditioning_channel_order", "bgr"),
+        ("ControlNet", "only_cross_attention", True),
+        ("ControlNet", "layers_per_block", 2),
+    ],
+)
+def test_another_architecture_is_refused_by_the_name_of_its_key(network: str, key: str, value: object) -> None:
+    unet, controlnet = dict(demo.parts().unet.config), dict(demo.parts().controlnet.config)
+    {"UNet": unet, "ControlNet": controlnet}[network][key] = value
+    with pytest.raises(UnsupportedModelError, match=key):
+        check(unet, controlnet, 96)
+
+
+def test_another_text_encoder_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"cross_attention_dim of the UNet is 96, .*hidden_size is 768"):
+        check(demo.parts().unet.config, demo.parts().controlnet.config, 768)

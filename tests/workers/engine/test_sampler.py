@@ -1,0 +1,112 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from workers.engine.config import Sampler
+from workers.engine.model import make_scheduler
+from workers.engine.sampler import SamplerMatrix, UnsupportedSamplerError, sampler_matrix
+
+SD15 = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+EXACT, ROUNDED = 1e-12, 1e-6  # the second for those that cast to float32 within, where float64 goes in
+
+LINEAR: dict[str, tuple[str, dict[str, Any], float]] = {
+    "UniPC": ("UniPCMultistepScheduler", {}, EXACT),
+    "DDIM": ("DDIMScheduler", {}, EXACT),
+    "PNDM": ("PNDMScheduler", {}, EXACT),
+    "Euler": ("EulerDiscreteScheduler", {}, ROUNDED),
+    "Heun": ("HeunDiscreteScheduler", {}, EXACT),
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", {}, ROUNDED),
+    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, ROUNDED),
+    "DPM++ 2M trailing": ("DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"}, ROUNDED),
+    "DEIS": ("DEISMultistepScheduler", {}, ROUNDED),
+    "v-prediction": ("DDIMScheduler", {"prediction_type": "v_prediction"}, EXACT),
+}
+
+
+def fresh(name: str, steps: int = 20, **options: Any) -> Callable[[], Any]:
+    return lambda: make_scheduler(Sampler(name=name, steps=steps, options=options), SD15)
+
+
+def toy_model(x: Tensor, timestep: Tensor) -> Tensor:
+    """Nonlinear in both, as a network is."""
+    return torch.sin(3 * x + timestep.double() / 100) + 0.1 * x**2 / (1 + x**2)
+
+
+def by_diffusers(scheduler: Any, noise: Tensor) -> Tensor:
+    """The loop of diffusers' pipelines."""
+    latents: Tensor = noise * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        output = toy_model(scheduler.scale_model_input(latents, timestep), timestep)
+        latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
+    return latents
+
+
+def by_matrix(matrix: SamplerMatrix, noise: Tensor, dtype: torch.dtype) -> Tensor:
+    history = torch.zeros(matrix.calls + 1, *noise.shape, dtype=dtype)
+    history[0] = noise
+    weights = matrix.weights.to(dtype)
+    for call, timestep in enumerate(matrix.timesteps):
+        history[call + 1] = toy_model(torch.tensordot(weights[call], history, 1), timestep)
+    final: Tensor = torch.tensordot(weights[-1], history, 1)
+    return final
+
+
+@pytest.mark.parametrize("sampler", LINEAR)
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+def test_a_matrix_samples_as_the_scheduler_does(sampler: str, steps: int) -> None:
+    name, options, tolerance = LINEAR[sampler]
+    matrix = sampler_matrix(fresh(name, steps, **options))
+    noise = torch.randn(1, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected = by_diffusers(fresh(name, steps, **options)(), noise)
+    for dtype, allowed in ((torch.float64, tolerance), (torch.float32, 1e-5)):
+        error = (by_matrix(matrix, noise, dtype) - expected).norm() / expected.norm()
+        assert error <= allowed
+
+
+def test_each_call_sees_only_what_came_before_it() -> None:
+    matrix = sampler_matrix(fresh("UniPCMultistepScheduler"))
+    assert matrix.calls == 20
+    assert matrix.weights.shape == (21, 21)
+    assert matrix.weights.dtype == torch.float64
+    assert not matrix.weights.triu(1).any()
+    assert matrix.weights[0, 0] == 1  # UniPC starts from the plain noise
+    assert matrix.timesteps.dtype == torch.float32
+
+
+def test_some_samplers_call_the_model_more_often_than_they_step() -> None:
+    assert sampler_matrix(fresh("HeunDiscreteScheduler", 20)).calls == 39
+    assert sampler_matrix(fresh("PNDMScheduler", 20)).calls == 21
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("EulerAncestralDiscreteScheduler", {}),
+        ("DDPMScheduler", {}),
+        ("LCMScheduler", {}),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+        ("DDIMScheduler", {"clip_sample": True}),
+        ("DDIMScheduler", {"thresholding": True}),
+    ],
+)
+def test_one_that_draws_noise_or_clips_is_refused(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedSamplerError, match=f"{name} with these options is not a fixed linear map"):
+        sampler_matrix(fresh(name, **options))
+
+
+@pytest.mark.parametrize("name", ["NoSuchScheduler", "UNet2DConditionModel", "__name__"])
+def test_one_that_does_not_exist_is_refused(name: str) -> None:
+    with pytest.raises(UnsupportedSamplerError, match=f"diffusers has no scheduler named {name}"):
+        fresh(name)()

@@ -1,0 +1,152 @@
+"""A real worker process, driven through its socket, without a scheduler."""
+
+import multiprocessing
+import os
+import select
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from workers import wire
+from workers.child import Child
+from workers.devices import DeviceSpec
+from workers.engine.config import Echo, EngineConfig
+from workers.process import Setup
+from workers.slots import SlotLayout, SlotMemory
+
+PATIENCE = 30.0  # seconds, before a test gives a process up
+SLOW = EngineConfig(kind="echo", slots=3, echo=Echo(steps=4, step_seconds=0.1))
+PICTURE = cv2.imencode(".png", np.full((64, 64, 3), 200, np.uint8))[1].tobytes()
+
+
+class Worker:
+    """A child with its memory, and the verbs of a test."""
+
+    def __init__(self, engine: EngineConfig, output_bytes: int = 2**20) -> None:
+        self.memory = SlotMemory.create(SlotLayout(engine.slots, 2**20, output_bytes))
+        setup = Setup(DeviceSpec("cpu0", "cpu", None), engine, threads=1)
+        self.child = Child(multiprocessing.get_context("spawn"), setup, self.memory)
+
+    def run(self, slot: int, generation: int, picture: bytes = PICTURE) -> None:
+        self.memory.input(slot)[: len(picture)] = picture
+        assert self.child.send(wire.Run(slot, generation, len(picture), 0, seed=1))
+
+    def hear(self) -> Iterator[wire.Report]:
+        while select.select([self.child.channel], [], [], PATIENCE)[0]:
+            reports = list(self.child.reports())
+            if not reports:
+                return
+            yield from reports
+
+    def until(self, kind: type[wire.Report]) -> wire.Report:
+        return next(report for report in self.hear() if isinstance(report, kind))
+
+    def ended(self) -> str:
+        assert select.select([self.child.sentinel], [], [], PATIENCE)[0]
+        list(self.child.reports())
+        return self.child.reap()
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    worker = Worker(SLOW)
+    assert isinstance(worker.until(wire.Ready), wire.Ready)
+    yield worker
+    worker.child.send(wire.Stop())
+    assert worker.ended() == "ended with exit code 0"
+
+
+def test_it_tells_what_a_step_costs_when_it_is_ready() -> None:
+    worker = Worker(SLOW)
+    ready = worker.until(wire.Ready)
+    assert isinstance(ready, wire.Ready)
+    assert (ready.steps, len(ready.step_seconds), ready.device, ready.uuid) == (4, 3, "CPU", None)
+    worker.child.kill()
+    assert worker.ended() == "killed by SIGKILL"
+
+
+def test_pictures_share_steps_and_each_is_finished_once(worker: Worker) -> None:
+    worker.run(0, 1)
+    worker.run(2, 2)
+    reports = []
+    for report in worker.hear():
+        reports.append(report)
+        if sum(isinstance(each, wire.Finished) for each in reports) == 2:
+            break
+    finished = [report for report in reports if isinstance(report, wire.Finished)]
+    assert {(each.slot, each.generation) for each in finished} == {(0, 1), (2, 2)}
+    assert any(len(each.done) == 2 for each in reports if isinstance(each, wire.Stepped))
+    for each in finished:
+        pixels = cv2.imdecode(np.frombuffer(worker.memory.output(each.slot)[: each.length], np.uint8), 1)
+        assert pixels is not None
+        assert pixels.shape == (64, 64, 3)
+
+
+def test_what_is_no_picture_is_refused_and_the_next_one_made(worker: Worker) -> None:
+    worker.run(1, 7, b"not a picture")
+    failed = worker.until(wire.Failed)
+    assert isinstance(failed, wire.Failed)
+    assert (failed.slot, failed.generation, failed.refused) == (1, 7, True)
+    worker.run(1, 8)
+    finished = worker.until(wire.Finished)
+    assert isinstance(finished, wire.Finished)
+    assert finished.generation == 8
+
+
+def test_a_dropped_picture_frees_its_slot_before_its_last_step(worker: Worker) -> None:
+    worker.run(0, 1)
+    worker.until(wire.Stepped)
+    worker.child.send(wire.Drop(0, 1))
+    rest = []
+    for report in worker.hear():
+        rest.append(report)
+        if isinstance(report, wire.Released):
+            break
+    assert rest[-1] == wire.Released(0, 1)
+    assert len(rest) <= 2  # at most the step that was running
+
+
+def test_a_drop_for_an_old_generation_drops_nothing(worker: Worker) -> None:
+    worker.run(0, 5)
+    worker.child.send(wire.Drop(0, 4))
+    finished = worker.until(wire.Finished)
+    assert isinstance(finished, wire.Finished)
+    assert finished.generation == 5
+
+
+def test_a_result_that_does_not_fit_its_slot_is_an_error_that_says_what_to_raise() -> None:
+    worker = Worker(replace(SLOW, echo=Echo(steps=1)), output_bytes=100)
+    worker.until(wire.Ready)
+    worker.run(0, 1)
+    failed = worker.until(wire.Failed)
+    assert isinstance(failed, wire.Failed)
+    assert not failed.refused
+    assert "raise workers.output_bytes" in failed.reason
+    worker.child.kill()
+    worker.ended()
+
+
+def test_it_does_not_heed_the_signals_of_a_terminal(worker: Worker) -> None:
+    os.kill(worker.child.pid, signal.SIGINT)
+    os.kill(worker.child.pid, signal.SIGTERM)
+    worker.run(0, 1)
+    assert isinstance(worker.until(wire.Finished), wire.Finished)
+
+
+def test_it_ends_when_the_pool_closes_the_socket() -> None:
+    worker = Worker(SLOW)
+    worker.until(wire.Ready)
+    process = worker.child._process
+    worker.child.channel.close()
+    process.join(PATIENCE)
+    assert process.exitcode == 1
+
+
+def test_an_engine_that_cannot_be_built_ends_the_process_with_its_reason() -> None:
+    worker = Worker(EngineConfig(kind="diffusion"))
+    assert "ended with exit code" not in (reason := worker.ended())
+    assert reason

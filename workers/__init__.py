@@ -1,0 +1,1 @@
+"""Processes that own devices, and the shell that drives them."""

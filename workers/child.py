@@ -1,0 +1,81 @@
+"""One worker process, as its parent holds it."""
+
+import signal
+from collections.abc import Iterator
+from multiprocessing.context import SpawnContext
+
+import msgspec
+
+from workers import wire
+from workers.process import Setup, main
+from workers.slots import SlotMemory
+
+
+class Child:
+    """A started worker process and the socket to it.
+
+    Start it on the main thread: the kernel's parent-death signal is bound to the thread that forked.
+    """
+
+    def __init__(self, context: SpawnContext, setup: Setup, memory: SlotMemory) -> None:
+        self.channel, theirs = wire.channel()
+        with theirs:
+            self._process = context.Process(target=main, args=(setup, theirs, memory), name=f"worker {setup.device.id}")
+            self._process.start()
+        self._last_words = ""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        pid = self._process.pid
+        assert pid is not None  # it was started by the constructor
+        return pid
+
+    @property
+    def sentinel(self) -> int:
+        """A descriptor that becomes readable when the process has ended."""
+        return self._process.sentinel
+
+    def send(self, order: wire.Order) -> bool:
+        """False when it does not take the order: it is dead, or it no longer reads and must be killed."""
+        try:
+            wire.send(self.channel, order)
+        except OSError:
+            return False
+        return True
+
+    def reports(self) -> Iterator[wire.Report]:
+        """All reports there are now, without waiting. Ends at end of file too: the sentinel tells of the death."""
+        while True:
+            try:
+                report = wire.receive_report(self.channel)
+            except (BlockingIOError, ConnectionError):
+                return
+            except msgspec.DecodeError as error:
+                self._last_words = f"it sent what is no message: {error}"
+                self.kill()
+                return
+            if report is None:
+                return
+            if isinstance(report, wire.Ending):
+                self._last_words = report.reason
+            else:
+                yield report
+
+    def kill(self) -> None:
+        """SIGKILL; also ends a stopped process. Ending an ended one is fine."""
+        self._process.kill()
+
+    def reap(self) -> str:
+        """Collect the ended process, close its socket, and say why it ended. Call when `sentinel` is readable."""
+        self._process.join()
+        code = self._process.exitcode
+        self._process.close()
+        self.channel.close()
+        return self._last_words or _ending(code)
+
+
+def _ending(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"

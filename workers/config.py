@@ -1,0 +1,86 @@
+"""The `workers` section of a configuration file, and where the `engine` section's folders lie."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from workers.document import Problem
+from workers.engine.config import Canny, EngineConfig, Sizing, Weights
+from workers.engine.weights import is_folder
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+PLACES = "a folder (./x, ../x or /x) or a repository on the hub (owner/name)"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersConfig:
+    """How many processes work, and what each is given.
+
+    `cpu_workers` counts where no GPU is used; `threads` is what each worker computes with (auto: the cores divided
+    among the workers). Each slot of a worker has room for a result of `output_bytes`.
+    """
+
+    cpu_workers: Annotated[int, Meta(ge=1, le=256)] = 1
+    threads: Annotated[int, Meta(ge=1, le=1024)] | Literal["auto"] = "auto"
+    output_bytes: Annotated[int, Meta(ge=2**16, le=2**30)] = 16 * 2**20
+
+    def threads_per_worker(self, cores: int, workers: int) -> int:
+        """Threads that each of `workers` processes computes with on a machine with `cores`."""
+        return max(1, cores // workers) if self.threads == "auto" else self.threads
+
+
+def locate(engine: EngineConfig, folder: Path) -> EngineConfig:
+    """Make the engine's relative paths absolute: they are meant from the folder of the configuration file."""
+    return replace(engine, model=_located(engine.model, folder), controlnet=_located(engine.controlnet, folder))
+
+
+def _located(weights: Weights | None, folder: Path) -> Weights | None:
+    if weights is None or not is_folder(weights):
+        return weights
+    return Weights(path=str((folder / weights.path).resolve()))  # a folder has no revision
+
+
+def engine_problems(engine: EngineConfig) -> list[Problem]:
+    """What is wrong with an `engine` section whose values are all right one by one."""
+    weights = {"model": engine.model, "controlnet": engine.controlnet} if engine.kind == "diffusion" else {}
+    found = {
+        **{key: text for name, part in weights.items() for key, text in weights_problems(name, part).items()},
+        **_canny_problems(engine.canny),
+        **_size_problems(engine.size),
+    }
+    return [Problem(("engine", *key.split(".")), text) for key, text in found.items()]
+
+
+def weights_problems(name: str, weights: Weights | None) -> dict[str, str]:
+    """Why a part of the model cannot be found by what the configuration says of it."""
+    if weights is None:
+        return {name: f"is missing: kind diffusion needs a path, {PLACES}"}
+    if is_folder(weights):
+        return {}
+    if not REPOSITORY.fullmatch(weights.path):
+        return {f"{name}.path": f"is {weights.path!r}, but must be {PLACES}"}
+    if not COMMIT.fullmatch(weights.revision or ""):
+        text = f"is {weights.revision or 'missing'}, but must be the repository's commit: 40 digits of 0-9 and a-f"
+        return {f"{name}.revision": text}
+    return {}
+
+
+def _canny_problems(canny: Canny) -> dict[str, str]:
+    if canny.low <= canny.high:
+        return {}
+    return {"canny.low": f"is {canny.low}, but must not be above canny.high ({canny.high})"}
+
+
+def _size_problems(size: Sizing) -> dict[str, str]:
+    found = {
+        f"size.{name}": f"is {side}, but must be a multiple of size.multiple ({size.multiple})"
+        for name, side in (("short_side", size.short_side), ("long_side", size.long_side))
+        if side % size.multiple
+    }
+    if size.short_side > size.long_side:
+        found["size.short_side"] = f"is {size.short_side}, but must not be above size.long_side ({size.long_side})"
+    return found

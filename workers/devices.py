@@ -1,0 +1,139 @@
+"""Which worker gets which device.
+
+CUDA_VISIBLE_DEVICES means here what it means to CUDA: indices or UUIDs, up to the first that is not valid, and nothing
+at all where one comes twice. But each device gets a process of its own, which is shown that one token, verbatim; so
+several MIG instances can be listed, of which CUDA shows a process only one. NVML says what there is; torch is not
+imported.
+"""
+
+import importlib.util
+import re
+import runpy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+VARIABLE = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """A worker and its device. `token` is what its CUDA_VISIBLE_DEVICES is set to; None on a CPU."""
+
+    id: str
+    kind: Literal["cuda", "cpu"]
+    token: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A worker for each device, and a sentence that says why these."""
+
+    devices: tuple[DeviceSpec, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A device as NVML lists it. `instances` are the UUIDs of its MIG instances; None where MIG is off."""
+
+    uuid: str
+    name: str
+    instances: tuple[str, ...] | None = None
+
+
+class Inventory(Protocol):
+    """Whoever can list the GPUs of this machine."""
+
+    def devices(self) -> Sequence[Gpu]:
+        """All of them, whatever CUDA_VISIBLE_DEVICES says."""
+
+
+def choose_devices(
+    environ: Mapping[str, str], nvml: Inventory | None, cpu_workers: int, cuda_built: bool | None = None
+) -> Placement:
+    """A worker for each CUDA device that is to be used; where there is none, CPU workers.
+
+    `cuda_built`: can the installed torch use CUDA? None looks.
+    """
+    listed = environ.get(VARIABLE)
+    if listed is not None and listed.strip() in ("", "-1"):
+        return _on_cpu(cpu_workers, f"{VARIABLE} is {listed.strip() or 'empty'}")
+    if nvml is None:
+        return _on_cpu(cpu_workers, "no NVIDIA driver answers (NVML cannot be loaded)")
+    if not (torch_has_cuda() if cuda_built is None else cuda_built):
+        return _on_cpu(cpu_workers, "the installed torch was built without CUDA")
+    gpus = nvml.devices()
+    return _all_of(gpus, cpu_workers) if listed is None else _listed_of(gpus, listed, cpu_workers)
+
+
+def torch_has_cuda() -> bool:
+    """Whether the installed torch was built with CUDA, as its version file says: importing torch takes seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    return runpy.run_path(str(Path(spec.origin).with_name("version.py"))).get("cuda") is not None
+
+
+def visible_tokens(listed: str, gpus: Sequence[Gpu]) -> tuple[str, ...]:
+    """The tokens of a CUDA_VISIBLE_DEVICES that count, as they stand there."""
+    tokens = [token.strip() for token in listed.split(",")]
+    by_index = not tokens[0].startswith(("GPU-", "MIG-"))
+    chosen: dict[str, str] = {}
+    for token in tokens:
+        device = _by_index(token, gpus) if by_index else _by_uuid(token, gpus)
+        if device is None:
+            break
+        if device in chosen:
+            return ()
+        chosen[device] = token
+    return tuple(chosen.values())
+
+
+def _by_index(token: str, gpus: Sequence[Gpu]) -> str | None:
+    # CUDA reads the leading digits of a token, as strtoul does: 1abc is 1.
+    digits = re.match(r"\d+", token)
+    return digits[0].lstrip("0") or "0" if digits and int(digits[0]) < len(gpus) else None
+
+
+def _by_uuid(token: str, gpus: Sequence[Gpu]) -> str | None:
+    """The one device whose UUID begins so; an instance in the old form, MIG-GPU-UUID/number/number, is itself."""
+    if token.startswith("MIG-GPU-"):
+        known = any(token.startswith(f"MIG-{gpu.uuid}/") for gpu in gpus)
+        return token if known else None
+    if token.startswith("MIG-"):
+        uuids = [uuid for gpu in gpus for uuid in gpu.instances or ()]
+    else:
+        uuids = [gpu.uuid for gpu in gpus if token.startswith("GPU-")]
+    matches = [uuid for uuid in uuids if uuid.startswith(token)]
+    return matches[0] if len(matches) == 1 else None
+
+
+def _all_of(gpus: Sequence[Gpu], cpu_workers: int) -> Placement:
+    tokens = [uuid for gpu in gpus for uuid in ((gpu.uuid,) if gpu.instances is None else gpu.instances)]
+    if not tokens:
+        lack = "no MIG instance is made on any GPU" if gpus else "NVML lists no GPU"
+        return _on_cpu(cpu_workers, lack)
+    return _on_gpus(tokens, f"{VARIABLE} is not set, so all that NVML lists: {_names(gpus)}")
+
+
+def _listed_of(gpus: Sequence[Gpu], listed: str, cpu_workers: int) -> Placement:
+    tokens = visible_tokens(listed, gpus)
+    if not tokens:
+        return _on_cpu(cpu_workers, f"{VARIABLE}={listed} names no usable device of this machine ({_names(gpus)})")
+    named = len(listed.split(","))
+    ignored = f"; only the first {len(tokens)} of {named} name a device" if len(tokens) < named else ""
+    return _on_gpus(tokens, f"{VARIABLE}={listed}{ignored}")
+
+
+def _on_gpus(tokens: Sequence[str], reason: str) -> Placement:
+    return Placement(tuple(DeviceSpec(f"gpu{i}", "cuda", token) for i, token in enumerate(tokens)), reason)
+
+
+def _on_cpu(workers: int, why: str) -> Placement:
+    return Placement(tuple(DeviceSpec(f"cpu{i}", "cpu", None) for i in range(workers)), f"on the CPU, as {why}")
+
+
+def _names(gpus: Sequence[Gpu]) -> str:
+    return ", ".join(gpu.name + " (MIG)" * (gpu.instances is not None) for gpu in gpus) or "no GPU"

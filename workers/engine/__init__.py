@@ -1,0 +1,22 @@
+"""The model: it knows tensors and pictures, not jobs, queues or HTTP."""
+
+from typing import Any
+
+from workers.engine.config import EngineConfig
+from workers.engine.contract import Engine
+
+
+def build(config: EngineConfig, device: str) -> Engine[Any]:
+    """The engine that a configuration asks for, on a torch device ("cpu", "cuda:0"); the echo engine needs none.
+
+    Raises MissingWeightsError, UnsupportedModelError and UnsupportedSamplerError.
+    """
+    # torch and diffusers take seconds to import: only the engine that needs them pays.
+    if config.kind == "echo":
+        from workers.engine.echo import EchoEngine
+
+        return EchoEngine(config)
+    from workers.engine.engine import DiffusionEngine
+    from workers.engine.model import load
+
+    return DiffusionEngine(config, load(config, device))

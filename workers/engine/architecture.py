@@ -1,0 +1,88 @@
+"""Which networks `networks.py` can run: the family of Stable Diffusion 1.x and 2.x, any size.
+
+A configuration key that asks for anything else is refused at load, by name, rather than ignored.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+_BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
+_BLOCK_KEYS = ("down_block_types", "up_block_types")
+
+# upcast_attention is not here: diffusers' own attention (scaled_dot_product_attention) does not look at it either.
+_BOTH: dict[str, Any] = {
+    "act_fn": "silu",
+    "addition_embed_type": None,
+    "class_embed_type": None,
+    "downsample_padding": 1,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "in_channels": 4,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "resnet_time_scale_shift": "default",
+}
+_UNET: dict[str, Any] = _BOTH | {
+    "attention_type": "default",
+    "center_input_sample": False,
+    "class_embeddings_concat": False,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_norm": None,
+    "dual_cross_attention": False,
+    "mid_block_only_cross_attention": None,
+    "out_channels": 4,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+}
+_CONTROLNET: dict[str, Any] = _BOTH | {
+    "conditioning_channels": 3,
+    "controlnet_conditioning_channel_order": "rgb",
+    "global_pool_conditions": False,
+}
+_SHARED = ("block_out_channels", "cross_attention_dim", "down_block_types", "layers_per_block")
+
+
+class UnsupportedModelError(ValueError):
+    """The model is of an architecture that this engine does not run; the message names the configuration key."""
+
+
+def check(unet: Mapping[str, Any], controlnet: Mapping[str, Any], text_width: int) -> None:
+    """Compare two diffusers configurations, defaults filled in, with what the forward passes cover.
+
+    Raises UnsupportedModelError.
+    """
+    _check_network("UNet", unet, _UNET)
+    _check_network("ControlNet", controlnet, _CONTROLNET)
+    for key in _SHARED:
+        if _plain(unet[key]) != _plain(controlnet[key]):
+            raise UnsupportedModelError(
+                f"{key} is {unet[key]!r} in the UNet and {controlnet[key]!r} in the ControlNet: they do not fit"
+            )
+    if unet["cross_attention_dim"] != text_width:
+        raise UnsupportedModelError(
+            f"cross_attention_dim of the UNet is {unet['cross_attention_dim']!r}, "
+            f"but the text encoder's hidden_size is {text_width}"
+        )
+
+
+def _check_network(name: str, config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
+    for key, value in supported.items():
+        if config[key] != value:
+            raise UnsupportedModelError(f"{key} of the {name} is {config[key]!r}; this engine runs {value!r} only")
+    for key in _BLOCK_KEYS:
+        unknown = sorted(set(config.get(key, ())) - _BLOCKS)
+        if unknown:
+            raise UnsupportedModelError(f"{key} of the {name} has {', '.join(unknown)}, which this engine does not run")
+    if config["norm_num_groups"] is None:
+        raise UnsupportedModelError(f"norm_num_groups of the {name} is None; this engine runs group norms only")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value

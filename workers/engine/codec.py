@@ -1,0 +1,110 @@
+"""Picture files to pixels and back. Pixels are RGB, uint8, [height, width, 3]."""
+
+import struct
+import zlib
+from io import BytesIO
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from workers.engine.config import Canny, Output
+from workers.engine.contract import BadPictureError
+from workers.engine.header import SIDES_SWAPPED, Buffer, Format, Header, read_header
+
+Pixels: TypeAlias = NDArray[np.uint8]
+
+# The plugins are called by name: Image.open would warn of large pictures, which the front end has judged already.
+_PLUGINS: dict[Format, type[ImageFile.ImageFile]] = {"PNG": PngImageFile, "JPEG": JpegImageFile, "WebP": WebPImageFile}
+_MAX_PIXELS = 178_956_970  # where Pillow would call it a bomb; a guard for callers without a limit of their own
+_MAX_SIDE = (
+    65_535  # JPEG's own limit; a WebP of 210 bytes may declare 13,697,032 x 8 and keeps libwebp busy for minutes
+)
+_UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, zlib.error)
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(data: Buffer) -> Pixels:
+    """Pixels of a PNG, JPEG or WebP file as a viewer shows them; of an animation, the first frame.
+
+    Alpha is composited on white, 16 bits become 8, EXIF orientation is applied, colour profiles are ignored.
+    Raises BadPictureError, with a sentence for the client.
+    """
+    header = read_header(data)
+    if header.width * header.height > _MAX_PIXELS or max(header.width, header.height) > _MAX_SIDE:
+        raise BadPictureError(f"The picture is too large: {header.width} x {header.height} pixels.")
+    try:
+        return np.asarray(_upright(_rgb(_open(data, header)), header.orientation))
+    except BadPictureError:
+        raise
+    except _UNREADABLE as error:
+        raise BadPictureError(f"The {header.format} picture is damaged or cut short ({error}).") from error
+
+
+def resize(pixels: Pixels, width: int, height: int) -> Pixels:
+    """Lanczos up, area down, as in ControlNet's demo (lllyasviel/ControlNet, annotator/util.py)."""
+    old_height, old_width = pixels.shape[:2]
+    if (old_width, old_height) == (width, height):
+        return pixels
+    grows = min(width, height) > min(old_width, old_height)
+    method = cv2.INTER_LANCZOS4 if grows else cv2.INTER_AREA
+    return cv2.resize(pixels, (width, height), interpolation=method).astype(np.uint8, copy=False)
+
+
+def edges(pixels: Pixels, canny: Canny) -> Pixels:
+    """Canny edges of RGB pixels: 255 on an edge and 0 elsewhere, [height, width]."""
+    return cv2.Canny(pixels, canny.low, canny.high).astype(np.uint8, copy=False)
+
+
+def encode(pixels: Pixels, output: Output) -> bytes:
+    """The picture file of RGB pixels."""
+    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    options = [cv2.IMWRITE_JPEG_QUALITY, output.quality] if output.format == "jpeg" else []
+    written, file = cv2.imencode(f".{output.format}", bgr, options)
+    if not written:
+        raise RuntimeError(f"OpenCV cannot write {pixels.shape} as {output.format}")
+    return file.tobytes()
+
+
+def _open(data: Buffer, header: Header) -> Image.Image:
+    image = _PLUGINS[header.format](BytesIO(data))
+    stored = (header.height, header.width) if header.orientation >= SIDES_SWAPPED else (header.width, header.height)
+    # Two readers that disagree on the size could be used to smuggle a large picture past the limit.
+    if image.size != stored:
+        raise BadPictureError(f"The {header.format} picture declares more than one size.")
+    image.load()
+    return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _grey16(image)
+    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey16(image: Image.Image) -> Image.Image:
+    grey = np.asarray(image).astype(np.uint16)
+    eight = (grey >> 8).astype(np.uint8)
+    eight[grey == image.info.get("transparency", -1)] = 255
+    return Image.fromarray(eight).convert("RGB")
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image if orientation == 1 else image.transpose(_UPRIGHT[orientation])

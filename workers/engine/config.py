@@ -1,0 +1,90 @@
+"""The `engine` section of a configuration file."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+Positive = Annotated[int, Meta(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Where a part of the model lies: a local folder, or a hub repository with its pinned revision (a commit hash)."""
+
+    path: Annotated[str, Meta(min_length=1)]
+    revision: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A diffusers scheduler by class name, with its options, e.g. `{use_karras_sigmas: true}`."""
+
+    name: Annotated[str, Meta(min_length=1)] = "UniPCMultistepScheduler"
+    steps: Annotated[int, Meta(ge=1, le=1000)] = 20
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompting:
+    """What is added to the client's words: `suffix` is appended, `negative` is what the picture should not show."""
+
+    suffix: str = ""
+    negative: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizing:
+    """The picture is scaled so that its short side is `short_side` pixels and the long one at most `long_side`, both
+    rounded to multiples of `multiple`."""
+
+    short_side: Annotated[int, Meta(ge=64, le=2048)] = 512
+    long_side: Annotated[int, Meta(ge=64, le=4096)] = 1024
+    multiple: Literal[8, 16, 32, 64] = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canny:
+    """Thresholds of the edge detector, in steps of 8-bit intensity."""
+
+    low: Annotated[int, Meta(ge=1, le=2000)] = 100
+    high: Annotated[int, Meta(ge=1, le=2000)] = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """The file that the client gets; `quality` is JPEG's."""
+
+    format: Literal["jpeg", "png"] = "jpeg"
+    quality: Annotated[int, Meta(ge=1, le=100)] = 95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Echo:
+    """`kind: echo`: no model, the picture comes back after `steps` of `step_seconds` each.
+
+    `reencode: false` returns the very bytes that came, unread.
+    """
+
+    steps: Positive = 1
+    step_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    reencode: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Everything that decides what a picture looks like, and how many are made at once (`slots` per worker)."""
+
+    kind: Literal["diffusion", "echo"] = "diffusion"
+    model: Weights | None = None
+    controlnet: Weights | None = None
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    slots: Annotated[int, Meta(ge=1, le=64)] = 4
+    guidance_scale: Annotated[float, Meta(ge=0, le=50)] = 7.5
+    control_scale: Annotated[float, Meta(ge=0, le=2)] = 1.0
+    sampler: Sampler = field(default_factory=Sampler)
+    prompt: Prompting = field(default_factory=Prompting)
+    size: Sizing = field(default_factory=Sizing)
+    canny: Canny = field(default_factory=Canny)
+    output: Output = field(default_factory=Output)
+    echo: Echo = field(default_factory=Echo)

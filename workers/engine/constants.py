@@ -1,0 +1,68 @@
+"""What the networks need that does not change from step to step, computed once.
+
+Per sampler: the time projections of all ResNets. Per prompt: the keys and values of all cross-attentions. Per picture:
+the hint embedding. Each is one flat tensor, with the layers side by side in the order in which they run.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+if TYPE_CHECKING:
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+
+def time_table(net: "UNet2DConditionModel | ControlNetModel", timesteps: Tensor) -> Tensor:
+    """The time projection of each ResNet at each of N timesteps [N]: [N, sum of `shift_widths`]."""
+    # The sinusoids are float32 whatever the network is, as in diffusers.
+    sinusoids = net.time_proj(timesteps).to(net.dtype)
+    embedding = silu(net.time_embedding(sinusoids))
+    return torch.cat([projection(embedding) for projection in _time_projections(net)], dim=1)
+
+
+def shift_widths(net: "UNet2DConditionModel | ControlNetModel") -> list[int]:
+    """Channels of each ResNet's time projection, in running order."""
+    return [projection.out_features for projection in _time_projections(net)]
+
+
+def keys_values(net: "UNet2DConditionModel | ControlNetModel", features: Tensor) -> Tensor:
+    """Keys and values, alternately, of each cross-attention for text features [77, width]: [77, sum of widths]."""
+    return torch.cat([projection(features) for projection in _text_projections(net)], dim=1)
+
+
+def keys_values_widths(net: "UNet2DConditionModel | ControlNetModel") -> list[int]:
+    """Channels of each cross-attention's keys and values, alternately, in running order."""
+    return [projection.out_features for projection in _text_projections(net)]
+
+
+def hint_embedding(controlnet: "ControlNetModel", picture: Tensor) -> Tensor:
+    """What joins the ControlNet's first convolution, for a picture [B, 3, 8h, 8w] in 0 .. 1: [B, channels, h, w]."""
+    embed = controlnet.controlnet_cond_embedding
+    x = silu(embed.conv_in(picture))
+    for conv in embed.blocks:
+        x = silu(conv(x))
+    hint: Tensor = embed.conv_out(x)
+    return hint
+
+
+def _time_projections(net: "UNet2DConditionModel | ControlNetModel") -> Iterator[nn.Linear]:
+    for block in _blocks(net):
+        for resnet in block.resnets:
+            yield resnet.time_emb_proj
+
+
+def _text_projections(net: "UNet2DConditionModel | ControlNetModel") -> Iterator[nn.Linear]:
+    for block in _blocks(net):
+        for transformer in getattr(block, "attentions", ()):
+            for layer in transformer.transformer_blocks:
+                yield layer.attn2.to_k
+                yield layer.attn2.to_v
+
+
+def _blocks(net: "UNet2DConditionModel | ControlNetModel") -> Iterator["UNet2DConditionModel"]:
+    yield from net.down_blocks
+    yield net.mid_block
+    yield from getattr(net, "up_blocks", ())

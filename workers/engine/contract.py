@@ -1,0 +1,65 @@
+"""What a worker process asks of an engine, and the words they share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from scheduler.messages import Costs
+
+Prepared = TypeVar("Prepared")
+
+
+class BadPictureError(ValueError):
+    """The input cannot be read as a picture; the message is for the client."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One picture to make: the encoded input, the prompt and the seed (-2**63 .. 2**64 - 1)."""
+
+    picture: bytes | memoryview
+    text: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """A running picture after a step: `done` of its `total` steps are taken; equal means that it waits for `finish`."""
+
+    slot: int
+    done: int
+    total: int
+
+
+class Engine(Protocol[Prepared]):
+    """Makes pictures, several at a time, each at its own step.
+
+    `prepare` and `encode` may be called from any thread, several at once. All else is called from one thread, the only
+    one that talks to the device. Slots are numbered 0 .. slots - 1.
+    """
+
+    slots: int
+
+    def warm_up(self) -> Costs:
+        """Run everything once and measure it. Called once, before anything else."""
+
+    def prepare(self, task: Task) -> Prepared:
+        """Decode, resize, find edges, tokenise: all that needs no device.
+
+        Raises BadPictureError.
+        """
+
+    def admit(self, slot: int, prepared: Prepared) -> None:
+        """Put a prepared picture into a free slot; it takes part in the next step."""
+
+    def step(self) -> Sequence[Stepped]:
+        """Advance every unfinished picture by one denoising step. Nothing to advance: an empty sequence."""
+
+    def finish(self, slot: int) -> object:
+        """Decode a picture that took its last step, free its slot, and return what `encode` takes."""
+
+    def discard(self, slot: int) -> None:
+        """Drop the picture in a slot, at whatever step it is, and free the slot."""
+
+    def encode(self, pixels: object) -> bytes:
+        """The bytes of the picture file that the client gets."""

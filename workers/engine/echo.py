@@ -1,0 +1,83 @@
+"""An engine without a model: the picture comes back as it went in. For tests and for benchmarks of all the rest."""
+
+import time
+
+import numpy as np
+
+from scheduler.messages import Costs
+from workers.engine import codec
+from workers.engine.codec import Pixels
+from workers.engine.config import EngineConfig
+from workers.engine.contract import Stepped, Task
+
+_WARM_UP_SEED = 0
+
+
+class EchoEngine:
+    """Returns the input picture after `config.echo.steps` steps; all pictures that run share the time of a step."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.slots = config.slots
+        self._config = config
+        self._running: dict[int, tuple[Pixels | bytes, int]] = {}
+
+    def warm_up(self) -> Costs:
+        """Measure the codec on a nominal picture, unless pictures pass unread."""
+        echo = self._config.echo
+        fixed_seconds = self._measure() if echo.reencode else 0.0
+        return Costs(echo.steps, (echo.step_seconds,) * self.slots, fixed_seconds)
+
+    def prepare(self, task: Task) -> Pixels | bytes:
+        """Decode the picture (RGB uint8 [h, w, 3]), or take its bytes unread.
+
+        Raises BadPictureError.
+        """
+        return codec.decode(task.picture) if self._config.echo.reencode else bytes(task.picture)
+
+    def admit(self, slot: int, prepared: Pixels | bytes) -> None:
+        """Put a picture into a free slot. Raises ValueError when the slot is taken or not there."""
+        if not 0 <= slot < self.slots or slot in self._running:
+            raise ValueError(f"slot {slot} is not free")
+        self._running[slot] = (prepared, 0)
+
+    def step(self) -> list[Stepped]:
+        """Let one step's time pass for every unfinished picture."""
+        total = self._config.echo.steps
+        unfinished = [slot for slot, (_, done) in self._running.items() if done < total]
+        if unfinished:
+            time.sleep(self._config.echo.step_seconds)
+        return [self._advance(slot) for slot in unfinished]
+
+    def finish(self, slot: int) -> Pixels | bytes:
+        """What `prepare` made of the picture. Raises ValueError while it has steps to take."""
+        picture, done = self._tenant(slot)
+        if done < self._config.echo.steps:
+            raise ValueError(f"slot {slot} has steps to take")
+        del self._running[slot]
+        return picture
+
+    def discard(self, slot: int) -> None:
+        """Drop the picture in a slot. Raises ValueError when there is none."""
+        self._tenant(slot)
+        del self._running[slot]
+
+    def encode(self, pixels: object) -> bytes:
+        """The picture file."""
+        return pixels if isinstance(pixels, bytes) else codec.encode(np.asarray(pixels, np.uint8), self._config.output)
+
+    def _tenant(self, slot: int) -> tuple[Pixels | bytes, int]:
+        if slot not in self._running:
+            raise ValueError(f"slot {slot} is empty")
+        return self._running[slot]
+
+    def _advance(self, slot: int) -> Stepped:
+        picture, done = self._running[slot]
+        self._running[slot] = (picture, done + 1)
+        return Stepped(slot, done + 1, self._config.echo.steps)
+
+    def _measure(self) -> float:
+        side = self._config.size.short_side
+        noise = np.random.default_rng(_WARM_UP_SEED).integers(0, 256, (side, side, 3), np.uint8)
+        start = time.perf_counter()
+        self.encode(self.prepare(Task(self.encode(noise), "", _WARM_UP_SEED)))
+        return time.perf_counter() - start

@@ -1,0 +1,195 @@
+"""What a picture file says of itself: its format and size, read from the header alone.
+
+Nothing is decompressed and nothing is allocated by the declared size, so a picture may claim any size: the caller
+compares it with its own limit. Pillow would warn of such claims (or, for WebP, allocate the canvas at once), therefore
+the few bytes are read here. Layouts: PNG 3rd edition 5 and 11; ITU T.81 B.1; RFC 9649; Exif 2.32 4.6.
+"""
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from struct import unpack_from
+from typing import Literal, TypeAlias
+
+from workers.engine.config import Sizing
+from workers.engine.contract import BadPictureError
+
+Format: TypeAlias = Literal["PNG", "JPEG", "WebP"]
+Buffer: TypeAlias = bytes | memoryview
+_Stored: TypeAlias = tuple[int, int, bytes]  # width, height and EXIF block as they lie in the file
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
+_ORIENTATION_TAG = 0x0112
+SIDES_SWAPPED = 5  # orientations 5 to 8 lie on their side
+_BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})  # JPEG markers without a length: TEM, RST0-7, SOI
+_HEADER_ENDS = frozenset({0xD9, 0xDA})  # EOI, SOS
+_NOT_FRAMES = frozenset({0xC4, 0xC8, 0xCC})  # the markers among C0-CF that do not start a frame: DHT, JPG, DAC
+_MAX_PARTS = 10_000  # chunks or segments looked at: a hostile file may consist of millions of empty ones
+_OTHERS = {
+    b"GIF8": "a GIF",
+    b"BM": "a BMP",
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"<svg": "an SVG",
+    b"<?xml": "XML",
+    b"%PDF": "a PDF",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A picture's format, its size in pixels as a viewer shows it, and its EXIF orientation (1 to 8, 1 is upright)."""
+
+    format: Format
+    width: int
+    height: int
+    orientation: int = 1
+
+
+def read_header(data: Buffer) -> Header:
+    """The header of a PNG, JPEG or WebP file.
+
+    Raises BadPictureError, with a sentence for the client.
+    """
+    kind, read = _reader(data)
+    try:
+        width, height, exif = read(memoryview(data))
+    except (struct.error, IndexError):
+        raise BadPictureError(f"The {kind} picture ends within its header.") from None
+    if width < 1 or height < 1:
+        raise BadPictureError(f"The {kind} picture declares a size of {width} x {height} pixels.")
+    orientation = _orientation(exif)
+    if orientation >= SIDES_SWAPPED:
+        width, height = height, width
+    return Header(kind, width, height, orientation)
+
+
+def output_size(width: int, height: int, sizing: Sizing) -> tuple[int, int]:
+    """(width, height) in pixels of the picture that is made from one of `width` x `height`.
+
+    The rule of ControlNet's own demo (lllyasviel/ControlNet, annotator/util.py, `resize_image`): the short side becomes
+    `short_side`, then both are rounded to multiples. A picture too long for `long_side` is made smaller as a whole.
+    """
+    scale = min(sizing.short_side / min(width, height), sizing.long_side / max(width, height))
+    return _rounded(width * scale, sizing), _rounded(height * scale, sizing)
+
+
+def _rounded(side: float, sizing: Sizing) -> int:
+    most = max(sizing.long_side // sizing.multiple, 1)
+    return min(max(round(side / sizing.multiple), 1), most) * sizing.multiple
+
+
+# ------------------------------------------------------------------------------------------------------------- formats
+
+
+def _reader(data: Buffer) -> tuple[Format, Callable[[memoryview], _Stored]]:
+    start = bytes(data[:16])
+    if start.startswith(_PNG):
+        return "PNG", _read_png
+    if start.startswith(_JPEG):
+        return "JPEG", _read_jpeg
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "WebP", _read_webp
+    if not start:
+        raise BadPictureError("The picture is empty.")
+    other = next((name for magic, name in _OTHERS.items() if start.startswith(magic)), "another kind of file")
+    raise BadPictureError(f"The picture must be a PNG, JPEG or WebP file; this is {other}.")
+
+
+def _read_png(data: memoryview) -> _Stored:
+    if bytes(data[12:16]) != b"IHDR":
+        raise BadPictureError("The PNG picture does not begin with its header.")
+    width, height = unpack_from(">II", data, 16)
+    exif = next((bytes(body) for name, body in _png_chunks(data) if name == b"eXIf"), b"")
+    return width, height, exif
+
+
+def _png_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    at = len(_PNG)
+    for _ in range(_MAX_PARTS):
+        if at + 8 > len(data):
+            return
+        length, name = unpack_from(">I4s", data, at)
+        yield name, data[at + 8 : at + 8 + length]
+        at += 12 + length
+
+
+def _read_jpeg(data: memoryview) -> _Stored:
+    exif = b""
+    for marker, body in _jpeg_segments(data):
+        if marker == 0xE1 and not exif and bytes(body[:6]) == b"Exif\0\0":
+            exif = bytes(body[6:])
+        elif 0xC0 <= marker <= 0xCF and marker not in _NOT_FRAMES:
+            height, width = unpack_from(">xHH", body)
+            return width, height, exif
+    raise BadPictureError("The JPEG picture does not declare its size.")
+
+
+def _jpeg_segments(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    at = 2
+    for _ in range(_MAX_PARTS):
+        fill, marker = data[at], data[at + 1]
+        if fill != 0xFF:
+            raise BadPictureError("The JPEG picture is damaged: its header is out of step.")
+        if marker == 0xFF:
+            at += 1
+        elif marker in _BARE_MARKERS:
+            at += 2
+        elif marker in _HEADER_ENDS:
+            return
+        else:
+            (length,) = unpack_from(">H", data, at + 2)
+            yield marker, data[at + 4 : at + 2 + length]
+            at += 2 + length
+
+
+def _read_webp(data: memoryview) -> _Stored:
+    match bytes(data[12:16]):
+        case b"VP8X":
+            width, height = _uint24(data, 24) + 1, _uint24(data, 27) + 1
+            return width, height, next((bytes(body) for name, body in _riff_chunks(data) if name == b"EXIF"), b"")
+        case b"VP8L":
+            (bits,) = unpack_from("<I", data, 21)
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, b""
+        case b"VP8 ":
+            width, height = unpack_from("<HH", data, 26)
+            return width & 0x3FFF, height & 0x3FFF, b""
+        case _:
+            raise BadPictureError("The WebP picture does not begin with its header.")
+
+
+def _riff_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    at = 12
+    for _ in range(_MAX_PARTS):
+        if at + 8 > len(data):
+            return
+        name, length = unpack_from("<4sI", data, at)
+        yield name, data[at + 8 : at + 8 + length]
+        at += 8 + length + length % 2
+
+
+def _uint24(data: memoryview, at: int) -> int:
+    low, high = unpack_from("<HB", data, at)
+    return int(low | high << 16)
+
+
+# ---------------------------------------------------------------------------------------------------------------- EXIF
+
+
+def _orientation(exif: bytes) -> int:
+    """The orientation tag of the first directory of an EXIF block; 1 where there is none or it makes no sense."""
+    exif = exif.removeprefix(b"Exif\0\0")  # some writers of WebP repeat JPEG's prefix
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None:
+        return 1
+    try:
+        (at,) = unpack_from(f"{order}I", exif, 4)
+        (entries,) = unpack_from(f"{order}H", exif, at)
+        for entry in range(entries):
+            tag, _kind, _count, value = unpack_from(f"{order}HHIH", exif, at + 2 + 12 * entry)
+            if tag == _ORIENTATION_TAG:
+                return int(value) if 1 <= value <= 8 else 1
+    except struct.error:
+        return 1
+    return 1

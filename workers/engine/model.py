@@ -1,0 +1,209 @@
+"""The model's weights, and all that is made of them once: from a folder, or from the Hugging Face cache."""
+
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from workers.engine.architecture import check
+from workers.engine.conditioning import TextConditioning, Tokens
+from workers.engine.config import EngineConfig, Sampler, Weights
+from workers.engine.constants import keys_values_widths, shift_widths, time_table
+from workers.engine.sampler import SamplerMatrix, Scheduler, UnsupportedSamplerError, sampler_matrix
+from workers.engine.weights import MissingWeightsError, folder_of, is_folder
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+_HALF_VARIANT = "fp16"
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A model as diffusers and transformers load it. `scheduler` is the configuration of the scheduler it came with."""
+
+    unet: "UNet2DConditionModel"
+    controlnet: "ControlNetModel"
+    vae: "AutoencoderKL"
+    text_encoder: "CLIPTextModel"
+    tokenizer: "CLIPTokenizer"
+    scheduler: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """One of the two networks with its time table [N, total], and how that and the text's tensor split into layers."""
+
+    net: Any
+    times: Tensor
+    shift_widths: list[int]
+    keys_values_widths: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """Everything that is loaded or computed once, on its device. `weights` is the sampler's matrix in float32."""
+
+    unet: Network
+    controlnet: Network
+    vae: "AutoencoderKL"
+    tokens: Tokens
+    text: TextConditioning
+    sampler: SamplerMatrix
+    weights: Tensor
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def latent_scale(self) -> int:
+        """Pixels along a side of one latent: 8 with Stable Diffusion."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels of final latents [4, h, w]: RGB uint8 [height, width, 3], on the device."""
+        scaled = (latents / self.vae.config.scaling_factor).to(self.dtype)
+        return to_pixels(self.vae.decode(scaled[None], return_dict=False)[0][0])
+
+
+def to_pixels(decoded: Tensor) -> Tensor:
+    """uint8 [height, width, 3] of the VAE's output [3, height, width] in -1 .. 1, rounded as diffusers does."""
+    zero_to_one = (decoded.float() / 2 + 0.5).clamp(0, 1)
+    return (zero_to_one * 255).round().to(torch.uint8).permute(1, 2, 0)
+
+
+def load(config: EngineConfig, device: str) -> Model:
+    """Load what a configuration names onto a torch device.
+
+    Raises MissingWeightsError, UnsupportedModelError and UnsupportedSamplerError.
+    """
+    return assemble(config, read(config, dtype_of(config, device)), device)
+
+
+def dtype_of(config: EngineConfig, device: str) -> torch.dtype:
+    """The number format to compute in: `auto` is float16 on CUDA and float32 elsewhere."""
+    if config.dtype == "auto":
+        return torch.float16 if torch.device(device).type == "cuda" else torch.float32
+    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[config.dtype]
+
+
+@torch.no_grad()
+def assemble(config: EngineConfig, parts: Parts, device: str) -> Model:
+    """Check the parts, move them to the device, and compute what stays the same.
+
+    Raises UnsupportedModelError and UnsupportedSamplerError.
+    """
+    check(parts.unet.config, parts.controlnet.config, parts.text_encoder.config.hidden_size)
+    sampler = sampler_matrix(lambda: make_scheduler(config.sampler, parts.scheduler))
+    for part in (parts.unet, parts.controlnet, parts.vae, parts.text_encoder):
+        _settle(part, device)
+    timesteps = sampler.timesteps.to(device)
+    return Model(
+        unet=_network(parts.unet, timesteps),
+        controlnet=_network(parts.controlnet, timesteps),
+        vae=parts.vae,
+        tokens=Tokens(parts.tokenizer, config.prompt),
+        text=TextConditioning(parts.text_encoder, parts.unet, parts.controlnet),
+        sampler=sampler,
+        weights=sampler.weights.to(device, torch.float32),
+        device=torch.device(device),
+        dtype=parts.unet.dtype,
+    )
+
+
+def _settle(part: nn.Module, device: str) -> None:
+    # Channels-last on the CPU too: a step of the demo model took 51 ms instead of 70.
+    part.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+
+
+def _network(net: Any, timesteps: Tensor) -> Network:
+    return Network(net, time_table(net, timesteps), shift_widths(net), keys_values_widths(net))
+
+
+def make_scheduler(sampler: Sampler, base: dict[str, Any]) -> Scheduler:
+    """A diffusers scheduler with its timesteps set; `base` is the configuration of the one the model came with.
+
+    Raises UnsupportedSamplerError.
+    """
+    import diffusers
+
+    kind: Any = getattr(diffusers, sampler.name, None)
+    if not hasattr(kind, "set_timesteps"):
+        raise UnsupportedSamplerError(f"diffusers has no scheduler named {sampler.name}")
+    # Only what this scheduler knows: what another kind was saved with would be warned of.
+    known = inspect.signature(kind).parameters
+    options = {key: value for key, value in base.items() if key in known} | sampler.options
+    scheduler = kind.from_config(options)
+    scheduler.set_timesteps(sampler.steps)
+    return cast(Scheduler, scheduler)
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def read(config: EngineConfig, dtype: torch.dtype) -> Parts:
+    """Read the weights into main memory. Raises MissingWeightsError."""
+    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # it would draw in the log of every worker
+    if config.model is None:
+        raise MissingWeightsError("the configuration's engine.model")
+    folder = _folder("model", config.model)
+    control_folder = _folder("controlnet", config.controlnet) if config.controlnet else folder / "controlnet"
+    return Parts(
+        unet=_network_from(UNet2DConditionModel, folder / "unet", dtype),
+        controlnet=_network_from(ControlNetModel, control_folder, dtype),
+        vae=_network_from(AutoencoderKL, folder / "vae", dtype),
+        text_encoder=_text_encoder_from(CLIPTextModel, folder / "text_encoder", dtype),
+        tokenizer=CLIPTokenizer.from_pretrained(_existing(folder / "tokenizer", "tokenizer_config.json")),
+        scheduler=_scheduler_config(folder / "scheduler"),
+    )
+
+
+def _folder(name: str, weights: Weights) -> Path:
+    if is_folder(weights):
+        return Path(weights.path)  # what is missing in it is told file by file
+    folder = folder_of(name, weights)
+    if folder is None:
+        raise MissingWeightsError(f"{weights.path} at revision {weights.revision}")
+    return folder
+
+
+def _existing(folder: Path, *files: str) -> Path:
+    for file in files:
+        if not (folder / file).is_file():
+            raise MissingWeightsError(str(folder / file))
+    return folder
+
+
+def _variant(folder: Path, stem: str, dtype: torch.dtype) -> Literal["fp16"] | None:
+    """Half-precision files are half to read; for float32 they are the second choice."""
+    full = (folder / f"{stem}.safetensors").is_file()
+    half = (folder / f"{stem}.{_HALF_VARIANT}.safetensors").is_file()
+    if not full and not half:
+        raise MissingWeightsError(str(folder / f"{stem}.safetensors"))
+    return "fp16" if half and not (full and dtype == torch.float32) else None
+
+
+def _network_from(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    variant = _variant(_existing(folder, "config.json"), "diffusion_pytorch_model", dtype)
+    # The other way of loading needs the package accelerate; this one allocates, but does not initialise, twice.
+    return kind.from_pretrained(folder, variant=variant, dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False)
+
+
+def _text_encoder_from(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    variant = _variant(_existing(folder, "config.json"), "model", dtype)
+    return kind.from_pretrained(folder, variant=variant, dtype=dtype, use_safetensors=True, local_files_only=True)
+
+
+def _scheduler_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(
+        (_existing(folder, "scheduler_config.json") / "scheduler_config.json").read_text()
+    )
+    return config

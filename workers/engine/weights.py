@@ -1,0 +1,43 @@
+"""Where the weights of a model lie on this machine: in a folder or in the Hugging Face cache. Nothing is downloaded."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from workers.engine.config import EngineConfig, Weights
+
+# A file that each part has, by its key in the `engine` section: where it is, the part is.
+LANDMARKS = {"model": "unet/config.json", "controlnet": "config.json"}
+
+
+class MissingWeightsError(FileNotFoundError):
+    """A part of the model is not on this machine; the message names it and the command that gets it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} is missing; get it with: python -m workers.fetch CONFIG")
+
+
+def is_folder(weights: Weights) -> bool:
+    """A path that begins with `.` or `/` is a folder; any other is a repository on the hub."""
+    return weights.path.startswith((".", "/"))
+
+
+def parts_of(engine: EngineConfig) -> Iterator[tuple[str, Weights]]:
+    """The parts of the model that have weights, by their keys."""
+    if engine.kind == "diffusion":
+        yield from ((name, part) for name in LANDMARKS if (part := getattr(engine, name)) is not None)
+
+
+def absent(engine: EngineConfig) -> list[str]:
+    """What is not on this machine of the weights that a (located) configuration names; empty when all of it is."""
+    return [f"engine.{name}: {weights.path}" for name, weights in parts_of(engine) if folder_of(name, weights) is None]
+
+
+def folder_of(name: str, weights: Weights) -> Path | None:
+    """The folder of a part ("model" or "controlnet"), or None when it is not here."""
+    landmark = LANDMARKS[name]
+    if is_folder(weights):
+        return Path(weights.path) if (Path(weights.path) / landmark).is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(weights.path, landmark, revision=weights.revision)
+    return Path(found.removesuffix(landmark)) if isinstance(found, str) else None

@@ -1,0 +1,250 @@
+"""The shell around the scheduler: submissions, pipes, deaths and timers become events, and commands are carried out.
+
+It owns every pipe and process and decides nothing. All of it runs on one event loop, on the main thread.
+"""
+
+import asyncio
+import importlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import SpawnContext
+from typing import assert_never
+
+from scheduler import messages as m
+from scheduler.core import Scheduler
+from workers import wire
+from workers.child import Child
+from workers.engine.contract import Task
+from workers.process import Setup
+from workers.slots import SlotLayout, SlotMemory
+
+log = logging.getLogger("contour.pool")
+
+STOP_SECONDS = 5.0  # given to idle workers to end by themselves at shutdown
+
+Observer = Callable[[m.Event, Sequence[m.Command]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a job ended; `picture` is the file, empty unless the outcome is `Done`."""
+
+    outcome: m.Outcome
+    picture: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What a worker said of its device when it became ready; `uuid` is NVML's, None on a CPU."""
+
+    name: str
+    uuid: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    task: Task
+    answer: "asyncio.Future[Answer]"
+
+
+class Pool:
+    """Runs jobs on worker processes, one per device.
+
+    `run` keeps it going until `drain` has ended; `generate` may be called from the moment it is constructed.
+    """
+
+    def __init__(
+        self,
+        setups: Sequence[Setup],
+        core: Scheduler,
+        layout: SlotLayout,
+        observe: Observer = lambda event, commands: None,
+    ) -> None:
+        self.core = core
+        self.devices: dict[m.WorkerId, Device] = {}
+        self._setups = {setup.device.id: setup for setup in setups}
+        self._memories = {worker: SlotMemory.create(layout) for worker in self._setups}
+        self._children: dict[m.WorkerId, Child] = {}
+        self._waiting: dict[m.JobId, _Waiting] = {}
+        self._last_job = 0
+        self._observe = observe
+        self._timer: asyncio.TimerHandle | None = None
+        self._context: SpawnContext | None = None
+        self._drained = asyncio.Event()
+
+    async def run(self) -> None:
+        """Start the workers and serve until drained; then end every process and let go of all memory."""
+        # In a thread, as it takes seconds, and clients are to be heard meanwhile.
+        torch_multiprocessing = await asyncio.to_thread(importlib.import_module, "torch.multiprocessing")
+        self._context = torch_multiprocessing.get_context("spawn")
+        self._handle(m.Opened())
+        try:
+            await self._drained.wait()
+        finally:
+            await self._close()
+
+    async def generate(self, task: Task, deadline: float, work: float = 1.0) -> Answer:
+        """Make one picture by `deadline` (seconds, time.monotonic). Cancelling this call cancels the job."""
+        self._last_job += 1
+        job = m.Job(self._last_job, deadline, work)
+        waiting = _Waiting(task, asyncio.get_running_loop().create_future())
+        self._waiting[job.id] = waiting
+        self._handle(m.Submitted(job))
+        try:
+            return await waiting.answer
+        except asyncio.CancelledError:
+            self._handle(m.Cancelled(job.id))
+            raise
+
+    def drain(self, seconds: float) -> None:
+        """Take nothing new; `run` returns when all that was accepted is answered, at the latest after `seconds`."""
+        self._handle(m.Drain(time.monotonic() + seconds))
+
+    @property
+    def processes(self) -> Mapping[m.WorkerId, int]:
+        """Process ids of the workers that have a process."""
+        return {worker: child.pid for worker, child in self._children.items()}
+
+    # ------------------------------------------------------------------------------------------------ events, commands
+
+    def _handle(self, event: m.Event) -> None:
+        commands = self.core.handle(time.monotonic(), event)
+        self._observe(event, commands)
+        for command in commands:
+            self._carry_out(command)
+        self._arm()
+
+    def _arm(self) -> None:
+        """Set the one timer to when the scheduler wants to be woken."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if (when := self.core.next_wakeup) is not None:
+            delay = max(0.0, when - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._handle, m.Tick())
+
+    def _carry_out(self, command: m.Command) -> None:
+        match command:
+            case m.Spawn(worker):
+                self._spawn(worker)
+            case m.Kill(worker, reason):
+                log.error("worker %s is killed: %s", worker, reason)
+                self._children[worker].kill()
+            case m.Start():
+                self._start(command)
+            case m.Cancel(worker, slot, generation):
+                self._send(worker, wire.Drop(slot, generation))
+            case m.Reply(job, outcome):
+                self._reply(job, outcome)
+            case m.Exit():
+                self._drained.set()
+            case _ as unreachable:
+                assert_never(unreachable)
+
+    def _spawn(self, worker: m.WorkerId) -> None:
+        assert self._context is not None  # Opened comes after the import
+        child = Child(self._context, self._setups[worker], self._memories[worker])
+        self._children[worker] = child
+        loop = asyncio.get_running_loop()
+        loop.add_reader(child.channel, self._read, worker, child)
+        loop.add_reader(child.sentinel, self._bury, worker, child)
+        log.info("worker %s starts (process %d)", worker, child.pid)
+
+    def _start(self, command: m.Start) -> None:
+        task = self._waiting[command.job].task
+        text = task.text.encode()
+        end = len(task.picture)
+        room = self._memories[command.worker].input(command.slot)
+        room[:end] = task.picture
+        room[end : end + len(text)] = text
+        self._send(command.worker, wire.Run(command.slot, command.generation, end, len(text), task.seed))
+
+    def _send(self, worker: m.WorkerId, order: wire.Order) -> None:
+        child = self._children[worker]
+        if not child.send(order):
+            child.kill()  # its death, noticed by the sentinel, puts things right
+
+    def _reply(self, job: m.JobId, outcome: m.Outcome) -> None:
+        answer = self._waiting.pop(job).answer
+        if answer.done():  # cancelled: nobody waits
+            return
+        picture = b""
+        if isinstance(outcome, m.Done):
+            picture = bytes(self._memories[outcome.worker].output(outcome.slot)[: outcome.image.length])
+        answer.set_result(Answer(outcome, picture))
+
+    # ------------------------------------------------------------------------------------------------ from the workers
+
+    def _read(self, worker: m.WorkerId, child: Child) -> None:
+        heard = False
+        for report in child.reports():
+            heard = True
+            self._report(worker, report)
+        if not heard:  # readable with nothing to read: end of file
+            asyncio.get_running_loop().remove_reader(child.channel)
+            child.kill()  # whatever it still does, nobody can hear of it
+
+    def _report(self, worker: m.WorkerId, report: wire.Report) -> None:
+        match report:
+            case wire.Ready(steps, step_seconds, fixed_seconds, device, uuid):
+                self.devices[worker] = Device(device, uuid)
+                log.info("worker %s is ready on %s: %.3f s a step", worker, device, step_seconds[0])
+                self._handle(m.WorkerReady(worker, m.Costs(steps, step_seconds, fixed_seconds)))
+            case wire.Stepped(done):
+                self._handle(m.Stepped(worker, done))
+            case wire.Finished(slot, generation, length, prepare, denoise, decode, encode):
+                image = m.Image(length, prepare, denoise, decode, encode)
+                self._handle(m.Finished(worker, slot, generation, image))
+            case wire.Failed(slot, generation, reason, refused):
+                self._handle(m.Failed(worker, slot, generation, reason, refused))
+            case wire.Released(slot, generation):
+                self._handle(m.Released(worker, slot, generation))
+            case wire.Ending():  # kept by the child as its last words
+                pass
+            case _ as unreachable:
+                assert_never(unreachable)
+
+    def _bury(self, worker: m.WorkerId, child: Child) -> None:
+        """The process has ended. What it managed to report still counts; then its jobs go elsewhere."""
+        self._forget(child)
+        for report in child.reports():
+            self._report(worker, report)
+        del self._children[worker]
+        reason = child.reap()
+        log.error("worker %s is lost: %s", worker, reason)
+        self._handle(m.WorkerLost(worker, reason))
+
+    def _forget(self, child: Child) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(child.channel)
+        loop.remove_reader(child.sentinel)
+
+    # ------------------------------------------------------------------------------------------------------ the end
+
+    async def _close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        ended = [asyncio.ensure_future(self._end(child)) for child in self._children.values()]
+        self._children.clear()
+        if ended:
+            await asyncio.wait(ended)
+        for memory in self._memories.values():
+            memory.close()
+
+    async def _end(self, child: Child) -> None:
+        """Ask, wait, kill: in any case the process is gone and reaped afterwards."""
+        self._forget(child)
+        gone = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(child.sentinel, gone.set)
+        if not child.send(wire.Stop()):
+            child.kill()
+        try:
+            await asyncio.wait_for(gone.wait(), STOP_SECONDS)
+        except TimeoutError:
+            child.kill()
+            await gone.wait()  # SIGKILL cannot be refused
+        loop.remove_reader(child.sentinel)
+        child.reap()

@@ -1,0 +1,71 @@
+"""Pictures in shared memory: one anonymous region per worker, cut into fixed input and output slots.
+
+The region is a memfd. It has no name, so nothing is left in /dev/shm whoever dies, no resource tracker has to know it,
+and a container's 64 MB /dev/shm does not bound it. Pages are allocated when they are first touched.
+"""
+
+import mmap
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import reduction
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class SlotLayout:
+    """`count` slots, each with room for `input_bytes` of request and `output_bytes` of result."""
+
+    count: int
+    input_bytes: int
+    output_bytes: int
+
+    @property
+    def total(self) -> int:
+        """Size of the whole region in bytes."""
+        return self.count * (self.input_bytes + self.output_bytes)
+
+
+class SlotMemory:
+    """A mapped region. Who may touch which slot when is the scheduler's business: this is only the arithmetic."""
+
+    def __init__(self, descriptor: int, layout: SlotLayout) -> None:
+        self.descriptor = descriptor
+        self.layout = layout
+        self._map = mmap.mmap(descriptor, layout.total)
+        self._view = memoryview(self._map)
+
+    @classmethod
+    def create(cls, layout: SlotLayout) -> "SlotMemory":
+        """Make a new region; hand its `descriptor` to the process that shares it."""
+        descriptor = os.memfd_create("contour-slots", os.MFD_CLOEXEC)
+        os.ftruncate(descriptor, layout.total)
+        return cls(descriptor, layout)
+
+    def input(self, slot: int) -> memoryview:
+        """The request side of a slot, writable."""
+        return self._cut(slot, 0, self.layout.input_bytes)
+
+    def output(self, slot: int) -> memoryview:
+        """The result side of a slot, writable."""
+        return self._cut(slot, self.layout.input_bytes, self.layout.output_bytes)
+
+    def close(self) -> None:
+        """Unmap and close. Views handed out before must be gone: BufferError otherwise."""
+        self._view.release()
+        self._map.close()
+        os.close(self.descriptor)
+
+    def __reduce__(self) -> tuple[Callable[..., "SlotMemory"], tuple[Any, SlotLayout]]:
+        """Pickled as an argument of a process being spawned, it arrives there as the same memory."""
+        return _attach, (reduction.DupFd(self.descriptor), self.layout)
+
+    def _cut(self, slot: int, offset: int, length: int) -> memoryview:
+        if not 0 <= slot < self.layout.count:
+            raise IndexError(f"slot {slot} of {self.layout.count}")
+        start = slot * (self.layout.input_bytes + self.layout.output_bytes) + offset
+        return self._view[start : start + length]
+
+
+def _attach(descriptor: Any, layout: SlotLayout) -> SlotMemory:
+    return SlotMemory(descriptor.detach(), layout)

@@ -1,0 +1,189 @@
+"""What NVML says of the GPUs: which there are, how they are, and which errors (XIDs) they have had.
+
+Whatever a device or driver does not support is None, never an error.
+"""
+
+import contextlib
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pynvml
+
+from workers.devices import Gpu
+
+log = logging.getLogger("contour.telemetry")
+
+WAIT_MILLISECONDS = 500  # for an event; closing may take as long
+PERCENT = 100.0
+MILLIWATTS = 1000.0
+
+# What holds a device's clocks down; being idle, and clocks that somebody has set, do not.
+THROTTLE_REASONS: Mapping[str, int] = {
+    "sw_power_cap": pynvml.nvmlClocksEventReasonSwPowerCap,
+    "hw_slowdown": pynvml.nvmlClocksEventReasonHwSlowdown,
+    "sync_boost": pynvml.nvmlClocksEventReasonSyncBoost,
+    "sw_thermal": pynvml.nvmlClocksEventReasonSwThermalSlowdown,
+    "hw_thermal": pynvml.nvmlClocksEventReasonHwThermalSlowdown,
+    "hw_power_brake": pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
+}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A device at one moment: share of time with a kernel running (0..1), bytes, degrees Celsius, watts."""
+
+    utilization: float | None = None
+    memory_used: int | None = None
+    memory_total: int | None = None
+    temperature: float | None = None
+    power: float | None = None
+    throttle_reasons: tuple[str, ...] | None = None
+
+
+class Nvml:
+    """NVML, opened. `library` is the pynvml module, or something that behaves like it."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+        self._xids: Counter[tuple[str, int]] = Counter()
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._listener: threading.Thread | None = None
+
+    @classmethod
+    def open(cls, library: Any = pynvml) -> "Nvml | None":
+        """Load NVML; None where there is no driver, or it does not answer."""
+        try:
+            library.nvmlInit()
+        except pynvml.NVMLError as error:
+            log.debug("NVML: %s", error)
+            return None
+        return cls(library)
+
+    def run(self) -> None:
+        """Count XID errors from now on, in a thread of its own, until `close`."""
+        self._listener = threading.Thread(target=self._listen, name="xid events", daemon=True)
+        self._listener.start()
+
+    def close(self) -> None:
+        """Stop counting and let go of NVML."""
+        self._closing.set()
+        if self._listener is not None:
+            self._listener.join()
+        self._library.nvmlShutdown()
+
+    def devices(self) -> list[Gpu]:
+        """Every GPU that can be talked to, with its MIG instances."""
+        return [gpu for handle in self._handles() if (gpu := self._describe(handle)) is not None]
+
+    def read(self, uuid: str) -> Reading:
+        """How a GPU or MIG instance is. What an instance cannot say by itself is its GPU's."""
+        handle = self._ask(self._library.nvmlDeviceGetHandleByUUID, uuid)
+        if handle is None:
+            return Reading()
+        gpu = self._ask(self._library.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle) or handle
+        memory = self._ask(self._library.nvmlDeviceGetMemoryInfo, handle)
+        rates = self._ask(self._library.nvmlDeviceGetUtilizationRates, handle)
+        milliwatts = self._ask(self._library.nvmlDeviceGetPowerUsage, gpu)
+        return Reading(
+            utilization=None if rates is None else rates.gpu / PERCENT,
+            memory_used=None if memory is None else memory.used,
+            memory_total=None if memory is None else memory.total,
+            temperature=self._ask(self._library.nvmlDeviceGetTemperatureV, gpu, pynvml.NVML_TEMPERATURE_GPU),
+            power=None if milliwatts is None else milliwatts / MILLIWATTS,
+            throttle_reasons=self._throttle_reasons(gpu),
+        )
+
+    def xids(self) -> Mapping[tuple[str, int], int]:
+        """How many errors each GPU has had since `run`, by (UUID, XID)."""
+        with self._lock:
+            return dict(self._xids)
+
+    def _ask(self, question: Callable[..., T], *arguments: object) -> T | None:
+        """The answer, or None where NVML has none."""
+        try:
+            return question(*arguments)
+        except pynvml.NVMLError:
+            return None
+
+    def _handles(self) -> Iterator[Any]:
+        for index in range(self._ask(self._library.nvmlDeviceGetCount) or 0):
+            handle = self._ask(self._library.nvmlDeviceGetHandleByIndex, index)
+            if handle is None:
+                log.warning("NVML counts a GPU %d but cannot reach it: it is left out", index)
+            else:
+                yield handle
+
+    def _describe(self, handle: Any) -> Gpu | None:
+        uuid = self._ask(self._library.nvmlDeviceGetUUID, handle)
+        if uuid is None:
+            log.warning("a GPU does not tell its UUID: it is left out")
+            return None
+        mode = self._ask(self._library.nvmlDeviceGetMigMode, handle)
+        in_mig_mode = mode is not None and mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE
+        return Gpu(
+            uuid=uuid,
+            name=self._ask(self._library.nvmlDeviceGetName, handle) or "GPU",
+            instances=tuple(self._instances(handle)) if in_mig_mode else None,
+        )
+
+    def _instances(self, handle: Any) -> Iterator[str]:
+        for index in range(self._ask(self._library.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
+            instance = self._ask(self._library.nvmlDeviceGetMigDeviceHandleByIndex, handle, index)
+            uuid = None if instance is None else self._ask(self._library.nvmlDeviceGetUUID, instance)
+            if uuid is not None:
+                yield uuid
+
+    def _throttle_reasons(self, gpu: Any) -> tuple[str, ...] | None:
+        bits = self._ask(self._library.nvmlDeviceGetCurrentClocksEventReasons, gpu)
+        if bits is None:
+            return None
+        return tuple(name for name, bit in THROTTLE_REASONS.items() if bits & bit)
+
+    # ---------------------------------------------------------------------------------------------------- XID errors
+
+    def _listen(self) -> None:
+        """Wait for events, in bounded portions, until closed."""
+        with self._event_set() as events:
+            while events is not None and not self._closing.is_set():
+                try:
+                    self._count(self._library.nvmlEventSetWait_v2(events, WAIT_MILLISECONDS))
+                except pynvml.NVMLError_Timeout:
+                    continue
+                except pynvml.NVMLError as error:
+                    log.warning("waiting for XID events: %s", error)
+                    self._closing.wait(WAIT_MILLISECONDS / 1000)
+
+    @contextlib.contextmanager
+    def _event_set(self) -> Iterator[Any]:
+        """Events of every GPU that reports XIDs; None where none does."""
+        events = self._ask(self._library.nvmlEventSetCreate)
+        if events is None:
+            yield None
+            return
+        try:
+            wanted = [self._register(handle, events) for handle in self._handles()]
+            yield events if any(wanted) else None
+        finally:
+            self._ask(self._library.nvmlEventSetFree, events)
+
+    def _register(self, handle: Any, events: Any) -> bool:
+        try:
+            self._library.nvmlDeviceRegisterEvents(handle, pynvml.nvmlEventTypeXidCriticalError, events)
+        except pynvml.NVMLError as error:
+            log.info("a GPU does not report XID errors: %s", error)
+            return False
+        return True
+
+    def _count(self, event: Any) -> None:
+        """Enter an event; `event.eventData` is the XID."""
+        uuid = self._ask(self._library.nvmlDeviceGetUUID, event.device) or "unknown"
+        log.error("GPU %s reports XID %d", uuid, event.eventData)
+        with self._lock:
+            self._xids[uuid, int(event.eventData)] += 1

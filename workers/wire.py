@@ -1,0 +1,125 @@
+"""What pool and worker say to each other: small msgpack messages on a SEQPACKET socket pair. Pictures never cross it.
+
+A message names a slot by its number and its generation (see `scheduler.messages.Start`): whoever gets one about an old
+generation drops it.
+"""
+
+import socket
+from typing import TypeAlias
+
+import msgspec
+
+MAX_MESSAGE = 65_536  # bytes; the longest real message is an `Ending` with its reason, cut to REASON_CHARS
+REASON_CHARS = 2_000
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Base of all messages."""
+
+
+class Run(_Message, frozen=True):
+    """Make a picture: its input slot holds `picture_bytes` of file, then `text_bytes` of UTF-8 prompt."""
+
+    slot: int
+    generation: int
+    picture_bytes: int
+    text_bytes: int
+    seed: int
+
+
+class Drop(_Message, frozen=True):
+    """Let go of a slot as soon as possible."""
+
+    slot: int
+    generation: int
+
+
+class Stop(_Message, frozen=True):
+    """End, leaving whatever is unfinished."""
+
+
+Order: TypeAlias = Run | Drop | Stop
+
+
+class Ready(_Message, frozen=True):
+    """The model is warm. `device` is for people, `uuid` is NVML's (None on a CPU)."""
+
+    steps: int
+    step_seconds: tuple[float, ...]
+    fixed_seconds: float
+    device: str
+    uuid: str | None
+
+
+class Stepped(_Message, frozen=True):
+    """One denoising step was taken: (slot, steps taken so far) of each picture in it."""
+
+    done: tuple[tuple[int, int], ...]
+
+
+class Finished(_Message, frozen=True):
+    """The output slot holds `length` bytes of picture file. Durations in seconds."""
+
+    slot: int
+    generation: int
+    length: int
+    prepare: float
+    denoise: float
+    decode: float
+    encode: float
+
+
+class Failed(_Message, frozen=True):
+    """One picture could not be made; `refused`: because it cannot be read."""
+
+    slot: int
+    generation: int
+    reason: str
+    refused: bool
+
+
+class Released(_Message, frozen=True):
+    """The slot is empty, as `Drop` asked."""
+
+    slot: int
+    generation: int
+
+
+class Ending(_Message, frozen=True):
+    """Last words: why the worker is about to exit."""
+
+    reason: str
+
+
+Report: TypeAlias = Ready | Stepped | Finished | Failed | Released | Ending
+
+_encoder = msgspec.msgpack.Encoder()
+_orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
+_reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
+
+
+def channel() -> tuple[socket.socket, socket.socket]:
+    """The pool's end (non-blocking) and the worker's end (blocking) of a new socket pair."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    return ours, theirs
+
+
+def send(end: socket.socket, message: Order | Report) -> None:
+    """Send one message whole.
+
+    Raises OSError when the other end is gone, BlockingIOError when it does not read and this end must not wait.
+    """
+    end.send(_encoder.encode(message), socket.MSG_NOSIGNAL)
+
+
+def receive_order(end: socket.socket) -> Order | None:
+    """The next order, None at end of file."""
+    data = end.recv(MAX_MESSAGE)
+    return _orders.decode(data) if data else None
+
+
+def receive_report(end: socket.socket) -> Report | None:
+    """The next report, None at end of file. Raises BlockingIOError when there is none now."""
+    data = end.recv(MAX_MESSAGE)
+    return _reports.decode(data) if data else None
