@@ -1,0 +1,91 @@
+"""Every error that a client can get, as one table, in the form of RFC 9457 (problem+json)."""
+
+import dataclasses
+from collections.abc import Mapping
+from enum import Enum
+from http import HTTPStatus
+from math import ceil
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Error(Enum):
+    """The table: the last part of the problem's type, its status and its title."""
+
+    BROKEN_JSON = "broken-json", HTTPStatus.BAD_REQUEST, "The body is not JSON"
+    NOT_FOUND = "not-found", HTTPStatus.NOT_FOUND, "There is nothing at this path"
+    METHOD = "method-not-allowed", HTTPStatus.METHOD_NOT_ALLOWED, "This path does not take this method"
+    TOO_LARGE = "too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request is larger than this service takes"
+    MEDIA_TYPE = "unsupported-media-type", HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is of a type not taken here"
+    INVALID_FIELD = "invalid-field", HTTPStatus.UNPROCESSABLE_ENTITY, "A field is missing or wrong"
+    INVALID_PICTURE = "invalid-picture", HTTPStatus.UNPROCESSABLE_ENTITY, "The picture cannot be read"
+    INTERNAL = "internal", HTTPStatus.INTERNAL_SERVER_ERROR, "The service failed"
+    POISONED = "poisoned", HTTPStatus.INTERNAL_SERVER_ERROR, "This request ended the workers that tried it"
+    BUSY = "busy", HTTPStatus.SERVICE_UNAVAILABLE, "More is asked for than can be done in time"
+    DRAINING = "draining", HTTPStatus.SERVICE_UNAVAILABLE, "The service is shutting down"
+    EXPIRED = "expired", HTTPStatus.GATEWAY_TIMEOUT, "The deadline has passed"
+
+    def __init__(self, slug: str, status: HTTPStatus, title: str) -> None:
+        self.slug = slug
+        self.status = status
+        self.title = title
+
+
+@dataclasses.dataclass
+class Problem(Exception):
+    """Raise it to answer with an error. `field` is the JSON key to blame; `retry_after` is in seconds."""
+
+    error: Error
+    detail: str
+    field: str | None = None
+    retry_after: float | None = None
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def respond(problem: Problem) -> Response:
+    """The response that tells a client of a problem."""
+    error = problem.error
+    body: dict[str, object] = {
+        "type": f"urn:contour:problem:{error.slug}",
+        "title": error.title,
+        "status": int(error.status),
+        "detail": problem.detail,
+    }
+    if problem.field is not None:
+        body["errors"] = [{"field": problem.field, "detail": problem.detail}]
+    headers = dict(problem.headers)
+    if problem.retry_after is not None:
+        headers["Retry-After"] = str(max(1, ceil(problem.retry_after)))
+    if error is Error.DRAINING:
+        headers["Connection"] = "close"
+    return Response(msgspec.json.encode(body), error.status, headers, MEDIA_TYPE)
+
+
+async def on_problem(request: Request, error: Exception) -> Response:
+    """Starlette's handler for `Problem`."""
+    assert isinstance(error, Problem)
+    return respond(error)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's handler for what its router raises: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "")
+        detail = f"{request.method} is not taken at {request.url.path}; allowed: {allowed}."
+        return respond(Problem(Error.METHOD, detail, headers={"Allow": allowed}))
+    return respond(
+        Problem(Error.NOT_FOUND, f"There is nothing at {request.url.path}; pictures are made at /generation/.")
+    )
+
+
+async def on_exception(request: Request, error: Exception) -> Response:
+    """Starlette's handler for everything that nobody expected; it is logged with its traceback by the server."""
+    return respond(
+        Problem(Error.INTERNAL, "An unexpected error; the server's log has it under this request's X-Request-Id.")
+    )

@@ -1,0 +1,151 @@
+"""Every Prometheus metric of the service, declared in one place. All of them live in the front-end process."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from scheduler import messages as m
+from workers.pool import Pool
+from workers.telemetry import Nvml
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+STAGES = ("queue", "prepare", "denoise", "decode", "encode")
+
+
+class Metrics:
+    """What is counted as it happens. `observe` is the pool's observer."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        self._requests = Counter(
+            "contour_requests", "Requests answered, by outcome.", ["outcome"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "contour_request_seconds", "A request from its head to its answer.", buckets=SECONDS, registry=self.registry
+        )
+        self._stages = Histogram(
+            "contour_stage_seconds", "Stages of a finished picture.", ["stage"], buckets=SECONDS, registry=self.registry
+        )
+        self._steps = Counter(
+            "contour_steps", "Denoising steps taken, each for a whole batch.", ["worker"], registry=self.registry
+        )
+        self._occupancy = Histogram(
+            "contour_batch_occupancy",
+            "Pictures in a step.",
+            buckets=(1, 2, 3, 4, 6, 8, 12, 16, 32),
+            registry=self.registry,
+        )
+        self._losses = Counter("contour_worker_losses", "Worker processes lost.", ["worker"], registry=self.registry)
+        self._retries = Counter(
+            "contour_retries", "Jobs started once more after a lost worker.", registry=self.registry
+        )
+        self._started: set[m.JobId] = set()
+        for stage in STAGES:  # a series exists before its first sample, so that rates start at 0
+            self._stages.labels(stage)
+
+    def request(self, outcome: str, seconds: float) -> None:
+        """A request was answered."""
+        self._requests.labels(outcome).inc()
+        self._seconds.observe(seconds)
+
+    def stages(self, seconds: Mapping[str, float]) -> None:
+        """A picture was finished; its stages took so long."""
+        for stage in STAGES:
+            self._stages.labels(stage).observe(seconds[stage])
+
+    def observe(self, event: m.Event, commands: Sequence[m.Command]) -> None:
+        """Count what the scheduler was told and what it said."""
+        match event:
+            case m.Stepped(worker, done):
+                self._steps.labels(worker).inc()
+                self._occupancy.observe(len(done))
+            case m.WorkerLost(worker):
+                self._losses.labels(worker).inc()
+            case _:
+                pass
+        for command in commands:
+            self._count(command)
+
+    def _count(self, command: m.Command) -> None:
+        match command:
+            case m.Start(job):
+                if job in self._started:
+                    self._retries.inc()
+                self._started.add(job)
+            case m.Reply(job):
+                self._started.discard(job)
+            case _:
+                pass
+
+
+@dataclass(frozen=True)
+class PoolCollector(Collector):
+    """What the scheduler's state is at the moment of the scrape."""
+
+    pool: Pool
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the state; called on the event loop's thread."""
+        core = self.pool.core
+        yield GaugeMetricFamily("contour_queue_depth", "Jobs waiting for a slot.", core.queue_depth)
+        yield GaugeMetricFamily("contour_running", "Jobs in a slot of a worker.", core.running)
+        yield GaugeMetricFamily("contour_ready", "1 while a picture can be made.", float(core.ready))
+        state = GaugeMetricFamily("contour_worker_state", "1 for the state a worker is in.", labels=["worker", "state"])
+        slots = GaugeMetricFamily("contour_slots_in_use", "Shared-memory slots in use.", labels=["worker"])
+        total = GaugeMetricFamily("contour_slots", "Shared-memory slots there are.", labels=["worker"])
+        restarts = CounterMetricFamily("contour_worker_restarts", "Processes started again.", labels=["worker"])
+        for view in core.workers():
+            for each in m.WorkerState:
+                state.add_metric([view.id, each], float(view.state is each))
+            slots.add_metric([view.id], view.running)
+            total.add_metric([view.id], view.capacity)
+            restarts.add_metric([view.id], view.restarts)
+        yield from (state, slots, total, restarts)
+
+
+@dataclass(frozen=True)
+class DeviceCollector(Collector):
+    """What NVML says of each worker's device. A reading that a device does not support is left out."""
+
+    pool: Pool
+    nvml: Nvml
+
+    def collect(self) -> Iterator[Metric]:
+        """Ask NVML; some milliseconds a device."""
+        labels = ["worker", "uuid"]
+        gauges = {
+            "utilization": GaugeMetricFamily("contour_device_utilization_ratio", "Time kernels ran.", labels=labels),
+            "memory_used": GaugeMetricFamily(
+                "contour_device_memory_used_bytes", "Device memory in use.", labels=labels
+            ),
+            "memory_total": GaugeMetricFamily("contour_device_memory_bytes", "Device memory there is.", labels=labels),
+            "temperature": GaugeMetricFamily("contour_device_temperature_celsius", "Core temperature.", labels=labels),
+            "power": GaugeMetricFamily("contour_device_power_watts", "Power drawn.", labels=labels),
+        }
+        throttled = GaugeMetricFamily(
+            "contour_device_throttled", "1 for each reason that clocks are held down.", labels=[*labels, "reason"]
+        )
+        for worker, device in list(self.pool.devices.items()):
+            if device.uuid is None:
+                continue
+            reading = self.nvml.read(device.uuid)
+            for name, family in gauges.items():
+                _add(family, [worker, device.uuid], getattr(reading, name))
+            for reason in reading.throttle_reasons or ():
+                throttled.add_metric([worker, device.uuid, reason], 1.0)
+        yield from gauges.values()
+        yield throttled
+        xids = CounterMetricFamily("contour_device_xid_errors", "XID errors since the start.", labels=["uuid", "xid"])
+        for (uuid, xid), number in self.nvml.xids().items():
+            xids.add_metric([uuid, str(xid)], number)
+        yield xids
+
+
+def _add(family: GaugeMetricFamily, labels: Sequence[str], value: float | None) -> None:
+    if value is not None:
+        family.add_metric(labels, value)

@@ -1,0 +1,38 @@
+"""Routes and lifespan, nothing else."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from app.errors import Problem, on_exception, on_http_exception, on_problem
+from app.generation import Generation
+from app.health import Health
+
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+
+def create_app(generation: Generation, health: Health, registry: CollectorRegistry, lifespan: Lifespan) -> Starlette:
+    """The ASGI application. Both spellings of a path answer directly: nobody is redirected."""
+
+    async def metrics(request: Request) -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    app = Starlette(
+        routes=[
+            Route("/generation/", generation.respond, methods=["POST"]),
+            Route("/generation", generation.respond, methods=["POST"]),
+            Route("/healthz", health.alive),
+            Route("/readyz", health.ready),
+            Route("/metrics", metrics),
+        ],
+        exception_handlers={Problem: on_problem, HTTPException: on_http_exception, Exception: on_exception},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app

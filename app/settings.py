@@ -1,0 +1,91 @@
+"""The configuration: a YAML file, overridden by environment variables, as frozen dataclasses.
+
+What stops the start, and how a variable is named, is written in `workers.document`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from scheduler.policy import Limits
+from workers.config import WorkersConfig, engine_problems, locate
+from workers.document import Document, Problem, SettingsError
+from workers.engine.config import EngineConfig
+
+__all__ = ["ServerConfig", "Settings", "SettingsError", "load"]
+
+DAY = 86400  # seconds
+Bytes = Annotated[int, Meta(ge=1024, le=2**30)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """What is listened to, and how much of a client's time and bytes is taken.
+
+    `max_picture_bytes` is an encoded picture after base64, `max_pixels` what its header may declare. `deadline` is for
+    clients that set none; auto goes by what a picture takes. Clients may ask for `max_deadline` at most. In seconds.
+    """
+
+    host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+    max_body_bytes: Bytes = 32 * 2**20
+    max_picture_bytes: Bytes = 16 * 2**20
+    max_pixels: Annotated[int, Meta(ge=64 * 64, le=2**30)] = 40_000_000
+    max_text_chars: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    deadline: Annotated[float, Meta(gt=0, le=DAY)] | Literal["auto"] = "auto"
+    max_deadline: Annotated[float, Meta(gt=0, le=DAY)] = 3600.0
+    drain_seconds: Annotated[float, Meta(ge=0, le=DAY)] = 60.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All of it, a section a package."""
+
+    server: ServerConfig = field(default_factory=ServerConfig)
+    scheduler: Limits = field(default_factory=Limits)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Settings:
+    """Read a configuration file and the variables over it. Raises SettingsError."""
+    document = Document.read(path, environ)
+    settings = document.convert(Settings)
+    scheduler, engine = settings.scheduler, settings.engine
+    document.refuse([*_server_problems(settings), *_scheduler_problems(scheduler), *engine_problems(engine)])
+    return replace(settings, engine=locate(settings.engine, path.parent))
+
+
+def _server_problems(settings: Settings) -> list[Problem]:
+    server, room = settings.server, settings.workers.output_bytes
+    found = []
+    base64_bytes = -(-server.max_picture_bytes // 3) * 4
+    if base64_bytes > server.max_body_bytes:
+        text = f"is {server.max_picture_bytes}, which is {base64_bytes} in base64: more than server.max_body_bytes"
+        found.append(Problem(("server", "max_picture_bytes"), f"{text} ({server.max_body_bytes})"))
+    if isinstance(server.deadline, float | int) and server.deadline > server.max_deadline:
+        text = f"is {server.deadline}, but must not be above server.max_deadline ({server.max_deadline})"
+        found.append(Problem(("server", "deadline"), text))
+    if (largest := _largest_result(settings)) > room:
+        text = f"is {room}, but a result may take {largest}"
+        found.append(Problem(("workers", "output_bytes"), text))
+    return found
+
+
+def _largest_result(settings: Settings) -> int:
+    """Bytes of the largest result: what came, for echo; else a PNG of noise, which is just above its pixels."""
+    if settings.engine.kind == "echo":
+        return settings.server.max_picture_bytes
+    size = settings.engine.size
+    return size.short_side * size.long_side * 3 * 17 // 16
+
+
+def _scheduler_problems(limits: Limits) -> list[Problem]:
+    if limits.restart_pause <= limits.restart_pause_max:
+        return []
+    text = f"is {limits.restart_pause}, but must not be above scheduler.restart_pause_max ({limits.restart_pause_max})"
+    return [Problem(("scheduler", "restart_pause"), text)]

@@ -1,0 +1,109 @@
+"""Send a picture and a prompt to the service, and save the picture that comes back.
+
+    python example/client.py --prompt "a red heart and a blue star" --image my.png --out new.jpg
+
+It needs the standard library only.
+"""
+
+import argparse
+import base64
+import http.client
+import json
+import random
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PROMPT = "a red heart, a yellow star and a white ring on a blue background"
+SHOWN_BYTES = 200  # of an answer that is not understood
+SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}  # by how a file begins
+
+
+class ClientError(Exception):
+    """No picture was made; the message says why."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make one picture; the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        picture = generate(options.url, options.image, options.prompt, options.seed, options.timeout)
+        print(save(picture, options.out))
+    except (ClientError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def generate(url: str, image: Path, prompt: str, seed: int, timeout: float) -> bytes:
+    """Ask for a picture that keeps the edges of `image`. Raises ClientError, or OSError when `image` cannot be read."""
+    asked = {
+        "request_id": random.getrandbits(31),
+        "text": prompt,
+        "input_image_base64": base64.b64encode(image.read_bytes()).decode(),
+        "random_seed": seed,
+    }
+    address = url.rstrip("/") + "/generation/"
+    answer = _post(address, asked, timeout)
+    try:
+        content = json.loads(answer)
+        if content["request_id"] != asked["request_id"]:
+            raise ClientError(f"{address} answered request {content['request_id']}, not {asked['request_id']}")
+        return base64.b64decode(content["output_image_base64"], validate=True)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ClientError(f"{address} did not answer as the service does: {answer[:SHOWN_BYTES]!r}") from error
+
+
+def save(picture: bytes, out: Path | None) -> Path:
+    """Write the picture to `out`, or to output.jpg or output.png where none is given; the path."""
+    suffix = next((suffix for start, suffix in SUFFIXES.items() if picture.startswith(start)), "")
+    path = out or Path(f"output{suffix}")
+    path.write_bytes(picture)
+    return path.resolve()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the service is (%(default)s)")
+    parser.add_argument("--image", type=Path, default=HERE / "input.png", help="the picture to send (%(default)s)")
+    parser.add_argument("--prompt", default=PROMPT, help="what to show (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1234, help="the same seed gives the same picture (%(default)s)")
+    parser.add_argument("--out", type=Path, help="the file to write (output.jpg or output.png)")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds to wait for the picture (%(default)s)")
+    return parser
+
+
+def _post(url: str, content: Mapping[str, Any], timeout: float) -> bytes:
+    headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    try:
+        request = urllib.request.Request(url, json.dumps(content).encode(), headers)
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            answer: bytes = response.read()
+            return answer
+    except urllib.error.HTTPError as error:
+        raise ClientError(f"{url} refused, {error.code} {error.reason}: {_detail(error)}") from error
+    except TimeoutError as error:
+        raise ClientError(f"{url} did not answer within {timeout:g} s: --timeout waits longer") from error
+    except urllib.error.URLError as error:
+        raise ClientError(f"no service answers at {url} ({error.reason}): start one with `make serve`") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise ClientError(f"{url} broke off: {str(error) or type(error).__name__}") from error
+    except ValueError as error:
+        raise ClientError(f"--url {url}: {error}") from error
+
+
+def _detail(error: urllib.error.HTTPError) -> str:
+    """What the service says of an error (RFC 9457), or else the body as it is."""
+    body = error.read().decode(errors="replace")
+    try:
+        return str(json.loads(body)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return body.strip() or "no reason was given"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

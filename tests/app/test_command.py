@@ -1,0 +1,46 @@
+"""What stops the start, as a person sees it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.service.running import ROOT, Service
+
+
+def start(config: Path | str, tmp_path: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "app", "--config", str(config)],
+        cwd=ROOT,
+        env=os.environ | {"HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_weights_that_are_not_here_stop_it_with_the_command_that_gets_them(tmp_path: Path) -> None:
+    done = start("configs/sd15-canny.yaml", tmp_path)
+    assert done.returncode == 2
+    assert "engine.model: stable-diffusion-v1-5/stable-diffusion-v1-5" in done.stderr
+    assert "engine.controlnet: lllyasviel/sd-controlnet-canny" in done.stderr
+    assert "python -m workers.fetch configs/sd15-canny.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_configuration_stops_it_with_file_and_key(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("server: {prot: 8000}\nengine: {kind: echo}\n")
+    done = start(path, tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{path}: server.prot")
+    assert "did you mean port?" in done.stderr
+
+
+def test_it_says_what_it_serves_on_which_devices_where() -> None:
+    with Service("demo", ENGINE__SAMPLER__STEPS=7) as service:
+        said = "".join(service.log)
+    assert "UniPCMultistepScheduler, 7 steps, guidance 3, short side 256 px" in said
+    assert "workers cpu0: on the CPU, as CUDA_VISIBLE_DEVICES is empty" in said
+    assert f"listens on {service.url}" in said

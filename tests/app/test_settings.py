@@ -1,0 +1,262 @@
+"""What a configuration may say, and what the person who wrote a wrong one is told."""
+
+from pathlib import Path
+
+import pytest
+
+from app.settings import Settings, SettingsError, load
+from workers.engine.config import Canny, Output, Sampler, Weights
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def settings(folder: Path, text: str, **environ: str) -> Settings:
+    path = folder / "my.yaml"
+    path.write_text(text)
+    return load(path, environ)
+
+
+def refusal(folder: Path, text: str, **environ: str) -> list[str]:
+    """The lines of the message, without the folder."""
+    with pytest.raises(SettingsError) as caught:
+        settings(folder, text, **environ)
+    return str(caught.value).replace(f"{folder}/", "").splitlines()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_configuration_that_ships_loads(path: Path) -> None:
+    assert load(path, {}).server.port == 8000
+
+
+def test_the_demo_finds_its_model_beside_it() -> None:
+    engine = load(CONFIGS / "demo.yaml", {}).engine
+
+    assert engine.model == Weights(path=str(CONFIGS / "demo"))
+    assert engine.controlnet == Weights(path=str(CONFIGS / "demo" / "controlnet"))
+    assert (Path(engine.model.path) / "model_index.json").exists()
+
+
+def test_stable_diffusion_is_pinned_and_prompted_as_in_the_article() -> None:
+    engine = load(CONFIGS / "sd15-canny.yaml", {}).engine
+
+    assert engine.model is not None
+    assert engine.model.revision == "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
+    assert engine.guidance_scale == 7.5
+    assert engine.prompt.suffix == ", best quality, extremely detailed"
+    assert engine.prompt.negative == "monochrome, lowres, bad anatomy, worst quality, low quality"
+
+
+def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
+    found = settings(tmp_path, "engine: {kind: echo}")
+
+    assert found.server.host == "127.0.0.1"
+    assert found.server.deadline == "auto"
+    assert found.workers.cpu_workers == 1
+    assert found.engine.output == Output(format="jpeg", quality=95)
+
+
+def test_whole_numbers_and_exponents_are_numbers(tmp_path: Path) -> None:
+    found = settings(tmp_path, "engine: {kind: echo, guidance_scale: 3, echo: {step_seconds: 1e-3}}")
+
+    assert found.engine.guidance_scale == 3.0
+    assert found.engine.echo.step_seconds == 0.001
+
+
+# -------------------------------------------------------------------------------------------------------- environment
+
+
+def test_a_variable_overrides_the_file(tmp_path: Path) -> None:
+    found = settings(
+        tmp_path,
+        "engine: {kind: echo, sampler: {name: DDIMScheduler, steps: 50}}",
+        CONTOUR_ENGINE__SAMPLER__STEPS="10",
+        CONTOUR_SERVER__HOST="0.0.0.0",
+        CONTOUR_SERVER__DEADLINE="2.5",
+    )
+
+    assert found.engine.sampler == Sampler(name="DDIMScheduler", steps=10)
+    assert (found.server.host, found.server.deadline) == ("0.0.0.0", 2.5)
+
+
+def test_a_variable_holds_a_whole_section_and_another_a_key_of_it(tmp_path: Path) -> None:
+    found = settings(
+        tmp_path,
+        "engine: {kind: echo, canny: {high: 900}}",
+        CONTOUR_ENGINE__CANNY__LOW="50",
+        CONTOUR_ENGINE__CANNY="{low: 10, high: 60}",
+    )
+
+    assert found.engine.canny == Canny(low=50, high=60)
+
+
+def test_a_variable_sets_an_option_of_the_sampler(tmp_path: Path) -> None:
+    found = settings(tmp_path, "engine: {kind: echo}", CONTOUR_ENGINE__SAMPLER__OPTIONS__USE_KARRAS_SIGMAS="true")
+
+    assert found.engine.sampler.options == {"use_karras_sigmas": True}
+
+
+def test_a_wrong_variable_is_named(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "engine: {kind: echo}", CONTOUR_ENGINE__SAMPLER__STEPS="0") == [
+        "environment variable CONTOUR_ENGINE__SAMPLER__STEPS: engine.sampler.steps is 0, "
+        "but must be a whole number from 1 up to 1000"
+    ]
+
+
+def test_an_unknown_variable_stops_the_start(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "engine: {kind: echo}", CONTOUR_SERVER__PROT="1", CONTOUR_DEBUG="1") == [
+        "environment variable CONTOUR_DEBUG: debug is not a setting. Allowed: server, scheduler, workers, engine",
+        "environment variable CONTOUR_SERVER__PROT: server.prot is not a setting; did you mean port? Allowed: host, "
+        "port, max_body_bytes, max_picture_bytes, max_pixels, max_text_chars, deadline, max_deadline, drain_seconds, "
+        "log_level",
+    ]
+
+
+def test_a_variable_that_is_not_yaml_is_named(tmp_path: Path) -> None:
+    [line] = refusal(tmp_path, "engine: {kind: echo}", CONTOUR_ENGINE__PROMPT__SUFFIX=", best")
+
+    assert line.startswith("environment variable CONTOUR_ENGINE__PROMPT__SUFFIX, line 1, column 1: is not YAML")
+
+
+def test_a_variable_below_a_value_is_named(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "server: {host: here}", CONTOUR_SERVER__HOST__NAME="there") == [
+        "environment variable CONTOUR_SERVER__HOST__NAME: server.host is 'here' and has no keys"
+    ]
+
+
+def test_the_variables_of_a_kubernetes_service_named_contour_are_not_ours(tmp_path: Path) -> None:
+    settings(
+        tmp_path,
+        "engine: {kind: echo}",
+        CONTOUR_SERVICE_HOST="10.0.0.1",
+        CONTOUR_SERVICE_PORT="8000",
+        CONTOUR_SERVICE_PORT_HTTP="8000",
+        CONTOUR_PORT="tcp://10.0.0.1:8000",
+        CONTOUR_PORT_8000_TCP="tcp://10.0.0.1:8000",
+        CONTOUR_PORT_8000_TCP_ADDR="10.0.0.1",
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("engine: {kind: exho}", "engine.kind is 'exho', but must be one of diffusion, echo"),
+        ("server: {port: http}", "server.port is 'http', but must be a whole number from 0 up to 65535"),
+        ("server: {port: 80.5}", "server.port is 80.5, but must be a whole number from 0 up to 65535"),
+        ("server: {port: true}", "server.port is true, but must be a whole number from 0 up to 65535"),
+        ("server: {host: 1}", "server.host is 1, but must be text that is not empty"),
+        ("server: {host: }", "server.host is empty, but must be text that is not empty"),
+        ("server: {deadline: 0}", "server.deadline is 0, but must be a number above 0 up to 86400 or auto"),
+        ("server: {deadline: .nan}", "server.deadline is nan, but must be a number above 0 up to 86400 or auto"),
+        ("server: {deadline: soon}", "server.deadline is 'soon', but must be a number above 0 up to 86400 or auto"),
+        ("engine: {echo: {reencode: 1}}", "engine.echo.reencode is 1, but must be true or false"),
+        ("engine: {size: {multiple: 12}}", "engine.size.multiple is 12, but must be one of 8, 16, 32, 64"),
+        ("engine: {sampler: {options: x}}", "engine.sampler.options is 'x', but must be a mapping of names to values"),
+        ("engine: {model: {revision: x}}", "engine.model.path is missing: it must be text that is not empty"),
+        (
+            "engine: {output: }",
+            "engine.output is empty, but must have keys (format, quality); leave it out for the defaults",
+        ),
+        ("engine: {canny: {lo: 1}}", "engine.canny.lo is not a setting; did you mean low? Allowed: low, high"),
+        ("engine: {canny: {1: 1}}", "engine.canny.1 is not a setting. Allowed: low, high"),
+    ],
+)
+def test_a_wrong_value_is_told_with_what_is_allowed(tmp_path: Path, text: str, told: str) -> None:
+    assert refusal(tmp_path, text) == [f"my.yaml: {told}"]
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    assert len(refusal(tmp_path, "server: {port: -1, host: 3}\nengine: {slots: 0}")) == 3
+
+
+def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "engine:\n  kind: echo\n  slots: 1\n  kind: diffusion\n") == [
+        "my.yaml, line 4, column 3: is not YAML: the key kind is there twice"
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "- a", "word"])
+def test_a_file_without_keys_is_an_error(tmp_path: Path, text: str) -> None:
+    [line] = refusal(tmp_path, text)
+
+    assert line.startswith("my.yaml: must hold keys and values, found ")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"none\.yaml: cannot be read: .*No such file"):
+        load(tmp_path / "none.yaml", {})
+
+
+# -------------------------------------------------------------------------------------------------- impossible values
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("canny: {low: 300, high: 200}", "engine.canny.low is 300, but must not be above canny.high (200)"),
+        (
+            "size: {short_side: 640, long_side: 512}",
+            "engine.size.short_side is 640, but must not be above size.long_side (512)",
+        ),
+        ("size: {short_side: 500}", "engine.size.short_side is 500, but must be a multiple of size.multiple (64)"),
+    ],
+)
+def test_values_that_contradict_each_other_are_told(tmp_path: Path, text: str, told: str) -> None:
+    assert refusal(tmp_path, f"engine:\n  kind: echo\n  {text}") == [f"my.yaml: {told}"]
+
+
+def test_diffusion_needs_weights(tmp_path: Path) -> None:
+    first, second = refusal(tmp_path, "engine: {kind: diffusion}")
+
+    assert first.startswith("my.yaml: engine.model is missing: kind diffusion needs a path, a folder")
+    assert second.startswith("my.yaml: engine.controlnet is missing")
+
+
+def test_a_repository_needs_a_name_and_a_commit(tmp_path: Path) -> None:
+    text = "engine: {model: {path: owner/name, revision: main}, controlnet: {path: name}}"
+
+    assert refusal(tmp_path, text) == [
+        "my.yaml: engine.model.revision is main, but must be the repository's commit: 40 digits of 0-9 and a-f",
+        "my.yaml: engine.controlnet.path is 'name', "
+        "but must be a folder (./x, ../x or /x) or a repository on the hub (owner/name)",
+    ]
+
+
+def test_folders_are_meant_from_the_file(tmp_path: Path) -> None:
+    engine = settings(tmp_path, "engine: {model: {path: ../weights}, controlnet: {path: /weights}}").engine
+
+    assert engine.model == Weights(path=str(tmp_path.parent / "weights"))
+    assert engine.controlnet == Weights(path="/weights")
+
+
+def test_a_picture_limit_that_no_body_holds_is_told(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "engine: {kind: echo}\nserver: {max_picture_bytes: 3000, max_body_bytes: 2000}") == [
+        "my.yaml: server.max_picture_bytes is 3000, which is 4000 in base64: more than server.max_body_bytes (2000)"
+    ]
+
+
+def test_a_picture_limit_larger_than_a_slot_is_told(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "engine: {kind: echo}\nworkers: {output_bytes: 1000000}") == [
+        "my.yaml: workers.output_bytes is 1000000, but a result may take 16777216"
+    ]
+
+
+def test_a_deadline_above_the_longest_is_told(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "engine: {kind: echo}\nserver: {deadline: 90, max_deadline: 60}") == [
+        "my.yaml: server.deadline is 90.0, but must not be above server.max_deadline (60.0)"
+    ]
+
+
+def test_a_restart_pause_above_the_longest_is_told(tmp_path: Path) -> None:
+    [line] = refusal(tmp_path, "engine: {kind: echo}\nscheduler: {restart_pause: 90, restart_pause_max: 9}")
+
+    assert line.startswith("my.yaml: scheduler.restart_pause is 90")
+
+
+def test_threads_share_the_cores(tmp_path: Path) -> None:
+    workers = settings(tmp_path, "engine: {kind: echo}").workers
+
+    assert workers.threads_per_worker(cores=8, workers=2) == 4
+    assert workers.threads_per_worker(cores=2, workers=3) == 1

@@ -1,0 +1,20 @@
+"""`python -m tests.bench NAME [options]` runs one benchmark; without a name, each of them with its defaults."""
+
+import runpy
+import sys
+
+BENCHMARKS = ("overhead", "decision", "demo")
+
+
+def main() -> None:
+    """Run what was asked for, as if it had been started itself."""
+    names = sys.argv[1:2] or BENCHMARKS
+    for name in names:
+        if name not in BENCHMARKS:
+            sys.exit(f"there is no benchmark {name}; there are {', '.join(BENCHMARKS)}")
+        sys.argv = [name, *sys.argv[2:]]
+        runpy.run_module(f"tests.bench.{name}", run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

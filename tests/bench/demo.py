@@ -1,0 +1,46 @@
+"""How long the small model takes on this machine, from start to picture and picture by picture, through HTTP.
+
+python -m tests.bench.demo [--pictures 10]
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+from tests.bench.environment import environment
+from tests.demo.scenes import scenes
+from tests.demo.test_quality import post
+from tests.service.running import Service
+
+
+def main() -> None:
+    """Measure, and print JSON; all times in seconds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pictures", type=int, default=10)
+    options = parser.parse_args()
+    began = time.perf_counter()
+    with Service("demo") as service:
+        bound = time.perf_counter() - began
+        service.wait_until_ready()
+        ready = time.perf_counter() - began
+        seconds = [_timed(service, seed) for seed in range(options.pictures)]
+    result = {
+        "start to bound port": round(bound, 2),
+        "start to ready": round(ready, 2),
+        "picture, median": round(statistics.median(seconds), 3),
+        "picture, slowest": round(max(seconds), 3),
+        "environment": environment(),
+    }
+    print(json.dumps(result, indent=2))
+
+
+def _timed(service: Service, seed: int) -> float:
+    scene = scenes(1, seed)[0]
+    began = time.perf_counter()
+    assert post(service, scene, seed).status_code == 200
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""How well a picture keeps a scene's edges, and has the colours of its caption where they belong."""
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from tests.demo.scenes import COLOURS, PALETTE, Mask, Pixels, Scene
+
+TOLERANCE = 2  # pixels between an edge and its counterpart
+SMALLEST = 30  # pixels; a region with fewer has no colour to speak of
+
+
+def edges(picture: Pixels) -> Mask:
+    """Canny's edges [h, w] of a picture (RGB [h, w, 3]), with the thresholds that the model was trained with."""
+    return cv2.Canny(picture, 100, 200) > 0
+
+
+def edge_f1(wanted: Mask, found: Mask, tolerance: int = TOLERANCE) -> float:
+    """The harmonic mean of: found edges that are near wanted ones, and wanted edges that are near found ones."""
+    if not wanted.any() or not found.any():
+        return float(not wanted.any() and not found.any())
+    precision = float(_widened(wanted, tolerance)[found].mean())
+    recall = float(_widened(found, tolerance)[wanted].mean())
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def colours(scene: Scene, picture: Pixels) -> list[tuple[str, str]]:
+    """(named, found) for each region of a scene that is large enough, the background last if it is."""
+    return [
+        (region.colour, nearest_colour(np.median(picture[region.mask], axis=0)))
+        for region in scene.regions
+        if region.mask.sum() >= SMALLEST
+    ]
+
+
+def nearest_colour(colour: npt.ArrayLike) -> str:
+    """The name of the palette's colour that is nearest to an RGB value."""
+    distances = ((np.array(list(PALETTE.values())) - np.asarray(colour)) ** 2).sum(axis=1)
+    return COLOURS[int(distances.argmin())]
+
+
+def _widened(mask: Mask, pixels: int) -> Mask:
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * pixels + 1, 2 * pixels + 1))
+    return cv2.dilate(mask.astype(np.uint8), disc) > 0

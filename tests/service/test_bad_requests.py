@@ -1,0 +1,136 @@
+"""Every bad request gets its documented error, and the next good one its picture."""
+
+import base64
+import dataclasses
+import json
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+
+import httpx
+import pytest
+
+from tests.service.running import Service, good_request, png
+
+JSON = {"content-type": "application/json"}
+PROBLEM_FIELDS = {"type", "title", "status", "detail"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bad:
+    """What is sent, and what must come back: status, last part of the problem's type, and the field it names."""
+
+    name: str
+    body: bytes
+    status: int
+    problem: str
+    field: str | None = None
+    method: str = "POST"
+    path: str = "/generation/"
+    headers: Mapping[str, str] = dataclasses.field(default_factory=lambda: JSON)
+
+
+def json_with(**fields: object) -> bytes:
+    return json.dumps(good_request(**fields)).encode()
+
+
+def json_without(name: str) -> bytes:
+    return json.dumps({key: value for key, value in good_request().items() if key != name}).encode()
+
+
+def picture(data: bytes) -> bytes:
+    return json_with(input_image_base64=base64.b64encode(data).decode())
+
+
+def declared(width: int, height: int) -> bytes:
+    """A tiny PNG whose header claims a size."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + png(8, 8)[33:]
+    )
+
+
+def fields() -> Iterator[Bad]:
+    wrong: Mapping[str, list[object]] = {
+        "request_id": ["abc", None, True, 1.5, [1], {}],
+        "text": [None, 5, ["a"], "x" * 10_001],
+        "input_image_base64": [None, 7, "***", "QUJDRA", "-_-_", "é"],
+        "random_seed": ["", "0x10", None, False, 0.5, -(2**63) - 1, 2**64],
+    }
+    for name, values in wrong.items():
+        yield Bad(f"no {name}", json_without(name), 422, "invalid-field", name)
+        for value in values:
+            yield Bad(f"{name} {str(value)[:20]!r}", json_with(**{name: value}), 422, "invalid-field", name)
+
+
+def bodies() -> Iterator[Bad]:
+    yield Bad("an empty body", b"", 400, "broken-json")
+    yield Bad("half a body", json_with()[:-10], 400, "broken-json")
+    yield Bad("more after the body", json_with() + b"}", 400, "broken-json")
+    yield Bad("NaN", b'{"request_id": NaN}', 400, "broken-json")
+    yield Bad("no UTF-8", b'{"text": "\xff\xfe"}', 400, "broken-json")
+    yield Bad("half a surrogate", b'{"text": "\\ud800"}', 400, "broken-json")
+    yield Bad("a byte order mark", b"\xef\xbb\xbf" + json_with(), 400, "broken-json")
+    yield Bad("deep nesting", b'{"a":' * 100_000, 400, "broken-json")
+    yield Bad("a list", b"[]", 422, "invalid-field")
+    yield Bad("a string", b'"hello"', 422, "invalid-field")
+    yield Bad("a number of 5,000 digits", b'{"request_id":' + b"9" * 5000 + b"}", 422, "invalid-field", "request_id")
+    yield Bad("a huge body", b" " * (33 * 2**20), 413, "too-large")
+
+
+def pictures() -> Iterator[Bad]:
+    blamed = "input_image_base64"
+    yield Bad("no picture at all", picture(b""), 422, "invalid-picture", blamed)
+    yield Bad("text for a picture", picture(b"hello, world"), 422, "invalid-picture", blamed)
+    yield Bad("a GIF", picture(b"GIF89a" + bytes(50)), 422, "invalid-picture", blamed)
+    yield Bad("an SVG", picture(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), 422, "invalid-picture", blamed)
+    yield Bad("a picture cut in its header", picture(png(64, 64)[:20]), 422, "invalid-picture", blamed)
+    yield Bad("a picture cut in its pixels", picture(png(640, 480)[:-200]), 422, "invalid-picture", blamed)
+    yield Bad("a picture of no size", picture(declared(0, 64)), 422, "invalid-picture", blamed)
+    yield Bad("a bomb", picture(declared(60_000, 60_000)), 413, "too-large", blamed)
+    yield Bad("a picture over the limit", picture(declared(1001, 1000)), 413, "too-large", blamed)
+    yield Bad("a picture of too many bytes", picture(png(8, 8) + bytes(17 * 2**20)), 413, "too-large", blamed)
+
+
+def protocol() -> Iterator[Bad]:
+    for method in ("GET", "PUT", "DELETE", "PATCH"):
+        yield Bad(f"{method} a picture", b"", 405, "method-not-allowed", method=method)
+    yield Bad("POST to health", b"", 405, "method-not-allowed", path="/healthz")
+    for path in ("/nothing", "/generation/1", "/generation//", "/Generation/"):
+        yield Bad(f"path {path}", json_with(), 404, "not-found", path=path)
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "application/jsonx", "image/bmp", ""):
+        yield Bad(f"type {kind!r}", json_with(), 415, "unsupported-media-type", headers={"content-type": kind})
+
+
+BAD = [*fields(), *bodies(), *pictures(), *protocol()]
+
+
+def test_there_are_at_least_forty() -> None:
+    assert len({bad.name for bad in BAD}) == len(BAD) >= 40
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
+def test_a_bad_request_gets_its_error_and_the_next_good_one_its_picture(echo: Service, bad: Bad) -> None:
+    response = echo.client.request(bad.method, bad.path, content=bad.body, headers=bad.headers)
+    check(response, bad)
+    assert echo.generate().status_code == 200
+
+
+def check(response: httpx.Response, bad: Bad) -> None:
+    assert response.headers["content-type"] == "application/problem+json", response.text
+    problem = response.json()
+    assert (response.status_code, problem["type"]) == (bad.status, f"urn:contour:problem:{bad.problem}"), problem
+    assert problem.keys() >= PROBLEM_FIELDS
+    assert problem["status"] == bad.status
+    assert problem["detail"]
+    if bad.field is not None:
+        assert [error["field"] for error in problem["errors"]] == [bad.field]
+    if bad.status == 405:
+        assert response.headers["allow"]
+
+
+def test_no_bad_request_cost_a_worker(echo: Service) -> None:
+    for bad in BAD:
+        if len(bad.body) < 2**20:
+            echo.client.request(bad.method, bad.path, content=bad.body, headers=bad.headers)
+    assert [worker["restarts"] for worker in echo.readiness()["workers"]] == [0, 0]

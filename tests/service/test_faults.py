@@ -1,0 +1,173 @@
+"""Killed workers, killed servers, clients that leave, deadlines, a full queue, a drain: the real processes."""
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.service.running import Service, alive, good_request, until
+
+STEPS = {"ENGINE__ECHO__STEPS": 20, "ENGINE__ECHO__STEP_SECONDS": 0.1}  # a picture takes two seconds
+
+
+def busy_worker(service: Service) -> int:
+    """The process of a worker that has a picture in hand, when there is one."""
+    until(lambda: any(worker["running"] for worker in service.readiness()["workers"]))
+    return int(next(worker["process"] for worker in service.readiness()["workers"] if worker["running"]))
+
+
+def test_two_workers_each_get_work() -> None:
+    with Service("echo", **STEPS) as service:
+        service.wait_until_ready(workers=2)
+        with ThreadPoolExecutor(2) as clients:
+            answers = list(clients.map(lambda number: service.generate(request_id=number), range(2)))
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert service.sample("contour_steps_total", worker="cpu0") >= 20
+        assert service.sample("contour_steps_total", worker="cpu1") >= 20
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_workers_picture_is_made_elsewhere(workers: int) -> None:
+    with Service("echo", WORKERS__CPU_WORKERS=workers, **STEPS) as service, ThreadPoolExecutor(1) as client:
+        service.wait_until_ready(workers)
+        answer = client.submit(service.generate, request_id=11)
+        victim = busy_worker(service)
+        os.kill(victim, signal.SIGKILL)
+        assert answer.result().status_code == 200
+        assert answer.result().json()["request_id"] == 11
+        assert service.sample("contour_retries_total") == 1
+        until(lambda: sum(worker["restarts"] for worker in service.readiness()["workers"]) == 1)
+        service.wait_until_ready(workers)
+        losses = [worker["last_loss"] for worker in service.readiness()["workers"] if worker["restarts"]]
+        assert losses == ["killed by SIGKILL"]
+
+
+def test_a_request_that_twice_lost_its_worker_gets_an_error_that_says_so() -> None:
+    with Service("echo", WORKERS__CPU_WORKERS=1, **STEPS) as service, ThreadPoolExecutor(1) as client:
+        service.wait_until_ready()
+        answer = client.submit(service.generate)
+        first = busy_worker(service)
+        os.kill(first, signal.SIGKILL)
+        until(lambda: not alive(first) and any(worker["running"] for worker in service.readiness()["workers"]))
+        os.kill(busy_worker(service), signal.SIGKILL)
+        assert answer.result().status_code == 500
+        assert answer.result().json()["type"] == "urn:contour:problem:poisoned"
+        assert service.generate().status_code == 200
+
+
+def test_a_stopped_worker_is_killed_by_its_silence_and_its_picture_made_elsewhere() -> None:
+    with Service("echo", SCHEDULER__SILENCE_FLOOR=1.0, **STEPS) as service, ThreadPoolExecutor(1) as client:
+        service.wait_until_ready(workers=2)
+        answer = client.submit(service.generate)
+        os.kill(busy_worker(service), signal.SIGSTOP)
+        assert answer.result().status_code == 200
+        assert service.sample("contour_retries_total") == 1
+
+
+def test_nothing_is_left_when_the_server_is_killed() -> None:
+    named = set(os.listdir("/dev/shm"))
+    with Service("echo", **STEPS) as service, ThreadPoolExecutor(1) as client:
+        service.wait_until_ready(workers=2)
+        answer = client.submit(service.generate)
+        busy_worker(service)
+        family = service.descendants()
+        assert len(family) >= 2
+        service.process.kill()
+        with pytest.raises(httpx.TransportError):
+            answer.result()
+        until(lambda: not any(alive(pid) for pid in family), seconds=10)
+    assert set(os.listdir("/dev/shm")) == named
+
+
+def test_a_deadline_that_passes_is_answered_and_frees_its_slot() -> None:
+    with Service("echo", WORKERS__CPU_WORKERS=1, ENGINE__SLOTS=1, SERVER__DEADLINE=30, **STEPS) as service:
+        # Two seconds a picture: the prediction says it cannot be done in one.
+        service.wait_until_ready()
+        rejected = service.client.post("/generation/", json=good_request(), headers={"Prefer": "wait=1"})
+        assert rejected.status_code == 503
+        assert rejected.json()["type"] == "urn:contour:problem:busy"
+        assert int(rejected.headers["Retry-After"]) >= 1
+
+
+def test_a_worker_that_is_slower_than_it_measured_is_answered_for_at_the_deadline() -> None:
+    with Service("echo", WORKERS__CPU_WORKERS=1, **STEPS) as service, ThreadPoolExecutor(1) as client:
+        service.wait_until_ready()
+        headers = {"Prefer": "wait=4"}
+        answer = client.submit(service.client.post, "/generation/", json=good_request(), headers=headers)
+        worker = busy_worker(service)
+        os.kill(worker, signal.SIGSTOP)
+        assert answer.result().status_code == 504
+        assert answer.result().json()["type"] == "urn:contour:problem:expired"
+        os.kill(worker, signal.SIGCONT)
+        until(lambda: not any(each["running"] for each in service.readiness()["workers"]))
+        assert service.generate().status_code == 200
+
+
+def test_a_client_that_leaves_frees_its_slot() -> None:
+    with Service("echo", WORKERS__CPU_WORKERS=1, ENGINE__ECHO__STEPS=100, ENGINE__ECHO__STEP_SECONDS=0.1) as service:
+        service.wait_until_ready()
+        began = time.monotonic()
+        with pytest.raises(httpx.ReadTimeout):
+            service.client.post("/generation/", json=good_request(), timeout=1.0)
+        until(lambda: not any(worker["running"] for worker in service.readiness()["workers"]))
+        assert time.monotonic() - began < 8  # the picture would have taken ten seconds
+        until(lambda: service.sample("contour_requests_total", outcome="abandoned") == 1)
+
+
+def test_a_full_queue_rejects_and_says_when_to_come_back() -> None:
+    limits = {"WORKERS__CPU_WORKERS": 1, "ENGINE__SLOTS": 1, "SCHEDULER__MAX_QUEUE": 2}
+    with Service("echo", **limits, **STEPS) as service, ThreadPoolExecutor(6) as clients:
+        service.wait_until_ready()
+        answers = list(clients.map(lambda number: service.generate(request_id=number), range(6)))
+        codes = sorted(answer.status_code for answer in answers)
+        assert codes == [200, 200, 200, 503, 503, 503]
+        assert all(int(answer.headers["Retry-After"]) >= 1 for answer in answers if answer.status_code == 503)
+
+
+def test_a_request_that_comes_while_models_load_waits() -> None:
+    with Service("echo") as service:
+        assert service.client.get("/readyz").status_code == 503
+        assert service.generate().status_code == 200
+
+
+def test_sigterm_lets_running_work_finish_and_turns_new_work_away() -> None:
+    with Service("echo", WORKERS__CPU_WORKERS=1, **STEPS) as service, ThreadPoolExecutor(1) as client:
+        service.wait_until_ready()
+        answer = client.submit(service.generate)
+        busy_worker(service)
+        family = service.descendants()
+        service.process.send_signal(signal.SIGTERM)
+        until(lambda: service.client.get("/readyz").status_code == 503)
+        assert service.readiness()["draining"]
+        late = service.generate()
+        assert (late.status_code, late.json()["type"]) == (503, "urn:contour:problem:draining")
+        assert late.headers["connection"] == "close"
+        assert answer.result().status_code == 200
+        assert service.process.wait(30) == 0
+        assert not any(alive(pid) for pid in family)
+
+
+def test_a_drain_ends_in_time_and_answers_what_it_could_not_finish() -> None:
+    with Service("echo", SERVER__DRAIN_SECONDS=0.5, **STEPS) as service, ThreadPoolExecutor(1) as client:
+        service.wait_until_ready()
+        answer = client.submit(service.generate)
+        busy_worker(service)
+        assert service.stop() == 0
+        assert answer.result().json()["type"] == "urn:contour:problem:draining"
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_an_idle_service_cleanly(sig: signal.Signals) -> None:
+    with Service("echo") as service:
+        service.wait_until_ready(workers=2)
+        family = service.descendants()
+        assert service.stop(sig) == 0
+        assert not any(alive(pid) for pid in family)
+
+
+def test_a_signal_while_models_load_ends_it_as_well() -> None:
+    with Service("echo") as service:
+        assert service.stop() == 0

@@ -1,0 +1,67 @@
+"""/metrics, scraped and parsed."""
+
+import re
+import subprocess
+from functools import partial
+from shutil import which
+
+import pytest
+
+from tests.service.running import Service, until
+
+
+def test_what_clients_saw_adds_up() -> None:
+    with Service("echo", WORKERS__CPU_WORKERS=1, ENGINE__ECHO__STEPS=3) as service:
+        service.wait_until_ready()
+        for _ in range(4):
+            assert service.generate().status_code == 200
+        assert service.generate(input_image_base64="AAAA").status_code == 422
+        assert service.sample("contour_requests_total", outcome="done") == 4
+        assert service.sample("contour_requests_total", outcome="invalid-picture") == 1
+        assert service.sample("contour_request_seconds_count") == 5
+        assert service.sample("contour_steps_total", worker="cpu0") == 12
+        assert service.sample("contour_batch_occupancy_count") == 12
+        for stage in ("queue", "prepare", "denoise", "decode", "encode"):
+            assert service.sample("contour_stage_seconds_count", stage=stage) == 4
+        assert service.sample("contour_request_seconds_sum") >= service.sample("contour_stage_seconds_sum") > 0
+
+
+def is_zero(service: Service, name: str) -> bool:
+    return service.sample(name) == 0
+
+
+def test_the_state_of_now_is_shown() -> None:
+    with Service("echo", WORKERS__CPU_WORKERS=1, ENGINE__SLOTS=3) as service:
+        assert service.sample("contour_ready") in (0, 1)
+        service.wait_until_ready()
+        assert service.sample("contour_ready") == 1
+        assert service.sample("contour_worker_state", worker="cpu0", state="ready") == 1
+        assert service.sample("contour_worker_state", worker="cpu0") == 1
+        assert service.sample("contour_slots", worker="cpu0") == 3
+        for name in ("contour_queue_depth", "contour_running", "contour_slots_in_use", "contour_worker_restarts_total"):
+            until(partial(is_zero, service, name))
+
+
+def test_buckets_reach_from_5_ms_to_300_s(echo: Service) -> None:
+    for name in ("contour_request_seconds", "contour_stage_seconds"):
+        bounds = {sample.labels.get("le") for sample in echo.metrics()[name].samples} - {None}
+        assert bounds >= {"0.005", "0.1", "1.0", "60.0", "300.0", "+Inf"}
+
+
+def test_names_follow_the_conventions(echo: Service) -> None:
+    ours = [family for name, family in echo.metrics().items() if name.startswith("contour_")]
+    assert len(ours) >= 12
+    for family in ours:
+        assert family.documentation, family.name
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", family.name)
+        assert not family.name.endswith(("_ms", "_milliseconds", "_count", "_total"))
+
+
+def test_promtool_has_nothing_to_complain_of(echo: Service) -> None:
+    if which("promtool") is None:
+        pytest.skip("promtool is not installed")
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=echo.client.get("/metrics").content, capture_output=True, check=False
+    )
+    ours = [line for line in (done.stdout + done.stderr).decode().splitlines() if line.startswith("contour_")]
+    assert ours == []
