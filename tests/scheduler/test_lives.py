@@ -271,9 +271,6 @@ def test_a_leaving_slot_does_not_survive_its_worker() -> None:
     assert core.handle(3.0, Submitted(job(2))) == [Start(2, "gpu0", 0, 2)]
 
 
-# ------------------------------------------------------------------------------------------------------------- loading
-
-
 def test_a_worker_that_loads_too_long_is_killed() -> None:
     core = loading("gpu0", load_timeout=900.0)
     assert core.handle(899.9, Tick()) == []
