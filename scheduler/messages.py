@@ -244,7 +244,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """Drained: every job is answered. The last command."""
+    """Drained: every job is answered. After it, only who comes too late gets a `Reply`."""
 
 
 Command: TypeAlias = Spawn | Kill | Start | Cancel | Reply | Exit

@@ -13,13 +13,15 @@ from tests.demo.scenes import Pixels, Scene, scenes
 from tests.demo.scoring import colours, edge_f1, edges
 from tests.service.running import Service, result_pixels
 
+# Two threads are faster on idle cores, but wait for each other at length when anything else runs.
+CALM = {"WORKERS__THREADS": 1}
 FEWEST_EDGES = 60  # pixels; grey on brown has next to none, and then there is nothing to keep
 SCENES = [scene for scene in scenes(20, seed=987_654) if edges(scene.picture).sum() > FEWEST_EDGES][:16]
 
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Service]:
-    with Service("demo") as service:
+    with Service("demo", **CALM) as service:
         yield service.wait_until_ready()
 
 
@@ -46,7 +48,7 @@ def kept(pictures: list[Pixels]) -> float:
 
 def test_edges_are_kept_and_it_is_the_control_that_keeps_them(pictures: list[Pixels]) -> None:
     assert len(SCENES) == 16
-    with Service("demo", ENGINE__CONTROL_SCALE=0) as service:
+    with Service("demo", ENGINE__CONTROL_SCALE=0, **CALM) as service:
         service.wait_until_ready()
         uncontrolled = [make(service, scene) for scene in SCENES]
     with_control, without = kept(pictures), kept(uncontrolled)
