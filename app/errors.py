@@ -86,6 +86,4 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 async def on_exception(request: Request, error: Exception) -> Response:
     """Starlette's handler for everything that nobody expected; it is logged with its traceback by the server."""
-    return respond(
-        Problem(Error.INTERNAL, "An unexpected error; the server's log has it under this request's X-Request-Id.")
-    )
+    return respond(Problem(Error.INTERNAL, "An unexpected error; the server's log has it."))

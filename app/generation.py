@@ -10,7 +10,7 @@ from typing import TypeVar, assert_never
 
 import msgspec
 import pybase64
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from app.errors import Error, Problem, respond
@@ -62,17 +62,22 @@ class Generation:
     async def respond(self, request: Request) -> Response:
         """Answer one request, with a picture or a problem; count and time it either way."""
         began = time.perf_counter()
+        name = f"{self._run}-{next(self._ids)}"
         try:
             response = await self._generate(request, began)
             outcome = "done"
         except Problem as problem:
             response = respond(problem)
             outcome = problem.error.slug
-        except _ClientGoneError:
+        except (_ClientGoneError, ClientDisconnect):
             response = Response(status_code=499)  # nginx's code for it; nobody will read this
             outcome = "abandoned"
+        except Exception:
+            log.exception("request %s failed", name)
+            response = respond(Problem(Error.INTERNAL, f"An unexpected error; the server's log has it under {name}."))
+            outcome = Error.INTERNAL.slug
         self._metrics.request(outcome, time.perf_counter() - began)
-        response.headers["X-Request-Id"] = f"{self._run}-{next(self._ids)}"
+        response.headers["X-Request-Id"] = name
         return response
 
     async def _generate(self, request: Request, began: float) -> Response:

@@ -239,14 +239,16 @@ class Scheduler:
         self._wait = other if other is not None else suspect
 
     def _place_suspects(self, now: float) -> Wait | None:
-        while (ticket := self._jobs.suspect) is not None:
-            worker = self._fleet.empty(avoid=ticket.lost_on)
-            if worker is None:
-                self._fleet.hold(avoid=ticket.lost_on)
-                return Wait.NEEDS_EMPTY if self.ready else Wait.NO_WORKER
-            self._start(now, ticket, worker)
-        self._fleet.unhold()
-        return None
+        # All of them: the worker that one avoids may do for the next.
+        for ticket in self._jobs.suspects() if self._fleet.empty(avoid=None) is not None else ():
+            if (worker := self._fleet.empty(avoid=ticket.lost_on)) is not None:
+                self._start(now, ticket, worker)
+        first = self._jobs.suspect
+        if first is None:
+            self._fleet.unhold()
+            return None
+        self._fleet.hold(avoid=first.lost_on)
+        return Wait.NEEDS_EMPTY if self.ready else Wait.NO_WORKER
 
     def _place_others(self, now: float) -> Wait | None:
         while (ticket := self._jobs.other) is not None:

@@ -46,6 +46,10 @@ class Jobs:
         """How many run."""
         return len(self._running)
 
+    def suspects(self) -> list[Ticket]:
+        """All suspects that wait, the first first."""
+        return list(self._suspects.values())
+
     @property
     def suspect(self) -> Ticket | None:
         """The first suspect that waits."""

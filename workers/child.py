@@ -15,14 +15,21 @@ class Child:
     """A started worker process and the socket to it.
 
     Start it on the main thread: the kernel's parent-death signal is bound to the thread that forked.
+
+    Raises OSError when the system has no process or descriptor left.
     """
 
     def __init__(self, context: SpawnContext, setup: Setup, memory: SlotMemory) -> None:
         self.channel, theirs = wire.channel()
-        with theirs:
-            self._process = context.Process(target=main, args=(setup, theirs, memory), name=f"worker {setup.device.id}")
-            self._process.start()
+        self._process = context.Process(target=main, args=(setup, theirs, memory), name=f"worker {setup.device.id}")
         self._last_words = ""
+        self.loaded = False
+        with theirs:
+            try:
+                self._process.start()
+            except OSError:
+                self.channel.close()
+                raise
 
     @property
     def pid(self) -> int:
@@ -59,8 +66,9 @@ class Child:
                 return
             if isinstance(report, wire.Ending):
                 self._last_words = report.reason
-            else:
-                yield report
+                continue
+            self.loaded = self.loaded or isinstance(report, wire.Ready)
+            yield report
 
     def kill(self) -> None:
         """SIGKILL; also ends a stopped process. Ending an ended one is fine."""

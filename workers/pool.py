@@ -145,9 +145,14 @@ class Pool:
 
     def _spawn(self, worker: m.WorkerId) -> None:
         assert self._context is not None  # Opened comes after the import
-        child = Child(self._context, self._setups[worker], self._memories[worker])
-        self._children[worker] = child
         loop = asyncio.get_running_loop()
+        try:
+            child = Child(self._context, self._setups[worker], self._memories[worker])
+        except OSError as error:  # no process, descriptor or memory to be had: it is tried again, as after any loss
+            log.error("worker %s cannot be started: %s", worker, error)
+            loop.call_soon(self._handle, m.WorkerLost(worker, f"cannot be started: {error}"))
+            return
+        self._children[worker] = child
         loop.add_reader(child.channel, self._read, worker, child)
         loop.add_reader(child.sentinel, self._bury, worker, child)
         log.info("worker %s starts (process %d)", worker, child.pid)
@@ -234,12 +239,12 @@ class Pool:
             memory.close()
 
     async def _end(self, child: Child) -> None:
-        """Ask, wait, kill: in any case the process is gone and reaped afterwards."""
+        """Ask, wait, kill: in any case the process is gone and reaped afterwards. One that still loads does not listen."""
         self._forget(child)
         gone = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_reader(child.sentinel, gone.set)
-        if not child.send(wire.Stop()):
+        if not child.loaded or not child.send(wire.Stop()):
             child.kill()
         try:
             await asyncio.wait_for(gone.wait(), STOP_SECONDS)

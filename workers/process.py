@@ -9,7 +9,6 @@ import os
 import queue
 import signal
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -56,7 +55,7 @@ def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
     except Exception as error:  # noqa: BLE001 - crash-only: the pool learns why and runs the pictures elsewhere
         traceback.print_exc()
         _last_words(channel, error)
-        sys.exit(1)
+        os._exit(1)  # at once: a thread may be in the middle of a picture that nobody waits for
 
 
 @dataclass(slots=True)

@@ -192,3 +192,12 @@ def test_nobody_joins_a_suspect_that_is_leaving() -> None:
     core.handle(1.0, Submitted(job(2)))
     assert core.handle(1.5, Cancelled(1)) == [Reply(1, Abandoned()), Cancel("gpu0", 0, 2)]
     assert core.handle(1.6, released(Start(1, "gpu0", 0, 2))) == [Start(2, "gpu0", 0, 3)]
+
+
+def test_the_worker_that_one_suspect_avoids_takes_the_next() -> None:
+    core = scheduler(ready("gpu0", SINGLE), ready("gpu1", SINGLE), ready("gpu2", SINGLE), restart_pause=0.0)
+    submit(core, 1, 2, 3)
+    lose(core, "gpu0")
+    lose(core, "gpu1")
+    # Job 2 goes first, and would rather wait for gpu2 than run where it was lost; job 1 was lost elsewhere.
+    assert core.handle(2.0, ready("gpu1", SINGLE)) == [Start(1, "gpu1", 0, 4)]

@@ -1,0 +1,117 @@
+"""The shell with real worker processes, from inside its event loop."""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from scheduler import messages as m
+from scheduler.core import Scheduler
+from scheduler.policy import Limits
+from tests.service.running import png
+from workers import pool as pool_module
+from workers.child import Child
+from workers.devices import DeviceSpec
+from workers.engine.config import Echo, EngineConfig
+from workers.engine.contract import Task
+from workers.pool import Answer, Pool
+from workers.process import Setup
+from workers.slots import SlotLayout
+
+PATIENCE = 30.0
+ECHO = EngineConfig(kind="echo", slots=2, echo=Echo(steps=10, step_seconds=0.02, reencode=False))
+TASK = Task(png(64, 64), "a square", 1)
+
+
+class Seen:
+    """Everything that was told to the scheduler, and everything it said."""
+
+    def __init__(self) -> None:
+        self.events: list[m.Event] = []
+        self.commands: list[m.Command] = []
+
+    def __call__(self, event: m.Event, commands: Sequence[m.Command]) -> None:
+        self.events.append(event)
+        self.commands.extend(commands)
+
+
+@asynccontextmanager
+async def running(seen: Seen | None = None, workers: int = 1) -> AsyncIterator[Pool]:
+    names = [f"cpu{number}" for number in range(workers)]
+    core = Scheduler(names, Limits(restart_pause=0.05))
+    setups = [Setup(DeviceSpec(name, "cpu", None), ECHO, threads=1) for name in names]
+    pool = Pool(setups, core, SlotLayout(ECHO.slots, 2**20, 2**20), seen or Seen())
+    task = asyncio.create_task(pool.run())
+    yield pool
+    pool.drain(PATIENCE)
+    await asyncio.wait_for(task, PATIENCE)
+    assert not pool.processes
+
+
+async def make(pool: Pool) -> Answer:
+    return await asyncio.wait_for(pool.generate(TASK, time.monotonic() + PATIENCE), PATIENCE)
+
+
+def test_pictures_come_back_as_they_went() -> None:
+    async def scenario() -> None:
+        async with running(workers=2) as pool:
+            answers = await asyncio.gather(*(make(pool) for _ in range(6)))
+        assert [answer.picture for answer in answers] == [TASK.picture] * 6
+        assert all(isinstance(answer.outcome, m.Done) for answer in answers)
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_call_cancels_the_job() -> None:
+    async def scenario() -> None:
+        seen = Seen()
+        async with running(seen) as pool:
+            await make(pool)
+            waiting = asyncio.create_task(make(pool))
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            await make(pool)
+        assert m.Reply(2, m.Abandoned()) in seen.commands
+        assert any(isinstance(event, m.Released) for event in seen.events)
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals = iter([True, True, False])
+
+    def scarce(*arguments: object) -> Child:
+        if next(refusals):
+            raise OSError(11, "Resource temporarily unavailable")
+        return Child(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pool_module, "Child", scarce)
+
+    async def scenario() -> None:
+        seen = Seen()
+        async with running(seen) as pool:
+            assert (await make(pool)).picture == TASK.picture
+        lost = [event.reason for event in seen.events if isinstance(event, m.WorkerLost)]
+        assert lost == ["cannot be started: [Errno 11] Resource temporarily unavailable"] * 2
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_whose_socket_ends_is_replaced_and_its_picture_made_again() -> None:
+    async def scenario() -> None:
+        seen = Seen()
+        async with running(seen) as pool:
+            await make(pool)
+            waiting = asyncio.create_task(make(pool))
+            await asyncio.sleep(0.05)
+            pool._children["cpu0"].channel.shutdown(socket.SHUT_RD)
+            assert (await waiting).picture == TASK.picture
+        lost = [event.reason for event in seen.events if isinstance(event, m.WorkerLost)]
+        assert lost == ["killed by SIGKILL"]
+
+    asyncio.run(scenario())
