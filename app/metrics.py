@@ -7,11 +7,13 @@ from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from app.errors import Error
 from scheduler import messages as m
 from workers.pool import Pool
 from workers.telemetry import Nvml
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+ROUTING = {Error.NOT_FOUND, Error.METHOD}  # these do not reach the endpoint, and are not counted
 STAGES = ("queue", "prepare", "denoise", "decode", "encode")
 
 
@@ -45,8 +47,11 @@ class Metrics:
             "contour_retries", "Jobs started once more after a lost worker.", registry=self.registry
         )
         self._started: set[m.JobId] = set()
-        for stage in STAGES:  # a series exists before its first sample, so that rates start at 0
+        # A series exists before its first sample, so that rates start at 0.
+        for stage in STAGES:
             self._stages.labels(stage)
+        for outcome in ("done", "abandoned", *(error.slug for error in Error if error not in ROUTING)):
+            self._requests.labels(outcome)
 
     def request(self, outcome: str, seconds: float) -> None:
         """A request was answered."""
@@ -83,7 +88,7 @@ class Metrics:
                 pass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PoolCollector(Collector):
     """What the scheduler's state is at the moment of the scrape."""
 
@@ -108,7 +113,7 @@ class PoolCollector(Collector):
         yield from (state, slots, total, restarts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DeviceCollector(Collector):
     """What NVML says of each worker's device. A reading that a device does not support is left out."""
 

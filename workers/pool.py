@@ -239,7 +239,7 @@ class Pool:
             memory.close()
 
     async def _end(self, child: Child) -> None:
-        """Ask, wait, kill: in any case the process is gone and reaped afterwards. One that still loads does not listen."""
+        """Ask, wait, kill: the process is gone and reaped afterwards. One that still loads does not listen."""
         self._forget(child)
         gone = asyncio.Event()
         loop = asyncio.get_running_loop()

@@ -1,0 +1,67 @@
+"""What /metrics shows of GPUs, with the GPU faked; the rest is tested on the running service."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.errors import Error
+from app.metrics import DeviceCollector, Metrics
+from scheduler import messages as m
+from workers.pool import Device
+from workers.telemetry import Reading
+
+READING = Reading(
+    utilization=0.83, memory_used=5 * 2**30, memory_total=80 * 2**30, temperature=61.0, throttle_reasons=("hw_thermal",)
+)
+
+
+class OneGpu:
+    """NVML with one GPU that does not tell its power."""
+
+    def read(self, uuid: str) -> Reading:
+        assert uuid == "GPU-1"
+        return READING
+
+    def xids(self) -> dict[tuple[str, int], int]:
+        return {("GPU-1", 79): 2}
+
+
+def samples(registry: CollectorRegistry) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    return {
+        (each.name, tuple(sorted(each.labels.items()))): each.value for family in families for each in family.samples
+    }
+
+
+def test_each_workers_gpu_is_shown_and_what_it_does_not_tell_is_left_out() -> None:
+    pool = SimpleNamespace(devices={"gpu0": Device("NVIDIA H100", "GPU-1"), "cpu0": Device("CPU", None)})
+    registry = CollectorRegistry()
+    registry.register(DeviceCollector(cast(Any, pool), cast(Any, OneGpu())))
+    labels = (("uuid", "GPU-1"), ("worker", "gpu0"))
+    assert samples(registry) == {
+        ("contour_device_utilization_ratio", labels): 0.83,
+        ("contour_device_memory_used_bytes", labels): 5 * 2**30,
+        ("contour_device_memory_bytes", labels): 80 * 2**30,
+        ("contour_device_temperature_celsius", labels): 61.0,
+        ("contour_device_throttled", (("reason", "hw_thermal"), *labels)): 1.0,
+        ("contour_device_xid_errors_total", (("uuid", "GPU-1"), ("xid", "79"))): 2.0,
+    }
+
+
+def test_every_outcome_has_a_series_before_it_happens() -> None:
+    found = samples(Metrics().registry)
+    outcomes = {labels[0][1] for name, labels in found if name == "contour_requests_total"}
+    assert outcomes >= {"done", "abandoned", "busy", "expired", "draining", "poisoned", "internal", "invalid-picture"}
+    assert Error.NOT_FOUND.slug not in outcomes
+
+
+def test_a_job_that_is_started_again_is_a_retry() -> None:
+    metrics = Metrics()
+    metrics.observe(m.Tick(), [m.Start(1, "gpu0", 0, 1), m.Start(2, "gpu0", 1, 2)])
+    metrics.observe(m.WorkerLost("gpu0", "gone"), [m.Start(1, "gpu1", 0, 3), m.Reply(2, m.Poisoned(2))])
+    metrics.observe(m.Tick(), [m.Reply(1, m.Abandoned())])
+    found = samples(metrics.registry)
+    assert found["contour_retries_total", ()] == 1
+    assert found["contour_worker_losses_total", (("worker", "gpu0"),)] == 1
