@@ -146,6 +146,7 @@ class _Service:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_graceful_shutdown=CLOSE_SECONDS,
         )
         self._server = _Server(config, self._stop)

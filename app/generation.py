@@ -1,6 +1,7 @@
 """`POST /generation/`: a body in, a job through the pool, a reply out."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -31,6 +32,7 @@ AUTO_TIMES = 10.0
 AUTO_LOADING_SECONDS = 300.0
 
 SEED_MIN, SEED_MAX = -(2**63), 2**64 - 1  # what torch.Generator.manual_seed takes
+QUOTE = ord('"')
 WHITESPACE = str.maketrans("", "", " \t\r\n\v\f")
 
 T = TypeVar("T")
@@ -41,7 +43,7 @@ class GenerationRequest(msgspec.Struct, frozen=True):
 
     request_id: int
     text: str
-    input_image_base64: str
+    input_image_base64: msgspec.Raw
     random_seed: int
 
 
@@ -216,19 +218,30 @@ def _blamed(message: str) -> str | None:
     return name if name in GenerationRequest.__struct_fields__ else None
 
 
-def _picture(encoded: str) -> bytes:
-    """Decode standard base64; a `data:` prefix and whitespace are tolerated."""
-    if encoded.startswith("data:"):
-        encoded = encoded.partition(",")[2]
+def _picture(encoded: msgspec.Raw) -> bytes:
+    """Decode standard base64 in a JSON string; a `data:` prefix and whitespace are tolerated."""
+    json = memoryview(encoded)
+    if json[0] == QUOTE:
+        # What nearly everybody sends needs no JSON decoding: base64 has no escapes.
+        with contextlib.suppress(ValueError):
+            return pybase64.b64decode(json[1:-1], validate=True)
+    text = _text(encoded)
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
     try:
-        return pybase64.b64decode(encoded, validate=True)
-    except ValueError:
-        pass
-    try:
-        return pybase64.b64decode(encoded.translate(WHITESPACE), validate=True)
+        return pybase64.b64decode(text.translate(WHITESPACE), validate=True)
     except ValueError as error:
         detail = f"input_image_base64 is not standard base64: {error}."
         raise Problem(Error.INVALID_FIELD, detail, "input_image_base64") from None
+
+
+def _text(encoded: msgspec.Raw) -> str:
+    try:
+        return msgspec.json.decode(encoded, type=str)
+    except msgspec.ValidationError as error:
+        raise Problem(Error.INVALID_FIELD, f"{error} - at `$.input_image_base64`.", "input_image_base64") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Problem(Error.BROKEN_JSON, f"{error}.") from None
 
 
 def _header(task: Task, max_pixels: int) -> Header:

@@ -4,6 +4,7 @@ It owns every pipe and process and decides nothing. All of it runs on one event 
 """
 
 import asyncio
+import gc
 import importlib
 import logging
 import time
@@ -43,6 +44,13 @@ class Device:
     uuid: str | None
 
 
+def _spawn_context() -> SpawnContext:
+    context: SpawnContext = importlib.import_module("torch.multiprocessing").get_context("spawn")
+    # torch brings some 100,000 objects that never die: no collection of garbage need look at them again.
+    gc.freeze()
+    return context
+
+
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     task: Task
@@ -77,8 +85,7 @@ class Pool:
     async def run(self) -> None:
         """Start the workers and serve until drained; then end every process and let go of all memory."""
         # In a thread, as it takes seconds, and clients are to be heard meanwhile.
-        torch_multiprocessing = await asyncio.to_thread(importlib.import_module, "torch.multiprocessing")
-        self._context = torch_multiprocessing.get_context("spawn")
+        self._context = await asyncio.to_thread(_spawn_context)
         self._handle(m.Opened())
         try:
             await self._drained.wait()

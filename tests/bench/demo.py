@@ -7,6 +7,7 @@ import argparse
 import json
 import statistics
 import time
+from pathlib import Path
 
 from tests.bench.environment import environment
 from tests.demo.scenes import scenes
@@ -18,6 +19,7 @@ def main() -> None:
     """Measure, and print JSON; all times in seconds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=10)
+    parser.add_argument("--out", type=Path, help="write the JSON here as well")
     options = parser.parse_args()
     began = time.perf_counter()
     with Service("demo") as service:
@@ -32,7 +34,10 @@ def main() -> None:
         "picture, slowest": round(max(seconds), 3),
         "environment": environment(),
     }
-    print(json.dumps(result, indent=2))
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
 
 
 def _timed(service: Service, seed: int) -> float:

@@ -16,11 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import cv2
 import numpy as np
 
 from tests.bench.environment import environment
-from tests.service.running import Service, good_request
+from tests.service.running import Service, file_of, good_request
 
 PICTURE_BYTES = 384 * 1024
 WARM_UP = 200  # requests that are not counted
@@ -48,7 +47,7 @@ def main() -> None:
 def _message() -> bytes:
     side = round((PICTURE_BYTES / 3) ** 0.5)
     noise = np.random.default_rng(1).integers(0, 256, (side, side, 3), np.uint8)  # incompressible: the file is as large
-    picture = cv2.imencode(".png", noise)[1].tobytes()
+    picture = file_of(noise)
     body = json.dumps(good_request(input_image_base64=base64.b64encode(picture).decode())).encode()
     fields = ("Host: bench", "Content-Type: application/json", f"Content-Length: {len(body)}")
     return "\r\n".join(("POST /generation/ HTTP/1.1", *fields, "", "")).encode() + body

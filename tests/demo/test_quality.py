@@ -11,7 +11,7 @@ import pytest
 
 from tests.demo.scenes import Pixels, Scene, scenes
 from tests.demo.scoring import colours, edge_f1, edges
-from tests.service.running import Service, result_pixels
+from tests.service.running import Service, file_of, result_pixels
 
 # Two threads are faster on idle cores, but wait for each other at length when anything else runs.
 CALM = {"WORKERS__THREADS": 1}
@@ -36,7 +36,7 @@ def make(service: Service, scene: Scene) -> Pixels:
 
 
 def post(service: Service, scene: Scene, seed: int) -> httpx.Response:
-    encoded = base64.b64encode(cv2.imencode(".png", scene.picture[..., ::-1])[1].tobytes()).decode()
+    encoded = base64.b64encode(file_of(scene.picture)).decode()
     return service.generate(text=scene.caption, input_image_base64=encoded, random_seed=seed)
 
 

@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import cv2
 import httpx
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
+
+Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0  # seconds, before a test gives something up
@@ -124,10 +126,15 @@ def png(width: int, height: int) -> bytes:
     """A picture of a bright square on a dark ground, as a file."""
     pixels = np.full((height, width, 3), 40, np.uint8)
     pixels[height // 4 : height // 2, width // 4 : width // 2] = 220
-    return cv2.imencode(".png", pixels)[1].tobytes()
+    return file_of(pixels)
 
 
-def result_pixels(response: httpx.Response) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def file_of(pixels: Pixels) -> bytes:
+    """RGB pixels [height, width, 3] as a PNG."""
+    return cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def result_pixels(response: httpx.Response) -> Pixels:
     """The picture in an answer, RGB [height, width, 3]."""
     assert response.status_code == 200, response.text
     data = base64.b64decode(response.json()["output_image_base64"], validate=True)

@@ -1,14 +1,14 @@
 """The wire contract, over a real socket."""
 
 import base64
+import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
-import cv2
 import numpy as np
 import pytest
 
-from tests.service.running import Service, good_request, png, result_pixels
+from tests.service.running import Service, file_of, good_request, png, result_pixels
 
 
 @pytest.mark.parametrize("path", ["/generation/", "/generation"])
@@ -40,6 +40,15 @@ def test_a_data_prefix_and_whitespace_in_base64_are_tolerated(echo: Service) -> 
     assert "\n" in encoded
     assert echo.generate(input_image_base64=encoded).status_code == 200
     assert echo.generate(input_image_base64="data:image/png;base64," + encoded).status_code == 200
+
+
+def test_escaped_slashes_in_base64_are_what_json_says_they_are(echo: Service) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8)
+    body = json.dumps(good_request(input_image_base64=base64.b64encode(file_of(noise)).decode()))
+    assert "/" in body.partition("input_image_base64")[2]
+    headers = {"content-type": "application/json"}
+    response = echo.client.post("/generation/", content=body.replace("/", "\\/"), headers=headers)
+    assert np.array_equal(result_pixels(response), noise)
 
 
 def test_unknown_fields_are_ignored(echo: Service) -> None:
@@ -101,7 +110,7 @@ def test_plain_curl_gets_a_picture(echo: Service) -> None:
 def test_sixteen_clients_at_once_each_get_their_own_picture(echo: Service) -> None:
     def ask(number: int) -> bool:
         pixels = np.full((64, 64, 3), number * 10, np.uint8)
-        encoded = base64.b64encode(cv2.imencode(".png", pixels)[1].tobytes()).decode()
+        encoded = base64.b64encode(file_of(pixels)).decode()
         response = echo.generate(request_id=number, input_image_base64=encoded)
         return response.json()["request_id"] == number and bool(np.array_equal(result_pixels(response), pixels))
 
