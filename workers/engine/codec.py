@@ -22,9 +22,8 @@ Pixels: TypeAlias = NDArray[np.uint8]
 # The plugins are called by name: Image.open would warn of large pictures, which the front end has judged already.
 _PLUGINS: dict[Format, type[ImageFile.ImageFile]] = {"PNG": PngImageFile, "JPEG": JpegImageFile, "WebP": WebPImageFile}
 _MAX_PIXELS = 178_956_970  # where Pillow would call it a bomb; a guard for callers without a limit of their own
-_MAX_SIDE = (
-    65_535  # JPEG's own limit; a WebP of 210 bytes may declare 13,697,032 x 8 and keeps libwebp busy for minutes
-)
+# JPEG's own limit. A WebP of 210 bytes may declare 13,697,032 x 8 pixels and keeps libwebp busy for minutes.
+_MAX_SIDE = 65_535
 _UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, zlib.error)
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
