@@ -66,12 +66,6 @@ def respond(problem: Problem) -> Response:
     return Response(msgspec.json.encode(body), error.status, headers, MEDIA_TYPE)
 
 
-async def on_problem(request: Request, error: Exception) -> Response:
-    """Starlette's handler for `Problem`."""
-    assert isinstance(error, Problem)
-    return respond(error)
-
-
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's handler for what its router raises: unknown paths and methods."""
     assert isinstance(error, HTTPException)
