@@ -95,7 +95,7 @@ class PoolCollector(Collector):
     pool: Pool
 
     def collect(self) -> Iterator[Metric]:
-        """Read the state; called on the event loop's thread."""
+        """Read the state. Only counts are looked at, so this may run beside the event loop."""
         core = self.pool.core
         yield GaugeMetricFamily("contour_queue_depth", "Jobs waiting for a slot.", core.queue_depth)
         yield GaugeMetricFamily("contour_running", "Jobs in a slot of a worker.", core.running)

@@ -1,5 +1,6 @@
 """Routes and lifespan, nothing else."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
@@ -21,7 +22,9 @@ def create_app(generation: Generation, health: Health, registry: CollectorRegist
     """The ASGI application. Both spellings of a path answer directly: nobody is redirected."""
 
     async def metrics(request: Request) -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        # In a thread: NVML takes milliseconds a device, and requests are not to wait for a scrape.
+        text = await asyncio.to_thread(generate_latest, registry)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     app = Starlette(
         routes=[
