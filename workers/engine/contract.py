@@ -31,11 +31,26 @@ class Stepped:
     total: int
 
 
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How an engine runs at present, for the log and the metrics: what it chose, holds, and had to give up.
+
+    `attention`: (shape, kernel), where a shape is "rows x heads, queries x keys x head size" as in "2x8 4096x4096x40".
+    `graphs`: (kind, count) of captured graphs, in `graph_bytes` bytes of device memory.
+    `fallbacks`: (reason, times) that a slower way was taken because the faster one failed.
+    """
+
+    attention: tuple[tuple[str, str], ...] = ()
+    graphs: tuple[tuple[str, int], ...] = ()
+    graph_bytes: int = 0
+    fallbacks: tuple[tuple[str, int], ...] = ()
+
+
 class Engine(Protocol[Prepared]):
     """Makes pictures, several at a time, each at its own step.
 
-    `prepare` and `encode` may be called from any thread, several at once. All else is called from one thread, the only
-    one that talks to the device. Slots are numbered 0 .. slots - 1.
+    `prepare`, `collect` and `encode` may be called from any thread, several at once. All else is called from one
+    thread, the only one that talks to the device. Slots are numbered 0 .. slots - 1.
     """
 
     slots: int
@@ -56,10 +71,19 @@ class Engine(Protocol[Prepared]):
         """Advance every unfinished picture by one denoising step. Nothing to advance: an empty sequence."""
 
     def finish(self, slot: int) -> object:
-        """Decode a picture that took its last step, free its slot, and return what `encode` takes."""
+        """Have a picture that took its last step decoded, free its slot, and return what `collect` takes.
+
+        The device may decode it beside the next steps of others.
+        """
 
     def discard(self, slot: int) -> None:
         """Drop the picture in a slot, at whatever step it is, and free the slot."""
 
+    def collect(self, decoding: object) -> object:
+        """Wait until the device has decoded a finished picture, and return what `encode` takes."""
+
     def encode(self, pixels: object) -> bytes:
         """The bytes of the picture file that the client gets."""
+
+    def condition(self) -> Condition:
+        """How the engine runs at present; equal to the last one if nothing has changed."""

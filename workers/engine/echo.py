@@ -8,7 +8,7 @@ from scheduler.messages import Costs
 from workers.engine import codec
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
-from workers.engine.contract import Stepped, Task
+from workers.engine.contract import Condition, Stepped, Task
 
 _WARM_UP_SEED = 0
 
@@ -60,6 +60,14 @@ class EchoEngine:
         """Drop the picture in a slot. Raises ValueError when there is none."""
         self._tenant(slot)
         del self._running[slot]
+
+    def collect(self, decoding: object) -> object:
+        """There is nothing to wait for."""
+        return decoding
+
+    def condition(self) -> Condition:
+        """There is nothing to tell."""
+        return Condition()
 
     def encode(self, pixels: object) -> bytes:
         """The picture file."""

@@ -54,6 +54,11 @@ class SamplerMatrix:
         """N: how often the model is called for one picture."""
         return len(self.timesteps)
 
+    @property
+    def noises(self) -> int:
+        """1 + D: the initial noise, and what the scheduler draws at its steps."""
+        return self.weights.shape[1] - self.calls
+
 
 def sampler_matrix(fresh: Callable[[], Scheduler]) -> SamplerMatrix:
     """The matrix of a scheduler; `fresh` makes one with its timesteps set (they remember what they have seen).
