@@ -5,6 +5,7 @@ alone talks to the device and owns all state here: the others pass it what they 
 """
 
 import ctypes
+import logging
 import os
 import queue
 import signal
@@ -21,10 +22,13 @@ from workers import wire
 from workers.allocator import keep_freed_memory
 from workers.devices import DeviceSpec
 from workers.engine.config import EngineConfig
-from workers.engine.contract import BadPictureError, Engine, Task
+from workers.engine.contract import BadPictureError, Condition, Engine, Task
 from workers.logs import configure
 from workers.slots import SlotMemory
 
+log = logging.getLogger(__name__)
+
+IDLE_SECONDS = 2.0  # after which an engine without pictures may see to itself
 HANDS = 2  # threads: one decodes the next picture while another encodes the last
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -96,6 +100,7 @@ class Worker:
     _inbox: "queue.SimpleQueue[_Mail]" = field(default_factory=queue.SimpleQueue)
     _tenants: dict[int, _Tenant] = field(default_factory=dict)
     _hands: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(HANDS, "hand"))
+    _condition: Condition = field(default_factory=Condition)
     _stopping: bool = False
 
     def run(self) -> None:
@@ -104,14 +109,18 @@ class Worker:
         while not self._stopping:
             self._take_mail()
             self._step()
+            self._tell_condition()
         self._hands.shutdown(wait=False, cancel_futures=True)
 
     # -------------------------------------------------------------------------------------------------- main thread
 
     def _take_mail(self) -> None:
-        """Handle all mail there is; with nothing on the device, wait for some."""
+        """Handle all mail there is; with nothing on the device, wait for some, but not for ever."""
         if not any(tenant.admitted for tenant in self._tenants.values()):
-            self._open(self._inbox.get())
+            try:
+                self._open(self._inbox.get(timeout=IDLE_SECONDS))
+            except queue.Empty:
+                return
         while not self._stopping:
             try:
                 mail = self._inbox.get_nowait()
@@ -164,10 +173,20 @@ class Worker:
     def _finish(self, slot: int) -> None:
         tenant = self._tenants[slot]
         denoised = time.monotonic()
-        pixels = self.engine.finish(slot)
-        decoded = time.monotonic()
+        decoding = self.engine.finish(slot)
         tenant.admitted = False
-        self._hands.submit(self._encode, slot, tenant, pixels, denoised - tenant.began, decoded - denoised)
+        self._hands.submit(self._encode, slot, tenant, decoding, denoised)
+
+    def _tell_condition(self) -> None:
+        condition = self.engine.condition()
+        if condition != self._condition:
+            self._condition = condition
+            log.info(
+                "graphs %s, %.0f MiB; fallbacks %s",
+                dict(condition.graphs),
+                condition.graph_bytes / 2**20,
+                dict(condition.fallbacks) or "none",
+            )
 
     # ---------------------------------------------------------------------------------------------- the other threads
 
@@ -190,14 +209,20 @@ class Worker:
         if content is not None:
             self._inbox.put(_Prepared(order.slot, time.monotonic() - began, content))
 
-    def _encode(self, slot: int, tenant: _Tenant, pixels: object, denoise: float, decode: float) -> None:
-        began = time.monotonic()
-        data = self._guard(slot, tenant.generation, lambda: self._fitting(self.engine.encode(pixels)))
-        if data is None:
+    def _encode(self, slot: int, tenant: _Tenant, decoding: object, denoised: float) -> None:
+        picture = self._guard(slot, tenant.generation, lambda: self._picture(decoding))
+        if picture is None:
             return
+        data, decoded = picture
         self.memory.output(slot)[: len(data)] = data
-        encode = time.monotonic() - began
+        denoise, decode, encode = denoised - tenant.began, decoded - denoised, time.monotonic() - decoded
         self._leave(wire.Finished(slot, tenant.generation, len(data), tenant.prepare, denoise, decode, encode))
+
+    def _picture(self, decoding: object) -> tuple[bytes, float]:
+        """The file, and when its pixels were there."""
+        pixels = self.engine.collect(decoding)
+        decoded = time.monotonic()
+        return self._fitting(self.engine.encode(pixels)), decoded
 
     def _leave(self, report: wire.Finished | wire.Failed) -> None:
         """Empty the slot, then say so: in this order, as the slot's next order may follow the report immediately."""

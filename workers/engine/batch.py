@@ -1,27 +1,31 @@
 """Pictures of one size that run together, each at its own step.
 
-The state of a running picture is its history: the noise and every noise prediction so far. The latents of its next
+The state of a running picture is its history: its noise and every noise prediction so far. The latents of its next
 call are a row of the sampler's matrix times that history (`sampler.py`), so a step needs to know no sampler.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from workers.engine.conditioning import TEXT_TOKENS
+from workers.engine.denoiser import Denoiser
+from workers.engine.graphs import Graphs, Work
 from workers.engine.model import Model, Network
-from workers.engine.networks import Control, Given, predict_noise
+from workers.engine.networks import Control, Given
+from workers.engine.streams import upload
 
 Size = tuple[int, int]  # height and width of the latents
 
 
 @dataclass(frozen=True, slots=True)
 class Newcomer:
-    """A picture to join: noise [4, h, w], hint embedding [channels, h, w], keys and values [rows, 77, total]."""
+    """A picture to join: noise [noises, 4, h, w], hint embedding [channels, h, w], keys and values [rows, 77, total].
+
+    The first noise is what the picture begins with, the others are what the sampler draws at its steps.
+    """
 
     noise: Tensor
     hint: Tensor
@@ -29,111 +33,183 @@ class Newcomer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Buffers:
-    """What the step reads and writes, one entry a picture. They stay where they are, so that a step can be replayed.
+class Recipe:
+    """What all pictures of an engine have in common: their greatest number S, and how they are guided."""
 
-    With N model calls, S slots, and 1 row a picture or 2 under guidance (unconditional, conditional):
+    slots: int
+    guidance_scale: float
+    control_scale: float
+    buckets: tuple[int, ...]  # the batch sizes that are run, ascending, up to S
+
+    @property
+    def rows(self) -> int:
+        """Rows of a picture: as in diffusers, at a scale of 1 and below the unconditional one is left out."""
+        return 2 if self.guidance_scale > 1 else 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Buffers:
+    """What the step reads and writes. They stay where they are, so that a step can be recorded and replayed.
+
+    There is one entry a slot, and one more that is nobody's: it fills up a bucket, and is run for rehearsal. With N
+    model calls, and 1 row a picture or 2 under guidance (unconditional, conditional):
     """
 
-    history: Tensor  # [S, N + 1, 4, h, w] float32: the noise, then each call's noise prediction
-    step: Tensor  # [S] calls made
-    hint: Tensor  # [S, channels, h, w]
-    text: Tensor  # [S, rows, 77, total] keys and values of the UNet's layers, then of the ControlNet's
-    control_scale: Tensor  # [S, rows]
-    guidance_scale: Tensor  # [S] float32
+    history: Tensor  # [S + 1, noises + N, 4, h, w] float32: the noises, then each call's noise prediction
+    step: Tensor  # [S + 1] calls made
+    hint: Tensor  # [S + 1, channels, h, w]
+    text: Tensor  # [S + 1, rows, 77, total] keys and values of the UNet's layers, then of the ControlNet's
+    chosen: dict[int, Tensor]  # bucket -> [bucket] the entries that it runs
 
 
 class Batch:
-    """Runs up to `slots` pictures of one size. They are kept in the first rows of the buffers, without gaps."""
+    """Runs up to S pictures of one size, in parts that fit the buckets."""
 
-    def __init__(self, model: Model, slots: int, size: Size, guidance_scale: float, control_scale: float) -> None:
+    def __init__(self, model: Model, recipe: Recipe, size: Size, denoiser: Denoiser, graphs: Graphs) -> None:
         self._model = model
-        self._guided = guidance_scale > 1  # as in diffusers: at 1 and below the unconditional half is left out
-        self._buffers = self._allocate(slots, size)
-        self._buffers.guidance_scale.fill_(guidance_scale)
-        self._buffers.control_scale.fill_(control_scale)
-        self._entries = torch.arange(slots, device=model.device)
-        self._tenants: list[int] = []  # which engine slot is in each entry
-        self._done: list[int] = []  # calls made, as the host knows it
+        self._recipe = recipe
+        self._size = size
+        self._denoisers = dict.fromkeys(recipe.buckets, denoiser)
+        self.graphs = graphs
+        self._upgraded: set[int] = set()
+        self._buckets = recipe.buckets
+        self._buffers = self._allocate()
+        self._guidance_scale = torch.tensor(recipe.guidance_scale, device=model.device)
+        self._control_scale = torch.tensor(recipe.control_scale, device=model.device, dtype=model.dtype)
+        self._done: dict[int, int] = {}  # slot -> calls made, as the host knows it
+        self._chosen: dict[int, Sequence[int]] = {}  # bucket -> slots, as the device was told
 
     def __len__(self) -> int:
-        return len(self._tenants)
+        return len(self._done)
+
+    @property
+    def size(self) -> int:
+        """Bytes of device memory, without the graphs."""
+        buffers = self._buffers
+        return sum(tensor.nbytes for tensor in (buffers.history, buffers.hint, buffers.text))
+
+    @property
+    def upgraded(self) -> int:
+        """How many buckets run compiled networks."""
+        return len(self._upgraded)
 
     def admit(self, slot: int, newcomer: Newcomer) -> None:
         """Let a picture take part from the next step on."""
-        entry, buffers = len(self), self._buffers
+        buffers = self._buffers
         # What is not there yet is weighed with zero, but zero times a leftover infinity would not be zero.
-        buffers.history[entry].zero_()
-        buffers.history[entry, 0].copy_(newcomer.noise)
-        buffers.step[entry] = 0
-        buffers.hint[entry].copy_(newcomer.hint)
-        buffers.text[entry].copy_(newcomer.text)
-        self._tenants.append(slot)
-        self._done.append(0)
+        buffers.history[slot].zero_()
+        buffers.history[slot, : len(newcomer.noise)].copy_(newcomer.noise, non_blocking=True)
+        buffers.step[slot] = 0
+        buffers.hint[slot].copy_(newcomer.hint)
+        buffers.text[slot].copy_(newcomer.text)
+        self._done[slot] = 0
 
     def remove(self, slot: int) -> None:
-        """Let a picture go; the last one takes its place."""
-        entry, last = self._tenants.index(slot), len(self) - 1
-        if entry != last:
-            for field in fields(self._buffers):
-                buffer: Tensor = getattr(self._buffers, field.name)
-                buffer[entry].copy_(buffer[last])
-        self._tenants[entry], self._done[entry] = self._tenants[last], self._done[last]
-        self._tenants.pop()
-        self._done.pop()
+        """Let a picture go."""
+        del self._done[slot]
 
     def advance(self) -> list[tuple[int, int]]:
-        """Take one step with all pictures; return (slot, calls made so far) of each."""
-        self.run(len(self))
-        self._done = [done + 1 for done in self._done]
-        return list(zip(self._tenants, self._done, strict=True))
+        """Take one step with all pictures; return (slot, calls made so far) of each.
+
+        Raises torch.OutOfMemoryError when there is not enough memory for one; with enough for fewer, these are run.
+        """
+        waiting = list(self._done)
+        while waiting:
+            bucket = next((b for b in self._buckets if b >= len(waiting)), self._buckets[-1])
+            part = waiting[:bucket]
+            try:
+                self._run(part, bucket)
+            except torch.OutOfMemoryError as error:
+                self._do_without(bucket, error)
+            else:
+                waiting = waiting[bucket:]
+        self._done = {slot: done + 1 for slot, done in self._done.items()}
+        return list(self._done.items())
 
     def final_latents(self, slot: int) -> Tensor:
         """The latents [4, h, w] of a picture that has made all its calls."""
-        history = self._buffers.history[self._tenants.index(slot)]
-        latents: Tensor = torch.tensordot(self._model.weights[-1], history, dims=1)
+        latents: Tensor = torch.tensordot(self._model.weights[-1], self._buffers.history[slot], dims=1)
         return latents
 
-    def run(self, n: int) -> None:
-        """One step of the first n entries, on the device alone: what a CUDA graph may hold, one for each n."""
-        latents, unet_given, control = self._gather(n)
-        noise = predict_noise(self._model.unet.net, self._model.controlnet.net, latents, unet_given, control)
-        self._scatter(n, noise)
+    def prepare(self, bucket: int) -> None:
+        """Record a bucket's step, if that can be done, before it is needed."""
+        self._graph(bucket)
 
-    def _gather(self, n: int) -> tuple[Tensor, Given, Control]:
+    def upgrade(self, bucket: int, denoiser: Denoiser) -> None:
+        """Run a bucket with other networks from the next step on."""
+        self._denoisers[bucket] = denoiser
+        self._upgraded.add(bucket)
+        self.graphs.drop(bucket)
+        self._graph(bucket)
+
+    def rehearse(self, bucket: int, denoiser: Denoiser) -> None:
+        """Run networks on a bucket's shapes, and drop what they predict; from any thread, whatever else runs."""
+        nobody = torch.full((bucket,), self._recipe.slots, device=self._model.device)
+        denoiser(*self._gather(nobody))
+
+    def _run(self, slots: Sequence[int], bucket: int) -> None:
+        graph = self._graph(bucket)
+        self._choose(bucket, slots)
+        graph()
+
+    def _graph(self, bucket: int) -> Work:
+        # Recording runs the step: of nobody's entry then, which is as good as new after it.
+        return self.graphs.of(bucket, lambda: self._step(bucket), rehearsal=lambda: self._choose(bucket, ()))
+
+    def _choose(self, bucket: int, slots: Sequence[int]) -> None:
+        if self._chosen.get(bucket) != slots:
+            entries = [*slots, *[self._recipe.slots] * (bucket - len(slots))]
+            self._buffers.chosen[bucket].copy_(upload(torch.tensor(entries), self._model.device))
+            self._chosen[bucket] = slots
+
+    def _do_without(self, bucket: int, error: torch.OutOfMemoryError) -> None:
+        """Make room, or else run smaller parts from now on. Raises the error when there are none."""
+        if self.graphs.make_room():
+            return
+        smaller = tuple(each for each in self._buckets if each < bucket)
+        if not smaller:
+            raise error
+        self._buckets = smaller
+        self.graphs.fallbacks.note("step: out of memory", f"{self._size}: from now on {smaller[-1]} at a time")
+
+    def _step(self, bucket: int) -> None:
+        """One step of the chosen entries, on the device alone."""
+        chosen = self._buffers.chosen[bucket]
+        self._scatter(chosen, self._denoisers[bucket](*self._gather(chosen)))
+
+    def _gather(self, chosen: Tensor) -> tuple[Tensor, Given, Control]:
         buffers, model = self._buffers, self._model
-        rows = model.weights[buffers.step[:n]]
-        latents = torch.bmm(rows[:, None], buffers.history[:n].flatten(2)).view(n, *buffers.history.shape[2:])
+        step = buffers.step[chosen]
+        history = buffers.history[chosen]
+        latents = torch.bmm(model.weights[step][:, None], history.flatten(2)).view(-1, *history.shape[2:])
         latents = latents.to(model.dtype, memory_format=torch.channels_last)
 
         unet_layers = len(model.unet.keys_values_widths)
         widths = model.unet.keys_values_widths + model.controlnet.keys_values_widths
-        text = torch.split(buffers.text[:n].flatten(0, 1), widths, dim=-1)
-        scale = buffers.control_scale[:n].flatten()
-        control = Control(buffers.hint[:n], scale, self._given(model.controlnet, n, text[unet_layers:]))
-        return latents, self._given(model.unet, n, text[:unet_layers]), control
+        text = torch.split(buffers.text[chosen].flatten(0, 1), widths, dim=-1)
+        hint = buffers.hint[chosen].contiguous(memory_format=torch.channels_last)
+        control = Control(hint, self._control_scale, self._given(model.controlnet, step, text[unet_layers:]))
+        return latents, self._given(model.unet, step, text[:unet_layers]), control
 
-    def _given(self, network: Network, n: int, keys_values: tuple[Tensor, ...]) -> Given:
-        shifts = network.times[self._buffers.step[:n]].repeat_interleave(self._rows, 0)
+    def _given(self, network: Network, step: Tensor, keys_values: tuple[Tensor, ...]) -> Given:
+        shifts = network.times[step].repeat_interleave(self._recipe.rows, 0)
         return Given(torch.split(shifts, network.shift_widths, dim=1), keys_values)
 
-    def _scatter(self, n: int, noise: Tensor) -> None:
+    def _scatter(self, chosen: Tensor, noise: Tensor) -> None:
         buffers = self._buffers
-        predicted = noise.float().view(n, self._rows, *noise.shape[1:])
+        predicted = noise.float().view(len(chosen), self._recipe.rows, *noise.shape[1:])
         unconditional, conditional = predicted[:, 0], predicted[:, -1]
-        if self._guided:
-            scale = buffers.guidance_scale[:n, None, None, None]
-            conditional = unconditional + scale * (conditional - unconditional)
-        step = buffers.step[:n]
-        buffers.history.index_put_((self._entries[:n], step + 1), conditional)
-        step += 1
+        if self._recipe.rows == 2:
+            conditional = unconditional + self._guidance_scale * (conditional - unconditional)
+        step = buffers.step[chosen]
+        buffers.history.index_put_((chosen, step + self._model.sampler.noises), conditional)
+        # Last: until here, a step that was broken off can be taken again.
+        buffers.step.index_put_((chosen,), step + 1)
+        buffers.step[self._recipe.slots :].zero_()
 
-    @property
-    def _rows(self) -> int:
-        return 2 if self._guided else 1
-
-    def _allocate(self, slots: int, size: Size) -> _Buffers:
-        model, rows = self._model, self._rows
+    def _allocate(self) -> _Buffers:
+        model, recipe = self._model, self._recipe
+        entries = recipe.slots + 1
         channels = model.unet.net.config.block_out_channels[0]
         total = sum(model.unet.keys_values_widths) + sum(model.controlnet.keys_values_widths)
 
@@ -141,42 +217,9 @@ class Batch:
             return torch.zeros(shape, dtype=dtype, device=model.device)
 
         return _Buffers(
-            history=zeros(slots, model.sampler.calls + 1, 4, *size, dtype=torch.float32),
-            step=zeros(slots, dtype=torch.int64),
-            hint=zeros(slots, channels, *size, dtype=model.dtype).contiguous(memory_format=torch.channels_last),
-            text=zeros(slots, rows, TEXT_TOKENS, total, dtype=model.dtype),
-            control_scale=zeros(slots, rows, dtype=model.dtype),
-            guidance_scale=zeros(slots, dtype=torch.float32),
+            history=zeros(entries, model.sampler.weights.shape[1], 4, *self._size, dtype=torch.float32),
+            step=zeros(entries, dtype=torch.int64),
+            hint=zeros(entries, channels, *self._size, dtype=model.dtype).contiguous(memory_format=torch.channels_last),
+            text=zeros(entries, recipe.rows, TEXT_TOKENS, total, dtype=model.dtype),
+            chosen={b: torch.full((b,), recipe.slots, device=model.device) for b in recipe.buckets},
         )
-
-
-class Batches:
-    """The batches by size.
-
-    Empty ones are kept for their buffers, up to `kept` sizes in all; the least recently used is the first to go.
-    """
-
-    def __init__(self, model: Model, slots: int, guidance_scale: float, control_scale: float, kept: int) -> None:
-        self._new = partial(Batch, model, slots, guidance_scale=guidance_scale, control_scale=control_scale)
-        self._kept = kept
-        self._by_size: OrderedDict[Size, Batch] = OrderedDict()
-
-    def of(self, size: Size) -> Batch:
-        """The batch of a size, made on first use."""
-        if size not in self._by_size:
-            self._release()
-            self._by_size[size] = self._new(size)
-        self._by_size.move_to_end(size)
-        return self._by_size[size]
-
-    def busy(self) -> Iterator[Batch]:
-        """The batches that have pictures in them."""
-        return (batch for batch in list(self._by_size.values()) if len(batch))
-
-    def __len__(self) -> int:
-        return len(self._by_size)
-
-    def _release(self) -> None:
-        empty = [size for size, batch in self._by_size.items() if not len(batch)]
-        for size in empty[: max(len(self._by_size) - self._kept + 1, 0)]:
-            del self._by_size[size]

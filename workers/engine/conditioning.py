@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from workers.engine.config import Prompting
-from workers.engine.constants import keys_values
+from workers.engine.constants import keys_values, keys_values_widths
+from workers.engine.graphs import Graphs
+from workers.engine.streams import upload
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel
@@ -50,17 +52,26 @@ class TextConditioning:
         self._text_encoder = text_encoder
         self._networks = (unet, controlnet)
         self._kept: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+        # Where a graph of the text encoder reads and writes.
+        self._numbers = torch.zeros(1, TEXT_TOKENS, dtype=torch.int64, device=text_encoder.device)
+        width = sum(sum(keys_values_widths(network)) for network in self._networks)
+        self._flat = torch.zeros(TEXT_TOKENS, width, dtype=unet.dtype, device=unet.device)
 
-    def keys_values(self, tokens: tuple[int, ...]) -> Tensor:
-        """[77, total], the UNet's layers before the ControlNet's. Not to be written to."""
+    def keys_values(self, tokens: tuple[int, ...], graphs: Graphs | None = None) -> Tensor:
+        """[77, total], the UNet's layers before the ControlNet's; by a graph, given `graphs`. Not to be written to."""
         if tokens not in self._kept:
-            self._kept[tokens] = self._compute(tokens)
+            self._kept[tokens] = self._compute(tokens, graphs)
         self._kept.move_to_end(tokens)
         if len(self._kept) > _CACHED_PROMPTS:
             self._kept.popitem(last=False)
         return self._kept[tokens]
 
-    def _compute(self, tokens: tuple[int, ...]) -> Tensor:
-        numbers = torch.tensor([tokens], device=self._text_encoder.device)
-        features = self._text_encoder(numbers)[0][0]
-        return torch.cat([keys_values(network, features) for network in self._networks], dim=1)
+    def _compute(self, tokens: tuple[int, ...], graphs: Graphs | None) -> Tensor:
+        encode = self._encode if graphs is None else graphs.of("text", self._encode)
+        self._numbers.copy_(upload(torch.tensor([tokens]), self._numbers.device))
+        encode()
+        return self._flat.clone()
+
+    def _encode(self) -> None:
+        features = self._text_encoder(self._numbers)[0][0]
+        self._flat.copy_(torch.cat([keys_values(network, features) for network in self._networks], dim=1))

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 Positive = Annotated[int, Meta(ge=1)]
+Side = Annotated[int, Meta(ge=64, le=4096)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,23 @@ class Echo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What is done for speed; none of it changes a picture beyond rounding. The defaults are the fastest.
+
+    `graphs`: record each step as a CUDA graph, for pictures of `sizes` (width, height; the square of `size.short_side`
+    if empty) before the first request, for others at first use while these take up to `other_sizes_gib` of the GPU's
+    memory. `compile`: have torch compile the networks while they serve (auto: on a GPU). `beside`: run the ControlNet
+    beside the UNet's encoder, and the VAE beside the steps of others.
+    """
+
+    graphs: bool = True
+    compile: bool | Literal["auto"] = "auto"
+    beside: bool = True
+    sizes: list[tuple[Side, Side]] = field(default_factory=list)
+    other_sizes_gib: Annotated[float, Meta(ge=0)] = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Everything that decides what a picture looks like, and how many are made at once (`slots` per worker)."""
 
@@ -87,4 +105,5 @@ class EngineConfig:
     size: Sizing = field(default_factory=Sizing)
     canny: Canny = field(default_factory=Canny)
     output: Output = field(default_factory=Output)
+    speed: Speed = field(default_factory=Speed)
     echo: Echo = field(default_factory=Echo)

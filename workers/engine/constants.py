@@ -13,6 +13,7 @@ from torch.nn.functional import silu
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel
+    from diffusers.models.attention import BasicTransformerBlock
 
 
 def time_table(net: "UNet2DConditionModel | ControlNetModel", timesteps: Tensor) -> Tensor:
@@ -38,6 +39,21 @@ def keys_values_widths(net: "UNet2DConditionModel | ControlNetModel") -> list[in
     return [projection.out_features for projection in _text_projections(net)]
 
 
+def pack_projections(net: "UNet2DConditionModel | ControlNetModel") -> None:
+    """Make one matrix product of each self-attention's three projections: `attn1.to_qkv`.
+
+    The three stay, as views of the packed weights, so that diffusers' own forward pass runs on and nothing is stored
+    twice.
+    """
+    for layer in _layers(net):
+        own = layer.attn1
+        if not own.fused_projections:
+            own.fuse_projections()
+            own.to_qkv.requires_grad_(False)
+            for part, weight in zip((own.to_q, own.to_k, own.to_v), own.to_qkv.weight.data.chunk(3), strict=True):
+                part.weight.data = weight
+
+
 def hint_embedding(controlnet: "ControlNetModel", picture: Tensor) -> Tensor:
     """What joins the ControlNet's first convolution, for a picture [B, 3, 8h, 8w] in 0 .. 1: [B, channels, h, w]."""
     embed = controlnet.controlnet_cond_embedding
@@ -55,11 +71,15 @@ def _time_projections(net: "UNet2DConditionModel | ControlNetModel") -> Iterator
 
 
 def _text_projections(net: "UNet2DConditionModel | ControlNetModel") -> Iterator[nn.Linear]:
+    for layer in _layers(net):
+        yield layer.attn2.to_k
+        yield layer.attn2.to_v
+
+
+def _layers(net: "UNet2DConditionModel | ControlNetModel") -> Iterator["BasicTransformerBlock"]:
     for block in _blocks(net):
         for transformer in getattr(block, "attentions", ()):
-            for layer in transformer.transformer_blocks:
-                yield layer.attn2.to_k
-                yield layer.attn2.to_v
+            yield from transformer.transformer_blocks
 
 
 def _blocks(net: "UNet2DConditionModel | ControlNetModel") -> Iterator["UNet2DConditionModel"]:

@@ -4,6 +4,7 @@ A picture may join at any step boundary and leave at any other, because the netw
 The sampler's arithmetic is a matrix (`sampler.py`), the running state lies in batches by size (`batch.py`).
 """
 
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -13,22 +14,26 @@ from torch import Tensor
 
 from scheduler.messages import Costs
 from workers.engine import codec
-from workers.engine.batch import Batch, Batches, Newcomer
+from workers.engine.batch import Newcomer
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
 from workers.engine.constants import hint_embedding
-from workers.engine.contract import Stepped, Task
+from workers.engine.contract import Condition, Stepped, Task
+from workers.engine.decoding import Decoding
+from workers.engine.graphs import Recorder
 from workers.engine.header import output_size
 from workers.engine.measure import measure
 from workers.engine.model import Model
+from workers.engine.speed import Workshop
+from workers.engine.streams import upload
+from workers.engine.workspace import Workspace
 
-_SIZES_KEPT = 4
 _STEPS_AHEAD = 1
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prepared:
-    """A picture that is ready for the device: tokens, noise [4, h, w] float32, edges uint8 [8h, 8w]."""
+    """A picture that is ready for the device: tokens, noise [noises, 4, h, w] float32, edges uint8 [8h, 8w]."""
 
     tokens: tuple[int, ...]
     noise: Tensor
@@ -36,15 +41,18 @@ class Prepared:
 
 
 class DiffusionEngine:
-    """Stable Diffusion with a ControlNet on one device; implements `contract.Engine`."""
+    """Stable Diffusion with a ControlNet on one device; implements `contract.Engine`.
 
-    def __init__(self, config: EngineConfig, model: Model) -> None:
+    `recorder` stands in for the device's own.
+    """
+
+    def __init__(self, config: EngineConfig, model: Model, recorder: Recorder | None = None) -> None:
         self.slots = config.slots
         self._config = config
         self._model = model
-        self._batches = Batches(model, config.slots, config.guidance_scale, config.control_scale, _SIZES_KEPT)
-        self._homes: dict[int, Batch] = {}  # slot -> where it runs
-        self._finals: dict[int, Tensor] = {}  # slot -> final latents that wait for `finish`
+        self._workshop = Workshop(config, model, recorder)
+        self._homes: dict[int, Workspace] = {}  # slot -> where it runs
+        self._finals: dict[int, tuple[Workspace, Tensor]] = {}  # slot -> final latents that wait for `finish`
         self._pace = _Pace(model.device)
         self._negative = model.tokens.negative()
 
@@ -53,9 +61,13 @@ class DiffusionEngine:
         """Denoising steps of a picture."""
         return self._model.sampler.calls
 
+    @torch.no_grad()
     def warm_up(self) -> Costs:
-        """Run everything once on the nominal picture, and measure it."""
-        return measure(self, self._config.size.short_side)
+        """Record and run everything once, measure it, and begin to compile."""
+        self._workshop.set_up()
+        costs = measure(self, self._config.size.short_side)
+        self._workshop.start_compiling()
+        return costs
 
     def prepare(self, task: Task) -> Prepared:
         """Decode, resize, find edges, tokenise, and draw the noise.
@@ -66,7 +78,9 @@ class DiffusionEngine:
         width, height = output_size(pixels.shape[1], pixels.shape[0], self._config.size)
         edges = codec.edges(codec.resize(pixels, width, height), self._config.canny)
         shape = (4, height // self._model.latent_scale, width // self._model.latent_scale)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(task.seed))
+        generator = torch.Generator().manual_seed(task.seed)
+        # One by one, as diffusers draws them.
+        noise = torch.stack([torch.randn(shape, generator=generator) for _ in range(self._model.sampler.noises)])
         return Prepared(self._model.tokens.positive(task.text), noise, edges)
 
     @torch.no_grad()
@@ -74,15 +88,20 @@ class DiffusionEngine:
         """Put a prepared picture into a free slot. Raises ValueError when the slot is taken or not there."""
         if not 0 <= slot < self.slots or slot in self._homes or slot in self._finals:
             raise ValueError(f"slot {slot} is not free")
-        batch = self._batches.of((prepared.noise.shape[1], prepared.noise.shape[2]))
-        batch.admit(slot, Newcomer(prepared.noise, self._hint(prepared.edges), self._text(prepared.tokens)))
-        self._homes[slot] = batch
+        workspace = self._workshop.spaces.of((prepared.noise.shape[2], prepared.noise.shape[3]))
+        noise = upload(prepared.noise, self._model.device)
+        workspace.batch.admit(slot, Newcomer(noise, self._hint(prepared.edges), self._text(prepared.tokens)))
+        self._homes[slot] = workspace
 
     @torch.no_grad()
     def step(self) -> list[Stepped]:
-        """Advance every running picture by one denoising step, each size in a batch of its own."""
+        """Advance every running picture by one denoising step, each size in a batch of its own.
+
+        Before that, take over what has been compiled; do so now and then when nothing runs, too.
+        """
+        self._workshop.upgrade()
         self._pace.wait()
-        stepped = [progress for batch in self._batches.busy() for progress in batch.advance()]
+        stepped = [progress for batch in self._workshop.spaces.busy() for progress in batch.advance()]
         self._pace.mark()
         for slot, done in stepped:
             if done == self.calls:
@@ -91,24 +110,29 @@ class DiffusionEngine:
 
     def latents(self, slot: int) -> Tensor:
         """The final latents [4, h, w], float32, of a picture that took its last step. Raises ValueError before that."""
-        if slot not in self._finals:
-            raise ValueError(f"slot {slot} holds no picture that took its last step")
-        return self._finals[slot]
+        return self._final(slot)[1]
 
-    def finish(self, slot: int) -> Pixels:
-        """Decode a picture that took its last step, and free its slot. Raises ValueError before that."""
-        pixels = self.decode(self.latents(slot))
+    @torch.no_grad()
+    def finish(self, slot: int) -> Decoding:
+        """Have a picture that took its last step decoded, and free its slot. Raises ValueError before that."""
+        workspace, latents = self._final(slot)
+        decoding = workspace.decoder.start(latents)
         del self._finals[slot]
-        return pixels
+        return decoding
 
     def discard(self, slot: int) -> None:
         """Drop the picture in a slot. Raises ValueError when there is none."""
         if slot in self._homes:
-            self._homes.pop(slot).remove(slot)
+            self._homes.pop(slot).batch.remove(slot)
         elif slot in self._finals:
             del self._finals[slot]
         else:
             raise ValueError(f"slot {slot} is empty")
+
+    def collect(self, decoding: object) -> Pixels:
+        """RGB pixels uint8 [height, width, 3] of what `finish` returned, when the device is done with them."""
+        assert isinstance(decoding, Decoding)
+        return decoding.wait()
 
     def encode(self, pixels: object) -> bytes:
         """The picture file that the client gets."""
@@ -116,28 +140,45 @@ class DiffusionEngine:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Pixels:
-        """RGB pixels of final latents [4, h, w]."""
-        pixels: Pixels = self._model.decode(latents.to(self._model.device)).cpu().numpy()
-        return pixels
+        """RGB pixels of latents [4, h, w], waited for."""
+        workspace = self._workshop.spaces.of((latents.shape[1], latents.shape[2]))
+        return workspace.decoder.start(latents.to(self._model.device)).wait()
+
+    def condition(self) -> Condition:
+        """Kernels, graphs and fallbacks."""
+        return self._workshop.condition()
+
+    def settle(self, seconds: float) -> bool:
+        """Wait until the engine is as fast as it gets, with nothing running; whether it was before time was up."""
+        deadline = time.monotonic() + seconds
+        while not (settled := self._workshop.settled()) and time.monotonic() < deadline:
+            self.step()
+            time.sleep(0.01)
+        return settled
 
     def synchronize(self) -> None:
         """Wait until the device has done all it was told."""
         if self._model.device.type == "cuda":
             torch.cuda.synchronize(self._model.device)
 
+    def _final(self, slot: int) -> tuple[Workspace, Tensor]:
+        if slot not in self._finals:
+            raise ValueError(f"slot {slot} holds no picture that took its last step")
+        return self._finals[slot]
+
     def _retire(self, slot: int) -> None:
-        batch = self._homes.pop(slot)
-        self._finals[slot] = batch.final_latents(slot)
-        batch.remove(slot)
+        workspace = self._homes.pop(slot)
+        self._finals[slot] = (workspace, workspace.batch.final_latents(slot))
+        workspace.batch.remove(slot)
 
     def _hint(self, edges: Pixels) -> Tensor:
-        picture = torch.from_numpy(edges).to(self._model.device).to(self._model.dtype) / 255
+        picture = upload(torch.from_numpy(edges), self._model.device).to(self._model.dtype) / 255
         return hint_embedding(self._model.controlnet.net, picture.expand(1, 3, -1, -1))[0]
 
     def _text(self, tokens: tuple[int, ...]) -> Tensor:
         """Keys and values of an image's rows [rows, 77, total]; the unconditional row comes first."""
         prompts = [self._negative, tokens] if self._config.guidance_scale > 1 else [tokens]
-        return torch.stack([self._model.text.keys_values(prompt) for prompt in prompts])
+        return torch.stack([self._workshop.keys_values(prompt) for prompt in prompts])
 
 
 class _Pace:

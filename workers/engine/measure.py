@@ -78,7 +78,7 @@ def _all_but_steps(engine: "DiffusionEngine", task: Task) -> None:
     prepared = engine.prepare(task)
     engine.admit(0, prepared)
     engine.discard(0)
-    engine.encode(engine.decode(prepared.noise))
+    engine.encode(engine.decode(prepared.noise[0]))
 
 
 def _picture(side: int) -> bytes:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from workers.engine.architecture import check
 from workers.engine.conditioning import TextConditioning, Tokens
 from workers.engine.config import EngineConfig, Sampler, Weights
-from workers.engine.constants import keys_values_widths, shift_widths, time_table
+from workers.engine.constants import keys_values_widths, pack_projections, shift_widths, time_table
 from workers.engine.sampler import SamplerMatrix, Scheduler, UnsupportedSamplerError, sampler_matrix
 from workers.engine.weights import MissingWeightsError, folder_of, is_folder
 
@@ -121,6 +121,7 @@ def _settle(part: nn.Module, device: str) -> None:
 
 
 def _network(net: Any, timesteps: Tensor) -> Network:
+    pack_projections(net)
     return Network(net, time_table(net, timesteps), shift_widths(net), keys_values_widths(net))
 
 

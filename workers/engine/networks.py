@@ -2,7 +2,8 @@
 
 They read from top to bottom and leave out what does not change between steps: the time projections and the keys and
 values of cross-attention come in ready-made (`constants.py`), one tensor a layer, in the order in which the layers run.
-There is no host synchronisation and no Python number that varies: shapes alone decide what is run.
+There is no host synchronisation and no Python number that varies: shapes alone decide what is run. `denoiser.py` puts
+the three passes together.
 
 Shapes: B images, each with one row, or with two under classifier-free guidance (unconditional, conditional), which
 makes R rows in all. An image's rows are alike until they first meet the text, so all before that runs on B rows only:
@@ -11,9 +12,9 @@ exact, and 3.8% of a step saved with SD 1.5. Where B-row tensors meet R-row ones
 Source of the architecture: diffusers 0.42, UNet2DConditionModel and ControlNetModel.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,9 +28,19 @@ if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D, CrossAttnUpBlock2D
 
 
+Residuals: TypeAlias = tuple[list[Tensor], Tensor]  # for each skip connection, outermost first, and for the middle
+Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # queries, keys, values, heads
+
+
+def attention(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
+    """Scaled dot-product attention of [rows, tokens, channels] over a number of heads: [rows, tokens, channels]."""
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (queries, keys, values))
+    return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a network is told besides its latents.
+    """What a network, or a half of one, is told besides its latents.
 
     `shifts`: each ResNet's time projection [R, channels]. `keys_values`: keys and values, alternately, of each
     cross-attention [R, 77, channels].
@@ -38,53 +49,61 @@ class Given:
     shifts: Sequence[Tensor]
     keys_values: Sequence[Tensor]
 
+    def halves(self, encoder: "Given") -> tuple["Given", "Given"]:
+        """This, for an encoder with as many layers as another's has, and for all that comes after it."""
+        shifts, keys_values = len(encoder.shifts), len(encoder.keys_values)
+        return (
+            Given(self.shifts[:shifts], self.keys_values[:keys_values]),
+            Given(self.shifts[shifts:], self.keys_values[keys_values:]),
+        )
+
 
 class _Feed:
-    """Hands out what is given, layer by layer."""
+    """Hands out what is given, layer by layer, and the attention to use."""
 
-    def __init__(self, given: Given) -> None:
+    def __init__(self, given: Given, attend: Attend) -> None:
         self.shifts: Iterator[Tensor] = iter(given.shifts)
         self.keys_values: Iterator[Tensor] = iter(given.keys_values)
+        self.attend = attend
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What the ControlNet is told: the hint embedding [B, channels, h, w] and the scale of its output [R]."""
+    """What the ControlNet is told: the hint embedding [B, channels, h, w] and the scale of its output, one number."""
 
     hint: Tensor
     scale: Tensor
     given: Given
 
 
-def predict_noise(
-    unet: "UNet2DConditionModel", controlnet: "ControlNetModel", latents: Tensor, given: Given, control: Control
-) -> Tensor:
-    """The noise that the networks see in scaled latents [B, 4, h, w]: [R, 4, h, w]."""
-    skip_residuals, middle_residual = control_residuals(controlnet, latents, control)
-    return unet_noise(unet, latents, given, skip_residuals, middle_residual)
-
-
-def control_residuals(controlnet: "ControlNetModel", latents: Tensor, control: Control) -> tuple[list[Tensor], Tensor]:
-    """What the ControlNet adds to each skip connection of the UNet, and to its middle."""
+def control_residuals(
+    controlnet: "ControlNetModel", latents: Tensor, control: Control, attend: Attend = attention
+) -> Residuals:
+    """What the ControlNet adds to each skip connection of the UNet, and to its middle; for latents [B, 4, h, w]."""
     x = controlnet.conv_in(latents) + control.hint
-    skips, x = _encode(controlnet, x, _Feed(control.given))
+    skips, x = _encode(controlnet, x, _Feed(control.given, attend))
     convs = controlnet.controlnet_down_blocks
-    residuals = [_scaled(conv(skip), control.scale) for conv, skip in zip(convs, skips, strict=True)]
-    return residuals, _scaled(controlnet.controlnet_mid_block(x), control.scale)
+    residuals = [conv(skip) * control.scale for conv, skip in zip(convs, skips, strict=True)]
+    return residuals, controlnet.controlnet_mid_block(x) * control.scale
+
+
+def unet_features(
+    unet: "UNet2DConditionModel", latents: Tensor, given: Given, attend: Attend = attention
+) -> tuple[list[Tensor], Tensor]:
+    """The UNet's encoder and middle, which need no ControlNet: the skip connections, and the middle's output."""
+    return _encode(unet, unet.conv_in(latents), _Feed(given, attend))
 
 
 def unet_noise(
     unet: "UNet2DConditionModel",
-    latents: Tensor,
+    features: tuple[list[Tensor], Tensor],
     given: Given,
-    skip_residuals: Sequence[Tensor],
-    middle_residual: Tensor,
+    residuals: Residuals,
+    attend: Attend = attention,
 ) -> Tensor:
-    """The UNet with a ControlNet's residuals: [R, 4, h, w]."""
-    feed = _Feed(given)
-    skips, x = _encode(unet, unet.conv_in(latents), feed)
-    skips = [skip + residual for skip, residual in zip(skips, skip_residuals, strict=True)]
-    x = _decode(unet, x + middle_residual, skips, feed)
+    """The UNet's decoder, over what its encoder and the ControlNet made: the noise [R, 4, h, w]."""
+    skips = [skip + residual for skip, residual in zip(features[0], residuals[0], strict=True)]
+    x = _decode(unet, features[1] + residuals[1], skips, _Feed(given, attend))
     noise: Tensor = unet.conv_out(silu(unet.conv_norm_out(x)))
     return noise
 
@@ -163,23 +182,17 @@ def _transformer_block(block: "BasicTransformerBlock", x: Tensor, feed: _Feed) -
     keys, values = next(feed.keys_values), next(feed.keys_values)
 
     own = block.attn1
-    h = block.norm1(x)
-    x = x + own.to_out[0](attention(own.to_q(h), own.to_k(h), own.to_v(h), own.heads))
+    queries, own_keys, own_values = own.to_qkv(block.norm1(x)).chunk(3, dim=-1)
+    x = x + own.to_out[0](feed.attend(queries, own_keys, own_values, own.heads))
 
     x = _spread(x, keys)
     cross = block.attn2
-    x = x + cross.to_out[0](attention(cross.to_q(block.norm2(x)), keys, values, cross.heads))
+    x = x + cross.to_out[0](feed.attend(cross.to_q(block.norm2(x)), keys, values, cross.heads))
 
     widen, _, narrow = block.ff.net
     h, gate = widen.proj(block.norm3(x)).chunk(2, dim=-1)
     change: Tensor = narrow(h * gelu(gate))
     return x + change
-
-
-def attention(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
-    """Scaled dot-product attention of [rows, tokens, channels] over a number of heads: [rows, tokens, channels]."""
-    q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (queries, keys, values))
-    return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def _tokens(x: Tensor) -> Tensor:
@@ -190,10 +203,6 @@ def _tokens(x: Tensor) -> Tensor:
 def _picture(x: Tensor, height: int, width: int) -> Tensor:
     """[rows, h * w, channels] as [rows, channels, h, w] in the channels-last layout."""
     return x.reshape(x.shape[0], height, width, -1).permute(0, 3, 1, 2)
-
-
-def _scaled(residual: Tensor, scale: Tensor) -> Tensor:
-    return residual * _alike(scale, residual)[:, None, None, None]
 
 
 def _spread(x: Tensor, like: Tensor) -> Tensor:

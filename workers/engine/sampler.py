@@ -1,25 +1,32 @@
 """A sampler is a matrix.
 
-DDIM, PNDM, Euler, Heun, DPM++ 2M, DEIS, UniPC and others are linear in the initial noise and in the model outputs. So
-the model input of call k is `M[k, 0] * noise + sum(M[k, j + 1] * eps_j for j < k)`; M depends on the schedule alone.
-It is read off the diffusers scheduler itself, which stays the one source of sampler truth: run in float64 on a
-"picture" whose N + 1 pixels are the N + 1 inputs (noise, eps_0 .. eps_N-1), where each input is the unit vector of its
-own pixel, the scheduler writes into pixel j what input j weighs in its result.
+DDIM, PNDM, Euler, Heun, DPM++ 2M, DEIS, UniPC and others are linear in the initial noise, in the model outputs, and in
+what they draw at their steps, if they do (LCM, Euler ancestral, DDPM). So the model input of call k is the sum of
+`M[k, i] * input_i` over (noise, draws, eps_0 .. eps_N-1); M depends on the schedule alone. It is read off the diffusers
+scheduler itself, which stays the one source of sampler truth: run in float64 on a "picture" in which noise and model
+outputs are the unit vectors of pixels of their own, the scheduler writes into these what each weighs in its result.
+Draws cannot be chosen, but known: each is drawn again from the generator's state before the step. What they weigh is
+solved for on further pixels, where all else is zero.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 _PROOF_SEED = 0
 _PROOF_TOLERANCE = 1e-6  # relative; in diffusers 0.42 some come to 1e-15, those that cast to float32 within to 1e-7
+_DRAWS_PER_STEP = 4  # more are not looked for
+_DRAW_TYPES = (torch.float64, torch.float32)
+# At least 16 pixels, below which torch draws by another way whose state tells less.
+_PIXELS_PER_DRAW, _PIXELS = 2, 16
 
 
 class UnsupportedSamplerError(ValueError):
-    """A scheduler that is no fixed linear map: it draws noise at each step, clips or thresholds."""
+    """A scheduler that is no fixed linear map: it clips, thresholds, or draws noise that is not the request's."""
 
 
 class Scheduler(Protocol):
@@ -34,7 +41,9 @@ class Scheduler(Protocol):
     def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
         """The model input of a call."""
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *, return_dict: bool) -> tuple[Tensor, ...]:
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, *, return_dict: bool, **options: Any
+    ) -> tuple[Tensor, ...]:
         """The latents after a call."""
 
 
@@ -42,8 +51,9 @@ class Scheduler(Protocol):
 class SamplerMatrix:
     """A scheduler with its steps. N is the number of model calls, not always that of steps (Heun: 2n - 1).
 
-    `weights` [N + 1, N + 1], float64: row k < N makes the model input of call k from (noise, eps_0 .. eps_N-1), row N
-    the final latents. Lower-triangular: call k sees no later output. `timesteps` [N], float32: what the model is told.
+    `weights` [N + 1, noises + N], float64: row k < N makes the model input of call k from the noise, what is drawn at
+    the steps, and eps_0 .. eps_N-1; row N the final latents. No call sees a later output. `timesteps` [N], float32:
+    what the model is told.
     """
 
     weights: Tensor
@@ -67,34 +77,83 @@ def sampler_matrix(fresh: Callable[[], Scheduler]) -> SamplerMatrix:
     """
     scheduler = fresh()
     timesteps = scheduler.timesteps.to("cpu", torch.float32)
-    inputs = torch.eye(len(timesteps) + 1, dtype=torch.float64)
-    weights = torch.stack(_run(scheduler, inputs))
+    calls = len(timesteps)
+    draws = _run(fresh(), torch.zeros(calls + 1, _PIXELS, dtype=torch.float64)).draws
+    inputs = torch.eye(calls + 1, calls + 1 + _PIXELS + _PIXELS_PER_DRAW * len(draws), dtype=torch.float64)
+    weights = _weights(_run(scheduler, inputs), calls)
     _prove(fresh(), weights)
     return SamplerMatrix(weights, timesteps)
 
 
-def _run(scheduler: Scheduler, inputs: Tensor) -> list[Tensor]:
-    """What the scheduler makes of given inputs [N + 1, pixels]: N model inputs and the final latents, [pixels] each."""
-    rows = []
+@dataclass(frozen=True, slots=True)
+class _Trace:
+    """What a scheduler made: N model inputs and the final latents, and what it drew, each [pixels].
+
+    `drawn`: how many draws had been made before each row.
+    """
+
+    rows: Tensor
+    draws: Tensor
+    drawn: list[int]
+
+
+def _run(scheduler: Scheduler, inputs: Tensor, seed: int = _PROOF_SEED) -> _Trace:
+    """Run a scheduler on given inputs [N + 1, pixels]: the noise, and what the model answers."""
+    rows, draws, drawn = [], list[Tensor](), []
+    generator = Generator().manual_seed(seed)
+    options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     noise, *outputs = (row[None, None, None] for row in inputs)
     latents = noise * scheduler.init_noise_sigma
     for timestep, output in zip(scheduler.timesteps, outputs, strict=True):
         rows.append(scheduler.scale_model_input(latents, timestep).flatten())
-        latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
-    return [*rows, latents.flatten()]
+        drawn.append(len(draws))
+        before = generator.get_state()
+        latents = scheduler.step(output, timestep, latents, return_dict=False, **options)[0]
+        draws += _drawn_again(before, generator.get_state(), inputs.shape[1])
+    final = torch.stack([*rows, latents.flatten()]).double()
+    return _Trace(final, torch.stack(draws) if draws else inputs.new_zeros(0, inputs.shape[1]), [*drawn, len(draws)])
+
+
+def _drawn_again(before: Tensor, after: Tensor, pixels: int) -> list[Tensor]:
+    """What was drawn between two states of a generator. Raises UnsupportedSamplerError."""
+    for dtype in _DRAW_TYPES:
+        generator = Generator()
+        generator.set_state(before)
+        draws: list[Tensor] = []
+        while not torch.equal(generator.get_state(), after) and len(draws) < _DRAWS_PER_STEP:
+            draws.append(torch.randn(pixels, generator=generator, dtype=dtype).double())
+        if torch.equal(generator.get_state(), after):
+            return draws
+    raise UnsupportedSamplerError("The scheduler draws other than normal noise of the picture's shape at its steps")
+
+
+def _weights(trace: _Trace, calls: int) -> Tensor:
+    """[N + 1, noises + N] of a run whose inputs were unit vectors on the first N + 1 pixels, and zero on the rest."""
+    weights = torch.zeros(calls + 1, 1 + len(trace.draws) + calls, dtype=torch.float64)
+    for call, (row, drawn) in enumerate(zip(trace.rows, trace.drawn, strict=True)):
+        draws = trace.draws[:drawn]
+        solved = torch.linalg.lstsq(draws[:, calls + 1 :].T, row[calls + 1 :, None]).solution[:, 0]
+        rest = row - solved @ draws
+        weights[call, 0] = rest[0]
+        weights[call, 1 : 1 + drawn] = solved
+        weights[call, 1 + len(trace.draws) :] = rest[1 : calls + 1]
+        # Later outputs weigh nothing but rounding; that they do not matter is part of the proof.
+        weights[call, 1 + len(trace.draws) + call :] = 0
+    return weights
 
 
 def _prove(scheduler: Scheduler, weights: Tensor) -> None:
     """Compare the matrix with the scheduler on other inputs, large enough to be clipped by one that clips."""
-    inputs = 3 * torch.randn(
-        len(weights), 64, dtype=torch.float64, generator=torch.Generator().manual_seed(_PROOF_SEED)
-    )
-    expected = torch.stack(_run(scheduler, inputs))
-    error = (weights @ inputs - expected).norm() / expected.norm()
-    sees_later_calls = bool(weights.triu(1).any())
-    if sees_later_calls or not error < _PROOF_TOLERANCE:
+    inputs = 3 * torch.randn(len(weights), 64, dtype=torch.float64, generator=Generator().manual_seed(_PROOF_SEED))
+    trace = _run(scheduler, inputs, _PROOF_SEED + 1)
+    if 1 + len(trace.draws) + len(weights) - 1 == weights.shape[1]:
+        everything = torch.cat([inputs[:1], trace.draws, inputs[1:]])
+        error = float((weights @ everything - trace.rows).norm() / trace.rows.norm())
+    else:
+        error = float("inf")
+    if not error < _PROOF_TOLERANCE:
         raise UnsupportedSamplerError(
-            f"{type(scheduler).__name__} with these options is not a fixed linear map "
-            f"(relative error {float(error):.1e}): it draws noise at each step, clips or thresholds. "
-            "Choose DDIM (clip_sample: false), PNDM, Euler, Heun, DPM++ 2M, DEIS or UniPC."
+            f"{type(scheduler).__name__} with these options is not a fixed linear map (relative error {error:.1e}): "
+            "it clips, thresholds, or draws noise by itself. Choose DDIM (clip_sample: false), PNDM, Euler, "
+            "Euler ancestral, Heun, DPM++ 2M, DEIS, UniPC or LCM."
         )

@@ -68,6 +68,14 @@ def make(engine: DiffusionEngine, task: Task) -> Tensor:
     return latents
 
 
+def make_beside(engine: DiffusionEngine, slot: int, task: Task) -> Tensor:
+    """The same, while others run."""
+    engine.admit(slot, engine.prepare(task))
+    latents = run(engine, slot)
+    engine.discard(slot)
+    return latents
+
+
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """The norm of the difference, relative to the norm of what was expected."""
     return float((actual - expected).norm() / expected.norm())
@@ -86,23 +94,26 @@ class Reference:
     config: EngineConfig
     parts: Parts
 
-    def latents(self, prepared: Prepared, text: str = TEXT) -> Tensor:
-        """Final latents [4, h, w]."""
-        latents: Tensor = self._run(prepared, text, "latent")[0]
+    def latents(self, prepared: Prepared, text: str = TEXT, seed: int = 0) -> Tensor:
+        """Final latents [4, h, w]; the seed is that of what the sampler draws at its steps, if it does."""
+        latents: Tensor = self._run(prepared, text, "latent", seed)[0]
         return latents
 
     def pixels(self, prepared: Prepared, text: str = TEXT) -> Pixels:
         """The picture that its VAE makes of them."""
         return np.asarray(self._run(prepared, text, "pil")[0])
 
-    def _run(self, prepared: Prepared, text: str, output: str) -> Any:
+    def _run(self, prepared: Prepared, text: str, output: str, seed: int = 0) -> Any:
         pipeline = self._pipeline()
+        generator = torch.Generator().manual_seed(seed)
+        torch.randn(prepared.noise.shape[1:], generator=generator)  # the initial noise, which it is given
         pipeline.set_progress_bar_config(disable=True)
         return pipeline(
             prompt=text + self.config.prompt.suffix,
             negative_prompt=self.config.prompt.negative,
             image=Image.fromarray(np.stack([prepared.edges] * 3, axis=-1)),
-            latents=prepared.noise[None].to(self.parts.unet.device, self.parts.unet.dtype),
+            latents=prepared.noise[:1].to(self.parts.unet.device, self.parts.unet.dtype),
+            generator=generator,
             num_inference_steps=self.config.sampler.steps,
             guidance_scale=self.config.guidance_scale,
             controlnet_conditioning_scale=self.config.control_scale,

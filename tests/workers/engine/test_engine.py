@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from tests.workers.engine import demo
 from tests.workers.engine.demo import CONFIG
 from workers.engine import build, codec, measure
-from workers.engine.batch import Batches
 from workers.engine.contract import BadPictureError, Engine, Stepped, Task
 from workers.engine.engine import DiffusionEngine, Prepared
 
@@ -28,7 +27,7 @@ def shared() -> DiffusionEngine:
 
 def pixels_of(engine: DiffusionEngine, slot: int) -> codec.Pixels:
     demo.run(engine, slot)
-    return engine.finish(slot)
+    return engine.collect(engine.finish(slot))
 
 
 def alone(engine: DiffusionEngine, task: Task) -> codec.Pixels:
@@ -45,7 +44,7 @@ def test_build_makes_one() -> None:
 def test_a_picture_takes_its_steps_and_becomes_a_file(shared: DiffusionEngine) -> None:
     shared.admit(2, shared.prepare(demo.task(width=128)))
     assert [shared.step() for _ in range(STEPS + 1)] == [*([Stepped(2, n, STEPS)] for n in range(1, STEPS + 1)), []]
-    pixels = shared.finish(2)
+    pixels = shared.collect(shared.finish(2))
     assert pixels.shape == (64, 128, 3)
     assert pixels.dtype == np.uint8
     assert codec.decode(shared.encode(pixels)).shape == pixels.shape
@@ -77,7 +76,7 @@ def test_the_noise_is_diffusers_for_that_seed(shared: DiffusionEngine) -> None:
     from diffusers.utils.torch_utils import randn_tensor
 
     expected = randn_tensor((1, 4, 8, 8), generator=torch.Generator("cpu").manual_seed(9), dtype=torch.float32)[0]
-    assert torch.equal(shared.prepare(demo.task(9)).noise, expected)
+    assert torch.equal(shared.prepare(demo.task(9)).noise[0], expected)
 
 
 def test_a_picture_does_not_depend_on_its_company(shared: DiffusionEngine) -> None:
@@ -122,7 +121,7 @@ def test_finished_pictures_wait_without_taking_part(shared: DiffusionEngine) -> 
     shared.admit(1, shared.prepare(demo.task(1)))
     assert shared.step() == [Stepped(1, 1, STEPS)]
     assert np.array_equal(pixels_of(shared, 1), expected[1])
-    assert np.array_equal(shared.finish(0), expected[0])
+    assert np.array_equal(shared.collect(shared.finish(0)), expected[0])
 
 
 def test_a_slot_is_reused_without_a_trace(shared: DiffusionEngine) -> None:
@@ -157,27 +156,6 @@ def test_what_cannot_be_is_refused_and_changes_nothing(shared: DiffusionEngine) 
 def test_a_bad_picture_is_refused_at_prepare(shared: DiffusionEngine) -> None:
     with pytest.raises(BadPictureError):
         shared.prepare(Task(b"not a picture", "", 0))
-
-
-def test_buffers_of_sizes_long_unused_are_released(shared: DiffusionEngine) -> None:
-    batches = Batches(shared._model, slots=1, guidance_scale=1.0, control_scale=1.0, kept=2)
-    first, second = batches.of((8, 8)), batches.of((8, 9))
-    assert batches.of((8, 8)) is first
-    batches.of((8, 10))  # the second is the least recently used
-    assert len(batches) == 2
-    assert batches.of((8, 8)) is first
-    assert batches.of((8, 9)) is not second
-
-
-def test_buffers_in_use_are_not_released(shared: DiffusionEngine) -> None:
-    widths = range(64, 64 + 8 * 7, 8)
-    for slot, width in enumerate(list(widths)[:3]):
-        shared.admit(slot, shared.prepare(demo.task(1, width)))
-    for width in widths:
-        shared._batches.of((8, width // 8))
-    assert len(shared.step()) == 3
-    for slot in range(3):
-        shared.discard(slot)
 
 
 @settings(max_examples=15, deadline=None)

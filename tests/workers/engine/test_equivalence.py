@@ -24,6 +24,13 @@ SAMPLERS = {
 }
 
 
+DRAWING = {
+    "LCM": replace(demo.with_sampler("LCMScheduler"), guidance_scale=1.0),
+    "Euler ancestral": demo.with_sampler("EulerAncestralDiscreteScheduler"),
+    "DDPM": demo.with_sampler("DDPMScheduler", clip_sample=False),
+}
+
+
 def assert_same_as_diffusers(config: EngineConfig, width: int, height: int) -> None:
     engine = demo.engine(config)
     task = demo.task(7, width, height)
@@ -37,6 +44,21 @@ def assert_same_as_diffusers(config: EngineConfig, width: int, height: int) -> N
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_picture_alone_comes_out_as_diffusers_makes_it(sampler: str) -> None:
     assert_same_as_diffusers(SAMPLERS[sampler], 64, 64)
+
+
+@pytest.mark.parametrize("sampler", DRAWING)
+def test_so_does_one_whose_sampler_draws_noise_at_its_steps(sampler: str) -> None:
+    config = DRAWING[sampler]
+    engine = demo.engine(config)
+    tasks = {slot: demo.task(30 + slot) for slot in range(3)}
+    reference = Reference(config, demo.parts())
+    expected = {slot: reference.latents(engine.prepare(task), seed=task.seed) for slot, task in tasks.items()}
+    assert relative_error(demo.make(engine, tasks[0]), expected[0]) <= TOLERANCE
+    for slot, task in tasks.items():
+        engine.admit(slot, engine.prepare(task))
+        engine.step()
+    for slot in tasks:
+        assert relative_error(demo.run(engine, slot), expected[slot]) <= TOLERANCE
 
 
 @pytest.mark.parametrize("sampler", ["UniPC", "DDIM", "Euler", "DPM++ 2M"])
@@ -98,6 +120,6 @@ def test_the_vae_rounds_as_diffusers_does() -> None:
     engine.admit(0, engine.prepare(demo.task()))
     prepared = engine.prepare(demo.task())
     demo.run(engine, 0)
-    pixels = engine.finish(0)
+    pixels = engine.collect(engine.finish(0))
     assert pixels.shape == (64, 64, 3)
     assert demo.psnr(pixels, Reference(CONFIG, demo.parts()).pixels(prepared)) >= 60

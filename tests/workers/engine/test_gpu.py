@@ -9,7 +9,7 @@ import torch
 from tests.workers.engine import demo
 from tests.workers.engine.demo import CONFIG, Reference
 from workers.engine.codec import Pixels
-from workers.engine.config import EngineConfig, Sampler, Sizing
+from workers.engine.config import EngineConfig, Sampler, Sizing, Speed
 from workers.engine.engine import DiffusionEngine
 from workers.engine.model import assemble, read
 
@@ -25,7 +25,7 @@ USUAL = replace(CONFIG, sampler=Sampler(steps=20), size=Sizing(short_side=256, l
 def made(engine: DiffusionEngine, seed: int) -> Pixels:
     engine.admit(0, engine.prepare(demo.task(seed)))
     demo.run(engine, 0)
-    return engine.finish(0)
+    return engine.collect(engine.finish(0))
 
 
 def on_cuda(config: EngineConfig, dtype: torch.dtype) -> tuple[DiffusionEngine, Reference]:
@@ -57,7 +57,7 @@ def test_a_picture_does_not_depend_on_its_company() -> None:
         engine.admit(slot, engine.prepare(demo.task(slot)))
         engine.step()
     demo.run(engine, 0)
-    assert all(demo.psnr(engine.finish(slot), expected[slot]) >= 50 for slot in range(3))
+    assert all(demo.psnr(engine.collect(engine.finish(slot)), expected[slot]) >= 50 for slot in range(3))
 
 
 def test_the_same_request_is_the_same_picture() -> None:
@@ -65,21 +65,53 @@ def test_the_same_request_is_the_same_picture() -> None:
     assert np.array_equal(made(engine, 3), made(engine, 3))
 
 
-def test_a_step_can_be_captured_in_a_graph() -> None:
+def test_replayed_graphs_make_the_same_picture_as_launched_kernels() -> None:
     engine, _ = on_cuda(USUAL, torch.float16)
-    expected = made(engine, 3)
-    engine.admit(0, engine.prepare(demo.task(3)))
-    batch = next(engine._batches.busy())
-    with torch.no_grad():
-        before = [getattr(batch._buffers, name).clone() for name in ("history", "step")]
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            batch.run(1)
-        batch._buffers.history.copy_(before[0])
-        batch._buffers.step.copy_(before[1])
-    batch.run = lambda n: graph.replay()  # type: ignore[method-assign]
+    launched, _ = on_cuda(replace(USUAL, speed=Speed(graphs=False, beside=False)), torch.float16)
+    assert demo.psnr(made(engine, 3), made(launched, 3)) >= 50
+    graphs = dict(engine.condition().graphs)
+    assert min(graphs["steps"], graphs["VAE"], graphs["text"]) >= 1
+    assert engine.condition().fallbacks == ()
+    assert dict(launched.condition().graphs)["steps"] == 0
+
+
+def test_a_step_does_not_wait_for_the_device() -> None:
+    engine, _ = on_cuda(USUAL, torch.float16)
+    made(engine, 3)
+    first, second = (engine.prepare(demo.task(seed)) for seed in (3, 4))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        engine.admit(0, first)
+        engine.step()
+        engine.admit(1, second)
+        engine.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     demo.run(engine, 0)
-    assert demo.psnr(engine.finish(0), expected) >= 50
+
+
+def test_a_picture_is_decoded_beside_the_steps_of_others() -> None:
+    engine, _ = on_cuda(USUAL, torch.float16)
+    expected = [made(engine, seed) for seed in range(2)]
+    engine.admit(0, engine.prepare(demo.task(0)))
+    engine.step()
+    engine.admit(1, engine.prepare(demo.task(1)))
+    while not any(stepped.done == stepped.total for stepped in engine.step()):
+        pass
+    decoding = engine.finish(0)
+    demo.run(engine, 1)  # without waiting
+    assert demo.psnr(engine.collect(decoding), expected[0]) >= 50
+    assert demo.psnr(engine.collect(engine.finish(1)), expected[1]) >= 50
+
+
+def test_compiled_networks_make_the_same_picture() -> None:
+    engine, _ = on_cuda(replace(USUAL, slots=1), torch.float16)
+    before = made(engine, 3)
+    engine.warm_up()
+    assert engine.settle(1200)
+    assert dict(engine.condition().graphs)["steps compiled"] == 1
+    assert engine.condition().fallbacks == ()
+    assert demo.psnr(made(engine, 3), before) >= 40
 
 
 def test_warming_up_measures_the_device() -> None:

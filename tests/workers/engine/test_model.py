@@ -133,4 +133,4 @@ def pixels_of(config: EngineConfig) -> Pixels:
     engine = DiffusionEngine(config, load(config, "cpu"))
     engine.admit(0, engine.prepare(demo.task()))
     demo.run(engine, 0)
-    return engine.finish(0)
+    return engine.collect(engine.finish(0))

@@ -1,5 +1,6 @@
 """Our forward passes against those of diffusers, on the same modules."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,16 +11,27 @@ from tests.workers.engine import demo
 from tests.workers.engine.demo import relative_error
 from workers.engine import networks
 from workers.engine.architecture import UnsupportedModelError, check
-from workers.engine.constants import hint_embedding, keys_values, keys_values_widths, shift_widths, time_table
+from workers.engine.constants import (
+    hint_embedding,
+    keys_values,
+    keys_values_widths,
+    pack_projections,
+    shift_widths,
+    time_table,
+)
+from workers.engine.denoiser import Denoiser, Passes
 from workers.engine.networks import Control, Given
+from workers.engine.streams import Aside
 
 TOLERANCE = 1e-5
 IMAGES, SIDE = 2, 8
 
 
 @pytest.fixture(autouse=True)
-def _no_gradients() -> Any:
+def _packed_and_without_gradients() -> Any:
     with torch.no_grad():
+        for net in (demo.parts().unet, demo.parts().controlnet):
+            pack_projections(net)
         yield
 
 
@@ -39,10 +51,17 @@ def doubled(x: Tensor) -> Tensor:
     return x.repeat_interleave(2, 0)
 
 
+def unet_noise(unet: Any, controlnet: Any, told: Given, residuals: tuple[list[Tensor], Tensor]) -> Tensor:
+    """Encoder and decoder, for the latents below."""
+    encoder = Given(shift_widths(controlnet), keys_values_widths(controlnet))  # type: ignore[arg-type] # as many
+    encoding, decoding = told.halves(encoder)
+    return networks.unet_noise(unet, networks.unet_features(unet, LATENTS, encoding), decoding, residuals)
+
+
 LATENTS = random(IMAGES, 4, SIDE, SIDE)
 PICTURE = random(IMAGES, 3, 8 * SIDE, 8 * SIDE, seed=1).sigmoid()
 TIMESTEPS = torch.tensor([801.0, 42.0])
-SCALE = torch.tensor([1.0, 0.4])
+SCALE = torch.tensor(0.4)
 
 
 def features(rows: int) -> Tensor:
@@ -80,7 +99,7 @@ def test_the_hint_embedding_is_diffusers() -> None:
 def test_the_controlnet_is_diffusers() -> None:
     controlnet = demo.parts().controlnet
     text = features(IMAGES)
-    control = Control(hint_embedding(controlnet, PICTURE), torch.ones(IMAGES), given(controlnet, TIMESTEPS, text))
+    control = Control(hint_embedding(controlnet, PICTURE), torch.tensor(1.0), given(controlnet, TIMESTEPS, text))
     skips, middle = networks.control_residuals(controlnet, LATENTS, control)
     expected = controlnet(LATENTS, TIMESTEPS, text, PICTURE)
     assert len(skips) == len(expected.down_block_res_samples)
@@ -92,7 +111,7 @@ def test_the_unet_is_diffusers() -> None:
     unet, controlnet = demo.parts().unet, demo.parts().controlnet
     text = features(IMAGES)
     residuals = controlnet(LATENTS, TIMESTEPS, text, PICTURE)
-    actual = networks.unet_noise(unet, LATENTS, given(unet, TIMESTEPS, text), residuals[0], residuals[1])
+    actual = unet_noise(unet, controlnet, given(unet, TIMESTEPS, text), (residuals[0], residuals[1]))
     expected = unet(
         LATENTS,
         TIMESTEPS,
@@ -105,12 +124,12 @@ def test_the_unet_is_diffusers() -> None:
 
 def test_guidance_shares_what_its_halves_have_in_common() -> None:
     unet, controlnet = demo.parts().unet, demo.parts().controlnet
-    text, timesteps, scale = features(2 * IMAGES), doubled(TIMESTEPS), doubled(SCALE)
-    control = Control(hint_embedding(controlnet, PICTURE), scale, given(controlnet, timesteps, text))
-    actual = networks.predict_noise(unet, controlnet, LATENTS, given(unet, timesteps, text), control)
+    text, timesteps = features(2 * IMAGES), doubled(TIMESTEPS)
+    control = Control(hint_embedding(controlnet, PICTURE), SCALE, given(controlnet, timesteps, text))
+    actual = Denoiser(Passes.of(unet, controlnet), Aside(None))(LATENTS, given(unet, timesteps, text), control)
 
     residuals = controlnet(doubled(LATENTS), timesteps, text, doubled(PICTURE))
-    scaled = [residual * scale[:, None, None, None] for residual in (*residuals[0], residuals[1])]
+    scaled = [residual * SCALE for residual in (*residuals[0], residuals[1])]
     expected = unet(
         doubled(LATENTS),
         timesteps,
@@ -138,9 +157,10 @@ def test_linear_projections_as_in_stable_diffusion_2_are_covered() -> None:
     unet = UNet2DConditionModel(up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **shape).eval()
     controlnet = ControlNetModel(conditioning_embedding_out_channels=(8, 8, 8, 8), **shape).eval()
     check(unet.config, controlnet.config, 16)
+    pack_projections(unet)
     text = random(IMAGES, 77, 16)
     residuals = controlnet(LATENTS, TIMESTEPS, text, PICTURE)
-    actual = networks.unet_noise(unet, LATENTS, given(unet, TIMESTEPS, text), residuals[0], residuals[1])
+    actual = unet_noise(unet, controlnet, given(unet, TIMESTEPS, text), (residuals[0], residuals[1]))
     expected = unet(
         LATENTS,
         TIMESTEPS,
@@ -160,18 +180,31 @@ def test_attention_is_the_textbooks() -> None:
     assert relative_error(networks.attention(q, k, v, 3), expected) <= TOLERANCE
 
 
-def test_a_step_can_be_traced_whole() -> None:
-    """No host synchronisation and no break in its graph: what CUDA graphs and compilers ask for."""
-    engine = demo.engine()
-    prepared = engine.prepare(demo.task())
-    for slot in range(2):
-        engine.admit(slot, prepared)
-    batch = next(engine._batches.busy())
-    torch.compile(batch.run, fullgraph=True, backend="eager")(1)
-    batch.run(2)
-    traced, plain = batch._buffers.history[:2, 1]
-    assert batch._buffers.step.tolist() == [2, 1, 0]
-    assert relative_error(traced, plain) <= TOLERANCE
+def test_the_passes_can_be_traced_whole() -> None:
+    """Without a break: what compilers ask for."""
+    unet, controlnet = demo.parts().unet, demo.parts().controlnet
+    text = features(IMAGES)
+    told = Control(hint_embedding(controlnet, PICTURE), SCALE, given(controlnet, TIMESTEPS, text))
+    plain = Passes.of(unet, controlnet)
+    trace = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
+    traced = Passes(trace(plain.control), trace(plain.encode), trace(plain.decode))
+    actual, expected = (
+        Denoiser(passes, Aside(None))(LATENTS, given(unet, TIMESTEPS, text), told) for passes in (traced, plain)
+    )
+    assert relative_error(actual, expected) <= TOLERANCE
+
+
+def test_packed_projections_are_the_three_and_store_nothing_twice() -> None:
+    unet = demo.parts().unet
+    own = unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    pack_projections(unet)
+    pack_projections(unet)  # once for all
+    x = random(2, 5, own.to_q.in_features)
+    parts = own.to_q, own.to_k, own.to_v
+    for packed, part in zip(own.to_qkv(x).chunk(3, dim=-1), parts, strict=True):
+        assert relative_error(packed, part(x)) <= TOLERANCE
+    memory = own.to_qkv.weight.untyped_storage().data_ptr()
+    assert all(part.weight.untyped_storage().data_ptr() == memory for part in parts)
 
 
 @pytest.mark.parametrize(

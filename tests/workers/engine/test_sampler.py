@@ -1,3 +1,4 @@
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ SD15 = {
     "steps_offset": 1,
     "clip_sample": False,
 }
+SEED = 5  # of what is drawn at the steps
 EXACT, ROUNDED = 1e-12, 1e-6  # the second for those that cast to float32 within, where float64 goes in
 
 LINEAR: dict[str, tuple[str, dict[str, Any], float]] = {
@@ -31,6 +33,11 @@ LINEAR: dict[str, tuple[str, dict[str, Any], float]] = {
     "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, ROUNDED),
     "DPM++ 2M trailing": ("DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"}, ROUNDED),
     "DEIS": ("DEISMultistepScheduler", {}, ROUNDED),
+    "LCM": ("LCMScheduler", {}, EXACT),
+    "Euler ancestral": ("EulerAncestralDiscreteScheduler", {}, ROUNDED),
+    "DDPM": ("DDPMScheduler", {}, ROUNDED),
+    "TCD": ("TCDScheduler", {}, EXACT),
+    "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, ROUNDED),
     "v-prediction": ("DDIMScheduler", {"prediction_type": "v_prediction"}, EXACT),
 }
 
@@ -46,19 +53,24 @@ def toy_model(x: Tensor, timestep: Tensor) -> Tensor:
 
 def by_diffusers(scheduler: Any, noise: Tensor) -> Tensor:
     """The loop of diffusers' pipelines."""
+    generator = torch.Generator().manual_seed(SEED)
+    takes = "generator" in inspect.signature(scheduler.step).parameters
+    options = {"generator": generator} if takes else {}
     latents: Tensor = noise * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         output = toy_model(scheduler.scale_model_input(latents, timestep), timestep)
-        latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
+        latents = scheduler.step(output, timestep, latents, return_dict=False, **options)[0]
     return latents
 
 
 def by_matrix(matrix: SamplerMatrix, noise: Tensor, dtype: torch.dtype) -> Tensor:
-    history = torch.zeros(matrix.calls + 1, *noise.shape, dtype=dtype)
-    history[0] = noise
+    generator = torch.Generator().manual_seed(SEED)
+    draws = [torch.randn(noise.shape, generator=generator, dtype=torch.float64) for _ in range(matrix.noises - 1)]
+    history = torch.zeros(matrix.noises + matrix.calls, *noise.shape, dtype=dtype)
+    history[: matrix.noises] = torch.stack([noise, *draws])
     weights = matrix.weights.to(dtype)
     for call, timestep in enumerate(matrix.timesteps):
-        history[call + 1] = toy_model(torch.tensordot(weights[call], history, 1), timestep)
+        history[matrix.noises + call] = toy_model(torch.tensordot(weights[call], history, 1), timestep)
     final: Tensor = torch.tensordot(weights[-1], history, 1)
     return final
 
@@ -90,20 +102,46 @@ def test_some_samplers_call_the_model_more_often_than_they_step() -> None:
     assert sampler_matrix(fresh("PNDMScheduler", 20)).calls == 21
 
 
+def test_what_is_drawn_at_a_step_is_not_seen_before_it() -> None:
+    matrix = sampler_matrix(fresh("LCMScheduler", 4))
+    assert matrix.noises == 1 + 3  # none at the last step
+    draws = matrix.weights[:, 1:4]
+    assert not draws.triu().any()
+    assert all(draws[call + 1, call] for call in range(3))
+    assert not matrix.weights[:, 4:].triu().any()
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("EulerAncestralDiscreteScheduler", {}),
-        ("DDPMScheduler", {}),
-        ("LCMScheduler", {}),
-        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+        ("DDPMScheduler", {"clip_sample": True}),
+        ("LCMScheduler", {"clip_sample": True}),
         ("DDIMScheduler", {"clip_sample": True}),
         ("DDIMScheduler", {"thresholding": True}),
     ],
 )
-def test_one_that_draws_noise_or_clips_is_refused(name: str, options: dict[str, Any]) -> None:
+def test_one_that_clips_is_refused(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedSamplerError, match=f"{name} with these options is not a fixed linear map"):
         sampler_matrix(fresh(name, **options))
+
+
+class DrawsByItself:
+    """Euler, with noise of its own at each step."""
+
+    def __init__(self) -> None:
+        self._euler = fresh("EulerDiscreteScheduler", 3)()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._euler, name)
+
+    def step(self, output: Tensor, timestep: Any, latents: Tensor, *, return_dict: bool) -> tuple[Tensor, ...]:
+        stepped = self._euler.step(output, timestep, latents, return_dict=return_dict)[0]
+        return (stepped + torch.randn_like(stepped),)
+
+
+def test_one_that_draws_noise_that_is_not_the_requests_is_refused() -> None:
+    with pytest.raises(UnsupportedSamplerError, match=r"not a fixed linear map .* draws noise by itself"):
+        sampler_matrix(DrawsByItself)
 
 
 @pytest.mark.parametrize("name", ["NoSuchScheduler", "UNet2DConditionModel", "__name__"])

@@ -1,0 +1,47 @@
+"""A stand-in for a device that records works: it runs them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from workers.engine.graphs import Recording, Work
+
+REHEARSALS = 3  # two before recording, and recording runs the host's side of the work once more
+
+
+@dataclass
+class FakeRecorder:
+    """Raises what is in `failures`, one for each recording (None: it succeeds), then no more."""
+
+    failures: list[Exception | None] = field(default_factory=list)
+    size: int = 100
+    pools: list[object] = field(default_factory=list)  # of each recording, in order
+    replays: int = 0
+    settled: int = 0
+    trimmed: int = 0
+
+    def pool(self) -> object:
+        return object()
+
+    def record(self, work: Work, pool: object) -> Recording:
+        failure = self.failures.pop(0) if self.failures else None
+        if failure is not None:
+            raise failure
+        for _ in range(REHEARSALS):
+            work()
+        self.pools.append(pool)
+        return Recording(lambda: self._replay(work), self.size)
+
+    def settle(self) -> None:
+        self.settled += 1
+
+    def trim(self) -> None:
+        self.trimmed += 1
+
+    def _replay(self, work: Work) -> None:
+        self.replays += 1
+        work()
+
+
+def recorder(failures: Iterable[Exception | None] = (), size: int = 100) -> FakeRecorder:
+    """One that fails as told."""
+    return FakeRecorder(list(failures), size)

@@ -1,0 +1,75 @@
+"""The compiler's thread, with something else to do than to compile."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from workers.engine.compiling import Compiler, Target
+from workers.engine.graphs import Fallbacks
+
+FIRST, SECOND = ((64, 64), 1), ((64, 64), 2)
+PATIENCE = 20.0
+
+
+def wait_for(happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def wait_for_ready(compiler: Compiler, n: int) -> list[Target]:
+    taken: list[Target] = []
+
+    def enough() -> bool:
+        taken.extend(compiler.ready())
+        return len(taken) == n
+
+    wait_for(enough)
+    return taken
+
+
+def test_targets_are_compiled_one_by_one_each_when_the_last_was_taken_over() -> None:
+    compiled: list[Target] = []
+    compiler = Compiler(compiled.append, threading.Lock(), Fallbacks())
+    assert compiler.idle()
+    for target in (FIRST, SECOND, FIRST):
+        compiler.ask(target)
+    wait_for(lambda: compiled)
+    time.sleep(0.05)
+    assert compiled == [FIRST]
+    taken = wait_for_ready(compiler, 2)
+    assert taken == compiled == [FIRST, SECOND]
+    wait_for(compiler.idle)
+
+
+def test_the_turn_is_held_while_compiling_and_free_while_it_is_taken_over() -> None:
+    turn, seen = threading.Lock(), list[bool]()
+    compiler = Compiler(lambda target: seen.append(turn.locked()), turn, Fallbacks())
+    compiler.ask(FIRST)
+    ready = list[Target]()
+
+    def taken() -> bool:
+        for target in compiler.ready():
+            assert not turn.locked()
+            ready.append(target)
+        return bool(ready)
+
+    wait_for(taken)
+    assert seen == [True]
+
+
+def test_what_cannot_be_compiled_is_said_and_the_next_is_tried(caplog: pytest.LogCaptureFixture) -> None:
+    def compile_one(target: Target) -> None:
+        if target == FIRST:
+            raise RuntimeError("no C compiler")
+
+    fallbacks = Fallbacks()
+    compiler = Compiler(compile_one, threading.Lock(), fallbacks)
+    compiler.ask(FIRST)
+    compiler.ask(SECOND)
+    assert wait_for_ready(compiler, 1) == [SECOND]
+    assert fallbacks.counts() == (("compile: failed", 1),)
+    assert "latents of 64x64, batch of 1: RuntimeError: no C compiler" in caplog.text

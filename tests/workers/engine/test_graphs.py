@@ -1,0 +1,126 @@
+"""What is recorded when, and what is done where it cannot be."""
+
+from collections.abc import Callable
+from threading import Lock
+from typing import Any
+
+import pytest
+import torch
+
+from tests.workers.engine.recorder import REHEARSALS, FakeRecorder, recorder
+from workers.engine.graphs import Fallbacks, Graphs, Studio
+
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory.\nMore lines.")
+
+
+class Counted:
+    """A work that counts how often it ran."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def __call__(self) -> None:
+        self.runs += 1
+
+
+def graphs(fake: FakeRecorder | None, make_room: Callable[[], bool] = lambda: False, turn: Any = None) -> Graphs:
+    return Graphs(Studio(fake, Fallbacks(), make_room, turn or Lock()))
+
+
+def test_a_work_is_recorded_at_first_use_and_replayed_from_then_on() -> None:
+    fake, work = recorder(size=7), Counted()
+    works = graphs(fake)
+    for _ in range(3):
+        works.of("step", work)()
+    assert work.runs == REHEARSALS + 3
+    assert fake.replays == 3
+    assert (len(works), works.size) == (1, 7)
+
+
+def test_it_is_rehearsed_before_it_is_recorded_and_never_again() -> None:
+    order: list[str] = []
+    works = graphs(recorder())
+    for _ in range(2):
+        works.of("step", lambda: order.append("work"), lambda: order.append("rehearsal"))()
+    assert order == ["rehearsal", *["work"] * (REHEARSALS + 2)]
+
+
+def test_works_share_a_pool() -> None:
+    fake = recorder()
+    works = graphs(fake)
+    for key in range(3):
+        works.of(key, Counted())
+    assert len(set(map(id, fake.pools))) == 1
+
+
+def test_without_a_recorder_works_run_as_they_are() -> None:
+    work = Counted()
+    works = graphs(None)
+    assert works.of("step", work) is work
+    assert (len(works), works.fallbacks.counts()) == (0, ())
+
+
+def test_without_memory_room_is_made_and_it_is_tried_again() -> None:
+    fake, work = recorder([NO_MEMORY]), Counted()
+    works = graphs(fake, make_room=lambda: True)
+    works.of("step", work)()
+    assert fake.replays == 1
+    assert fake.trimmed == 1
+    assert works.fallbacks.counts() == ()
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_without_memory_even_then_the_work_runs_as_it_is(room: bool, caplog: pytest.LogCaptureFixture) -> None:
+    fake, work = recorder([NO_MEMORY, NO_MEMORY] if room else [NO_MEMORY]), Counted()
+    works = graphs(fake, make_room=lambda: room)
+    for _ in range(2):
+        assert works.of("step", work) is work
+    assert work.runs == 0
+    assert works.fallbacks.counts() == (("graph: out of memory", 1),)
+    assert "step runs without: CUDA out of memory." in caplog.text
+    assert "More lines" not in caplog.text
+
+
+def test_what_cannot_be_recorded_runs_as_it_is() -> None:
+    fake, work = recorder([RuntimeError("operation not permitted when stream is capturing")]), Counted()
+    works = graphs(fake)
+    for _ in range(2):
+        assert works.of("step", work) is work
+    assert works.fallbacks.counts() == (("graph: not recordable", 1),)
+
+
+def test_another_kind_of_error_is_not_hidden_and_the_turn_is_given_back() -> None:
+    turn = Lock()
+    works = graphs(recorder([ValueError("a mistake")]), turn=turn)
+    with pytest.raises(ValueError, match="a mistake"):
+        works.of("step", Counted())
+    assert not turn.locked()
+
+
+def test_while_networks_are_compiled_nothing_is_recorded() -> None:
+    fake, work, turn = recorder(), Counted(), Lock()
+    works = graphs(fake, turn=turn)
+    with turn:
+        assert works.of("step", work) is work
+    works.of("step", work)()
+    assert fake.replays == 1
+    assert works.fallbacks.counts() == ()
+
+
+def test_a_dropped_graph_is_recorded_anew_when_the_device_is_done_with_it() -> None:
+    fake = recorder()
+    works = graphs(fake)
+    works.of("step", Counted())
+    works.drop("step")
+    assert (len(works), fake.settled) == (0, 1)
+    changed = Counted()
+    works.of("step", changed)()
+    assert changed.runs == REHEARSALS + 1
+
+
+def test_a_work_that_has_changed_may_be_recordable() -> None:
+    works = graphs(recorder([RuntimeError("no")]))
+    works.of("step", Counted())
+    works.drop("step")
+    works.of("step", Counted())
+    assert len(works) == 1

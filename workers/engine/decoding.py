@@ -1,0 +1,70 @@
+"""From final latents to pixels: the VAE, on a stream of its own, beside the steps of pictures that still run."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.engine.codec import Pixels
+from workers.engine.graphs import Graphs
+from workers.engine.model import Model
+from workers.engine.streams import Aside
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Decoding:
+    """Pixels that are on their way to main memory, RGB uint8 [height, width, 3]."""
+
+    pixels: Tensor
+    done: torch.cuda.Event | None
+
+    def wait(self) -> Pixels:
+        """Wait for them; from any thread."""
+        if self.done is not None:
+            self.done.synchronize()
+        pixels: Pixels = self.pixels.numpy()
+        return pixels
+
+
+class Decoder:
+    """Decodes latents of one size, one picture after the other."""
+
+    def __init__(self, model: Model, size: tuple[int, int], aside: Aside, graphs: Graphs) -> None:
+        self._model = model
+        self._aside = aside
+        self.graphs = graphs
+        height, width = (side * model.latent_scale for side in size)
+        # The graph's own: what is in main memory cannot be among them, as each picture needs its own there.
+        self._latents = torch.zeros(4, *size, device=model.device)
+        self._pixels = torch.zeros(height, width, 3, dtype=torch.uint8, device=model.device)
+
+    @property
+    def size(self) -> int:
+        """Bytes of device memory, without the graph."""
+        return self._latents.nbytes + self._pixels.nbytes
+
+    def prepare(self) -> None:
+        """Record the VAE, if that can be done, before it is needed."""
+        self.graphs.of("VAE", self._work)
+
+    def start(self, latents: Tensor) -> Decoding:
+        """Have final latents [4, h, w] decoded after all that is queued now, beside what is queued later."""
+        decode = self.graphs.of("VAE", self._work)
+        with self._aside.fork():
+            self._latents.copy_(latents)
+            if latents.is_cuda:
+                latents.record_stream(torch.cuda.current_stream())
+            decode()
+            return self._fetch()
+
+    def _work(self) -> None:
+        self._pixels.copy_(self._model.decode(self._latents))
+
+    def _fetch(self) -> Decoding:
+        if not self._pixels.is_cuda:
+            return Decoding(self._pixels.clone(), None)
+        pixels = torch.empty_like(self._pixels, device="cpu", pin_memory=True)
+        pixels.copy_(self._pixels, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        return Decoding(pixels, done)

@@ -1,0 +1,146 @@
+"""What makes the engine fast: where its graphs, compiled networks and streams are put together."""
+
+from contextlib import AbstractContextManager, nullcontext
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from workers.engine.batch import Batch, Recipe, Size
+from workers.engine.compiling import Compiler, Target
+from workers.engine.config import EngineConfig
+from workers.engine.contract import Condition
+from workers.engine.decoding import Decoder
+from workers.engine.denoiser import Denoiser, Passes
+from workers.engine.graphs import Fallbacks, Graphs, Recorder, Studio, recorder_for
+from workers.engine.model import Model
+from workers.engine.streams import Aside
+from workers.engine.workspace import Workspace, Workspaces
+
+_GIB = 2**30
+_MODE_ON_CUDA = "max-autotune-no-cudagraphs"  # the graphs are ours
+
+
+class Workshop:
+    """Makes the workspaces, and improves them while they are used."""
+
+    def __init__(self, config: EngineConfig, model: Model, recorder: Recorder | None = None) -> None:
+        self._config = config
+        self._model = model
+        self._threads = torch.get_num_threads()
+        if recorder is None and config.speed.graphs:
+            recorder = recorder_for(model.device)
+        self._recorder = recorder
+        self._fallbacks = Fallbacks()
+        turn = Lock()
+        self._studio = Studio(recorder, self._fallbacks, self._make_room, turn)
+        # One pool for what runs on one stream: steps and text on the main one, the VAE on its own.
+        self._main_pool, self._vae_pool = self._pool(), self._pool()
+        self._text = Graphs(self._studio, self._main_pool)
+        self._step_aside, self._vae_aside = self._aside(), self._aside()
+        self._plain = Passes.of(model.unet.net, model.controlnet.net)
+        self._compiled = self._plain.compiled(_MODE_ON_CUDA if self._on_cuda else None)
+        self._compiler = Compiler(self._compile, turn, self._fallbacks)
+        self.recipe = Recipe(
+            config.slots, config.guidance_scale, config.control_scale, buckets(config.slots, exact=recorder is None)
+        )
+        self.spaces = Workspaces(self._workspace, int(config.speed.other_sizes_gib * _GIB), self._settle)
+
+    def set_up(self) -> None:
+        """Record what the configured sizes need: the largest first, as what comes later fits into its memory."""
+        for size in sorted(self._sizes(), key=lambda size: size[0] * size[1], reverse=True):
+            space = self.spaces.of(size, kept=True)
+            for bucket in reversed(self.recipe.buckets):
+                space.batch.prepare(bucket)
+            space.decoder.prepare()
+
+    def start_compiling(self) -> None:
+        """Compile the networks for the configured sizes in the background; what one picture alone needs comes first."""
+        wanted = self._config.speed.compile
+        if wanted is True or (wanted == "auto" and self._on_cuda):
+            for bucket in self.recipe.buckets:
+                for size in self._sizes():
+                    self._compiler.ask((size, bucket))
+
+    def upgrade(self) -> None:
+        """Take over what has been compiled. Between steps, so that a picture's next step is made by it."""
+        for size, bucket in self._compiler.ready():
+            space = self.spaces.get(size)
+            if space is not None:
+                space.batch.upgrade(bucket, Denoiser(self._compiled, self._step_aside))
+
+    def settled(self) -> bool:
+        """Whether all that was to be compiled is in use."""
+        return self._compiler.idle()
+
+    def keys_values(self, tokens: tuple[int, ...]) -> Tensor:
+        """Keys and values of a prompt [77, total]. Not to be written to."""
+        return self._model.text.keys_values(tokens, self._text)
+
+    def condition(self) -> Condition:
+        """Graphs and fallbacks."""
+        spaces = list(self.spaces)
+        kinds = {
+            "steps": sum(len(space.batch.graphs) for space in spaces),
+            "steps compiled": sum(space.batch.upgraded for space in spaces),
+            "VAE": sum(len(space.decoder.graphs) for space in spaces),
+            "text": len(self._text),
+        }
+        return Condition(
+            graphs=tuple(kinds.items()),
+            graph_bytes=self._text.size + sum(space.graph_bytes for space in spaces),
+            fallbacks=self._fallbacks.counts(),
+        )
+
+    def _sizes(self) -> list[Size]:
+        side = self._config.size.short_side
+        scale = self._model.latent_scale
+        return [(height // scale, width // scale) for width, height in self._config.speed.sizes or [(side, side)]]
+
+    def _workspace(self, size: Size, kept: bool) -> Workspace:
+        # What may be dropped again has pools of its own, or its memory would not come back.
+        main, vae = (self._main_pool, self._vae_pool) if kept else (self._pool(), self._pool())
+        denoiser = Denoiser(self._plain, self._step_aside)
+        batch = Batch(self._model, self.recipe, size, denoiser, Graphs(self._studio, main))
+        return Workspace(batch, Decoder(self._model, size, self._vae_aside, Graphs(self._studio, vae)), kept)
+
+    def _compile(self, target: Target) -> None:
+        """In the compiler's thread: run the networks on a target's shapes, which has torch compile them for these."""
+        size, bucket = target
+        space = self.spaces.get(size)
+        if space is None:
+            return
+        torch.set_num_threads(self._threads)  # a thread's own setting, which compiled code is bound to
+        with torch.no_grad(), self._own_stream():
+            space.batch.rehearse(bucket, Denoiser(self._compiled, self._aside()))
+            self._settle()
+
+    def _own_stream(self) -> AbstractContextManager[object]:
+        return torch.cuda.stream(torch.cuda.Stream(self._model.device)) if self._on_cuda else nullcontext()
+
+    def _aside(self) -> Aside:
+        return Aside(self._model.device if self._config.speed.beside else None)
+
+    def _pool(self) -> object | None:
+        return None if self._recorder is None else self._recorder.pool()
+
+    def _settle(self) -> None:
+        if self._recorder is not None:
+            self._recorder.settle()
+
+    def _make_room(self) -> bool:
+        made = self.spaces.make_room()
+        if made and self._recorder is not None:
+            self._recorder.trim()
+        return made
+
+    @property
+    def _on_cuda(self) -> bool:
+        return self._model.device.type == "cuda"
+
+
+def buckets(slots: int, *, exact: bool) -> tuple[int, ...]:
+    """The batch sizes to run: every one up to `slots` where that costs nothing, else powers of two and `slots`."""
+    if exact:
+        return tuple(range(1, slots + 1))
+    return tuple(sorted({slots, *(2**n for n in range(slots.bit_length()) if 2**n < slots)}))
