@@ -100,7 +100,10 @@ def _pool(settings: Settings, placement: Placement, metrics: Metrics) -> Pool:
     threads = settings.workers.threads_per_worker(len(os.sched_getaffinity(0)), len(placement.devices))
     core = Scheduler([device.id for device in placement.devices], settings.scheduler)
     return Pool(
-        [Setup(device, settings.engine, threads, settings.server.log_level) for device in placement.devices],
+        [
+            Setup(device, settings.engine, threads, settings.server.log_level, settings.workers.cache)
+            for device in placement.devices
+        ],
         core,
         layout,
         metrics.observe,

@@ -3,13 +3,15 @@
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from msgspec import Meta
 
 from workers.document import Problem
 from workers.engine.config import Canny, EngineConfig, Sizing, Weights
-from workers.engine.weights import is_folder
+from workers.engine.weights import is_folder, named_loras
+
+AnyWeights = TypeVar("AnyWeights", bound=Weights)
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 PLACES = "a folder (./x, ../x or /x) or a repository on the hub (owner/name)"
@@ -21,12 +23,14 @@ class WorkersConfig:
     """How many processes work, and what each is given.
 
     `cpu_workers` counts where no GPU is used; `threads` is what each worker computes with (auto: the cores divided
-    among the workers). Each slot of a worker has room for a result of `output_bytes`.
+    among the workers). Each slot of a worker has room for a result of `output_bytes`. What compilers make is kept in
+    the folder `cache` for the next start; TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR go before it.
     """
 
     cpu_workers: Annotated[int, Meta(ge=1, le=256)] = 1
     threads: Annotated[int, Meta(ge=1, le=1024)] | Literal["auto"] = "auto"
     output_bytes: Annotated[int, Meta(ge=2**16, le=2**30)] = 16 * 2**20
+    cache: Annotated[str, Meta(min_length=1)] = "~/.cache/contour"
 
     def threads_per_worker(self, cores: int, workers: int) -> int:
         """Threads that each of `workers` processes computes with on a machine with `cores`."""
@@ -35,22 +39,28 @@ class WorkersConfig:
 
 def locate(engine: EngineConfig, folder: Path) -> EngineConfig:
     """Make the engine's relative paths absolute: they are meant from the folder of the configuration file."""
-    return replace(engine, model=_located(engine.model, folder), controlnet=_located(engine.controlnet, folder))
+    model, controlnet = (part and _located(part, folder) for part in (engine.model, engine.controlnet))
+    loras = [_located(lora, folder) for lora in engine.loras]
+    return replace(engine, model=model, controlnet=controlnet, loras=loras)
 
 
-def _located(weights: Weights | None, folder: Path) -> Weights | None:
-    if weights is None or not is_folder(weights):
+def _located(weights: AnyWeights, folder: Path) -> AnyWeights:
+    if not is_folder(weights):
         return weights
-    return Weights(path=str((folder / weights.path).resolve()))  # a folder has no revision
+    return replace(weights, path=str((folder / weights.path).resolve()), revision=None)  # a folder has no revision
 
 
 def engine_problems(engine: EngineConfig) -> list[Problem]:
     """What is wrong with an `engine` section whose values are all right one by one."""
-    weights = {"model": engine.model, "controlnet": engine.controlnet} if engine.kind == "diffusion" else {}
+    weights: dict[str, Weights | None] = {}
+    if engine.kind == "diffusion":
+        weights = {"model": engine.model, "controlnet": engine.controlnet}
+        weights |= dict(named_loras(engine))
     found = {
         **{key: text for name, part in weights.items() for key, text in weights_problems(name, part).items()},
         **_canny_problems(engine.canny),
         **_size_problems(engine.size),
+        **_speed_problems(engine),
     }
     return [Problem(("engine", *key.split(".")), text) for key, text in found.items()]
 
@@ -73,6 +83,15 @@ def _canny_problems(canny: Canny) -> dict[str, str]:
     if canny.low <= canny.high:
         return {}
     return {"canny.low": f"is {canny.low}, but must not be above canny.high ({canny.high})"}
+
+
+def _speed_problems(engine: EngineConfig) -> dict[str, str]:
+    multiple = engine.size.multiple
+    return {
+        f"speed.sizes.{n}": f"is {list(size)}, but both must be multiples of size.multiple ({multiple})"
+        for n, size in enumerate(engine.speed.sizes)
+        if any(side % multiple for side in size)
+    }
 
 
 def _size_problems(size: Sizing) -> dict[str, str]:

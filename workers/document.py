@@ -11,7 +11,7 @@ import re
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, get_args, get_type_hints
+from typing import Any, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
@@ -160,7 +160,10 @@ def _put(tree: dict[str, Any], key: Key, value: Any, name: str) -> None:
 def _problems(kind: Any, found: Any, key: Key) -> Iterator[Problem]:
     """All that is wrong with a value that should be of a type. Mappings are checked key by key."""
     schema = _dataclass_in(kind)
-    if schema is None or (found is None and schema is not kind):
+    if get_origin(kind) is list and isinstance(found, list):
+        for n, item in enumerate(found):
+            yield from _problems(get_args(kind)[0], item, (*key, str(n)))
+    elif schema is None or (found is None and schema is not kind):
         yield from _value_problems(kind, found, key)
     elif not isinstance(found, dict):
         yield Problem(key, f"is {show(found)}, but must have keys ({_listed(schema)}); leave it out for the defaults")
@@ -192,6 +195,8 @@ def _value_problems(kind: Any, found: Any, key: Key) -> Iterator[Problem]:
 
 def _dataclass_in(kind: Any) -> type | None:
     """The type itself, or the member of `X | None`, that is a dataclass."""
+    if get_origin(kind) is list:
+        return None
     return next((t for t in (kind, *get_args(kind)) if isinstance(t, type) and is_dataclass(t)), None)
 
 
@@ -240,7 +245,8 @@ def _(kind: inspect.FloatType) -> str:
 
 @_describe.register
 def _(kind: inspect.StrType) -> str:
-    return "text" + " that is not empty" * bool(kind.min_length)
+    pattern = f" that matches {kind.pattern}" if kind.pattern else ""
+    return "text" + " that is not empty" * bool(kind.min_length) + pattern
 
 
 @_describe.register
@@ -251,6 +257,21 @@ def _(kind: inspect.BoolType) -> str:
 @_describe.register
 def _(kind: inspect.NoneType) -> str:
     return "empty"
+
+
+@_describe.register
+def _(kind: inspect.ListType) -> str:
+    return f"a list of: {_describe(kind.item_type)}"
+
+
+@_describe.register
+def _(kind: inspect.TupleType) -> str:
+    return "[" + ", ".join(_describe(item) for item in kind.item_types) + "]"
+
+
+@_describe.register
+def _(kind: inspect.DataclassType) -> str:
+    return f"keys ({_listed(kind.cls)})"
 
 
 @_describe.register

@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 
 from workers.config import engine_problems, locate
 from workers.document import Document, SettingsError
-from workers.engine.config import EngineConfig, Weights
+from workers.engine.config import EngineConfig, Lora, Weights
 from workers.engine.weights import is_folder, parts_of
 
 SUFFIXES = (".fp16.safetensors", ".safetensors")  # the first that is there is taken
@@ -83,10 +83,14 @@ def fetch(name: str, weights: Weights) -> Path:
     if is_folder(weights):
         return _existing(Path(weights.path))
     try:
-        files = wanted(PARTS[name], HfApi().list_repo_files(weights.path, revision=weights.revision))
+        files = wanted(_part(name, weights), HfApi().list_repo_files(weights.path, revision=weights.revision))
         return Path(snapshot_download(weights.path, revision=weights.revision, allow_patterns=files))
     except (OSError, httpx.HTTPError) as error:
         raise FetchError(f"engine.{name}: {weights.path}: {_reason(error, weights)}") from error
+
+
+def _part(name: str, weights: Weights) -> Part:
+    return Part(weights=(), texts=(weights.file,)) if isinstance(weights, Lora) else PARTS[name]
 
 
 def wanted(part: Part, files: Collection[str]) -> list[str]:

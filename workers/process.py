@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from workers import wire
@@ -41,6 +42,7 @@ class Setup:
     engine: EngineConfig
     threads: int
     log_level: str = "info"
+    cache: str | None = None  # the folder for what compilers make
     parent: int = field(default_factory=os.getpid)
 
 
@@ -267,6 +269,9 @@ def _settle(setup: Setup) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = setup.device.token or ""
     os.environ["OMP_NUM_THREADS"] = str(setup.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if setup.cache is not None:
+        for name, kind in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+            os.environ.setdefault(name, str(Path(setup.cache).expanduser() / kind))
 
 
 def _load(setup: Setup) -> Engine[Any]:

@@ -46,6 +46,39 @@ def test_stable_diffusion_is_pinned_and_prompted_as_in_the_article() -> None:
     assert engine.prompt.negative == "monochrome, lowres, bad anatomy, worst quality, low quality"
 
 
+def test_the_few_step_configuration_is_the_same_model_with_a_lora() -> None:
+    lcm, usual = (load(CONFIGS / f"sd15-canny{kind}.yaml", {}).engine for kind in ("-lcm", ""))
+    assert (lcm.model, lcm.controlnet, lcm.size) == (usual.model, usual.controlnet, usual.size)
+    assert [lora.path for lora in lcm.loras] == ["latent-consistency/lcm-lora-sdv1-5"]
+    assert (lcm.sampler.name, lcm.sampler.steps, lcm.guidance_scale) == ("LCMScheduler", 4, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("loras: [{path: ./x, scale: 9}]", "engine.loras.0.scale is 9, but must be a number from -4 up to 4"),
+        ("loras: [{path: ./x}, {path: ./y, fill: z}]", "engine.loras.1.fill is not a setting; did you mean file?"),
+        ("loras: [{path: ./x, file: a.bin}]", "engine.loras.0.file is 'a.bin', but must be text that matches"),
+        ("loras: [{scale: 1}]", "engine.loras.0.path is missing"),
+        ("loras: [{path: some/lora}]", "engine.loras.0.revision is missing, but must be the repository's commit"),
+        ("loras: 3", "engine.loras is 3, but must be a list of: keys (path, revision, file, scale)"),
+        ("speed: {sizes: [[512, 10]]}", "engine.speed.sizes.0 is [512, 10], but must be [a whole number from 64"),
+        ("speed: {sizes: [[512, 520]]}", "engine.speed.sizes.0 is [512, 520], but both must be multiples of"),
+        ("speed: {compile: maybe}", "engine.speed.compile is 'maybe', but must be true or false or auto"),
+    ],
+)
+def test_what_is_wrong_in_a_list_is_told_with_its_place(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        settings(tmp_path, f"engine:\n  model: {{path: ./m}}\n  controlnet: {{path: ./c}}\n  {text}\n")
+    assert told in str(refused.value)
+
+
+def test_the_folder_of_a_lora_is_meant_from_the_file(tmp_path: Path) -> None:
+    text = "engine:\n  model: {path: ./m}\n  controlnet: {path: ./c}\n  loras: [{path: ./l, scale: 0.5}]\n"
+    (lora,) = settings(tmp_path, text).engine.loras
+    assert (lora.path, lora.scale) == (str(tmp_path / "l"), 0.5)
+
+
 def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
     found = settings(tmp_path, "engine: {kind: echo}")
 

@@ -182,6 +182,18 @@ def test_a_configurations_weights_land_in_the_cache(tmp_path: Path) -> None:
     assert files_in(snapshots["controlnet"]) == TAKEN_OF_CONTROLNET
 
 
+def test_of_a_lora_one_file_is_fetched(tmp_path: Path) -> None:
+    lora = f"loras: [{{path: some/lora, revision: {COMMIT}, file: few.safetensors}}]"
+    files = {"some/model": MODEL, "some/controlnet": CONTROLNET, "some/lora": ("a.bin", "few.safetensors", "README.md")}
+    with serving(Hub(files)) as url:
+        done = run_fetch(tmp_path, f"{CONFIG}  {lora}\n", HF_ENDPOINT=url)
+
+    snapshot = tmp_path / f"cache/hub/models--some--lora/snapshots/{COMMIT}"
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"engine.loras.0: {snapshot}"
+    assert files_in(snapshot) == {"few.safetensors"}
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [

@@ -18,6 +18,14 @@ class Weights:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lora(Weights):
+    """A low-rank change of the model's weights, in a file of a folder or repository, weighed by `scale`."""
+
+    file: Annotated[str, Meta(pattern=r"\.safetensors$")] = "pytorch_lora_weights.safetensors"
+    scale: Annotated[float, Meta(ge=-4, le=4)] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sampler:
     """A diffusers scheduler by class name, with its options, e.g. `{use_karras_sigmas: true}`."""
 
@@ -78,12 +86,14 @@ class Speed:
 
     `graphs`: record each step as a CUDA graph, for pictures of `sizes` (width, height; the square of `size.short_side`
     if empty) before the first request, for others at first use while these take up to `other_sizes_gib` of the GPU's
-    memory. `compile`: have torch compile the networks while they serve (auto: on a GPU). `beside`: run the ControlNet
+    memory. `compile`: have torch compile the networks while they serve (auto: on a GPU). `attention`: a kernel, or the
+    fastest for each shape, measured at start (auto); sdpa leaves it to torch. `beside`: run the ControlNet
     beside the UNet's encoder, and the VAE beside the steps of others.
     """
 
     graphs: bool = True
     compile: bool | Literal["auto"] = "auto"
+    attention: Literal["auto", "sdpa", "flash", "cudnn", "efficient", "xformers"] = "auto"
     beside: bool = True
     sizes: list[tuple[Side, Side]] = field(default_factory=list)
     other_sizes_gib: Annotated[float, Meta(ge=0)] = 4.0
@@ -96,6 +106,7 @@ class EngineConfig:
     kind: Literal["diffusion", "echo"] = "diffusion"
     model: Weights | None = None
     controlnet: Weights | None = None
+    loras: list[Lora] = field(default_factory=list)
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     slots: Annotated[int, Meta(ge=1, le=64)] = 4
     guidance_scale: Annotated[float, Meta(ge=0, le=50)] = 7.5

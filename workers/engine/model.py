@@ -13,8 +13,9 @@ from workers.engine.architecture import check
 from workers.engine.conditioning import TextConditioning, Tokens
 from workers.engine.config import EngineConfig, Sampler, Weights
 from workers.engine.constants import keys_values_widths, pack_projections, shift_widths, time_table
+from workers.engine.lora import fuse
 from workers.engine.sampler import SamplerMatrix, Scheduler, UnsupportedSamplerError, sampler_matrix
-from workers.engine.weights import MissingWeightsError, folder_of, is_folder
+from workers.engine.weights import MissingWeightsError, folder_of, is_folder, named_loras
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
@@ -147,7 +148,7 @@ def make_scheduler(sampler: Sampler, base: dict[str, Any]) -> Scheduler:
 
 
 def read(config: EngineConfig, dtype: torch.dtype) -> Parts:
-    """Read the weights into main memory. Raises MissingWeightsError."""
+    """Read the weights into main memory, with what changes them. Raises MissingWeightsError and LoraError."""
     from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
     from transformers.utils.logging import disable_progress_bar
@@ -157,11 +158,15 @@ def read(config: EngineConfig, dtype: torch.dtype) -> Parts:
         raise MissingWeightsError("the configuration's engine.model")
     folder = _folder("model", config.model)
     control_folder = _folder("controlnet", config.controlnet) if config.controlnet else folder / "controlnet"
+    unet = _network_from(UNet2DConditionModel, folder / "unet", dtype)
+    text_encoder = _text_encoder_from(CLIPTextModel, folder / "text_encoder", dtype)
+    for name, lora in named_loras(config):
+        fuse(_existing(_folder(name, lora), lora.file) / lora.file, lora.scale, unet, text_encoder)
     return Parts(
-        unet=_network_from(UNet2DConditionModel, folder / "unet", dtype),
+        unet=unet,
         controlnet=_network_from(ControlNetModel, control_folder, dtype),
         vae=_network_from(AutoencoderKL, folder / "vae", dtype),
-        text_encoder=_text_encoder_from(CLIPTextModel, folder / "text_encoder", dtype),
+        text_encoder=text_encoder,
         tokenizer=CLIPTokenizer.from_pretrained(_existing(folder / "tokenizer", "tokenizer_config.json")),
         scheduler=_scheduler_config(folder / "scheduler"),
     )

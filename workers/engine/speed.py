@@ -6,6 +6,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from workers.engine.attention import attention_for
 from workers.engine.batch import Batch, Recipe, Size
 from workers.engine.compiling import Compiler, Target
 from workers.engine.config import EngineConfig
@@ -38,7 +39,8 @@ class Workshop:
         self._main_pool, self._vae_pool = self._pool(), self._pool()
         self._text = Graphs(self._studio, self._main_pool)
         self._step_aside, self._vae_aside = self._aside(), self._aside()
-        self._plain = Passes.of(model.unet.net, model.controlnet.net)
+        self._attention = attention_for(model.device, config.speed.attention)
+        self._plain = Passes.of(model.unet.net, model.controlnet.net, self._attention)
         self._compiled = self._plain.compiled(_MODE_ON_CUDA if self._on_cuda else None)
         self._compiler = Compiler(self._compile, turn, self._fallbacks)
         self.recipe = Recipe(
@@ -78,7 +80,7 @@ class Workshop:
         return self._model.text.keys_values(tokens, self._text)
 
     def condition(self) -> Condition:
-        """Graphs and fallbacks."""
+        """Kernels, graphs and fallbacks."""
         spaces = list(self.spaces)
         kinds = {
             "steps": sum(len(space.batch.graphs) for space in spaces),
@@ -87,6 +89,7 @@ class Workshop:
             "text": len(self._text),
         }
         return Condition(
+            attention=self._attention.choices(),
             graphs=tuple(kinds.items()),
             graph_bytes=self._text.size + sum(space.graph_bytes for space in spaces),
             fallbacks=self._fallbacks.counts(),

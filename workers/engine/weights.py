@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from workers.engine.config import EngineConfig, Weights
+from workers.engine.config import EngineConfig, Lora, Weights
 
 # A file that each part has, by its key in the `engine` section: where it is, the part is.
 LANDMARKS = {"model": "unet/config.json", "controlnet": "config.json"}
@@ -25,6 +25,12 @@ def parts_of(engine: EngineConfig) -> Iterator[tuple[str, Weights]]:
     """The parts of the model that have weights, by their keys."""
     if engine.kind == "diffusion":
         yield from ((name, part) for name in LANDMARKS if (part := getattr(engine, name)) is not None)
+        yield from named_loras(engine)
+
+
+def named_loras(engine: EngineConfig) -> Iterator[tuple[str, Lora]]:
+    """The LoRAs by their keys: "loras.0", and so on."""
+    return ((f"loras.{n}", lora) for n, lora in enumerate(engine.loras))
 
 
 def absent(engine: EngineConfig) -> list[str]:
@@ -33,8 +39,8 @@ def absent(engine: EngineConfig) -> list[str]:
 
 
 def folder_of(name: str, weights: Weights) -> Path | None:
-    """The folder of a part ("model" or "controlnet"), or None when it is not here."""
-    landmark = LANDMARKS[name]
+    """The folder of a part ("model", "controlnet", "loras.0"), or None when it is not here."""
+    landmark = weights.file if isinstance(weights, Lora) else LANDMARKS[name]
     if is_folder(weights):
         return Path(weights.path) if (Path(weights.path) / landmark).is_file() else None
     from huggingface_hub import try_to_load_from_cache

@@ -1,0 +1,167 @@
+"""LoRA fusion against that of diffusers and peft, on the small model."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tests.workers.engine import demo
+from tests.workers.engine.demo import CONFIG, Reference, relative_error
+from workers.engine.config import Lora
+from workers.engine.engine import DiffusionEngine
+from workers.engine.lora import LoraError, fuse
+from workers.engine.model import assemble, read
+from workers.engine.weights import MissingWeightsError
+
+RANK, ALPHA, SCALE = 4, 2.5, 0.7
+LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "proj", "net.2", "proj_in", "conv1", "conv2", "time_emb_proj", "conv")
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def chosen(unet: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Layers of all kinds that LoRAs change."""
+    return {
+        name: layer
+        for name, layer in unet.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and name.endswith(LAYERS)
+    }
+
+
+def random_lora(unet: nn.Module, key: Callable[[str, str], str]) -> dict[str, Tensor]:
+    """Changes of a tenth or so of the weights' own size."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, layer in chosen(unet).items():
+        out, *rest = layer.weight.shape
+        ones = [1] * len(rest[1:])
+        strength = float(layer.weight.std())
+        tensors[key(name, "down")] = torch.randn(RANK, *rest, generator=generator) * strength
+        tensors[key(name, "up")] = torch.randn(out, RANK, *ones, generator=generator) * 0.1
+    return tensors
+
+
+def kohya(name: str, part: str) -> str:
+    return f"lora_unet_{name.replace('.', '_')}.lora_{part}.weight"
+
+
+def peft(name: str, part: str) -> str:
+    return f"unet.{name}.lora_{'A' if part == 'down' else 'B'}.weight"
+
+
+def file_of(tensors: dict[str, Tensor], folder: Path, **metadata: str) -> Path:
+    path = folder / "pytorch_lora_weights.safetensors"
+    save_file(tensors, path, metadata or None)
+    return path
+
+
+def fresh() -> Any:
+    return read(CONFIG, torch.float32)
+
+
+@pytest.fixture
+def parts() -> Any:
+    """Weights that a test may change."""
+    return fresh()
+
+
+def with_alpha(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    layers = {key.partition(".")[0] for key in tensors}
+    return tensors | {f"{layer}.alpha": torch.tensor(ALPHA) for layer in layers}
+
+
+def by_diffusers(tensors: dict[str, Tensor]) -> Any:
+    """Parts into which diffusers has fused a LoRA."""
+    parts = fresh()
+    pipeline = Reference(CONFIG, parts)._pipeline()
+    pipeline.load_lora_weights(dict(tensors))
+    pipeline.fuse_lora(lora_scale=SCALE)
+    pipeline.unload_lora_weights()
+    return parts
+
+
+@pytest.mark.parametrize("form", ["kohya", "peft"])
+def test_weights_come_out_as_diffusers_fuses_them(form: str, parts: Any, tmp_path: Path) -> None:
+    plain = random_lora(parts.unet, kohya if form == "kohya" else peft)
+    tensors = with_alpha(plain) if form == "kohya" else plain
+    before = {name: layer.weight.clone() for name, layer in chosen(parts.unet).items()}
+    assert fuse(file_of(tensors, tmp_path), SCALE, parts.unet, parts.text_encoder) == len(before)
+    expected = dict(by_diffusers(tensors).unet.named_parameters())
+    for name, weight in parts.unet.named_parameters():
+        assert relative_error(weight, expected[name]) <= 1e-6
+    assert all(relative_error(layer.weight, before[name]) > 1e-2 for name, layer in chosen(parts.unet).items())
+
+
+def test_a_picture_in_four_steps_is_diffusers(tmp_path: Path) -> None:
+    tensors = with_alpha(random_lora(demo.parts().unet, kohya))
+    path = file_of(tensors, tmp_path)
+    config = replace(
+        demo.with_sampler("LCMScheduler"), guidance_scale=1.0, loras=[Lora(path=str(path.parent), scale=SCALE)]
+    )
+    engine = DiffusionEngine(config, assemble(config, read(config, torch.float32), "cpu"))
+    task = demo.task(5)
+    prepared = engine.prepare(task)
+    expected = Reference(config, by_diffusers(tensors)).latents(prepared, seed=task.seed)
+    assert relative_error(demo.make(engine, task), expected) <= 1e-4
+    plain = demo.engine(replace(config, loras=[]))
+    assert relative_error(demo.make(plain, task), expected) > 1e-2
+
+
+def test_the_text_encoder_is_changed_too_by_either_of_its_names(parts: Any, tmp_path: Path) -> None:
+    names = [name for name, layer in parts.text_encoder.named_modules() if isinstance(layer, nn.Linear)]
+    layer = parts.text_encoder.get_submodule(names[0])
+    before = layer.weight.clone()
+    down, up = torch.ones(1, layer.in_features), torch.ones(layer.out_features, 1)
+    short = names[0].removeprefix("text_model.")
+    kohyas = f"lora_te_text_model_{short.replace('.', '_')}"
+    changes = {f"{kohyas}.lora_down.weight": down, f"{kohyas}.lora_up.weight": up}
+    fuse(file_of(changes, tmp_path), 0.5, parts.unet, parts.text_encoder)
+    pefts = f"text_encoder.text_model.{short}"
+    changes = {f"{pefts}.lora_A.weight": down, f"{pefts}.lora_B.weight": up}
+    fuse(file_of(changes, tmp_path), 0.25, parts.unet, parts.text_encoder)
+    assert relative_error(layer.weight, before + 0.75) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("lora_unet_mid_block_nowhere.lora_down.weight", "has no layer mid_block_nowhere in its unet"),
+        ("lora_unet_conv_in.dora_scale", "the key lora_unet_conv_in.dora_scale is not of a plain LoRA"),
+        ("lora_unet_conv_in.lokr_w1", "the key lora_unet_conv_in.lokr_w1 is not of a plain LoRA"),
+        ("lora_unet_conv_in.lora_down.weight", "of conv_in it has only down, not both down and up"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_the_names_of_file_and_key(
+    key: str, message: str, parts: Any, tmp_path: Path
+) -> None:
+    path = file_of({key: torch.zeros(1, 4, 3, 3)}, tmp_path)
+    with pytest.raises(LoraError, match=message) as refused:
+        fuse(path, 1.0, parts.unet, parts.text_encoder)
+    assert str(path) in str(refused.value)
+
+
+def test_other_shapes_are_refused(parts: Any, tmp_path: Path) -> None:
+    changes = {kohya("conv_in", "down"): torch.zeros(2, 5, 3, 3), kohya("conv_in", "up"): torch.zeros(64, 2, 1, 1)}
+    with pytest.raises(LoraError, match=r"conv_in: down \(2, 5, 3, 3\) and up .* do not fit a weight of"):
+        fuse(file_of(changes, tmp_path), 1.0, parts.unet, parts.text_encoder)
+
+
+def test_settings_that_are_not_read_are_not_ignored(parts: Any, tmp_path: Path) -> None:
+    path = file_of(random_lora(parts.unet, peft), tmp_path, lora_adapter_metadata="{}")
+    with pytest.raises(LoraError, match="lora_adapter_metadata, which is not read"):
+        fuse(path, 1.0, parts.unet, parts.text_encoder)
+
+
+def test_a_missing_lora_is_said(tmp_path: Path) -> None:
+    config = replace(CONFIG, loras=[Lora(path=str(tmp_path), file="other.safetensors")])
+    with pytest.raises(MissingWeightsError, match=r"other\.safetensors is missing"):
+        read(config, torch.float32)
