@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 
 from app.generation import Generation
 from app.health import Health
-from app.metrics import DeviceCollector, Metrics, PoolCollector
+from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
 from app.server import create_app
 from app.settings import Settings, SettingsError, load
 from scheduler.core import Scheduler
@@ -82,6 +82,7 @@ def _serve(settings: Settings, nvml: Nvml | None) -> int:
     metrics = Metrics()
     pool = _pool(settings, placement, metrics)
     metrics.registry.register(PoolCollector(pool))
+    metrics.registry.register(EngineCollector(pool))
     if nvml is not None:
         metrics.registry.register(DeviceCollector(pool, nvml))
     service = _Service(pool, settings)

@@ -114,6 +114,35 @@ class PoolCollector(Collector):
 
 
 @dataclass(frozen=True, eq=False)
+class EngineCollector(Collector):
+    """How each worker's engine runs: which kernels it chose, what it recorded, what it had to give up."""
+
+    pool: Pool
+
+    def collect(self) -> Iterator[Metric]:
+        """What the workers last told."""
+        kernels = GaugeMetricFamily(
+            "contour_worker_attention_kernel",
+            "1 for the kernel that was measured to be the fastest for a shape.",
+            labels=["worker", "shape", "kernel"],
+        )
+        graphs = GaugeMetricFamily("contour_worker_graphs", "Recorded graphs, by what.", labels=["worker", "of"])
+        memory = GaugeMetricFamily("contour_worker_graph_bytes", "Device memory in graphs.", labels=["worker"])
+        fallbacks = CounterMetricFamily(
+            "contour_worker_fallbacks", "Slower ways taken, as the faster failed.", labels=["worker", "reason"]
+        )
+        for worker, condition in list(self.pool.conditions.items()):
+            for shape, kernel in condition.attention:
+                kernels.add_metric([worker, shape, kernel], 1.0)
+            for of, number in condition.graphs:
+                graphs.add_metric([worker, of], number)
+            memory.add_metric([worker], condition.graph_bytes)
+            for reason, times in condition.fallbacks:
+                fallbacks.add_metric([worker, reason], times)
+        yield from (kernels, graphs, memory, fallbacks)
+
+
+@dataclass(frozen=True, eq=False)
 class DeviceCollector(Collector):
     """What NVML says of each worker's device. A reading that a device does not support is left out."""
 

@@ -17,7 +17,7 @@ from scheduler import messages as m
 from scheduler.core import Scheduler
 from workers import wire
 from workers.child import Child
-from workers.engine.contract import Task
+from workers.engine.contract import Condition, Task
 from workers.process import Setup
 from workers.slots import SlotLayout, SlotMemory
 
@@ -72,6 +72,7 @@ class Pool:
     ) -> None:
         self.core = core
         self.devices: dict[m.WorkerId, Device] = {}
+        self.conditions: dict[m.WorkerId, Condition] = {}  # of those that live
         self._setups = {setup.device.id: setup for setup in setups}
         self._memories = {worker: SlotMemory.create(layout) for worker in self._setups}
         self._children: dict[m.WorkerId, Child] = {}
@@ -206,6 +207,9 @@ class Pool:
                 self._handle(m.WorkerReady(worker, m.Costs(steps, step_seconds, fixed_seconds)))
             case wire.Stepped(done):
                 self._handle(m.Stepped(worker, done))
+            case wire.Changed(condition):
+                self.conditions[worker] = condition
+                log.info("worker %s: graphs %s; fallbacks %s", worker, condition.graphs, condition.fallbacks)
             case wire.Finished(slot, generation, length, prepare, denoise, decode, encode):
                 image = m.Image(length, prepare, denoise, decode, encode)
                 self._handle(m.Finished(worker, slot, generation, image))
@@ -224,6 +228,7 @@ class Pool:
         for report in child.reports():
             self._report(worker, report)
         del self._children[worker]
+        self.conditions.pop(worker, None)
         reason = child.reap()
         log.error("worker %s is lost: %s", worker, reason)
         self._handle(m.WorkerLost(worker, reason))

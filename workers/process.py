@@ -5,7 +5,6 @@ alone talks to the device and owns all state here: the others pass it what they 
 """
 
 import ctypes
-import logging
 import os
 import queue
 import signal
@@ -15,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,8 +25,6 @@ from workers.engine.config import EngineConfig
 from workers.engine.contract import BadPictureError, Condition, Engine, Task
 from workers.logs import configure
 from workers.slots import SlotMemory
-
-log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 2.0  # after which an engine without pictures may see to itself
 HANDS = 2  # threads: one decodes the next picture while another encodes the last
@@ -109,9 +106,9 @@ class Worker:
         """Serve until `Stop`. Every turn: take the mail, take one step."""
         threading.Thread(target=self._read_orders, name="reader", daemon=True).start()
         while not self._stopping:
+            self._tell_condition()
             self._take_mail()
             self._step()
-            self._tell_condition()
         self._hands.shutdown(wait=False, cancel_futures=True)
 
     # -------------------------------------------------------------------------------------------------- main thread
@@ -183,12 +180,7 @@ class Worker:
         condition = self.engine.condition()
         if condition != self._condition:
             self._condition = condition
-            log.info(
-                "graphs %s, %.0f MiB; fallbacks %s",
-                dict(condition.graphs),
-                condition.graph_bytes / 2**20,
-                dict(condition.fallbacks) or "none",
-            )
+            wire.send(self.channel, wire.Changed(replace(condition, attention=condition.attention[-wire.SHAPES :])))
 
     # ---------------------------------------------------------------------------------------------- the other threads
 

@@ -9,8 +9,11 @@ from typing import TypeAlias
 
 import msgspec
 
+from workers.engine.contract import Condition
+
 MAX_MESSAGE = 65_536  # bytes; the longest real message is an `Ending` with its reason, cut to REASON_CHARS
 REASON_CHARS = 2_000
+SHAPES = 500
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -57,6 +60,12 @@ class Stepped(_Message, frozen=True):
     done: tuple[tuple[int, int], ...]
 
 
+class Changed(_Message, frozen=True):
+    """How the engine runs has changed; of its shapes at most SHAPES are told."""
+
+    condition: Condition
+
+
 class Finished(_Message, frozen=True):
     """The output slot holds `length` bytes of picture file. Durations in seconds."""
 
@@ -91,7 +100,7 @@ class Ending(_Message, frozen=True):
     reason: str
 
 
-Report: TypeAlias = Ready | Stepped | Finished | Failed | Released | Ending
+Report: TypeAlias = Ready | Stepped | Changed | Finished | Failed | Released | Ending
 
 _encoder = msgspec.msgpack.Encoder()
 _orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)

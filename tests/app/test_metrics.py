@@ -7,8 +7,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.errors import Error
-from app.metrics import DeviceCollector, Metrics
+from app.metrics import DeviceCollector, EngineCollector, Metrics
 from scheduler import messages as m
+from workers.engine.contract import Condition
 from workers.pool import Device
 from workers.telemetry import Reading
 
@@ -47,6 +48,20 @@ def test_each_workers_gpu_is_shown_and_what_it_does_not_tell_is_left_out() -> No
         ("contour_device_temperature_celsius", labels): 61.0,
         ("contour_device_throttled", (("reason", "hw_thermal"), *labels)): 1.0,
         ("contour_device_xid_errors_total", (("uuid", "GPU-1"), ("xid", "79"))): 2.0,
+    }
+
+
+def test_how_each_engine_runs_is_shown() -> None:
+    condition = Condition((("2x8 9x5x8", "flash"),), (("steps", 3), ("VAE", 1)), 4096, (("graph: out of memory", 2),))
+    registry = CollectorRegistry()
+    registry.register(EngineCollector(cast(Any, SimpleNamespace(conditions={"gpu0": condition}))))
+    worker = ("worker", "gpu0")
+    assert samples(registry) == {
+        ("contour_worker_attention_kernel", (("kernel", "flash"), ("shape", "2x8 9x5x8"), worker)): 1,
+        ("contour_worker_graphs", (("of", "steps"), worker)): 3,
+        ("contour_worker_graphs", (("of", "VAE"), worker)): 1,
+        ("contour_worker_graph_bytes", (worker,)): 4096,
+        ("contour_worker_fallbacks_total", (("reason", "graph: out of memory"), worker)): 2,
     }
 
 

@@ -132,7 +132,7 @@ def _burst(work: Callable[[], object]) -> float:
         work()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / 1000
+    return float(start.elapsed_time(end)) / 1000  # from milliseconds
 
 
 def _by_backend(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

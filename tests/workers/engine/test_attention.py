@@ -70,7 +70,7 @@ def test_slices_of_a_packed_projection_are_taken_as_they_are() -> None:
     packed = random(2, 9, 96)
     q, k, v = packed.chunk(3, dim=-1)
     attend = Attention({"flash": scaled_dot_product_attention}, clock(1.0))
-    assert relative_error(attend(q, k, v, 4), textbook(*(x.clone() for x in (q, k, v)), 4)) <= 1e-6
+    assert relative_error(attend(q, k, v, 4), textbook(q.clone(), k.clone(), v.clone(), 4)) <= 1e-6
 
 
 @pytest.mark.parametrize("unfit", [raising, wrong])
@@ -121,7 +121,7 @@ def test_compilers_see_the_choice_that_was_made(known: bool) -> None:
 
 
 def test_torchs_kernels_can_be_traced() -> None:
-    attend = Attention({"efficient": lambda q, k, v: by_backend(q, k, v)}, clock(1.0))
+    attend = Attention({"efficient": by_backend}, clock(1.0))
     attend(Q, K, V, 4)
     compiled = torch.compile(attend, fullgraph=True, dynamic=False, backend="eager")
     assert relative_error(compiled(Q, K, V, 4), EXPECTED) <= 1e-6
@@ -137,7 +137,8 @@ def test_a_kernel_of_another_layout_is_opaque_to_compilers() -> None:
     def as_xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         assert q.shape == (2, 9, 4, 8)
         assert not torch.compiler.is_compiling()
-        return scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
     name: Name = "xformers"
     attend = Attention({name: opaque(as_xformers)}, clock(1.0))
