@@ -9,6 +9,9 @@ import pytest
 from tests.bench import latency
 from tests.bench.latency_parts import Bench
 
+# As in tests/workers/engine/conftest.py: diffusers 0.42 hands tensors to NumPy when it sets timesteps.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_(_ implementation|wrap__):DeprecationWarning")
+
 SMALL = ["--model", "demo", "--device", "cpu", "--side", "64", "--steps", "2", "--repeats", "1"]
 
 
