@@ -5,6 +5,7 @@ from threading import Lock
 
 import torch
 from torch import Tensor
+from torch._dynamo import config as compiler_config
 
 from workers.engine.attention import attention_for
 from workers.engine.batch import Batch, Recipe, Size
@@ -19,6 +20,7 @@ from workers.engine.streams import Aside
 from workers.engine.workspace import Workspace, Workspaces
 
 _GIB = 2**30
+_COMPILED_AT_MOST = 1000  # passes by shapes; a limit there must be
 _MODE_ON_CUDA = "max-autotune-no-cudagraphs"  # the graphs are ours
 
 
@@ -114,7 +116,9 @@ class Workshop:
         if space is None:
             return
         torch.set_num_threads(self._threads)  # a thread's own setting, which compiled code is bound to
-        with torch.no_grad(), self._own_stream():
+        # torch counts all passes at all shapes as one function's recompilations, and gives up after eight.
+        unlimited = compiler_config.patch(recompile_limit=_COMPILED_AT_MOST)
+        with unlimited, torch.no_grad(), self._own_stream():
             space.batch.rehearse(bucket, Denoiser(self._compiled, self._aside()))
             self._settle()
 

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -192,6 +193,20 @@ def test_compiled_networks_take_over_between_two_steps_of_a_picture(alone: dict[
     assert relative_error(demo.run(made_by, 0), alone[0]) <= 1e-4
     assert dict(made_by.condition().graphs)["steps compiled"] == 1
     assert made_by.settle(0)
+    assert made_by.condition().fallbacks == ()
+
+
+def test_any_number_of_shapes_is_compiled() -> None:
+    made_by = engine(speed(replace(CONFIG, slots=3), compile=True))
+    trace = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
+    plain = made_by._workshop._plain
+    made_by._workshop._compiled = Passes(trace(plain.control), trace(plain.encode), trace(plain.decode))
+    made_by._workshop.set_up()
+    made_by._workshop.start_compiling()
+    assert made_by.settle(120)
+    assert (
+        dict(made_by.condition().graphs)["steps compiled"] == 3
+    )  # of three passes each: 9 compilations, of which torch takes 8
     assert made_by.condition().fallbacks == ()
 
 
