@@ -4,7 +4,7 @@ import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from workers.engine.conditioning import TextConditioning, Tokens
 from workers.engine.config import EngineConfig, Sampler, Weights
 from workers.engine.constants import keys_values_widths, pack_projections, shift_widths, time_table
 from workers.engine.lora import fuse
-from workers.engine.sampler import SamplerMatrix, Scheduler, UnsupportedSamplerError, sampler_matrix
+from workers.engine.sampler import SamplerMatrix, Scheduler, UnsupportedSamplerError, is_scheduler, sampler_matrix
 from workers.engine.weights import MissingWeightsError, folder_of, is_folder, named_loras
 
 if TYPE_CHECKING:
@@ -131,17 +131,32 @@ def make_scheduler(sampler: Sampler, base: dict[str, Any]) -> Scheduler:
 
     Raises UnsupportedSamplerError.
     """
-    import diffusers
-
-    kind: Any = getattr(diffusers, sampler.name, None)
-    if not hasattr(kind, "set_timesteps"):
-        raise UnsupportedSamplerError(f"diffusers has no scheduler named {sampler.name}")
+    kind = _scheduler_kind(sampler.name)
     # Only what this scheduler knows: what another kind was saved with would be warned of.
     known = inspect.signature(kind).parameters
     options = {key: value for key, value in base.items() if key in known} | sampler.options
-    scheduler = kind.from_config(options)
-    scheduler.set_timesteps(sampler.steps)
-    return cast(Scheduler, scheduler)
+    try:
+        scheduler = kind.from_config(options)
+        scheduler.set_timesteps(sampler.steps)
+    except (ImportError, LookupError, TypeError, ValueError) as error:
+        problem = f"{sampler.name} cannot be had with {sampler.steps} steps and these options: {str(error).strip()}"
+        raise UnsupportedSamplerError(problem) from error
+    if not is_scheduler(scheduler):
+        raise UnsupportedSamplerError(f"{sampler.name} is not of the kind that samples with Stable Diffusion")
+    return scheduler
+
+
+def _scheduler_kind(name: str) -> Any:
+    import diffusers
+
+    kind = getattr(diffusers, name, None)
+    try:
+        found = hasattr(kind, "set_timesteps")
+    except ImportError:  # diffusers tells, where it is made, which package it lacks
+        found = True
+    if not found:
+        raise UnsupportedSamplerError(f"diffusers has no scheduler named {name}")
+    return kind
 
 
 # --------------------------------------------------------------------------------------------------------------- files
