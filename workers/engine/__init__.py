@@ -9,7 +9,7 @@ from workers.engine.contract import Engine
 def build(config: EngineConfig, device: str) -> Engine[Any]:
     """The engine that a configuration asks for, on a torch device ("cpu", "cuda:0"); the echo engine needs none.
 
-    Raises MissingWeightsError, UnsupportedModelError and UnsupportedSamplerError.
+    Raises MissingWeightsError, LoraError, UnsupportedModelError and UnsupportedSamplerError.
     """
     # torch and diffusers take seconds to import: only the engine that needs them pays.
     if config.kind == "echo":

@@ -80,7 +80,7 @@ def to_pixels(decoded: Tensor) -> Tensor:
 def load(config: EngineConfig, device: str) -> Model:
     """Load what a configuration names onto a torch device.
 
-    Raises MissingWeightsError, UnsupportedModelError and UnsupportedSamplerError.
+    Raises MissingWeightsError, LoraError, UnsupportedModelError and UnsupportedSamplerError.
     """
     return assemble(config, read(config, dtype_of(config, device)), device)
 

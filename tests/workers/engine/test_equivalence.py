@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from torch import Tensor
 
 from tests.workers.engine import demo
@@ -28,6 +29,7 @@ DRAWING = {
     "LCM": replace(demo.with_sampler("LCMScheduler"), guidance_scale=1.0),
     "Euler ancestral": demo.with_sampler("EulerAncestralDiscreteScheduler"),
     "DDPM": demo.with_sampler("DDPMScheduler", clip_sample=False),
+    "DPM++ 2M SDE": demo.with_sampler("DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++"),
 }
 
 
@@ -68,6 +70,20 @@ def test_so_does_one_that_is_not_square(sampler: str) -> None:
 
 def test_so_does_one_whose_latents_have_odd_sides() -> None:
     assert_same_as_diffusers(replace(CONFIG, size=replace(CONFIG.size, short_side=72)), 104, 72)
+
+
+@pytest.mark.parametrize("sampler", DRAWING)
+def test_the_seed_decides_what_is_drawn_at_the_steps(sampler: str) -> None:
+    engine = demo.engine(DRAWING[sampler])
+    first, second = (engine.prepare(demo.task(seed)) for seed in (1, 2))
+    mixed = replace(first, noise=torch.cat([first.noise[:1], second.noise[1:]]))
+    pictures = []
+    for prepared in (first, mixed, first):
+        engine.admit(0, prepared)
+        pictures.append(demo.run(engine, 0).clone())
+        engine.discard(0)
+    assert torch.equal(pictures[2], pictures[0])
+    assert relative_error(pictures[1], pictures[0]) > 0.1
 
 
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 1.5, 7.5])
