@@ -137,6 +137,20 @@ def test_a_draw_without_weight_keeps_its_place() -> None:
     assert [bool(column.any()) for column in matrix.weights[:, 1:5].T] == [True, True, True, False]
 
 
+def test_one_that_steps_in_place_is_read_before_it_does() -> None:
+    def in_place() -> Any:
+        scheduler = fresh("DDIMScheduler", 3)()
+        step = scheduler.step
+
+        def overwrite(output: Tensor, timestep: Any, latents: Tensor, *, return_dict: bool) -> tuple[Tensor, ...]:
+            return (latents.copy_(step(output, timestep, latents, return_dict=return_dict)[0]),)
+
+        scheduler.step = overwrite
+        return scheduler
+
+    assert torch.equal(sampler_matrix(in_place).weights, sampler_matrix(fresh("DDIMScheduler", 3)).weights)
+
+
 class Drawing:
     """Euler, with noise of another kind at each step."""
 
