@@ -5,6 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from scheduler.messages import WorkerView
+from workers.engine.contract import Condition
 from workers.pool import Pool
 
 
@@ -35,6 +36,7 @@ class Health:
 
     def _worker(self, view: WorkerView) -> dict[str, object]:
         device = self._pool.devices.get(view.id)
+        condition = self._pool.conditions.get(view.id, Condition())
         return {
             "id": view.id,
             "state": view.state,
@@ -43,5 +45,7 @@ class Health:
             "running": view.running,
             "slots": view.capacity,
             "restarts": view.restarts,
+            "graphs": dict(condition.graphs),
+            "fallbacks": dict(condition.fallbacks),
             "last_loss": view.reason or None,
         }

@@ -115,31 +115,31 @@ class PoolCollector(Collector):
 
 @dataclass(frozen=True, eq=False)
 class EngineCollector(Collector):
-    """How each worker's engine runs: which kernels it chose, what it recorded, what it had to give up."""
+    """How each worker's engine runs, as it said last; a worker that is lost, or has said nothing, is left out."""
 
     pool: Pool
 
     def collect(self) -> Iterator[Metric]:
-        """What the workers last told."""
+        """Read the state. A worker's condition is replaced whole, so this may run beside the event loop."""
         kernels = GaugeMetricFamily(
             "contour_worker_attention_kernel",
-            "1 for the kernel that was measured to be the fastest for a shape.",
+            "1 for the kernel that was chosen for a shape: rows x heads, queries x keys x head size.",
             labels=["worker", "shape", "kernel"],
         )
-        graphs = GaugeMetricFamily("contour_worker_graphs", "Recorded graphs, by what.", labels=["worker", "of"])
-        memory = GaugeMetricFamily("contour_worker_graph_bytes", "Device memory in graphs.", labels=["worker"])
+        graphs = GaugeMetricFamily("contour_worker_graphs", "CUDA graphs captured.", labels=["worker", "kind"])
+        held = GaugeMetricFamily("contour_worker_graph_bytes", "Device memory of CUDA graphs.", labels=["worker"])
         fallbacks = CounterMetricFamily(
-            "contour_worker_fallbacks", "Slower ways taken, as the faster failed.", labels=["worker", "reason"]
+            "contour_worker_fallbacks", "A slower way taken, as the faster one failed.", labels=["worker", "reason"]
         )
         for worker, condition in list(self.pool.conditions.items()):
             for shape, kernel in condition.attention:
                 kernels.add_metric([worker, shape, kernel], 1.0)
-            for of, number in condition.graphs:
-                graphs.add_metric([worker, of], number)
-            memory.add_metric([worker], condition.graph_bytes)
-            for reason, times in condition.fallbacks:
-                fallbacks.add_metric([worker, reason], times)
-        yield from (kernels, graphs, memory, fallbacks)
+            for kind, number in condition.graphs:
+                graphs.add_metric([worker, kind], number)
+            held.add_metric([worker], condition.graph_bytes)
+            for reason, number in condition.fallbacks:
+                fallbacks.add_metric([worker, reason], number)
+        yield from (kernels, graphs, held, fallbacks)
 
 
 @dataclass(frozen=True, eq=False)

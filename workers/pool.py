@@ -72,7 +72,7 @@ class Pool:
     ) -> None:
         self.core = core
         self.devices: dict[m.WorkerId, Device] = {}
-        self.conditions: dict[m.WorkerId, Condition] = {}  # of those that live
+        self.conditions: dict[m.WorkerId, Condition] = {}  # how each worker's engine runs, where there is news of it
         self._setups = {setup.device.id: setup for setup in setups}
         self._memories = {worker: SlotMemory.create(layout) for worker in self._setups}
         self._children: dict[m.WorkerId, Child] = {}
@@ -207,9 +207,6 @@ class Pool:
                 self._handle(m.WorkerReady(worker, m.Costs(steps, step_seconds, fixed_seconds)))
             case wire.Stepped(done):
                 self._handle(m.Stepped(worker, done))
-            case wire.Changed(condition):
-                self.conditions[worker] = condition
-                log.info("worker %s: graphs %s; fallbacks %s", worker, condition.graphs, condition.fallbacks)
             case wire.Finished(slot, generation, length, prepare, denoise, decode, encode):
                 image = m.Image(length, prepare, denoise, decode, encode)
                 self._handle(m.Finished(worker, slot, generation, image))
@@ -217,10 +214,23 @@ class Pool:
                 self._handle(m.Failed(worker, slot, generation, reason, refused))
             case wire.Released(slot, generation):
                 self._handle(m.Released(worker, slot, generation))
+            case wire.Changed(condition):
+                self._note(worker, condition)
             case wire.Ending():  # kept by the child as its last words
                 pass
             case _ as unreachable:
                 assert_never(unreachable)
+
+    def _note(self, worker: m.WorkerId, condition: Condition) -> None:
+        self.conditions[worker] = condition
+        log.info(
+            "worker %s runs with %d attention kernels chosen, %d graphs in %.0f MiB, %d fallbacks",
+            worker,
+            len(condition.attention),
+            sum(number for _, number in condition.graphs),
+            condition.graph_bytes / 2**20,
+            sum(number for _, number in condition.fallbacks),
+        )
 
     def _bury(self, worker: m.WorkerId, child: Child) -> None:
         """The process has ended. What it managed to report still counts; then its jobs go elsewhere."""

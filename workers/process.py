@@ -1,7 +1,8 @@
 """The worker: one process, one device, one engine.
 
-Three kinds of thread. The reader takes orders off the socket. A few hands decode, tokenise and encode. The main thread
-alone talks to the device and owns all state here: the others pass it what they have through one inbox.
+Three kinds of thread. The reader takes orders off the socket. A few hands decode, tokenise, wait for finished pixels
+and encode them. The main thread alone gives the device work and owns all state here: the others pass it what they
+have through one inbox.
 """
 
 import ctypes
@@ -14,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,8 +27,8 @@ from workers.engine.contract import BadPictureError, Condition, Engine, Task
 from workers.logs import configure
 from workers.slots import SlotMemory
 
-IDLE_SECONDS = 2.0  # after which an engine without pictures may see to itself
-HANDS = 2  # threads: one decodes the next picture while another encodes the last
+HANDS = 3  # threads: one decodes the next picture while others wait for the last ones and encode them
+IDLE_SECONDS = 2.0  # between two looks at an engine that has nothing to do: it may be compiling in the background
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
@@ -99,33 +100,38 @@ class Worker:
     _inbox: "queue.SimpleQueue[_Mail]" = field(default_factory=queue.SimpleQueue)
     _tenants: dict[int, _Tenant] = field(default_factory=dict)
     _hands: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(HANDS, "hand"))
-    _condition: Condition = field(default_factory=Condition)
+    _told: Condition = field(default_factory=Condition)
     _stopping: bool = False
 
     def run(self) -> None:
-        """Serve until `Stop`. Every turn: take the mail, take one step."""
+        """Serve until `Stop`. Every turn: tell how the engine runs, take the mail, take one step."""
         threading.Thread(target=self._read_orders, name="reader", daemon=True).start()
         while not self._stopping:
-            self._tell_condition()
+            self._tell()
             self._take_mail()
             self._step()
         self._hands.shutdown(wait=False, cancel_futures=True)
 
     # -------------------------------------------------------------------------------------------------- main thread
 
+    def _tell(self) -> None:
+        """Report how the engine runs, if that is news."""
+        condition = self.engine.condition()
+        if condition != self._told:
+            self._told = condition
+            wire.send(self.channel, wire.Changed(wire.shortened(condition)))
+
     def _take_mail(self) -> None:
-        """Handle all mail there is; with nothing on the device, wait for some, but not for ever."""
-        if not any(tenant.admitted for tenant in self._tenants.values()):
-            try:
-                self._open(self._inbox.get(timeout=IDLE_SECONDS))
-            except queue.Empty:
-                return
+        """Handle all mail there is; with nothing on the device, wait a while for some."""
+        idle = not any(tenant.admitted for tenant in self._tenants.values())
+        wait = IDLE_SECONDS if idle else 0.0
         while not self._stopping:
             try:
-                mail = self._inbox.get_nowait()
+                mail = self._inbox.get(timeout=wait)
             except queue.Empty:
                 return
             self._open(mail)
+            wait = 0.0
 
     def _open(self, mail: _Mail) -> None:
         match mail:
@@ -174,13 +180,7 @@ class Worker:
         denoised = time.monotonic()
         decoding = self.engine.finish(slot)
         tenant.admitted = False
-        self._hands.submit(self._encode, slot, tenant, decoding, denoised)
-
-    def _tell_condition(self) -> None:
-        condition = self.engine.condition()
-        if condition != self._condition:
-            self._condition = condition
-            wire.send(self.channel, wire.Changed(replace(condition, attention=condition.attention[-wire.SHAPES :])))
+        self._hands.submit(self._deliver, slot, tenant, decoding, denoised)
 
     # ---------------------------------------------------------------------------------------------- the other threads
 
@@ -203,20 +203,18 @@ class Worker:
         if content is not None:
             self._inbox.put(_Prepared(order.slot, time.monotonic() - began, content))
 
-    def _encode(self, slot: int, tenant: _Tenant, decoding: object, denoised: float) -> None:
-        picture = self._guard(slot, tenant.generation, lambda: self._picture(decoding))
-        if picture is None:
+    def _deliver(self, slot: int, tenant: _Tenant, decoding: object, denoised: float) -> None:
+        """Wait for the pixels of a picture whose last step was taken at `denoised`, encode and report them."""
+        pixels = self._guard(slot, tenant.generation, lambda: self.engine.collect(decoding))
+        if pixels is None:
             return
-        data, decoded = picture
+        collected = time.monotonic()
+        data = self._guard(slot, tenant.generation, lambda: self._fitting(self.engine.encode(pixels)))
+        if data is None:
+            return
         self.memory.output(slot)[: len(data)] = data
-        denoise, decode, encode = denoised - tenant.began, decoded - denoised, time.monotonic() - decoded
+        denoise, decode, encode = denoised - tenant.began, collected - denoised, time.monotonic() - collected
         self._leave(wire.Finished(slot, tenant.generation, len(data), tenant.prepare, denoise, decode, encode))
-
-    def _picture(self, decoding: object) -> tuple[bytes, float]:
-        """The file, and when its pixels were there."""
-        pixels = self.engine.collect(decoding)
-        decoded = time.monotonic()
-        return self._fitting(self.engine.encode(pixels)), decoded
 
     def _leave(self, report: wire.Finished | wire.Failed) -> None:
         """Empty the slot, then say so: in this order, as the slot's next order may follow the report immediately."""

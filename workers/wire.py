@@ -5,15 +5,18 @@ generation drops it.
 """
 
 import socket
+from collections import Counter
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import msgspec
 
 from workers.engine.contract import Condition
 
-MAX_MESSAGE = 65_536  # bytes; the longest real message is an `Ending` with its reason, cut to REASON_CHARS
+MAX_MESSAGE = 65_536  # bytes; the longest real messages are an `Ending`, cut to REASON_CHARS, and a `Changed`
 REASON_CHARS = 2_000
-SHAPES = 500
+NAMED_SHAPES, NAMED_COUNTS = 256, 64  # in a `Changed`, of each kind
+NAME_CHARS = 80
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -60,12 +63,6 @@ class Stepped(_Message, frozen=True):
     done: tuple[tuple[int, int], ...]
 
 
-class Changed(_Message, frozen=True):
-    """How the engine runs has changed; of its shapes at most SHAPES are told."""
-
-    condition: Condition
-
-
 class Finished(_Message, frozen=True):
     """The output slot holds `length` bytes of picture file. Durations in seconds."""
 
@@ -94,17 +91,47 @@ class Released(_Message, frozen=True):
     generation: int
 
 
+class Changed(_Message, frozen=True):
+    """How the engine runs from now on, `shortened`."""
+
+    condition: Condition
+
+
 class Ending(_Message, frozen=True):
     """Last words: why the worker is about to exit."""
 
     reason: str
 
 
-Report: TypeAlias = Ready | Stepped | Changed | Finished | Failed | Released | Ending
+Report: TypeAlias = Ready | Stepped | Finished | Failed | Released | Changed | Ending
 
 _encoder = msgspec.msgpack.Encoder()
 _orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
 _reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
+
+
+def shortened(condition: Condition) -> Condition:
+    """A condition that fits into a message: the newest of its entries, with their names in ASCII and cut.
+
+    Names that are then the same are one entry.
+    """
+    return Condition(
+        attention=tuple({_name(shape): _name(kernel) for shape, kernel in condition.attention[-NAMED_SHAPES:]}.items()),
+        graphs=_counts(condition.graphs),
+        graph_bytes=condition.graph_bytes,
+        fallbacks=_counts(condition.fallbacks),
+    )
+
+
+def _counts(counts: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
+    total: Counter[str] = Counter()
+    for name, number in counts:
+        total[_name(name)] += number
+    return tuple(total.items())[-NAMED_COUNTS:]
+
+
+def _name(name: str) -> str:
+    return name[:NAME_CHARS].encode("ascii", "replace").decode("ascii")
 
 
 def channel() -> tuple[socket.socket, socket.socket]:

@@ -52,16 +52,19 @@ def test_each_workers_gpu_is_shown_and_what_it_does_not_tell_is_left_out() -> No
 
 
 def test_how_each_engine_runs_is_shown() -> None:
-    condition = Condition((("2x8 9x5x8", "flash"),), (("steps", 3), ("VAE", 1)), 4096, (("graph: out of memory", 2),))
+    conditions = {
+        "gpu0": Condition((("2x8 64x77x160", "flash"),), (("step", 4),), 2**30, (("no compiler", 2),)),
+        "gpu1": Condition(),
+    }
     registry = CollectorRegistry()
-    registry.register(EngineCollector(cast(Any, SimpleNamespace(conditions={"gpu0": condition}))))
+    registry.register(EngineCollector(cast(Any, SimpleNamespace(conditions=conditions))))
     worker = ("worker", "gpu0")
     assert samples(registry) == {
-        ("contour_worker_attention_kernel", (("kernel", "flash"), ("shape", "2x8 9x5x8"), worker)): 1,
-        ("contour_worker_graphs", (("of", "steps"), worker)): 3,
-        ("contour_worker_graphs", (("of", "VAE"), worker)): 1,
-        ("contour_worker_graph_bytes", (worker,)): 4096,
-        ("contour_worker_fallbacks_total", (("reason", "graph: out of memory"), worker)): 2,
+        ("contour_worker_attention_kernel", (("kernel", "flash"), ("shape", "2x8 64x77x160"), worker)): 1.0,
+        ("contour_worker_graphs", (("kind", "step"), worker)): 4.0,
+        ("contour_worker_graph_bytes", (worker,)): 2.0**30,
+        ("contour_worker_graph_bytes", (("worker", "gpu1"),)): 0.0,
+        ("contour_worker_fallbacks_total", (("reason", "no compiler"), worker)): 2.0,
     }
 
 

@@ -1,9 +1,11 @@
 """The shell with real worker processes, from inside its event loop."""
 
 import asyncio
+import os
+import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -12,12 +14,13 @@ from scheduler import messages as m
 from scheduler.core import Scheduler
 from scheduler.policy import Limits
 from tests.service.running import png
+from tests.workers import telling
 from workers import pool as pool_module
 from workers.child import Child
 from workers.devices import DeviceSpec
 from workers.engine.config import Echo, EngineConfig
 from workers.engine.contract import Task
-from workers.pool import Answer, Pool
+from workers.pool import Answer, Observer, Pool
 from workers.process import Setup
 from workers.slots import SlotLayout
 
@@ -39,7 +42,7 @@ class Seen:
 
 
 @asynccontextmanager
-async def running(seen: Seen | None = None, workers: int = 1) -> AsyncIterator[Pool]:
+async def running(seen: Observer | None = None, workers: int = 1) -> AsyncIterator[Pool]:
     names = [f"cpu{number}" for number in range(workers)]
     core = Scheduler(names, Limits(restart_pause=0.05))
     setups = [Setup(DeviceSpec(name, "cpu", None), ECHO, threads=1) for name in names]
@@ -49,6 +52,13 @@ async def running(seen: Seen | None = None, workers: int = 1) -> AsyncIterator[P
     pool.drain(PATIENCE)
     await asyncio.wait_for(task, PATIENCE)
     assert not pool.processes
+
+
+async def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
 
 
 async def make(pool: Pool) -> Answer:
@@ -98,6 +108,27 @@ def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.Monk
             assert (await make(pool)).picture == TASK.picture
         lost = [event.reason for event in seen.events if isinstance(event, m.WorkerLost)]
         assert lost == ["cannot be started: [Errno 11] Resource temporarily unavailable"] * 2
+
+    asyncio.run(scenario())
+
+
+def test_how_a_workers_engine_runs_is_known_until_the_worker_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.child.main", telling.main)
+
+    async def scenario() -> None:
+        seen, at_the_loss = Seen(), []
+
+        def observe(event: m.Event, commands: Sequence[m.Command]) -> None:
+            seen(event, commands)
+            if isinstance(event, m.WorkerLost):
+                at_the_loss.append(dict(pool.conditions))
+
+        async with running(observe) as pool:
+            assert pool.conditions == {}
+            await until(lambda: pool.conditions == {"cpu0": telling.condition(graphs=1, fallbacks=0)})
+            os.kill(pool.processes["cpu0"], signal.SIGKILL)
+            await until(lambda: at_the_loss == [{}])
+            await until(lambda: pool.conditions == {"cpu0": telling.condition(graphs=0, fallbacks=0)})
 
     asyncio.run(scenario())
 

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.workers import telling
 from workers import wire
 from workers.child import Child
 from workers.devices import DeviceSpec
@@ -128,6 +129,74 @@ def test_a_result_that_does_not_fit_its_slot_is_an_error_that_says_what_to_raise
     assert "raise workers.output_bytes" in failed.reason
     worker.child.kill()
     worker.ended()
+
+
+def test_an_engine_with_nothing_to_tell_is_not_reported_on(worker: Worker) -> None:
+    worker.run(0, 1)
+    reports = []
+    for report in worker.hear():
+        reports.append(report)
+        if isinstance(report, wire.Finished):
+            break
+    assert not any(isinstance(report, wire.Changed) for report in reports)
+
+
+@pytest.fixture
+def teller(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    """A worker whose engine has something to tell and decodes beside its steps."""
+    monkeypatch.setattr("workers.child.main", telling.main)
+    worker = Worker(SLOW)
+    yield worker
+    worker.child.kill()
+    worker.ended()
+
+
+def test_how_the_engine_runs_is_told_when_it_is_ready_and_when_that_changes(teller: Worker) -> None:
+    heard = teller.hear()
+    assert isinstance(next(heard), wire.Ready)
+    assert next(heard) == wire.Changed(telling.condition(graphs=0, fallbacks=0))
+    assert next(heard) == wire.Changed(telling.condition(graphs=1, fallbacks=0))  # although it had nothing to do
+    teller.run(0, 1)
+    reports = []
+    for report in heard:
+        reports.append(report)
+        if isinstance(report, wire.Finished):
+            break
+    changes = [report for report in reports if isinstance(report, wire.Changed)]
+    assert changes == [wire.Changed(telling.condition(graphs=1, fallbacks=1))]
+
+
+def test_a_picture_is_decoded_beside_the_steps_of_others_and_its_stages_add_up(teller: Worker) -> None:
+    heard = teller.hear()
+    teller.run(0, 1)
+    reports = []
+    for report in heard:
+        reports.append(report)
+        if report == wire.Stepped(((0, 3),)):
+            teller.run(1, 2)
+        if isinstance(report, wire.Finished):
+            break
+    finished = reports[-1]
+    assert isinstance(finished, wire.Finished)
+    assert finished.slot == 0
+    last_step = next(
+        n for n, report in enumerate(reports) if isinstance(report, wire.Stepped) and (0, 4) in report.done
+    )
+    assert any(isinstance(report, wire.Stepped) for report in reports[last_step + 1 :])
+    assert telling.DECODE_SECONDS <= finished.decode < telling.DECODE_SECONDS + finished.denoise
+    assert finished.encode < telling.DECODE_SECONDS
+
+
+def test_a_picture_that_the_device_fails_to_decode_is_reported_and_its_slot_is_free(teller: Worker) -> None:
+    black = cv2.imencode(".png", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
+    teller.run(1, 7, black)
+    failed = teller.until(wire.Failed)
+    reason = "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert failed == wire.Failed(1, 7, reason, refused=False)
+    teller.run(1, 8)
+    finished = teller.until(wire.Finished)
+    assert isinstance(finished, wire.Finished)
+    assert finished.generation == 8
 
 
 def test_it_does_not_heed_the_signals_of_a_terminal(worker: Worker) -> None:

@@ -1,162 +1,191 @@
-"""Attention by the kernel that is fastest here: measured for each shape when it is first met.
+"""Scaled dot-product attention by the kernel that proved fastest on this device, shape by shape.
 
-Which one that is depends on the device, the number of tokens, the head size and the batch; no rule of thumb holds.
+Which kernel is the fastest depends on the device, the number of tokens, the head size and the batch, and on versions
+of torch, cuDNN and xformers: so it is measured.
+
+A shape is measured when it is first met, unless the work is being captured or traced: warm up with every shape. The
+choice may differ between batch sizes, so a picture depends on its company, in the last bits of its arithmetic.
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from functools import partial
+import math
+from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any, Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
-log = logging.getLogger(__name__)
+from workers.engine.kernels import PLAIN, Kernel, listed, summary
 
-Name: TypeAlias = Literal["sdpa", "flash", "cudnn", "efficient", "xformers"]
-Kernel: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]  # of [rows, heads, tokens, head size] each
+_log = logging.getLogger(__name__)
+
+Timer: TypeAlias = Callable[[Callable[[], object]], float]
 Shape: TypeAlias = tuple[int, int, int, int, int]  # rows, heads, queries, keys, head size
-Timer: TypeAlias = Callable[[Callable[[], object]], float]  # seconds that a work takes
 
-PLAIN: Name = "sdpa"  # torch's own choice
-_BACKENDS: Mapping[Name, SDPBackend] = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-}
-_TOLERANCE = 2e-2  # relative, against float32; half precision comes to 1e-3, bfloat16 to 5e-3
-_BURSTS, _CALLS_PER_BURST, _WARM_UPS = 5, 10, 3
+_ROUNDINGS = 5  # of relative error that are allowed; right kernels stay below one, wrong ones are off by hundreds
+_SCORES_BYTES = 2**30  # that a kernel may write which keeps all scores; beyond, it is slower by far in any case
+_CHUNK_SCORES = 2**25  # of which the reference keeps as many at a time: 128 MB
+
+_TIE = 1.03  # times as long is as fast: the first of the equal is taken, so that workers and restarts agree
+_WARM_UP_CALLS = 2
+_BURSTS, _CALLS = 5, 8
+_HEAD_START_CYCLES = 2_000_000  # a millisecond: the host launches a burst meanwhile, so that its own pace is not timed
+
+
+class WrongResultError(ArithmeticError):
+    """A kernel ran, but what it computed is not attention."""
 
 
 class Attention:
-    """Scaled dot-product attention; implements `networks.Attend`.
+    """Scaled dot-product attention by the fastest kernel that was measured for its shape.
 
-    With a single kernel there is nothing to measure. While a graph is recorded or networks are compiled nothing is
-    measured either: shapes that are unknown by then take torch's own choice.
+    For one engine, which computes in one dtype and calls it from one thread. `timer` tells the seconds that a call of
+    its argument keeps the device busy.
     """
 
-    def __init__(self, kernels: Mapping[Name, Kernel], timer: Timer) -> None:
-        self._kernels = {PLAIN: scaled_dot_product_attention, **kernels}
-        self._candidates = tuple(kernels)
-        self._timer = timer
-        self._chosen: dict[Shape, Name] = {}
+    def __init__(self, kernels: Sequence[Kernel], timer: Timer | None = None) -> None:
+        self._kernels = tuple(kernels)
+        self._timer = timer or device_seconds
+        self._chosen: dict[Shape, Kernel] = {}
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
-        """Attention of [rows, tokens, channels] over a number of heads: [rows, tokens, channels]."""
-        q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (queries, keys, values))
-        shape = (q.shape[0], heads, q.shape[2], k.shape[2], q.shape[3])
-        if self._candidates and shape not in self._chosen and _may_measure(q):
-            self._chosen[shape] = self._fastest(shape, q, k, v)
-        kernel = self._kernels[self._chosen.get(shape, PLAIN)]
-        return kernel(q, k, v).transpose(1, 2).flatten(2)
+        """Attention of [rows, tokens, channels], over a number of heads: [rows, tokens, channels].
+
+        Keys and values have their own number of tokens. Any strides will do as long as channels lie side by side, so
+        that all three may be slices of one packed tensor.
+        """
+        q, k, v = _split(queries, heads), _split(keys, heads), _split(values, heads)
+        return self._kernel(q, k, v).run(q, k, v).transpose(1, 2).flatten(2)
 
     def choices(self) -> tuple[tuple[str, str], ...]:
-        """(shape, kernel) of all that was measured, in the words of `contract.Condition`."""
-        return tuple((_words(shape), name) for shape, name in self._chosen.items())
+        """(shape, kernel) of every shape so far, in the order in which they came; as in `contract.Condition`."""
+        return tuple((_name(shape), kernel.name) for shape, kernel in self._chosen.items())
 
-    def _fastest(self, shape: Shape, q: Tensor, k: Tensor, v: Tensor) -> Name:
-        # Of random numbers: what comes by in a rehearsal may be all zeros, for which any kernel is right.
-        q, k, v = (torch.randn_like(x) for x in (q, k, v))
-        times = {name: self._time(name, q, k, v) for name in self._candidates}
-        usable = {name: seconds for name, seconds in times.items() if seconds is not None}
-        fastest = min(usable, key=lambda name: usable[name], default=PLAIN)
-        told = ", ".join(f"{name} {seconds * 1e6:.0f} us" for name, seconds in sorted(usable.items(), key=_by_time))
-        log.info("attention %s: %s (%s)", _words(shape), fastest, told or "no other kernel can do it")
-        return fastest
+    def _kernel(self, q: Tensor, k: Tensor, v: Tensor) -> Kernel:
+        shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.shape[3])
+        known = self._chosen.get(shape)
+        if known is not None:
+            return known
+        if torch.compiler.is_compiling() or _capturing():
+            return PLAIN  # not kept: the shape is measured when it comes in a call that may wait
+        self._chosen[shape] = self._choose(shape, (q, k, v))
+        return self._chosen[shape]
 
-    def _time(self, name: Name, q: Tensor, k: Tensor, v: Tensor) -> float | None:
-        """Seconds, or None for a kernel that cannot do it, or does it wrong."""
-        kernel = self._kernels[name]
+    def _choose(self, shape: Shape, given: tuple[Tensor, Tensor, Tensor]) -> Kernel:
+        if self._kernels == (PLAIN,):
+            return PLAIN
+        seconds, out = self._try_all(shape, given)
+        if given[0].is_cuda:
+            torch.cuda.empty_cache()  # what the slower ones needed will not be needed again
+        if not seconds:
+            _log.warning("attention %s: torch chooses, as no kernel can be used: %s", _name(shape), listed(out))
+            return PLAIN
+        best = min(seconds.values())
+        chosen = next(kernel for kernel in self._kernels if seconds.get(kernel.name, math.inf) <= _TIE * best)
+        _log.info("attention %s: %s", _name(shape), _ranking(chosen.name, seconds, out))
+        return chosen
+
+    @torch.no_grad()
+    def _try_all(self, shape: Shape, given: tuple[Tensor, ...]) -> tuple[dict[str, float], dict[str, str]]:
+        """Seconds of each kernel that can be used, and why the others cannot. Memory is free again afterwards."""
+        seconds: dict[str, float] = {}
+        out: dict[str, str] = {}
         try:
-            error = _error(kernel(q, k, v), q, k, v)
-            if not error <= _TOLERANCE:
-                log.warning("attention by %s is wrong by %.1e and is not used", name, error)
-                return None
-            return self._timer(partial(kernel, q, k, v))
-        except (RuntimeError, NotImplementedError, ValueError) as refusal:
-            log.debug("attention by %s: %s", name, refusal)
-            return None
+            inputs = [_random_like(tensor, seed) for seed, tensor in enumerate(given)]
+            expected = textbook_attention(*inputs)
+        except torch.OutOfMemoryError:
+            return seconds, {"measuring": "there is not enough memory for it"}
+        for kernel in self._kernels:
+            try:
+                seconds[kernel.name] = self._try(kernel, shape, inputs, expected)
+            except Exception as error:  # noqa: BLE001 - a kernel refuses a shape in its own way, and is left out
+                out[kernel.name] = summary(error)
+                _log.debug("attention %s: without %s: %s", _name(shape), kernel.name, out[kernel.name])
+        return seconds, out
+
+    def _try(self, kernel: Kernel, shape: Shape, inputs: Sequence[Tensor], expected: Tensor) -> float:
+        """Seconds of a call. Raises WrongResultError, MemoryError, and whatever the kernel raises."""
+        rows, heads, queries, keys, _ = shape
+        if kernel.keeps_scores and 4 * rows * heads * queries * keys > _SCORES_BYTES:
+            raise MemoryError(f"its scores would take more than {_SCORES_BYTES >> 20} MiB")
+        _check(kernel.run(*inputs), expected)
+        return self._timer(lambda: kernel.run(*inputs))
 
 
-def attention_for(device: torch.device, wanted: Name | Literal["auto"]) -> Attention:
-    """Attention by the kernels there are on a device; by one of them, if that is wanted."""
-    if device.type != "cuda":
-        return Attention({}, cuda_seconds)
-    kernels: dict[Name, Kernel] = {name: partial(_by_backend, backend) for name, backend in _BACKENDS.items()}
-    if (wanted in ("auto", "xformers")) and (by_xformers := load_xformers()) is not None:
-        kernels["xformers"] = by_xformers
-    if wanted != "auto":
-        kernels = {name: kernel for name, kernel in kernels.items() if name == wanted}
-    return Attention(kernels, cuda_seconds)
+def _capturing() -> bool:
+    # Without CUDA in torch the second question is an error.
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
-def load_xformers() -> Kernel | None:
-    """xformers' kernel, or None where it is not installed, or does not load beside this torch: the log says which."""
-    try:
-        from xformers.ops import memory_efficient_attention
-    except Exception as error:  # noqa: BLE001 - its compiled part fails in many ways beside another torch
-        log.info("attention: xformers is not used: %s: %s", type(error).__name__, str(error).partition("\n")[0])
-        return None
-    return opaque(memory_efficient_attention)
+def _split(x: Tensor, heads: int) -> Tensor:
+    """[rows, tokens, channels] as [rows, heads, tokens, head size], without a copy."""
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
-def opaque(function: Callable[..., Any]) -> Kernel:
-    """A kernel of [rows, tokens, heads, head size], such as xformers', that compilers do not look into."""
-
-    @torch.library.custom_op("contour::attention", mutates_args=())
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        made: Tensor = function(*(x.transpose(1, 2) for x in (q, k, v))).contiguous()
-        return made
-
-    @attend.register_fake
-    def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format)
-
-    return lambda q, k, v: attend(q, k, v).transpose(1, 2)
+def _random_like(tensor: Tensor, seed: int) -> Tensor:
+    """Normal numbers of the shape, dtype and strides of a tensor, which leave the global generators alone."""
+    generator = torch.Generator(tensor.device).manual_seed(seed)
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).normal_(
+        generator=generator
+    )
 
 
-def cuda_seconds(work: Callable[[], object]) -> float:
-    """Seconds that a work takes on the current CUDA stream: the median of several bursts."""
-    for _ in range(_WARM_UPS):
+def textbook_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """softmax(q k' / sqrt(head size)) v in float32, of [rows, heads, tokens, head size]; in chunks, to save memory."""
+    heads, tokens, size = keys.shape[1:]
+    chunk = max(_CHUNK_SCORES // (heads * tokens), 1)
+    output = torch.empty(queries.shape, dtype=torch.float32, device=queries.device)
+    for row, q_row in enumerate(queries):
+        k, v = keys[row].float(), values[row].float()
+        for q, target in zip(q_row.split(chunk, 1), output[row].split(chunk, 1), strict=True):
+            target.copy_((q.float() @ k.mT / math.sqrt(size)).softmax(-1) @ v)
+    return output
+
+
+def _check(output: Tensor, expected: Tensor) -> None:
+    error = float((output.float() - expected).norm() / expected.norm())
+    # In float32 too a kernel may use TF32, whose mantissa is that of float16.
+    allowed = _ROUNDINGS * max(torch.finfo(output.dtype).eps, torch.finfo(torch.float16).eps)
+    if not error <= allowed:  # in this way round it catches NaN as well
+        raise WrongResultError(f"its relative error is {error:.1e}, allowed is {allowed:.1e}")
+
+
+# ---------------------------------------------------------------------------------------------------------- stopwatch
+
+
+def device_seconds(work: Callable[[], object]) -> float:
+    """Seconds of a call on the current CUDA device: the median of some bursts of calls, with nothing else running."""
+    for _ in range(_WARM_UP_CALLS):
         work()
-    return median(_burst(work) for _ in range(_BURSTS)) / _CALLS_PER_BURST
+    return median(_burst_seconds(work) for _ in range(_BURSTS))
 
 
-def _burst(work: Callable[[], object]) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(_CALLS_PER_BURST):
+def _burst_seconds(work: Callable[[], object]) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(_HEAD_START_CYCLES)  # noqa: SLF001 - torch's own benchmarks use it; there is no public one
+    begin.record()
+    for _ in range(_CALLS):
         work()
     end.record()
     end.synchronize()
-    return float(start.elapsed_time(end)) / 1000  # from milliseconds
+    milliseconds: float = begin.elapsed_time(end)
+    return milliseconds / 1000 / _CALLS
 
 
-def _by_backend(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    with sdpa_kernel(backend):
-        return scaled_dot_product_attention(q, k, v)
+# -------------------------------------------------------------------------------------------------------------- words
 
 
-def _error(made: Tensor, q: Tensor, k: Tensor, v: Tensor) -> float:
-    """Relative, of the first row's first head: the whole would take gigabytes in float32."""
-    q, k, v, actual = (x[0, 0].float() for x in (q, k, v, made))
-    expected = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, dim=-1) @ v
-    return float((actual - expected).norm() / expected.norm())
-
-
-def _may_measure(x: Tensor) -> bool:
-    if torch.compiler.is_compiling():
-        return False
-    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
-
-
-def _words(shape: Shape) -> str:
+def _name(shape: Shape) -> str:
     rows, heads, queries, keys, size = shape
     return f"{rows}x{heads} {queries}x{keys}x{size}"
 
 
-def _by_time(item: tuple[Name, float]) -> float:
-    return item[1]
+def _ranking(chosen: str, seconds: dict[str, float], out: dict[str, str]) -> str:
+    """As in "flash 41 us (cudnn 48, efficient 63; not math)"."""
+    others = sorted(seconds.keys() - {chosen}, key=seconds.__getitem__)
+    beaten = ", ".join(f"{name} {1e6 * seconds[name]:.0f}" for name in others)
+    without = f"not {', '.join(out)}" if out else ""
+    rest = "; ".join(filter(None, (beaten, without)))
+    return f"{chosen} {1e6 * seconds[chosen]:.0f} us" + (f" ({rest})" if rest else "")

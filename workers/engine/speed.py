@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._dynamo import config as compiler_config
 
-from workers.engine.attention import attention_for
+from workers.engine.attention import Attention
 from workers.engine.batch import Batch, Recipe, Size
 from workers.engine.compiling import Compiler, Target
 from workers.engine.config import EngineConfig
@@ -15,6 +15,7 @@ from workers.engine.contract import Condition
 from workers.engine.decoding import Decoder
 from workers.engine.denoiser import Denoiser, Passes
 from workers.engine.graphs import Fallbacks, Graphs, Recorder, Studio, recorder_for
+from workers.engine.kernels import kernels
 from workers.engine.model import Model
 from workers.engine.streams import Aside
 from workers.engine.workspace import Workspace, Workspaces
@@ -41,7 +42,7 @@ class Workshop:
         self._main_pool, self._vae_pool = self._pool(), self._pool()
         self._text = Graphs(self._studio, self._main_pool)
         self._step_aside, self._vae_aside = self._aside(), self._aside()
-        self._attention = attention_for(model.device, config.speed.attention)
+        self._attention = Attention(kernels(model.device, config.speed.attention))
         self._plain = Passes.of(model.unet.net, model.controlnet.net, self._attention)
         self._compiled = self._plain.compiled(_MODE_ON_CUDA if self._on_cuda else None)
         self._compiler = Compiler(self._compile, turn, self._fallbacks)

@@ -1,7 +1,11 @@
+import sys
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
+
+from tests.workers.engine.rivals import xformers_ops
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -16,3 +20,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def xformers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """xformers.ops, played by torch."""
+    ops = xformers_ops()
+    monkeypatch.setitem(sys.modules, "xformers", ModuleType("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    return ops

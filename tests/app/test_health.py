@@ -1,0 +1,25 @@
+"""What /readyz says of a worker's engine, with the pool made up; the rest is tested on the running service."""
+
+import asyncio
+import json
+from types import SimpleNamespace
+from typing import Any, cast
+
+from app.health import Health
+from scheduler.core import Scheduler
+from scheduler.policy import Limits
+from workers.engine.contract import Condition
+from workers.pool import Device
+
+
+def test_graphs_and_fallbacks_of_each_worker_are_shown() -> None:
+    pool = SimpleNamespace(
+        core=Scheduler(["gpu0", "gpu1"], Limits()),
+        devices={"gpu0": Device("NVIDIA H100", "GPU-1")},
+        processes={"gpu0": 7},
+        conditions={"gpu0": Condition(graphs=(("step", 4),), fallbacks=(("no compiler", 1),))},
+    )
+    answer = asyncio.run(Health(cast(Any, pool), "all devices").ready(cast(Any, None)))
+    first, second = json.loads(bytes(answer.body))["workers"]
+    assert (first["graphs"], first["fallbacks"]) == ({"step": 4}, {"no compiler": 1})
+    assert (second["graphs"], second["fallbacks"]) == ({}, {})

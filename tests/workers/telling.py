@@ -1,0 +1,75 @@
+"""A worker process around an engine that has something to tell, and that decodes beside its steps."""
+
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from unittest.mock import patch
+
+from scheduler.messages import Costs
+from workers import process
+from workers.engine.codec import Pixels
+from workers.engine.config import EngineConfig
+from workers.engine.contract import Condition
+from workers.engine.echo import EchoEngine
+from workers.process import Setup
+from workers.slots import SlotMemory
+
+ATTENTION = (("2x8 4096x4096x40", "cudnn"), ("2x8 4096x77x40", "flash"))
+DECODE_SECONDS = 0.5
+COMPILE_SECONDS = 0.5  # after the warm-up, until there is a graph
+IDLE_SECONDS = 0.1
+BLACK = 0  # a picture that is all of this makes the device fail
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """What `finish` returns."""
+
+    pixels: Pixels | bytes
+
+
+class TellingEngine(EchoEngine):
+    """The echo engine, but a graph comes while nobody asks for it, and each picture is a fallback."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        super().__init__(config)
+        self._graphs = 0
+        self._fallbacks = 0
+
+    def warm_up(self) -> Costs:
+        costs = super().warm_up()
+        threading.Timer(COMPILE_SECONDS, self._capture).start()
+        return costs
+
+    def finish(self, slot: int) -> Decoding:  # type: ignore[override]
+        self._fallbacks += 1
+        return Decoding(super().finish(slot))
+
+    def collect(self, decoding: object) -> Pixels | bytes:
+        assert isinstance(decoding, Decoding)
+        assert not isinstance(decoding.pixels, bytes)
+        time.sleep(DECODE_SECONDS)
+        if decoding.pixels.max() == BLACK:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return decoding.pixels
+
+    def condition(self) -> Condition:
+        return condition(self._graphs, self._fallbacks)
+
+    def _capture(self) -> None:
+        self._graphs = 1
+
+
+def condition(graphs: int, fallbacks: int) -> Condition:
+    """What the engine says after so many."""
+    return Condition(ATTENTION, (("step", graphs),), 2**20 * graphs, (("no compiler", fallbacks),))
+
+
+def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
+    """Entry point of such a process, instead of `workers.process.main`."""
+    with (
+        patch.object(process, "_load", lambda setup: TellingEngine(setup.engine)),
+        patch.object(process, "IDLE_SECONDS", IDLE_SECONDS),
+    ):
+        process.main(setup, channel, memory)

@@ -1,0 +1,59 @@
+"""Messages over a real socket pair."""
+
+from workers import wire
+from workers.engine.contract import Condition
+
+USUAL = Condition(
+    attention=(("2x8 4096x4096x40", "cudnn"), ("2x8 4096x77x40", "flash")),
+    graphs=(("step", 4), ("decode", 1)),
+    graph_bytes=5 * 2**30,
+    fallbacks=(("compile: no C compiler", 1),),
+)
+
+
+def sent(message: wire.Report) -> wire.Report | None:
+    """A message at the other end."""
+    ours, theirs = wire.channel()
+    with ours, theirs:
+        wire.send(theirs, message)
+        return wire.receive_report(ours)
+
+
+def test_a_usual_condition_arrives_as_it_was() -> None:
+    assert wire.shortened(USUAL) == USUAL
+    assert sent(wire.Changed(wire.shortened(USUAL))) == wire.Changed(USUAL)
+
+
+def test_the_longest_condition_there_can_be_fits_into_a_message() -> None:
+    long = "\N{PILE OF POO}" * 500
+    numbers = range(1000)
+    vast = Condition(
+        attention=tuple((f"{n:03}{long}", long) for n in numbers),
+        graphs=tuple((f"{n:03}{long}", 2**63) for n in numbers),
+        graph_bytes=2**63,
+        fallbacks=tuple((f"{n:03}{long}", 2**63) for n in numbers),
+    )
+    arrived = sent(wire.Changed(wire.shortened(vast)))
+    assert isinstance(arrived, wire.Changed)
+    assert len(arrived.condition.attention) == wire.NAMED_SHAPES
+    assert len(arrived.condition.graphs) == len(arrived.condition.fallbacks) == wire.NAMED_COUNTS
+
+
+def test_of_too_many_entries_the_newest_are_kept() -> None:
+    shapes = tuple((f"2x8 {n}x{n}x40", "flash") for n in range(wire.NAMED_SHAPES + 3))
+    reasons = tuple((f"reason {n}", n) for n in range(wire.NAMED_COUNTS + 2))
+    short = wire.shortened(Condition(attention=shapes, fallbacks=reasons))
+    assert short.attention == shapes[3:]
+    assert short.fallbacks == reasons[2:]
+
+
+def test_names_that_are_alike_when_cut_are_one_entry() -> None:
+    reason = "compile failed: " + "x" * wire.NAME_CHARS
+    short = wire.shortened(
+        Condition(
+            attention=((reason + "a", "flash"), (reason + "b", "math")),
+            fallbacks=((reason + " in the encoder", 2), ("other", 1), (reason + " in the decoder", 3)),
+        )
+    )
+    assert short.fallbacks == ((reason[: wire.NAME_CHARS], 5), ("other", 1))
+    assert short.attention == ((reason[: wire.NAME_CHARS], "math"),)
