@@ -10,10 +10,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint format bench clean
+.PHONY: help install serve test lint format bench bench-gpu clean
 
 help:  ## list what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## make .venv with all that serving and testing need
 
@@ -34,6 +34,9 @@ format: $(INSTALLED)  ## repair style where that can be done
 
 bench: $(INSTALLED)  ## run the benchmarks; ARGS="..."
 	$(BIN)/python -m tests.bench $(ARGS)
+
+bench-gpu: $(INSTALLED)  ## measure pictures at full size beside diffusers, by stage; ARGS="--quick"
+	$(BIN)/python -m tests.bench.latency $(ARGS)
 
 clean:  ## remove all that was made here, .venv too
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build contour.egg-info

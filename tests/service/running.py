@@ -25,16 +25,22 @@ PATIENCE = 60.0  # seconds, before a test gives something up
 
 
 class Service:
-    """`python -m app` with a configuration and overrides, on a free port. `with` leaves nothing of it behind."""
+    """`python -m app` with a configuration and overrides, on a free port. `with` leaves nothing of it behind.
 
-    def __init__(self, config: str, **overrides: object) -> None:
+    `devices` is CUDA_VISIBLE_DEVICES: empty by default, which means the CPU; None unsets it.
+    """
+
+    def __init__(self, config: str, devices: str | None = "", /, **overrides: object) -> None:
         settings = {f"CONTOUR_{name}": str(value) for name, value in overrides.items()}
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CONTOUR_")}
+        environment.pop("CUDA_VISIBLE_DEVICES", None)
+        if devices is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = devices
         self.log: list[str] = []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "app", "--config", f"configs/{config}.yaml", "--port", "0"],
             cwd=ROOT,
-            env=environment | settings | {"CUDA_VISIBLE_DEVICES": ""},
+            env=environment | settings,
             stderr=subprocess.PIPE,
             text=True,
         )

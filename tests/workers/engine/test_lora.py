@@ -82,7 +82,7 @@ def with_alpha(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def by_diffusers(tensors: dict[str, Tensor]) -> Any:
     """Parts into which diffusers has fused a LoRA."""
     parts = fresh()
-    pipeline = Reference(CONFIG, parts)._pipeline()
+    pipeline = Reference(CONFIG, parts).pipeline()
     pipeline.load_lora_weights(dict(tensors))
     pipeline.fuse_lora(lora_scale=SCALE)
     pipeline.unload_lora_weights()
