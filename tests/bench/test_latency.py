@@ -1,61 +1,173 @@
-"""The latency benchmark itself, small: what was asked for is in its file, whatever fails."""
+"""The latency benchmark, run as it is run: what it measures is in its file, whatever becomes of the rest."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
-from tests.bench import latency
-from tests.bench.latency_parts import Bench
+from tests.bench.environment import gpu_state
+from tests.bench.latency import run
+from tests.bench.parts import Part
+from tests.bench.parts.bench import Bench, Row
+from tests.bench.parts.flops import count
+from tests.bench.parts.work import table
+from tests.bench.report import Report, lines
+from tests.service.running import ROOT, until
+from tests.workers.engine import full_size
 
-# As in tests/workers/engine/conftest.py: diffusers 0.42 hands tensors to NumPy when it sets timesteps.
-pytestmark = pytest.mark.filterwarnings("ignore:__array_(_ implementation|wrap__):DeprecationWarning")
-
-SMALL = ["--model", "demo", "--device", "cpu", "--side", "64", "--steps", "2", "--repeats", "1"]
-
-
-def run(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
-    code = latency.main([*SMALL, "--out", str(folder / "out.json"), *arguments])
-    return code, json.loads((folder / "out.json").read_text())
-
-
-def test_stages_and_agreement_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, result = run(tmp_path, "--parts", "peak,engine,agreement,joining")
-    assert code == 0
-    (stages,) = (row for row in result["engine"].values() if isinstance(row, dict))
-    parts = ("prepare", "all steps", "VAE", "encode")
-    assert 0 < sum(stages[part]["min"] for part in parts) < 3 * stages["total, in process"]["max"]
-    assert stages["TFLOP"] > 0
-    assert result["agreement"]["PSNR against diffusers, dB"] >= 60
-    assert result["agreement"]["standard deviation of the picture"] > 1
-    assert result["joining"]["step of the join"]["median"] > 0
-    assert result["environment"]["torch"]
-    assert "of peak" in capsys.readouterr().out
+SMALL = ("--model", "demo", "--device", "cpu", "--side", "64", "--steps", "2", "--repeats", "2")
 
 
-def test_a_part_that_fails_is_told_and_the_others_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(bench: Bench) -> dict[str, Any]:
-        raise RuntimeError("no such kernel")
-
-    monkeypatch.setattr(latency, "PARTS", {"broken": broken, "peak": latency.PARTS["peak"]})
-    code, result = run(tmp_path)
-    assert code == 1
-    assert result["broken"]["error"] == "RuntimeError: no such kernel"
-    assert result["peak"]["TFLOP/s"] > 0
-
-
-def test_what_is_cut_short_leaves_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def cut(bench: Bench) -> dict[str, Any]:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(latency, "PARTS", {"peak": latency.PARTS["peak"], "cut": cut})
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path)
-    assert json.loads((tmp_path / "out.json").read_text())["peak"]["TFLOP/s"] > 0
+@contextmanager
+def latency(out: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    command = [sys.executable, "-m", "tests.bench.latency", *SMALL, "--out", str(out), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
-def test_a_part_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        run(tmp_path, "--parts", "peak,speed")
-    assert "there is no part speed; there are peak, http, engine" in capsys.readouterr().err
+def read(out: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(out.read_text())
+    return content
+
+
+def bench(**changes: Any) -> Bench:
+    return replace(Bench("demo", "cpu", side=64, steps=2, repeats=2, patience=1.0), **changes)
+
+
+def measured() -> Iterator[Row]:
+    yield "one", {"median": 1.0, "min": 0.5, "max": 2.0, "n": 3}
+    yield "two", 2
+
+
+def test_the_script_measures_what_it_is_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "latency.json"
+    with latency(out, "--parts", "peak,engine,agreement,eager,batches,joining,lcm,profile") as process:
+        printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 0
+    content = read(out)
+    parts = content["parts"]
+    assert list(parts) == ["peak", "engine", "agreement", "eager", "batches", "joining", "lcm", "profile"]
+    assert content["environment"]["torch"]
+    assert content["asked"]["side"] == 64
+
+    stages = parts["engine"]["kernels launched one by one"]
+    for stage in ("prepare", "hint", "text", "step", "VAE", "encode", "in all, new prompt", "in all, back to back"):
+        assert 0 < stages[stage]["min"] <= stages[stage]["median"] <= stages[stage]["max"]
+    assert 2 * stages["step"]["median"] + stages["VAE"]["median"] < 1.5 * stages["in all, new prompt"]["median"]
+    assert 0 < stages["step"]["share of peak"] < 1
+    assert parts["agreement"]["engine, at least 40 dB"] is True
+    assert parts["agreement"]["engine, standard deviation of the pictures"] > 1
+    assert parts["batches"]["8 together"]["pictures/s"] > 0
+    assert parts["lcm"]["LoRA"]["layers"] > 100
+    kernels = parts["profile"]["steps, graphs"]["kernels"]
+    assert sum(kernel["share"] for kernel in kernels) == pytest.approx(1, abs=0.1)
+    assert "in all, new prompt" in printed
+
+
+def test_a_killed_run_leaves_what_it_has_measured(tmp_path: Path) -> None:
+    out = tmp_path / "latency.json"
+    with latency(out, "--parts", "peak,batches", "--side", "128", "--steps", "20") as process:
+        until(lambda: out.exists() and "1 together" in read(out)["parts"].get("batches", {}))
+        process.kill()
+    parts = read(out)["parts"]
+    assert parts["peak"]["best, TFLOP/s"] > 0
+    assert parts["batches"]["1 together"]["median"] > 0
+
+
+def test_a_part_that_fails_is_told_and_the_others_run(tmp_path: Path) -> None:
+    def broken(bench: Bench) -> Iterator[Row]:
+        yield "before", 1
+        raise ValueError("no such kernel")
+
+    report = Report(tmp_path / "out.json", {})
+    parts = {"broken": Part(broken), "good": Part(lambda bench: measured())}
+    assert run(report, parts, bench()) == 1
+    rows = read(tmp_path / "out.json")["parts"]
+    assert (rows["broken"]["before"], rows["broken"]["error"]) == (1, "ValueError: no such kernel")
+    assert rows["good"]["two"] == 2
+
+
+def test_what_there_is_no_time_for_is_told(tmp_path: Path) -> None:
+    report = Report(tmp_path / "out.json", {})
+    soon = bench(deadline=time.monotonic() + 20, quick=True)
+    parts = {"short": Part(lambda bench: measured()), "long": Part(lambda bench: measured(), quick_seconds=60)}
+    assert run(report, parts, soon) == 0
+    rows = read(tmp_path / "out.json")["parts"]
+    assert rows["short"]["two"] == 2
+    assert rows["long"] == {"skipped": "out of time: 20 s were left"}
+
+
+def test_a_run_that_is_told_to_end_says_what_it_left_out(tmp_path: Path) -> None:
+    out = tmp_path / "latency.json"
+    with latency(out, "--parts", "batches,peak", "--repeats", "1000") as process:
+        until(lambda: out.exists() and "start" in read(out)["parts"].get("batches", {}))
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 2
+    parts = read(out)["parts"]
+    assert parts["batches"]["cut off"] == "SIGTERM"
+    assert parts["peak"] == {"skipped": "SIGTERM"}
+
+
+def test_the_work_of_stable_diffusion_is_what_others_counted() -> None:
+    flops = count(full_size.architecture(), side=512)
+    assert [round(each / 1e9, 1) for each in (flops.unet, flops.controlnet, flops.vae, flops.text)] == [
+        803.3,
+        283.3,
+        2514.5,
+        13.3,
+    ]
+    assert flops.picture(rows=2, steps=20) == pytest.approx(46.0e12, rel=1e-3)
+
+
+def test_what_nvml_does_not_know_is_left_out() -> None:
+    class Unsupported(Exception):
+        pass
+
+    def refuse(handle: object) -> int:
+        raise Unsupported
+
+    library = MagicMock(NVMLError=Unsupported, nvmlDeviceGetEnforcedPowerLimit=refuse)
+    library.nvmlSystemGetDriverVersion.return_value = "580.1"
+    library.nvmlDeviceGetMemoryInfo.return_value = SimpleNamespace(used=2**30)
+    state = gpu_state("GPU-1", library)
+    assert state is not None
+    assert state["driver"] == "580.1"
+    assert state["memory in use, GiB"] == 1
+    assert "power limit, W" not in state
+    library.nvmlInit.side_effect = Unsupported
+    assert gpu_state("GPU-1", library) is None
+
+
+def test_the_table_has_a_line_for_each_figure(tmp_path: Path) -> None:
+    report = Report(tmp_path / "out.json", {})
+    run(report, {"good": Part(lambda bench: measured())}, bench())
+    table = list(lines(report.content))
+    assert table[0].strip() == "good"
+    assert table[1].split() == ["one", "1.00", "ms", "[0.50", "..", "2.00]"]
+
+
+def test_operators_do_not_count_their_kernels_twice() -> None:
+    def event(key: str, device: str, microseconds: float) -> SimpleNamespace:
+        kind = SimpleNamespace(name=device)
+        return SimpleNamespace(key=key, device_type=kind, self_device_time_total=microseconds, count=1)
+
+    events = [event("aten::mm", "CPU", 900), event("gemm", "CUDA", 900), event("softmax", "CUDA", 100)]
+    found = table(events, cuda=True)
+    assert found["all, ms"] == 1
+    assert [(row["kernel"], row["share"]) for row in found["kernels"]] == [("gemm", 0.9), ("softmax", 0.1)]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from msgspec import Meta
 
 Positive = Annotated[int, Meta(ge=1)]
-AttentionKernel: TypeAlias = Literal["auto", "flash", "cudnn", "efficient", "xformers", "math"]
+AttentionKernel: TypeAlias = Literal["auto", "sdpa", "flash", "cudnn", "efficient", "xformers", "math"]
 Side = Annotated[int, Meta(ge=64, le=4096)]
 
 
@@ -88,8 +88,8 @@ class Speed:
     `graphs`: record each step as a CUDA graph, for pictures of `sizes` (width, height; the square of `size.short_side`
     if empty) before the first request, for others at first use while these take up to `other_sizes_gib` of the GPU's
     memory. `compile`: have torch compile the networks while they serve (auto: on a GPU). `attention`: a kernel, or the
-    fastest for each shape, measured at start (auto); where one cannot be used, torch chooses. `beside`: run the
-    ControlNet beside the UNet's encoder, and the VAE beside the steps of others.
+    fastest for each shape, measured at start (auto); sdpa leaves it to torch, as where one cannot be used. `beside`:
+    run the ControlNet beside the UNet's encoder, and the VAE beside the steps of others.
     """
 
     graphs: bool = True

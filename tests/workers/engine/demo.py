@@ -104,7 +104,7 @@ class Reference:
         return np.asarray(self._run(prepared, text, "pil")[0])
 
     def _run(self, prepared: Prepared, text: str, output: str, seed: int = 0) -> Any:
-        pipeline = self._pipeline()
+        pipeline = self.pipeline()
         generator = torch.Generator().manual_seed(seed)
         torch.randn(prepared.noise.shape[1:], generator=generator)  # the initial noise, which it is given
         pipeline.set_progress_bar_config(disable=True)
@@ -120,7 +120,8 @@ class Reference:
             output_type=output,
         ).images
 
-    def _pipeline(self) -> Any:
+    def pipeline(self) -> Any:
+        """The pipeline itself, anew."""
         import diffusers
 
         kind = getattr(diffusers, self.config.sampler.name)

@@ -5,6 +5,7 @@ keep their scale from layer to layer. Used by the tests here and by benchmarks.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,9 +31,21 @@ _VAE_CHANNELS = (128, 256, 512, 512)
 
 def random_parts(device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0) -> Parts:
     """Random weights on a torch device (5.7 GB in float32); the same seed is the same weights on one kind of device."""
+    generator = Generator(device).manual_seed(seed)
+    empty = architecture()
+    return replace(
+        empty,
+        unet=_filled(empty.unet, device, dtype, generator),
+        controlnet=_filled(empty.controlnet, device, dtype, generator),
+        vae=_filled(empty.vae, device, dtype, generator),
+        text_encoder=_with_positions(_filled(empty.text_encoder, device, dtype, generator)),
+    )
+
+
+def architecture() -> Parts:
+    """The same without weights, on torch's meta device."""
     from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 
-    generator = Generator(device).manual_seed(seed)
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, sample_size=64)
         controlnet = ControlNetModel(cross_attention_dim=768, attention_head_dim=8)
@@ -44,14 +57,7 @@ def random_parts(device: str = "cpu", dtype: torch.dtype = torch.float32, seed: 
             sample_size=512,
         )
         text_encoder = _text_encoder()
-    return Parts(
-        unet=_filled(unet, device, dtype, generator),
-        controlnet=_filled(controlnet, device, dtype, generator),
-        vae=_filled(vae, device, dtype, generator),
-        text_encoder=_with_positions(_filled(text_encoder, device, dtype, generator)),
-        tokenizer=tokenizer(),
-        scheduler=dict(SCHEDULER),
-    )
+    return Parts(unet, controlnet, vae, text_encoder, tokenizer(), dict(SCHEDULER))
 
 
 def tokenizer() -> Any:

@@ -88,7 +88,7 @@ def with_alpha(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def by_diffusers(source: dict[str, Tensor] | Path) -> Any:
     """Parts into which diffusers has fused a LoRA, from its tensors or its file."""
     parts = fresh()
-    pipeline = Reference(CONFIG, parts)._pipeline()
+    pipeline = Reference(CONFIG, parts).pipeline()
     pipeline.load_lora_weights(dict(source) if isinstance(source, dict) else str(source))
     pipeline.fuse_lora(lora_scale=SCALE)
     pipeline.unload_lora_weights()
