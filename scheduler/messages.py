@@ -76,6 +76,14 @@ class WorkerReady:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """A ready worker has measured itself again: it has become faster, say. Steps and slots are what they were."""
+
+    worker: WorkerId
+    costs: Costs
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerLost:
     """A worker's process has ended and was reaped; its slots can no longer be written to."""
 
@@ -101,15 +109,23 @@ class Finished:
     image: Image
 
 
+class Blame(StrEnum):
+    """What a failure is put down to."""
+
+    PICTURE = "picture"  # it cannot be read
+    MEMORY = "memory"  # there was not enough: alone, or elsewhere, the picture may be made
+    SERVICE = "service"
+
+
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A worker could not make one picture, and is well otherwise. `refused`: the picture itself is to blame."""
+    """A worker could not make one picture, and is well otherwise."""
 
     worker: WorkerId
     slot: int
     generation: int
     reason: str
-    refused: bool
+    blame: Blame
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +150,18 @@ class Drain:
 
 
 Event: TypeAlias = (
-    Opened | Submitted | Cancelled | WorkerReady | WorkerLost | Stepped | Finished | Failed | Released | Tick | Drain
+    Opened
+    | Submitted
+    | Cancelled
+    | WorkerReady
+    | Measured
+    | WorkerLost
+    | Stepped
+    | Finished
+    | Failed
+    | Released
+    | Tick
+    | Drain
 )
 
 

@@ -4,6 +4,8 @@ The world plays clients, clock and worker processes, with their races: messages 
 ones of former processes, workers that hang. It knows nothing of the core but its commands and public face.
 """
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from scheduler.core import IllegalEvent
 from scheduler.messages import (
+    Blame,
     Cancelled,
     Costs,
     Drain,
@@ -18,6 +21,7 @@ from scheduler.messages import (
     Failed,
     Finished,
     Job,
+    Measured,
     Opened,
     Released,
     Stepped,
@@ -98,11 +102,21 @@ class AnyWorld(World):
         worker, slot, generation = self.leave(index, cancelled=False)
         self.tell(Finished(worker, slot, generation, IMAGE))
 
-    @rule(index=any_index, refused=st.booleans())
+    @rule(index=any_index, blame=st.sampled_from(Blame))
     @precondition(lambda self: self.working())
-    def fail(self, index: int, refused: bool) -> None:
-        worker, slot, generation = self.leave(index, cancelled=False)
-        self.tell(Failed(worker, slot, generation, "no", refused))
+    def fail(self, index: int, blame: Blame) -> None:
+        worker, slot, generation = self.leave(index, cancelled=False, lacking=blame is Blame.MEMORY)
+        self.tell(Failed(worker, slot, generation, "no", blame))
+
+    @rule(index=any_index, faster=st.sampled_from([0.25, 1.0, 3.0]))
+    @precondition(lambda self: any(process.ready for process in self.processes.values()))
+    def measure(self, index: int, faster: float) -> None:
+        worker = pick([worker for worker, process in self.processes.items() if process.ready], index)
+        process = self.processes[worker]
+        assert process.costs is not None
+        seconds = tuple(each / faster for each in process.costs.step_seconds)
+        process.costs = replace(process.costs, step_seconds=seconds)
+        self.tell(Measured(worker, process.costs))
 
     @rule(index=any_index)
     @precondition(lambda self: self.leaving())
@@ -141,7 +155,9 @@ class AnyWorld(World):
         unanswered = [client.job for client in self.clients.values() if client.outcome is None]
         events: list[Event] = [Opened(), WorkerLost("nobody", ""), *map(Submitted, unanswered)]
         if process is None:
-            events += [WorkerReady(worker, costs), WorkerLost(worker, "")]
+            events += [WorkerReady(worker, costs), Measured(worker, costs), WorkerLost(worker, "")]
+        elif process.costs is None and not process.killed:
+            events += [Measured(worker, costs)]
         elif process.ready or (costs.steps == 0 and not process.killed):
             events += [WorkerReady(worker, costs)]
         for event in [] if self.exited else events:

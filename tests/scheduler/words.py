@@ -4,6 +4,7 @@ from typing import Any
 
 from scheduler.core import Scheduler
 from scheduler.messages import (
+    Blame,
     Command,
     Costs,
     Done,
@@ -77,8 +78,8 @@ def finished(start: Start) -> Finished:
     return Finished(start.worker, start.slot, start.generation, IMAGE)
 
 
-def failed(start: Start, reason: str, *, refused: bool) -> Failed:
-    return Failed(start.worker, start.slot, start.generation, reason, refused)
+def failed(start: Start, reason: str, blame: Blame = Blame.SERVICE) -> Failed:
+    return Failed(start.worker, start.slot, start.generation, reason, blame)
 
 
 def released(start: Start) -> Released:

@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine
 
 from scheduler.messages import (
     Abandoned,
+    Blame,
     Broken,
     Cancel,
     Cancelled,
@@ -122,23 +123,28 @@ class World(RuleBasedStateMachine):
             process.costs = costs
         self.tell(WorkerReady(worker, costs))
 
-    def leave(self, index: int, *, cancelled: bool) -> tuple[str, int, int]:
-        """Empty some slot; returns what its worker says of it: (worker, slot, generation)."""
+    def leave(self, index: int, *, cancelled: bool, lacking: bool = False) -> tuple[str, int, int]:
+        """Empty some slot, `lacking` memory perhaps; returns what its worker calls it: (worker, slot, generation)."""
         worker, slot = pick(self.leaving() if cancelled else self.taken(), index)
         process = self.processes[worker]
-        generation = process.slots.pop(slot).generation
+        left = process.slots.pop(slot)
         process.alone = process.alone and bool(process.slots)
-        return worker, slot, generation
+        if lacking:
+            self.count_loss(left, worker)
+        return worker, slot, left.generation
+
+    def count_loss(self, slot: Slot, worker: str) -> None:
+        client = self.clients[slot.job]
+        if client.outcome is None:
+            client.losses, client.lost_on = client.losses + 1, worker
 
     def lose(self, worker: str) -> None:
         process = self.processes.pop(worker)
         for number, slot in process.slots.items():
             self.late.append(Finished(worker, number, slot.generation, IMAGE))
-            self.late.append(Failed(worker, number, slot.generation, "late", False))
+            self.late.append(Failed(worker, number, slot.generation, "late", Blame.SERVICE))
             self.late.append(Released(worker, number, slot.generation))
-            client = self.clients[slot.job]
-            if client.outcome is None:
-                client.losses, client.lost_on = client.losses + 1, worker
+            self.count_loss(slot, worker)
         self.tell(WorkerLost(worker, "gone"))
 
     def tell(self, event: Event) -> list[Command]:
@@ -217,7 +223,8 @@ class World(RuleBasedStateMachine):
                 assert queued >= 0.0
             case Refused() | Broken():
                 assert isinstance(event, Failed)
-                assert event.refused == isinstance(outcome, Refused)
+                assert (event.blame is Blame.PICTURE) == isinstance(outcome, Refused)
+                assert event.blame is not Blame.MEMORY or client.losses == LIMITS.attempts
             case Poisoned(attempts):
                 assert attempts == client.losses == LIMITS.attempts
             case Expired():

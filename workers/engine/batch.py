@@ -142,7 +142,11 @@ class Batch:
         self.graphs.drop(bucket)
         self._graph(bucket)
 
-    def rehearse(self, bucket: int, denoiser: Denoiser) -> None:
+    def rehearse(self, bucket: int) -> None:
+        """Take a step of a bucket without pictures in it: it takes as long as any, and nothing comes of it."""
+        self._run((), bucket)
+
+    def try_out(self, bucket: int, denoiser: Denoiser) -> None:
         """Run networks on a bucket's shapes, and drop what they predict; from any thread, whatever else runs."""
         nobody = torch.full((bucket,), self._recipe.slots, device=self._model.device)
         denoiser(*self._gather(nobody))

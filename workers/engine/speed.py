@@ -1,7 +1,9 @@
 """What makes the engine fast: where its graphs, compiled networks and streams are put together."""
 
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +21,8 @@ from workers.engine.kernels import kernels
 from workers.engine.model import Model
 from workers.engine.streams import Aside
 from workers.engine.workspace import Workspace, Workspaces
+
+T = TypeVar("T")
 
 _GIB = 2**30
 _COMPILED_AT_MOST = 1000  # passes by shapes; a limit there must be
@@ -67,12 +71,25 @@ class Workshop:
                 for size in self._sizes():
                     self._compiler.ask((size, bucket))
 
-    def upgrade(self) -> None:
-        """Take over what has been compiled. Between steps, so that a picture's next step is made by it."""
+    def upgrade(self) -> Iterator[Target]:
+        """Take over what has been compiled, and yield it. Between steps: a picture's next step is made by it."""
         for size, bucket in self._compiler.ready():
             space = self.spaces.get(size)
             if space is not None:
                 space.batch.upgrade(bucket, Denoiser(self._compiled, self._step_aside))
+                yield size, bucket
+
+    def with_room(self, work: Callable[[], T]) -> T:
+        """The result of a work. If it lacks memory, it is done once more in what can be made free.
+
+        Raises torch.OutOfMemoryError when that does not help.
+        """
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            if not self._make_room():
+                raise
+        return work()
 
     def settled(self) -> bool:
         """Whether all that was to be compiled is in use."""
@@ -120,7 +137,7 @@ class Workshop:
         # torch counts all passes at all shapes as one function's recompilations, and gives up after eight.
         unlimited = compiler_config.patch(recompile_limit=_COMPILED_AT_MOST)
         with unlimited, torch.no_grad(), self._own_stream():
-            space.batch.rehearse(bucket, Denoiser(self._compiled, self._aside()))
+            space.batch.try_out(bucket, Denoiser(self._compiled, self._aside()))
             self._settle()
 
     def _own_stream(self) -> AbstractContextManager[object]:
