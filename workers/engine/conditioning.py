@@ -57,7 +57,7 @@ class TextConditioning:
         self._numbers = torch.zeros(1, TEXT_TOKENS, dtype=torch.int64, device=text_encoder.device)
         # Left to itself, transformers makes a mask while a graph is recorded, and none at other times (`is_tracing`):
         # then other kernels would be recorded than were rehearsed.
-        masked = torch.full((1, 1, TEXT_TOKENS, TEXT_TOKENS), -math.inf, dtype=text_encoder.dtype)
+        masked = torch.full((1, 1, TEXT_TOKENS, TEXT_TOKENS), -math.inf, dtype=unet.dtype)
         self._causal = masked.triu(1).to(text_encoder.device)
         width = sum(sum(keys_values_widths(network)) for network in self._networks)
         self._flat = torch.zeros(TEXT_TOKENS, width, dtype=unet.dtype, device=unet.device)
