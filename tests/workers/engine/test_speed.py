@@ -92,7 +92,9 @@ def test_before_the_first_request_the_configured_sizes_are_recorded_the_largest_
     assert areas == [(8, 16), (8, 8)]
     assert dict(made_by.condition().graphs) == {"steps": 6, "steps compiled": 0, "VAE": 2, "text": 0}
     assert made_by.condition().graph_bytes == 8 * fake.size
-    assert len(set(map(id, fake.pools))) == 2  # one for the steps, one for the VAE, whose stream is another
+    # One for the steps, one for the VAE, which runs beside them: so it is recorded apart.
+    assert len(set(map(id, fake.pools))) == 2
+    assert [pool in fake.aside for pool in fake.pools] == 2 * [False, False, False, True]
 
 
 def test_nothing_is_recorded_by_a_request_for_a_configured_size() -> None:
@@ -307,18 +309,26 @@ def test_a_step_asks_the_host_nothing() -> None:
     assert asked.seen  # the test would notice
 
 
+class _Noted:
+    """In place of an Aside."""
+
+    def __init__(self, order: list[str]) -> None:
+        self._order = order
+
+    def fork(self) -> Any:
+        self._order.append("fork")
+        return nullcontext()
+
+    def join(self) -> None:
+        self._order.append("join")
+
+
+NOTHING = Given((), ())
+NO_CONTROL = Control(torch.zeros(1), torch.zeros(1), NOTHING)
+
+
 def test_the_controlnet_runs_aside_and_is_joined_before_it_is_needed() -> None:
     order: list[str] = []
-
-    class Noted:
-        """In place of an Aside."""
-
-        def fork(self) -> Any:
-            order.append("fork")
-            return nullcontext()
-
-        def join(self) -> None:
-            order.append("join")
 
     def noted(name: str, result: Any) -> Any:
         def run(*_: Any) -> Any:
@@ -328,8 +338,19 @@ def test_the_controlnet_runs_aside_and_is_joined_before_it_is_needed() -> None:
         return run
 
     passes = Passes(noted("control", ([], 0)), noted("encode", ([], 0)), noted("decode", "noise"))
-    denoiser = Denoiser(passes, Noted())  # type: ignore[arg-type]
-    nothing = Given((), ())
-    made: object = denoiser(torch.zeros(1), nothing, Control(torch.zeros(1), torch.zeros(1), nothing))
+    denoiser = Denoiser(passes, _Noted(order))  # type: ignore[arg-type]
+    made: object = denoiser(torch.zeros(1), NOTHING, NO_CONTROL)
     assert made == "noise"
     assert order == ["fork", "control", "encode", "join", "decode"]
+
+
+def test_the_controlnet_is_joined_even_when_memory_gives_out() -> None:
+    order: list[str] = []
+
+    def fail(*_: Any) -> Any:
+        raise NO_MEMORY
+
+    denoiser = Denoiser(Passes(fail, fail, fail), _Noted(order))  # type: ignore[arg-type]
+    with pytest.raises(torch.OutOfMemoryError):
+        denoiser(torch.zeros(1), NOTHING, NO_CONTROL)
+    assert order == ["fork", "join"]
