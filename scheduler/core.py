@@ -5,6 +5,7 @@ from itertools import count
 from typing import assert_never
 
 from scheduler import admission
+from scheduler.admission import Taken
 from scheduler.errors import BrokenInvariantError, IllegalEvent, require
 from scheduler.fleet import Fleet
 from scheduler.jobs import Jobs
@@ -160,11 +161,11 @@ class Scheduler:
         if job.id in self._jobs:
             raise IllegalEvent(f"job {job.id} was submitted before")
         self._ring(now)  # what has expired takes no place in the queue
-        refusal = Draining() if self.draining else admission.verdict(now, job, self._jobs, self._fleet, self._limits)
-        if refusal is None:
-            self._jobs.accept(Ticket(job, now))
+        verdict = Draining() if self.draining else admission.verdict(now, job, self._jobs, self._fleet, self._limits)
+        if isinstance(verdict, Taken):
+            self._jobs.accept(Ticket(job, now), verdict.leeway, ahead=verdict.ahead)
         else:
-            self._commands.append(Reply(job.id, refusal))
+            self._commands.append(Reply(job.id, verdict))
 
     def _vacate(self, now: float, event: Finished | Failed | Released) -> None:
         tenant = self._fleet[event.worker].tenant(event.slot, event.generation)
@@ -278,7 +279,7 @@ class Scheduler:
         return Wait.NEEDS_EMPTY if self.ready else Wait.NO_WORKER
 
     def _place_others(self, now: float) -> Wait | None:
-        while (ticket := self._jobs.other) is not None:
+        while (ticket := self._jobs.lines.next) is not None:
             choice = self._fleet.choose(ticket.job.work, now, behind=self._jobs.waiting - 1)
             if isinstance(choice, Wait):
                 return choice

@@ -10,15 +10,20 @@ from typing import TypeAlias
 
 JobId: TypeAlias = int
 WorkerId: TypeAlias = str
+ClientId: TypeAlias = str
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One picture to make. `work` is its number of pixels relative to the nominal picture that `Costs` are about."""
+    """One picture to make. `work` is its number of pixels relative to the nominal picture that `Costs` are about.
+
+    Clients share the service: `client` says whose job it is.
+    """
 
     id: JobId
     deadline: float
     work: float = 1.0
+    client: ClientId = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +217,13 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
+class Overdrawn:
+    """Its client has its share of the queue. It will have less than that after `retry_after` seconds."""
+
+    retry_after: float
+
+
+@dataclass(frozen=True, slots=True)
 class Draining:
     """The service is shutting down: the job came too late, or was not done when the drain ended."""
 
@@ -221,7 +233,7 @@ class Abandoned:
     """The client had gone before the picture was done."""
 
 
-Outcome: TypeAlias = Done | Refused | Broken | Poisoned | Expired | Rejected | Draining | Abandoned
+Outcome: TypeAlias = Done | Refused | Broken | Poisoned | Expired | Rejected | Overdrawn | Draining | Abandoned
 
 
 # ----------------------------------------------------------------------------------------------------------- commands

@@ -32,9 +32,10 @@ from scheduler.messages import (
 )
 from scheduler.policy import Wait
 from tests.scheduler.words import CPU, GPU, IMAGE, SINGLE
-from tests.scheduler.world import WORKERS, Client, World, pick
+from tests.scheduler.world import LIMITS, WORKERS, Client, World, pick
 
 a_device = st.sampled_from([GPU, CPU, SINGLE])
+CLIENTS = ("a", "a", "b", "c")
 worker_ids = st.sampled_from(WORKERS)
 any_index = st.integers(0, 1000)
 
@@ -44,7 +45,7 @@ class AnyWorld(World):
 
     @initialize(early=st.integers(0, 3), costs=st.lists(a_device, min_size=len(WORKERS), max_size=len(WORKERS)))
     def open(self, early: int, costs: list[Costs]) -> None:
-        self.submit(early, seconds=100.0, work=1.0)
+        self.submit(early, seconds=100.0, work=1.0, client="a")
         self.tell(Opened())
         for worker, each in zip(WORKERS, costs, strict=True):
             self.load(worker, each)
@@ -53,10 +54,11 @@ class AnyWorld(World):
         count=st.integers(1, 4),
         seconds=st.sampled_from([1.0, 20.0, 100.0, 400.0]),
         work=st.sampled_from([0.5, 1.0, 2.0]),
+        client=st.sampled_from(CLIENTS),
     )
-    def submit(self, count: int, seconds: float, work: float) -> None:
+    def submit(self, count: int, seconds: float, work: float, client: str) -> None:
         for _ in range(count):
-            job = Job(len(self.clients) + 1, self.now + seconds, work)
+            job = Job(len(self.clients) + 1, self.now + seconds, work, client)
             self.clients[job.id] = Client(job)
             self.tell(Submitted(job))
 
@@ -205,6 +207,12 @@ class AnyWorld(World):
             assert room
         if self.core.wait in {Wait.SUSPECT, Wait.NEEDS_EMPTY}:
             assert any(client.losses for client in self.clients.values())
+
+    @invariant()
+    def a_client_alone_leaves_places_for_others(self) -> None:
+        waiting = [each.job.client for each in self.clients.values() if each.outcome is None]
+        if len(set(waiting)) == 1 and not any(each.losses for each in self.clients.values()):
+            assert self.core.queue_depth <= LIMITS.max_queue * LIMITS.client_share
 
     def teardown(self) -> None:
         """Nothing more happens but the clock: drained, everybody has an answer by the end."""

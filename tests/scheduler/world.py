@@ -24,6 +24,7 @@ from scheduler.messages import (
     Job,
     Kill,
     Outcome,
+    Overdrawn,
     Poisoned,
     Refused,
     Rejected,
@@ -98,7 +99,7 @@ class World(RuleBasedStateMachine):
         self.processes: dict[str, Process] = {}
         self.clients: dict[int, Client] = {}
         self.generation = 0
-        self.last_first_start = 0
+        self.last_first_start: dict[str, int] = {}  # by client
         self.late: list[Event] = []  # what former processes may still have said
         self.drain_end: float | None = None
         self.exited = False
@@ -116,6 +117,12 @@ class World(RuleBasedStateMachine):
 
     def taken(self) -> list[tuple[str, int]]:
         return [(worker, slot) for worker in self.working() for slot in self.processes[worker].slots]
+
+    def waiting_of(self, client: str) -> int:
+        """How many jobs of a client wait, as far as one can tell from outside."""
+        running = {slot.job for process in self.processes.values() for slot in process.slots.values()}
+        jobs = [each for number, each in self.clients.items() if number not in running and each.job.client == client]
+        return sum(each.outcome is None for each in jobs)
 
     def load(self, worker: str, costs: Costs) -> None:
         process = self.processes[worker]
@@ -206,8 +213,8 @@ class World(RuleBasedStateMachine):
             others = [other for name, other in self.processes.items() if name != client.lost_on and other.ready]
             assert start.worker != client.lost_on or not others
         else:
-            assert start.job > self.last_first_start  # first come, first served
-            self.last_first_start = start.job
+            assert start.job > self.last_first_start.get(client.job.client, 0)  # first come, first served
+            self.last_first_start[client.job.client] = start.job
         client.starts += 1
         process.alone = client.losses > 0
         self.generation = start.generation
@@ -232,6 +239,10 @@ class World(RuleBasedStateMachine):
             case Rejected(retry_after):
                 assert retry_after > 0.0
                 assert client.starts == 0
+            case Overdrawn(retry_after):
+                assert retry_after > 0.0
+                assert client.starts == 0
+                assert self.waiting_of(client.job.client)
             case Draining():
                 assert self.drain_end is not None
                 assert isinstance(event, Submitted) or self.drain_end <= self.now
