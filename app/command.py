@@ -7,7 +7,8 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -22,10 +23,10 @@ from app.server import create_app
 from app.settings import Settings, SettingsError, load
 from scheduler.core import Scheduler
 from workers.allocator import keep_freed_memory
-from workers.devices import Placement, choose_devices
+from workers.devices import Gpu, Placement, choose_devices
 from workers.engine.weights import absent
 from workers.logs import configure
-from workers.pool import Pool
+from workers.pool import NothingServedError, Pool
 from workers.process import Setup
 from workers.slots import SlotLayout
 from workers.telemetry import Nvml
@@ -50,8 +51,6 @@ def run(arguments: Sequence[str]) -> int:
     configure(settings.server.log_level)
     keep_freed_memory()
     nvml = Nvml.open()
-    if nvml is not None:
-        nvml.run()
     try:
         return _serve(settings, nvml)
     finally:
@@ -86,7 +85,7 @@ def _serve(settings: Settings, nvml: Nvml | None) -> int:
     metrics.registry.register(EngineCollector(pool))
     if nvml is not None:
         metrics.registry.register(DeviceCollector(pool, nvml))
-    service = _Service(pool, settings)
+    service = _Service(pool, settings, nvml)
     generation = Generation(pool, settings.server, settings.engine.size, metrics)
     app = create_app(generation, Health(pool, placement.reason), metrics.registry, service.lifespan)
     _announce(settings, placement)
@@ -133,14 +132,15 @@ def _announce(settings: Settings, placement: Placement) -> None:
 class _Service:
     """The life of the process: bound, serving, draining, gone."""
 
-    def __init__(self, pool: Pool, settings: Settings) -> None:
+    def __init__(self, pool: Pool, settings: Settings, nvml: Nvml | None) -> None:
         self._pool = pool
         self._settings = settings
+        self._nvml = nvml
         self._server: _Server | None = None
         self._failed = False
 
     def run(self, app: Starlette) -> int:
-        """Serve; 0 after a drain, 1 when the pool broke."""
+        """Serve; 0 after a drain, 1 when nothing can be served any more."""
         config = uvicorn.Config(
             app,
             self._settings.server.host,
@@ -164,6 +164,8 @@ class _Service:
         """The pool runs beside the server, whose port is bound before any model is loaded."""
         running = asyncio.create_task(self._pool.run())
         running.add_done_callback(self._ended)
+        if self._nvml is not None:
+            self._nvml.run(partial(self._alarm, asyncio.get_running_loop()))
         yield
         self._pool.drain(0.0)
         await asyncio.wait([running])
@@ -171,9 +173,19 @@ class _Service:
     def _ended(self, running: "asyncio.Task[None]") -> None:
         assert self._server is not None
         self._server.should_exit = True
-        if (error := running.exception()) is not None:
-            self._failed = True
+        error = running.exception()
+        self._failed = error is not None
+        if isinstance(error, NothingServedError):
+            log.error("nothing can be served any more: %s", error)
+        elif error is not None:
             log.error("the pool has failed", exc_info=error)
+
+    def _alarm(self, loop: asyncio.AbstractEventLoop, gpu: Gpu, xid: int) -> None:
+        """In NVML's thread: a GPU has had an error."""
+        if xid not in self._settings.workers.harmless_xids:
+            uuids, reason = {gpu.uuid, *(gpu.instances or ())}, f"GPU {gpu.uuid} reports XID {xid}"
+            with suppress(RuntimeError):  # the loop may have ended
+                loop.call_soon_threadsafe(self._pool.fault, uuids, reason)
 
     def _stop(self, signals: int) -> None:
         """First signal: finish what was accepted. Second: answer everybody now."""
