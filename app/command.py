@@ -8,18 +8,20 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from math import ceil
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
 
-from app.connection import Connection
+from app.access import Access
 from app.generation import Generation
 from app.health import Health
+from app.limits import limited
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
 from app.server import create_app
-from app.settings import Settings, SettingsError, load
+from app.settings import Settings, SettingsError, load, read_keys
 from scheduler.core import Scheduler
 from workers.allocator import keep_freed_memory
 from workers.devices import Placement, choose_devices
@@ -87,7 +89,7 @@ def _serve(settings: Settings, nvml: Nvml | None) -> int:
     if nvml is not None:
         metrics.registry.register(DeviceCollector(pool, nvml))
     service = _Service(pool, settings)
-    generation = Generation(pool, settings.server, settings.engine.size, metrics)
+    generation = Generation(pool, Access(read_keys(settings.server)), settings.server, settings.engine.size, metrics)
     app = create_app(generation, Health(pool, placement.reason), metrics.registry, service.lifespan)
     _announce(settings, placement)
     return service.run(app)
@@ -146,13 +148,15 @@ class _Service:
             self._settings.server.host,
             self._settings.server.port,
             loop="uvloop",
-            http=Connection,
+            http=limited(self._settings.server),
             ws="none",
             lifespan="on",
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,
+            proxy_headers=bool(self._settings.server.trusted_proxies),
+            forwarded_allow_ips=self._settings.server.trusted_proxies,
+            timeout_keep_alive=ceil(self._settings.server.keep_alive_seconds),
             timeout_graceful_shutdown=CLOSE_SECONDS,
         )
         self._server = _Server(config, self._stop)
