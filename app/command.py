@@ -9,22 +9,25 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from math import ceil
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
 
-from app.connection import Connection
+from app.access import Access
 from app.generation import Generation
 from app.health import Health
+from app.limits import limited
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
 from app.server import create_app
-from app.settings import Settings, SettingsError, load
+from app.settings import Settings, SettingsError, load, read_keys
 from scheduler.core import Scheduler
 from workers.allocator import keep_freed_memory
 from workers.devices import Gpu, Placement, choose_devices
 from workers.engine.weights import absent
+from workers.folders import prepare
 from workers.logs import configure
 from workers.pool import NothingServedError, Pool
 from workers.process import Setup
@@ -48,6 +51,10 @@ def run(arguments: Sequence[str]) -> int:
         listed = "\n  ".join(missing)
         get = f"python -m workers.fetch {options.config}"
         return _refuse(f"These weights are not on this machine:\n  {listed}\nGet them with: {get}")
+    try:
+        prepare(settings.workers.cache)
+    except (OSError, RuntimeError) as error:
+        return _refuse(f"workers.cache is {settings.workers.cache}, which cannot be written to: {error}")
     configure(settings.server.log_level)
     keep_freed_memory()
     nvml = Nvml.open()
@@ -86,7 +93,7 @@ def _serve(settings: Settings, nvml: Nvml | None) -> int:
     if nvml is not None:
         metrics.registry.register(DeviceCollector(pool, nvml))
     service = _Service(pool, settings, nvml)
-    generation = Generation(pool, settings.server, settings.engine.size, metrics)
+    generation = Generation(pool, Access(read_keys(settings.server)), settings.server, settings.engine.size, metrics)
     app = create_app(generation, Health(pool, placement.reason), metrics.registry, service.lifespan)
     _announce(settings, placement)
     return service.run(app)
@@ -146,13 +153,15 @@ class _Service:
             self._settings.server.host,
             self._settings.server.port,
             loop="uvloop",
-            http=Connection,
+            http=limited(self._settings.server),
             ws="none",
             lifespan="on",
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,
+            proxy_headers=bool(self._settings.server.trusted_proxies),
+            forwarded_allow_ips=self._settings.server.trusted_proxies,
+            timeout_keep_alive=ceil(self._settings.server.keep_alive_seconds),
             timeout_graceful_shutdown=CLOSE_SECONDS,
         )
         self._server = _Server(config, self._stop)

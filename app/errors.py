@@ -19,9 +19,12 @@ class Error(Enum):
 
     BROKEN_HTTP = "broken-http", HTTPStatus.BAD_REQUEST, "The request is not HTTP as it should be"
     BROKEN_JSON = "broken-json", HTTPStatus.BAD_REQUEST, "The body is not JSON"
+    UNAUTHORIZED = "unauthorized", HTTPStatus.UNAUTHORIZED, "An API key is needed"
     NOT_FOUND = "not-found", HTTPStatus.NOT_FOUND, "There is nothing at this path"
     METHOD = "method-not-allowed", HTTPStatus.METHOD_NOT_ALLOWED, "This path does not take this method"
+    SLOW = "request-timeout", HTTPStatus.REQUEST_TIMEOUT, "The request took too long to arrive"
     TOO_LARGE = "too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request is larger than this service takes"
+    OVERDRAWN = "overdrawn", HTTPStatus.TOO_MANY_REQUESTS, "This client has its share of the queue already"
     HEAD_TOO_LARGE = (
         "head-too-large",
         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -34,6 +37,7 @@ class Error(Enum):
     POISONED = "poisoned", HTTPStatus.INTERNAL_SERVER_ERROR, "This request ended the workers that tried it"
     BUSY = "busy", HTTPStatus.SERVICE_UNAVAILABLE, "More is asked for than can be done in time"
     DRAINING = "draining", HTTPStatus.SERVICE_UNAVAILABLE, "The service is shutting down"
+    CONNECTIONS = "too-many-connections", HTTPStatus.SERVICE_UNAVAILABLE, "There are too many connections"
     EXPIRED = "expired", HTTPStatus.GATEWAY_TIMEOUT, "The deadline has passed"
 
     def __init__(self, slug: str, status: HTTPStatus, title: str) -> None:

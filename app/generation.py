@@ -14,6 +14,7 @@ import pybase64
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from app.access import Access
 from app.errors import Error, Problem, respond, routing_problem
 from app.metrics import Metrics
 from app.settings import ServerConfig
@@ -53,8 +54,9 @@ _decoder = msgspec.json.Decoder(GenerationRequest, strict=False)
 class Generation:
     """The endpoint. Everything about a request is checked before anything is queued."""
 
-    def __init__(self, pool: Pool, config: ServerConfig, sizing: Sizing, metrics: Metrics) -> None:
+    def __init__(self, pool: Pool, access: Access, config: ServerConfig, sizing: Sizing, metrics: Metrics) -> None:
         self._pool = pool
+        self._access = access
         self._config = config
         self._sizing = sizing
         self._metrics = metrics
@@ -94,6 +96,7 @@ class Generation:
         return f"{self._run}-{next(self._ids)}"
 
     async def _generate(self, request: Request, began: float) -> Response:
+        client = self._access.client(request)
         _check_media_type(request)
         wanted = _decode(await self._read(request))
         task = self._task(wanted)
@@ -101,7 +104,7 @@ class Generation:
         width, height = output_size(header.width, header.height, self._sizing)
         work = width * height / self._sizing.short_side**2
         deadline = time.monotonic() + self._patience(request, work)
-        answer = await _unless_gone(request, self._pool.generate(task, deadline, work))
+        answer = await _unless_gone(request, self._pool.generate(task, deadline, work, client))
         return self._reply(wanted.request_id, answer, time.perf_counter() - began)
 
     async def _read(self, request: Request) -> bytes:
@@ -169,6 +172,9 @@ class Generation:
             case m.Rejected(retry_after):
                 detail = f"It could not be done before its deadline; try again in {retry_after:.0f} s."
                 raise Problem(Error.BUSY, detail, retry_after=retry_after)
+            case m.Overdrawn(retry_after):
+                detail = f"Others are to find room as well; try again in {retry_after:.0f} s."
+                raise Problem(Error.OVERDRAWN, detail, retry_after=retry_after)
             case m.Draining():
                 raise Problem(Error.DRAINING, "Nothing new is taken; try another server, or this one when it is back.")
             case m.Abandoned():

@@ -104,10 +104,10 @@ class Pool:
         if self._failure:
             raise NothingServedError(self._failure)
 
-    async def generate(self, task: Task, deadline: float, work: float = 1.0) -> Answer:
+    async def generate(self, task: Task, deadline: float, work: float = 1.0, client: str = "") -> Answer:
         """Make one picture by `deadline` (seconds, time.monotonic). Cancelling this call cancels the job."""
         self._last_job += 1
-        job = m.Job(self._last_job, deadline, work)
+        job = m.Job(self._last_job, deadline, work, client)
         waiting = _Waiting(task, asyncio.get_running_loop().create_future())
         self._waiting[job.id] = waiting
         self._handle(m.Submitted(job))
