@@ -18,6 +18,7 @@ from app.connection import Connection
 from app.generation import Generation
 from app.health import Health
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
+from app.openapi import Description
 from app.server import create_app
 from app.settings import Settings, SettingsError, load
 from scheduler.core import Scheduler
@@ -88,7 +89,8 @@ def _serve(settings: Settings, nvml: Nvml | None) -> int:
         metrics.registry.register(DeviceCollector(pool, nvml))
     service = _Service(pool, settings)
     generation = Generation(pool, settings.server, settings.engine.size, metrics)
-    app = create_app(generation, Health(pool, placement.reason), metrics.registry, service.lifespan)
+    health, description = Health(pool, placement.reason), Description(settings.server)
+    app = create_app(generation, health, description, metrics.registry, service.lifespan)
     _announce(settings, placement)
     return service.run(app)
 

@@ -47,6 +47,13 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     random_seed: int
 
 
+class GenerationAnswer(msgspec.Struct, frozen=True):
+    """The answer: `request_id` as it came, and a JPEG or PNG in standard base64."""
+
+    request_id: int
+    output_image_base64: str
+
+
 _decoder = msgspec.json.Decoder(GenerationRequest, strict=False)
 
 
