@@ -55,7 +55,7 @@ def _measure_steps(engine: "DiffusionEngine", picture: bytes) -> dict[int, float
             break
         for slot in range(n):
             engine.admit(slot, prepared)
-        measured[n] = _seconds(engine, [engine.step] * min(_REPEATS, engine.calls - 1))
+        measured[n] = _seconds(engine, [engine.step] * max(1, min(_REPEATS, engine.calls - 1)))
         for slot in range(n):
             engine.discard(slot)
     return measured

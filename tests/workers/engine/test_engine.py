@@ -190,6 +190,12 @@ def test_warming_up_measures_every_batch_size_and_leaves_the_engine_empty() -> N
     assert engine.step() == []
 
 
+def test_a_sampler_of_one_step_can_be_warmed_up_too() -> None:
+    engine = demo.engine(replace(demo.CONFIG, slots=1, sampler=replace(demo.CONFIG.sampler, steps=1)))
+    assert engine.warm_up().steps == 1
+    assert engine.step() == []
+
+
 def test_what_would_take_too_long_to_measure_is_estimated_and_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
