@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from http import HTTPStatus
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.service.running import ROOT, Service
 EXAMPLES = 40  # of each operation and phase; thousands were run while this was written
 
 
-def test_schemathesis_finds_nothing_that_is_not_as_described(echo: Service) -> None:
+def test_schemathesis_finds_nothing_that_is_not_as_described(echo: Service, tmp_path: Path) -> None:
     options = [
         "--checks=all",
         "--phases=examples,coverage,fuzzing",
@@ -25,8 +26,8 @@ def test_schemathesis_finds_nothing_that_is_not_as_described(echo: Service) -> N
     ]
     done = subprocess.run(
         [sys.executable, "-m", "schemathesis.cli", "run", f"{echo.url}/openapi.json", *options],
-        cwd=ROOT,
-        env=os.environ | {"SCHEMATHESIS_HOOKS": "tests.service.schemathesis_hooks"},
+        cwd=tmp_path,  # it leaves a record there
+        env=os.environ | {"SCHEMATHESIS_HOOKS": "tests.service.schemathesis_hooks", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
