@@ -13,7 +13,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -35,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     warnings.simplefilter("ignore")  # Pillow warns of damaged files
     options.findings.mkdir(parents=True, exist_ok=True)
     if options.replay is not None:
-        _bounded(options.target)(options.replay.read_bytes())
+        Bounded(options.target)(options.replay.read_bytes())
     elif options.engine == "atheris":
         _by_coverage(options)
     else:
@@ -56,7 +55,7 @@ def _options() -> argparse.ArgumentParser:
     return parser
 
 
-class _bounded:  # noqa: N801 - it is used as a function
+class Bounded:
     """A target whose inputs are each given TIMEOUT, and all of them MEMORY; the last input is kept in a file."""
 
     def __init__(self, name: str, last: Path | None = None) -> None:
@@ -77,7 +76,7 @@ class _bounded:  # noqa: N801 - it is used as a function
 
 
 def _by_property(options: argparse.Namespace) -> None:
-    target = _bounded(options.target, options.findings / f"{options.target}-last")
+    target = Bounded(options.target, options.findings / f"{options.target}-last")
     good = SEEDS[options.target]()
     changed = st.builds(
         lambda data, random: mutated(data, Random(random)), st.sampled_from(good), st.integers(0, 2**64)
@@ -86,16 +85,12 @@ def _by_property(options: argparse.Namespace) -> None:
     turn, done = options.seed, 0
     while time.monotonic() < ends and done < (options.examples or done + 1):
         count = min(EXAMPLES, options.examples or EXAMPLES)
-        _examine(partial(_call, target), st.binary(max_size=300) | changed, turn, count)
+        _examine(target, st.binary(max_size=300) | changed, turn, count)
         turn, done = turn + 1, done + count
     print(f"{options.target}: {done} examples, nothing found")
 
 
-def _call(target: _bounded, data: bytes) -> None:
-    target(data)
-
-
-def _examine(target: "partial[None]", inputs: st.SearchStrategy[bytes], turn: int, count: int) -> None:
+def _examine(target: Bounded, inputs: st.SearchStrategy[bytes], turn: int, count: int) -> None:
     @seed(turn)
     @settings(
         max_examples=count,
