@@ -34,6 +34,9 @@ from workers.telemetry import Nvml
 log = logging.getLogger("contour")
 
 UTF8_BYTES = 4  # that a character takes at most
+MAX_DIGITS = (
+    640  # of an integer in a request: as few as Python can be told, as the time to read them grows with their square
+)
 CLOSE_SECONDS = 10  # given to answers that are being written when everything else has ended
 
 
@@ -49,6 +52,7 @@ def run(arguments: Sequence[str]) -> int:
         get = f"python -m workers.fetch {options.config}"
         return _refuse(f"These weights are not on this machine:\n  {listed}\nGet them with: {get}")
     configure(settings.server.log_level)
+    sys.set_int_max_str_digits(MAX_DIGITS)
     keep_freed_memory()
     nvml = Nvml.open()
     if nvml is not None:

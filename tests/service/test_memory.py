@@ -1,4 +1,4 @@
-"""A barrage of the most expensive requests that are taken costs bounded memory and no worker."""
+"""A barrage of the most expensive requests that are taken costs bounded memory and time, and no worker."""
 
 import base64
 import struct
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.fuzz.seeds import file_of, frames, gradient, png_chunk
-from tests.service.memory import peak_bytes
+from tests.service.memory import cpu_seconds, peak_bytes
 from tests.service.running import Service, good_request
 
 MIB = 2**20
@@ -112,3 +112,20 @@ def test_the_largest_bodies_cost_the_server_so_much_and_no_more(small: Service) 
     assert peak_bytes(server) - before < CLIENTS * BODY * BYTES_A_BYTE + FREED_AND_KEPT
     assert [worker["restarts"] for worker in small.readiness()["workers"]] == [0]
     assert small.generate().status_code == 200
+
+
+COSTLY = {
+    "base64 that is not ASCII": b'{"request_id": 1, "text": "", "random_seed": 1, "input_image_base64": "\xc3\xa9'
+    + b"A" * (31 * MIB)
+    + b'"}',
+    "45,000 integers of 640 digits": b"{" + (b'"request_id": ' + b"9" * 640 + b",") * 45_000 + b'"text": ""}',
+    "integers of 4,300 digits": b"{" + (b'"request_id": ' + b"9" * 4300 + b",") * 7000 + b'"text": ""}',
+}
+SECONDS = 1.2  # of the event loop's time. A good body of this length takes 0.2; the first took 5 and the last 1.6
+
+
+@pytest.mark.parametrize("data", COSTLY.values(), ids=COSTLY.keys())
+def test_no_body_holds_up_the_others_for_long(small: Service, data: bytes) -> None:
+    before = cpu_seconds(small.process.pid)
+    assert small.client.post("/generation/", content=data).status_code == 422
+    assert cpu_seconds(small.process.pid) - before < SECONDS
