@@ -103,7 +103,7 @@ class Generation:
     async def _generate(self, request: Request, began: float) -> Response:
         _check_media_type(request)
         wanted = _decode(await self._read(request))
-        task = self._task(wanted)
+        task = _task(wanted, self._config)
         header = _header(task, self._config.max_pixels)
         width, height = output_size(header.width, header.height, self._sizing)
         work = width * height / self._sizing.short_side**2
@@ -124,18 +124,6 @@ class Generation:
                 raise _too_large("The body goes on", limit, "bytes")
             chunks.append(chunk)
         return b"".join(chunks)
-
-    def _task(self, wanted: GenerationRequest) -> Task:
-        if len(wanted.text) > self._config.max_text_chars:
-            detail = f"text has {len(wanted.text)} characters; at most {self._config.max_text_chars} are taken."
-            raise Problem(Error.INVALID_FIELD, detail, "text")
-        if not SEED_MIN <= wanted.random_seed <= SEED_MAX:
-            detail = f"random_seed is {wanted.random_seed}; it must be within {SEED_MIN} and {SEED_MAX}."
-            raise Problem(Error.INVALID_FIELD, detail, "random_seed")
-        picture = _picture(wanted.input_image_base64)
-        if len(picture) > (limit := self._config.max_picture_bytes):
-            raise _too_large(f"The picture has {len(picture)} bytes", limit, "bytes", "input_image_base64")
-        return Task(picture, wanted.text, wanted.random_seed)
 
     def _patience(self, request: Request, work: float) -> float:
         """Seconds that the client is prepared to wait: its own wish (RFC 7240), else the configuration's."""
@@ -229,6 +217,19 @@ def _decode(body: bytes) -> GenerationRequest:
         raise Problem(Error.BROKEN_JSON, f"{error}.") from None
     except RecursionError:
         raise Problem(Error.BROKEN_JSON, "It is nested too deeply.") from None
+
+
+def _task(wanted: GenerationRequest, config: ServerConfig) -> Task:
+    if len(wanted.text) > config.max_text_chars:
+        detail = f"text has {len(wanted.text)} characters; at most {config.max_text_chars} are taken."
+        raise Problem(Error.INVALID_FIELD, detail, "text")
+    if not SEED_MIN <= wanted.random_seed <= SEED_MAX:
+        detail = f"random_seed is {wanted.random_seed}; it must be within {SEED_MIN} and {SEED_MAX}."
+        raise Problem(Error.INVALID_FIELD, detail, "random_seed")
+    picture = _picture(wanted.input_image_base64)
+    if len(picture) > (limit := config.max_picture_bytes):
+        raise _too_large(f"The picture has {len(picture)} bytes", limit, "bytes", "input_image_base64")
+    return Task(picture, wanted.text, wanted.random_seed)
 
 
 def _blamed(message: str) -> str | None:

@@ -1,6 +1,7 @@
 """`/openapi.json`: the service's own description (OpenAPI 3.1), made from the structs and tables that it works by."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
@@ -12,13 +13,15 @@ from starlette.responses import Response
 from app.errors import MEDIA_TYPE, Error, ProblemBody
 from app.generation import SEED_MAX, SEED_MIN, GenerationAnswer, GenerationRequest
 from app.health import Aliveness, Readiness
+from app.metrics import UNCOUNTED
 from app.settings import ServerConfig
 
 Node: TypeAlias = dict[str, Any]
 
 JSON = "application/json"
-ANYWHERE = (Error.BROKEN_HTTP, Error.METHOD, Error.HEAD_TOO_LARGE, Error.INTERNAL)
+ANYWHERE = tuple(error for error in Error if error in UNCOUNTED | {Error.METHOD, Error.INTERNAL})
 GENERATION = tuple(error for error in Error if error is not Error.NOT_FOUND)
+LATER = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 STRUCTS = (GenerationRequest, GenerationAnswer, ProblemBody, Aliveness, Readiness)
 DIGITS = r"^-?(0|[1-9][0-9]*)$"
 
@@ -142,7 +145,7 @@ def _problem(errors: Sequence[Error]) -> Node:
     kinds = {"type": {"enum": [error.type for error in errors]}, "status": {"const": int(errors[0].status)}}
     names = ["X-Request-Id"]
     names += ["Allow"] if Error.METHOD in errors else []
-    names += ["Retry-After"] if Error.BUSY in errors else []
+    names += ["Retry-After"] if errors[0].status in LATER else []
     return {
         "description": "; ".join(f"{error.title} (`{error.slug}`)" for error in errors) + ".",
         "headers": _headers(*names),

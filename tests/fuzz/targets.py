@@ -1,7 +1,6 @@
 """What is fuzzed: bytes go in, and either the right thing comes out or the documented error. All else is a finding."""
 
 from collections.abc import Callable
-from typing import Any, cast
 
 import numpy as np
 
@@ -9,7 +8,6 @@ from app import generation
 from app.errors import Error, Problem, respond
 from app.settings import ServerConfig
 from workers.engine import codec
-from workers.engine.config import Sizing
 from workers.engine.contract import BadPictureError, Task
 from workers.engine.header import read_header
 
@@ -18,7 +16,7 @@ Target = Callable[[bytes], None]
 MAX_PIXELS = 4_000_000  # a tenth of the service's own limit, so that an example is done quickly
 REFUSALS = {Error.BROKEN_JSON, Error.INVALID_FIELD, Error.INVALID_PICTURE, Error.TOO_LARGE}
 
-_endpoint = generation.Generation(cast(Any, None), ServerConfig(), Sizing(), cast(Any, None))
+CONFIG = ServerConfig()
 
 
 def decoder(data: bytes) -> None:
@@ -43,13 +41,13 @@ def parser(body: bytes) -> None:
         respond(problem)
     else:
         assert generation.SEED_MIN <= task.seed <= generation.SEED_MAX
-        assert len(task.text.encode()) <= 4 * ServerConfig().max_text_chars
+        assert len(task.text.encode()) <= 4 * CONFIG.max_text_chars
 
 
 def parsed(body: bytes) -> Task:
     """What the endpoint makes of a body before it queues anything. Raises Problem."""
     wanted = generation._decode(body)
-    task = _endpoint._task(wanted)
+    task = generation._task(wanted, CONFIG)
     header = generation._header(task, MAX_PIXELS)
     assert b"%d" % wanted.request_id
     assert 0 < header.width * header.height <= MAX_PIXELS
