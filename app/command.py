@@ -21,6 +21,7 @@ from app.generation import Generation
 from app.health import Health
 from app.limits import limited
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
+from app.openapi import Description
 from app.server import create_app
 from app.settings import Settings, SettingsError, load, read_keys
 from scheduler.core import Scheduler
@@ -37,6 +38,9 @@ from workers.telemetry import Nvml
 log = logging.getLogger("contour")
 
 UTF8_BYTES = 4  # that a character takes at most
+MAX_DIGITS = (
+    640  # of an integer in a request: as few as Python can be told, as the time to read them grows with their square
+)
 CLOSE_SECONDS = 10  # given to answers that are being written when everything else has ended
 
 
@@ -56,6 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     except (OSError, RuntimeError) as error:
         return _refuse(f"workers.cache is {settings.workers.cache}, which cannot be written to: {error}")
     configure(settings.server.log_level)
+    sys.set_int_max_str_digits(MAX_DIGITS)
     keep_freed_memory()
     nvml = Nvml.open()
     try:
@@ -94,7 +99,8 @@ def _serve(settings: Settings, nvml: Nvml | None) -> int:
         metrics.registry.register(DeviceCollector(pool, nvml))
     service = _Service(pool, settings, nvml)
     generation = Generation(pool, Access(read_keys(settings.server)), settings.server, settings.engine.size, metrics)
-    app = create_app(generation, Health(pool, placement.reason), metrics.registry, service.lifespan)
+    health, description = Health(pool, placement.reason), Description(settings.server)
+    app = create_app(generation, health, description, metrics.registry, service.lifespan)
     _announce(settings, placement)
     return service.run(app)
 

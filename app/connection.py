@@ -19,9 +19,8 @@ class Connection(HttpToolsProtocol):
 
     max_head_bytes = 64 * 1024  # request line and headers; other servers take 8 to 64 KiB
 
-    _unused = (
-        0  # bytes read since a head began or ended or a piece of a body came: of a head, a trailer, or between chunks
-    )
+    # Bytes read since a head began or ended or a piece of a body came: of a head, of a trailer, or between chunks.
+    _unused = 0
     _refusal: Problem | None = None
     _running: RequestResponseCycle | None = None
 

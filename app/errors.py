@@ -45,6 +45,28 @@ class Error(Enum):
         self.status = status
         self.title = title
 
+    @property
+    def type(self) -> str:
+        """The problem's type, a URI as RFC 9457 wants it."""
+        return f"urn:contour:problem:{self.slug}"
+
+
+class FieldError(msgspec.Struct, frozen=True):
+    """A field of the request's body, and what is wrong with it."""
+
+    field: str
+    detail: str
+
+
+class ProblemBody(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The body of an error (RFC 9457). `errors` names the field to blame, where there is one."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldError] = []
+
 
 @dataclasses.dataclass
 class Problem(Exception):
@@ -60,14 +82,8 @@ class Problem(Exception):
 def respond(problem: Problem) -> Response:
     """The response that tells a client of a problem."""
     error = problem.error
-    body: dict[str, object] = {
-        "type": f"urn:contour:problem:{error.slug}",
-        "title": error.title,
-        "status": int(error.status),
-        "detail": problem.detail,
-    }
-    if problem.field is not None:
-        body["errors"] = [{"field": problem.field, "detail": problem.detail}]
+    errors = [] if problem.field is None else [FieldError(problem.field, problem.detail)]
+    body = ProblemBody(error.type, error.title, int(error.status), problem.detail, errors)
     headers = dict(problem.headers)
     if problem.retry_after is not None:
         headers["Retry-After"] = str(max(1, ceil(problem.retry_after)))

@@ -28,7 +28,8 @@ Secret = Annotated[str, Meta(extra={"secret": True})]
 class ServerConfig:
     """What is listened to, and how much of a client's time and bytes is taken.
 
-    `max_picture_bytes` is an encoded picture after base64, `max_pixels` what its header may declare. `deadline` is for
+    `max_picture_bytes` is an encoded picture after base64, `max_pixels` what its header may declare: each of a worker's
+    three threads that decode may need 20 bytes of memory for each of them for a moment. `deadline` is for
     clients that set none; auto goes by what a picture takes. Clients may ask for `max_deadline` at most. In seconds.
 
     Without `api_key` and `api_key_file` (one key a line) everybody may ask. A client is its key, else its address;
