@@ -30,6 +30,8 @@ class Service:
     `devices` is CUDA_VISIBLE_DEVICES: empty by default, which means CPU; None unsets it.
     """
 
+    module = "app"
+
     def __init__(self, config: str, devices: str | None = "", /, **overrides: object) -> None:
         settings = {f"CONTOUR_{name}": str(value) for name, value in overrides.items()}
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CONTOUR_")}
@@ -38,7 +40,7 @@ class Service:
             environment["CUDA_VISIBLE_DEVICES"] = devices
         self.log: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "app", "--config", f"configs/{config}.yaml", "--port", "0"],
+            [sys.executable, "-m", self.module, "--config", f"configs/{config}.yaml", "--port", "0"],
             cwd=ROOT,
             env=environment | settings,
             stderr=subprocess.PIPE,

@@ -13,6 +13,10 @@ class BadPictureError(ValueError):
     """The input cannot be read as a picture; the message is for the client."""
 
 
+class OutOfMemoryError(RuntimeError):
+    """The device has no memory left for what was asked; the engine is well otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """One picture to make: the encoded input, the prompt and the seed (-2**63 .. 2**64 - 1)."""
