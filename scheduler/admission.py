@@ -19,8 +19,10 @@ def _too_late(now: float, job: Job, jobs: Jobs, fleet: Fleet) -> Rejected | None
     strength = fleet.strength
     if not strength.workers:
         return None  # nobody knows: it waits within its deadline
-    wait = (jobs.waiting_work + fleet.backlog) / strength.throughput
-    service, budget = strength.service * job.work, job.deadline - now
+    wait = (jobs.waiting_work + fleet.backlog) / strength.throughput * fleet.drag
+    service, budget = strength.service * job.work * fleet.drag, job.deadline - now
+    if jobs.waiting:
+        wait *= policy.MARGIN
     seconds = None if jobs.waiting else _seconds_if_started(now, job, fleet)
     if (wait + service if seconds is None else seconds) <= budget:
         return None
@@ -30,7 +32,7 @@ def _too_late(now: float, job: Job, jobs: Jobs, fleet: Fleet) -> Rejected | None
 def _seconds_if_started(now: float, job: Job, fleet: Fleet) -> float | None:
     """When a job is done that starts at once; None if it has to wait."""
     choice = fleet.choose(job.work, now, behind=0)
-    return None if isinstance(choice, Wait) else policy.join(choice.measured, choice.batch, job.work)
+    return None if isinstance(choice, Wait) else fleet.seconds_if_joined(choice, job.work)
 
 
 def _no_room(now: float, jobs: Jobs, fleet: Fleet) -> Rejected:

@@ -56,6 +56,7 @@ class Worker:
     free: list[int] = field(default_factory=list)  # a heap of slots
     alone: bool = False  # a suspect is in it
     heard: float = 0.0  # its last sign of life, or since when it has something to do
+    stepped: float | None = None  # when it took its last step, if it has been busy since
     proven: bool = False  # this process finished a picture
     pause: float = 0.0  # before its next restart
     restarts: int = 0

@@ -15,24 +15,25 @@ class Device:
     """Batches whatever is prepared, step by step."""
 
     costs: Costs
+    slower: float
     left: dict[int, int] = field(default_factory=dict)  # by slot
     work: dict[int, float] = field(default_factory=dict)
     busy: bool = False
 
     def half(self, slot: int) -> float:
         """Seconds of half the fixed part."""
-        return self.costs.fixed_seconds * self.work[slot] / 2
+        return self.costs.fixed_seconds * self.work[slot] / 2 * self.slower
 
     def step(self) -> float:
         """Seconds of the next step."""
-        return step_seconds(self.costs, len(self.left), sum(self.work[slot] for slot in self.left))
+        return step_seconds(self.costs, len(self.left), sum(self.work[slot] for slot in self.left)) * self.slower
 
 
 class Toy:
-    """Carries out the scheduler's commands on devices that take exactly as long as their costs say."""
+    """Carries out the scheduler's commands on devices that take as long as their costs say, or `slower` times that."""
 
-    def __init__(self, *costs: Costs, max_queue: int = 256) -> None:
-        self.devices = {f"device{index}": Device(each) for index, each in enumerate(costs)}
+    def __init__(self, *costs: Costs, max_queue: int = 256, slower: float = 1.0) -> None:
+        self.devices = {f"device{index}": Device(each, slower) for index, each in enumerate(costs)}
         workers = [ready(name, device.costs) for name, device in self.devices.items()]
         self.core: Checked = scheduler(*workers, max_queue=max_queue)
         self.now = 0.0
@@ -92,9 +93,7 @@ class Toy:
         device = self.devices[worker]
         device.busy = bool(device.left)
         if device.busy:
-            self._after(
-                device.costs.step_seconds[len(device.left) - 1], lambda: self._stepped(worker, list(device.left))
-            )
+            self._after(device.step(), lambda: self._stepped(worker, list(device.left)))
 
     def _stepped(self, worker: str, slots: list[int]) -> None:
         device = self.devices[worker]
