@@ -14,6 +14,7 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 
+from app.connection import Connection
 from app.generation import Generation
 from app.health import Health
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
@@ -145,7 +146,8 @@ class _Service:
             self._settings.server.host,
             self._settings.server.port,
             loop="uvloop",
-            http="httptools",
+            http=Connection,
+            ws="none",
             lifespan="on",
             log_config=None,
             access_log=False,

@@ -17,10 +17,16 @@ MEDIA_TYPE = "application/problem+json"
 class Error(Enum):
     """The table: the last part of the problem's type, its status and its title."""
 
+    BROKEN_HTTP = "broken-http", HTTPStatus.BAD_REQUEST, "The request is not HTTP as it should be"
     BROKEN_JSON = "broken-json", HTTPStatus.BAD_REQUEST, "The body is not JSON"
     NOT_FOUND = "not-found", HTTPStatus.NOT_FOUND, "There is nothing at this path"
     METHOD = "method-not-allowed", HTTPStatus.METHOD_NOT_ALLOWED, "This path does not take this method"
     TOO_LARGE = "too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request is larger than this service takes"
+    HEAD_TOO_LARGE = (
+        "head-too-large",
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        "The request's head is larger than this service takes",
+    )
     MEDIA_TYPE = "unsupported-media-type", HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is of a type not taken here"
     INVALID_FIELD = "invalid-field", HTTPStatus.UNPROCESSABLE_ENTITY, "A field is missing or wrong"
     INVALID_PICTURE = "invalid-picture", HTTPStatus.UNPROCESSABLE_ENTITY, "The picture cannot be read"
@@ -66,16 +72,16 @@ def respond(problem: Problem) -> Response:
     return Response(msgspec.json.encode(body), error.status, headers, MEDIA_TYPE)
 
 
-async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's handler for what its router raises: unknown paths and methods."""
+def routing_problem(request: Request, error: Exception) -> Problem:
+    """What Starlette's router raises: unknown paths and methods."""
     assert isinstance(error, HTTPException)
+    path = request.scope["path"]
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = (error.headers or {}).get("Allow", "")
-        detail = f"{request.method} is not taken at {request.url.path}; allowed: {allowed}."
-        return respond(Problem(Error.METHOD, detail, headers={"Allow": allowed}))
-    return respond(
-        Problem(Error.NOT_FOUND, f"There is nothing at {request.url.path}; pictures are made at /generation/.")
-    )
+        return Problem(
+            Error.METHOD, f"{request.method} is not taken at {path}; allowed: {allowed}.", headers={"Allow": allowed}
+        )
+    return Problem(Error.NOT_FOUND, f"There is nothing at {path}; pictures are made at /generation/.")
 
 
 async def on_exception(request: Request, error: Exception) -> Response:

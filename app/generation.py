@@ -14,7 +14,7 @@ import pybase64
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from app.errors import Error, Problem, respond
+from app.errors import Error, Problem, respond, routing_problem
 from app.metrics import Metrics
 from app.settings import ServerConfig
 from scheduler import messages as m
@@ -64,7 +64,7 @@ class Generation:
     async def respond(self, request: Request) -> Response:
         """Answer one request, with a picture or a problem; count and time it either way."""
         began = time.perf_counter()
-        name = f"{self._run}-{next(self._ids)}"
+        name = self._name()
         try:
             response = await self._generate(request, began)
             outcome = "done"
@@ -81,6 +81,17 @@ class Generation:
         self._metrics.request(outcome, time.perf_counter() - began)
         response.headers["X-Request-Id"] = name
         return response
+
+    async def refuse(self, request: Request, error: Exception) -> Response:
+        """Starlette's handler for what its router raises; named and counted like what reaches the endpoint."""
+        problem = routing_problem(request, error)
+        self._metrics.refused(problem.error.slug)
+        response = respond(problem)
+        response.headers["X-Request-Id"] = self._name()
+        return response
+
+    def _name(self) -> str:
+        return f"{self._run}-{next(self._ids)}"
 
     async def _generate(self, request: Request, began: float) -> Response:
         _check_media_type(request)
@@ -196,6 +207,8 @@ def _check_media_type(request: Request) -> None:
     """No type at all is taken for JSON; any other than JSON is named."""
     given = request.headers.get("content-type", "application/json")
     kind = given.partition(";")[0].strip().lower()
+    if (coding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
+        raise Problem(Error.MEDIA_TYPE, f"The body is coded as {coding!r}; send it as it is.")
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise Problem(Error.MEDIA_TYPE, f"The body is {given!r}; send JSON with Content-Type: application/json.")
 

@@ -13,7 +13,7 @@ from workers.pool import Pool
 from workers.telemetry import Nvml
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-ROUTING = {Error.NOT_FOUND, Error.METHOD}  # these do not reach the endpoint, and are not counted
+UNCOUNTED = {Error.BROKEN_HTTP, Error.HEAD_TOO_LARGE}  # a connection ended before there was a request
 STAGES = ("queue", "prepare", "denoise", "decode", "encode")
 
 
@@ -50,13 +50,17 @@ class Metrics:
         # A series exists before its first sample, so that rates start at 0.
         for stage in STAGES:
             self._stages.labels(stage)
-        for outcome in ("done", "abandoned", *(error.slug for error in Error if error not in ROUTING)):
+        for outcome in ("done", "abandoned", *(error.slug for error in Error if error not in UNCOUNTED)):
             self._requests.labels(outcome)
 
     def request(self, outcome: str, seconds: float) -> None:
         """A request was answered."""
         self._requests.labels(outcome).inc()
         self._seconds.observe(seconds)
+
+    def refused(self, outcome: str) -> None:
+        """The router refused a request: there is nothing to time."""
+        self._requests.labels(outcome).inc()
 
     def stages(self, seconds: Mapping[str, float]) -> None:
         """A picture was finished; its stages took so long."""

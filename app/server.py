@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.errors import on_exception, on_http_exception
+from app.errors import on_exception
 from app.generation import Generation
 from app.health import Health
 
@@ -34,7 +34,7 @@ def create_app(generation: Generation, health: Health, registry: CollectorRegist
             Route("/readyz", health.ready),
             Route("/metrics", metrics),
         ],
-        exception_handlers={HTTPException: on_http_exception, Exception: on_exception},
+        exception_handlers={HTTPException: generation.refuse, Exception: on_exception},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False

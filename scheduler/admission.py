@@ -1,49 +1,95 @@
-"""Whether a job can be taken: what cannot be done in time is refused at once, with the time after which it could be."""
+"""Whether a job can be taken: what cannot be done in time is refused at once, with the time after which it could be.
+
+Nor can a client fill the queue. Of what is free there when its job comes, in places and in time, it may have a share.
+So the more clients wait, the less each of them may have, and there is always something left for one more (dynamic
+thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking 6, 1998).
+"""
+
+from dataclasses import dataclass
+from math import ceil, inf
 
 from scheduler import policy
 from scheduler.fleet import Fleet
 from scheduler.jobs import Jobs
-from scheduler.messages import Expired, Job, Rejected
+from scheduler.messages import Expired, Job, Overdrawn, Rejected
 from scheduler.policy import Limits, Wait
 
 
-def verdict(now: float, job: Job, jobs: Jobs, fleet: Fleet, limits: Limits) -> Expired | Rejected | None:
-    """Why a job is not taken; None if it is."""
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The job is taken: it is in time even if `leeway` of work (in nominal pictures) that comes later goes before it.
+
+    `ahead`: it is, if it starts before all jobs that were not promised that.
+    """
+
+    leeway: float
+    ahead: bool = False
+
+
+def verdict(now: float, job: Job, jobs: Jobs, fleet: Fleet, limits: Limits) -> Taken | Expired | Rejected | Overdrawn:
+    """Whether a job is taken, else why not."""
     if job.deadline <= now:
         return Expired()
-    return _no_room(now, jobs, fleet) if jobs.waiting >= limits.max_queue else _too_late(now, job, jobs, fleet)
+    if (missing := _places_missing(job, jobs, limits)) > 0:
+        return Overdrawn(_seconds_to_places(now, missing, jobs, fleet))
+    if jobs.waiting >= limits.max_queue:
+        return Rejected(_seconds_to_places(now, 1, jobs, fleet))
+    return _in_time(now, job, jobs, fleet, limits.client_share) if fleet.strength.workers else Taken(inf)
 
 
-def _too_late(now: float, job: Job, jobs: Jobs, fleet: Fleet) -> Rejected | None:
-    """The refusal of a job that would miss its deadline, by all that is known; None if it would not."""
-    strength = fleet.strength
-    if not strength.workers:
-        return None  # nobody knows: it waits within its deadline
-    wait = (jobs.waiting_work + fleet.backlog) / strength.throughput * fleet.drag
-    service, budget = strength.service * job.work * fleet.drag, job.deadline - now
-    if jobs.waiting:
-        wait *= policy.MARGIN
+def _places_missing(job: Job, jobs: Jobs, limits: Limits) -> int:
+    """How many places must become free until this client may have one more. The first is never denied to it."""
+    held, free, share = len(jobs.lines.of(job.client).tickets), limits.max_queue - jobs.waiting, limits.client_share
+    return ceil((held + 1) * (1 - share) / share - free) if held else 0
+
+
+def _seconds_to_places(now: float, places: int, jobs: Jobs, fleet: Fleet) -> float:
+    """When so many places in the queue are free.
+
+    The first is when the first picture leaves the batch that the oldest one runs in, as a rule; and when the first
+    deadline passes, which is all that can be said while nothing runs. Others follow at the fleet's pace.
+    """
+    deadline, oldest = jobs.deadlines.least, jobs.oldest
+    assert deadline is not None
+    seconds = deadline - now
+    if oldest is not None and oldest.tenant is not None:
+        more = (places - 1) * jobs.largest_work / fleet.strength.throughput
+        seconds = min(seconds, fleet.seconds_to_place(oldest.tenant.worker) + more)
+    return max(seconds, policy.SOONEST_RETRY)
+
+
+def _in_time(now: float, job: Job, jobs: Jobs, fleet: Fleet, share: float) -> Taken | Rejected | Overdrawn:
+    """Whether a job is done before its deadline, by all that is known, and within its client's share of that time."""
+    strength, budget = fleet.strength, job.deadline - now
+    rate, service = _rate(jobs, fleet), strength.service * job.work * fleet.drag
+    wait = (jobs.waiting_work + fleet.backlog) / rate
+    grain = strength.grain * jobs.largest_work
     seconds = None if jobs.waiting else _seconds_if_started(now, job, fleet)
-    if (wait + service if seconds is None else seconds) <= budget:
+    spare = budget - (wait + service if seconds is None else seconds)
+    if spare < 0:
+        ahead = _ahead(job, budget - service, jobs, fleet)
+        return ahead or Rejected(policy.retry_after(wait, service, grain, budget))
+    claim = jobs.lines.of(job.client).work / rate * (1 - share) / share
+    if claim > spare:
+        return Overdrawn(max(claim - spare + grain, policy.SOONEST_RETRY))
+    return Taken(spare * rate)
+
+
+def _rate(jobs: Jobs, fleet: Fleet) -> float:
+    """Nominal pictures a second, as they are at present, and with a margin where there is a queue."""
+    return fleet.strength.throughput / fleet.drag / (policy.MARGIN if jobs.waiting else 1)
+
+
+def _ahead(job: Job, budget: float, jobs: Jobs, fleet: Fleet) -> Taken | None:
+    """Take the only job that waits of a client before those of others, if all of them are still in time then."""
+    before = jobs.waiting_work - jobs.lines.behind_work + fleet.backlog
+    leeway = budget * _rate(jobs, fleet) - before
+    if leeway < 0 or jobs.lines.of(job.client).tickets or not jobs.waiting or not jobs.lines.can_bear(job.work):
         return None
-    return Rejected(policy.retry_after(wait, service, strength.grain * jobs.largest_work, budget))
+    return Taken(leeway, ahead=True)
 
 
 def _seconds_if_started(now: float, job: Job, fleet: Fleet) -> float | None:
     """When a job is done that starts at once; None if it has to wait."""
     choice = fleet.choose(job.work, now, behind=0)
     return None if isinstance(choice, Wait) else fleet.seconds_if_joined(choice, job.work)
-
-
-def _no_room(now: float, jobs: Jobs, fleet: Fleet) -> Rejected:
-    """The refusal of a job that finds the queue full.
-
-    There is room when the first picture leaves the batch that the oldest one runs in, as a rule; and when the first
-    deadline passes, which is all that can be said while nothing runs.
-    """
-    deadline, oldest = jobs.deadlines.least, jobs.oldest
-    assert deadline is not None
-    seconds = deadline - now
-    if oldest is not None and oldest.tenant is not None:
-        seconds = min(seconds, fleet.seconds_to_place(oldest.tenant.worker))
-    return Rejected(max(seconds, policy.SOONEST_RETRY))

@@ -28,6 +28,9 @@ class Agenda(Generic[Key]):
     def __contains__(self, key: Key) -> bool:
         return key in self._live
 
+    def __getitem__(self, key: Key) -> float:
+        return self._live[key][0]
+
     def put(self, key: Key, number: float) -> None:
         """Add a key, or move it."""
         entry = (number, next(self._order), key)

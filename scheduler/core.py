@@ -5,11 +5,13 @@ from itertools import count
 from typing import assert_never
 
 from scheduler import admission
+from scheduler.admission import Taken
 from scheduler.errors import BrokenInvariantError, IllegalEvent, require
 from scheduler.fleet import Fleet
 from scheduler.jobs import Jobs
 from scheduler.messages import (
     Abandoned,
+    Blame,
     Broken,
     Cancel,
     Cancelled,
@@ -25,6 +27,7 @@ from scheduler.messages import (
     Finished,
     Job,
     Kill,
+    Measured,
     Opened,
     Outcome,
     Poisoned,
@@ -125,7 +128,7 @@ class Scheduler:
 
     # ---------------------------------------------------------------------------------------------------------- events
 
-    def _take(self, now: float, event: Event) -> None:  # noqa: C901 - one line for each event
+    def _take(self, now: float, event: Event) -> None:  # noqa: C901, PLR0912 - one line for each event
         match event:
             case Stepped(worker, done):
                 self._fleet.step(now, self._fleet[worker], done)
@@ -139,6 +142,8 @@ class Scheduler:
                     self._give_up(self._jobs[job_id], Abandoned())
             case WorkerReady(worker, costs):
                 self._welcome(now, self._fleet[worker], costs)
+            case Measured(worker, costs):
+                self._reprice(self._fleet[worker], costs)
             case WorkerLost(worker, reason):
                 self._bury(now, self._fleet[worker], reason)
             case Tick():
@@ -156,19 +161,29 @@ class Scheduler:
         if job.id in self._jobs:
             raise IllegalEvent(f"job {job.id} was submitted before")
         self._ring(now)  # what has expired takes no place in the queue
-        refusal = Draining() if self.draining else admission.verdict(now, job, self._jobs, self._fleet, self._limits)
-        if refusal is None:
-            self._jobs.accept(Ticket(job, now))
+        verdict = Draining() if self.draining else admission.verdict(now, job, self._jobs, self._fleet, self._limits)
+        if isinstance(verdict, Taken):
+            self._jobs.accept(Ticket(job, now), verdict.leeway, ahead=verdict.ahead)
         else:
-            self._commands.append(Reply(job.id, refusal))
+            self._commands.append(Reply(job.id, verdict))
 
     def _vacate(self, now: float, event: Finished | Failed | Released) -> None:
         tenant = self._fleet[event.worker].tenant(event.slot, event.generation)
         if tenant is None:
             return  # said by a former process before it ended
         if tenant.ticket is not None:
-            self._reply(tenant.ticket, _outcome(event, tenant.ticket))
+            self._settle(event, tenant.ticket)
         self._fleet.vacate(now, tenant, proof=isinstance(event, Finished))
+
+    def _settle(self, event: Finished | Failed | Released, ticket: Ticket) -> None:
+        """Answer a job, unless what it lacked was memory: alone, it may do with what there is."""
+        outcome = _outcome(event, ticket)
+        if isinstance(event, Failed) and event.blame is Blame.MEMORY:
+            assert ticket.tenant is not None
+            self._fleet.forsake(ticket.tenant)
+            self._suspect([ticket], event.worker, outcome)
+        else:
+            self._reply(ticket, outcome)
 
     def _welcome(self, now: float, worker: Worker, costs: Costs) -> None:
         if worker.state is WorkerState.ENDING:
@@ -179,16 +194,29 @@ class Scheduler:
             raise IllegalEvent(f"{worker.id} has no step or no slot")
         self._fleet.welcome(now, worker, costs)
 
+    def _reprice(self, worker: Worker, costs: Costs) -> None:
+        if worker.state is WorkerState.ENDING:
+            return  # it said so before it was killed
+        if worker.state is not WorkerState.READY:
+            raise IllegalEvent(f"{worker.id} is {worker.state} and cannot have measured itself")
+        known = worker.measured
+        if (costs.steps, len(costs.step_seconds)) != (known.steps, len(known.step_seconds)):
+            raise IllegalEvent(f"{worker.id} cannot change its steps or slots while it is ready")
+        self._fleet.reprice(worker, costs)
+
     def _bury(self, now: float, worker: Worker, reason: str) -> None:
         if worker.state in {WorkerState.NEW, WorkerState.WAITING}:
             raise IllegalEvent(f"{worker.id} has no process to lose")
-        lost = self._fleet.bury(now, worker, reason)
-        for ticket in lost:
-            ticket.losses, ticket.lost_on = ticket.losses + 1, worker.id
-        self._jobs.put_back(lost)
-        for ticket in lost:
+        self._suspect(self._fleet.bury(now, worker, reason), worker.id, Poisoned(self._limits.attempts))
+
+    def _suspect(self, tickets: list[Ticket], worker: WorkerId, verdict: Outcome) -> None:
+        """Jobs come back undone from a worker: each is tried again, alone, or gets the verdict if it was before."""
+        for ticket in tickets:
+            ticket.losses, ticket.lost_on = ticket.losses + 1, worker
+        self._jobs.put_back(tickets)
+        for ticket in tickets:
             if ticket.losses >= self._limits.attempts:
-                self._reply(ticket, Poisoned(ticket.losses))
+                self._reply(ticket, verdict)
 
     # ---------------------------------------------------------------------------------------------------------- alarms
 
@@ -251,7 +279,7 @@ class Scheduler:
         return Wait.NEEDS_EMPTY if self.ready else Wait.NO_WORKER
 
     def _place_others(self, now: float) -> Wait | None:
-        while (ticket := self._jobs.other) is not None:
+        while (ticket := self._jobs.lines.next) is not None:
             choice = self._fleet.choose(ticket.job.work, now, behind=self._jobs.waiting - 1)
             if isinstance(choice, Wait):
                 return choice
@@ -301,8 +329,8 @@ def _outcome(event: Finished | Failed | Released, ticket: Ticket) -> Outcome:
     match event:
         case Finished(worker, slot, _, image):
             return Done(worker, slot, image, queued=ticket.started - ticket.submitted)
-        case Failed(reason=reason, refused=refused):
-            return Refused(reason) if refused else Broken(reason)
+        case Failed(reason=reason, blame=blame):
+            return Refused(reason) if blame is Blame.PICTURE else Broken(reason)
         case Released(worker):
             raise IllegalEvent(f"{worker} released job {ticket.job.id}, which nobody cancelled")
         case _ as unreachable:

@@ -198,15 +198,32 @@ class Fleet:
 
     def welcome(self, now: float, worker: Worker, costs: Costs) -> None:
         """It is ready."""
-        if worker.pace is not None:
-            self._known.remove(worker.pace)
-        worker.state, worker.costs, worker.pace, worker.heard = WorkerState.READY, costs, policy.pace(costs), now
-        worker.free = list(range(len(costs.step_seconds)))
-        self._known.add(worker.pace)
+        self._price(worker, costs)
+        assert worker.pace is not None
         self.ready.add(worker.pace)
-        self._speeds.put(worker.id, policy.seconds_alone(costs))
+        worker.state, worker.heard, worker.free = WorkerState.READY, now, list(range(len(costs.step_seconds)))
         self._open.extend(Agenda() for _ in range(len(costs.step_seconds) - len(self._open)))
         self._rearrange(worker)
+
+    def reprice(self, worker: Worker, costs: Costs) -> None:
+        """It is ready, and a picture costs it something else than before."""
+        assert worker.pace is not None
+        before = sum([tenant.rest for tenant in worker.batch])
+        self.ready.remove(worker.pace)
+        self._price(worker, costs)
+        self.ready.add(worker.pace)
+        if worker.batch:
+            self.backlog += sum([tenant.rest for tenant in worker.batch]) - before
+        if worker.shelf is not None:
+            worker.shelf.put(worker, policy.seconds_alone(costs))
+        self._watch(worker)
+
+    def _price(self, worker: Worker, costs: Costs) -> None:
+        if worker.pace is not None:
+            self._known.remove(worker.pace)
+        worker.costs, worker.pace = costs, policy.pace(costs)
+        self._known.add(worker.pace)
+        self._speeds.put(worker.id, policy.seconds_alone(costs))
 
     def end(self, worker: Worker) -> None:
         """It is being killed: it gets no more jobs."""

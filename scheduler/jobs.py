@@ -6,17 +6,18 @@ from math import isclose
 
 from scheduler.agenda import Agenda
 from scheduler.errors import require
+from scheduler.lines import Lines
 from scheduler.messages import JobId
 from scheduler.records import Ticket
 
 
 class Jobs:
-    """Owns the tickets. First come, first served; suspects, who were served once, before all others."""
+    """Owns the tickets. Suspects, who were served once, come before all others, who wait in `lines`."""
 
     def __init__(self) -> None:
         self._tickets: dict[JobId, Ticket] = {}
         self._suspects: OrderedDict[JobId, Ticket] = OrderedDict()
-        self._others: OrderedDict[JobId, Ticket] = OrderedDict()
+        self.lines = Lines()
         self._running: OrderedDict[JobId, Ticket] = OrderedDict()
         self.deadlines: Agenda[JobId] = Agenda()
         self.waiting_work = 0.0
@@ -39,7 +40,7 @@ class Jobs:
     @property
     def waiting(self) -> int:
         """How many wait."""
-        return len(self._suspects) + len(self._others)
+        return len(self._suspects) + len(self.lines)
 
     @property
     def running(self) -> int:
@@ -56,26 +57,26 @@ class Jobs:
         return next(iter(self._suspects.values()), None)
 
     @property
-    def other(self) -> Ticket | None:
-        """The first that waits and is no suspect."""
-        return next(iter(self._others.values()), None)
-
-    @property
     def oldest(self) -> Ticket | None:
         """Of those that run, the one that started first."""
         return next(iter(self._running.values()), None)
 
-    def accept(self, ticket: Ticket) -> None:
-        """Queue a new job."""
+    def accept(self, ticket: Ticket, leeway: float, *, ahead: bool) -> None:
+        """Queue a new job; see `Lines.add`."""
         job = ticket.job
-        self._tickets[job.id] = self._others[job.id] = ticket
+        self._tickets[job.id] = ticket
+        self.lines.add(ticket, leeway, ahead=ahead)
         self.deadlines.put(job.id, job.deadline)
         self.waiting_work += job.work
         self.largest_work = max(self.largest_work, job.work)
 
     def start(self, ticket: Ticket) -> None:
         """Out of the queue, into a slot."""
-        self._leave_queue(ticket)
+        if ticket.suspect:
+            del self._suspects[ticket.job.id]
+        else:
+            self.lines.start(ticket)
+        self._count_out(ticket)
         self._running[ticket.job.id] = ticket
 
     def put_back(self, suspects: Sequence[Ticket]) -> None:
@@ -94,16 +95,24 @@ class Jobs:
         self.deadlines.drop(ticket.job.id)
 
     def _leave_queue(self, ticket: Ticket) -> None:
-        del (self._suspects if ticket.suspect else self._others)[ticket.job.id]
+        if ticket.suspect:
+            del self._suspects[ticket.job.id]
+        else:
+            self.lines.drop(ticket)
+        self._count_out(ticket)
+
+    def _count_out(self, ticket: Ticket) -> None:
         self.waiting_work = self.waiting_work - ticket.job.work if self.waiting else 0.0
 
     def check(self) -> None:
         """Validate invariants; raises BrokenInvariantError."""
-        waiting = [*self._suspects.values(), *self._others.values()]
-        places = sorted([*self._suspects, *self._others, *self._running])
+        self.lines.check()
+        others = list(self.lines)
+        waiting = [*self._suspects.values(), *others]
+        places = sorted([*self._suspects, *(ticket.job.id for ticket in others), *self._running])
         require(places == sorted(self._tickets), "a job is in two places, or nowhere")
         require(all(ticket.suspect for ticket in self._suspects.values()), "an unsuspected job is among the suspects")
-        require(not any(ticket.suspect for ticket in self._others.values()), "a suspect is among the others")
+        require(not any(ticket.suspect for ticket in others), "a suspect is among the others")
         require(not any(ticket.tenant for ticket in waiting), "a job that waits is in a slot")
         require(all(ticket.tenant for ticket in self._running.values()), "a job that runs is in no slot")
         require(len(self.deadlines) == len(self._tickets), "a deadline is missing, or left over")

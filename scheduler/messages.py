@@ -10,15 +10,20 @@ from typing import TypeAlias
 
 JobId: TypeAlias = int
 WorkerId: TypeAlias = str
+ClientId: TypeAlias = str
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One picture to make. `work` is its number of pixels relative to the nominal picture that `Costs` are about."""
+    """One picture to make. `work` is its number of pixels relative to the nominal picture that `Costs` are about.
+
+    Clients share the service: `client` says whose job it is.
+    """
 
     id: JobId
     deadline: float
     work: float = 1.0
+    client: ClientId = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,14 @@ class WorkerReady:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """A ready worker has measured itself again: it has become faster, say. Steps and slots are what they were."""
+
+    worker: WorkerId
+    costs: Costs
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerLost:
     """A worker's process has ended and was reaped; its slots can no longer be written to."""
 
@@ -101,15 +114,23 @@ class Finished:
     image: Image
 
 
+class Blame(StrEnum):
+    """What a failure is put down to."""
+
+    PICTURE = "picture"  # it cannot be read
+    MEMORY = "memory"  # there was not enough: alone, or elsewhere, the picture may be made
+    SERVICE = "service"
+
+
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A worker could not make one picture, and is well otherwise. `refused`: the picture itself is to blame."""
+    """A worker could not make one picture, and is well otherwise."""
 
     worker: WorkerId
     slot: int
     generation: int
     reason: str
-    refused: bool
+    blame: Blame
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +155,18 @@ class Drain:
 
 
 Event: TypeAlias = (
-    Opened | Submitted | Cancelled | WorkerReady | WorkerLost | Stepped | Finished | Failed | Released | Tick | Drain
+    Opened
+    | Submitted
+    | Cancelled
+    | WorkerReady
+    | Measured
+    | WorkerLost
+    | Stepped
+    | Finished
+    | Failed
+    | Released
+    | Tick
+    | Drain
 )
 
 
@@ -185,6 +217,13 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
+class Overdrawn:
+    """Its client has its share of the queue. It will have less than that after `retry_after` seconds."""
+
+    retry_after: float
+
+
+@dataclass(frozen=True, slots=True)
 class Draining:
     """The service is shutting down: the job came too late, or was not done when the drain ended."""
 
@@ -194,7 +233,7 @@ class Abandoned:
     """The client had gone before the picture was done."""
 
 
-Outcome: TypeAlias = Done | Refused | Broken | Poisoned | Expired | Rejected | Draining | Abandoned
+Outcome: TypeAlias = Done | Refused | Broken | Poisoned | Expired | Rejected | Overdrawn | Draining | Abandoned
 
 
 # ----------------------------------------------------------------------------------------------------------- commands

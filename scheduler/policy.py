@@ -27,6 +27,8 @@ class Limits:
 
     max_queue: Annotated[int, msgspec.Meta(ge=1)] = 256
     """Jobs waiting, at most."""
+    client_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
+    """Of what is free in the queue, in places and in time, at most this part is one client's; 1 turns that off."""
     attempts: Annotated[int, msgspec.Meta(ge=1)] = 2
     """A job that lost this many workers is poisoned."""
     silence_factor: Annotated[float, msgspec.Meta(ge=1)] = 8.0

@@ -201,17 +201,20 @@ class Pool:
 
     def _report(self, worker: m.WorkerId, report: wire.Report) -> None:
         match report:
-            case wire.Ready(steps, step_seconds, fixed_seconds, device, uuid):
+            case wire.Ready(costs, device, uuid):
                 self.devices[worker] = Device(device, uuid)
-                log.info("worker %s is ready on %s: %.3f s a step", worker, device, step_seconds[0])
-                self._handle(m.WorkerReady(worker, m.Costs(steps, step_seconds, fixed_seconds)))
+                log.info("worker %s is ready on %s: %.3f s a step", worker, device, costs.step_seconds[0])
+                self._handle(m.WorkerReady(worker, costs))
+            case wire.Measured(costs):
+                log.info("worker %s now takes %.3f s a step", worker, costs.step_seconds[0])
+                self._handle(m.Measured(worker, costs))
             case wire.Stepped(done):
                 self._handle(m.Stepped(worker, done))
             case wire.Finished(slot, generation, length, prepare, denoise, decode, encode):
                 image = m.Image(length, prepare, denoise, decode, encode)
                 self._handle(m.Finished(worker, slot, generation, image))
-            case wire.Failed(slot, generation, reason, refused):
-                self._handle(m.Failed(worker, slot, generation, reason, refused))
+            case wire.Failed(slot, generation, reason, blame):
+                self._handle(m.Failed(worker, slot, generation, reason, blame))
             case wire.Released(slot, generation):
                 self._handle(m.Released(worker, slot, generation))
             case wire.Changed(condition):

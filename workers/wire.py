@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from scheduler.messages import Blame, Costs
 from workers.engine.contract import Condition
 
 MAX_MESSAGE = 65_536  # bytes; the longest real messages are an `Ending`, cut to REASON_CHARS, and a `Changed`
@@ -50,11 +51,15 @@ Order: TypeAlias = Run | Drop | Stop
 class Ready(_Message, frozen=True):
     """The model is warm. `device` is for people, `uuid` is NVML's (None on a CPU)."""
 
-    steps: int
-    step_seconds: tuple[float, ...]
-    fixed_seconds: float
+    costs: Costs
     device: str
     uuid: str | None
+
+
+class Measured(_Message, frozen=True):
+    """What a picture costs from now on."""
+
+    costs: Costs
 
 
 class Stepped(_Message, frozen=True):
@@ -76,12 +81,12 @@ class Finished(_Message, frozen=True):
 
 
 class Failed(_Message, frozen=True):
-    """One picture could not be made; `refused`: because it cannot be read."""
+    """One picture could not be made."""
 
     slot: int
     generation: int
     reason: str
-    refused: bool
+    blame: Blame
 
 
 class Released(_Message, frozen=True):
@@ -103,7 +108,7 @@ class Ending(_Message, frozen=True):
     reason: str
 
 
-Report: TypeAlias = Ready | Stepped | Finished | Failed | Released | Changed | Ending
+Report: TypeAlias = Ready | Measured | Stepped | Finished | Failed | Released | Changed | Ending
 
 _encoder = msgspec.msgpack.Encoder()
 _orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)

@@ -72,7 +72,8 @@ def test_every_outcome_has_a_series_before_it_happens() -> None:
     found = samples(Metrics().registry)
     outcomes = {labels[0][1] for name, labels in found if name == "contour_requests_total"}
     assert outcomes >= {"done", "abandoned", "busy", "expired", "draining", "poisoned", "internal", "invalid-picture"}
-    assert Error.NOT_FOUND.slug not in outcomes
+    assert Error.NOT_FOUND.slug in outcomes
+    assert Error.BROKEN_HTTP.slug not in outcomes
 
 
 def test_a_job_that_is_started_again_is_a_retry() -> None:

@@ -30,6 +30,7 @@ STEPS = 20
 GPU = Costs(STEPS, (0.0045, 0.0057, 0.0075, 0.0091, 0.011, 0.013, 0.0152, 0.0171), 0.015)
 IMAGE = Image(100_000, 0.005, 0.1, 0.005, 0.005)
 TARGET = 50.0  # microseconds
+CLIENTS = 100  # the first of them asks for half of all pictures
 
 
 class World:
@@ -38,7 +39,7 @@ class World:
     def __init__(self, workers: int, load: float, seed: int) -> None:
         self.random = random.Random(seed)
         self.names = [f"gpu{index}" for index in range(workers)]
-        self.core = Scheduler(self.names, Limits(max_queue=int(load * workers) + 1))
+        self.core = Scheduler(self.names, Limits(max_queue=2 * int(load * workers) + 1))
         self.now = 0.0
         self.running: list[Start] = []
         self.taken: dict[str, dict[int, int]] = {name: {} for name in self.names}
@@ -66,7 +67,8 @@ class World:
                 self.taken[command.worker][command.slot] = 0
 
     def submit(self) -> None:
-        self.tell(Submitted(Job(next(self.ids), self.now + 3600.0)))
+        client = max(0, self.random.randrange(-CLIENTS, CLIENTS))
+        self.tell(Submitted(Job(next(self.ids), self.now + 3600.0, client=f"client {client}")))
 
     def step(self) -> None:
         worker = self.random.choice(self.running).worker

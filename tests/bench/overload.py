@@ -26,6 +26,7 @@ DEADLINE_SECONDS = 10
 FILLING_SECONDS = 2 * DEADLINE_SECONDS  # at the start, until the queue is as it stays
 FOLLOWERS = 20  # of those refused last
 SETTINGS = {
+    "SCHEDULER__CLIENT_SHARE": 1,  # all clients have the same address
     "WORKERS__CPU_WORKERS": WORKERS,
     "ENGINE__SLOTS": SLOTS,
     "ENGINE__ECHO__STEPS": STEPS,

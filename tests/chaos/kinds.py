@@ -29,8 +29,7 @@ class Kind:
     leaves: bool = False
 
 
-# "memory": an error that says that the device had none left. Busy and draining ones were not taken on.
-GOOD = frozenset({"done", "busy", "draining", "memory"})
+GOOD = frozenset({"done", "busy", "draining"})  # the latter two were not taken on
 CLOSED = frozenset({"cut"})
 
 
@@ -77,7 +76,7 @@ def _bad() -> list[Kind]:
     cut = good_body(1, png(640, 480)[:-200])  # its header is sound: only the worker sees it
     return [
         *(Kind(f"bad: {end}", 3, frozenset({end}), body=body) for end, body in broken.items()),
-        Kind("bad: cut picture", 3, frozenset({"invalid-picture", "busy", "draining", "memory"}), body=cut),
+        Kind("bad: cut picture", 3, frozenset({"invalid-picture", "busy", "draining"}), body=cut),
     ]
 
 

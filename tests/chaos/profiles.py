@@ -12,6 +12,7 @@ _COMMON: dict[str, object] = {
     "WORKERS__THREADS": 1,
     "SCHEDULER__ATTEMPTS": 6,
     "SCHEDULER__MAX_QUEUE": 24,
+    "SCHEDULER__CLIENT_SHARE": 1,  # all of them have the same address
     "SCHEDULER__RESTART_PAUSE": 0.1,
     "SCHEDULER__RESTART_PAUSE_MAX": 1.0,
     "SCHEDULER__LOAD_TIMEOUT": 60,

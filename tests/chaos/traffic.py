@@ -88,10 +88,8 @@ class Traffic:
 
     def _judge_problem(self, record: Record, answer: Answer) -> None:
         problem = json.loads(answer.body)
-        record.counted = problem["type"].rpartition(":")[2]
+        record.counted = record.outcome = problem["type"].rpartition(":")[2]
         record.detail = problem["detail"]
-        out_of_memory = record.counted == "internal" and "on purpose" in record.detail
-        record.outcome = "memory" if out_of_memory else record.counted
         if record.counted == "busy" and not answer.headers.get("retry-after", "").isdecimal():
             record.outcome = "busy without Retry-After"
 

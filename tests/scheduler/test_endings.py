@@ -2,6 +2,7 @@
 
 from scheduler.messages import (
     Abandoned,
+    Blame,
     Broken,
     Cancel,
     Cancelled,
@@ -57,7 +58,7 @@ def test_a_picture_that_was_finished_meanwhile_frees_the_slot_too() -> None:
 def test_a_picture_that_failed_meanwhile_frees_the_slot_too() -> None:
     core = running_one()
     core.handle(0.1, Cancelled(1))
-    assert core.handle(0.2, failed(FIRST, "out of memory", refused=False)) == [Start(2, "gpu0", 0, 2)]
+    assert core.handle(0.2, failed(FIRST, "KeyError")) == [Start(2, "gpu0", 0, 2)]
 
 
 def test_it_is_cancelled_once() -> None:
@@ -121,7 +122,7 @@ def test_a_deadline_is_forgotten_with_its_job() -> None:
 
 def test_a_picture_that_cannot_be_read_is_refused() -> None:
     core = running_one()
-    assert core.handle(0.1, failed(FIRST, "not an image", refused=True)) == [
+    assert core.handle(0.1, failed(FIRST, "not an image", Blame.PICTURE)) == [
         Reply(1, Refused("not an image")),
         Start(2, "gpu0", 0, 2),
     ]
@@ -129,7 +130,7 @@ def test_a_picture_that_cannot_be_read_is_refused() -> None:
 
 def test_a_worker_that_fails_on_a_job_breaks_it() -> None:
     core = running_one()
-    assert core.handle(0.1, failed(FIRST, "KeyError", refused=False))[0] == Reply(1, Broken("KeyError"))
+    assert core.handle(0.1, failed(FIRST, "KeyError"))[0] == Reply(1, Broken("KeyError"))
 
 
 def test_a_late_message_is_not_taken_for_the_next_tenants() -> None:
@@ -139,7 +140,7 @@ def test_a_late_message_is_not_taken_for_the_next_tenants() -> None:
     core.handle(1.0, Tick())
     second = Start(1, "gpu0", 0, 2)
     assert core.handle(2.0, ready("gpu0", SINGLE)) == [second]
-    for late in (finished(FIRST), failed(FIRST, "late", refused=True), released(FIRST)):
+    for late in (finished(FIRST), failed(FIRST, "late", Blame.PICTURE), released(FIRST)):
         assert core.handle(3.0, late) == []
     assert core.handle(3.0, finished(second)) == [Reply(1, done(second, queued=2.0))]
 

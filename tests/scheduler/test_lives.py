@@ -116,7 +116,7 @@ def test_becoming_ready_does_not_end_the_doubling() -> None:
 def test_a_worker_that_only_failed_has_proved_nothing() -> None:
     core = scheduler(ready("gpu0"), restart_pause=0.5)
     core.handle(0.0, Submitted(job(1)))
-    core.handle(1.0, failed(FIRST, "out of memory", refused=False))
+    core.handle(1.0, failed(FIRST, "KeyError"))
     assert core.handle(2.0, LOST) == []
     assert core.next_wakeup == 2.5
 

@@ -4,6 +4,8 @@ The world plays clients, clock and worker processes, with their races: messages 
 ones of former processes, workers that hang. It knows nothing of the core but its commands and public face.
 """
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from scheduler.core import IllegalEvent
 from scheduler.messages import (
+    Blame,
     Cancelled,
     Costs,
     Drain,
@@ -18,6 +21,7 @@ from scheduler.messages import (
     Failed,
     Finished,
     Job,
+    Measured,
     Opened,
     Released,
     Stepped,
@@ -28,9 +32,10 @@ from scheduler.messages import (
 )
 from scheduler.policy import Wait
 from tests.scheduler.words import CPU, GPU, IMAGE, SINGLE
-from tests.scheduler.world import WORKERS, Client, World, pick
+from tests.scheduler.world import LIMITS, WORKERS, Client, World, pick
 
 a_device = st.sampled_from([GPU, CPU, SINGLE])
+CLIENTS = ("a", "a", "b", "c")
 worker_ids = st.sampled_from(WORKERS)
 any_index = st.integers(0, 1000)
 
@@ -40,7 +45,7 @@ class AnyWorld(World):
 
     @initialize(early=st.integers(0, 3), costs=st.lists(a_device, min_size=len(WORKERS), max_size=len(WORKERS)))
     def open(self, early: int, costs: list[Costs]) -> None:
-        self.submit(early, seconds=100.0, work=1.0)
+        self.submit(early, seconds=100.0, work=1.0, client="a")
         self.tell(Opened())
         for worker, each in zip(WORKERS, costs, strict=True):
             self.load(worker, each)
@@ -49,10 +54,11 @@ class AnyWorld(World):
         count=st.integers(1, 4),
         seconds=st.sampled_from([1.0, 20.0, 100.0, 400.0]),
         work=st.sampled_from([0.5, 1.0, 2.0]),
+        client=st.sampled_from(CLIENTS),
     )
-    def submit(self, count: int, seconds: float, work: float) -> None:
+    def submit(self, count: int, seconds: float, work: float, client: str) -> None:
         for _ in range(count):
-            job = Job(len(self.clients) + 1, self.now + seconds, work)
+            job = Job(len(self.clients) + 1, self.now + seconds, work, client)
             self.clients[job.id] = Client(job)
             self.tell(Submitted(job))
 
@@ -98,11 +104,21 @@ class AnyWorld(World):
         worker, slot, generation = self.leave(index, cancelled=False)
         self.tell(Finished(worker, slot, generation, IMAGE))
 
-    @rule(index=any_index, refused=st.booleans())
+    @rule(index=any_index, blame=st.sampled_from(Blame))
     @precondition(lambda self: self.working())
-    def fail(self, index: int, refused: bool) -> None:
-        worker, slot, generation = self.leave(index, cancelled=False)
-        self.tell(Failed(worker, slot, generation, "no", refused))
+    def fail(self, index: int, blame: Blame) -> None:
+        worker, slot, generation = self.leave(index, cancelled=False, lacking=blame is Blame.MEMORY)
+        self.tell(Failed(worker, slot, generation, "no", blame))
+
+    @rule(index=any_index, faster=st.sampled_from([0.25, 1.0, 3.0]))
+    @precondition(lambda self: any(process.ready for process in self.processes.values()))
+    def measure(self, index: int, faster: float) -> None:
+        worker = pick([worker for worker, process in self.processes.items() if process.ready], index)
+        process = self.processes[worker]
+        assert process.costs is not None
+        seconds = tuple(each / faster for each in process.costs.step_seconds)
+        process.costs = replace(process.costs, step_seconds=seconds)
+        self.tell(Measured(worker, process.costs))
 
     @rule(index=any_index)
     @precondition(lambda self: self.leaving())
@@ -141,7 +157,9 @@ class AnyWorld(World):
         unanswered = [client.job for client in self.clients.values() if client.outcome is None]
         events: list[Event] = [Opened(), WorkerLost("nobody", ""), *map(Submitted, unanswered)]
         if process is None:
-            events += [WorkerReady(worker, costs), WorkerLost(worker, "")]
+            events += [WorkerReady(worker, costs), Measured(worker, costs), WorkerLost(worker, "")]
+        elif process.costs is None and not process.killed:
+            events += [Measured(worker, costs)]
         elif process.ready or (costs.steps == 0 and not process.killed):
             events += [WorkerReady(worker, costs)]
         for event in [] if self.exited else events:
@@ -189,6 +207,12 @@ class AnyWorld(World):
             assert room
         if self.core.wait in {Wait.SUSPECT, Wait.NEEDS_EMPTY}:
             assert any(client.losses for client in self.clients.values())
+
+    @invariant()
+    def a_client_alone_leaves_places_for_others(self) -> None:
+        waiting = [each.job.client for each in self.clients.values() if each.outcome is None]
+        if len(set(waiting)) == 1 and not any(each.losses for each in self.clients.values()):
+            assert self.core.queue_depth <= LIMITS.max_queue * LIMITS.client_share
 
     def teardown(self) -> None:
         """Nothing more happens but the clock: drained, everybody has an answer by the end."""

@@ -2,6 +2,8 @@
 
 from scheduler.messages import (
     Abandoned,
+    Blame,
+    Broken,
     Cancel,
     Cancelled,
     Command,
@@ -14,7 +16,20 @@ from scheduler.messages import (
     WorkerLost,
 )
 from scheduler.policy import Wait
-from tests.scheduler.words import CPU, GPU, SINGLE, SLOW_GPU, Checked, finished, job, ready, released, scheduler
+from tests.scheduler.words import (
+    CPU,
+    GPU,
+    SINGLE,
+    SLOW_GPU,
+    Checked,
+    done,
+    failed,
+    finished,
+    job,
+    ready,
+    released,
+    scheduler,
+)
 
 
 def submit(core: Checked, *ids: int) -> list[Command]:
@@ -36,6 +51,40 @@ def test_a_job_that_loses_its_second_worker_is_poisoned() -> None:
     submit(core, 1)
     assert lose(core, "gpu0") == [Start(1, "gpu1", 0, 2)]
     assert lose(core, "gpu1") == [Reply(1, Poisoned(attempts=2))]
+    assert (core.running, core.queue_depth) == (0, 0)
+
+
+def test_a_picture_that_lacks_memory_is_made_alone_elsewhere() -> None:
+    core = scheduler(ready("gpu0", SLOW_GPU), ready("gpu1"))
+    submit(core, 1)
+    first = Start(1, "gpu1", 0, 1)
+    second = Start(1, "gpu0", 0, 2)
+    assert core.handle(1.0, failed(first, "no memory", Blame.MEMORY)) == [second]
+    assert core.handle(2.0, finished(second)) == [Reply(1, done(second, queued=1.0))]
+
+
+def test_with_one_worker_it_is_made_alone_when_the_others_are_done() -> None:
+    core = scheduler(ready("gpu0"))
+    submit(core, 1, 2)
+    assert core.handle(1.0, failed(Start(1, "gpu0", 0, 1), "no memory", Blame.MEMORY)) == []
+    assert core.handle(1.0, Submitted(job(3))) == []
+    assert core.handle(2.0, finished(Start(2, "gpu0", 1, 2)))[1:] == [Start(1, "gpu0", 0, 3)]
+
+
+def test_a_picture_that_lacks_memory_alone_too_fails_and_says_so() -> None:
+    core = scheduler(ready("gpu0"))
+    submit(core, 1)
+    assert core.handle(1.0, failed(Start(1, "gpu0", 0, 1), "no memory", Blame.MEMORY)) == [Start(1, "gpu0", 0, 2)]
+    assert core.handle(2.0, failed(Start(1, "gpu0", 0, 2), "no memory", Blame.MEMORY)) == [
+        Reply(1, Broken("no memory"))
+    ]
+
+
+def test_a_picture_that_lacks_memory_after_its_client_left_is_forgotten() -> None:
+    core = scheduler(ready("gpu0"))
+    submit(core, 1)
+    core.handle(0.5, Cancelled(1))
+    assert core.handle(1.0, failed(Start(1, "gpu0", 0, 1), "no memory", Blame.MEMORY)) == []
     assert (core.running, core.queue_depth) == (0, 0)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
+from typing import Any
 
 from scheduler.messages import Command, Costs, Event, Finished, Job, Outcome, Reply, Start, Stepped, Submitted, Tick
 from scheduler.policy import step_seconds
@@ -32,23 +33,28 @@ class Device:
 class Toy:
     """Carries out the scheduler's commands on devices that take as long as their costs say, or `slower` times that."""
 
-    def __init__(self, *costs: Costs, max_queue: int = 256, slower: float = 1.0) -> None:
+    def __init__(self, *costs: Costs, slower: float = 1.0, **limits: Any) -> None:
         self.devices = {f"device{index}": Device(each, slower) for index, each in enumerate(costs)}
         workers = [ready(name, device.costs) for name, device in self.devices.items()]
-        self.core: Checked = scheduler(*workers, max_queue=max_queue)
+        self.core: Checked = scheduler(*workers, **limits)
         self.now = 0.0
         self.outcomes: dict[int, tuple[float, Outcome]] = {}
+        self.clients: dict[int, str] = {}
         self._ids = count(1)
         self._order = count()
         self._calendar: list[tuple[float, int, Callable[[], None]]] = []
         self._starts: dict[tuple[str, int], Start] = {}
         self._works: dict[int, float] = {}
 
-    def submit(self, seconds: float, work: float = 1.0) -> Outcome | None:
-        """Ask for a picture within so many seconds; returns the answer if that is given at once."""
+    def submit(self, seconds: float, work: float = 1.0, client: str = "") -> Outcome | None:
+        """Ask for a picture within so many seconds; returns the answer if that is given at once.
+
+        Every job is another client's, unless `client` is given.
+        """
         number = next(self._ids)
         self._works[number] = work
-        self._tell(Submitted(Job(number, self.now + seconds, work)))
+        self.clients[number] = client or f"client of {number}"
+        self._tell(Submitted(Job(number, self.now + seconds, work, self.clients[number])))
         return self.outcomes[number][1] if number in self.outcomes else None
 
     def run(self, until: float) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from scheduler.core import Scheduler
 from scheduler.messages import (
+    Blame,
     Command,
     Costs,
     Done,
@@ -45,8 +46,8 @@ class Checked(Scheduler):
         return next(view.state for view in self.workers() if view.id == worker)
 
 
-def job(id: JobId, deadline: float = 1000.0, work: float = 1.0) -> Job:  # noqa: A002
-    return Job(id, deadline, work)
+def job(id: JobId, deadline: float = 1000.0, work: float = 1.0, client: str = "") -> Job:  # noqa: A002
+    return Job(id, deadline, work, client or f"client of {id}")
 
 
 def ready(worker: WorkerId, costs: Costs = GPU) -> WorkerReady:
@@ -77,8 +78,8 @@ def finished(start: Start) -> Finished:
     return Finished(start.worker, start.slot, start.generation, IMAGE)
 
 
-def failed(start: Start, reason: str, *, refused: bool) -> Failed:
-    return Failed(start.worker, start.slot, start.generation, reason, refused)
+def failed(start: Start, reason: str, blame: Blame = Blame.SERVICE) -> Failed:
+    return Failed(start.worker, start.slot, start.generation, reason, blame)
 
 
 def released(start: Start) -> Released:

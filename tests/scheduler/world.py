@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine
 
 from scheduler.messages import (
     Abandoned,
+    Blame,
     Broken,
     Cancel,
     Cancelled,
@@ -23,6 +24,7 @@ from scheduler.messages import (
     Job,
     Kill,
     Outcome,
+    Overdrawn,
     Poisoned,
     Refused,
     Rejected,
@@ -97,7 +99,7 @@ class World(RuleBasedStateMachine):
         self.processes: dict[str, Process] = {}
         self.clients: dict[int, Client] = {}
         self.generation = 0
-        self.last_first_start = 0
+        self.last_first_start: dict[str, int] = {}  # by client
         self.late: list[Event] = []  # what former processes may still have said
         self.drain_end: float | None = None
         self.exited = False
@@ -116,29 +118,40 @@ class World(RuleBasedStateMachine):
     def taken(self) -> list[tuple[str, int]]:
         return [(worker, slot) for worker in self.working() for slot in self.processes[worker].slots]
 
+    def waiting_of(self, client: str) -> int:
+        """How many jobs of a client wait, as far as one can tell from outside."""
+        running = {slot.job for process in self.processes.values() for slot in process.slots.values()}
+        jobs = [each for number, each in self.clients.items() if number not in running and each.job.client == client]
+        return sum(each.outcome is None for each in jobs)
+
     def load(self, worker: str, costs: Costs) -> None:
         process = self.processes[worker]
         if not process.killed:
             process.costs = costs
         self.tell(WorkerReady(worker, costs))
 
-    def leave(self, index: int, *, cancelled: bool) -> tuple[str, int, int]:
-        """Empty some slot; returns what its worker says of it: (worker, slot, generation)."""
+    def leave(self, index: int, *, cancelled: bool, lacking: bool = False) -> tuple[str, int, int]:
+        """Empty some slot, `lacking` memory perhaps; returns what its worker calls it: (worker, slot, generation)."""
         worker, slot = pick(self.leaving() if cancelled else self.taken(), index)
         process = self.processes[worker]
-        generation = process.slots.pop(slot).generation
+        left = process.slots.pop(slot)
         process.alone = process.alone and bool(process.slots)
-        return worker, slot, generation
+        if lacking:
+            self.count_loss(left, worker)
+        return worker, slot, left.generation
+
+    def count_loss(self, slot: Slot, worker: str) -> None:
+        client = self.clients[slot.job]
+        if client.outcome is None:
+            client.losses, client.lost_on = client.losses + 1, worker
 
     def lose(self, worker: str) -> None:
         process = self.processes.pop(worker)
         for number, slot in process.slots.items():
             self.late.append(Finished(worker, number, slot.generation, IMAGE))
-            self.late.append(Failed(worker, number, slot.generation, "late", False))
+            self.late.append(Failed(worker, number, slot.generation, "late", Blame.SERVICE))
             self.late.append(Released(worker, number, slot.generation))
-            client = self.clients[slot.job]
-            if client.outcome is None:
-                client.losses, client.lost_on = client.losses + 1, worker
+            self.count_loss(slot, worker)
         self.tell(WorkerLost(worker, "gone"))
 
     def tell(self, event: Event) -> list[Command]:
@@ -200,8 +213,8 @@ class World(RuleBasedStateMachine):
             others = [other for name, other in self.processes.items() if name != client.lost_on and other.ready]
             assert start.worker != client.lost_on or not others
         else:
-            assert start.job > self.last_first_start  # first come, first served
-            self.last_first_start = start.job
+            assert start.job > self.last_first_start.get(client.job.client, 0)  # first come, first served
+            self.last_first_start[client.job.client] = start.job
         client.starts += 1
         process.alone = client.losses > 0
         self.generation = start.generation
@@ -217,7 +230,8 @@ class World(RuleBasedStateMachine):
                 assert queued >= 0.0
             case Refused() | Broken():
                 assert isinstance(event, Failed)
-                assert event.refused == isinstance(outcome, Refused)
+                assert (event.blame is Blame.PICTURE) == isinstance(outcome, Refused)
+                assert event.blame is not Blame.MEMORY or client.losses == LIMITS.attempts
             case Poisoned(attempts):
                 assert attempts == client.losses == LIMITS.attempts
             case Expired():
@@ -225,6 +239,10 @@ class World(RuleBasedStateMachine):
             case Rejected(retry_after):
                 assert retry_after > 0.0
                 assert client.starts == 0
+            case Overdrawn(retry_after):
+                assert retry_after > 0.0
+                assert client.starts == 0
+                assert self.waiting_of(client.job.client)
             case Draining():
                 assert self.drain_end is not None
                 assert isinstance(event, Submitted) or self.drain_end <= self.now

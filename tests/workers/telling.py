@@ -1,16 +1,16 @@
-"""A worker process around an engine that has something to tell, and that decodes beside its steps."""
+"""A worker process around an engine that has something to tell, decodes beside its steps, and fails on request."""
 
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 from scheduler.messages import Costs
-from workers import process
+from workers import process, worker
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
-from workers.engine.contract import Condition
+from workers.engine.contract import Condition, OutOfMemoryError, Stepped, Task
 from workers.engine.echo import EchoEngine
 from workers.process import Setup
 from workers.slots import SlotMemory
@@ -20,6 +20,7 @@ DECODE_SECONDS = 0.5
 COMPILE_SECONDS = 0.5  # after the warm-up, until there is a graph
 IDLE_SECONDS = 0.1
 BLACK = 0  # a picture that is all of this makes the device fail
+LACKS_MEMORY = {"prepare": 10, "admit": 20, "step": 30, "finish": 40}  # and of these, lacks memory where they say
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class Decoding:
 
 
 class TellingEngine(EchoEngine):
-    """The echo engine, but a graph comes while nobody asks for it, and each picture is a fallback."""
+    """The echo engine, but a graph comes while nobody asks for it, after which a step costs half, and each picture is
+    a fallback."""
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
@@ -42,7 +44,23 @@ class TellingEngine(EchoEngine):
         threading.Timer(COMPILE_SECONDS, self._capture).start()
         return costs
 
+    def costs(self) -> Costs:
+        costs = super().costs()
+        return replace(costs, step_seconds=tuple(each / (1 + self._graphs) for each in costs.step_seconds))
+
+    def prepare(self, task: Task) -> Pixels | bytes:
+        return _given_memory("prepare", super().prepare(task))
+
+    def admit(self, slot: int, prepared: Pixels | bytes) -> None:
+        super().admit(slot, _given_memory("admit", prepared))
+
+    def step(self) -> list[Stepped]:
+        for pixels, _ in self._running.values():
+            _given_memory("step", pixels)
+        return super().step()
+
     def finish(self, slot: int) -> Decoding:  # type: ignore[override]
+        _given_memory("finish", self._running[slot][0])
         self._fallbacks += 1
         return Decoding(super().finish(slot))
 
@@ -61,6 +79,13 @@ class TellingEngine(EchoEngine):
         self._graphs = 1
 
 
+def _given_memory(where: str, pixels: Pixels | bytes) -> Pixels | bytes:
+    assert not isinstance(pixels, bytes)
+    if pixels.max() == LACKS_MEMORY[where]:
+        raise OutOfMemoryError(f"no memory to {where}")
+    return pixels
+
+
 def condition(graphs: int, fallbacks: int) -> Condition:
     """What the engine says after so many."""
     return Condition(ATTENTION, (("step", graphs),), 2**20 * graphs, (("no compiler", fallbacks),))
@@ -70,6 +95,6 @@ def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
     """Entry point of such a process, instead of `workers.process.main`."""
     with (
         patch.object(process, "_load", lambda setup: TellingEngine(setup.engine)),
-        patch.object(process, "IDLE_SECONDS", IDLE_SECONDS),
+        patch.object(worker, "IDLE_SECONDS", IDLE_SECONDS),
     ):
         process.main(setup, channel, memory)

@@ -6,11 +6,14 @@ import select
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
+from typing import TypeVar
 
 import cv2
 import numpy as np
 import pytest
 
+from scheduler.messages import Blame
 from tests.workers import telling
 from workers import wire
 from workers.child import Child
@@ -18,10 +21,20 @@ from workers.devices import DeviceSpec
 from workers.engine.config import Echo, EngineConfig
 from workers.process import Setup
 from workers.slots import SlotLayout, SlotMemory
+from workers.worker import SHORTAGES
 
 PATIENCE = 30.0  # seconds, before a test gives a process up
 SLOW = EngineConfig(kind="echo", slots=3, echo=Echo(steps=4, step_seconds=0.1))
+Kind = TypeVar("Kind")
 PICTURE = cv2.imencode(".png", np.full((64, 64, 3), 200, np.uint8))[1].tobytes()
+
+
+def of_one_colour(value: int) -> bytes:
+    return cv2.imencode(".png", np.full((64, 64, 3), value, np.uint8))[1].tobytes()
+
+
+def of_kind(reports: Iterator[wire.Report], kind: type[Kind]) -> Iterator[Kind]:
+    return (report for report in reports if isinstance(report, kind))
 
 
 class Worker:
@@ -30,6 +43,7 @@ class Worker:
     def __init__(self, engine: EngineConfig, output_bytes: int = 2**20) -> None:
         self.memory = SlotMemory.create(SlotLayout(engine.slots, 2**20, output_bytes))
         setup = Setup(DeviceSpec("cpu0", "cpu", None), engine, threads=1)
+        self.reaped = False
         self.child = Child(multiprocessing.get_context("spawn"), setup, self.memory)
 
     def run(self, slot: int, generation: int, picture: bytes = PICTURE) -> None:
@@ -49,6 +63,7 @@ class Worker:
     def ended(self) -> str:
         assert select.select([self.child.sentinel], [], [], PATIENCE)[0]
         list(self.child.reports())
+        self.reaped = True
         return self.child.reap()
 
 
@@ -65,7 +80,7 @@ def test_it_tells_what_a_step_costs_when_it_is_ready() -> None:
     worker = Worker(SLOW)
     ready = worker.until(wire.Ready)
     assert isinstance(ready, wire.Ready)
-    assert (ready.steps, len(ready.step_seconds), ready.device, ready.uuid) == (4, 3, "CPU", None)
+    assert (ready.costs.steps, len(ready.costs.step_seconds), ready.device, ready.uuid) == (4, 3, "CPU", None)
     worker.child.kill()
     assert worker.ended() == "killed by SIGKILL"
 
@@ -91,7 +106,7 @@ def test_what_is_no_picture_is_refused_and_the_next_one_made(worker: Worker) -> 
     worker.run(1, 7, b"not a picture")
     failed = worker.until(wire.Failed)
     assert isinstance(failed, wire.Failed)
-    assert (failed.slot, failed.generation, failed.refused) == (1, 7, True)
+    assert (failed.slot, failed.generation, failed.blame) == (1, 7, Blame.PICTURE)
     worker.run(1, 8)
     finished = worker.until(wire.Finished)
     assert isinstance(finished, wire.Finished)
@@ -125,7 +140,7 @@ def test_a_result_that_does_not_fit_its_slot_is_an_error_that_says_what_to_raise
     worker.run(0, 1)
     failed = worker.until(wire.Failed)
     assert isinstance(failed, wire.Failed)
-    assert not failed.refused
+    assert failed.blame is Blame.SERVICE
     assert "raise workers.output_bytes" in failed.reason
     worker.child.kill()
     worker.ended()
@@ -147,15 +162,20 @@ def teller(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     monkeypatch.setattr("workers.child.main", telling.main)
     worker = Worker(SLOW)
     yield worker
-    worker.child.kill()
-    worker.ended()
+    if not worker.reaped:
+        worker.child.kill()
+        worker.ended()
 
 
 def test_how_the_engine_runs_is_told_when_it_is_ready_and_when_that_changes(teller: Worker) -> None:
     heard = teller.hear()
-    assert isinstance(next(heard), wire.Ready)
+    ready = next(heard)
+    assert isinstance(ready, wire.Ready)
     assert next(heard) == wire.Changed(telling.condition(graphs=0, fallbacks=0))
-    assert next(heard) == wire.Changed(telling.condition(graphs=1, fallbacks=0))  # although it had nothing to do
+    measured = next(heard)  # although it had nothing to do
+    assert isinstance(measured, wire.Measured)
+    assert measured.costs.step_seconds == tuple(each / 2 for each in ready.costs.step_seconds)
+    assert next(heard) == wire.Changed(telling.condition(graphs=1, fallbacks=0))
     teller.run(0, 1)
     reports = []
     for report in heard:
@@ -187,16 +207,41 @@ def test_a_picture_is_decoded_beside_the_steps_of_others_and_its_stages_add_up(t
     assert finished.encode < telling.DECODE_SECONDS
 
 
-def test_a_picture_that_the_device_fails_to_decode_is_reported_and_its_slot_is_free(teller: Worker) -> None:
-    black = cv2.imencode(".png", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
-    teller.run(1, 7, black)
+def test_a_device_that_fails_while_it_decodes_ends_the_process_with_its_reason(teller: Worker) -> None:
+    teller.run(1, 7, of_one_colour(telling.BLACK))
+    assert teller.ended() == "RuntimeError: CUDA error: an illegal memory access was encountered"
+
+
+@pytest.mark.parametrize("where", telling.LACKS_MEMORY)
+def test_a_picture_without_memory_for_it_is_reported_and_the_next_one_made(teller: Worker, where: str) -> None:
+    teller.run(1, 7, of_one_colour(telling.LACKS_MEMORY[where]))
     failed = teller.until(wire.Failed)
-    reason = "RuntimeError: CUDA error: an illegal memory access was encountered"
-    assert failed == wire.Failed(1, 7, reason, refused=False)
+    assert isinstance(failed, wire.Failed)
+    assert (failed.slot, failed.generation, failed.blame) == (1, 7, Blame.MEMORY)
+    assert f"no memory to {where}" in failed.reason
     teller.run(1, 8)
     finished = teller.until(wire.Finished)
     assert isinstance(finished, wire.Finished)
     assert finished.generation == 8
+
+
+def test_a_step_without_memory_gives_all_its_pictures_back(teller: Worker) -> None:
+    teller.run(0, 1)
+    teller.until(wire.Stepped)
+    teller.run(1, 2, of_one_colour(telling.LACKS_MEMORY["step"]))
+    failed = list(islice(of_kind(teller.hear(), wire.Failed), 2))
+    assert {(each.slot, each.generation, each.blame) for each in failed} == {
+        (0, 1, Blame.MEMORY),
+        (1, 2, Blame.MEMORY),
+    }
+
+
+def test_a_process_that_lacks_memory_again_and_again_ends(teller: Worker) -> None:
+    for generation in range(SHORTAGES):
+        teller.run(0, generation, of_one_colour(telling.LACKS_MEMORY["finish"]))
+        teller.until(wire.Failed)
+    teller.run(0, SHORTAGES, of_one_colour(telling.LACKS_MEMORY["finish"]))
+    assert teller.ended() == "OutOfMemoryError: no memory to finish"
 
 
 def test_it_does_not_heed_the_signals_of_a_terminal(worker: Worker) -> None:

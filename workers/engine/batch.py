@@ -57,7 +57,7 @@ class _Buffers:
 
     history: Tensor  # [S + 1, noises + N, 4, h, w] float32: the noises, then each call's noise prediction
     step: Tensor  # [S + 1] calls made
-    hint: Tensor  # [S + 1, channels, h, w]
+    hint: Tensor  # [S + 1, h, w, channels]: as the channels-last layout has it, so that gathering it is all
     text: Tensor  # [S + 1, rows, 77, total] keys and values of the UNet's layers, then of the ControlNet's
     chosen: dict[int, Tensor]  # bucket -> [bucket] the entries that it runs
 
@@ -100,7 +100,7 @@ class Batch:
         buffers.history[slot].zero_()
         buffers.history[slot, : len(newcomer.noise)].copy_(newcomer.noise, non_blocking=True)
         buffers.step[slot] = 0
-        buffers.hint[slot].copy_(newcomer.hint)
+        buffers.hint[slot].copy_(newcomer.hint.permute(1, 2, 0))
         buffers.text[slot].copy_(newcomer.text)
         self._done[slot] = 0
 
@@ -142,7 +142,11 @@ class Batch:
         self.graphs.drop(bucket)
         self._graph(bucket)
 
-    def rehearse(self, bucket: int, denoiser: Denoiser) -> None:
+    def rehearse(self, bucket: int) -> None:
+        """Take a step of a bucket without pictures in it: it takes as long as any, and nothing comes of it."""
+        self._run((), bucket)
+
+    def try_out(self, bucket: int, denoiser: Denoiser) -> None:
         """Run networks on a bucket's shapes, and drop what they predict; from any thread, whatever else runs."""
         nobody = torch.full((bucket,), self._recipe.slots, device=self._model.device)
         denoiser(*self._gather(nobody))
@@ -187,7 +191,7 @@ class Batch:
         unet_layers = len(model.unet.keys_values_widths)
         widths = model.unet.keys_values_widths + model.controlnet.keys_values_widths
         text = torch.split(buffers.text[chosen].flatten(0, 1), widths, dim=-1)
-        hint = buffers.hint[chosen].contiguous(memory_format=torch.channels_last)
+        hint = buffers.hint[chosen].permute(0, 3, 1, 2)
         control = Control(hint, self._control_scale, self._given(model.controlnet, step, text[unet_layers:]))
         return latents, self._given(model.unet, step, text[:unet_layers]), control
 
@@ -219,7 +223,7 @@ class Batch:
         return _Buffers(
             history=zeros(entries, model.sampler.weights.shape[1], 4, *self._size, dtype=torch.float32),
             step=zeros(entries, dtype=torch.int64),
-            hint=zeros(entries, channels, *self._size, dtype=model.dtype).contiguous(memory_format=torch.channels_last),
+            hint=zeros(entries, *self._size, channels, dtype=model.dtype),
             text=zeros(entries, recipe.rows, TEXT_TOKENS, total, dtype=model.dtype),
             chosen={b: torch.full((b,), recipe.slots, device=model.device) for b in recipe.buckets},
         )

@@ -24,16 +24,13 @@ _PLUGINS: dict[Format, type[ImageFile.ImageFile]] = {"PNG": PngImageFile, "JPEG"
 _MAX_PIXELS = 178_956_970  # where Pillow would call it a bomb; a guard for callers without a limit of their own
 # JPEG's own limit. A WebP of 210 bytes may declare 13,697,032 x 8 pixels and keeps libwebp busy for minutes.
 _MAX_SIDE = 65_535
+# Each scan of a progressive JPEG goes over all pixels, some 2 ns for each, and takes a few bytes: 200 KB can hold 1,000
+# scans of 40 million pixels, a minute. Pictures have some ten scans. However few its pixels, a scan has its costs.
+_MAX_SCANNED_PIXELS = 10**9
+_SCAN_PIXELS = 2**20
+_START_OF_SCAN = b"\xff\xda"
+_BAND_PIXELS = 2**22  # converted at a time, so that a large picture is not there four times over
 _UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, zlib.error)
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def decode(data: Buffer) -> Pixels:
@@ -46,7 +43,7 @@ def decode(data: Buffer) -> Pixels:
     if header.width * header.height > _MAX_PIXELS or max(header.width, header.height) > _MAX_SIDE:
         raise BadPictureError(f"The picture is too large: {header.width} x {header.height} pixels.")
     try:
-        return np.asarray(_upright(_rgb(_open(data, header)), header.orientation))
+        return _upright(_pixels(_open(data, header)), header.orientation)
     except BadPictureError:
         raise
     except _UNREADABLE as error:
@@ -79,6 +76,9 @@ def encode(pixels: Pixels, output: Output) -> bytes:
 
 
 def _open(data: Buffer, header: Header) -> Image.Image:
+    scans = bytes(data).count(_START_OF_SCAN) if header.format == "JPEG" else 0
+    if scans * max(header.width * header.height, _SCAN_PIXELS) > _MAX_SCANNED_PIXELS:
+        raise BadPictureError(f"The JPEG picture goes over its pixels too often: {scans} scans.")
     image = _PLUGINS[header.format](BytesIO(data))
     stored = (header.height, header.width) if header.orientation >= SIDES_SWAPPED else (header.width, header.height)
     # Two readers that disagree on the size could be used to smuggle a large picture past the limit.
@@ -86,6 +86,18 @@ def _open(data: Buffer, header: Header) -> Image.Image:
         raise BadPictureError(f"The {header.format} picture declares more than one size.")
     image.load()
     return image
+
+
+def _pixels(image: Image.Image) -> Pixels:
+    width, height = image.size
+    rows = max(_BAND_PIXELS // width, 1)
+    if height <= rows:
+        return np.asarray(_rgb(image))
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        pixels[top:bottom] = np.asarray(_rgb(image.crop((0, top, width, bottom))))
+    return pixels
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -105,5 +117,12 @@ def _grey16(image: Image.Image) -> Image.Image:
     return Image.fromarray(eight).convert("RGB")
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    return image if orientation == 1 else image.transpose(_UPRIGHT[orientation])
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Undo an EXIF orientation (Exif 2.32 4.6.4): 2 to 4 mirror and turn, 5 to 8 swap the sides first."""
+    if orientation >= SIDES_SWAPPED:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in {3, 4, 7, 8}:
+        pixels = pixels[::-1]
+    if orientation in {2, 3, 6, 7}:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)

@@ -1,5 +1,6 @@
 """The client's words as tensors: tokens on any thread, text features and keys/values on the device's thread."""
 
+import math
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
@@ -54,6 +55,10 @@ class TextConditioning:
         self._kept: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
         # Where a graph of the text encoder reads and writes.
         self._numbers = torch.zeros(1, TEXT_TOKENS, dtype=torch.int64, device=text_encoder.device)
+        # Left to itself, transformers makes a mask while a graph is recorded, and none at other times (`is_tracing`):
+        # then other kernels would be recorded than were rehearsed.
+        masked = torch.full((1, 1, TEXT_TOKENS, TEXT_TOKENS), -math.inf, dtype=unet.dtype)
+        self._causal = masked.triu(1).to(text_encoder.device)
         width = sum(sum(keys_values_widths(network)) for network in self._networks)
         self._flat = torch.zeros(TEXT_TOKENS, width, dtype=unet.dtype, device=unet.device)
 
@@ -73,5 +78,5 @@ class TextConditioning:
         return self._flat.clone()
 
     def _encode(self) -> None:
-        features = self._text_encoder(self._numbers)[0][0]
+        features = self._text_encoder(self._numbers, self._causal)[0][0]
         self._flat.copy_(torch.cat([keys_values(network, features) for network in self._networks], dim=1))

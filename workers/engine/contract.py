@@ -14,7 +14,7 @@ class BadPictureError(ValueError):
 
 
 class OutOfMemoryError(RuntimeError):
-    """The device has no memory left for what was asked; the engine is well otherwise."""
+    """There is not enough memory for what was asked; the engine is as it was before, and works on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,18 @@ class Engine(Protocol[Prepared]):
 
     `prepare`, `collect` and `encode` may be called from any thread, several at once. All else is called from one
     thread, the only one that talks to the device. Slots are numbered 0 .. slots - 1.
+
+    `prepare`, `admit`, `step`, `finish` and `encode` may raise OutOfMemoryError. Any other error, but for a
+    BadPictureError, is a fault; of those that talk to the device, after it nothing is to be expected of that any more.
     """
 
     slots: int
 
     def warm_up(self) -> Costs:
         """Run everything once and measure it. Called once, before anything else."""
+
+    def costs(self) -> Costs:
+        """What was measured last; equal to what it was before if nothing has been measured since."""
 
     def prepare(self, task: Task) -> Prepared:
         """Decode, resize, find edges, tokenise: all that needs no device.

@@ -33,7 +33,7 @@ class Passes:
 
     control: Callable[[Tensor, Control], Residuals]
     encode: Callable[[Tensor, Given], tuple[list[Tensor], Tensor]]
-    decode: Callable[[tuple[list[Tensor], Tensor], Given, Residuals], Tensor]
+    decode: Callable[[tuple[list[Tensor], Tensor], Given, Residuals, Tensor], Tensor]
 
     @classmethod
     def of(cls, unet: "UNet2DConditionModel", controlnet: "ControlNetModel", attend: Attend = attention) -> "Passes":
@@ -60,8 +60,12 @@ class Denoiser:
     def __call__(self, latents: Tensor, given: Given, control: Control) -> Tensor:
         """The noise [R, 4, h, w] that the networks see in scaled latents [B, 4, h, w]."""
         encoding, decoding = given.halves(control.given)
-        with self.aside.fork():
-            residuals = self.passes.control(latents, control)
-        features = self.passes.encode(latents, encoding)
-        self.aside.join()
-        return self.passes.decode(features, decoding, residuals)
+        try:
+            with self.aside.fork():
+                residuals = self.passes.control(latents, control)
+            features = self.passes.encode(latents, encoding)
+        finally:
+            # When memory gives out in between, too: torch's allocator does not survive a recording with a stream left
+            # apart, as CUDAGraph::capture_end raises before it tells the allocator that the recording is over.
+            self.aside.join()
+        return self.passes.decode(features, decoding, residuals, control.scale)

@@ -20,12 +20,18 @@ class EchoEngine:
         self.slots = config.slots
         self._config = config
         self._running: dict[int, tuple[Pixels | bytes, int]] = {}
+        self._fixed_seconds = 0.0
 
     def warm_up(self) -> Costs:
         """Measure the codec on a nominal picture, unless pictures pass unread."""
+        if self._config.echo.reencode:
+            self._fixed_seconds = self._measure()
+        return self.costs()
+
+    def costs(self) -> Costs:
+        """As configured, but for the codec."""
         echo = self._config.echo
-        fixed_seconds = self._measure() if echo.reencode else 0.0
-        return Costs(echo.steps, (echo.step_seconds,) * self.slots, fixed_seconds)
+        return Costs(echo.steps, (echo.step_seconds,) * self.slots, self._fixed_seconds)
 
     def prepare(self, task: Task) -> Pixels | bytes:
         """Decode the picture (RGB uint8 [h, w, 3]), or take its bytes unread.

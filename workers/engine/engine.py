@@ -6,6 +6,8 @@ The sampler's arithmetic is a matrix (`sampler.py`), the running state lies in b
 
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,21 +16,30 @@ from torch import Tensor
 
 from scheduler.messages import Costs
 from workers.engine import codec
-from workers.engine.batch import Newcomer
+from workers.engine.batch import Newcomer, Size
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
 from workers.engine.constants import hint_embedding
-from workers.engine.contract import Condition, Stepped, Task
+from workers.engine.contract import Condition, OutOfMemoryError, Stepped, Task
 from workers.engine.decoding import Decoding
 from workers.engine.graphs import Recorder
 from workers.engine.header import output_size
-from workers.engine.measure import measure
+from workers.engine.measure import Measurements
 from workers.engine.model import Model
 from workers.engine.speed import Workshop
 from workers.engine.streams import upload
 from workers.engine.workspace import Workspace
 
 _STEPS_AHEAD = 1
+
+
+@contextmanager
+def _memory_is_asked_for() -> Iterator[None]:
+    """Tells in the contract's words that there is not enough; the rest of torch's message is advice to programmers."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(str(error).partition(". ")[0]) from error
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -54,6 +65,9 @@ class DiffusionEngine:
         self._homes: dict[int, Workspace] = {}  # slot -> where it runs
         self._finals: dict[int, tuple[Workspace, Tensor]] = {}  # slot -> final latents that wait for `finish`
         self._pace = _Pace(model.device)
+        side = config.size.short_side
+        self._nominal: Size = (side // model.latent_scale, side // model.latent_scale)
+        self._measurements = Measurements(self, side, self._workshop.recipe.buckets)
         self._negative = model.tokens.negative()
 
     @property
@@ -65,9 +79,13 @@ class DiffusionEngine:
     def warm_up(self) -> Costs:
         """Record and run everything once, measure it, and begin to compile."""
         self._workshop.set_up()
-        costs = measure(self, self._config.size.short_side)
+        self._measurements.take_all()
         self._workshop.start_compiling()
-        return costs
+        return self.costs()
+
+    def costs(self) -> Costs:
+        """Of the nominal picture, the square of `size.short_side`; a bucket's step as it is since it was compiled."""
+        return self._measurements.costs()
 
     def prepare(self, task: Task) -> Prepared:
         """Decode, resize, find edges, tokenise, and draw the noise.
@@ -84,22 +102,27 @@ class DiffusionEngine:
         return Prepared(self._model.tokens.positive(task.text), noise, edges)
 
     @torch.no_grad()
+    @_memory_is_asked_for()
     def admit(self, slot: int, prepared: Prepared) -> None:
-        """Put a prepared picture into a free slot. Raises ValueError when the slot is taken or not there."""
+        """Put a prepared picture into a free slot.
+
+        Raises ValueError when the slot is taken or not there, and OutOfMemoryError.
+        """
         if not 0 <= slot < self.slots or slot in self._homes or slot in self._finals:
             raise ValueError(f"slot {slot} is not free")
-        workspace = self._workshop.spaces.of((prepared.noise.shape[2], prepared.noise.shape[3]))
-        noise = upload(prepared.noise, self._model.device)
-        workspace.batch.admit(slot, Newcomer(noise, self._hint(prepared.edges), self._text(prepared.tokens)))
-        self._homes[slot] = workspace
+        self._homes[slot] = self._workshop.with_room(lambda: self._place(slot, prepared))
 
     @torch.no_grad()
+    @_memory_is_asked_for()
     def step(self) -> list[Stepped]:
         """Advance every running picture by one denoising step, each size in a batch of its own.
 
-        Before that, take over what has been compiled; do so now and then when nothing runs, too.
+        Before that, take over what has been compiled; do so now and then when nothing runs, too. Raises
+        OutOfMemoryError: then all that runs is to be discarded, as some of it may have advanced.
         """
-        self._workshop.upgrade()
+        for size, bucket in self._workshop.upgrade():
+            if size == self._nominal:
+                self._measurements.take(bucket)
         self._pace.wait()
         stepped = [progress for batch in self._workshop.spaces.busy() for progress in batch.advance()]
         self._pace.mark()
@@ -113,10 +136,14 @@ class DiffusionEngine:
         return self._final(slot)[1]
 
     @torch.no_grad()
+    @_memory_is_asked_for()
     def finish(self, slot: int) -> Decoding:
-        """Have a picture that took its last step decoded, and free its slot. Raises ValueError before that."""
+        """Have a picture that took its last step decoded, and free its slot.
+
+        Raises ValueError before that, and OutOfMemoryError: then it is still there.
+        """
         workspace, latents = self._final(slot)
-        decoding = workspace.decoder.start(latents)
+        decoding = self._workshop.with_room(lambda: workspace.decoder.start(latents))
         del self._finals[slot]
         return decoding
 
@@ -144,6 +171,11 @@ class DiffusionEngine:
         workspace = self._workshop.spaces.of((latents.shape[1], latents.shape[2]))
         return workspace.decoder.start(latents.to(self._model.device)).wait()
 
+    @torch.no_grad()
+    def rehearse(self, bucket: int) -> None:
+        """Take a step of so many pictures of the nominal size, that there are not."""
+        self._workshop.spaces.of(self._nominal).batch.rehearse(bucket)
+
     def condition(self) -> Condition:
         """Kernels, graphs and fallbacks."""
         return self._workshop.condition()
@@ -160,6 +192,12 @@ class DiffusionEngine:
         """Wait until the device has done all it was told."""
         if self._model.device.type == "cuda":
             torch.cuda.synchronize(self._model.device)
+
+    def _place(self, slot: int, prepared: Prepared) -> Workspace:
+        workspace = self._workshop.spaces.of((prepared.noise.shape[2], prepared.noise.shape[3]))
+        noise = upload(prepared.noise, self._model.device)
+        workspace.batch.admit(slot, Newcomer(noise, self._hint(prepared.edges), self._text(prepared.tokens)))
+        return workspace
 
     def _final(self, slot: int) -> tuple[Workspace, Tensor]:
         if slot not in self._finals:

@@ -32,6 +32,10 @@ class FaultyEngine:
         """Nothing goes wrong here."""
         return self._engine.warm_up()
 
+    def costs(self) -> Costs:
+        """Nor here."""
+        return self._engine.costs()
+
     def prepare(self, task: Task) -> Any:
         """Raises OutOfMemoryError by chance, and what the engine raises."""
         self._refuse_memory("prepare", self._faults.prepare_memory)

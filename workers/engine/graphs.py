@@ -7,9 +7,10 @@ nothing. Works that share a pool share its memory: they must run one after the o
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
@@ -30,8 +31,8 @@ class Recording:
 class Recorder(Protocol):
     """Records works on a device. The seam at which tests stand in for one."""
 
-    def pool(self) -> object:
-        """A new pool of memory."""
+    def pool(self, *, aside: bool = False) -> object:
+        """A new pool of memory; `aside`: for works that are replayed beside those of other pools."""
 
     def record(self, work: Work, pool: object) -> Recording:
         """Run a work a few times, and record it. Raises torch.OutOfMemoryError; RuntimeError where it cannot be."""
@@ -43,21 +44,34 @@ class Recorder(Protocol):
         """Give the device memory that nothing uses any more."""
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _CudaPool:
+    """A pool, and the stream on which its works are recorded."""
+
+    handle: Any
+    stream: torch.cuda.Stream
+
+
 class CudaRecorder:
-    """Records CUDA graphs on a stream of its own."""
+    """Records CUDA graphs on two streams of its own.
+
+    Two, because torch keeps a workspace of cuBLAS for each stream, and a graph goes on using the one of the stream that
+    it was recorded on, wherever it is replayed. So graphs that run at the same time must come from different ones.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream, self._stream_aside = torch.cuda.Stream(device), torch.cuda.Stream(device)
 
-    def pool(self) -> object:
-        """A new pool of memory."""
-        return torch.cuda.graph_pool_handle()
+    def pool(self, *, aside: bool = False) -> _CudaPool:
+        """A new pool of memory; `aside`: for works that are replayed beside those of other pools."""
+        return _CudaPool(torch.cuda.graph_pool_handle(), self._stream_aside if aside else self._stream)
 
     def record(self, work: Work, pool: object) -> Recording:
-        """Rehearse on the recording stream, then record."""
+        """Rehearse on the pool's recording stream, then record."""
+        assert isinstance(pool, _CudaPool)
         self.settle()
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(pool.stream):
             for _ in range(_REHEARSALS):
                 work()
         self.settle()
@@ -66,13 +80,20 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         try:
             # Only this thread's calls are watched: others may allocate meanwhile.
-            with torch.cuda.graph(graph, pool=cast(Any, pool), stream=self._stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool.handle, pool.stream, capture_error_mode="thread_local"):
                 work()
         except RuntimeError as error:
+            self._end_allocating(pool)
             if isinstance(error.__context__, torch.OutOfMemoryError):  # that the recording broke off is not the cause
                 raise error.__context__ from error
             raise
         return Recording(graph.replay, torch.cuda.memory_reserved(self._device) - before)
+
+    def _end_allocating(self, pool: _CudaPool) -> None:
+        """Tell torch's allocator that a recording is over: one that broke off in CUDA itself did not get so far, and
+        the allocator would take it for going on."""
+        with suppress(RuntimeError):  # it knows already
+            torch._C._cuda_endAllocateToPool(self._device.index or 0, pool.handle)  # noqa: SLF001
 
     def settle(self) -> None:
         """Wait for the device."""

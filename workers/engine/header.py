@@ -8,6 +8,7 @@ the few bytes are read here. Layouts: PNG 3rd edition 5 and 11; ITU T.81 B.1; RF
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from struct import unpack_from
 from typing import Literal, TypeAlias
 
@@ -25,7 +26,11 @@ SIDES_SWAPPED = 5  # orientations 5 to 8 lie on their side
 _BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})  # JPEG markers without a length: TEM, RST0-7, SOI
 _HEADER_ENDS = frozenset({0xD9, 0xDA})  # EOI, SOS
 _NOT_FRAMES = frozenset({0xC4, 0xC8, 0xCC})  # the markers among C0-CF that do not start a frame: DHT, JPG, DAC
-_MAX_PARTS = 10_000  # chunks or segments looked at: a hostile file may consist of millions of empty ones
+# Chunks or segments that a file may consist of: some, and one for each so many bytes (libpng cuts pixels into 8 KiB).
+# A hostile file consists of millions of empty ones, over which Pillow would go for seconds.
+_SOME_PARTS = 1000
+_PART_BYTES = 4096
+_MAX_ENTRIES = 256  # of an EXIF directory, looked at; cameras write some 20, and there is room for 65,535
 _OTHERS = {
     b"GIF8": "a GIF",
     b"BM": "a BMP",
@@ -97,18 +102,25 @@ def _reader(data: Buffer) -> tuple[Format, Callable[[memoryview], _Stored]]:
     raise BadPictureError(f"The picture must be a PNG, JPEG or WebP file; this is {other}.")
 
 
+def _parts(data: memoryview, kind: Format) -> Iterator[None]:
+    """As many turns as a file of this length may have parts. Raises BadPictureError after that."""
+    most = _SOME_PARTS + len(data) // _PART_BYTES
+    yield from repeat(None, most)
+    raise BadPictureError(f"The {kind} picture consists of more than {most} parts.")
+
+
 def _read_png(data: memoryview) -> _Stored:
     if bytes(data[12:16]) != b"IHDR":
         raise BadPictureError("The PNG picture does not begin with its header.")
     width, height = unpack_from(">II", data, 16)
-    exif = next((bytes(body) for name, body in _png_chunks(data) if name == b"eXIf"), b"")
-    return width, height, exif
+    exif = [body for name, body in _png_chunks(data) if name == b"eXIf"]
+    return width, height, bytes(exif[0]) if exif else b""
 
 
 def _png_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    at = len(_PNG)
-    for _ in range(_MAX_PARTS):
-        if at + 8 > len(data):
+    at, last = len(_PNG), len(data) - 8
+    for _ in _parts(data, "PNG"):
+        if at > last:
             return
         length, name = unpack_from(">I4s", data, at)
         yield name, data[at + 8 : at + 8 + length]
@@ -116,19 +128,21 @@ def _png_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def _read_jpeg(data: memoryview) -> _Stored:
-    exif = b""
+    exif, size = b"", None
     for marker, body in _jpeg_segments(data):
         if marker == 0xE1 and not exif and bytes(body[:6]) == b"Exif\0\0":
             exif = bytes(body[6:])
         elif 0xC0 <= marker <= 0xCF and marker not in _NOT_FRAMES:
-            height, width = unpack_from(">xHH", body)
-            return width, height, exif
-    raise BadPictureError("The JPEG picture does not declare its size.")
+            size = size or unpack_from(">xHH", body)
+    if size is None:
+        raise BadPictureError("The JPEG picture does not declare its size.")
+    height, width = size
+    return width, height, exif
 
 
 def _jpeg_segments(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     at = 2
-    for _ in range(_MAX_PARTS):
+    for _ in _parts(data, "JPEG"):
         fill, marker = data[at], data[at + 1]
         if fill != 0xFF:
             raise BadPictureError("The JPEG picture is damaged: its header is out of step.")
@@ -148,7 +162,8 @@ def _read_webp(data: memoryview) -> _Stored:
     match bytes(data[12:16]):
         case b"VP8X":
             width, height = _uint24(data, 24) + 1, _uint24(data, 27) + 1
-            return width, height, next((bytes(body) for name, body in _riff_chunks(data) if name == b"EXIF"), b"")
+            exif = [body for name, body in _riff_chunks(data) if name == b"EXIF"]
+            return width, height, bytes(exif[0]) if exif else b""
         case b"VP8L":
             (bits,) = unpack_from("<I", data, 21)
             return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, b""
@@ -160,9 +175,9 @@ def _read_webp(data: memoryview) -> _Stored:
 
 
 def _riff_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    at = 12
-    for _ in range(_MAX_PARTS):
-        if at + 8 > len(data):
+    at, last = 12, len(data) - 8
+    for _ in _parts(data, "WebP"):
+        if at > last:
             return
         name, length = unpack_from("<4sI", data, at)
         yield name, data[at + 8 : at + 8 + length]
@@ -186,7 +201,7 @@ def _orientation(exif: bytes) -> int:
     try:
         (at,) = unpack_from(f"{order}I", exif, 4)
         (entries,) = unpack_from(f"{order}H", exif, at)
-        for entry in range(entries):
+        for entry in range(min(entries, _MAX_ENTRIES)):
             tag, _kind, _count, value = unpack_from(f"{order}HHIH", exif, at + 2 + 12 * entry)
             if tag == _ORIENTATION_TAG:
                 return int(value) if 1 <= value <= 8 else 1

@@ -1,13 +1,15 @@
-"""What a step and all the rest of a picture cost on this device: measured once, when a worker warms up."""
+"""What a step and all the rest of a picture cost on this device: measured when a worker warms up, and steps again when
+they have become faster."""
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from scheduler.messages import Costs
 from workers.engine import codec
@@ -20,65 +22,79 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _REPEATS = 3
-_PATIENCE_S = 5.0  # for all batch sizes; on a slow device those that are left are estimated
+_PATIENCE_S = 5.0  # for all buckets; on a slow device those that are left are estimated
 
 
-def measure(engine: "DiffusionEngine", side: int) -> Costs:
-    """Run the engine on pictures of `side` x `side` pixels, at each batch size while patience lasts.
+class Measurements:
+    """What was measured of pictures of `side` x `side` pixels: one step of each bucket, and all that is not a step."""
 
-    Sizes that were not measured are interpolated between those that were; beyond the largest, a step is taken to cost
-    as much per picture as that one, which is what a device without idle units does. Which they are is logged.
-    """
-    picture = _picture(side)
-    tasks = [Task(picture, f"picture {n}", n) for n in range(_REPEATS)]
-    fixed_seconds = _seconds(engine, [partial(_all_but_steps, engine, task) for task in tasks])
-    measured = _measure_steps(engine, picture)
-    sizes = range(1, engine.slots + 1)
-    largest = max(measured)
-    known = sorted(measured)
-    estimated = [n for n in sizes if n not in measured]
-    if estimated:
-        _log.info("step time measured for %s pictures together, estimated for %s", known, estimated)
-    between = {n: float(np.interp(n, known, [measured[k] for k in known])) for n in sizes if n <= largest}
-    beyond = {n: measured[largest] * n / largest for n in sizes if n > largest}
-    return Costs(engine.calls, tuple((between | beyond).values()), fixed_seconds)
+    def __init__(self, engine: "DiffusionEngine", side: int, buckets: Sequence[int]) -> None:
+        self._engine = engine
+        self._buckets = tuple(buckets)
+        self._picture = _picture(side)
+        self._fixed_seconds = 0.0
+        self._step_seconds: dict[int, float] = {}
 
+    def costs(self) -> Costs:
+        """As the scheduler wants them. Pictures that fill no bucket cost as much as those that do.
 
-def _measure_steps(engine: "DiffusionEngine", picture: bytes) -> dict[int, float]:
-    prepared = engine.prepare(Task(picture, "", 0))
-    start = time.perf_counter()
-    measured: dict[int, float] = {}
-    # The ends first: between them the rest can be estimated.
-    for n in dict.fromkeys((1, engine.slots, *range(2, engine.slots))):
-        slowest = n * measured.get(1, 0.0)
-        if measured and time.perf_counter() - start + slowest > _PATIENCE_S:
-            break
-        for slot in range(n):
-            engine.admit(slot, prepared)
-        measured[n] = _seconds(engine, [engine.step] * min(_REPEATS, engine.calls - 1))
-        for slot in range(n):
-            engine.discard(slot)
-    return measured
+        Buckets that were not measured are interpolated between those that were; beyond the largest, a step is taken to
+        cost as much per picture as that one, which is what a device without idle units does.
+        """
+        steps = tuple(self._step(n) for n in range(1, self._buckets[-1] + 1))
+        return Costs(self._engine.calls, steps, self._fixed_seconds)
 
-
-def _seconds(engine: "DiffusionEngine", actions: Iterable[Callable[[], object]]) -> float:
-    """The median time of actions; the first is warm-up, but where it takes long it is the only one and counts."""
-    times = []
-    for action in actions:
+    def take_all(self) -> None:
+        """Measure all but the steps of a picture, then a step of each bucket while patience lasts; log which not."""
+        tasks = [Task(self._picture, f"picture {n}", n) for n in range(_REPEATS)]
+        self._fixed_seconds = self._seconds([partial(self._all_but_steps, task) for task in tasks])
         start = time.perf_counter()
-        action()
-        engine.synchronize()
-        times.append(time.perf_counter() - start)
-        if times[0] > _PATIENCE_S / _REPEATS:
-            break
-    return median(times[1:] or times)
+        # The ends first: between them the rest can be estimated.
+        for bucket in dict.fromkeys((self._buckets[0], self._buckets[-1], *self._buckets)):
+            slowest = bucket * self._step_seconds.get(1, 0.0)
+            if self._step_seconds and time.perf_counter() - start + slowest > _PATIENCE_S:
+                break
+            self.take(bucket)
+        known = sorted(self._step_seconds)
+        if estimated := [bucket for bucket in self._buckets if bucket not in known]:
+            _log.info("step time measured for %s pictures together, estimated for %s", known, estimated)
 
+    def take(self, bucket: int) -> None:
+        """Measure a step of a bucket, with whatever runs standing still.
 
-def _all_but_steps(engine: "DiffusionEngine", task: Task) -> None:
-    prepared = engine.prepare(task)
-    engine.admit(0, prepared)
-    engine.discard(0)
-    engine.encode(engine.decode(prepared.noise[0]))
+        Without memory for it, what was known or estimated stays. Raises torch.OutOfMemoryError while nothing is known.
+        """
+        try:
+            self._step_seconds[bucket] = self._seconds([partial(self._engine.rehearse, bucket)] * _REPEATS)
+        except torch.OutOfMemoryError:
+            if not self._step_seconds:
+                raise
+
+    def _step(self, pictures: int) -> float:
+        bucket = next(each for each in self._buckets if each >= pictures)
+        known = sorted(self._step_seconds)
+        if bucket > known[-1]:
+            return self._step_seconds[known[-1]] * bucket / known[-1]
+        return float(np.interp(bucket, known, [self._step_seconds[each] for each in known]))
+
+    def _seconds(self, actions: Iterable[Callable[[], object]]) -> float:
+        """The median time of actions; the first is warm-up, but where it takes long it is the only one and counts."""
+        times = []
+        for action in actions:
+            start = time.perf_counter()
+            action()
+            self._engine.synchronize()
+            times.append(time.perf_counter() - start)
+            if times[0] > _PATIENCE_S / _REPEATS:
+                break
+        return median(times[1:] or times)
+
+    def _all_but_steps(self, task: Task) -> None:
+        engine = self._engine
+        prepared = engine.prepare(task)
+        engine.admit(0, prepared)
+        engine.discard(0)
+        engine.encode(engine.decode(prepared.noise[0]))
 
 
 def _picture(side: int) -> bytes:

@@ -82,7 +82,7 @@ def load(config: EngineConfig, device: str) -> Model:
 
     Raises MissingWeightsError, LoraError, UnsupportedModelError and UnsupportedSamplerError.
     """
-    return assemble(config, read(config, dtype_of(config, device)), device)
+    return assemble(config, read(config, dtype_of(config, device), device), device)
 
 
 def dtype_of(config: EngineConfig, device: str) -> torch.dtype:
@@ -162,8 +162,11 @@ def _scheduler_kind(name: str) -> Any:
 # --------------------------------------------------------------------------------------------------------------- files
 
 
-def read(config: EngineConfig, dtype: torch.dtype) -> Parts:
-    """Read the weights into main memory, with what changes them. Raises MissingWeightsError and LoraError."""
+def read(config: EngineConfig, dtype: torch.dtype, device: str = "cpu") -> Parts:
+    """Read the weights, with what changes them, each tensor straight to the device.
+
+    Raises MissingWeightsError and LoraError.
+    """
     from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
     from transformers.utils.logging import disable_progress_bar
@@ -173,14 +176,14 @@ def read(config: EngineConfig, dtype: torch.dtype) -> Parts:
         raise MissingWeightsError("the configuration's engine.model")
     folder = _folder("model", config.model)
     control_folder = _folder("controlnet", config.controlnet) if config.controlnet else folder / "controlnet"
-    unet = _network_from(UNet2DConditionModel, folder / "unet", dtype)
-    text_encoder = _text_encoder_from(CLIPTextModel, folder / "text_encoder", dtype)
+    unet = _network_from(UNet2DConditionModel, folder / "unet", dtype, device)
+    text_encoder = _text_encoder_from(CLIPTextModel, folder / "text_encoder", dtype, device)
     for name, lora in named_loras(config):
         fuse(_existing(_folder(name, lora), lora.file) / lora.file, lora.scale, unet, text_encoder)
     return Parts(
         unet=unet,
-        controlnet=_network_from(ControlNetModel, control_folder, dtype),
-        vae=_network_from(AutoencoderKL, folder / "vae", dtype),
+        controlnet=_network_from(ControlNetModel, control_folder, dtype, device),
+        vae=_network_from(AutoencoderKL, folder / "vae", dtype, device),
         text_encoder=text_encoder,
         tokenizer=CLIPTokenizer.from_pretrained(_existing(folder / "tokenizer", "tokenizer_config.json")),
         scheduler=_scheduler_config(folder / "scheduler"),
@@ -212,15 +215,16 @@ def _variant(folder: Path, stem: str, dtype: torch.dtype) -> Literal["fp16"] | N
     return "fp16" if half and not (full and dtype == torch.float32) else None
 
 
-def _network_from(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+def _network_from(kind: Any, folder: Path, dtype: torch.dtype, device: str) -> Any:
     variant = _variant(_existing(folder, "config.json"), "diffusion_pytorch_model", dtype)
-    # The other way of loading needs the package accelerate; this one allocates, but does not initialise, twice.
-    return kind.from_pretrained(folder, variant=variant, dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False)
+    return kind.from_pretrained(folder, variant=variant, dtype=dtype, use_safetensors=True, device_map={"": device})
 
 
-def _text_encoder_from(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+def _text_encoder_from(kind: Any, folder: Path, dtype: torch.dtype, device: str) -> Any:
     variant = _variant(_existing(folder, "config.json"), "model", dtype)
-    return kind.from_pretrained(folder, variant=variant, dtype=dtype, use_safetensors=True, local_files_only=True)
+    return kind.from_pretrained(
+        folder, variant=variant, dtype=dtype, use_safetensors=True, device_map={"": device}, local_files_only=True
+    )
 
 
 def _scheduler_config(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,13 @@ the three passes together.
 
 Shapes: B images, each with one row, or with two under classifier-free guidance (unconditional, conditional), which
 makes R rows in all. An image's rows are alike until they first meet the text, so all before that runs on B rows only:
-exact, and 3.8% of a step saved with SD 1.5. Where B-row tensors meet R-row ones, `_spread` and `_alike` fit them.
+exact, and 3.8% of a step saved with SD 1.5. Where B-row tensors meet R-row ones, `_plus`, `_beside` and `_alike` fit
+them without a copy.
+
+Pictures stay in the channels-last layout, in which convolutions are fastest and tokens cost no copy, but for one thing:
+torch's group norm takes and makes the contiguous layout alone on CUDA (`native_group_norm`, in ATen/native/
+group_norm.cpp). So each copies what it takes, and the convolution after it copies once more: 2 x 88 copies a step with
+SD 1.5. Compiled networks have a decomposition in its place, which leaves the layout to the compiler.
 
 Source of the architecture: diffusers 0.42, UNet2DConditionModel and ControlNetModel.
 """
@@ -69,7 +75,8 @@ class _Feed:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What the ControlNet is told: the hint embedding [B, channels, h, w] and the scale of its output, one number."""
+    """What the ControlNet is told: the hint embedding [B, channels, h, w] and the rest. `scale` is what its residuals
+    are to be multiplied by, one number."""
 
     hint: Tensor
     scale: Tensor
@@ -79,12 +86,15 @@ class Control:
 def control_residuals(
     controlnet: "ControlNetModel", latents: Tensor, control: Control, attend: Attend = attention
 ) -> Residuals:
-    """What the ControlNet adds to each skip connection of the UNet, and to its middle; for latents [B, 4, h, w]."""
+    """What the ControlNet adds to each skip connection of the UNet, and to its middle; for latents [B, 4, h, w].
+
+    Not scaled yet: `unet_noise` does that as it adds, which spares a pass over each of them.
+    """
     x = controlnet.conv_in(latents) + control.hint
     skips, x = _encode(controlnet, x, _Feed(control.given, attend))
     convs = controlnet.controlnet_down_blocks
-    residuals = [conv(skip) * control.scale for conv, skip in zip(convs, skips, strict=True)]
-    return residuals, controlnet.controlnet_mid_block(x) * control.scale
+    residuals = [conv(skip) for conv, skip in zip(convs, skips, strict=True)]
+    return residuals, controlnet.controlnet_mid_block(x)
 
 
 def unet_features(
@@ -99,11 +109,12 @@ def unet_noise(
     features: tuple[list[Tensor], Tensor],
     given: Given,
     residuals: Residuals,
+    scale: Tensor,
     attend: Attend = attention,
 ) -> Tensor:
-    """The UNet's decoder, over what its encoder and the ControlNet made: the noise [R, 4, h, w]."""
-    skips = [skip + residual for skip, residual in zip(features[0], residuals[0], strict=True)]
-    x = _decode(unet, features[1] + residuals[1], skips, _Feed(given, attend))
+    """The UNet's decoder, over what its encoder and the ControlNet made, this scaled: the noise [R, 4, h, w]."""
+    skips = [skip.addcmul(residual, scale) for skip, residual in zip(features[0], residuals[0], strict=True)]
+    x = _decode(unet, features[1].addcmul(residuals[1], scale), skips, _Feed(given, attend))
     noise: Tensor = unet.conv_out(silu(unet.conv_norm_out(x)))
     return noise
 
@@ -142,7 +153,7 @@ def _decode(unet: "UNet2DConditionModel", x: Tensor, skips: list[Tensor], feed: 
 
 def _up(block: "CrossAttnUpBlock2D", x: Tensor, skips: list[Tensor], feed: _Feed) -> Tensor:
     for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
-        x = torch.cat([x, _spread(skips.pop(), x)], dim=1)
+        x = _beside(x, skips.pop())
         x = _resnet(resnet, x, feed)
         if attention is not None:
             x = _transformer(attention, x, feed)
@@ -175,7 +186,7 @@ def _transformer(module: "Transformer2DModel", x: Tensor, feed: _Feed) -> Tensor
     for block in module.transformer_blocks:
         h = _transformer_block(block, h, feed)
     h = _picture(module.proj_out(h), height, width) if linear else module.proj_out(_picture(h, height, width))
-    return _spread(x, h) + h
+    return _plus(x, h)
 
 
 def _transformer_block(block: "BasicTransformerBlock", x: Tensor, feed: _Feed) -> Tensor:
@@ -185,9 +196,9 @@ def _transformer_block(block: "BasicTransformerBlock", x: Tensor, feed: _Feed) -
     queries, own_keys, own_values = own.to_qkv(block.norm1(x)).chunk(3, dim=-1)
     x = x + own.to_out[0](feed.attend(queries, own_keys, own_values, own.heads))
 
-    x = _spread(x, keys)
     cross = block.attn2
-    x = x + cross.to_out[0](feed.attend(cross.to_q(block.norm2(x)), keys, values, cross.heads))
+    queries = _spread(cross.to_q(block.norm2(x)), keys)  # from here on, an image's rows differ
+    x = _plus(x, cross.to_out[0](feed.attend(queries, keys, values, cross.heads)))
 
     widen, _, narrow = block.ff.net
     h, gate = widen.proj(block.norm3(x)).chunk(2, dim=-1)
@@ -205,14 +216,25 @@ def _picture(x: Tensor, height: int, width: int) -> Tensor:
     return x.reshape(x.shape[0], height, width, -1).permute(0, 3, 1, 2)
 
 
-def _spread(x: Tensor, like: Tensor) -> Tensor:
-    """Repeat each image's row until there are as many rows as in `like`; the channels-last layout is kept."""
-    copies = like.shape[0] // x.shape[0]
+def _spread(tokens: Tensor, like: Tensor) -> Tensor:
+    """Repeat each image's row until there are as many rows as in `like`."""
+    copies = like.shape[0] // tokens.shape[0]
+    return tokens if copies == 1 else tokens.repeat_interleave(copies, 0)
+
+
+def _plus(x: Tensor, change: Tensor) -> Tensor:
+    """Their sum, where `x` may have one row an image and `change` all of them."""
+    copies = change.shape[0] // x.shape[0]
+    return x + change if copies == 1 else (x[:, None] + change.unflatten(0, (-1, copies))).flatten(0, 1)
+
+
+def _beside(x: Tensor, skip: Tensor) -> Tensor:
+    """The channels of both, where `skip` may have one row an image and `x` all of them."""
+    copies = x.shape[0] // skip.shape[0]
     if copies == 1:
-        return x
-    if x.dim() == 3:
-        return x.repeat_interleave(copies, 0)
-    return x.permute(0, 2, 3, 1).repeat_interleave(copies, 0).permute(0, 3, 1, 2)
+        return torch.cat([x, skip], dim=1)
+    repeated = _tokens(skip)[:, None].expand(-1, copies, -1, -1)
+    return _picture(torch.cat([_tokens(x).unflatten(0, (-1, copies)), repeated], -1).flatten(0, 1), *x.shape[-2:])
 
 
 def _alike(rows: Tensor, like: Tensor) -> Tensor:

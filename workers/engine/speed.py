@@ -1,7 +1,8 @@
 """What makes the engine fast: where its graphs, compiled networks and streams are put together."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
 from threading import Lock
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from workers.engine.kernels import kernels
 from workers.engine.model import Model
 from workers.engine.streams import Aside
 from workers.engine.workspace import Workspace, Workspaces
+
+T = TypeVar("T")
 
 _GIB = 2**30
 _COMPILED_AT_MOST = 1000  # passes by shapes; a limit there must be
@@ -39,9 +42,12 @@ class Workshop:
         turn = Lock()
         self._studio = Studio(recorder, self._fallbacks, self._make_room, turn)
         # One pool for what runs on one stream: steps and text on the main one, the VAE on its own.
-        self._main_pool, self._vae_pool = self._pool(), self._pool()
+        self._main_pool, self._vae_pool = self._pool(), self._pool(aside=True)
         self._text = Graphs(self._studio, self._main_pool)
         self._step_aside, self._vae_aside = self._aside(), self._aside()
+        # The same for all targets: torch keeps cuBLAS workspaces for each stream, for good.
+        self._compile_stream = torch.cuda.Stream(model.device) if self._on_cuda else None
+        self._compile_aside = self._aside()
         self._attention = Attention(kernels(model.device, config.speed.attention))
         self._plain = Passes.of(model.unet.net, model.controlnet.net, self._attention)
         self._compiled = self._plain.compiled(_MODE_ON_CUDA if self._on_cuda else None)
@@ -67,12 +73,25 @@ class Workshop:
                 for size in self._sizes():
                     self._compiler.ask((size, bucket))
 
-    def upgrade(self) -> None:
-        """Take over what has been compiled. Between steps, so that a picture's next step is made by it."""
+    def upgrade(self) -> Iterator[Target]:
+        """Take over what has been compiled, and yield it. Between steps: a picture's next step is made by it."""
         for size, bucket in self._compiler.ready():
             space = self.spaces.get(size)
             if space is not None:
                 space.batch.upgrade(bucket, Denoiser(self._compiled, self._step_aside))
+                yield size, bucket
+
+    def with_room(self, work: Callable[[], T]) -> T:
+        """The result of a work. If it lacks memory, it is done once more in what can be made free.
+
+        Raises torch.OutOfMemoryError when that does not help.
+        """
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            if not self._make_room():
+                raise
+        return work()
 
     def settled(self) -> bool:
         """Whether all that was to be compiled is in use."""
@@ -105,7 +124,7 @@ class Workshop:
 
     def _workspace(self, size: Size, kept: bool) -> Workspace:
         # What may be dropped again has pools of its own, or its memory would not come back.
-        main, vae = (self._main_pool, self._vae_pool) if kept else (self._pool(), self._pool())
+        main, vae = (self._main_pool, self._vae_pool) if kept else (self._pool(), self._pool(aside=True))
         denoiser = Denoiser(self._plain, self._step_aside)
         batch = Batch(self._model, self.recipe, size, denoiser, Graphs(self._studio, main))
         return Workspace(batch, Decoder(self._model, size, self._vae_aside, Graphs(self._studio, vae)), kept)
@@ -119,22 +138,21 @@ class Workshop:
         torch.set_num_threads(self._threads)  # a thread's own setting, which compiled code is bound to
         # torch counts all passes at all shapes as one function's recompilations, and gives up after eight.
         unlimited = compiler_config.patch(recompile_limit=_COMPILED_AT_MOST)
-        with unlimited, torch.no_grad(), self._own_stream():
-            space.batch.rehearse(bucket, Denoiser(self._compiled, self._aside()))
+        with unlimited, torch.no_grad(), torch.cuda.stream(self._compile_stream):
+            space.batch.try_out(bucket, Denoiser(self._compiled, self._compile_aside))
             self._settle()
-
-    def _own_stream(self) -> AbstractContextManager[object]:
-        return torch.cuda.stream(torch.cuda.Stream(self._model.device)) if self._on_cuda else nullcontext()
 
     def _aside(self) -> Aside:
         return Aside(self._model.device if self._config.speed.beside else None)
 
-    def _pool(self) -> object | None:
-        return None if self._recorder is None else self._recorder.pool()
+    def _pool(self, *, aside: bool = False) -> object | None:
+        return None if self._recorder is None else self._recorder.pool(aside=aside)
 
     def _settle(self) -> None:
         if self._recorder is not None:
             self._recorder.settle()
+        elif self._on_cuda:  # without graphs, too, one stream must not be given what another still uses
+            torch.cuda.synchronize(self._model.device)
 
     def _make_room(self) -> bool:
         made = self.spaces.make_room()

@@ -15,12 +15,16 @@ class FakeRecorder:
     failures: list[Exception | None] = field(default_factory=list)
     size: int = 100
     pools: list[object] = field(default_factory=list)  # of each recording, in order
+    aside: list[object] = field(default_factory=list)  # pools that were made for works beside others
     replays: int = 0
     settled: int = 0
     trimmed: int = 0
 
-    def pool(self) -> object:
-        return object()
+    def pool(self, *, aside: bool = False) -> object:
+        made = object()
+        if aside:
+            self.aside.append(made)
+        return made
 
     def record(self, work: Work, pool: object) -> Recording:
         failure = self.failures.pop(0) if self.failures else None

@@ -158,6 +158,26 @@ def test_a_long_thin_webp_is_refused_before_it_is_decoded() -> None:
         codec.decode(data[:24] + (13_697_032 - 1).to_bytes(3, "little") + data[27:])
 
 
+def test_a_jpeg_that_goes_over_its_pixels_a_thousand_times_is_refused() -> None:
+    data = file_of(Image.new("L", (1500, 1500), 128), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    assert codec.decode(data[:last] + data[last:-2] * 10 + data[-2:]).shape == (1500, 1500, 3)
+    with pytest.raises(BadPictureError, match="too often: 1005 scans"):
+        codec.decode(data[:last] + data[last:-2] * 1000 + data[-2:])
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_picture_of_several_bands_is_what_it_is_in_one(orientation: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (30, 2200, 4), np.uint8)
+    image = Image.fromarray(np.repeat(noise, 70, axis=0))  # 4.6 million pixels
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    expected = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    turned = expected.transpose(Image.Transpose.ROTATE_270) if orientation == 6 else expected
+    data = file_of(image, compress_level=1, exif=exif.tobytes())
+    assert np.array_equal(codec.decode(data), np.asarray(turned))
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow says so when EXIF or APNG chunks are damaged
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(["PNG", "JPEG", "WebP"]), st.data())

@@ -9,7 +9,7 @@ from tests.workers.engine import demo
 from workers.engine import conditioning
 from workers.engine.conditioning import TextConditioning, Tokens
 from workers.engine.config import Prompting
-from workers.engine.constants import keys_values_widths
+from workers.engine.constants import keys_values, keys_values_widths
 
 
 def tokens(suffix: str = "", negative: str = "") -> Tokens:
@@ -28,10 +28,10 @@ class CountingEncoder:
         self.calls = 0
         self.device = torch.device("cpu")
 
-    def __call__(self, numbers: Tensor) -> Any:
+    def __call__(self, numbers: Tensor, mask: Tensor) -> Any:
         self.calls += 1
         with torch.no_grad():
-            return demo.parts().text_encoder(numbers)
+            return demo.parts().text_encoder(numbers, mask)
 
 
 def text_conditioning() -> tuple[TextConditioning, CountingEncoder]:
@@ -79,3 +79,13 @@ def test_the_least_recently_used_prompt_is_forgotten(monkeypatch: pytest.MonkeyP
     assert encoder.calls == 3
     text.keys_values(plain("b"))
     assert encoder.calls == 4
+
+
+@torch.no_grad()
+def test_the_text_is_understood_as_the_text_encoder_alone_understands_it() -> None:
+    """It makes the mask itself that it is given here."""
+    text, _ = text_conditioning()
+    features = demo.parts().text_encoder(torch.tensor([plain("a red circle")]))[0][0]
+    networks = (demo.parts().unet, demo.parts().controlnet)
+    expected = torch.cat([keys_values(network, features) for network in networks], dim=1)
+    assert demo.relative_error(text.keys_values(plain("a red circle")), expected) <= 1e-5

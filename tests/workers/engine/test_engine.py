@@ -14,6 +14,7 @@ from tests.workers.engine.demo import CONFIG
 from workers.engine import build, codec, measure
 from workers.engine.contract import BadPictureError, Engine, Stepped, Task
 from workers.engine.engine import DiffusionEngine, Prepared
+from workers.engine.measure import Measurements
 
 STEPS = CONFIG.sampler.steps
 ALIKE_DB = 50  # alone against in a batch
@@ -188,6 +189,26 @@ def test_warming_up_measures_every_batch_size_and_leaves_the_engine_empty() -> N
     assert len(costs.step_seconds) == 3
     assert all(0 < seconds < 5 for seconds in (*costs.step_seconds, costs.fixed_seconds))
     assert engine.step() == []
+
+
+def test_pictures_that_fill_no_bucket_cost_as_much_as_those_that_do() -> None:
+    measured = Measurements(demo.engine(), 64, buckets=(1, 2, 4))
+    measured._step_seconds = {1: 1.0, 2: 1.5, 4: 2.0}
+    assert measured.costs().step_seconds == (1.0, 1.5, 2.0, 2.0)
+
+
+def test_a_bucket_without_memory_to_measure_it_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = demo.engine()
+    rehearse = engine.rehearse
+
+    def limited(bucket: int) -> None:
+        if bucket > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        rehearse(bucket)
+
+    monkeypatch.setattr(engine, "rehearse", limited)
+    costs = engine.warm_up()
+    assert costs.step_seconds == pytest.approx([n * costs.step_seconds[0] for n in (1, 2, 3)])
 
 
 def test_what_would_take_too_long_to_measure_is_estimated_and_said(

@@ -62,6 +62,12 @@ def test_a_fetched_repository_is_read_from_the_cache(monkeypatch: pytest.MonkeyP
     assert parts.unet.config.cross_attention_dim == 96
 
 
+def test_weights_go_straight_to_the_device() -> None:
+    parts = read(demo.CONFIG, torch.float16, "meta")  # where there is no memory that they could have come from
+    for part in (parts.unet, parts.controlnet, parts.vae, parts.text_encoder):
+        assert {(weight.device.type, weight.dtype) for weight in part.parameters()} == {("meta", torch.float16)}
+
+
 def test_no_model_at_all_is_said() -> None:
     with pytest.raises(MissingWeightsError, match=r"engine\.model is missing"):
         read(replace(demo.CONFIG, model=None), torch.float32)

@@ -55,7 +55,8 @@ def unet_noise(unet: Any, controlnet: Any, told: Given, residuals: tuple[list[Te
     """Encoder and decoder, for the latents below."""
     encoder = Given(shift_widths(controlnet), keys_values_widths(controlnet))  # type: ignore[arg-type] # as many
     encoding, decoding = told.halves(encoder)
-    return networks.unet_noise(unet, networks.unet_features(unet, LATENTS, encoding), decoding, residuals)
+    features = networks.unet_features(unet, LATENTS, encoding)
+    return networks.unet_noise(unet, features, decoding, residuals, torch.tensor(1.0))
 
 
 LATENTS = random(IMAGES, 4, SIDE, SIDE)

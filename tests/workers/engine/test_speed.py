@@ -1,7 +1,8 @@
 """Graphs, background compilation and memory in the engine: the pictures stay the same."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.workers.engine import demo
 from tests.workers.engine.demo import CONFIG, relative_error
 from tests.workers.engine.recorder import FakeRecorder, recorder
 from workers.engine.config import EngineConfig, Speed
+from workers.engine.contract import OutOfMemoryError
 from workers.engine.denoiser import Denoiser, Passes
 from workers.engine.engine import DiffusionEngine
 from workers.engine.model import assemble
@@ -90,7 +92,9 @@ def test_before_the_first_request_the_configured_sizes_are_recorded_the_largest_
     assert areas == [(8, 16), (8, 8)]
     assert dict(made_by.condition().graphs) == {"steps": 6, "steps compiled": 0, "VAE": 2, "text": 0}
     assert made_by.condition().graph_bytes == 8 * fake.size
-    assert len(set(map(id, fake.pools))) == 2  # one for the steps, one for the VAE, whose stream is another
+    # One for the steps, one for the VAE, which runs beside them: so it is recorded apart.
+    assert len(set(map(id, fake.pools))) == 2
+    assert [pool in fake.aside for pool in fake.pools] == 2 * [False, False, False, True]
 
 
 def test_nothing_is_recorded_by_a_request_for_a_configured_size() -> None:
@@ -154,8 +158,59 @@ def test_without_memory_for_one_picture_the_error_is_raised() -> None:
     made_by = engine(FOUR)
     _Limited(made_by, rows=0)
     made_by.admit(0, made_by.prepare(demo.task(0)))
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(OutOfMemoryError, match="out of memory"):
         made_by.step()
+    made_by.discard(0)
+    assert made_by.step() == []
+
+
+def test_a_picture_is_decoded_in_the_memory_of_other_sizes() -> None:
+    made_by, fake = engine(FOUR, recorder()), Refusing(1)
+    demo.make(made_by, demo.task(1, 96))
+    made_by.admit(0, made_by.prepare(demo.task(0)))
+    demo.run(made_by, 0)
+    expected = made_by.decode(made_by.latents(0))
+    made_by._finals[0][0].decoder.start = fake.instead_of(made_by._finals[0][0].decoder.start)  # type: ignore[method-assign]
+    assert (made_by.collect(made_by.finish(0)) == expected).all()
+    assert made_by._workshop.spaces.get((8, 12)) is None
+
+
+def test_a_picture_that_cannot_be_decoded_stays_until_it_is_dropped() -> None:
+    made_by, fake = engine(FOUR), Refusing(2)
+    made_by.admit(0, made_by.prepare(demo.task(0)))
+    demo.run(made_by, 0)
+    made_by._finals[0][0].decoder.start = fake.instead_of(made_by._finals[0][0].decoder.start)  # type: ignore[method-assign]
+    with pytest.raises(OutOfMemoryError):
+        made_by.finish(0)
+    made_by.discard(0)
+    made_by.admit(0, made_by.prepare(demo.task(0)))
+
+
+def test_a_picture_that_cannot_be_admitted_leaves_its_slot_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_by = engine(FOUR)
+    prepared = made_by.prepare(demo.task(0))
+    with monkeypatch.context() as patched:
+        patched.setattr(made_by, "_hint", Refusing(2).instead_of(made_by._hint))
+        with pytest.raises(OutOfMemoryError):
+            made_by.admit(0, prepared)
+    made_by.admit(0, prepared)
+    assert [stepped.slot for stepped in made_by.step()] == [0]
+
+
+@dataclass
+class Refusing:
+    """Something that lacks memory so many times."""
+
+    times: int
+
+    def instead_of(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            self.times -= 1
+            if self.times >= 0:
+                raise NO_MEMORY
+            return work(*args)
+
+        return run
 
 
 class _Limited:
@@ -181,6 +236,8 @@ def test_compiled_networks_take_over_between_two_steps_of_a_picture(alone: dict[
     config = speed(replace(CONFIG, slots=1), compile=True)
     made_by = engine(config, recorder())
     made_by._workshop.set_up()
+    made_by._measurements.take_all()
+    planned_with = made_by.costs()
     made_by.admit(0, made_by.prepare(demo.task(0)))
     for _ in range(2):
         made_by.step()
@@ -193,6 +250,7 @@ def test_compiled_networks_take_over_between_two_steps_of_a_picture(alone: dict[
     assert relative_error(demo.run(made_by, 0), alone[0]) <= 1e-4
     assert dict(made_by.condition().graphs)["steps compiled"] == 1
     assert made_by.settle(0)
+    assert made_by.costs() != planned_with
     assert made_by.condition().fallbacks == ()
 
 
@@ -251,18 +309,26 @@ def test_a_step_asks_the_host_nothing() -> None:
     assert asked.seen  # the test would notice
 
 
+class _Noted:
+    """In place of an Aside."""
+
+    def __init__(self, order: list[str]) -> None:
+        self._order = order
+
+    def fork(self) -> Any:
+        self._order.append("fork")
+        return nullcontext()
+
+    def join(self) -> None:
+        self._order.append("join")
+
+
+NOTHING = Given((), ())
+NO_CONTROL = Control(torch.zeros(1), torch.zeros(1), NOTHING)
+
+
 def test_the_controlnet_runs_aside_and_is_joined_before_it_is_needed() -> None:
     order: list[str] = []
-
-    class Noted:
-        """In place of an Aside."""
-
-        def fork(self) -> Any:
-            order.append("fork")
-            return nullcontext()
-
-        def join(self) -> None:
-            order.append("join")
 
     def noted(name: str, result: Any) -> Any:
         def run(*_: Any) -> Any:
@@ -272,8 +338,19 @@ def test_the_controlnet_runs_aside_and_is_joined_before_it_is_needed() -> None:
         return run
 
     passes = Passes(noted("control", ([], 0)), noted("encode", ([], 0)), noted("decode", "noise"))
-    denoiser = Denoiser(passes, Noted())  # type: ignore[arg-type]
-    nothing = Given((), ())
-    made: object = denoiser(torch.zeros(1), nothing, Control(torch.zeros(1), torch.zeros(1), nothing))
+    denoiser = Denoiser(passes, _Noted(order))  # type: ignore[arg-type]
+    made: object = denoiser(torch.zeros(1), NOTHING, NO_CONTROL)
     assert made == "noise"
     assert order == ["fork", "control", "encode", "join", "decode"]
+
+
+def test_the_controlnet_is_joined_even_when_memory_gives_out() -> None:
+    order: list[str] = []
+
+    def fail(*_: Any) -> Any:
+        raise NO_MEMORY
+
+    denoiser = Denoiser(Passes(fail, fail, fail), _Noted(order))  # type: ignore[arg-type]
+    with pytest.raises(torch.OutOfMemoryError):
+        denoiser(torch.zeros(1), NOTHING, NO_CONTROL)
+    assert order == ["fork", "join"]

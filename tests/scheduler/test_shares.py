@@ -1,0 +1,227 @@
+"""Clients share the service: nobody's flood starves another, and who was taken is in time all the same."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from scheduler.messages import Done, Event, Overdrawn, Rejected, Reply, Start, Submitted
+from scheduler.policy import MARGIN
+from tests.scheduler.test_admission import FLEETS, alone
+from tests.scheduler.toy import Toy
+from tests.scheduler.words import CPU, SINGLE, Checked, finished, job, loading, ready, scheduler
+
+
+class Line:
+    """A worker with one slot, which finishes a picture when it is told to."""
+
+    def __init__(self) -> None:
+        self.core: Checked = scheduler(ready("gpu0", SINGLE))
+        self.order: list[int] = []
+        self.running: Start | None = None
+
+    def submit(self, number: int, client: str, work: float = 1.0, deadline: float = 1000.0) -> None:
+        self._note(Submitted(job(number, deadline, work, client)))
+
+    def finish(self, count: int = 1) -> list[int]:
+        """So many pictures; the jobs that started instead."""
+        self.order.clear()
+        for _ in range(count):
+            assert self.running is not None
+            self._note(finished(self.running))
+        return self.order
+
+    def _note(self, event: Event) -> None:
+        for command in self.core.handle(0.0, event):
+            if isinstance(command, Start):
+                self.running = command
+                self.order.append(command.job)
+
+
+# ---------------------------------------------------------------------------------------------------------- fair order
+
+
+def test_clients_take_turns_however_many_jobs_each_has() -> None:
+    line = Line()
+    for number in (1, 2, 3, 4):
+        line.submit(number, "flood")
+    line.submit(5, "other")
+    line.submit(6, "other")
+    assert line.finish(5) == [2, 5, 3, 6, 4]
+
+
+def test_a_client_that_asks_for_one_at_a_time_gets_every_other_turn() -> None:
+    line = Line()
+    for number in range(1, 9):
+        line.submit(number, "flood")
+    order = []
+    for number in range(101, 104):
+        line.submit(number, "other")
+        order += line.finish(2)
+    assert order == [2, 101, 3, 102, 4, 103]
+
+
+def test_turns_count_by_work() -> None:
+    line = Line()
+    for number in (1, 2, 3):
+        line.submit(number, "large", work=4.0)
+    for number in range(101, 109):
+        line.submit(number, "small")
+    assert line.finish(9) == [101, 102, 103, 2, 104, 105, 106, 107, 3]
+
+
+def test_three_clients_get_a_third_each() -> None:
+    line = Line()
+    for number in range(1, 31):
+        line.submit(number, "abc"[number % 3])
+    for number in range(31, 61):
+        line.submit(number, "a")
+    started = Counter("a" if number > 30 else "abc"[number % 3] for number in line.finish(24))
+    assert started == {"a": 8, "b": 8, "c": 8}
+
+
+def test_who_comes_back_after_a_while_is_owed_nothing() -> None:
+    line = Line()
+    for number in range(1, 21):
+        line.submit(number, "steady")
+    line.finish(10)
+    for number in range(101, 111):
+        line.submit(number, "new")
+    assert Counter(number > 100 for number in line.finish(8)) == {True: 4, False: 4}
+
+
+# -------------------------------------------------------------------------------------------------- promises are kept
+
+
+@pytest.mark.parametrize(("spare", "order"), [(0.9, [2, 3, 4]), (1.3, [2, 4, 3])])
+def test_who_has_no_time_to_spare_is_not_overtaken(spare: float, order: list[int]) -> None:
+    line = Line()
+    line.submit(1, "first")
+    line.submit(2, "second")
+    line.submit(3, "large", work=2.0, deadline=2 * 1.1 * MARGIN + 2.2 + spare)
+    line.submit(4, "small")  # it takes 1.1 s
+    assert line.finish(3) == order
+
+
+def test_a_flood_with_distant_deadlines_does_not_turn_away_who_is_in_a_hurry() -> None:
+    line = Line()
+    for number in range(1, 41):
+        line.submit(number, "flood")
+    line.submit(101, "other", deadline=2.5)
+    assert line.finish(1) == [101]
+
+
+def test_only_one_job_of_a_client_goes_ahead() -> None:
+    line = Line()
+    for number in range(1, 41):
+        line.submit(number, "flood")
+    line.submit(101, "other", deadline=4.0)
+    [reply] = line.core.handle(0.0, Submitted(job(102, 4.0, client="other")))
+    assert isinstance(reply, Reply)
+    assert isinstance(reply.outcome, Rejected)
+
+
+def test_nobody_goes_ahead_of_those_who_would_be_late() -> None:
+    line = Line()
+    for number in range(1, 9):
+        line.submit(number, f"client {number}", deadline=1.1 * number + 0.5)
+    [reply] = line.core.handle(0.0, Submitted(job(101, 2.5, client="other")))
+    assert isinstance(reply, Reply)
+    assert isinstance(reply.outcome, Rejected)
+
+
+A_CLIENT = st.sampled_from(["flood", "flood", "flood", "one", "two"])
+A_BUDGET = st.sampled_from([4.0, 6.0, 12.0, 40.0])  # in pictures alone on the slowest worker
+A_DAY = st.lists(st.tuples(A_CLIENT, A_BUDGET, st.sampled_from([0.0, 0.0, 0.05, 0.3])), min_size=1, max_size=120)
+
+
+@pytest.mark.parametrize("fleet", FLEETS)
+@given(day=A_DAY)
+@example(day=[("flood", 12.0, 0.0)] * 60 + [("one", 4.0, 0.3), ("two", 6.0, 0.3)] * 20)
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_whoever_is_taken_gets_a_picture_in_time_whoever_else_comes(
+    fleet: str, day: list[tuple[str, float, float]]
+) -> None:
+    toy, unit = Toy(*FLEETS[fleet]), alone(*FLEETS[fleet])
+    for client, budget, pause in day:
+        toy.submit(budget * unit, client=client)
+        toy.run(toy.now + pause * unit)
+    toy.run(toy.now + 100 * unit)
+    assert len(toy.outcomes) == len(day)
+    assert {type(outcome) for _, outcome in toy.outcomes.values()} <= {Done, Rejected, Overdrawn}
+
+
+# ------------------------------------------------------------------------------------------------------- its own share
+
+
+def test_a_client_has_at_most_what_is_left_for_others() -> None:
+    core = loading("gpu0", max_queue=6)
+    for number in (1, 2, 3):
+        assert core.handle(0.0, Submitted(job(number, client="flood"))) == []
+    assert core.handle(1.0, Submitted(job(4, client="flood"))) == [Reply(4, Overdrawn(999.0))]
+    assert core.handle(1.0, Submitted(job(5, client="other"))) == []
+
+
+def test_the_more_clients_wait_the_less_each_may_have_and_one_more_finds_a_place() -> None:
+    core = loading("gpu0", max_queue=64)
+    held: Counter[str] = Counter()
+    for number in range(1, 401):
+        client = f"client {number % 7}"
+        held[client] += not core.handle(0.0, Submitted(job(number, client=client)))
+    assert set(held.values()) == {8}
+    assert core.handle(0.0, Submitted(job(500, client="one more"))) == []
+
+
+def test_a_share_of_one_lets_a_client_fill_the_queue() -> None:
+    core = loading("gpu0", max_queue=3, client_share=1.0)
+    for number in (1, 2, 3):
+        assert core.handle(0.0, Submitted(job(number, client="only"))) == []
+    assert core.handle(1.0, Submitted(job(4, client="only"))) == [Reply(4, Rejected(999.0))]
+
+
+def test_what_runs_is_not_counted() -> None:
+    core = scheduler(ready("gpu0"), ready("gpu1"), max_queue=1)
+    for number in (1, 2):
+        [start] = core.handle(0.0, Submitted(job(number, client="only")))
+        assert isinstance(start, Start)
+
+
+def test_a_client_leaves_others_as_much_time_as_it_takes() -> None:
+    core = scheduler(ready("cpu0", CPU))
+    replies = [core.handle(0.0, Submitted(job(number, 66.0, client="flood"))) for number in range(1, 7)]
+    assert [bool(reply) for reply in replies] == [True, False, False, False, True, True]  # one runs, three wait
+    [reply] = replies[-1]
+    assert isinstance(reply, Reply)
+    assert isinstance(reply.outcome, Overdrawn)
+    spare = 66.0 - (40.0 * MARGIN + 10.0)
+    assert reply.outcome.retry_after == pytest.approx(30.0 * MARGIN - spare + 2.0)
+    assert core.handle(0.0, Submitted(job(7, 66.0, client="other"))) == []
+
+
+@pytest.mark.parametrize("fleet", FLEETS)
+@pytest.mark.parametrize(
+    "limits", [{}, {"max_queue": 7}, {"client_share": 0.25}, {"client_share": 0.2, "max_queue": 40}]
+)
+@pytest.mark.parametrize("pause", [0.0, 0.04])
+def test_whoever_comes_back_when_told_is_taken(fleet: str, limits: dict[str, float], pause: float) -> None:
+    toy, seconds = Toy(*FLEETS[fleet], **limits), 12 * alone(*FLEETS[fleet])
+    while not isinstance(answer := toy.submit(seconds, client="flood"), Overdrawn):
+        assert answer is None
+        toy.run(toy.now + pause)
+    toy.run(toy.now + answer.retry_after)
+    assert toy.submit(seconds, client="flood") is None
+
+
+@pytest.mark.parametrize("fleet", FLEETS)
+def test_a_flood_leaves_another_client_its_half(fleet: str) -> None:
+    toy, unit = Toy(*FLEETS[fleet]), alone(*FLEETS[fleet])
+    waiting = 0
+    for _ in range(400):
+        for _ in range(4):
+            toy.submit(20 * unit, client="flood")
+        waiting += toy.submit(20 * unit, client="other") is None
+        toy.run(toy.now + unit / 10)
+    toy.run(toy.now + 40 * unit)
+    made = Counter(toy.clients[number] for number, (_, outcome) in toy.outcomes.items() if isinstance(outcome, Done))
+    assert made["other"] >= 0.45 * made.total()

@@ -1,0 +1,151 @@
+"""A picture on the tensors of a GPU that is not there: devices, dtypes, host values, layouts; at full size."""
+
+from collections import Counter
+from collections.abc import Iterator
+from threading import Lock
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.workers.engine import full_size
+from tests.workers.engine.fake_cuda import DEVICE, Call, efficient_attention, fake_cuda, layout_kept
+from workers.engine import model as models
+from workers.engine.batch import Batch, Newcomer, Recipe
+from workers.engine.config import EngineConfig, Sampler
+from workers.engine.constants import hint_embedding, pack_projections
+from workers.engine.denoiser import Denoiser, Passes
+from workers.engine.graphs import Fallbacks, Graphs, Studio
+from workers.engine.model import Model, assemble, make_scheduler
+from workers.engine.sampler import sampler_matrix
+from workers.engine.streams import Aside
+
+CONFIG = EngineConfig(sampler=Sampler(steps=2))
+SIDE = 64  # of the latents
+HEAVY = {"convolution", "addmm", "mm", "_scaled_dot_product_efficient_attention"}
+PICTURE_WORK = {"convolution", "silu", "add", "addcmul", "mul", "cat", "upsample_nearest2d"}
+COPIES = {"clone", "copy_", "_to_copy", "contiguous", "index", "index_select", "repeat"}
+ACTIVATION = 50_000  # elements: the smallest that networks make for a picture are larger, its time projections smaller
+GROUP_NORMS = 61 + 27  # of the UNet and the ControlNet
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Model]:
+    """Stable Diffusion 1.5 in float16 on a GPU that is not there."""
+    parts = full_size.architecture()
+    for part in (parts.unet, parts.controlnet, parts.vae, parts.text_encoder):
+        part.half()
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patched:
+        for net in (parts.unet, parts.controlnet):
+            pack_projections(net)  # it draws numbers that are overwritten, and a fake device has no generator
+        # It computes on the CPU with numbers, not with shapes.
+        sampler = sampler_matrix(lambda: make_scheduler(CONFIG.sampler, parts.scheduler))
+        patched.setattr(models, "sampler_matrix", lambda _: sampler)
+        with fake_cuda():
+            yield assemble(CONFIG, parts, DEVICE)
+
+
+def batch_of(model: Model, guidance: float, buckets: tuple[int, ...]) -> Batch:
+    denoiser = Denoiser(Passes.of(model.unet.net, model.controlnet.net, efficient_attention), Aside(None))
+    graphs = Graphs(Studio(None, Fallbacks(), lambda: False, Lock()))
+    return Batch(model, Recipe(4, guidance, 1.0, buckets), (SIDE, SIDE), denoiser, graphs)
+
+
+def step(model: Model, guidance: float, bucket: int) -> list[Call]:
+    """The operators of one step."""
+    with fake_cuda():
+        batch = batch_of(model, guidance, (bucket,))
+    with fake_cuda() as calls:
+        batch._step(bucket)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def guided(model: Model) -> list[Call]:
+    """A step of one picture."""
+    return step(model, 7.5, 1)
+
+
+def assert_on_the_gpu_in_half_precision(calls: list[Call]) -> None:
+    assert {str(x.device) for call in calls for x in (*call.took, *call.made)} == {DEVICE}
+    heavy = [call for call in calls if call.name in HEAVY]
+    assert {call.name for call in heavy} == HEAVY
+    assert {x.dtype for call in heavy for x in call.took} == {torch.float16}
+
+
+def activation(x: Tensor) -> bool:
+    return x.dtype == torch.float16 and x.numel() > ACTIVATION
+
+
+def pictures(calls: list[Call]) -> list[tuple[Call, Tensor]]:
+    """Activations that are pictures, with what made them."""
+    return [(c, x) for c in calls if c.name in PICTURE_WORK for x in c.made if activation(x) and _is_picture(x)]
+
+
+def _is_picture(x: Tensor) -> bool:
+    return x.dim() == 4 and x.shape[2] == x.shape[3]
+
+
+def test_a_step_stays_on_the_gpu_in_half_precision_and_asks_the_host_nothing(guided: list[Call]) -> None:
+    assert_on_the_gpu_in_half_precision(guided)
+
+
+def test_so_does_a_step_of_four_pictures_without_guidance(model: Model) -> None:
+    assert_on_the_gpu_in_half_precision(step(model, 1.0, 4))
+
+
+def test_so_does_all_else_that_a_picture_needs(model: Model) -> None:
+    with fake_cuda():
+        batch = batch_of(model, 7.5, (1,))
+        edges = torch.zeros(8 * SIDE, 8 * SIDE, dtype=torch.float16, device=DEVICE)
+        noise = torch.zeros(1, 4, SIDE, SIDE, device=DEVICE)
+    with fake_cuda() as calls:
+        hint = hint_embedding(model.controlnet.net, edges.expand(1, 3, -1, -1))[0]
+        model.text._encode()
+        batch.admit(0, Newcomer(noise, hint, torch.stack([model.text._flat] * 2)))
+        pixels = model.decode(noise[0])
+    with fake_cuda():
+        latents = batch.final_latents(0)
+    assert_on_the_gpu_in_half_precision(calls)
+    assert (latents.shape, latents.dtype) == ((4, SIDE, SIDE), torch.float32)
+    assert (pixels.shape, pixels.dtype) == ((8 * SIDE, 8 * SIDE, 3), torch.uint8)
+
+
+def test_a_steps_copies_are_the_ones_that_are_known(guided: list[Call]) -> None:
+    copies = [call for call in guided if call.name in COPIES and any(map(activation, call.made))]
+    rows = [tuple(call.made[0].shape) for call in copies if not _is_group_norms(call)]
+    assert Counter(rows) == {
+        (1, 2, 77, 36480): 1,  # the picture's keys and values, gathered
+        (1, SIDE, SIDE, 320): 1,  # its hint, gathered
+        (1, 2, SIDE * SIDE, 320): 2,  # the queries of each network's first cross-attention, for both rows
+    }
+
+
+def _is_group_norms(call: Call) -> bool:
+    """torch's group norm on CUDA takes and makes the contiguous layout alone, so it copies what it takes."""
+    return call.name == "clone" and layout_kept(call.took[0]) and call.made[0].is_contiguous()
+
+
+def test_only_group_norms_leave_the_channels_last_layout(guided: list[Call]) -> None:
+    """Where nothing is compiled: each of them copies, and so does the convolution after it, to come back."""
+    assert sum(call.name == "native_group_norm" for call in guided) == GROUP_NORMS
+    assert sum(_is_group_norms(call) for call in guided) == GROUP_NORMS
+    left = [(call, x) for call, x in pictures(guided) if not layout_kept(x)]
+    assert {call.name for call, _ in left} == {"silu"}
+    back = [call for call in guided if call.name == "convolution" and not layout_kept(call.took[0])]
+    assert len(back) <= GROUP_NORMS
+    assert all(layout_kept(call.made[0]) for call in guided if call.name == "convolution")
+
+
+def test_the_text_encoder_runs_the_same_operators_whether_it_is_recorded_or_not(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def operators() -> list[Any]:
+        with fake_cuda() as calls:
+            model.text._encode()
+        return [call.operator for call in calls]
+
+    usual = operators()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert operators() == usual

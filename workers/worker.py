@@ -1,0 +1,256 @@
+"""What goes on in a worker's process: pictures move from their input slots through the engine to their output slots.
+
+Three kinds of thread. The reader takes orders off the socket. The hands, one a slot, decode, tokenise, wait for
+finished pixels and encode them. The main thread alone gives the device work and owns all state here: the others pass it
+what they have through one inbox.
+"""
+
+import contextlib
+import os
+import queue
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeAlias
+
+from scheduler.messages import Blame, Costs
+from workers import wire
+from workers.engine.contract import BadPictureError, Condition, Engine, OutOfMemoryError, Task
+from workers.slots import SlotMemory
+
+SHORTAGES = 8  # pictures in a row without memory, after which a new process is to have a try
+IDLE_SECONDS = 2.0  # between two looks at an engine that has nothing to do: it may be compiling in the background
+
+
+@dataclass(slots=True)
+class _Tenant:
+    """The picture in a slot. `admitted`: the engine has it, since `began`. `dropped`: nobody wants it any more."""
+
+    generation: int
+    prepare: float = 0.0
+    began: float = 0.0
+    admitted: bool = False
+    dropped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    slot: int
+    seconds: float
+    content: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    """The picture in a slot has left, and its report is on its way."""
+
+    slot: int
+
+
+_Mail: TypeAlias = wire.Order | _Prepared | _Gone
+
+
+@dataclass(slots=True)
+class Worker:
+    """Moves pictures from their input slots through the engine to their output slots."""
+
+    engine: Engine[Any]
+    channel: socket.socket
+    memory: SlotMemory
+    costs: Costs  # as they were told last
+    _inbox: "queue.SimpleQueue[_Mail]" = field(default_factory=queue.SimpleQueue)
+    _tenants: dict[int, _Tenant] = field(default_factory=dict)
+    _hands: ThreadPoolExecutor = field(init=False)
+    _told: Condition = field(default_factory=Condition)
+    _shortages: int = 0  # pictures in a row that lacked memory
+    _stopping: bool = False
+
+    def __post_init__(self) -> None:
+        # One a slot: a picture is in the hands of one of them at most, and none is to wait for another's.
+        self._hands = ThreadPoolExecutor(self.engine.slots, "hand")
+
+    def run(self) -> None:
+        """Serve until `Stop`. Every turn: tell how the engine runs, take the mail, take one step."""
+        threading.Thread(target=self._read_orders, name="reader", daemon=True).start()
+        while not self._stopping:
+            self._tell()
+            self._take_mail()
+            self._step()
+        self._hands.shutdown(wait=False, cancel_futures=True)
+
+    # -------------------------------------------------------------------------------------------------- main thread
+
+    def _tell(self) -> None:
+        """Report what a picture costs and how the engine runs, if that is news."""
+        costs = self.engine.costs()
+        if costs != self.costs:
+            self.costs = costs
+            wire.send(self.channel, wire.Measured(costs))
+        condition = self.engine.condition()
+        if condition != self._told:
+            self._told = condition
+            wire.send(self.channel, wire.Changed(wire.shortened(condition)))
+
+    def _take_mail(self) -> None:
+        """Handle all mail there is; with nothing on the device, wait a while for some."""
+        idle = not any(tenant.admitted for tenant in self._tenants.values())
+        wait = IDLE_SECONDS if idle else 0.0
+        while not self._stopping:
+            try:
+                mail = self._inbox.get(timeout=wait)
+            except queue.Empty:
+                return
+            self._open(mail)
+            wait = 0.0
+
+    def _open(self, mail: _Mail) -> None:
+        match mail:
+            case wire.Run():
+                self._tenants[mail.slot] = _Tenant(mail.generation)
+            case _Prepared():
+                self._admit(mail)
+            case wire.Drop():
+                self._drop(mail)
+            case _Gone():
+                del self._tenants[mail.slot]
+            case wire.Stop():
+                self._stopping = True
+
+    def _admit(self, prepared: _Prepared) -> None:
+        tenant = self._tenants[prepared.slot]
+        if tenant.dropped:
+            self._release(prepared.slot)
+            return
+        try:
+            self.engine.admit(prepared.slot, prepared.content)
+        except OutOfMemoryError as error:
+            self._lack(prepared.slot, error)
+            return
+        tenant.prepare, tenant.admitted, tenant.began = prepared.seconds, True, time.monotonic()
+
+    def _drop(self, order: wire.Drop) -> None:
+        tenant = self._tenants.get(order.slot)
+        if tenant is None or tenant.generation != order.generation:
+            return  # it left before the order came, and its own report frees the slot
+        tenant.dropped = True
+        if tenant.admitted:
+            self.engine.discard(order.slot)
+            self._release(order.slot)
+
+    def _release(self, slot: int) -> None:
+        wire.send(self.channel, wire.Released(slot, self._tenants.pop(slot).generation))
+
+    def _lack(self, slot: int, error: OutOfMemoryError) -> None:
+        """There is no memory for a picture here and now: tell. If that goes on, it is this process that lacks it."""
+        self._shortages += 1
+        if self._shortages > SHORTAGES:
+            raise error
+        generation = self._tenants.pop(slot).generation
+        wire.send(self.channel, wire.Failed(slot, generation, str(error)[: wire.REASON_CHARS], Blame.MEMORY))
+
+    def _step(self) -> None:
+        try:
+            stepped = self.engine.step()
+        except OutOfMemoryError as error:
+            self._give_up(error)
+            return
+        if not stepped:
+            return
+        wire.send(self.channel, wire.Stepped(tuple((picture.slot, picture.done) for picture in stepped)))
+        for picture in stepped:
+            if picture.done == picture.total:
+                self._finish(picture.slot)
+
+    def _give_up(self, error: OutOfMemoryError) -> None:
+        """There is no memory for a step, not even of one picture."""
+        for slot in [slot for slot, tenant in self._tenants.items() if tenant.admitted]:
+            self.engine.discard(slot)
+            self._lack(slot, error)
+
+    def _finish(self, slot: int) -> None:
+        tenant = self._tenants[slot]
+        denoised = time.monotonic()
+        try:
+            decoding = self.engine.finish(slot)
+        except OutOfMemoryError as error:
+            self.engine.discard(slot)
+            self._lack(slot, error)
+            return
+        self._shortages = 0
+        tenant.admitted = False
+        self._hands.submit(self._deliver, slot, tenant, decoding, denoised)
+
+    # ---------------------------------------------------------------------------------------------- the other threads
+
+    def _read_orders(self) -> None:
+        """Pass orders on. End of file means that the pool is gone, and this process with it, whatever it is doing."""
+        while (order := wire.receive_order(self.channel)) is not None:
+            self._inbox.put(order)
+            if isinstance(order, wire.Run):  # at once: the main thread may be in the middle of a step
+                self._hands.submit(self._prepare, order)
+        os._exit(1)
+
+    def _prepare(self, order: wire.Run) -> None:
+        began = time.monotonic()
+        data = self.memory.input(order.slot)
+        picture = bytes(data[: order.picture_bytes])
+        text = str(data[order.picture_bytes : order.picture_bytes + order.text_bytes], "utf-8")
+        content = self._guard(
+            order.slot, order.generation, lambda: self.engine.prepare(Task(picture, text, order.seed))
+        )
+        if content is not None:
+            self._inbox.put(_Prepared(order.slot, time.monotonic() - began, content))
+
+    def _deliver(self, slot: int, tenant: _Tenant, decoding: object, denoised: float) -> None:
+        """Wait for the pixels of a picture whose last step was taken at `denoised`, encode and report them."""
+        try:
+            pixels = self.engine.collect(decoding)
+        except Exception as error:  # noqa: BLE001 - the device has failed, and whatever else it has in hand with it
+            end(self.channel, error)
+        collected = time.monotonic()
+        data = self._guard(slot, tenant.generation, lambda: self._fitting(self.engine.encode(pixels)))
+        if data is None:
+            return
+        self.memory.output(slot)[: len(data)] = data
+        denoise, decode, encode = denoised - tenant.began, collected - denoised, time.monotonic() - collected
+        self._leave(wire.Finished(slot, tenant.generation, len(data), tenant.prepare, denoise, decode, encode))
+
+    def _leave(self, report: wire.Finished | wire.Failed) -> None:
+        """Empty the slot, then say so: in this order, as the slot's next order may follow the report immediately."""
+        self._inbox.put(_Gone(report.slot))
+        wire.send(self.channel, report)
+
+    def _fitting(self, data: bytes) -> bytes:
+        room = self.memory.layout.output_bytes
+        if len(data) > room:
+            raise ValueError(f"the picture has {len(data)} bytes, its slot {room}: raise workers.output_bytes")
+        return data
+
+    def _guard(self, slot: int, generation: int, work: Callable[[], Any]) -> Any:
+        """The result of `work`, or None after reporting that this one picture failed."""
+        try:
+            return work()
+        except BadPictureError as error:
+            self._leave(wire.Failed(slot, generation, str(error)[: wire.REASON_CHARS], Blame.PICTURE))
+        except (OutOfMemoryError, MemoryError) as error:
+            self._leave(wire.Failed(slot, generation, _summary(error), Blame.MEMORY))
+        except Exception as error:  # noqa: BLE001 - one picture failed, and its client is told why
+            traceback.print_exc()
+            self._leave(wire.Failed(slot, generation, _summary(error), Blame.SERVICE))
+        return None
+
+
+def end(channel: socket.socket, error: BaseException) -> NoReturn:
+    """End the process, from any thread, with last words. At once: what is in the middle of something is in vain."""
+    traceback.print_exception(error)
+    with contextlib.suppress(OSError):  # nobody may listen any more
+        wire.send(channel, wire.Ending(_summary(error)))
+    os._exit(1)
+
+
+def _summary(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[: wire.REASON_CHARS]
