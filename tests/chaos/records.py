@@ -59,3 +59,9 @@ class Sheet:
     requests: list[Record] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
+
+    @property
+    def progress(self) -> str:
+        """How far it is, for people."""
+        under_way = sum(record.ended == FOREVER for record in self.requests)
+        return f"{len(self.requests)} requests, {under_way} of them under way, {len(self.faults)} faults from outside"

@@ -4,8 +4,10 @@ import asyncio
 import os
 import random
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 from tests.chaos import verdict
 from tests.chaos.footprint import Footprint, footprint
@@ -17,6 +19,7 @@ from tests.chaos.traffic import Traffic
 
 WITH_ENDS = 0.4  # of the time the server itself is ended as well; the one that comes then lives through the rest
 SCRAPE_SECONDS = 5.0
+SCRAPES_TOLD = 12  # progress is told with every twelfth: once a minute
 SCRAPES = 16  # at once: more than the threads that answer them
 SETTLING_SECONDS = 2.0  # for sockets and threads to go
 VANISHING_SECONDS = 10.0
@@ -81,8 +84,10 @@ class Run:
         await self._traffic.ended()
 
     async def _scrape(self) -> None:
-        while True:
+        for number in count(1):
             await asyncio.sleep(SCRAPE_SECONDS)
+            if number % SCRAPES_TOLD == 0:
+                print(f"after {self.lives.now:.0f} s: {self.sheet.progress}", file=sys.stderr, flush=True)
             try:
                 await self.lives.scrape()
             except (OSError, TimeoutError):
