@@ -77,14 +77,15 @@ def figures(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
     """Goodput between the filling and the end of the flood, and how requests ended."""
     window = seconds - FILLING_SECONDS
     done = [outcome for outcome in outcomes if outcome.status == 200]
-    inside = sum(FILLING_SECONDS <= outcome.ended < seconds for outcome in done)
+    in_time = [outcome for outcome in done if outcome.seconds <= DEADLINE_SECONDS]
+    inside = sum(FILLING_SECONDS <= outcome.ended < seconds for outcome in in_time)
     refused = [outcome for outcome in outcomes if outcome.status == 503]
     return {
         "requests": len(outcomes),
         "by status": dict(Counter(str(outcome.status) for outcome in outcomes)),
         "goodput, pictures per second": round(inside / window, 2),
         "goodput, share of capacity": round(inside / window / CAPACITY, 3),
-        "done after the deadline": sum(outcome.seconds > DEADLINE_SECONDS for outcome in done),
+        "done after the deadline": len(done) - len(in_time),
         "admitted and expired": sum(outcome.status == 504 for outcome in outcomes),
         "seconds to a picture": spread([outcome.seconds for outcome in done]),
         "seconds to a refusal": spread([outcome.seconds for outcome in refused]),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.service.running import ROOT
 
-STORM_SECONDS = 75  # what comes before and after takes another forty
+STORM_SECONDS = 60  # what comes before, between and after takes as long
 LIMIT_SECONDS = 600
 SEED = 7
 
