@@ -10,7 +10,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test fuzz lint format bench bench-gpu clean
+.PHONY: help install serve test fuzz chaos lint format bench bench-gpu clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ lint: $(INSTALLED)  ## check style and types
 format: $(INSTALLED)  ## repair style where that can be done
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+chaos: $(INSTALLED)  ## run the service under faults, for an hour; ARGS="--seconds 600 --seed 2 --out FILE"
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 bench: $(INSTALLED)  ## run the benchmarks; ARGS="..."
 	$(BIN)/python -m tests.bench $(ARGS)

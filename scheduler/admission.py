@@ -61,23 +61,29 @@ def _seconds_to_places(now: float, places: int, jobs: Jobs, fleet: Fleet) -> flo
 def _in_time(now: float, job: Job, jobs: Jobs, fleet: Fleet, share: float) -> Taken | Rejected | Overdrawn:
     """Whether a job is done before its deadline, by all that is known, and within its client's share of that time."""
     strength, budget = fleet.strength, job.deadline - now
-    wait, service = (jobs.waiting_work + fleet.backlog) / strength.throughput, strength.service * job.work
+    rate, service = _rate(jobs, fleet), strength.service * job.work * fleet.drag
+    wait = (jobs.waiting_work + fleet.backlog) / rate
     grain = strength.grain * jobs.largest_work
     seconds = None if jobs.waiting else _seconds_if_started(now, job, fleet)
     spare = budget - (wait + service if seconds is None else seconds)
     if spare < 0:
         ahead = _ahead(job, budget - service, jobs, fleet)
         return ahead or Rejected(policy.retry_after(wait, service, grain, budget))
-    claim = jobs.lines.of(job.client).work / strength.throughput * (1 - share) / share
+    claim = jobs.lines.of(job.client).work / rate * (1 - share) / share
     if claim > spare:
         return Overdrawn(max(claim - spare + grain, policy.SOONEST_RETRY))
-    return Taken(spare * strength.throughput)
+    return Taken(spare * rate)
+
+
+def _rate(jobs: Jobs, fleet: Fleet) -> float:
+    """Nominal pictures a second, as they are at present, and with a margin where there is a queue."""
+    return fleet.strength.throughput / fleet.drag / (policy.MARGIN if jobs.waiting else 1)
 
 
 def _ahead(job: Job, budget: float, jobs: Jobs, fleet: Fleet) -> Taken | None:
     """Take the only job that waits of a client before those of others, if all of them are still in time then."""
     before = jobs.waiting_work - jobs.lines.behind_work + fleet.backlog
-    leeway = budget * fleet.strength.throughput - before
+    leeway = budget * _rate(jobs, fleet) - before
     if leeway < 0 or jobs.lines.of(job.client).tickets or not jobs.waiting or not jobs.lines.can_bear(job.work):
         return None
     return Taken(leeway, ahead=True)
@@ -86,4 +92,4 @@ def _ahead(job: Job, budget: float, jobs: Jobs, fleet: Fleet) -> Taken | None:
 def _seconds_if_started(now: float, job: Job, fleet: Fleet) -> float | None:
     """When a job is done that starts at once; None if it has to wait."""
     choice = fleet.choose(job.work, now, behind=0)
-    return None if isinstance(choice, Wait) else policy.join(choice.measured, choice.batch, job.work)
+    return None if isinstance(choice, Wait) else fleet.seconds_if_joined(choice, job.work)

@@ -310,8 +310,16 @@ class Scheduler:
             choice = self._fleet.choose(ticket.job.work, now, behind=self._jobs.waiting - 1)
             if isinstance(choice, Wait):
                 return choice
-            self._start(now, ticket, choice)
+            if self._in_vain(now, ticket, choice):
+                self._reply(ticket, Expired())
+            else:
+                self._start(now, ticket, choice)
         return None
+
+    def _in_vain(self, now: float, ticket: Ticket, worker: Worker) -> bool:
+        """It would miss its deadline and make the next ones miss theirs."""
+        late = now + self._fleet.seconds_if_joined(worker, ticket.job.work) > ticket.job.deadline
+        return late and self._jobs.waiting > 1
 
     def _start(self, now: float, ticket: Ticket, worker: Worker) -> None:
         self._jobs.start(ticket)

@@ -8,7 +8,7 @@ from scheduler import policy
 from scheduler.agenda import Agenda
 from scheduler.errors import IllegalEvent, require
 from scheduler.messages import Costs, WorkerId, WorkerState
-from scheduler.policy import Limits, Strength, Wait
+from scheduler.policy import Drag, Limits, Strength, Wait
 from scheduler.records import Tenant, Ticket, Worker
 
 
@@ -30,6 +30,7 @@ class Fleet:
         self._open: list[Agenda[Worker]] = [Agenda()]  # by number of tenants: those that a job may join
         self._closed: Agenda[Worker] = Agenda()  # room, but a suspect is in it, or waits for it to be empty
         self._held: Worker | None = None  # the one that a suspect waits for
+        self._drag = Drag()
         self.running = 0
         self.backlog = 0.0
         """What is left of the pictures that run, in nominal pictures."""
@@ -69,6 +70,15 @@ class Fleet:
                     return worker
                 reasons.append(objection)
         return reasons[0] if reasons else Wait.SUSPECT if self._closed else Wait.SLOTS_TAKEN
+
+    @property
+    def drag(self) -> float:
+        """How many times longer than predicted everything takes at present."""
+        return self._drag.factor
+
+    def seconds_if_joined(self, worker: Worker, work: float) -> float:
+        """When a picture is done that a worker starts now."""
+        return policy.join(worker.measured, worker.batch, work) * self.drag
 
     def empty(self, avoid: WorkerId | None) -> Worker | None:
         """The fastest empty worker; not `avoid` while another is ready."""
@@ -140,8 +150,11 @@ class Fleet:
         return tenant
 
     def step(self, now: float, worker: Worker, done: Sequence[tuple[int, int]]) -> None:
-        """Note how far the pictures in a worker are."""
-        worker.heard = now
+        """Note how far the pictures in a worker are, and whether the step took as long as it should."""
+        stepped, worker.heard, worker.stepped = worker.stepped, now, now
+        works = [worker.tenants[slot].work for slot, _ in done if slot in worker.tenants]
+        if stepped is not None and works:
+            self._drag.add(now - stepped, policy.step_seconds(worker.measured, len(works), sum(works)))
         for slot, steps in done:
             tenant = worker.tenants.get(slot)
             if tenant is not None:
@@ -172,7 +185,7 @@ class Fleet:
 
     def _rearrange(self, worker: Worker) -> None:
         if not worker.tenants:
-            worker.alone = False
+            worker.alone, worker.stepped = False, None
         self._shelve(worker)
         self._watch(worker)
 
@@ -235,7 +248,7 @@ class Fleet:
                 self.forsake(tenant)
         worker.tenants.clear()
         worker.free.clear()
-        worker.alone = False
+        worker.alone, worker.stepped = False, None
         proven, worker.proven = worker.proven, False
         worker.failures = 0 if proven else worker.failures + 1
         if worker.fault or worker.failures >= self._limits.out_after:

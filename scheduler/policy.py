@@ -18,6 +18,7 @@ INSTANT = 1e-9  # seconds; stands for a measured zero, where it would be a divis
 ROUNDING = 1e-9  # relative; sums that differ by less are equal
 CROWD = 10.0  # jobs behind each picture that runs, when admission matters: a deadline is ten pictures long by default
 SOONEST_RETRY = 0.001  # seconds
+MARGIN = 1.1  # on the wait in a queue: what is taken to the edge of its deadline would miss it by the least delay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +169,31 @@ def pace(costs: Costs) -> Pace:
 def _spread(costs: Costs, count: int) -> list[Picture]:
     forever = float("inf")
     return [Picture(costs.steps * (index + 1) // (count + 1), 1.0, forever) for index in range(count)]
+
+
+@dataclass(slots=True)
+class Drag:
+    """How much longer than predicted steps take, lately: other work on the machine, a device that is throttled.
+
+    It begins with a second that was as predicted. A step counts for at most HICCUP times what was expected, as one that
+    is stopped for a while says little of the next.
+    """
+
+    taken: float = 1.0
+    expected: float = 1.0
+
+    KEPT = 0.98  # of what was before, with each step: some fifty steps count
+    HICCUP = 5.0
+
+    def add(self, taken: float, expected: float) -> None:
+        """One more step."""
+        self.taken = self.KEPT * self.taken + min(taken, self.HICCUP * expected)
+        self.expected = self.KEPT * self.expected + expected
+
+    @property
+    def factor(self) -> float:
+        """1 where all is as predicted, or faster."""
+        return max(1.0, self.taken / self.expected)
 
 
 @dataclass(slots=True)

@@ -57,6 +57,7 @@ class Worker:
     alone: bool = False  # a suspect is in it
     heard: float = 0.0  # its last sign of life, or since when it has something to do
     since: float = 0.0  # when it became ready
+    stepped: float | None = None  # when it took its last step, if it has been busy since
     proven: bool = False  # this process finished a picture
     pause: float = 0.0  # before its next restart
     failures: int = 0  # processes in a row that were not proven

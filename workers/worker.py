@@ -190,10 +190,11 @@ class Worker:
 
     def _read_orders(self) -> None:
         """Pass orders on. End of file means that the pool is gone, and this process with it, whatever it is doing."""
-        while (order := wire.receive_order(self.channel)) is not None:
-            self._inbox.put(order)
-            if isinstance(order, wire.Run):  # at once: the main thread may be in the middle of a step
-                self._hands.submit(self._prepare, order)
+        with contextlib.suppress(ConnectionError):  # what comes instead where reports are left unread
+            while (order := wire.receive_order(self.channel)) is not None:
+                self._inbox.put(order)
+                if isinstance(order, wire.Run):  # at once: the main thread may be in the middle of a step
+                    self._hands.submit(self._prepare, order)
         os._exit(1)
 
     def _prepare(self, order: wire.Run) -> None:

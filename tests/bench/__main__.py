@@ -1,13 +1,13 @@
 """`python -m tests.bench NAME [options]` runs one benchmark; without a name, each of them with its defaults.
 
-Except for `latency`, which is for a GPU and takes long: that one runs when it is named.
+Except for those that take long: `latency`, which is for a GPU, `overload` and `soak` run when they are named.
 """
 
 import runpy
 import sys
 
 SHORT = ("overhead", "decision", "demo")
-BENCHMARKS = (*SHORT, "latency")
+BENCHMARKS = (*SHORT, "latency", "overload", "soak")
 
 
 def main() -> None:

@@ -4,8 +4,8 @@ from itertools import cycle
 
 import pytest
 
-from scheduler.messages import Costs, Done, Expired, Rejected, Reply, Start, Submitted, Tick, WorkerLost
-from scheduler.policy import seconds_alone
+from scheduler.messages import Command, Costs, Done, Expired, Rejected, Reply, Start, Submitted, Tick, WorkerLost
+from scheduler.policy import MARGIN, seconds_alone
 from tests.scheduler.toy import Toy
 from tests.scheduler.words import CPU, GPU, SINGLE, SLOW_GPU, finished, job, loading, ready, scheduler, stepped
 
@@ -26,6 +26,12 @@ PROMISES = [(name, budget) for name in FLEETS for budget in BUDGETS if name != "
 def alone(*fleet: Costs) -> float:
     """Seconds for a picture alone on the slowest worker."""
     return max(seconds_alone(costs) for costs in fleet)
+
+
+def retry_after(command: Command) -> float:
+    assert isinstance(command, Reply)
+    assert isinstance(command.outcome, Rejected)
+    return command.outcome.retry_after
 
 
 def test_a_job_whose_deadline_has_passed_expires_at_once() -> None:
@@ -70,15 +76,16 @@ def test_waiting_work_counts() -> None:
     core = scheduler(ready("cpu0", CPU))
     core.handle(0.0, Submitted(job(1)))
     core.handle(0.0, Submitted(job(2)))
-    assert core.handle(0.0, Submitted(job(3, deadline=30.5))) == []
-    assert core.handle(0.0, Submitted(job(4, deadline=39.5))) == [Reply(4, Rejected(30.0 + 10.0 - 39.5 + 2.0))]
+    assert core.handle(0.0, Submitted(job(3, deadline=20 * MARGIN + 10.5))) == []
+    [reply] = core.handle(0.0, Submitted(job(4, deadline=39.5)))
+    assert retry_after(reply) == pytest.approx(30.0 * MARGIN + 10.0 - 39.5 + 2.0)
 
 
 def test_all_workers_share_the_backlog() -> None:
     core = scheduler(ready("cpu0", CPU), ready("cpu1", CPU))
     for number in (1, 2, 3, 4):
         core.handle(0.0, Submitted(job(number)))
-    assert core.handle(0.0, Submitted(job(5, deadline=30.5))) == []  # 40 s of work for two
+    assert core.handle(0.0, Submitted(job(5, deadline=20 * MARGIN + 10.5))) == []  # 40 s of work for two
 
 
 def test_work_that_has_gone_does_not_count() -> None:
@@ -101,7 +108,8 @@ def test_with_all_workers_lost_the_last_costs_count() -> None:
     core = scheduler(ready("cpu0", CPU))
     core.handle(0.0, WorkerLost("cpu0", "SIGKILL"))
     assert core.handle(0.0, Submitted(job(1, deadline=10.5))) == []
-    assert core.handle(0.0, Submitted(job(2, deadline=19.5))) == [Reply(2, Rejected(10.0 + 10.0 - 19.5 + 2.0))]
+    [reply] = core.handle(0.0, Submitted(job(2, deadline=19.5)))
+    assert retry_after(reply) == pytest.approx(10.0 * MARGIN + 10.0 - 19.5 + 2.0)
 
 
 def test_only_what_was_measured_last_counts() -> None:

@@ -7,6 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scheduler.messages import Done, Event, Overdrawn, Rejected, Reply, Start, Submitted
+from scheduler.policy import MARGIN
 from tests.scheduler.test_admission import FLEETS, alone
 from tests.scheduler.toy import Toy
 from tests.scheduler.words import CPU, SINGLE, Checked, finished, job, loading, ready, scheduler
@@ -98,7 +99,7 @@ def test_who_has_no_time_to_spare_is_not_overtaken(spare: float, order: list[int
     line = Line()
     line.submit(1, "first")
     line.submit(2, "second")
-    line.submit(3, "large", work=2.0, deadline=2 * 1.1 + 2.2 + spare)
+    line.submit(3, "large", work=2.0, deadline=2 * 1.1 * MARGIN + 2.2 + spare)
     line.submit(4, "small")  # it takes 1.1 s
     assert line.finish(3) == order
 
@@ -188,10 +189,14 @@ def test_what_runs_is_not_counted() -> None:
 
 def test_a_client_leaves_others_as_much_time_as_it_takes() -> None:
     core = scheduler(ready("cpu0", CPU))
-    replies = [core.handle(0.0, Submitted(job(number, 60.0, client="flood"))) for number in range(1, 7)]
+    replies = [core.handle(0.0, Submitted(job(number, 66.0, client="flood"))) for number in range(1, 7)]
     assert [bool(reply) for reply in replies] == [True, False, False, False, True, True]  # one runs, three wait
-    assert replies[-1] == [Reply(6, Overdrawn(30.0 - 10.0 + 2.0))]
-    assert core.handle(0.0, Submitted(job(7, 60.0, client="other"))) == []
+    [reply] = replies[-1]
+    assert isinstance(reply, Reply)
+    assert isinstance(reply.outcome, Overdrawn)
+    spare = 66.0 - (40.0 * MARGIN + 10.0)
+    assert reply.outcome.retry_after == pytest.approx(30.0 * MARGIN - spare + 2.0)
+    assert core.handle(0.0, Submitted(job(7, 66.0, client="other"))) == []
 
 
 @pytest.mark.parametrize("fleet", FLEETS)

@@ -16,24 +16,25 @@ class Device:
     """Batches whatever is prepared, step by step."""
 
     costs: Costs
+    slower: float
     left: dict[int, int] = field(default_factory=dict)  # by slot
     work: dict[int, float] = field(default_factory=dict)
     busy: bool = False
 
     def half(self, slot: int) -> float:
         """Seconds of half the fixed part."""
-        return self.costs.fixed_seconds * self.work[slot] / 2
+        return self.costs.fixed_seconds * self.work[slot] / 2 * self.slower
 
     def step(self) -> float:
         """Seconds of the next step."""
-        return step_seconds(self.costs, len(self.left), sum(self.work[slot] for slot in self.left))
+        return step_seconds(self.costs, len(self.left), sum(self.work[slot] for slot in self.left)) * self.slower
 
 
 class Toy:
-    """Carries out the scheduler's commands on devices that take exactly as long as their costs say."""
+    """Carries out the scheduler's commands on devices that take as long as their costs say, or `slower` times that."""
 
-    def __init__(self, *costs: Costs, **limits: Any) -> None:
-        self.devices = {f"device{index}": Device(each) for index, each in enumerate(costs)}
+    def __init__(self, *costs: Costs, slower: float = 1.0, **limits: Any) -> None:
+        self.devices = {f"device{index}": Device(each, slower) for index, each in enumerate(costs)}
         workers = [ready(name, device.costs) for name, device in self.devices.items()]
         self.core: Checked = scheduler(*workers, **limits)
         self.now = 0.0

@@ -13,6 +13,7 @@ import pytest
 from tests.service.running import Service, alive, good_request, until
 
 STEPS = {"ENGINE__ECHO__STEPS": 20, "ENGINE__ECHO__STEP_SECONDS": 0.1}  # a picture takes two seconds
+CLOSING_SECONDS = 15  # after a drain: answers are written and idle workers end, see app.command and workers.pool
 
 
 def busy_worker(service: Service, other_than: int | None = None) -> int:
@@ -75,6 +76,36 @@ def test_a_stopped_worker_is_killed_by_its_silence_and_its_picture_made_elsewher
         assert service.sample("contour_retries_total") == 1
 
 
+def test_a_worker_that_is_stopped_for_a_moment_or_asked_to_end_keeps_its_picture() -> None:
+    with Service("echo", WORKERS__CPU_WORKERS=1, **STEPS) as service, ThreadPoolExecutor(1) as client:
+        service.wait_until_ready()
+        answer = client.submit(service.generate)
+        worker = busy_worker(service)
+        os.kill(worker, signal.SIGTERM)
+        os.kill(worker, signal.SIGSTOP)
+        time.sleep(0.5)
+        os.kill(worker, signal.SIGCONT)
+        assert answer.result().status_code == 200
+        assert service.sample("contour_worker_losses_total") == 0
+
+
+def test_readiness_tells_of_a_lost_worker_within_a_second() -> None:
+    with Service("echo", WORKERS__CPU_WORKERS=1, SCHEDULER__RESTART_PAUSE=20) as service:
+        worker = service.wait_until_ready().readiness()["workers"][0]["process"]
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: service.client.get("/readyz").status_code == 503, seconds=1.0)
+        assert service.readiness()["workers"][0]["last_loss"] == "killed by SIGKILL"
+
+
+def test_a_stopped_worker_ends_with_its_server() -> None:
+    with Service("echo", **STEPS) as service:
+        family = service.wait_until_ready(workers=2).descendants()
+        for worker in service.readiness()["workers"]:
+            os.kill(worker["process"], signal.SIGSTOP)
+        service.process.kill()
+        until(lambda: not any(alive(pid) for pid in family), seconds=10)
+
+
 def test_nothing_is_left_when_the_server_is_killed() -> None:
     named = set(os.listdir("/dev/shm"))
     with Service("echo", **STEPS) as service, ThreadPoolExecutor(1) as client:
@@ -123,6 +154,18 @@ def test_a_client_that_leaves_frees_its_slot() -> None:
         until(lambda: not any(worker["running"] for worker in service.readiness()["workers"]))
         assert time.monotonic() - began < 8  # the picture would have taken ten seconds
         until(lambda: service.sample("contour_requests_total", outcome="abandoned") == 1)
+
+
+def test_the_slot_of_a_cancelled_picture_is_free_within_one_step() -> None:
+    slow = {"ENGINE__ECHO__STEPS": 8, "ENGINE__ECHO__STEP_SECONDS": 0.5}
+    with Service("echo", WORKERS__CPU_WORKERS=1, ENGINE__SLOTS=1, **slow) as service:
+        service.wait_until_ready()
+        with pytest.raises(httpx.ReadTimeout):
+            service.client.post("/generation/", json=good_request(), timeout=1.2)
+        until(lambda: service.sample("contour_requests_total", outcome="abandoned") == 1)
+        taken = service.sample("contour_steps_total")
+        assert service.generate().status_code == 200
+        assert service.sample("contour_steps_total") <= taken + 1 + 8
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error() -> None:
@@ -175,6 +218,21 @@ def test_a_drain_ends_in_time_and_answers_what_it_could_not_finish() -> None:
         busy_worker(service)
         assert service.stop() == 0
         assert answer.result().json()["type"] == "urn:contour:problem:draining"
+
+
+def test_a_drain_under_load_ends_in_time_and_everybody_is_answered() -> None:
+    limits = {"WORKERS__CPU_WORKERS": 1, "ENGINE__SLOTS": 2, "SERVER__DRAIN_SECONDS": 3}
+    with Service("echo", **limits, **STEPS) as service, ThreadPoolExecutor(12) as clients:
+        service.wait_until_ready()
+        answers = [clients.submit(service.generate, request_id=number) for number in range(12)]
+        until(lambda: service.readiness()["running"] + service.readiness()["queued"] == 12)
+        began = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - began < 3 + CLOSING_SECONDS
+        ends = [answer.result() for answer in answers]
+        assert {end.status_code for end in ends} == {200, 503}  # two seconds a picture: the first two are done
+        problems = {end.json()["type"] for end in ends if end.status_code == 503}
+        assert problems == {"urn:contour:problem:draining"}
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])

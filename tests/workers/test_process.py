@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import select
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -254,6 +255,18 @@ def test_it_does_not_heed_the_signals_of_a_terminal(worker: Worker) -> None:
 def test_it_ends_when_the_pool_closes_the_socket() -> None:
     worker = Worker(SLOW)
     worker.until(wire.Ready)
+    process = worker.child._process
+    worker.child.channel.close()
+    process.join(PATIENCE)
+    assert process.exitcode == 1
+
+
+def test_it_ends_when_the_pool_closes_the_socket_with_reports_unread() -> None:
+    worker = Worker(SLOW)
+    worker.until(wire.Ready)
+    worker.run(0, 1)
+    assert select.select([worker.child.channel], [], [], PATIENCE)[0]
+    time.sleep(1.0)  # it is idle again, so nothing but the socket can tell it
     process = worker.child._process
     worker.child.channel.close()
     process.join(PATIENCE)

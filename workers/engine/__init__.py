@@ -11,6 +11,15 @@ def build(config: EngineConfig, device: str) -> Engine[Any]:
 
     Raises MissingWeightsError, LoraError, UnsupportedModelError and UnsupportedSamplerError.
     """
+    engine = _whole(config, device)
+    if not config.faults.wanted:
+        return engine
+    from workers.engine.faults import FaultyEngine
+
+    return FaultyEngine(engine, config.faults)
+
+
+def _whole(config: EngineConfig, device: str) -> Engine[Any]:
     # torch and diffusers take seconds to import: only the engine that needs them pays.
     if config.kind == "echo":
         from workers.engine.echo import EchoEngine

@@ -8,6 +8,7 @@ from msgspec import Meta
 Positive = Annotated[int, Meta(ge=1)]
 AttentionKernel: TypeAlias = Literal["auto", "sdpa", "flash", "cudnn", "efficient", "xformers", "math"]
 Side = Annotated[int, Meta(ge=64, le=4096)]
+Chance = Annotated[float, Meta(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,29 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Faults:
+    """What goes wrong on purpose, to test everything around an engine: never where pictures are wanted.
+
+    Each is a chance per call. `prepare_memory`, `step_memory`, `finish_memory`: the device has no memory left.
+    `exit`: the process ends when a step is taken and not yet reported. `hang`: a step takes `hang_seconds`.
+    `seed` and the process id decide, so that a process that is started again has another fate.
+    """
+
+    prepare_memory: Chance = 0.0
+    step_memory: Chance = 0.0
+    finish_memory: Chance = 0.0
+    exit: Chance = 0.0
+    hang: Chance = 0.0
+    hang_seconds: Annotated[float, Meta(ge=0)] = 3600.0
+    seed: int = 0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is to go wrong."""
+        return any((self.prepare_memory, self.step_memory, self.finish_memory, self.exit, self.hang))
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Everything that decides what a picture looks like, and how many are made at once (`slots` per worker)."""
 
@@ -119,3 +143,4 @@ class EngineConfig:
     output: Output = field(default_factory=Output)
     speed: Speed = field(default_factory=Speed)
     echo: Echo = field(default_factory=Echo)
+    faults: Faults = field(default_factory=Faults)

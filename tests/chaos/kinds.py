@@ -1,0 +1,85 @@
+"""The kinds of request that are sent, and how each may end."""
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tests.chaos.profiles import DEADLINE_SECONDS
+from tests.service.asking import Manner
+from tests.service.running import file_of, png
+
+HASTY_SECONDS = 2
+PICTURES = 8
+SIDE_PIXELS = (48, 320)  # of the pictures, from the smallest on
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of request: how often it is sent beside the others, how, and what a client of a sound server sees."""
+
+    name: str
+    weight: float
+    ends: frozenset[str]
+    manner: Manner = Manner.PLAIN
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None  # None: a good one
+    leaves: bool = False
+
+
+GOOD = frozenset({"done", "busy", "draining"})  # the latter two were not taken on
+CLOSED = frozenset({"cut"})
+
+
+def good_body(index: int, picture: bytes) -> bytes:
+    """The request for a picture; all that decides what comes back follows from its index."""
+    fields = {
+        "request_id": index,
+        "text": f"a red circle and {index} blue squares",
+        "input_image_base64": base64.b64encode(picture).decode(),
+        "random_seed": index,
+    }
+    return json.dumps(fields).encode()
+
+
+def pictures() -> list[bytes]:
+    """Input files: noise of several sizes, which no compression makes small, and one that compresses to nothing."""
+    draw = np.random.default_rng(0)
+    sides = np.linspace(*SIDE_PIXELS, PICTURES - 1).astype(int)
+    return [png(64, 64), *(file_of(draw.integers(0, 256, (side, side + 16, 3), np.uint8)) for side in sides)]
+
+
+def kinds() -> list[Kind]:
+    """All of them."""
+    return [
+        Kind("good", 55, GOOD),
+        Kind("hasty", 8, GOOD | {"expired"}, headers={"Prefer": f"wait={HASTY_SECONDS}"}),
+        Kind("slow sender", 5, GOOD, Manner.SLOW_SENDER),
+        Kind("slow reader", 5, GOOD, Manner.SLOW_READER),
+        Kind("half-closed", 4, CLOSED, Manner.HALF_CLOSED),
+        Kind("leaves", 8, GOOD | {"left"}, leaves=True),
+        Kind("leaves in its body", 3, CLOSED, Manner.LEAVES_IN_BODY),
+        *_bad(),
+        # It would lose its answer if the server closed a connection that it still sends on.
+        Kind("huge", 3, frozenset({"too-large"}), body=b" " * (3 * 2**20), headers={"Connection": "keep-alive"}),
+    ]
+
+
+def _bad() -> list[Kind]:
+    broken = {
+        "broken-json": b'{"request_id": 1',
+        "invalid-field": b'{"request_id": 1, "text": "no picture"}',
+        "invalid-picture": good_body(1, b"this is no picture"),
+    }
+    cut = good_body(1, png(640, 480)[:-200])  # its header is sound: only the worker sees it
+    return [
+        *(Kind(f"bad: {end}", 3, frozenset({end}), body=body) for end, body in broken.items()),
+        Kind("bad: cut picture", 3, frozenset({"invalid-picture", "busy", "draining"}), body=cut),
+    ]
+
+
+def patience(kind: Kind, deadline: float = DEADLINE_SECONDS) -> float:
+    """Seconds from the last byte sent within which an answer must come."""
+    return HASTY_SECONDS if "Prefer" in kind.headers else deadline

@@ -1,0 +1,94 @@
+"""Which service is run under faults, and how many of them it gets."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+DEADLINE_SECONDS = 30
+DRAIN_SECONDS = 10
+
+# Faults fall on the innocent here, every few seconds: with the usual two attempts some would be convicted.
+_COMMON: dict[str, object] = {
+    "WORKERS__CPU_WORKERS": 2,
+    "WORKERS__THREADS": 1,
+    "SCHEDULER__ATTEMPTS": 6,
+    "SCHEDULER__MAX_QUEUE": 24,
+    "SCHEDULER__CLIENT_SHARE": 1,  # all of them have the same address
+    "SCHEDULER__RESTART_PAUSE": 0.1,
+    "SCHEDULER__RESTART_PAUSE_MAX": 1.0,
+    "SCHEDULER__LOAD_TIMEOUT": 60,
+    "SERVER__DEADLINE": DEADLINE_SECONDS,
+    "SERVER__DRAIN_SECONDS": DRAIN_SECONDS,
+    "SERVER__MAX_BODY_BYTES": 2**20,
+    "SERVER__MAX_PICTURE_BYTES": 2**19,
+    "SERVER__MAX_PIXELS": 1_000_000,
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A configuration with overrides, the engine's own faults, and how often what comes from outside.
+
+    `pause_seconds` is the mean between two faults from outside, `flood` how many requests come at once to fill the
+    queue, `stop_seconds` how long a worker is stopped: longer than the scheduler's patience.
+    """
+
+    config: str
+    overrides: Mapping[str, object]
+    faults: Mapping[str, object]
+    late: float
+    requests_per_second: float
+    pause_seconds: float
+    flood: int
+    stop_seconds: float
+
+
+PROFILES: Mapping[str, Profile] = {
+    # A picture takes a third of a second; eight run at a time.
+    "echo": Profile(
+        config="echo",
+        overrides={
+            **_COMMON,
+            "SCHEDULER__SILENCE_FLOOR": 1.5,
+            "ENGINE__SLOTS": 4,
+            "ENGINE__ECHO__STEPS": 8,
+            "ENGINE__ECHO__STEP_SECONDS": 0.04,
+        },
+        faults={
+            "PREPARE_MEMORY": 0.01,
+            "STEP_MEMORY": 0.003,
+            "FINISH_MEMORY": 0.01,
+            "EXIT": 0.003,
+            "HANG": 0.0015,
+        },
+        late=0.05,
+        requests_per_second=5.0,
+        pause_seconds=4.0,
+        flood=60,
+        stop_seconds=5.0,
+    ),
+    # One picture at a time in each worker, as a picture's rounding depends on its batch, and bytes are compared.
+    "demo": Profile(
+        config="demo",
+        overrides={
+            **_COMMON,
+            "SCHEDULER__SILENCE_FLOOR": 4.0,
+            "ENGINE__SLOTS": 1,
+            "ENGINE__SAMPLER__STEPS": 4,
+            "ENGINE__SIZE__SHORT_SIDE": 64,
+            "ENGINE__SIZE__LONG_SIDE": 128,
+            "SERVER__DEADLINE": 2 * DEADLINE_SECONDS,
+        },
+        faults={
+            "PREPARE_MEMORY": 0.01,
+            "STEP_MEMORY": 0.003,
+            "FINISH_MEMORY": 0.01,
+            "EXIT": 0.003,
+            "HANG": 0.0015,
+        },
+        late=0.05,
+        requests_per_second=0.8,
+        pause_seconds=12.0,
+        flood=30,
+        stop_seconds=8.0,
+    ),
+}

@@ -1,0 +1,11 @@
+"""`python -m app`, but its workers answer twice by chance: `python -m tests.chaos.server` takes the same options."""
+
+import sys
+from unittest.mock import patch
+
+from app.command import run
+from tests.chaos import late
+
+if __name__ == "__main__":
+    with patch("workers.child.main", late.main):
+        sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,54 @@
+"""Reports that come late, about a slot that has another tenant by then."""
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from scheduler import messages as m
+from tests.chaos import late
+from tests.service.running import file_of
+from tests.workers.test_pool import Seen, running
+from workers.engine.contract import Task
+
+PICTURES = 12
+ALWAYS = "1"
+
+
+class Generations(Seen):
+    """What was told and said, and which reports named an old generation of their slot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.old: list[m.Finished] = []
+        self._newest: dict[int, int] = {}
+
+    def __call__(self, event: m.Event, commands: Sequence[m.Command]) -> None:
+        super().__call__(event, commands)
+        if isinstance(event, m.Finished) and event.generation < self._newest[event.slot]:
+            self.old.append(event)
+        self._newest |= {command.slot: command.generation for command in commands if isinstance(command, m.Start)}
+
+
+def task(number: int) -> Task:
+    return Task(file_of(np.full((32, 32, 3), 20 * number, np.uint8)), "", number)
+
+
+def test_a_late_report_about_an_old_generation_answers_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.child.main", late.main)
+    monkeypatch.setenv(late.CHANCE, ALWAYS)
+
+    async def scenario() -> None:
+        seen = Generations()
+        async with running(seen) as pool:
+            deadline = asyncio.get_running_loop().time() + 60
+            # One after another, so that they follow each other in slot 0.
+            answers = [await pool.generate(task(number), deadline) for number in range(PICTURES)]
+        assert [answer.picture for answer in answers] == [task(number).picture for number in range(PICTURES)]
+        assert seen.old
+        replies = [command.job for command in seen.commands if isinstance(command, m.Reply)]
+        assert replies == list(range(1, PICTURES + 1))
+        assert not any(isinstance(event, m.WorkerLost) for event in seen.events)
+
+    asyncio.run(scenario())

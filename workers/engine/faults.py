@@ -1,0 +1,92 @@
+"""An engine around another that fails by chance, as `engine.faults` asks: to test everything around it."""
+
+import logging
+import os
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from scheduler.messages import Costs
+from workers.engine.config import Faults
+from workers.engine.contract import Condition, Engine, OutOfMemoryError, Stepped, Task
+
+log = logging.getLogger("contour.faults")
+
+EXIT_CODE = 70  # <sysexits.h>: an internal software error
+INJECTED = "fault injected"  # begins the log line of each
+
+
+class FaultyEngine:
+    """Does what the engine inside it does, or fails first. No request decides it: tried again, each may succeed."""
+
+    def __init__(self, engine: Engine[Any], faults: Faults) -> None:
+        self.slots = engine.slots
+        self._engine = engine
+        self._faults = faults
+        self._random = random.Random(f"{faults.seed} {os.getpid()}")  # noqa: S311 - it keeps no secret
+        self._running: set[int] = set()
+        log.warning("THIS WORKER FAILS ON PURPOSE, as engine.faults is set: %s", faults)
+
+    def warm_up(self) -> Costs:
+        """Nothing goes wrong here."""
+        return self._engine.warm_up()
+
+    def costs(self) -> Costs:
+        """Nor here."""
+        return self._engine.costs()
+
+    def prepare(self, task: Task) -> Any:
+        """Raises OutOfMemoryError by chance, and what the engine raises."""
+        self._refuse_memory("prepare", self._faults.prepare_memory)
+        return self._engine.prepare(task)
+
+    def admit(self, slot: int, prepared: Any) -> None:
+        """Pass a picture on."""
+        self._engine.admit(slot, prepared)
+        self._running.add(slot)
+
+    def step(self) -> Sequence[Stepped]:
+        """Fail before the step, hang in it, or end the process after it; a step of nothing is left alone."""
+        if not self._running:
+            return self._engine.step()
+        self._refuse_memory("step", self._faults.step_memory)
+        if self._strikes("hang", self._faults.hang):
+            time.sleep(self._faults.hang_seconds)
+        stepped = self._engine.step()
+        if self._strikes("exit", self._faults.exit):
+            os._exit(EXIT_CODE)
+        return stepped
+
+    def finish(self, slot: int) -> object:
+        """Raises OutOfMemoryError by chance; the picture is in its slot then, as it was."""
+        self._refuse_memory("finish", self._faults.finish_memory)
+        self._running.discard(slot)
+        return self._engine.finish(slot)
+
+    def discard(self, slot: int) -> None:
+        """Drop a picture."""
+        self._running.discard(slot)
+        self._engine.discard(slot)
+
+    def collect(self, decoding: object) -> object:
+        """Pass the pixels on."""
+        return self._engine.collect(decoding)
+
+    def encode(self, pixels: object) -> bytes:
+        """Pass the file on."""
+        return self._engine.encode(pixels)
+
+    def condition(self) -> Condition:
+        """How the engine inside runs."""
+        return self._engine.condition()
+
+    def _refuse_memory(self, where: str, chance: float) -> None:
+        if self._strikes(f"{where}_memory", chance):
+            raise OutOfMemoryError(f"no memory is left on the device (in {where}, on purpose)")
+
+    def _strikes(self, name: str, chance: float) -> bool:
+        strikes = self._random.random() < chance
+        if strikes:
+            log.warning("%s: %s", INJECTED, name)
+        return strikes
