@@ -26,6 +26,7 @@ from scheduler.core import Scheduler
 from workers.allocator import keep_freed_memory
 from workers.devices import Placement, choose_devices
 from workers.engine.weights import absent
+from workers.folders import prepare
 from workers.logs import configure
 from workers.pool import Pool
 from workers.process import Setup
@@ -49,6 +50,10 @@ def run(arguments: Sequence[str]) -> int:
         listed = "\n  ".join(missing)
         get = f"python -m workers.fetch {options.config}"
         return _refuse(f"These weights are not on this machine:\n  {listed}\nGet them with: {get}")
+    try:
+        prepare(settings.workers.cache)
+    except (OSError, RuntimeError) as error:
+        return _refuse(f"workers.cache is {settings.workers.cache}, which cannot be written to: {error}")
     configure(settings.server.log_level)
     keep_freed_memory()
     nvml = Nvml.open()

@@ -110,7 +110,7 @@ class LimitedConnection(Connection):
         self._sending = None
         if self.flow.read_paused or self.pipeline:  # it is not the client that waits
             self._expect(self.limits.body_seconds, self._body_is_late)
-        elif self.cycle.response_started:
+        elif self._running is None or self._running.response_started:
             self.transport.close()
         else:
             self._refuse(_late("body", self.limits.body_seconds))
