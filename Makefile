@@ -10,7 +10,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint format chaos bench bench-gpu clean
+.PHONY: help install serve test fuzz chaos lint format bench bench-gpu clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,10 @@ serve: $(INSTALLED)  ## serve; CONFIG=configs/demo.yaml HOST=127.0.0.1 PORT=8000
 
 test: $(INSTALLED)  ## run the tests; ARGS="tests/app -k settings"
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(INSTALLED)  ## feed damaged input to the picture decoder and the body parser; ARGS="--seconds 600"
+	$(BIN)/python -m tests.fuzz decoder $(ARGS)
+	$(BIN)/python -m tests.fuzz parser $(ARGS)
 
 lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check .

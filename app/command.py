@@ -7,25 +7,30 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from math import ceil
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
 
-from app.connection import Connection
+from app.access import Access
 from app.generation import Generation
 from app.health import Health
+from app.limits import limited
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
+from app.openapi import Description
 from app.server import create_app
-from app.settings import Settings, SettingsError, load
+from app.settings import Settings, SettingsError, load, read_keys
 from scheduler.core import Scheduler
 from workers.allocator import keep_freed_memory
-from workers.devices import Placement, choose_devices
+from workers.devices import Gpu, Placement, choose_devices
 from workers.engine.weights import absent
+from workers.folders import prepare
 from workers.logs import configure
-from workers.pool import Pool
+from workers.pool import NothingServedError, Pool
 from workers.process import Setup
 from workers.slots import SlotLayout
 from workers.telemetry import Nvml
@@ -33,6 +38,9 @@ from workers.telemetry import Nvml
 log = logging.getLogger("contour")
 
 UTF8_BYTES = 4  # that a character takes at most
+MAX_DIGITS = (
+    640  # of an integer in a request: as few as Python can be told, as the time to read them grows with their square
+)
 CLOSE_SECONDS = 10  # given to answers that are being written when everything else has ended
 
 
@@ -47,11 +55,14 @@ def run(arguments: Sequence[str]) -> int:
         listed = "\n  ".join(missing)
         get = f"python -m workers.fetch {options.config}"
         return _refuse(f"These weights are not on this machine:\n  {listed}\nGet them with: {get}")
+    try:
+        prepare(settings.workers.cache)
+    except (OSError, RuntimeError) as error:
+        return _refuse(f"workers.cache is {settings.workers.cache}, which cannot be written to: {error}")
     configure(settings.server.log_level)
+    sys.set_int_max_str_digits(MAX_DIGITS)
     keep_freed_memory()
     nvml = Nvml.open()
-    if nvml is not None:
-        nvml.run()
     try:
         return _serve(settings, nvml)
     finally:
@@ -86,9 +97,10 @@ def _serve(settings: Settings, nvml: Nvml | None) -> int:
     metrics.registry.register(EngineCollector(pool))
     if nvml is not None:
         metrics.registry.register(DeviceCollector(pool, nvml))
-    service = _Service(pool, settings)
-    generation = Generation(pool, settings.server, settings.engine.size, metrics)
-    app = create_app(generation, Health(pool, placement.reason), metrics.registry, service.lifespan)
+    service = _Service(pool, settings, nvml)
+    generation = Generation(pool, Access(read_keys(settings.server)), settings.server, settings.engine.size, metrics)
+    health, description = Health(pool, placement.reason), Description(settings.server)
+    app = create_app(generation, health, description, metrics.registry, service.lifespan)
     _announce(settings, placement)
     return service.run(app)
 
@@ -133,26 +145,29 @@ def _announce(settings: Settings, placement: Placement) -> None:
 class _Service:
     """The life of the process: bound, serving, draining, gone."""
 
-    def __init__(self, pool: Pool, settings: Settings) -> None:
+    def __init__(self, pool: Pool, settings: Settings, nvml: Nvml | None) -> None:
         self._pool = pool
         self._settings = settings
+        self._nvml = nvml
         self._server: _Server | None = None
         self._failed = False
 
     def run(self, app: Starlette) -> int:
-        """Serve; 0 after a drain, 1 when the pool broke."""
+        """Serve; 0 after a drain, 1 when nothing can be served any more."""
         config = uvicorn.Config(
             app,
             self._settings.server.host,
             self._settings.server.port,
             loop="uvloop",
-            http=Connection,
+            http=limited(self._settings.server),
             ws="none",
             lifespan="on",
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,
+            proxy_headers=bool(self._settings.server.trusted_proxies),
+            forwarded_allow_ips=self._settings.server.trusted_proxies,
+            timeout_keep_alive=ceil(self._settings.server.keep_alive_seconds),
             timeout_graceful_shutdown=CLOSE_SECONDS,
         )
         self._server = _Server(config, self._stop)
@@ -164,6 +179,8 @@ class _Service:
         """The pool runs beside the server, whose port is bound before any model is loaded."""
         running = asyncio.create_task(self._pool.run())
         running.add_done_callback(self._ended)
+        if self._nvml is not None:
+            self._nvml.run(partial(self._alarm, asyncio.get_running_loop()))
         yield
         self._pool.drain(0.0)
         await asyncio.wait([running])
@@ -171,9 +188,19 @@ class _Service:
     def _ended(self, running: "asyncio.Task[None]") -> None:
         assert self._server is not None
         self._server.should_exit = True
-        if (error := running.exception()) is not None:
-            self._failed = True
+        error = running.exception()
+        self._failed = error is not None
+        if isinstance(error, NothingServedError):
+            log.error("nothing can be served any more: %s", error)
+        elif error is not None:
             log.error("the pool has failed", exc_info=error)
+
+    def _alarm(self, loop: asyncio.AbstractEventLoop, gpu: Gpu, xid: int) -> None:
+        """In NVML's thread: a GPU has had an error."""
+        if xid not in self._settings.workers.harmless_xids:
+            uuids, reason = {gpu.uuid, *(gpu.instances or ())}, f"GPU {gpu.uuid} reports XID {xid}"
+            with suppress(RuntimeError):  # the loop may have ended
+                loop.call_soon_threadsafe(self._pool.fault, uuids, reason)
 
     def _stop(self, signals: int) -> None:
         """First signal: finish what was accepted. Second: answer everybody now."""

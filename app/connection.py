@@ -11,16 +11,16 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.errors import Error, Problem, respond
 
-MAX_HEAD_BYTES = 64 * 1024  # request line and headers; other servers take 8 to 64 KiB
 MAX_PIPELINED = 100  # requests that wait for the answer to the one before them
 
 
 class Connection(HttpToolsProtocol):
     """Tell uvicorn of it with `http=Connection`."""
 
-    _unused = (
-        0  # bytes read since a head began or ended or a piece of a body came: of a head, a trailer, or between chunks
-    )
+    max_head_bytes = 64 * 1024  # request line and headers; other servers take 8 to 64 KiB
+
+    # Bytes read since a head began or ended or a piece of a body came: of a head, of a trailer, or between chunks.
+    _unused = 0
     _refusal: Problem | None = None
     _running: RequestResponseCycle | None = None
 
@@ -35,8 +35,8 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             self._refuse(self._refusal or Problem(Error.BROKEN_HTTP, f"It cannot be read: {error}."))
         else:
-            if self._unused > MAX_HEAD_BYTES:
-                self._refuse(_head_too_large())
+            if self._unused > self.max_head_bytes:
+                self._refuse(self._head_too_large())
 
     def on_message_begin(self) -> None:
         """A head begins."""
@@ -48,8 +48,8 @@ class Connection(HttpToolsProtocol):
         self._unused = 0
         if self._offers_upgrade():
             return
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
-            self._refusal = _head_too_large()
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.max_head_bytes:
+            self._refusal = self._head_too_large()
         elif len(self.pipeline) >= MAX_PIPELINED:
             detail = f"More than {MAX_PIPELINED} requests came before the first of them was answered."
             self._refusal = Problem(Error.BROKEN_HTTP, detail)
@@ -107,6 +107,6 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
         self._abandon()
 
-
-def _head_too_large() -> Problem:
-    return Problem(Error.HEAD_TOO_LARGE, f"The request's line and headers take more than {MAX_HEAD_BYTES} bytes.")
+    def _head_too_large(self) -> Problem:
+        detail = f"The request's line and headers take more than {self.max_head_bytes} bytes."
+        return Problem(Error.HEAD_TOO_LARGE, detail)

@@ -19,9 +19,12 @@ class Error(Enum):
 
     BROKEN_HTTP = "broken-http", HTTPStatus.BAD_REQUEST, "The request is not HTTP as it should be"
     BROKEN_JSON = "broken-json", HTTPStatus.BAD_REQUEST, "The body is not JSON"
+    UNAUTHORIZED = "unauthorized", HTTPStatus.UNAUTHORIZED, "An API key is needed"
     NOT_FOUND = "not-found", HTTPStatus.NOT_FOUND, "There is nothing at this path"
     METHOD = "method-not-allowed", HTTPStatus.METHOD_NOT_ALLOWED, "This path does not take this method"
+    SLOW = "request-timeout", HTTPStatus.REQUEST_TIMEOUT, "The request took too long to arrive"
     TOO_LARGE = "too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request is larger than this service takes"
+    OVERDRAWN = "overdrawn", HTTPStatus.TOO_MANY_REQUESTS, "This client has its share of the queue already"
     HEAD_TOO_LARGE = (
         "head-too-large",
         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -34,12 +37,35 @@ class Error(Enum):
     POISONED = "poisoned", HTTPStatus.INTERNAL_SERVER_ERROR, "This request ended the workers that tried it"
     BUSY = "busy", HTTPStatus.SERVICE_UNAVAILABLE, "More is asked for than can be done in time"
     DRAINING = "draining", HTTPStatus.SERVICE_UNAVAILABLE, "The service is shutting down"
+    CONNECTIONS = "too-many-connections", HTTPStatus.SERVICE_UNAVAILABLE, "There are too many connections"
     EXPIRED = "expired", HTTPStatus.GATEWAY_TIMEOUT, "The deadline has passed"
 
     def __init__(self, slug: str, status: HTTPStatus, title: str) -> None:
         self.slug = slug
         self.status = status
         self.title = title
+
+    @property
+    def type(self) -> str:
+        """The problem's type, a URI as RFC 9457 wants it."""
+        return f"urn:contour:problem:{self.slug}"
+
+
+class FieldError(msgspec.Struct, frozen=True):
+    """A field of the request's body, and what is wrong with it."""
+
+    field: str
+    detail: str
+
+
+class ProblemBody(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The body of an error (RFC 9457). `errors` names the field to blame, where there is one."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldError] = []
 
 
 @dataclasses.dataclass
@@ -56,14 +82,8 @@ class Problem(Exception):
 def respond(problem: Problem) -> Response:
     """The response that tells a client of a problem."""
     error = problem.error
-    body: dict[str, object] = {
-        "type": f"urn:contour:problem:{error.slug}",
-        "title": error.title,
-        "status": int(error.status),
-        "detail": problem.detail,
-    }
-    if problem.field is not None:
-        body["errors"] = [{"field": problem.field, "detail": problem.detail}]
+    errors = [] if problem.field is None else [FieldError(problem.field, problem.detail)]
+    body = ProblemBody(error.type, error.title, int(error.status), problem.detail, errors)
     headers = dict(problem.headers)
     if problem.retry_after is not None:
         headers["Retry-After"] = str(max(1, ceil(problem.retry_after)))

@@ -14,6 +14,7 @@ import pybase64
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from app.access import Access
 from app.errors import Error, Problem, respond, routing_problem
 from app.metrics import Metrics
 from app.settings import ServerConfig
@@ -33,7 +34,7 @@ AUTO_LOADING_SECONDS = 300.0
 
 SEED_MIN, SEED_MAX = -(2**63), 2**64 - 1  # what torch.Generator.manual_seed takes
 QUOTE = ord('"')
-WHITESPACE = str.maketrans("", "", " \t\r\n\v\f")
+WHITESPACE = b" \t\r\n\v\f"
 
 T = TypeVar("T")
 
@@ -47,14 +48,22 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     random_seed: int
 
 
+class GenerationAnswer(msgspec.Struct, frozen=True):
+    """The answer: `request_id` as it came, and a JPEG or PNG in standard base64."""
+
+    request_id: int
+    output_image_base64: str
+
+
 _decoder = msgspec.json.Decoder(GenerationRequest, strict=False)
 
 
 class Generation:
     """The endpoint. Everything about a request is checked before anything is queued."""
 
-    def __init__(self, pool: Pool, config: ServerConfig, sizing: Sizing, metrics: Metrics) -> None:
+    def __init__(self, pool: Pool, access: Access, config: ServerConfig, sizing: Sizing, metrics: Metrics) -> None:
         self._pool = pool
+        self._access = access
         self._config = config
         self._sizing = sizing
         self._metrics = metrics
@@ -94,14 +103,15 @@ class Generation:
         return f"{self._run}-{next(self._ids)}"
 
     async def _generate(self, request: Request, began: float) -> Response:
+        client = self._access.client(request)
         _check_media_type(request)
         wanted = _decode(await self._read(request))
-        task = self._task(wanted)
+        task = _task(wanted, self._config)
         header = _header(task, self._config.max_pixels)
         width, height = output_size(header.width, header.height, self._sizing)
         work = width * height / self._sizing.short_side**2
         deadline = time.monotonic() + self._patience(request, work)
-        answer = await _unless_gone(request, self._pool.generate(task, deadline, work))
+        answer = await _unless_gone(request, self._pool.generate(task, deadline, work, client))
         return self._reply(wanted.request_id, answer, time.perf_counter() - began)
 
     async def _read(self, request: Request) -> bytes:
@@ -117,18 +127,6 @@ class Generation:
                 raise _too_large("The body goes on", limit, "bytes")
             chunks.append(chunk)
         return b"".join(chunks)
-
-    def _task(self, wanted: GenerationRequest) -> Task:
-        if len(wanted.text) > self._config.max_text_chars:
-            detail = f"text has {len(wanted.text)} characters; at most {self._config.max_text_chars} are taken."
-            raise Problem(Error.INVALID_FIELD, detail, "text")
-        if not SEED_MIN <= wanted.random_seed <= SEED_MAX:
-            detail = f"random_seed is {wanted.random_seed}; it must be within {SEED_MIN} and {SEED_MAX}."
-            raise Problem(Error.INVALID_FIELD, detail, "random_seed")
-        picture = _picture(wanted.input_image_base64)
-        if len(picture) > (limit := self._config.max_picture_bytes):
-            raise _too_large(f"The picture has {len(picture)} bytes", limit, "bytes", "input_image_base64")
-        return Task(picture, wanted.text, wanted.random_seed)
 
     def _patience(self, request: Request, work: float) -> float:
         """Seconds that the client is prepared to wait: its own wish (RFC 7240), else the configuration's."""
@@ -169,6 +167,9 @@ class Generation:
             case m.Rejected(retry_after):
                 detail = f"It could not be done before its deadline; try again in {retry_after:.0f} s."
                 raise Problem(Error.BUSY, detail, retry_after=retry_after)
+            case m.Overdrawn(retry_after):
+                detail = f"Others are to find room as well; try again in {retry_after:.0f} s."
+                raise Problem(Error.OVERDRAWN, detail, retry_after=retry_after)
             case m.Draining():
                 raise Problem(Error.DRAINING, "Nothing new is taken; try another server, or this one when it is back.")
             case m.Abandoned():
@@ -224,6 +225,19 @@ def _decode(body: bytes) -> GenerationRequest:
         raise Problem(Error.BROKEN_JSON, "It is nested too deeply.") from None
 
 
+def _task(wanted: GenerationRequest, config: ServerConfig) -> Task:
+    if len(wanted.text) > config.max_text_chars:
+        detail = f"text has {len(wanted.text)} characters; at most {config.max_text_chars} are taken."
+        raise Problem(Error.INVALID_FIELD, detail, "text")
+    if not SEED_MIN <= wanted.random_seed <= SEED_MAX:
+        detail = f"random_seed is {wanted.random_seed}; it must be within {SEED_MIN} and {SEED_MAX}."
+        raise Problem(Error.INVALID_FIELD, detail, "random_seed")
+    picture = _picture(wanted.input_image_base64)
+    if len(picture) > (limit := config.max_picture_bytes):
+        raise _too_large(f"The picture has {len(picture)} bytes", limit, "bytes", "input_image_base64")
+    return Task(picture, wanted.text, wanted.random_seed)
+
+
 def _blamed(message: str) -> str | None:
     """The field that a message of msgspec speaks of: "... - at `$.text`" or "... missing required field `text`"."""
     _, _, path = message.rpartition(" `")
@@ -242,7 +256,8 @@ def _picture(encoded: msgspec.Raw) -> bytes:
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:
-        return pybase64.b64decode(text.translate(WHITESPACE), validate=True)
+        # As bytes: to translate a text that is not ASCII takes seconds, in which nobody else is heard.
+        return pybase64.b64decode(text.encode("ascii").translate(None, WHITESPACE), validate=True)
     except ValueError as error:
         detail = f"input_image_base64 is not standard base64: {error}."
         raise Problem(Error.INVALID_FIELD, detail, "input_image_base64") from None

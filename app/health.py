@@ -1,12 +1,46 @@
 """`/healthz`: is the process there? `/readyz`: can it make a picture now, and what is each worker doing?"""
 
+from typing import Literal
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from scheduler.messages import WorkerView
+from scheduler.messages import WorkerState, WorkerView
 from workers.engine.contract import Condition
 from workers.pool import Pool
+
+
+class Aliveness(msgspec.Struct, frozen=True):
+    """The process is there."""
+
+    status: Literal["ok"] = "ok"
+
+
+class WorkerReadiness(msgspec.Struct, frozen=True):
+    """What a worker is doing. `process` is its id; `last_loss` is why its last process ended, if one did."""
+
+    id: str
+    state: WorkerState
+    process: int | None
+    device: str | None
+    running: int
+    slots: int
+    restarts: int
+    graphs: dict[str, int]
+    fallbacks: dict[str, int]
+    last_loss: str | None
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """What the service is doing. `placement` says why the workers run on the devices they run on."""
+
+    ready: bool
+    draining: bool
+    placement: str
+    queued: int
+    running: int
+    workers: list[WorkerReadiness]
 
 
 class Health:
@@ -18,34 +52,28 @@ class Health:
 
     async def alive(self, request: Request) -> Response:
         """200 as long as the event loop turns."""
-        return Response(b'{"status":"ok"}', media_type="application/json")
+        return Response(msgspec.json.encode(Aliveness()), media_type="application/json")
 
     async def ready(self, request: Request) -> Response:
         """200 while a worker is ready and the service is not draining, else 503; the same body either way."""
         core = self._pool.core
         ready = core.ready and not core.draining
-        body = {
-            "ready": ready,
-            "draining": core.draining,
-            "placement": self._placement,
-            "queued": core.queue_depth,
-            "running": core.running,
-            "workers": [self._worker(view) for view in core.workers()],
-        }
+        workers = [self._worker(view) for view in core.workers()]
+        body = Readiness(ready, core.draining, self._placement, core.queue_depth, core.running, workers)
         return Response(msgspec.json.encode(body), 200 if ready else 503, media_type="application/json")
 
-    def _worker(self, view: WorkerView) -> dict[str, object]:
+    def _worker(self, view: WorkerView) -> WorkerReadiness:
         device = self._pool.devices.get(view.id)
         condition = self._pool.conditions.get(view.id, Condition())
-        return {
-            "id": view.id,
-            "state": view.state,
-            "process": self._pool.processes.get(view.id),
-            "device": device.name if device else None,
-            "running": view.running,
-            "slots": view.capacity,
-            "restarts": view.restarts,
-            "graphs": dict(condition.graphs),
-            "fallbacks": dict(condition.fallbacks),
-            "last_loss": view.reason or None,
-        }
+        return WorkerReadiness(
+            id=view.id,
+            state=view.state,
+            process=self._pool.processes.get(view.id),
+            device=device.name if device else None,
+            running=view.running,
+            slots=view.capacity,
+            restarts=view.restarts,
+            graphs=dict(condition.graphs),
+            fallbacks=dict(condition.fallbacks),
+            last_loss=view.reason or None,
+        )

@@ -13,7 +13,12 @@ from workers.pool import Pool
 from workers.telemetry import Nvml
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-UNCOUNTED = {Error.BROKEN_HTTP, Error.HEAD_TOO_LARGE}  # a connection ended before there was a request
+UNCOUNTED = {
+    Error.BROKEN_HTTP,
+    Error.HEAD_TOO_LARGE,
+    Error.SLOW,
+    Error.CONNECTIONS,
+}  # a connection ended before there was a request
 STAGES = ("queue", "prepare", "denoise", "decode", "encode")
 
 

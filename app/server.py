@@ -14,11 +14,14 @@ from starlette.routing import Route
 from app.errors import on_exception
 from app.generation import Generation
 from app.health import Health
+from app.openapi import Description
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
-def create_app(generation: Generation, health: Health, registry: CollectorRegistry, lifespan: Lifespan) -> Starlette:
+def create_app(
+    generation: Generation, health: Health, description: Description, registry: CollectorRegistry, lifespan: Lifespan
+) -> Starlette:
     """The ASGI application. Both spellings of a path answer directly: nobody is redirected."""
 
     async def metrics(request: Request) -> Response:
@@ -33,6 +36,7 @@ def create_app(generation: Generation, health: Health, registry: CollectorRegist
             Route("/healthz", health.alive),
             Route("/readyz", health.ready),
             Route("/metrics", metrics),
+            Route("/openapi.json", description.respond),
         ],
         exception_handlers={HTTPException: generation.refuse, Exception: on_exception},
         lifespan=lifespan,

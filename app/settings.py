@@ -3,8 +3,9 @@
 What stops the start, and how a variable is named, is written in `workers.document`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,14 +20,23 @@ __all__ = ["ServerConfig", "Settings", "SettingsError", "load"]
 
 DAY = 86400  # seconds
 Bytes = Annotated[int, Meta(ge=1024, le=2**30)]
+Seconds = Annotated[float, Meta(gt=0, le=DAY)]
+Secret = Annotated[str, Meta(extra={"secret": True})]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """What is listened to, and how much of a client's time and bytes is taken.
 
-    `max_picture_bytes` is an encoded picture after base64, `max_pixels` what its header may declare. `deadline` is for
+    `max_picture_bytes` is an encoded picture after base64, `max_pixels` what its header may declare: each of a worker's
+    three threads that decode may need 20 bytes of memory for each of them for a moment. `deadline` is for
     clients that set none; auto goes by what a picture takes. Clients may ask for `max_deadline` at most. In seconds.
+
+    Without `api_key` and `api_key_file` (one key a line) everybody may ask. A client is its key, else its address;
+    `trusted_proxies` are addresses and networks whose X-Forwarded-For is believed. Head and body of a request have
+    `header_seconds` and `body_seconds` to arrive, an answer has `body_seconds` to be read. A connection may be idle
+    for `keep_alive_seconds`, longer than the 60 s that balancers keep theirs. `max_connections` fits the usual limit of
+    1,024 descriptors; one address may have as many connections as it leaves free.
     """
 
     host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
@@ -39,6 +49,14 @@ class ServerConfig:
     max_deadline: Annotated[float, Meta(gt=0, le=DAY)] = 3600.0
     drain_seconds: Annotated[float, Meta(ge=0, le=DAY)] = 60.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    api_key: Secret = field(default="", repr=False)
+    api_key_file: Annotated[str, Meta(min_length=1)] | None = None
+    trusted_proxies: list[str] = field(default_factory=list)
+    header_seconds: Seconds = 10.0
+    max_header_bytes: Annotated[int, Meta(ge=1024, le=2**20)] = 64 * 2**10
+    body_seconds: Seconds = 60.0
+    keep_alive_seconds: Seconds = 75.0
+    max_connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 900
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +71,30 @@ class Settings:
 
 def load(path: Path, environ: Mapping[str, str]) -> Settings:
     """Read a configuration file and the variables over it. Raises SettingsError."""
-    document = Document.read(path, environ)
+    document = Document.read(path, environ, verbatim=[("server", "api_key")])
     settings = document.convert(Settings)
+    if (keys := settings.server.api_key_file) is not None:
+        settings = replace(settings, server=replace(settings.server, api_key_file=str(path.parent / keys)))
     scheduler, engine = settings.scheduler, settings.engine
     document.refuse([*_server_problems(settings), *_scheduler_problems(scheduler), *engine_problems(engine)])
     return replace(settings, engine=locate(settings.engine, path.parent))
+
+
+def read_keys(server: ServerConfig) -> list[str]:
+    """The API keys of a configuration: its own, and those of its file, one a line; # begins a comment.
+
+    Raises OSError or ValueError, which do not quote any.
+    """
+    keys = [server.api_key] if server.api_key else []
+    if server.api_key_file is not None:
+        lines = [line.strip() for line in Path(server.api_key_file).read_text(encoding="utf-8").splitlines()]
+        found = [line for line in lines if line and not line.startswith("#")]
+        if not found:
+            raise ValueError("it has no key; write one a line")
+        keys += found
+    if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
+        raise ValueError("a key has characters that no header carries; take letters, digits and punctuation")
+    return keys
 
 
 def _server_problems(settings: Settings) -> list[Problem]:
@@ -70,10 +107,37 @@ def _server_problems(settings: Settings) -> list[Problem]:
     if isinstance(server.deadline, float | int) and server.deadline > server.max_deadline:
         text = f"is {server.deadline}, but must not be above server.max_deadline ({server.max_deadline})"
         found.append(Problem(("server", "deadline"), text))
+    found += _access_problems(server)
     if (largest := _largest_result(settings)) > room:
         text = f"is {room}, but a result may take {largest}"
         found.append(Problem(("workers", "output_bytes"), text))
     return found
+
+
+def _access_problems(server: ServerConfig) -> Iterator[Problem]:
+    try:
+        read_keys(server)
+    except (OSError, ValueError) as error:
+        name, text = "api_key", "cannot be used"
+        if server.api_key_file is not None:
+            name, text = "api_key_file", f"is {server.api_key_file}, which cannot be used"
+        yield Problem(("server", name), f"{text}: {_reason(error)}")
+    for n, proxy in enumerate(server.trusted_proxies):
+        try:
+            ip_network(proxy)
+        except ValueError:
+            text = f"is {proxy!r}, but must be an address or a network, such as 10.0.0.0/8"
+            yield Problem(("server", "trusted_proxies", str(n)), text)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    match error:
+        case UnicodeDecodeError():  # its own text quotes what it found
+            return "it is not text in UTF-8"
+        case OSError():
+            return error.strerror or str(error)
+        case _:
+            return str(error)
 
 
 def _largest_result(settings: Settings) -> int:

@@ -24,6 +24,7 @@ from scheduler.messages import (
     Exit,
     Expired,
     Failed,
+    Faulted,
     Finished,
     Job,
     Kill,
@@ -65,6 +66,7 @@ class Scheduler:
         self._generations = count(1)
         self._opened = False
         self._until: float | None = None  # the end of the drain
+        self._failure = ""  # why it ends, if it is not asked to
         self._exited = False
         self._wait: Wait | None = None
         self._commands: list[Command] = []  # the answer to the event in hand
@@ -144,6 +146,8 @@ class Scheduler:
                 self._welcome(now, self._fleet[worker], costs)
             case Measured(worker, costs):
                 self._reprice(self._fleet[worker], costs)
+            case Faulted(worker, reason):
+                self._take_out(now, self._fleet[worker], reason)
             case WorkerLost(worker, reason):
                 self._bury(now, self._fleet[worker], reason)
             case Tick():
@@ -205,9 +209,32 @@ class Scheduler:
         self._fleet.reprice(worker, costs)
 
     def _bury(self, now: float, worker: Worker, reason: str) -> None:
-        if worker.state in {WorkerState.NEW, WorkerState.WAITING}:
+        if worker.state in {WorkerState.NEW, WorkerState.WAITING, WorkerState.OUT}:
             raise IllegalEvent(f"{worker.id} has no process to lose")
         self._suspect(self._fleet.bury(now, worker, reason), worker.id, Poisoned(self._limits.attempts))
+
+        self._end_if_all_are_out(now)
+
+    def _take_out(self, now: float, worker: Worker, reason: str) -> None:
+        match worker.state:
+            case WorkerState.LOADING | WorkerState.READY:
+                worker.fault = reason
+                self._kill(now, worker, reason)
+            case WorkerState.ENDING:
+                worker.fault = reason
+            case WorkerState.WAITING | WorkerState.OUT:
+                self._fleet.take_out(now, worker, reason)
+                self._end_if_all_are_out(now)
+            case WorkerState.NEW:
+                pass  # it will find out for itself
+            case _ as unreachable:
+                assert_never(unreachable)
+
+    def _end_if_all_are_out(self, now: float) -> None:
+        """Whoever started this service can do more than wait: start it again, or elsewhere."""
+        self._failure = self._fleet.failure
+        if self._failure:
+            self._until = now
 
     def _suspect(self, tickets: list[Ticket], worker: WorkerId, verdict: Outcome) -> None:
         """Jobs come back undone from a worker: each is tried again, alone, or gets the verdict if it was before."""
@@ -231,17 +258,17 @@ class Scheduler:
 
     def _look_at(self, now: float, worker: Worker) -> None:
         match worker.state:
-            case WorkerState.WAITING:
+            case WorkerState.WAITING | WorkerState.OUT:
                 worker.restarts += 1
                 self._spawn(now, worker)
             case WorkerState.LOADING:
-                self._kill(worker, f"not ready after {self._limits.load_timeout:g} s")
+                self._kill(now, worker, f"not ready after {self._limits.load_timeout:g} s")
             case WorkerState.READY:
                 patience = self._fleet.patience(worker)
                 if worker.heard + patience > now:
                     self._fleet.alarms.put(worker, worker.heard + patience)
                 else:
-                    self._kill(worker, f"silent for {now - worker.heard:.1f} s")
+                    self._kill(now, worker, f"silent for {now - worker.heard:.1f} s")
             case WorkerState.NEW | WorkerState.ENDING:
                 raise BrokenInvariantError(f"{worker.id} is {worker.state} and has an alarm")
             case _ as unreachable:
@@ -251,14 +278,14 @@ class Scheduler:
         self._fleet.spawn(now, worker)
         self._commands.append(Spawn(worker.id))
 
-    def _kill(self, worker: Worker, reason: str) -> None:
-        self._fleet.end(worker)
+    def _kill(self, now: float, worker: Worker, reason: str) -> None:
+        self._fleet.end(now, worker)
         self._commands.append(Kill(worker.id, reason))
 
     def _exit_when_drained(self) -> None:
         if self.draining and not self._jobs:
             self._exited = True
-            self._commands.append(Exit())
+            self._commands.append(Exit(self._failure))
 
     # ------------------------------------------------------------------------------------------------------- placement
 

@@ -201,7 +201,8 @@ class Fleet:
         self._price(worker, costs)
         assert worker.pace is not None
         self.ready.add(worker.pace)
-        worker.state, worker.heard, worker.free = WorkerState.READY, now, list(range(len(costs.step_seconds)))
+        worker.state, worker.heard, worker.since = WorkerState.READY, now, now
+        worker.free = list(range(len(costs.step_seconds)))
         self._open.extend(Agenda() for _ in range(len(costs.step_seconds) - len(self._open)))
         self._rearrange(worker)
 
@@ -225,19 +226,21 @@ class Fleet:
         self._known.add(worker.pace)
         self._speeds.put(worker.id, policy.seconds_alone(costs))
 
-    def end(self, worker: Worker) -> None:
+    def end(self, now: float, worker: Worker) -> None:
         """It is being killed: it gets no more jobs."""
         if worker.state is WorkerState.READY:
             assert worker.pace is not None
             self.ready.remove(worker.pace)
+            worker.proven = worker.proven or now - worker.since >= self._limits.out_pause
         worker.state = WorkerState.ENDING
+        self.alarms.drop(worker)
         if worker is self._held:
             self._held = None
         self._shelve(worker)
 
     def bury(self, now: float, worker: Worker, reason: str) -> list[Ticket]:
         """Its process has ended. Returns the jobs that were in it, in the order they came."""
-        self.end(worker)
+        self.end(now, worker)
         tenants = sorted(worker.tenants.values(), key=lambda tenant: tenant.generation)
         tickets = [tenant.ticket for tenant in tenants if tenant.ticket is not None]
         for tenant in tenants:
@@ -246,16 +249,30 @@ class Fleet:
         worker.tenants.clear()
         worker.free.clear()
         worker.alone, worker.stepped = False, None
-        worker.state, worker.reason = WorkerState.WAITING, reason
-        self.alarms.put(worker, now + self._pause(worker))
+        proven, worker.proven = worker.proven, False
+        worker.failures = 0 if proven else worker.failures + 1
+        if worker.fault or worker.failures >= self._limits.out_after:
+            self.take_out(now, worker, worker.fault or reason)
+        else:
+            worker.state, worker.reason = WorkerState.WAITING, reason
+            worker.pause = 0.0 if proven else self._longer(worker.pause)
+            self.alarms.put(worker, now + worker.pause)
         return tickets
 
-    def _pause(self, worker: Worker) -> float:
-        """At once after a process that finished a picture; else twice as long as the last time."""
-        proven, worker.proven = worker.proven, False
-        longer = max(2 * worker.pause, self._limits.restart_pause)
-        worker.pause = 0.0 if proven else min(longer, self._limits.restart_pause_max)
-        return worker.pause
+    def take_out(self, now: float, worker: Worker, reason: str) -> None:
+        """It has no process, and gets none for long."""
+        worker.state, worker.reason, worker.fault = WorkerState.OUT, reason, ""
+        self.alarms.put(worker, now + self._limits.out_pause)
+
+    @property
+    def failure(self) -> str:
+        """Why no worker can do anything, now or soon: all are out of service. Empty while one may."""
+        if any(worker.state is not WorkerState.OUT for worker in self):
+            return ""
+        return "; ".join(f"{worker.id} is out of service: {worker.reason}" for worker in self)
+
+    def _longer(self, pause: float) -> float:
+        return min(max(2 * pause, self._limits.restart_pause), self._limits.restart_pause_max)
 
     def _watch(self, worker: Worker) -> None:
         """Set the alarm for silence. It may ring early, as a sign of life does not move it: then it is set again."""
@@ -299,7 +316,7 @@ class Fleet:
         require(sorted(slots) == list(range(capacity)), f"{worker.id} lost or doubled a slot")
         require(not slots or worker.state in {WorkerState.READY, WorkerState.ENDING}, f"{worker.id} has slots too soon")
         require(not worker.alone or len(worker.tenants) == 1, f"{worker.id} has a suspect in company")
-        pausing = opened and worker.state is WorkerState.WAITING
+        pausing = opened and worker.state in {WorkerState.WAITING, WorkerState.OUT}
         watched = pausing or worker.state is WorkerState.LOADING or (ready and bool(worker.tenants))
         require((worker in self.alarms) == watched, f"{worker.id} has a wrong alarm")
         for slot, tenant in worker.tenants.items():

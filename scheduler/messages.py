@@ -89,6 +89,14 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class Faulted:
+    """A worker's device is known to be unwell, whatever its process may say: what it computes cannot be relied on."""
+
+    worker: WorkerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerLost:
     """A worker's process has ended and was reaped; its slots can no longer be written to."""
 
@@ -160,6 +168,7 @@ Event: TypeAlias = (
     | Cancelled
     | WorkerReady
     | Measured
+    | Faulted
     | WorkerLost
     | Stepped
     | Finished
@@ -225,7 +234,10 @@ class Overdrawn:
 
 @dataclass(frozen=True, slots=True)
 class Draining:
-    """The service is shutting down: the job came too late, or was not done when the drain ended."""
+    """The service is shutting down: the job came too late, or was not done when the drain ended.
+
+    Or it ends because no worker is left that could do it.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +295,12 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """Drained: every job is answered. After it, only who comes too late gets a `Reply`."""
+    """Every job is answered. After it, only who comes too late gets a `Reply`.
+
+    Drained; or else `failure` says why nothing can be served any more.
+    """
+
+    failure: str = ""
 
 
 Command: TypeAlias = Spawn | Kill | Start | Cancel | Reply | Exit
@@ -300,6 +317,7 @@ class WorkerState(StrEnum):
     READY = "ready"
     ENDING = "ending"  # killed, not reaped yet
     WAITING = "waiting"  # lost; spawned again after a pause
+    OUT = "out"  # of service, as it was lost too often or its device is unwell; spawned again after a long pause
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,10 @@ class Limits:
     """Before a worker that finished nothing is spawned again; doubles with every such loss."""
     restart_pause_max: Annotated[float, msgspec.Meta(ge=0)] = 30.0
     """Where that doubling ends."""
+    out_after: Annotated[int, msgspec.Meta(ge=1)] = 5
+    """A worker that was lost so often without finishing a picture is out of service; when all are, the service ends."""
+    out_pause: Annotated[float, msgspec.Meta(ge=0)] = 300.0
+    """Else it is tried again after this long. A worker that was ready for as long has all its tries again."""
 
 
 class Wait(StrEnum):

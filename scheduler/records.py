@@ -57,8 +57,11 @@ class Worker:
     alone: bool = False  # a suspect is in it
     heard: float = 0.0  # its last sign of life, or since when it has something to do
     stepped: float | None = None  # when it took its last step, if it has been busy since
+    since: float = 0.0  # when it became ready
     proven: bool = False  # this process finished a picture
     pause: float = 0.0  # before its next restart
+    failures: int = 0  # processes in a row that were not proven
+    fault: str = ""  # what its device has, if that is why it is being killed
     restarts: int = 0
     reason: str = ""
     shelf: Optional["Agenda[Worker]"] = None  # where the fleet looks for it

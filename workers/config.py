@@ -1,7 +1,7 @@
 """The `workers` section of a configuration file, and where the `engine` section's folders lie."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -24,13 +24,16 @@ class WorkersConfig:
 
     `cpu_workers` counts where no GPU is used; `threads` is what each worker computes with (auto: the cores divided
     among the workers). Each slot of a worker has room for a result of `output_bytes`. What compilers make is kept in
-    the folder `cache` for the next start; TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR go before it.
+    the folder `cache` for the next start; TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR go before it. A GPU that reports
+    an error (XID) other than `harmless_xids` is taken out of service; these are an application's own, or mended by the
+    GPU (NVIDIA's k8s-device-plugin passes over the same).
     """
 
     cpu_workers: Annotated[int, Meta(ge=1, le=256)] = 1
     threads: Annotated[int, Meta(ge=1, le=1024)] | Literal["auto"] = "auto"
     output_bytes: Annotated[int, Meta(ge=2**16, le=2**30)] = 16 * 2**20
     cache: Annotated[str, Meta(min_length=1)] = "~/.cache/contour"
+    harmless_xids: list[int] = field(default_factory=lambda: [13, 31, 43, 45, 68, 109])
 
     def threads_per_worker(self, cores: int, workers: int) -> int:
         """Threads that each of `workers` processes computes with on a machine with `cores`."""

@@ -8,7 +8,7 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
@@ -49,8 +49,8 @@ class Document:
         self._origins = origins
 
     @classmethod
-    def read(cls, path: Path, environ: Mapping[str, str]) -> "Document":
-        """Read a file and apply the overrides. Raises SettingsError."""
+    def read(cls, path: Path, environ: Mapping[str, str], verbatim: Collection[Key] = ()) -> "Document":
+        """Read a file and apply the overrides; those of `verbatim` are text as it is. Raises SettingsError."""
         try:
             tree = _parse(path.read_text(encoding="utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
@@ -60,7 +60,8 @@ class Document:
         origins: dict[Key, str] = {}
         for name in sorted(filter(lambda name: _is_ours(name, environ[name]), environ), key=len):
             key = tuple(name.removeprefix(PREFIX).lower().split(SEPARATOR))
-            _put(tree, key, _parse(environ[name], f"environment variable {name}"), name)
+            text = environ[name]
+            _put(tree, key, text if key in verbatim else _parse(text, f"environment variable {name}"), name)
             origins[key] = name
         return cls(path, tree, origins)
 
@@ -149,7 +150,7 @@ def _put(tree: dict[str, Any], key: Key, value: Any, name: str) -> None:
         if inner is None:
             inner = tree[part] = {}
         if not isinstance(inner, dict):
-            raise SettingsError(f"environment variable {name}: {_dotted(key[:end])} is {show(inner)} and has no keys")
+            raise SettingsError(f"environment variable {name}: {_dotted(key[:end])} has a value, so it has no keys")
         tree = inner
     tree[key[-1]] = value
 
@@ -190,7 +191,12 @@ def _value_problems(kind: Any, found: Any, key: Key) -> Iterator[Problem]:
     except msgspec.ValidationError:
         fine = False
     if not fine:
-        yield Problem(key, f"is {show(found)}, but must be {_allowed(kind)}")
+        shown = "not shown" if _is_secret(kind) else show(found)
+        yield Problem(key, f"is {shown}, but must be {_allowed(kind)}")
+
+
+def _is_secret(kind: Any) -> bool:
+    return any(isinstance(each, msgspec.Meta) and bool((each.extra or {}).get("secret")) for each in get_args(kind))
 
 
 def _dataclass_in(kind: Any) -> type | None:

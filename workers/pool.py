@@ -8,7 +8,7 @@ import gc
 import importlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import SpawnContext
 from typing import assert_never
@@ -24,6 +24,11 @@ from workers.slots import SlotLayout, SlotMemory
 log = logging.getLogger("contour.pool")
 
 STOP_SECONDS = 5.0  # given to idle workers to end by themselves at shutdown
+
+
+class NothingServedError(RuntimeError):
+    """No worker is left that could make a picture; the message says why of each."""
+
 
 Observer = Callable[[m.Event, Sequence[m.Command]], None]
 
@@ -82,9 +87,13 @@ class Pool:
         self._timer: asyncio.TimerHandle | None = None
         self._context: SpawnContext | None = None
         self._drained = asyncio.Event()
+        self._failure = ""
 
     async def run(self) -> None:
-        """Start the workers and serve until drained; then end every process and let go of all memory."""
+        """Start the workers and serve until drained; then end every process and let go of all memory.
+
+        Raises NothingServedError if it ended because all workers are out of service.
+        """
         # In a thread, as it takes seconds, and clients are to be heard meanwhile.
         self._context = await asyncio.to_thread(_spawn_context)
         self._handle(m.Opened())
@@ -92,11 +101,13 @@ class Pool:
             await self._drained.wait()
         finally:
             await self._close()
+        if self._failure:
+            raise NothingServedError(self._failure)
 
-    async def generate(self, task: Task, deadline: float, work: float = 1.0) -> Answer:
+    async def generate(self, task: Task, deadline: float, work: float = 1.0, client: str = "") -> Answer:
         """Make one picture by `deadline` (seconds, time.monotonic). Cancelling this call cancels the job."""
         self._last_job += 1
-        job = m.Job(self._last_job, deadline, work)
+        job = m.Job(self._last_job, deadline, work, client)
         waiting = _Waiting(task, asyncio.get_running_loop().create_future())
         self._waiting[job.id] = waiting
         self._handle(m.Submitted(job))
@@ -109,6 +120,12 @@ class Pool:
     def drain(self, seconds: float) -> None:
         """Take nothing new; `run` returns when all that was accepted is answered, at the latest after `seconds`."""
         self._handle(m.Drain(time.monotonic() + seconds))
+
+    def fault(self, uuids: Collection[str], reason: str) -> None:
+        """A GPU is unwell: whatever works on it, by NVML's UUID of it or of a part of it, is taken out of service."""
+        for worker, device in list(self.devices.items()):
+            if device.uuid in uuids:
+                self._handle(m.Faulted(worker, reason))
 
     @property
     def processes(self) -> Mapping[m.WorkerId, int]:
@@ -146,7 +163,8 @@ class Pool:
                 self._send(worker, wire.Drop(slot, generation))
             case m.Reply(job, outcome):
                 self._reply(job, outcome)
-            case m.Exit():
+            case m.Exit(failure):
+                self._failure = failure
                 self._drained.set()
             case _ as unreachable:
                 assert_never(unreachable)
@@ -245,6 +263,9 @@ class Pool:
         reason = child.reap()
         log.error("worker %s is lost: %s", worker, reason)
         self._handle(m.WorkerLost(worker, reason))
+        view = next(view for view in self.core.workers() if view.id == worker)
+        if view.state is m.WorkerState.OUT:
+            log.error("worker %s is out of service for a while: %s", worker, view.reason)
 
     def _forget(self, child: Child) -> None:
         loop = asyncio.get_running_loop()

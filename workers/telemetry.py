@@ -1,4 +1,4 @@
-"""What NVML says of the GPUs: which there are, how they are, and which errors (XIDs) they have had.
+"""What NVML says of the GPUs: which there are, how they are, and which errors (XIDs, ECC) they have had.
 
 Whatever a device or driver does not support is None, never an error.
 """
@@ -31,7 +31,11 @@ THROTTLE_REASONS: Mapping[str, int] = {
     "hw_power_brake": pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
 }
 
+ECC = 48  # the XID of a double-bit ECC error, which some drivers report as an event of its own
+EVENTS = pynvml.nvmlEventTypeXidCriticalError | pynvml.nvmlEventTypeDoubleBitEccError
+
 T = TypeVar("T")
+Alarm = Callable[[Gpu, int], None]  # a GPU and the XID that it reports
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class Nvml:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._listener: threading.Thread | None = None
+        self._alarm: Alarm = lambda gpu, error: None
 
     @classmethod
     def open(cls, library: Any = pynvml) -> "Nvml | None":
@@ -66,8 +71,9 @@ class Nvml:
             return None
         return cls(library)
 
-    def run(self) -> None:
-        """Count XID errors from now on, in a thread of its own, until `close`."""
+    def run(self, alarm: Alarm = lambda gpu, error: None) -> None:
+        """Count errors from now on, in a thread of its own, until `close`; the alarm is called there with each."""
+        self._alarm = alarm
         self._listener = threading.Thread(target=self._listen, name="xid events", daemon=True)
         self._listener.start()
 
@@ -174,16 +180,21 @@ class Nvml:
             self._ask(self._library.nvmlEventSetFree, events)
 
     def _register(self, handle: Any, events: Any) -> bool:
+        supported = self._ask(self._library.nvmlDeviceGetSupportedEventTypes, handle)
         try:
-            self._library.nvmlDeviceRegisterEvents(handle, pynvml.nvmlEventTypeXidCriticalError, events)
+            self._library.nvmlDeviceRegisterEvents(handle, EVENTS if supported is None else EVENTS & supported, events)
         except pynvml.NVMLError as error:
             log.info("a GPU does not report XID errors: %s", error)
             return False
         return True
 
     def _count(self, event: Any) -> None:
-        """Enter an event; `event.eventData` is the XID."""
-        uuid = self._ask(self._library.nvmlDeviceGetUUID, event.device) or "unknown"
-        log.error("GPU %s reports XID %d", uuid, event.eventData)
+        """Enter an event; `event.eventData` is the XID of one that has any."""
+        xid = ECC if event.eventType == pynvml.nvmlEventTypeDoubleBitEccError else int(event.eventData)
+        gpu = self._describe(event.device)
+        uuid = gpu.uuid if gpu is not None else "unknown"
+        log.error("GPU %s reports XID %d", uuid, xid)
         with self._lock:
-            self._xids[uuid, int(event.eventData)] += 1
+            self._xids[uuid, xid] += 1
+        if gpu is not None:
+            self._alarm(gpu, xid)

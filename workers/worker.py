@@ -6,12 +6,12 @@ what they have through one inbox.
 """
 
 import contextlib
+import logging
 import os
 import queue
 import socket
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,6 +21,8 @@ from scheduler.messages import Blame, Costs
 from workers import wire
 from workers.engine.contract import BadPictureError, Condition, Engine, OutOfMemoryError, Task
 from workers.slots import SlotMemory
+
+log = logging.getLogger("contour.worker")
 
 SHORTAGES = 8  # pictures in a row without memory, after which a new process is to have a try
 IDLE_SECONDS = 2.0  # between two looks at an engine that has nothing to do: it may be compiling in the background
@@ -239,15 +241,15 @@ class Worker:
             self._leave(wire.Failed(slot, generation, str(error)[: wire.REASON_CHARS], Blame.PICTURE))
         except (OutOfMemoryError, MemoryError) as error:
             self._leave(wire.Failed(slot, generation, _summary(error), Blame.MEMORY))
-        except Exception as error:  # noqa: BLE001 - one picture failed, and its client is told why
-            traceback.print_exc()
+        except Exception as error:
+            log.exception("a picture failed")
             self._leave(wire.Failed(slot, generation, _summary(error), Blame.SERVICE))
         return None
 
 
 def end(channel: socket.socket, error: BaseException) -> NoReturn:
     """End the process, from any thread, with last words. At once: what is in the middle of something is in vain."""
-    traceback.print_exception(error)
+    log.error("this worker ends", exc_info=error)
     with contextlib.suppress(OSError):  # nobody may listen any more
         wire.send(channel, wire.Ending(_summary(error)))
     os._exit(1)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import Settings, SettingsError, load
+from app.settings import Settings, SettingsError, load, read_keys
 from workers.engine.config import Canny, Output, Sampler, Weights
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -140,7 +140,8 @@ def test_an_unknown_variable_stops_the_start(tmp_path: Path) -> None:
         "environment variable CONTOUR_DEBUG: debug is not a setting. Allowed: server, scheduler, workers, engine",
         "environment variable CONTOUR_SERVER__PROT: server.prot is not a setting; did you mean port? Allowed: host, "
         "port, max_body_bytes, max_picture_bytes, max_pixels, max_text_chars, deadline, max_deadline, drain_seconds, "
-        "log_level",
+        "log_level, api_key, api_key_file, trusted_proxies, header_seconds, max_header_bytes, body_seconds, "
+        "keep_alive_seconds, max_connections",
     ]
 
 
@@ -152,7 +153,7 @@ def test_a_variable_that_is_not_yaml_is_named(tmp_path: Path) -> None:
 
 def test_a_variable_below_a_value_is_named(tmp_path: Path) -> None:
     assert refusal(tmp_path, "server: {host: here}", CONTOUR_SERVER__HOST__NAME="there") == [
-        "environment variable CONTOUR_SERVER__HOST__NAME: server.host is 'here' and has no keys"
+        "environment variable CONTOUR_SERVER__HOST__NAME: server.host has a value, so it has no keys"
     ]
 
 
@@ -293,3 +294,53 @@ def test_threads_share_the_cores(tmp_path: Path) -> None:
 
     assert workers.threads_per_worker(cores=8, workers=2) == 4
     assert workers.threads_per_worker(cores=2, workers=3) == 1
+
+
+# --------------------------------------------------------------------------------------------------------------- keys
+
+ECHO = "engine: {kind: echo}"
+
+
+def test_keys_come_from_the_configuration_and_from_a_file_seen_from_it(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("# old\n  one \n\ntwo\n")
+    server = settings(tmp_path, f"{ECHO}\nserver: {{api_key: zero, api_key_file: keys}}").server
+    assert read_keys(server) == ["zero", "one", "two"]
+    assert "zero" not in repr(server)
+
+
+@pytest.mark.parametrize("key", ["12345678", "@1234", "a:b", "yes", "[x]", "1e3"])
+def test_a_key_in_a_variable_is_taken_as_it_is(tmp_path: Path, key: str) -> None:
+    assert read_keys(settings(tmp_path, ECHO, CONTOUR_SERVER__API_KEY=key).server) == [key]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "No such file or directory"),
+        (b"", "it has no key; write one a line"),
+        (b"# none yet\n \n", "it has no key; write one a line"),
+        (b"\xff\xfe", "it is not text in UTF-8"),
+        (b"two words\n", "a key has characters that no header carries; take letters, digits and punctuation"),
+    ],
+)
+def test_a_key_file_that_is_of_no_use_is_told_with_its_key_and_path(
+    tmp_path: Path, content: bytes | None, told: str
+) -> None:
+    if content is not None:
+        (tmp_path / "keys").write_bytes(content)
+    found = refusal(tmp_path, ECHO, CONTOUR_SERVER__API_KEY_FILE=str(tmp_path / "keys"))
+    variable = "environment variable CONTOUR_SERVER__API_KEY_FILE"
+    assert found == [f"{variable}: server.api_key_file is keys, which cannot be used: {told}"]
+
+
+@pytest.mark.parametrize("text", ["{api_key: 12345678}", "{api_key: [12345678]}", "{api_key: 1234 5678}"])
+def test_a_wrong_key_is_not_shown(tmp_path: Path, text: str) -> None:
+    [line] = refusal(tmp_path, f"{ECHO}\nserver: {text}")
+    assert line.startswith("my.yaml: server.api_key ")
+    assert "1234" not in line
+
+
+def test_a_proxy_that_is_no_address_is_told(tmp_path: Path) -> None:
+    assert refusal(tmp_path, f"{ECHO}\nserver: {{trusted_proxies: [10.0.0.0/8, 10.0.0.1/8]}}") == [
+        "my.yaml: server.trusted_proxies.1 is '10.0.0.1/8', but must be an address or a network, such as 10.0.0.0/8"
+    ]

@@ -97,17 +97,17 @@ def test_a_worker_that_finished_nothing_pauses_first() -> None:
 
 
 def test_the_pause_doubles_up_to_its_limit() -> None:
-    core = loading("gpu0", restart_pause=0.5, restart_pause_max=3.0)
+    core = loading("gpu0", restart_pause=0.5, restart_pause_max=3.0, out_after=10**6)
     assert [lose(core, 10.0 * turn) for turn in range(5)] == pytest.approx([0.5, 1.0, 2.0, 3.0, 3.0])
 
 
 def test_it_doubles_for_ever_without_overflow() -> None:
-    core = loading("gpu0")
+    core = loading("gpu0", out_after=10**6)
     assert max(lose(core, 100.0 * turn) for turn in range(2000)) == pytest.approx(30.0)
 
 
 def test_becoming_ready_does_not_end_the_doubling() -> None:
-    core = loading("gpu0", restart_pause=0.5)
+    core = loading("gpu0", restart_pause=0.5, out_after=10**6)
     assert lose(core, 0.0) == pytest.approx(0.5)
     core.handle(5.0, ready("gpu0"))
     assert lose(core, 6.0) == pytest.approx(1.0)
@@ -122,7 +122,7 @@ def test_a_worker_that_only_failed_has_proved_nothing() -> None:
 
 
 def test_a_finished_picture_ends_the_doubling() -> None:
-    core = loading("gpu0", restart_pause=0.5)
+    core = loading("gpu0", restart_pause=0.5, out_after=10**6)
     lose(core, 0.0)
     lose(core, 10.0)
     core.handle(20.0, ready("gpu0"))

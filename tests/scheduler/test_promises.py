@@ -19,6 +19,7 @@ from scheduler.messages import (
     Drain,
     Event,
     Failed,
+    Faulted,
     Finished,
     Job,
     Measured,
@@ -139,6 +140,11 @@ class AnyWorld(World):
     @precondition(lambda self: self.processes)
     def die(self, index: int) -> None:
         self.lose(pick(sorted(self.processes), index))
+
+    @rule(worker=worker_ids)
+    def fault(self, worker: str) -> None:
+        self.tell(Faulted(worker, "XID 79"))
+        assert worker not in self.processes or self.processes[worker].killed
 
     @rule()
     def reap(self) -> None:

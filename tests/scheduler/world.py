@@ -39,7 +39,9 @@ from scheduler.messages import (
 from scheduler.policy import Limits
 from tests.scheduler.words import IMAGE, Checked
 
-LIMITS = Limits(max_queue=6, attempts=2, silence_floor=20.0, load_timeout=60.0, restart_pause_max=4.0)
+LIMITS = Limits(
+    max_queue=6, attempts=2, silence_floor=20.0, load_timeout=60.0, restart_pause_max=4.0, out_after=3, out_pause=50.0
+)
 T = TypeVar("T")
 WORKERS = ("a", "b", "c")
 
@@ -192,8 +194,9 @@ class World(RuleBasedStateMachine):
                 tenant.cancelled = True
             case Reply(job, outcome):
                 self.reply(self.clients[job], outcome, event)
-            case Exit():
-                assert self.drain_end is not None
+            case Exit(failure):
+                assert self.drain_end is not None or failure
+                assert not failure or not self.processes
                 self.exited = True
             case _ as unreachable:
                 assert_never(unreachable)
@@ -244,8 +247,8 @@ class World(RuleBasedStateMachine):
                 assert client.starts == 0
                 assert self.waiting_of(client.job.client)
             case Draining():
-                assert self.drain_end is not None
-                assert isinstance(event, Submitted) or self.drain_end <= self.now
+                ended = self.drain_end is not None and self.drain_end <= self.now
+                assert ended or not self.processes or (self.drain_end and isinstance(event, Submitted)) or self.exited
             case Abandoned():
                 assert event == Cancelled(client.job.id)
             case _ as unreachable:

@@ -1,5 +1,6 @@
-"""How much memory a process has, by /proc."""
+"""How much memory and time a process has taken, by /proc."""
 
+import os
 from pathlib import Path
 
 
@@ -11,6 +12,12 @@ def resident_bytes(process: int) -> int:
 def peak_bytes(process: int) -> int:
     """The most that ever was in memory at a time."""
     return _status(process, "VmHWM")
+
+
+def cpu_seconds(process: int) -> float:
+    """The processor's time that it has taken since its start."""
+    user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _status(process: int, name: str) -> int:

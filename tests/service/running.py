@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
@@ -31,6 +31,7 @@ class Service:
     """
 
     module = "app"
+    within: Sequence[str] = ()  # a command that runs the one that follows it, in some other surroundings
 
     def __init__(self, config: str, devices: str | None = "", /, **overrides: object) -> None:
         settings = {f"CONTOUR_{name}": str(value) for name, value in overrides.items()}
@@ -40,7 +41,7 @@ class Service:
             environment["CUDA_VISIBLE_DEVICES"] = devices
         self.log: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", self.module, "--config", f"configs/{config}.yaml", "--port", "0"],
+            [*self.within, sys.executable, "-m", self.module, "--config", f"configs/{config}.yaml", "--port", "0"],
             cwd=ROOT,
             env=environment | settings,
             stderr=subprocess.PIPE,

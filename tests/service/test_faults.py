@@ -179,7 +179,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error() -> None:
 
 
 def test_a_full_queue_rejects_and_says_when_to_come_back() -> None:
-    limits = {"WORKERS__CPU_WORKERS": 1, "ENGINE__SLOTS": 1, "SCHEDULER__MAX_QUEUE": 2}
+    limits = {"WORKERS__CPU_WORKERS": 1, "ENGINE__SLOTS": 1, "SCHEDULER__MAX_QUEUE": 2, "SCHEDULER__CLIENT_SHARE": 1}
     with Service("echo", **limits, **STEPS) as service, ThreadPoolExecutor(6) as clients:
         service.wait_until_ready()
         answers = list(clients.map(lambda number: service.generate(request_id=number), range(6)))

@@ -20,12 +20,13 @@ from workers.child import Child
 from workers.devices import DeviceSpec
 from workers.engine.config import Echo, EngineConfig
 from workers.engine.contract import Task
-from workers.pool import Answer, Observer, Pool
+from workers.pool import Answer, Device, NothingServedError, Observer, Pool
 from workers.process import Setup
 from workers.slots import SlotLayout
 
 PATIENCE = 30.0
 ECHO = EngineConfig(kind="echo", slots=2, echo=Echo(steps=10, step_seconds=0.02, reencode=False))
+BROKEN = EngineConfig(kind="diffusion", slots=2)
 TASK = Task(png(64, 64), "a square", 1)
 
 
@@ -144,5 +145,34 @@ def test_a_worker_whose_socket_ends_is_replaced_and_its_picture_made_again() -> 
             assert (await waiting).picture == TASK.picture
         lost = [event.reason for event in seen.events if isinstance(event, m.WorkerLost)]
         assert lost == ["killed by SIGKILL"]
+
+    asyncio.run(scenario())
+
+
+def test_a_gpu_that_is_unwell_takes_its_workers_out_of_service() -> None:
+    async def scenario() -> None:
+        async with running(workers=2) as pool:
+            await until(lambda: len(pool.devices) == 2)
+            pool.devices["cpu0"] = Device("a GPU", "GPU-1")  # as NVML would know it
+            pool.fault({"GPU-2"}, "GPU-2 reports XID 79")
+            assert all(view.state is m.WorkerState.READY for view in pool.core.workers())
+            pool.fault({"GPU-1", "MIG-1"}, "GPU-1 reports XID 79")
+            await until(lambda: pool.core.workers()[0].state is m.WorkerState.OUT)
+            assert pool.core.workers()[0].reason == "GPU-1 reports XID 79"
+            assert isinstance((await make(pool)).outcome, m.Done)
+            assert pool.core.workers()[1].state is m.WorkerState.READY
+
+    asyncio.run(scenario())
+
+
+def test_a_pool_whose_workers_are_all_out_of_service_ends_and_says_why() -> None:
+    async def scenario() -> None:
+        core = Scheduler(["cpu0"], Limits(out_after=1))
+        pool = Pool([Setup(DeviceSpec("cpu0", "cpu", None), BROKEN, threads=1)], core, SlotLayout(2, 2**20, 2**20))
+        task = asyncio.create_task(pool.run())
+        answer = await make(pool)
+        assert isinstance(answer.outcome, m.Draining)
+        with pytest.raises(NothingServedError, match=r"cpu0 is out of service: .*engine\.model is missing"):
+            await asyncio.wait_for(task, PATIENCE)
 
     asyncio.run(scenario())

@@ -101,8 +101,12 @@ class FakeLibrary:
     def nvmlEventSetCreate(self) -> str:
         return "events"
 
+    def nvmlDeviceGetSupportedEventTypes(self, handle: str) -> int:
+        kinds: int = pynvml.nvmlEventTypeXidCriticalError | pynvml.nvmlEventTypeClock
+        return kinds | (pynvml.nvmlEventTypeDoubleBitEccError if handle == WHOLE else 0)
+
     def nvmlDeviceRegisterEvents(self, handle: str, kinds: int, events: str) -> None:
-        assert kinds == pynvml.nvmlEventTypeXidCriticalError
+        assert kinds == self.nvmlDeviceGetSupportedEventTypes(handle) - pynvml.nvmlEventTypeClock
         self.registered.append(handle)
 
     def nvmlEventSetWait_v2(self, events: str, milliseconds: int) -> SimpleNamespace:
@@ -112,7 +116,8 @@ class FakeLibrary:
             raise pynvml.NVMLError_Timeout from None
         if isinstance(event, Exception):
             raise event
-        return SimpleNamespace(device=event[0], eventData=event[1])
+        kind = pynvml.nvmlEventTypeXidCriticalError if event[1] else pynvml.nvmlEventTypeDoubleBitEccError
+        return SimpleNamespace(device=event[0], eventType=kind, eventData=event[1])
 
     def nvmlEventSetFree(self, events: str) -> None:
         self.closed.append(events)
@@ -203,6 +208,23 @@ def test_xid_errors_are_counted_by_device_and_number() -> None:
 
     assert nvml.xids() == {(WHOLE, 31): 2, (SLICED, 79): 1}
     assert library.registered == [WHOLE, SLICED]
+
+
+def test_an_uncorrected_memory_error_counts_as_its_xid_where_it_is_told_apart() -> None:
+    library = FakeLibrary()
+    with counting(library) as nvml:
+        library.events.put((WHOLE, 0))
+        wait_until(lambda: nvml.xids() == {(WHOLE, 48): 1})
+
+
+def test_each_error_rings_the_alarm_with_its_gpu_and_what_runs_on_parts_of_it() -> None:
+    library, rung = FakeLibrary(), list[tuple[Gpu, int]]()
+    nvml = Nvml(library)
+    nvml.run(lambda gpu, xid: rung.append((gpu, xid)))
+    library.events.put((SLICED, 79))
+    wait_until(lambda: bool(rung))
+    nvml.close()
+    assert rung == [(Gpu(SLICED, f"NVIDIA {SLICED}", (SLICE,)), 79)]
 
 
 def test_counting_goes_on_after_an_error() -> None:

@@ -44,7 +44,18 @@ def test_the_suffix_follows_the_clients_words() -> None:
     assert tokens(suffix=", neon", negative="gray").negative() == plain("gray")
 
 
-@pytest.mark.parametrize("text", ["", "a", "word " * 500, "\u00e9\u4e2d\U0001f600", "\0", "<|endoftext|>"])
+CONTROLS = "".join(map(chr, range(32)))
+BACKWARDS = "\u202etoor \u0645\u0631\u0628\u0639 \u05d0\u05d3\u05d5\u05dd"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "a", "word " * 500, "\u00e9\u4e2d\U0001f600", "\0", "<|endoftext|>"),
+        *(CONTROLS, BACKWARDS, "\ufffe\uffff\U0010ffff", "a red circle " * 8000, "\U0001f388" * 25_600),
+    ],
+    ids=lambda text: ascii(text[:12]),
+)
 def test_any_text_becomes_77_tokens(text: str) -> None:
     assert len(tokens(suffix=", neon").positive(text)) == 77
 

@@ -191,6 +191,12 @@ def test_warming_up_measures_every_batch_size_and_leaves_the_engine_empty() -> N
     assert engine.step() == []
 
 
+def test_a_sampler_of_one_step_can_be_warmed_up_too() -> None:
+    engine = demo.engine(replace(demo.CONFIG, slots=1, sampler=replace(demo.CONFIG.sampler, steps=1)))
+    assert engine.warm_up().steps == 1
+    assert engine.step() == []
+
+
 def test_pictures_that_fill_no_bucket_cost_as_much_as_those_that_do() -> None:
     measured = Measurements(demo.engine(), 64, buckets=(1, 2, 4))
     measured._step_seconds = {1: 1.0, 2: 1.5, 4: 2.0}

@@ -1,0 +1,135 @@
+"""Limits on connections: how many there are, and how long each may take to send a request and to read its answer.
+
+Uvicorn waits for a head, for a body and for a reader of an answer without end; it limits only how long a connection may
+be idle after an answer.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from app.connection import Connection
+from app.errors import Error, Problem
+from app.settings import ServerConfig
+
+
+class LimitedConnection(Connection):
+    """A connection within the limits of a configuration: see `limited`."""
+
+    limits: ServerConfig
+
+    _in_head = False
+    _sending: asyncio.TimerHandle | None = None  # the client has a head or a body to send until then
+    _reading: asyncio.TimerHandle | None = None  # it has an answer to read until then
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client connects; one too many is told so at once."""
+        super().connection_made(transport)
+        if self._is_too_much():
+            detail = "Close connections that are not needed, or try again later."
+            self._refuse(Problem(Error.CONNECTIONS, detail, retry_after=1.0))
+        else:
+            self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came. Any of them stop uvicorn's timer of idle connections, even if no request begins with them."""
+        super().data_received(data)
+        if self._sending is None and self._is_idle() and not self.transport.is_closing():
+            self._expect_head()
+
+    def on_message_begin(self) -> None:
+        """A head begins, at the latest now."""
+        super().on_message_begin()
+        self._in_head = True
+        if self._sending is None:
+            self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        """A head is complete; its body has as long as a body may take."""
+        super().on_headers_complete()
+        self._in_head = False
+        self._expect(self.limits.body_seconds, self._body_is_late)
+
+    def on_message_complete(self) -> None:
+        """A body is complete."""
+        super().on_message_complete()
+        self._stop_sending()
+
+    def pause_writing(self) -> None:
+        """More of an answer waits to be read than the system takes in."""
+        super().pause_writing()
+        self._reading = self.loop.call_later(self.limits.body_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client reads."""
+        super().resume_writing()
+        self._stop_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is closed."""
+        self._stop_sending()
+        super().connection_lost(exc)
+        self._stop_reading()
+
+    def _is_too_much(self) -> bool:
+        """An address may have as many connections as it leaves free; a proxy stands for many clients."""
+        free = self.limits.max_connections - len(self.connections)
+        if free < 0 or self.limits.trusted_proxies:
+            return free < 0
+        return sum(_host(each) == _host(self) for each in self.connections) > free + 1
+
+    def _is_idle(self) -> bool:
+        return self._running is None or self._running.response_complete
+
+    def _expect(self, seconds: float, late: Callable[[], None]) -> None:
+        self._stop_sending()
+        self._sending = self.loop.call_later(seconds, late)
+
+    def _stop_sending(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+
+    def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def _expect_head(self) -> None:
+        self._expect(self.limits.header_seconds, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        self._sending = None
+        if not self._is_idle():  # it comes early: the request before it has no answer yet
+            self._expect_head()
+        elif self._in_head:
+            self._refuse(_late("line and headers", self.limits.header_seconds))
+        else:
+            self.transport.close()
+
+    def _body_is_late(self) -> None:
+        self._sending = None
+        if self.flow.read_paused or self.pipeline:  # it is not the client that waits
+            self._expect(self.limits.body_seconds, self._body_is_late)
+        elif self._running is None or self._running.response_started:
+            self.transport.close()
+        else:
+            self._refuse(_late("body", self.limits.body_seconds))
+
+
+def limited(config: ServerConfig) -> type[LimitedConnection]:
+    """The class of connections within some limits, for uvicorn to make them of."""
+
+    class Limited(LimitedConnection):
+        limits = config
+        max_head_bytes = config.max_header_bytes
+
+    return Limited
+
+
+def _host(connection: object) -> str | None:
+    client = getattr(connection, "client", None)
+    return client and client[0]
+
+
+def _late(what: str, seconds: float) -> Problem:
+    return Problem(Error.SLOW, f"The request's {what} took more than {seconds:g} s to arrive.")

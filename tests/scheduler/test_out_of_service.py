@@ -1,0 +1,134 @@
+"""Workers that are lost again and again, or whose device is unwell: out of service for a while."""
+
+import pytest
+
+from scheduler.errors import IllegalEvent
+from scheduler.messages import (
+    Draining,
+    Exit,
+    Faulted,
+    Kill,
+    Reply,
+    Spawn,
+    Start,
+    Submitted,
+    Tick,
+    WorkerLost,
+    WorkerState,
+)
+from tests.scheduler.words import GPU, Checked, done, finished, job, loading, ready, scheduler
+
+LIMITS = {"restart_pause": 0.0, "out_after": 3, "out_pause": 100.0}
+
+
+def lose(core: Checked, worker: str, *, times: int = 1, now: float = 1.0) -> None:
+    for _ in range(times):
+        core.handle(now, WorkerLost(worker, "SIGSEGV"))
+
+
+def reason_of(core: Checked, worker: str) -> str:
+    return next(view.reason for view in core.workers() if view.id == worker)
+
+
+def test_a_worker_that_is_lost_too_often_is_out_of_service() -> None:
+    core = loading("gpu0", "gpu1", **LIMITS)
+    lose(core, "gpu0", times=2)
+    assert core.state_of("gpu0") is WorkerState.LOADING
+    lose(core, "gpu0")
+    assert (core.state_of("gpu0"), reason_of(core, "gpu0")) == (WorkerState.OUT, "SIGSEGV")
+
+
+def test_it_is_tried_again_after_a_long_pause_and_out_again_with_the_next_loss() -> None:
+    core = loading("gpu0", "gpu1", **LIMITS)
+    core.handle(0.0, ready("gpu1"))
+    lose(core, "gpu0", times=3, now=1.0)
+    assert core.next_wakeup == 101.0
+    assert core.handle(100.0, Tick()) == []
+    assert core.handle(101.0, Tick()) == [Spawn("gpu0")]
+    lose(core, "gpu0", now=102.0)
+    assert core.state_of("gpu0") is WorkerState.OUT
+
+
+def test_one_that_finishes_a_picture_has_all_its_tries_again() -> None:
+    core = scheduler(ready("gpu0"), **LIMITS)
+    for _ in range(2):
+        lose(core, "gpu0")
+    core.handle(1.0, ready("gpu0"))
+    first = core.handle(1.0, Submitted(job(1)))[0]
+    assert isinstance(first, Start)
+    core.handle(2.0, finished(first))
+    lose(core, "gpu0", times=3, now=3.0)
+    assert core.state_of("gpu0") is WorkerState.LOADING
+
+
+def test_one_that_was_ready_for_long_has_all_its_tries_again_though_nobody_wanted_a_picture() -> None:
+    core = scheduler(ready("gpu0"), **LIMITS)
+    lose(core, "gpu0", times=2)
+    core.handle(1.0, ready("gpu0"))
+    lose(core, "gpu0", times=3, now=101.0)
+    assert core.state_of("gpu0") is WorkerState.LOADING
+
+
+def test_when_all_are_out_of_service_everybody_is_told_and_it_ends_with_the_reasons() -> None:
+    core = loading("gpu0", "gpu1", **LIMITS)
+    core.handle(0.0, Submitted(job(1)))
+    lose(core, "gpu0", times=3)
+    lose(core, "gpu1", times=2)
+    told = "gpu0 is out of service: SIGSEGV; gpu1 is out of service: no driver"
+    assert core.handle(1.0, WorkerLost("gpu1", "no driver")) == [Reply(1, Draining()), Exit(told)]
+    assert core.handle(1.0, Submitted(job(2))) == [Reply(2, Draining())]
+    assert core.next_wakeup is None
+
+
+def test_a_drain_that_nothing_failed_in_ends_without_a_reason() -> None:
+    core = scheduler(ready("gpu0"), ready("gpu1"), **LIMITS)
+    lose(core, "gpu0", times=3)
+    start = core.handle(1.0, Submitted(job(1)))[0]
+    assert isinstance(start, Start)
+    assert core.handle(2.0, finished(start)) == [Reply(1, done(start))]
+
+
+@pytest.mark.parametrize("state", [WorkerState.READY, WorkerState.LOADING])
+def test_a_worker_whose_device_is_unwell_is_killed_and_out_of_service(state: WorkerState) -> None:
+    core = loading("gpu0", "gpu1", **LIMITS)
+    if state is WorkerState.READY:
+        core.handle(0.0, ready("gpu0"))
+    assert core.handle(1.0, Faulted("gpu0", "XID 79")) == [Kill("gpu0", "XID 79")]
+    assert core.handle(1.5, WorkerLost("gpu0", "killed by SIGKILL")) == []
+    assert (core.state_of("gpu0"), reason_of(core, "gpu0")) == (WorkerState.OUT, "XID 79")
+
+
+def test_its_jobs_are_done_elsewhere() -> None:
+    core = scheduler(ready("gpu0"), ready("gpu1"), **LIMITS)
+    core.handle(0.0, Submitted(job(1)))
+    core.handle(1.0, Faulted("gpu0", "XID 79"))
+    assert core.handle(1.5, WorkerLost("gpu0", "killed by SIGKILL")) == [Start(1, "gpu1", 0, 2)]
+
+
+def test_a_device_that_is_unwell_while_its_worker_pauses_keeps_it_out() -> None:
+    core = loading("gpu0", "gpu1", restart_pause=5.0, out_pause=100.0)
+    lose(core, "gpu0", now=1.0)
+    core.handle(2.0, Faulted("gpu0", "XID 79"))
+    assert core.state_of("gpu0") is WorkerState.OUT
+    assert core.handle(50.0, Tick()) == []
+    core.handle(60.0, Faulted("gpu0", "XID 48"))
+    assert core.handle(159.0, Tick()) == []
+    assert core.handle(160.0, Tick()) == [Spawn("gpu0")]
+
+
+def test_a_fault_of_a_worker_that_is_being_killed_keeps_it_out() -> None:
+    core = scheduler(ready("gpu0"), ready("gpu1"), silence_floor=5.0, **LIMITS)
+    core.handle(0.0, Submitted(job(1)))
+    assert core.handle(5.0, Tick()) == [Kill("gpu0", "silent for 5.0 s")]
+    core.handle(5.1, Faulted("gpu0", "XID 79"))
+    core.handle(5.2, WorkerLost("gpu0", "killed by SIGKILL"))
+    assert core.state_of("gpu0") is WorkerState.OUT
+
+
+def test_one_that_is_out_has_no_process_to_lose_and_none_that_is_ready() -> None:
+    core = loading("gpu0", "gpu1", **LIMITS)
+    lose(core, "gpu0", times=3)
+    with pytest.raises(IllegalEvent, match="no process to lose"):
+        core.handle(1.0, WorkerLost("gpu0", "again"))
+    with pytest.raises(IllegalEvent, match="gpu0 is out"):
+        core.handle(1.0, ready("gpu0", GPU))

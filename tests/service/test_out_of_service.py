@@ -1,0 +1,43 @@
+"""Workers out of service, seen from outside: who keeps failing, what is told of it, and how the service ends."""
+
+import os
+import shutil
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.service.running import ROOT, Service, until
+
+
+def states(service: Service) -> list[str]:
+    return [worker["state"] for worker in service.readiness()["workers"]]
+
+
+def test_a_worker_that_keeps_failing_is_out_of_service_and_tried_again_later() -> None:
+    settings = {"SCHEDULER__OUT_AFTER": 1, "SCHEDULER__OUT_PAUSE": 3.0, "WORKERS__CPU_WORKERS": 2}
+    with Service("echo", **settings) as service:
+        service.wait_until_ready(2)
+        victim = service.readiness()["workers"][0]
+        os.kill(victim["process"], signal.SIGKILL)
+        until(lambda: states(service) == ["out", "ready"])
+        assert service.readiness()["workers"][0]["last_loss"] == "killed by SIGKILL"
+        assert service.sample("contour_worker_state", worker=victim["id"], state="out") == 1
+        assert any("is out of service for a while: killed by SIGKILL" in line for line in service.log)
+        assert service.generate().status_code == 200
+        service.wait_until_ready(2)
+
+
+def test_when_no_worker_can_be_had_everybody_is_told_and_the_exit_code_says_so(tmp_path: Path) -> None:
+    model = shutil.copytree(ROOT / "configs" / "demo", tmp_path / "model")
+    (model / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
+    with (
+        Service("demo", ENGINE__MODEL__PATH=model, SCHEDULER__OUT_AFTER=1) as service,
+        ThreadPoolExecutor(1) as client,
+    ):
+        answer = client.submit(service.generate)
+        assert service.process.wait(60) == 1
+        assert (answer.result().status_code, answer.result().headers["Connection"]) == (503, "close")
+        service._reader.join(10)
+        last = next(line for line in service.log if "nothing can be served any more" in line)
+        assert "cpu0 is out of service" in last
+        assert "safetensors" in last.lower() or "header" in last.lower()  # what is wrong with it

@@ -1,0 +1,51 @@
+"""What a log line can hold: nobody but the service begins one."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from workers.logs import escaped
+
+LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING|ERROR) +[\w.]+: ")
+EVIL = "\nFAKE ERROR\r\x1b[2J\x85\u2028\u202e\x00\x7f\ud800"
+SCRIPT = """
+import logging, sys, threading, warnings
+from workers.logs import configure
+configure("info")
+evil = sys.argv[1].encode().decode("unicode_escape")
+log = logging.getLogger("contour.test")
+log.info("text %s", evil)
+log.info(evil)
+log.info("stack", stack_info=True)
+try:
+    raise ValueError(evil)
+except ValueError:
+    log.exception("failed: %s", evil)
+warnings.warn(evil)
+"""
+
+
+@pytest.mark.parametrize(
+    "character", ["\n", "\r", "\x1b", "\x00", "\x7f", "\x85", "\u2028", "\u2029", "\u202e", "\ud800"]
+)
+def test_what_does_not_print_is_escaped(character: str) -> None:
+    assert escaped(f"a{character}b").isprintable()
+    assert escaped(f"a{character}b") == "a" + character.encode("unicode_escape").decode() + "b"
+
+
+def test_what_prints_stays_as_it_is() -> None:
+    assert escaped("ein rotes Haus, 赤い円 \\ 🎈") == "ein rotes Haus, 赤い円 \\ 🎈"
+
+
+def test_every_line_begins_as_one_of_ours_or_is_indented() -> None:
+    evil = EVIL.encode("unicode_escape").decode()
+    done = subprocess.run([sys.executable, "-c", SCRIPT, evil], capture_output=True, check=True)
+    lines = done.stderr.decode().split("\n")
+    assert lines.pop() == ""
+    assert len(done.stderr.decode().splitlines()) == len(lines)  # by what Unicode calls the end of a line
+    assert all(LINE.match(line) or line.startswith("    ") for line in lines), lines
+    assert sum(bool(LINE.match(line)) for line in lines) == 5
+    assert sum("ValueError" in line for line in lines) >= 1
+    assert not set(done.stderr) & {0x1B, 0x0D, 0x00, 0x7F}
