@@ -40,7 +40,8 @@ def verdict(now: float, job: Job, jobs: Jobs, fleet: Fleet, limits: Limits) -> T
 def _places_missing(job: Job, jobs: Jobs, limits: Limits) -> int:
     """How many places must become free until this client may have one more. The first is never denied to it."""
     held, free, share = len(jobs.lines.of(job.client).tickets), limits.max_queue - jobs.waiting, limits.client_share
-    return ceil((held + 1) * (1 - share) / share - free) if held else 0
+    # Jobs that lost their worker come back to a full queue: what is free may be below zero.
+    return ceil((held + 1) * (1 - share) / share - free) if held and share < 1 else 0
 
 
 def _seconds_to_places(now: float, places: int, jobs: Jobs, fleet: Fleet) -> float:

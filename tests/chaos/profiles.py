@@ -6,11 +6,13 @@ from dataclasses import dataclass
 DEADLINE_SECONDS = 30
 DRAIN_SECONDS = 10
 
-# Faults fall on the innocent here, every few seconds: with the usual two attempts some would be convicted.
+# Faults fall on the innocent here, every few seconds: by the usual limits some requests would be convicted of them, and
+# some workers taken out of service.
 _COMMON: dict[str, object] = {
     "WORKERS__CPU_WORKERS": 2,
     "WORKERS__THREADS": 1,
     "SCHEDULER__ATTEMPTS": 6,
+    "SCHEDULER__OUT_AFTER": 1000,
     "SCHEDULER__MAX_QUEUE": 24,
     "SCHEDULER__CLIENT_SHARE": 1,  # all of them have the same address
     "SCHEDULER__RESTART_PAUSE": 0.1,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scheduler.messages import Done, Event, Overdrawn, Rejected, Reply, Start, Submitted
+from scheduler.messages import Done, Event, Overdrawn, Rejected, Reply, Start, Submitted, WorkerLost
 from scheduler.policy import MARGIN
 from tests.scheduler.test_admission import FLEETS, alone
 from tests.scheduler.toy import Toy
@@ -134,6 +134,17 @@ def test_nobody_goes_ahead_of_those_who_would_be_late() -> None:
 A_CLIENT = st.sampled_from(["flood", "flood", "flood", "one", "two"])
 A_BUDGET = st.sampled_from([4.0, 6.0, 12.0, 40.0])  # in pictures alone on the slowest worker
 A_DAY = st.lists(st.tuples(A_CLIENT, A_BUDGET, st.sampled_from([0.0, 0.0, 0.05, 0.3])), min_size=1, max_size=120)
+
+
+def test_without_shares_nobody_overdraws_a_queue_that_lost_jobs_came_back_to() -> None:
+    core = scheduler(ready("cpu0", SINGLE), max_queue=1, client_share=1.0)
+    core.handle(0.0, Submitted(job(1, client="only")))
+    core.handle(0.0, Submitted(job(2, client="only")))
+    core.handle(0.0, WorkerLost("cpu0", "SIGKILL"))
+    assert core.queue_depth == 2
+    [reply] = core.handle(0.0, Submitted(job(3, client="only")))
+    assert isinstance(reply, Reply)
+    assert isinstance(reply.outcome, Rejected)
 
 
 @pytest.mark.parametrize("fleet", FLEETS)

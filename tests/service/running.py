@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
@@ -30,7 +30,6 @@ class Service:
     `devices` is CUDA_VISIBLE_DEVICES: empty by default, which means CPU; None unsets it.
     """
 
-    within: Sequence[str] = ()  # a command that runs the one that follows it, in some other surroundings
     module = "app"
 
     def __init__(self, config: str, devices: str | None = "", /, **overrides: object) -> None:
@@ -41,7 +40,7 @@ class Service:
             environment["CUDA_VISIBLE_DEVICES"] = devices
         self.log: list[str] = []
         self.process = subprocess.Popen(
-            [*self.within, sys.executable, "-m", self.module, "--config", f"configs/{config}.yaml", "--port", "0"],
+            [sys.executable, "-m", self.module, "--config", f"configs/{config}.yaml", "--port", "0"],
             cwd=ROOT,
             env=environment | settings,
             stderr=subprocess.PIPE,

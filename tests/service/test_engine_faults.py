@@ -6,8 +6,13 @@ from tests.service.running import Service
 
 SEED = 3
 STEPS = {"ENGINE__ECHO__STEPS": 5, "ENGINE__ECHO__STEP_SECONDS": 0.01, "ENGINE__FAULTS__SEED": SEED}
-# Faults are chance: no picture is to be convicted for a few of them, and no worker to wait before it starts again.
-PATIENT = {"SCHEDULER__ATTEMPTS": 50, "SCHEDULER__RESTART_PAUSE": 0, "SCHEDULER__RESTART_PAUSE_MAX": 0}
+# Faults are chance: no picture is to be convicted of a few of them, and no worker to wait or be given up for them.
+PATIENT = {
+    "SCHEDULER__ATTEMPTS": 50,
+    "SCHEDULER__OUT_AFTER": 50,
+    "SCHEDULER__RESTART_PAUSE": 0,
+    "SCHEDULER__RESTART_PAUSE_MAX": 0,
+}
 CHANCE, ONCE = 0.05, 0.2  # of what is done five times a picture, and once: all of 60 are spared in one run of 500,000
 PICTURES = 60
 
