@@ -5,47 +5,12 @@ from itertools import count
 from typing import assert_never
 
 from scheduler import admission
+from scheduler import messages as m
 from scheduler.admission import Taken
 from scheduler.errors import BrokenInvariantError, IllegalEvent, require
 from scheduler.fleet import Fleet
 from scheduler.jobs import Jobs
-from scheduler.messages import (
-    Abandoned,
-    Blame,
-    Broken,
-    Cancel,
-    Cancelled,
-    Command,
-    Costs,
-    Done,
-    Drain,
-    Draining,
-    Event,
-    Exit,
-    Expired,
-    Failed,
-    Faulted,
-    Finished,
-    Job,
-    Kill,
-    Measured,
-    Opened,
-    Outcome,
-    Poisoned,
-    Refused,
-    Released,
-    Reply,
-    Spawn,
-    Start,
-    Stepped,
-    Submitted,
-    Tick,
-    WorkerId,
-    WorkerLost,
-    WorkerReady,
-    WorkerState,
-    WorkerView,
-)
+from scheduler.messages import Command, Costs, Event, Job, Outcome, WorkerId, WorkerState, WorkerView
 from scheduler.policy import Limits, Wait
 from scheduler.records import Ticket, Worker
 
@@ -77,8 +42,8 @@ class Scheduler:
         Raises IllegalEvent, and changes nothing, when this event cannot happen in the present state.
         """
         if self._exited:  # even then a job gets its reply
-            return [Reply(event.job.id, Draining())] if isinstance(event, Submitted) else []
-        if self._opened and isinstance(event, Opened):
+            return [m.Reply(event.job.id, m.Draining())] if isinstance(event, m.Submitted) else []
+        if self._opened and isinstance(event, m.Opened):
             raise IllegalEvent("it was opened before")
         self._take(now, event)
         # After the event: a picture that is finished in time is delivered, though the clock was looked at too late.
@@ -132,29 +97,29 @@ class Scheduler:
 
     def _take(self, now: float, event: Event) -> None:  # noqa: C901, PLR0912 - one line for each event
         match event:
-            case Stepped(worker, done):
+            case m.Stepped(worker, done):
                 self._fleet.step(now, self._fleet[worker], done)
-            case Submitted(job):
+            case m.Submitted(job):
                 self._submit(now, job)
-            case Finished() | Failed() | Released():
+            case m.Finished() | m.Failed() | m.Released():
                 self._vacate(now, event)
-            case Cancelled(job_id):
+            case m.Cancelled(job_id):
                 # It may have been answered already: the client's going and our reply cross each other.
                 if job_id in self._jobs:
-                    self._give_up(self._jobs[job_id], Abandoned())
-            case WorkerReady(worker, costs):
+                    self._give_up(self._jobs[job_id], m.Abandoned())
+            case m.WorkerReady(worker, costs):
                 self._welcome(now, self._fleet[worker], costs)
-            case Measured(worker, costs):
+            case m.Measured(worker, costs):
                 self._reprice(self._fleet[worker], costs)
-            case Faulted(worker, reason):
+            case m.Faulted(worker, reason):
                 self._take_out(now, self._fleet[worker], reason)
-            case WorkerLost(worker, reason):
+            case m.WorkerLost(worker, reason):
                 self._bury(now, self._fleet[worker], reason)
-            case Tick():
+            case m.Tick():
                 pass
-            case Drain(until):
+            case m.Drain(until):
                 self._until = until if self._until is None else min(until, self._until)
-            case Opened():
+            case m.Opened():
                 self._opened = True
                 for each in self._fleet:
                     self._spawn(now, each)
@@ -165,24 +130,24 @@ class Scheduler:
         if job.id in self._jobs:
             raise IllegalEvent(f"job {job.id} was submitted before")
         self._ring(now)  # what has expired takes no place in the queue
-        verdict = Draining() if self.draining else admission.verdict(now, job, self._jobs, self._fleet, self._limits)
+        verdict = m.Draining() if self.draining else admission.verdict(now, job, self._jobs, self._fleet, self._limits)
         if isinstance(verdict, Taken):
             self._jobs.accept(Ticket(job, now), verdict.leeway, ahead=verdict.ahead)
         else:
-            self._commands.append(Reply(job.id, verdict))
+            self._commands.append(m.Reply(job.id, verdict))
 
-    def _vacate(self, now: float, event: Finished | Failed | Released) -> None:
+    def _vacate(self, now: float, event: m.Finished | m.Failed | m.Released) -> None:
         tenant = self._fleet[event.worker].tenant(event.slot, event.generation)
         if tenant is None:
             return  # said by a former process before it ended
         if tenant.ticket is not None:
             self._settle(event, tenant.ticket)
-        self._fleet.vacate(now, tenant, proof=isinstance(event, Finished))
+        self._fleet.vacate(now, tenant, proof=isinstance(event, m.Finished))
 
-    def _settle(self, event: Finished | Failed | Released, ticket: Ticket) -> None:
+    def _settle(self, event: m.Finished | m.Failed | m.Released, ticket: Ticket) -> None:
         """Answer a job, unless what it lacked was memory: alone, it may do with what there is."""
         outcome = _outcome(event, ticket)
-        if isinstance(event, Failed) and event.blame is Blame.MEMORY:
+        if isinstance(event, m.Failed) and event.blame is m.Blame.MEMORY:
             assert ticket.tenant is not None
             self._fleet.forsake(ticket.tenant)
             self._suspect([ticket], event.worker, outcome)
@@ -211,7 +176,7 @@ class Scheduler:
     def _bury(self, now: float, worker: Worker, reason: str) -> None:
         if worker.state in {WorkerState.NEW, WorkerState.WAITING, WorkerState.OUT}:
             raise IllegalEvent(f"{worker.id} has no process to lose")
-        self._suspect(self._fleet.bury(now, worker, reason), worker.id, Poisoned(self._limits.attempts))
+        self._suspect(self._fleet.bury(now, worker, reason), worker.id, m.Poisoned(self._limits.attempts))
 
         self._end_if_all_are_out(now)
 
@@ -249,12 +214,12 @@ class Scheduler:
 
     def _ring(self, now: float) -> None:
         for job in self._jobs.deadlines.due(now):
-            self._give_up(self._jobs[job], Expired())
+            self._give_up(self._jobs[job], m.Expired())
         for worker in self._fleet.alarms.due(now):
             self._look_at(now, worker)
         if self._until is not None and self._until <= now:
             for ticket in self._jobs:
-                self._reply(ticket, Draining())
+                self._reply(ticket, m.Draining())
 
     def _look_at(self, now: float, worker: Worker) -> None:
         match worker.state:
@@ -276,16 +241,16 @@ class Scheduler:
 
     def _spawn(self, now: float, worker: Worker) -> None:
         self._fleet.spawn(now, worker)
-        self._commands.append(Spawn(worker.id))
+        self._commands.append(m.Spawn(worker.id))
 
     def _kill(self, now: float, worker: Worker, reason: str) -> None:
         self._fleet.end(now, worker)
-        self._commands.append(Kill(worker.id, reason))
+        self._commands.append(m.Kill(worker.id, reason))
 
     def _exit_when_drained(self) -> None:
         if self.draining and not self._jobs:
             self._exited = True
-            self._commands.append(Exit(self._failure))
+            self._commands.append(m.Exit(self._failure))
 
     # ------------------------------------------------------------------------------------------------------- placement
 
@@ -311,7 +276,7 @@ class Scheduler:
             if isinstance(choice, Wait):
                 return choice
             if self._in_vain(now, ticket, choice):
-                self._reply(ticket, Expired())
+                self._reply(ticket, m.Expired())
             else:
                 self._start(now, ticket, choice)
         return None
@@ -324,7 +289,7 @@ class Scheduler:
     def _start(self, now: float, ticket: Ticket, worker: Worker) -> None:
         self._jobs.start(ticket)
         tenant = self._fleet.start(now, worker, ticket, next(self._generations))
-        self._commands.append(Start(ticket.job.id, worker.id, tenant.slot, tenant.generation))
+        self._commands.append(m.Start(ticket.job.id, worker.id, tenant.slot, tenant.generation))
 
     # --------------------------------------------------------------------------------------------------------- replies
 
@@ -333,14 +298,14 @@ class Scheduler:
         tenant = ticket.tenant
         self._reply(ticket, outcome)
         if tenant is not None and tenant.worker.state is WorkerState.READY:
-            self._commands.append(Cancel(tenant.worker.id, tenant.slot, tenant.generation))
+            self._commands.append(m.Cancel(tenant.worker.id, tenant.slot, tenant.generation))
 
     def _reply(self, ticket: Ticket, outcome: Outcome) -> None:
         """The last that is said of a job, wherever it is. If it is in a slot, that is leaving from now on."""
         self._jobs.close(ticket)
         if ticket.tenant is not None:
             self._fleet.forsake(ticket.tenant)
-        self._commands.append(Reply(ticket.job.id, outcome))
+        self._commands.append(m.Reply(ticket.job.id, outcome))
 
     def check(self) -> None:
         """Validate all invariants, at a cost in proportion to all that there is; raises BrokenInvariantError."""
@@ -352,13 +317,13 @@ class Scheduler:
         require(not self._commands, "a command was kept back")
 
 
-def _outcome(event: Finished | Failed | Released, ticket: Ticket) -> Outcome:
+def _outcome(event: m.Finished | m.Failed | m.Released, ticket: Ticket) -> Outcome:
     match event:
-        case Finished(worker, slot, _, image):
-            return Done(worker, slot, image, queued=ticket.started - ticket.submitted)
-        case Failed(reason=reason, blame=blame):
-            return Refused(reason) if blame is Blame.PICTURE else Broken(reason)
-        case Released(worker):
+        case m.Finished(worker, slot, _, image):
+            return m.Done(worker, slot, image, queued=ticket.started - ticket.submitted)
+        case m.Failed(reason=reason, blame=blame):
+            return m.Refused(reason) if blame is m.Blame.PICTURE else m.Broken(reason)
+        case m.Released(worker):
             raise IllegalEvent(f"{worker} released job {ticket.job.id}, which nobody cancelled")
         case _ as unreachable:
             assert_never(unreachable)
