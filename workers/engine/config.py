@@ -90,13 +90,15 @@ class Speed:
     if empty) before the first request, for others at first use while these take up to `other_sizes_gib` of the GPU's
     memory. `compile`: have torch compile the networks while they serve (auto: on a GPU). `attention`: a kernel, or the
     fastest for each shape, measured at start (auto); sdpa leaves it to torch, as where one cannot be used. `beside`:
-    run the ControlNet beside the UNet's encoder, and the VAE beside the steps of others.
+    run the ControlNet beside the UNet's encoder, and the VAE beside the steps of others. `time_convolutions`: have
+    cuDNN time its algorithms when a shape is first met, instead of guessing; then two starts may round differently.
     """
 
     graphs: bool = True
     compile: bool | Literal["auto"] = "auto"
     attention: AttentionKernel = "auto"
     beside: bool = True
+    time_convolutions: bool = False
     sizes: list[tuple[Side, Side]] = field(default_factory=list)
     other_sizes_gib: Annotated[float, Meta(ge=0)] = 4.0
 

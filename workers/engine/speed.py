@@ -59,6 +59,7 @@ class Workshop:
 
     def set_up(self) -> None:
         """Record what the configured sizes need: the largest first, as what comes later fits into its memory."""
+        torch.backends.cudnn.benchmark = self._config.speed.time_convolutions
         for size in sorted(self._sizes(), key=lambda size: size[0] * size[1], reverse=True):
             space = self.spaces.of(size, kept=True)
             for bucket in reversed(self.recipe.buckets):

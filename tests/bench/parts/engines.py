@@ -24,9 +24,11 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "graphs": {"speed": Speed(compile=False, beside=False, attention="sdpa")},
     "graphs, two streams": {"speed": Speed(compile=False, attention="sdpa")},
     "graphs, two streams, measured attention": {"speed": Speed(compile=False)},
+    "graphs, two streams, measured attention and convolutions": {"speed": Speed(compile=False, time_convolutions=True)},
 }
 _COMPILED: Mapping[str, Mapping[str, Any]] = {
     "compiled": {"speed": Speed(compile=True)},
+    "compiled, measured convolutions": {"speed": Speed(compile=True, time_convolutions=True)},
     "compiled, one stream": {"speed": Speed(compile=True, beside=False)},
 }
 _BACK_TO_BACK = 4  # pictures

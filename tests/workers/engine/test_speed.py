@@ -297,6 +297,13 @@ class _Asked(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_cudnn_times_its_algorithms_only_where_that_is_wanted(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not wanted)  # and as it was, after the test
+    engine(speed(replace(CONFIG, slots=1), time_convolutions=wanted))._workshop.set_up()
+    assert torch.backends.cudnn.benchmark is wanted
+
+
 def test_a_step_asks_the_host_nothing() -> None:
     made_by = engine(FOUR)
     made_by.admit(0, made_by.prepare(demo.task(0)))
