@@ -1,0 +1,111 @@
+"""An engine that lacks memory: it makes room, does less at a time, or says so and works on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.workers.engine import demo
+from tests.workers.engine.recorder import recorder
+from tests.workers.engine.three import FOUR, alone, assert_alike, engine, together
+from workers.engine.contract import OutOfMemoryError
+from workers.engine.engine import DiffusionEngine
+
+NO_MEMORY = torch.OutOfMemoryError("out of memory")
+
+
+def test_a_graph_without_memory_costs_other_sizes_theirs_first() -> None:
+    fake = recorder()
+    made_by = engine(FOUR, fake)
+    demo.make(made_by, demo.task(1, 96))
+    fake.failures.append(NO_MEMORY)
+    demo.make(made_by, demo.task(1, 128))
+    assert made_by._workshop.spaces.get((8, 12)) is None
+    assert made_by.condition().fallbacks == ()
+
+
+def test_a_step_without_memory_is_taken_in_smaller_parts() -> None:
+    made_by = engine(FOUR)
+    limit = _Limited(made_by, rows=2)
+    assert_alike(together(made_by), alone())
+    assert limit.refused == 1  # once for good
+    assert made_by.condition().fallbacks == (("step: out of memory", 1),)
+
+
+def test_without_memory_for_one_picture_the_error_is_raised() -> None:
+    made_by = engine(FOUR)
+    _Limited(made_by, rows=0)
+    made_by.admit(0, made_by.prepare(demo.task(0)))
+    with pytest.raises(OutOfMemoryError, match="out of memory"):
+        made_by.step()
+    made_by.discard(0)
+    assert made_by.step() == []
+
+
+def test_a_picture_is_decoded_in_the_memory_of_other_sizes() -> None:
+    made_by, fake = engine(FOUR, recorder()), Refusing(1)
+    demo.make(made_by, demo.task(1, 96))
+    made_by.admit(0, made_by.prepare(demo.task(0)))
+    demo.run(made_by, 0)
+    expected = made_by.decode(made_by.latents(0))
+    made_by._finals[0][0].decoder.start = fake.instead_of(made_by._finals[0][0].decoder.start)  # type: ignore[method-assign]
+    assert (made_by.collect(made_by.finish(0)) == expected).all()
+    assert made_by._workshop.spaces.get((8, 12)) is None
+
+
+def test_a_picture_that_cannot_be_decoded_stays_until_it_is_dropped() -> None:
+    made_by, fake = engine(FOUR), Refusing(2)
+    made_by.admit(0, made_by.prepare(demo.task(0)))
+    demo.run(made_by, 0)
+    made_by._finals[0][0].decoder.start = fake.instead_of(made_by._finals[0][0].decoder.start)  # type: ignore[method-assign]
+    with pytest.raises(OutOfMemoryError):
+        made_by.finish(0)
+    made_by.discard(0)
+    made_by.admit(0, made_by.prepare(demo.task(0)))
+
+
+def test_a_picture_that_cannot_be_admitted_leaves_its_slot_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_by = engine(FOUR)
+    prepared = made_by.prepare(demo.task(0))
+    with monkeypatch.context() as patched:
+        patched.setattr(made_by, "_hint", Refusing(2).instead_of(made_by._hint))
+        with pytest.raises(OutOfMemoryError):
+            made_by.admit(0, prepared)
+    made_by.admit(0, prepared)
+    assert [stepped.slot for stepped in made_by.step()] == [0]
+
+
+@dataclass
+class Refusing:
+    """Something that lacks memory so many times."""
+
+    times: int
+
+    def instead_of(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            self.times -= 1
+            if self.times >= 0:
+                raise NO_MEMORY
+            return work(*args)
+
+        return run
+
+
+class _Limited:
+    """Makes an engine's networks run out of memory with more than so many pictures."""
+
+    def __init__(self, engine: DiffusionEngine, rows: int) -> None:
+        self.refused = 0
+        self._rows = rows
+        plain = engine._workshop._plain
+        self._encode = plain.encode
+        engine._workshop._plain = replace(plain, encode=self)
+
+    def __call__(self, latents: Tensor, *rest: Any) -> Any:
+        if len(latents) > self._rows:
+            self.refused += 1
+            raise NO_MEMORY
+        return self._encode(latents, *rest)

@@ -1,0 +1,48 @@
+"""Three pictures that are made one by one, and then together by an engine whose speed is tested: they must be alike."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+from tests.workers.engine import demo
+from tests.workers.engine.demo import CONFIG, relative_error
+from tests.workers.engine.recorder import FakeRecorder
+from workers.engine.config import EngineConfig, Speed
+from workers.engine.engine import DiffusionEngine
+from workers.engine.model import assemble
+
+FOUR = replace(CONFIG, slots=4)
+ALIKE = 1e-5
+
+
+def engine(config: EngineConfig, fake: FakeRecorder | None = None) -> DiffusionEngine:
+    return DiffusionEngine(config, assemble(config, demo.parts(), "cpu"), fake)
+
+
+def speed(config: EngineConfig = FOUR, **changes: Any) -> EngineConfig:
+    return replace(config, speed=replace(Speed(), **changes))
+
+
+@cache
+def alone() -> dict[int, Tensor]:
+    """Latents of three pictures that were made alone, without graphs, by seed."""
+    plain = engine(FOUR)
+    return {seed: demo.make(plain, demo.task(seed)) for seed in range(3)}
+
+
+def together(made_by: DiffusionEngine) -> dict[int, Tensor]:
+    """Latents of the same, each joining a step after the last."""
+    for seed in range(3):
+        made_by.admit(seed, made_by.prepare(demo.task(seed)))
+        made_by.step()
+    latents = {seed: demo.run(made_by, seed) for seed in range(3)}
+    for seed in range(3):
+        made_by.discard(seed)
+    return latents
+
+
+def assert_alike(actual: dict[int, Tensor], expected: dict[int, Tensor]) -> None:
+    for seed, latents in expected.items():
+        assert relative_error(actual[seed], latents) <= ALIKE
