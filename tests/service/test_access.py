@@ -92,7 +92,8 @@ def test_one_clients_flood_does_not_starve_another(guarded: Service) -> None:
         after = sum(answer.status_code == 200 for answer in answers[FLOOD])
         enough.set()
     assert [answer.status_code for answer in answers[OTHER]] == [200] * 6
-    assert after - before <= 2 * 6 + 2  # a turn each, and those around the first and the last
+    # A turn each, and what is done while the other makes up its mind; first come, first served, it were 20 for each.
+    assert after - before <= 5 * 6
     refused = [answer for answer in answers[FLOOD] if answer.status_code != 200]
     assert {answer.json()["type"] for answer in refused} == {"urn:contour:problem:overdrawn"}
     assert all(answer.status_code == 429 and int(answer.headers["Retry-After"]) >= 1 for answer in refused)
