@@ -13,7 +13,7 @@ from workers.engine.graphs import Fallbacks
 
 log = logging.getLogger(__name__)
 
-Target: TypeAlias = tuple[Size, int]  # a size of latents and a bucket
+Target: TypeAlias = tuple[Size, int | None]  # a size of latents, and a bucket of its steps or, None, its VAE
 _PATIENCE_S = 600.0  # for the engine to take over what was compiled, which it does between steps
 
 
@@ -84,4 +84,4 @@ class Compiler:
 
 def _name(target: Target) -> str:
     (height, width), bucket = target
-    return f"latents of {height}x{width}, batch of {bucket}"
+    return f"latents of {height}x{width}, {'VAE' if bucket is None else f'batch of {bucket}'}"

@@ -1,6 +1,8 @@
 """From final latents to pixels: the VAE, on a stream of its own, beside the steps of pictures that still run."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -9,6 +11,8 @@ from workers.engine.codec import Pixels
 from workers.engine.graphs import Graphs
 from workers.engine.model import Model
 from workers.engine.streams import Aside
+
+Decode: TypeAlias = Callable[[Tensor], Tensor]  # latents [4, h, w] to RGB uint8 [8h, 8w, 3], on the device
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -30,9 +34,11 @@ class Decoder:
     """Decodes latents of one size, one picture after the other."""
 
     def __init__(self, model: Model, size: tuple[int, int], aside: Aside, graphs: Graphs) -> None:
-        self._model = model
         self._aside = aside
+        self._decode: Decode = model.decode
         self.graphs = graphs
+        self.upgraded = False
+        """Whether it runs a compiled VAE."""
         height, width = (side * model.latent_scale for side in size)
         # The graph's own: what is in main memory cannot be among them, as each picture needs its own there.
         self._latents = torch.zeros(4, *size, device=model.device)
@@ -47,6 +53,16 @@ class Decoder:
         """Record the VAE, if that can be done, before it is needed."""
         self.graphs.of("VAE", self._work)
 
+    def upgrade(self, decode: Decode) -> None:
+        """Decode by another function from the next picture on."""
+        self._decode, self.upgraded = decode, True
+        self.graphs.drop("VAE")
+        self.prepare()
+
+    def try_out(self, decode: Decode) -> None:
+        """Run a function on latents of this size, and drop what it makes; from any thread, whatever else runs."""
+        decode(torch.zeros_like(self._latents))
+
     def start(self, latents: Tensor) -> Decoding:
         """Have final latents [4, h, w] decoded after all that is queued now, beside what is queued later."""
         decode = self.graphs.of("VAE", self._work)
@@ -58,7 +74,7 @@ class Decoder:
             return self._fetch()
 
     def _work(self) -> None:
-        self._pixels.copy_(self._model.decode(self._latents))
+        self._pixels.copy_(self._decode(self._latents))
 
     def _fetch(self) -> Decoding:
         if not self._pixels.is_cuda:

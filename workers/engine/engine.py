@@ -121,7 +121,7 @@ class DiffusionEngine:
         OutOfMemoryError: then all that runs is to be discarded, as some of it may have advanced.
         """
         for size, bucket in self._workshop.upgrade():
-            if size == self._nominal:
+            if size == self._nominal and bucket is not None:
                 self._measurements.take(bucket)
         self._pace.wait()
         stepped = [progress for batch in self._workshop.spaces.busy() for progress in batch.advance()]

@@ -178,8 +178,9 @@ class Graphs:
     def drop(self, key: Hashable) -> None:
         """Forget a graph, and that it could not be recorded: its work has changed."""
         self._hopeless.discard(key)
-        if self._recordings.pop(key, None) is not None and self._studio.recorder is not None:
-            self._studio.recorder.settle()
+        if key in self._recordings and self._studio.recorder is not None:
+            self._studio.recorder.settle()  # it may be running
+        self._recordings.pop(key, None)
 
     def _try_to_record(self, key: Hashable, work: Work, rehearsal: Work) -> None:
         recorder = self._studio.recorder

@@ -13,7 +13,7 @@ from workers.engine.batch import Batch, Recipe, Size
 from workers.engine.compiling import Compiler, Target
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Condition
-from workers.engine.decoding import Decoder
+from workers.engine.decoding import Decode, Decoder
 from workers.engine.denoiser import Denoiser, Passes
 from workers.engine.graphs import Fallbacks, Graphs, Recorder, Studio, recorder_for
 from workers.engine.kernels import kernels
@@ -50,7 +50,9 @@ class Workshop:
         self._compile_aside = self._aside()
         self._attention = Attention(kernels(model.device, config.speed.attention))
         self._plain = Passes.of(model.unet.net, model.controlnet.net, self._attention)
-        self._compiled = self._plain.compiled(_MODE_ON_CUDA if self._on_cuda else None)
+        mode = _MODE_ON_CUDA if self._on_cuda else None
+        self._compiled = self._plain.compiled(mode)
+        self._decode: Decode = torch.compile(model.decode, fullgraph=True, dynamic=False, mode=mode)
         self._compiler = Compiler(self._compile, turn, self._fallbacks)
         self.recipe = Recipe(
             config.slots, config.guidance_scale, config.control_scale, buckets(config.slots, exact=recorder is None)
@@ -70,17 +72,21 @@ class Workshop:
         """Compile the networks for the configured sizes in the background; what one picture alone needs comes first."""
         wanted = self._config.speed.compile
         if wanted is True or (wanted == "auto" and self._on_cuda):
-            for bucket in self.recipe.buckets:
+            first, *others = self.recipe.buckets
+            for part in (first, None, *others):
                 for size in self._sizes():
-                    self._compiler.ask((size, bucket))
+                    self._compiler.ask((size, part))
 
     def upgrade(self) -> Iterator[Target]:
         """Take over what has been compiled, and yield it. Between steps: a picture's next step is made by it."""
         for size, bucket in self._compiler.ready():
-            space = self.spaces.get(size)
-            if space is not None:
+            if (space := self.spaces.get(size)) is None:
+                continue
+            if bucket is None:
+                space.decoder.upgrade(self._decode)
+            else:
                 space.batch.upgrade(bucket, Denoiser(self._compiled, self._step_aside))
-                yield size, bucket
+            yield size, bucket
 
     def with_room(self, work: Callable[[], T]) -> T:
         """The result of a work. If it lacks memory, it is done once more in what can be made free.
@@ -108,6 +114,7 @@ class Workshop:
         kinds = {
             "steps": sum(len(space.batch.graphs) for space in spaces),
             "steps compiled": sum(space.batch.upgraded for space in spaces),
+            "VAE compiled": sum(space.decoder.upgraded for space in spaces),
             "VAE": sum(len(space.decoder.graphs) for space in spaces),
             "text": len(self._text),
         }
@@ -140,7 +147,10 @@ class Workshop:
         # torch counts all passes at all shapes as one function's recompilations, and gives up after eight.
         unlimited = compiler_config.patch(recompile_limit=_COMPILED_AT_MOST)
         with unlimited, torch.no_grad(), torch.cuda.stream(self._compile_stream):
-            space.batch.try_out(bucket, Denoiser(self._compiled, self._compile_aside))
+            if bucket is None:
+                space.decoder.try_out(self._decode)
+            else:
+                space.batch.try_out(bucket, Denoiser(self._compiled, self._compile_aside))
             self._settle()
 
     def _aside(self) -> Aside:

@@ -51,7 +51,7 @@ def test_before_the_first_request_the_configured_sizes_are_recorded_the_largest_
     made_by._workshop.set_up()
     areas = [space.batch._size for space in made_by._workshop.spaces]
     assert areas == [(8, 16), (8, 8)]
-    assert dict(made_by.condition().graphs) == {"steps": 6, "steps compiled": 0, "VAE": 2, "text": 0}
+    assert dict(made_by.condition().graphs) == {"steps": 6, "steps compiled": 0, "VAE compiled": 0, "VAE": 2, "text": 0}
     assert made_by.condition().graph_bytes == 8 * fake.size
     # One for the steps, one for the VAE, which runs beside them: so it is recorded apart.
     assert len(set(map(id, fake.pools))) == 2

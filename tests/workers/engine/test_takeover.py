@@ -16,7 +16,7 @@ from workers.engine.denoiser import Passes
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own imports
 def test_compiled_networks_take_over_between_two_steps_of_a_picture() -> None:
-    """Compiled by torch indeed: the small model, for one batch size."""
+    """Compiled by torch indeed: the small model, for one batch size, and then its VAE."""
     config = speed(replace(CONFIG, slots=1), compile=True)
     made_by = engine(config, recorder())
     made_by._workshop.set_up()
@@ -33,8 +33,11 @@ def test_compiled_networks_take_over_between_two_steps_of_a_picture() -> None:
         compiler._thread.join(0.05)
     assert relative_error(demo.run(made_by, 0), alone()[0]) <= 1e-4
     assert dict(made_by.condition().graphs)["steps compiled"] == 1
-    assert made_by.settle(0)
     assert made_by.costs() != planned_with
+    assert made_by.settle(600)
+    compiled = made_by.collect(made_by.finish(0)).astype(int)
+    assert abs(compiled - engine(CONFIG).decode(alone()[0])).max() <= 1
+    assert dict(made_by.condition().graphs)["VAE compiled"] == 1
     assert made_by.condition().fallbacks == ()
 
 
@@ -43,6 +46,7 @@ def test_any_number_of_shapes_is_compiled() -> None:
     trace = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
     plain = made_by._workshop._plain
     made_by._workshop._compiled = Passes(trace(plain.control), trace(plain.encode), trace(plain.decode))
+    made_by._workshop._decode = trace(made_by._model.decode)
     made_by._workshop.set_up()
     made_by._workshop.start_compiling()
     assert made_by.settle(120)
@@ -57,9 +61,9 @@ def test_when_compiling_fails_pictures_are_made_as_before() -> None:
         raise RuntimeError("no C compiler")
 
     made_by = engine(speed(compile=True))
-    made_by._workshop._compiled = Passes(broken, broken, broken)
+    made_by._workshop._compiled, made_by._workshop._decode = Passes(broken, broken, broken), broken
     made_by._workshop.set_up()
     made_by._workshop.start_compiling()
     assert made_by.settle(30)
     assert_alike(together(made_by), alone())
-    assert made_by.condition().fallbacks == (("compile: failed", 4),)
+    assert made_by.condition().fallbacks == (("compile: failed", 5),)  # four batch sizes, and the VAE
