@@ -34,6 +34,7 @@ class Measurements:
         self._picture = _picture(side)
         self._fixed_seconds = 0.0
         self._step_seconds: dict[int, float] = {}
+        self._costs: Costs | None = None
 
     def costs(self) -> Costs:
         """As the scheduler wants them. Pictures that fill no bucket cost as much as those that do.
@@ -41,8 +42,10 @@ class Measurements:
         Buckets that were not measured are interpolated between those that were; beyond the largest, a step is taken to
         cost as much per picture as that one, which is what a device without idle units does.
         """
-        steps = tuple(self._step(n) for n in range(1, self._buckets[-1] + 1))
-        return Costs(self._engine.calls, steps, self._fixed_seconds)
+        if self._costs is None:  # asked for with every step, and seldom new
+            steps = tuple(self._step(n) for n in range(1, self._buckets[-1] + 1))
+            self._costs = Costs(self._engine.calls, steps, self._fixed_seconds)
+        return self._costs
 
     def take_all(self) -> None:
         """Measure all but the steps of a picture, then a step of each bucket while patience lasts; log which not."""
@@ -64,6 +67,7 @@ class Measurements:
 
         Without memory for it, what was known or estimated stays. Raises torch.OutOfMemoryError while nothing is known.
         """
+        self._costs = None
         try:
             self._step_seconds[bucket] = self._seconds([partial(self._engine.rehearse, bucket)] * _REPEATS)
         except torch.OutOfMemoryError:
