@@ -86,10 +86,15 @@ def respond(problem: Problem) -> Response:
     body = ProblemBody(error.type, error.title, int(error.status), problem.detail, errors)
     headers = dict(problem.headers)
     if problem.retry_after is not None:
-        headers["Retry-After"] = str(max(1, ceil(problem.retry_after)))
+        headers["Retry-After"] = str(whole_seconds(problem.retry_after))
     if error is Error.DRAINING:
         headers["Connection"] = "close"
     return Response(msgspec.json.encode(body), error.status, headers, MEDIA_TYPE)
+
+
+def whole_seconds(retry_after: float) -> int:
+    """As Retry-After wants them: whoever waits so long does not come too early."""
+    return max(1, ceil(retry_after))
 
 
 def routing_problem(request: Request, error: Exception) -> Problem:

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from app.access import Access
-from app.errors import Error, Problem, respond, routing_problem
+from app.errors import Error, Problem, respond, routing_problem, whole_seconds
 from app.metrics import Metrics
 from app.settings import ServerConfig
 from scheduler import messages as m
@@ -165,10 +165,10 @@ class Generation:
             case m.Expired():
                 raise Problem(Error.EXPIRED, "The picture was not done before the deadline of this request.")
             case m.Rejected(retry_after):
-                detail = f"It could not be done before its deadline; try again in {retry_after:.0f} s."
+                detail = f"It could not be done before its deadline; try again in {whole_seconds(retry_after)} s."
                 raise Problem(Error.BUSY, detail, retry_after=retry_after)
             case m.Overdrawn(retry_after):
-                detail = f"Others are to find room as well; try again in {retry_after:.0f} s."
+                detail = f"Others are to find room as well; try again in {whole_seconds(retry_after)} s."
                 raise Problem(Error.OVERDRAWN, detail, retry_after=retry_after)
             case m.Draining():
                 raise Problem(Error.DRAINING, "Nothing new is taken; try another server, or this one when it is back.")

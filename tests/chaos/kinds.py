@@ -31,6 +31,7 @@ class Kind:
 
 GOOD = frozenset({"done", "busy", "draining"})  # the latter two were not taken on
 CLOSED = frozenset({"cut"})
+HALF_CLOSED = CLOSED | {"busy"}  # refused before the server has seen that nothing more will come
 
 
 def good_body(index: int, picture: bytes) -> bytes:
@@ -58,7 +59,7 @@ def kinds() -> list[Kind]:
         Kind("hasty", 8, GOOD | {"expired"}, headers={"Prefer": f"wait={HASTY_SECONDS}"}),
         Kind("slow sender", 5, GOOD, Manner.SLOW_SENDER),
         Kind("slow reader", 5, GOOD, Manner.SLOW_READER),
-        Kind("half-closed", 4, CLOSED, Manner.HALF_CLOSED),
+        Kind("half-closed", 4, HALF_CLOSED, Manner.HALF_CLOSED),
         Kind("leaves", 8, GOOD | {"left"}, leaves=True),
         Kind("leaves in its body", 3, CLOSED, Manner.LEAVES_IN_BODY),
         *_bad(),

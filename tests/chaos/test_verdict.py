@@ -35,6 +35,11 @@ def test_a_good_request_that_ends_otherwise_is_named(outcome: str) -> None:
     assert f"request 1 (good, life 0, 1.00 to 2.00 s, unnamed): {outcome}" in broken(record(outcome))
 
 
+def test_a_half_closed_client_may_be_refused_before_that_is_seen_but_gets_no_picture() -> None:
+    assert broken(record("cut", "half-closed"), record("busy", "half-closed")) == ""
+    assert "it may end as busy, cut" in broken(record("done", "half-closed"))
+
+
 def test_an_answer_after_its_deadline_is_named() -> None:
     assert "the answer took 33.00 s, its deadline was 30 s" in broken(record("done", seconds=33.0))
 
