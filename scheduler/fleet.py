@@ -10,13 +10,13 @@ from scheduler.errors import IllegalEvent, require
 from scheduler.messages import Costs, WorkerId, WorkerState
 from scheduler.policy import Drag, Limits, Strength, Wait
 from scheduler.records import Tenant, Ticket, Worker
+from scheduler.shelves import Shelves
 
 
 class Fleet:
     """Owns the workers and their slots.
 
-    No question to it walks over all of them: those with room lie on shelves by the number of their tenants, the fastest
-    first, and all sums are kept as things change.
+    No question to it walks over all of them: those with room lie on shelves, and all sums are kept as things change.
     """
 
     def __init__(self, workers: Sequence[WorkerId], limits: Limits) -> None:
@@ -27,9 +27,7 @@ class Fleet:
         self.ready = Strength()
         self._known = Strength()  # of all that were ever ready, by what they measured last
         self._speeds: Agenda[WorkerId] = Agenda()  # those, by seconds for one picture
-        self._open: list[Agenda[Worker]] = [Agenda()]  # by number of tenants: those that a job may join
-        self._closed: Agenda[Worker] = Agenda()  # room, but a suspect is in it, or waits for it to be empty
-        self._held: Worker | None = None  # the one that a suspect waits for
+        self._shelves = Shelves()
         self._drag = Drag()
         self.running = 0
         self.backlog = 0.0
@@ -59,17 +57,7 @@ class Fleet:
         """The worker that a job should start on now, or why it should wait. `behind` jobs queue behind it."""
         if not self.ready.workers:
             return Wait.NO_WORKER
-        if (empty := self._open[0].first()) is not None:
-            return empty
-        reasons = []
-        for shelf in self._open:
-            if (worker := shelf.first()) is not None:
-                share = behind / self.ready.workers
-                objection = policy.objection(worker.measured, worker.batch, work, now, share)
-                if objection is None:
-                    return worker
-                reasons.append(objection)
-        return reasons[0] if reasons else Wait.SUSPECT if self._closed else Wait.SLOTS_TAKEN
+        return self._shelves.choose(work, now, behind / self.ready.workers)
 
     @property
     def drag(self) -> float:
@@ -78,29 +66,19 @@ class Fleet:
 
     def seconds_if_joined(self, worker: Worker, work: float) -> float:
         """When a picture is done that a worker starts now."""
-        return policy.join(worker.measured, worker.batch, work) * self.drag
+        return worker.joined_by(work).end * self.drag
 
     def empty(self, avoid: WorkerId | None) -> Worker | None:
         """The fastest empty worker; not `avoid` while another is ready."""
-        return self._open[0].first(but=self._avoided(avoid))
+        return self._shelves.empty(but=self._avoided(avoid))
 
     def hold(self, avoid: WorkerId | None) -> None:
         """Let nobody join the least loaded worker with room, so that it empties; not `avoid` while another is ready."""
-        avoided = self._avoided(avoid)
-        if self._held is not None and self._held is not avoided:
-            return
-        self.unhold()
-        for shelf in self._open[1:]:
-            if (worker := shelf.first(but=avoided)) is not None:
-                self._held = worker
-                self._shelve(worker)
-                return
+        self._shelves.hold(but=self._avoided(avoid))
 
     def unhold(self) -> None:
         """Let jobs join every worker."""
-        held, self._held = self._held, None
-        if held is not None:
-            self._shelve(held)
+        self._shelves.unhold()
 
     def seconds_to_place(self, worker: Worker) -> float:
         """When the first of a worker's pictures is done."""
@@ -110,27 +88,6 @@ class Fleet:
 
     def _avoided(self, avoid: WorkerId | None) -> Worker | None:
         return self._workers[avoid] if avoid is not None and self.ready.workers > 1 else None
-
-    def _shelve(self, worker: Worker) -> None:
-        shelf = self._shelf(worker)
-        if shelf is worker.shelf:
-            return
-        if worker.shelf is not None:
-            worker.shelf.drop(worker)
-        if shelf is not None:
-            shelf.put(worker, policy.seconds_alone(worker.measured))
-        worker.shelf = shelf
-
-    def _shelf(self, worker: Worker) -> Agenda[Worker] | None:
-        if worker.state is not WorkerState.READY:
-            return None
-        if not worker.tenants:
-            return self._open[0]
-        if not worker.free:
-            return None
-        if worker.alone or worker is self._held:
-            return self._closed
-        return self._open[len(worker.tenants)]
 
     # ----------------------------------------------------------------------------------------------------------- slots
 
@@ -151,7 +108,7 @@ class Fleet:
 
     def step(self, now: float, worker: Worker, done: Sequence[tuple[int, int]]) -> None:
         """Note how far the pictures in a worker are, and whether the step took as long as it should."""
-        stepped, worker.heard, worker.stepped = worker.stepped, now, now
+        stepped, worker.heard, worker.stepped, worker.asked = worker.stepped, now, now, None
         works = [worker.tenants[slot].work for slot, _ in done if slot in worker.tenants]
         if stepped is not None and works:
             self._drag.add(now - stepped, policy.step_seconds(worker.measured, len(works), sum(works)))
@@ -173,6 +130,7 @@ class Fleet:
         self.backlog = self.backlog - tenant.rest if self.running else 0.0
         tenant.ticket.tenant = None
         tenant.ticket = None
+        tenant.worker.asked = None
 
     def vacate(self, now: float, tenant: Tenant, proof: bool) -> None:
         """Its worker has let go of what was leaving: the slot is free. `proof`: it has finished the picture."""
@@ -184,9 +142,10 @@ class Fleet:
         self._rearrange(worker)
 
     def _rearrange(self, worker: Worker) -> None:
+        worker.asked = None
         if not worker.tenants:
             worker.alone, worker.stepped = False, None
-        self._shelve(worker)
+        self._shelves.place(worker)
         self._watch(worker)
 
     # ----------------------------------------------------------------------------------------------------------- lives
@@ -203,7 +162,7 @@ class Fleet:
         self.ready.add(worker.pace)
         worker.state, worker.heard, worker.since = WorkerState.READY, now, now
         worker.free = list(range(len(costs.step_seconds)))
-        self._open.extend(Agenda() for _ in range(len(costs.step_seconds) - len(self._open)))
+        self._shelves.widen(len(costs.step_seconds))
         self._rearrange(worker)
 
     def reprice(self, worker: Worker, costs: Costs) -> None:
@@ -213,6 +172,7 @@ class Fleet:
         self.ready.remove(worker.pace)
         self._price(worker, costs)
         self.ready.add(worker.pace)
+        worker.asked = None
         if worker.batch:
             self.backlog += sum([tenant.rest for tenant in worker.batch]) - before
         if worker.shelf is not None:
@@ -234,9 +194,7 @@ class Fleet:
             worker.proven = worker.proven or now - worker.since >= self._limits.out_pause
         worker.state = WorkerState.ENDING
         self.alarms.drop(worker)
-        if worker is self._held:
-            self._held = None
-        self._shelve(worker)
+        self._shelves.place(worker)
 
     def bury(self, now: float, worker: Worker, reason: str) -> list[Ticket]:
         """Its process has ended. Returns the jobs that were in it, in the order they came."""
@@ -296,8 +254,7 @@ class Fleet:
         tenants = [tenant for worker in self for tenant in worker.batch]
         ready = [worker for worker in self if worker.state is WorkerState.READY]
         paces = [worker.pace for worker in ready if worker.pace is not None]
-        shelved = sum(len(shelf) for shelf in (*self._open, self._closed))
-        require(shelved == sum(bool(worker.free) for worker in ready), "a worker is on two shelves, or on a wrong one")
+        self._shelves.check(list(self))
         require(len(ready) == self.ready.workers, "ready workers are miscounted")
         require(self.ready.places == sum(pace.places for pace in paces), "places are miscounted")
         require(
@@ -305,16 +262,16 @@ class Fleet:
         )
         require(self.running == len(tenants), "running jobs are miscounted")
         require(isclose(self.backlog, sum(tenant.rest for tenant in tenants), abs_tol=1e-6), "the backlog drifts")
-        require(self._held is None or self._held.state is WorkerState.READY, "a worker that is not ready is held")
 
     def _check_worker(self, worker: Worker, opened: bool) -> None:
         ready = worker.state is WorkerState.READY
-        require(worker.shelf is self._shelf(worker), f"{worker.id} is on a wrong shelf")
-        require(worker.shelf is None or worker in worker.shelf, f"{worker.id} is not on its shelf")
         slots = [*worker.tenants, *worker.free]
         capacity = len(worker.measured.step_seconds) if ready or slots else 0
         require(sorted(slots) == list(range(capacity)), f"{worker.id} lost or doubled a slot")
         require(not slots or worker.state in {WorkerState.READY, WorkerState.ENDING}, f"{worker.id} has slots too soon")
+        if worker.asked is not None:
+            work, known = worker.asked
+            require(known == policy.joining(worker.measured, worker.batch, work), f"{worker.id} is taken for another")
         require(not worker.alone or len(worker.tenants) == 1, f"{worker.id} has a suspect in company")
         pausing = opened and worker.state in {WorkerState.WAITING, WorkerState.OUT}
         watched = pausing or worker.state is WorkerState.LOADING or (ready and bool(worker.tenants))

@@ -97,33 +97,53 @@ def run_out(costs: Costs, batch: Sequence[Picture], taken: int = 0, busy: float 
     return ends, busy
 
 
-def join(costs: Costs, batch: Sequence[Picture], work: float) -> float:
-    """When a new picture is done that joins a running batch now."""
-    newcomer = Picture(costs.steps, work, 0.0)
-    return run_out(costs, [*sorted(batch, key=_left), newcomer])[0][-1]
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """What it means for a running batch if a new picture joins it now: all of it that no clock and no queue changes.
+
+    `end` is when it is done then. `others` are a deadline each, with when that picture is done alone and when together
+    with the newcomer. `joined` and `waited` are all the ends added up if it joins, and if it waits for the next of them
+    to leave; `joined_busy` and `waited_busy` are when the device has taken the last step then.
+    """
+
+    end: float
+    others: tuple[tuple[float, float, float], ...]
+    joined: float
+    joined_busy: float
+    waited: float
+    waited_busy: float
+
+    def objection(self, now: float, behind: float) -> Wait | None:
+        """Why it should not join; None if it should.
+
+        It should when the sum of the ends is then no later. Each of the `behind` jobs in the queue behind it ends as
+        much later as the device is busy longer: the longer the queue, the more throughput counts.
+        """
+        for deadline, alone, together in self.others:
+            if now + alone <= deadline < now + together:
+                return Wait.DEADLINE
+        joined, waited = self.joined + behind * self.joined_busy, self.waited + behind * self.waited_busy
+        return None if joined <= waited * (1 + ROUNDING) else Wait.SLOWER
+
+
+def joining(costs: Costs, batch: Sequence[Picture], work: float) -> Joining:
+    """Compare joining a batch with waiting; where nothing runs, nothing is against it."""
+    batch = sorted(batch, key=_left)
+    apart, _ = run_out(costs, batch)
+    joined, busy = run_out(costs, [*batch, Picture(costs.steps, work, 0.0)])
+    others = tuple(zip([picture.deadline for picture in batch], apart, joined, strict=False))
+    total = sum(joined)
+    waited, waited_busy = _if_it_waits(costs, batch, work) if batch else (total, busy)
+    return Joining(joined[-1], others, total, busy, waited, waited_busy)
 
 
 def objection(costs: Costs, batch: Sequence[Picture], work: float, now: float, behind: float = 0.0) -> Wait | None:
-    """Why a new picture should not join a running batch now; None if it should.
-
-    It joins when the ends of all these pictures, added up, are then no later than if it waits for the next of them to
-    leave. Each of the `behind` jobs in the queue behind it ends as much later as the device is busy longer: the longer
-    the queue, the more throughput counts.
-    """
-    batch = sorted(batch, key=_left)
-    if not batch:
-        return None
-    apart, _ = run_out(costs, batch)
-    joined, busy = run_out(costs, [*batch, Picture(costs.steps, work, 0.0)])
-    for picture, alone, together in zip(batch, apart, joined, strict=False):
-        if now + alone <= picture.deadline < now + together:
-            return Wait.DEADLINE
-    waited = _ends_if_it_waits(costs, batch, work, behind)
-    return None if sum(joined) + behind * busy <= waited * (1 + ROUNDING) else Wait.SLOWER
+    """Why a new picture should not join a running batch now; None if it should."""
+    return joining(costs, batch, work).objection(now, behind)
 
 
-def _ends_if_it_waits(costs: Costs, batch: Sequence[Picture], work: float, behind: float) -> float:
-    """The sum of all ends, if a new picture takes the place of the first to leave.
+def _if_it_waits(costs: Costs, batch: Sequence[Picture], work: float) -> tuple[float, float]:
+    """The sum of all ends, and of the last step, if a new picture takes the place of the first to leave.
 
     That place is free when the first is decoded. Until then the others have the device to themselves: that is left out.
     """
@@ -132,7 +152,7 @@ def _ends_if_it_waits(costs: Costs, batch: Sequence[Picture], work: float, behin
     decoded = costs.fixed_seconds * first.work
     newcomer = Picture(first.left + costs.steps, work, 0.0)
     ends, busy = run_out(costs, [*batch[1:], newcomer], first.left, until)
-    return (until + decoded) + sum(ends) + decoded + behind * busy
+    return (until + decoded) + sum(ends) + decoded, busy
 
 
 # --------------------------------------------------------------------------------------------------------- the fleet

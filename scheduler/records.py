@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Optional
 
 from scheduler.messages import Costs, Job, WorkerId, WorkerState, WorkerView
-from scheduler.policy import Pace, Picture
+from scheduler.policy import Joining, Pace, Picture, joining
 
 if TYPE_CHECKING:
     from scheduler.agenda import Agenda
@@ -65,6 +65,7 @@ class Worker:
     restarts: int = 0
     reason: str = ""
     shelf: Optional["Agenda[Worker]"] = None  # where the fleet looks for it
+    asked: tuple[float, Joining] | None = None  # by which size of picture it was last to be joined, while that holds
 
     @property
     def measured(self) -> Costs:
@@ -76,6 +77,12 @@ class Worker:
     def batch(self) -> list[Tenant]:
         """The pictures that somebody waits for."""
         return [tenant for tenant in self.tenants.values() if tenant.ticket is not None]
+
+    def joined_by(self, work: float) -> Joining:
+        """What it means if a new picture joins; worked out once, as one that waits asks at every event."""
+        if self.asked is None or self.asked[0] != work:
+            self.asked = work, joining(self.measured, self.batch, work)
+        return self.asked[1]
 
     def tenant(self, slot: int, generation: int) -> Tenant | None:
         """Whom a message from this worker is about; None if it is late: about a tenant of a former process."""

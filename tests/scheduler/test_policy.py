@@ -9,7 +9,7 @@ from scheduler.policy import (
     Picture,
     Strength,
     Wait,
-    join,
+    joining,
     objection,
     pace,
     retry_after,
@@ -49,8 +49,8 @@ def test_small_and_large_pictures_share_a_step() -> None:
 
 
 def test_joining_is_predicted_for_the_newcomer() -> None:
-    assert join(GPU, [running(10)], work=1.0) == pytest.approx(10 * 0.055 + 10 * 0.050 + 0.1)
-    assert join(GPU, [], work=1.0) == pytest.approx(seconds_alone(GPU))
+    assert joining(GPU, [running(10)], work=1.0).end == pytest.approx(10 * 0.055 + 10 * 0.050 + 0.1)
+    assert joining(GPU, [], work=1.0).end == pytest.approx(seconds_alone(GPU))
 
 
 def test_where_a_batch_of_two_is_cheap_it_joins() -> None:
