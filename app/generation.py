@@ -160,8 +160,8 @@ class Generation:
                 raise Problem(Error.INVALID_PICTURE, reason, "input_image_base64")
             case m.Broken(reason):
                 raise Problem(Error.INTERNAL, f"The worker could not make this picture: {reason}")
-            case m.Poisoned(attempts):
-                raise Problem(Error.POISONED, f"{attempts} workers ended while they ran it; it is not tried again.")
+            case m.Poisoned(losses):
+                raise Problem(Error.POISONED, f"{losses} workers ended while they ran it; it is not tried again.")
             case m.Expired():
                 raise Problem(Error.EXPIRED, "The picture was not done before the deadline of this request.")
             case m.Rejected(retry_after):

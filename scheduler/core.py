@@ -11,7 +11,7 @@ from scheduler.errors import BrokenInvariantError, IllegalEvent, require
 from scheduler.fleet import Fleet
 from scheduler.jobs import Jobs
 from scheduler.messages import Command, Costs, Event, Job, Outcome, WorkerId, WorkerState, WorkerView
-from scheduler.policy import Limits, Wait
+from scheduler.policy import ACCIDENTS, Limits, Wait
 from scheduler.records import Ticket, Worker
 
 __all__ = ["BrokenInvariantError", "IllegalEvent", "Scheduler"]
@@ -113,8 +113,8 @@ class Scheduler:
                 self._reprice(self._fleet[worker], costs)
             case m.Faulted(worker, reason):
                 self._take_out(now, self._fleet[worker], reason)
-            case m.WorkerLost(worker, reason):
-                self._bury(now, self._fleet[worker], reason)
+            case m.WorkerLost(worker):
+                self._bury(now, self._fleet[worker], event)
             case m.Tick():
                 pass
             case m.Drain(until):
@@ -173,11 +173,11 @@ class Scheduler:
             raise IllegalEvent(f"{worker.id} cannot change its steps or slots while it is ready")
         self._fleet.reprice(worker, costs)
 
-    def _bury(self, now: float, worker: Worker, reason: str) -> None:
+    def _bury(self, now: float, worker: Worker, loss: m.WorkerLost) -> None:
         if worker.state in {WorkerState.NEW, WorkerState.WAITING, WorkerState.OUT}:
             raise IllegalEvent(f"{worker.id} has no process to lose")
-        self._suspect(self._fleet.bury(now, worker, reason), worker.id, m.Poisoned(self._limits.attempts))
-
+        tickets = self._fleet.bury(now, worker, loss)
+        self._suspect(tickets, worker.id, guilt=1 if loss.outside else ACCIDENTS)
         self._end_if_all_are_out(now)
 
     def _take_out(self, now: float, worker: Worker, reason: str) -> None:
@@ -201,14 +201,19 @@ class Scheduler:
         if self._failure:
             self._until = now
 
-    def _suspect(self, tickets: list[Ticket], worker: WorkerId, verdict: Outcome) -> None:
-        """Jobs come back undone from a worker: each is tried again, alone, or gets the verdict if it was before."""
+    def _suspect(
+        self, tickets: list[Ticket], worker: WorkerId, verdict: Outcome | None = None, guilt: int = ACCIDENTS
+    ) -> None:
+        """Jobs come back undone from a worker: each is tried again, alone, or gets the verdict if it was often enough.
+
+        Without a verdict it is poisoned.
+        """
         for ticket in tickets:
-            ticket.losses, ticket.lost_on = ticket.losses + 1, worker
+            ticket.losses, ticket.guilt, ticket.lost_on = ticket.losses + 1, ticket.guilt + guilt, worker
         self._jobs.put_back(tickets)
         for ticket in tickets:
-            if ticket.losses >= self._limits.attempts:
-                self._reply(ticket, verdict)
+            if ticket.guilt >= ACCIDENTS * self._limits.attempts:
+                self._reply(ticket, verdict or m.Poisoned(ticket.losses))
 
     # ---------------------------------------------------------------------------------------------------------- alarms
 

@@ -7,7 +7,7 @@ from math import isclose
 from scheduler import policy
 from scheduler.agenda import Agenda
 from scheduler.errors import IllegalEvent, require
-from scheduler.messages import Costs, WorkerId, WorkerState
+from scheduler.messages import Costs, WorkerId, WorkerLost, WorkerState
 from scheduler.policy import Drag, Limits, Strength, Wait
 from scheduler.records import Tenant, Ticket, Worker
 from scheduler.shelves import Shelves
@@ -196,7 +196,7 @@ class Fleet:
         self.alarms.drop(worker)
         self._shelves.place(worker)
 
-    def bury(self, now: float, worker: Worker, reason: str) -> list[Ticket]:
+    def bury(self, now: float, worker: Worker, loss: WorkerLost) -> list[Ticket]:
         """Its process has ended. Returns the jobs that were in it, in the order they came."""
         self.end(now, worker)
         tenants = sorted(worker.tenants.values(), key=lambda tenant: tenant.generation)
@@ -208,11 +208,11 @@ class Fleet:
         worker.free.clear()
         worker.alone, worker.stepped = False, None
         proven, worker.proven = worker.proven, False
-        worker.failures = 0 if proven else worker.failures + 1
+        worker.failures = 0 if proven else worker.failures + (not loss.outside)
         if worker.fault or worker.failures >= self._limits.out_after:
-            self.take_out(now, worker, worker.fault or reason)
+            self.take_out(now, worker, worker.fault or loss.reason)
         else:
-            worker.state, worker.reason = WorkerState.WAITING, reason
+            worker.state, worker.reason = WorkerState.WAITING, loss.reason
             worker.pause = 0.0 if proven else self._longer(worker.pause)
             self.alarms.put(worker, now + worker.pause)
         return tickets

@@ -98,10 +98,14 @@ class Faulted:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLost:
-    """A worker's process has ended and was reaped; its slots can no longer be written to."""
+    """A worker's process has ended and was reaped; its slots can no longer be written to.
+
+    `outside`: somebody ended it who had nothing to do with what was in it.
+    """
 
     worker: WorkerId
     reason: str
+    outside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +212,9 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class Poisoned:
-    """The job lost its worker `attempts` times and is not tried again."""
+    """The job lost its worker `losses` times and is not tried again."""
 
-    attempts: int
+    losses: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ INSTANT = 1e-9  # seconds; stands for a measured zero, where it would be a divis
 ROUNDING = 1e-9  # relative; sums that differ by less are equal
 CROWD = 10.0  # jobs behind each picture that runs, when admission matters: a deadline is ten pictures long by default
 SOONEST_RETRY = 0.001  # seconds
+ACCIDENTS = 5  # a worker ended from outside is hardly its jobs' doing: so many weigh as much as one that may be
 MARGIN = 1.1  # on the wait in a queue: what is taken to the edge of its deadline would miss it by the least delay
 
 
@@ -30,7 +31,7 @@ class Limits:
     client_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
     """Of what is free in the queue, in places and in time, at most this part is one client's; 1 turns that off."""
     attempts: Annotated[int, msgspec.Meta(ge=1)] = 2
-    """A job that lost this many workers is poisoned."""
+    """A job that lost this many workers is poisoned; one that somebody ended from outside counts for a fifth."""
     silence_factor: Annotated[float, msgspec.Meta(ge=1)] = 8.0
     """A worker that is silent for this many times its expected step is killed ..."""
     silence_floor: Annotated[float, msgspec.Meta(gt=0)] = 20.0

@@ -18,6 +18,7 @@ class Ticket:
     submitted: float
     started: float = 0.0
     losses: int = 0
+    guilt: int = 0  # by what that weighs, in accidents
     lost_on: WorkerId | None = None
     tenant: Optional["Tenant"] = None
 

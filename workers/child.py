@@ -2,13 +2,23 @@
 
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from multiprocessing.context import SpawnContext
+from pathlib import Path
 
 import msgspec
 
 from workers import wire
 from workers.process import Setup, main
 from workers.slots import SlotMemory
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Why a process ended; `outside`: it was killed by somebody who is not its parent, and not for want of memory."""
+
+    reason: str
+    outside: bool
 
 
 class Child:
@@ -23,6 +33,8 @@ class Child:
         self.channel, theirs = wire.channel()
         self._process = context.Process(target=main, args=(setup, theirs, memory), name=f"worker {setup.device.id}")
         self._last_words = ""
+        self._condemned = False
+        self._oom_kills = _oom_kills()
         self.loaded = False
         with theirs:
             try:
@@ -72,18 +84,38 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL; also ends a stopped process. Ending an ended one is fine."""
+        self._condemned = True
         self._process.kill()
 
-    def reap(self) -> str:
+    def hang_up(self) -> None:
+        """SIGKILL, as nothing comes through its socket: nearly always because it has just ended."""
+        self._process.kill()
+
+    def reap(self) -> End:
         """Collect the ended process, close its socket, and say why it ended. Call when `sentinel` is readable."""
         self._process.join()
         code = self._process.exitcode
         self._process.close()
         self.channel.close()
-        return self._last_words or _ending(code)
+        return End(self._last_words or _ending(code), self._ended_from_outside(code))
+
+    def _ended_from_outside(self, code: int | None) -> bool:
+        signalled = code in {-signal.SIGKILL, -signal.SIGTERM}
+        starved = self._oom_kills is None or self._oom_kills != _oom_kills()
+        return signalled and not (self._condemned or self._last_words or starved)
 
 
 def _ending(code: int | None) -> str:
     if code is not None and code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return f"ended with exit code {code}"
+
+
+def _oom_kills() -> int | None:
+    """Processes that the kernel has killed for want of memory so far; None where it does not tell."""
+    try:
+        counters = Path("/proc/vmstat").read_text()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in counters.splitlines() if line.startswith("oom_kill ")]
+    return int(found[0]) if found else None

@@ -195,7 +195,7 @@ class Pool:
     def _send(self, worker: m.WorkerId, order: wire.Order) -> None:
         child = self._children[worker]
         if not child.send(order):
-            child.kill()  # its death, noticed by the sentinel, puts things right
+            child.hang_up()  # its death, noticed by the sentinel, puts things right
 
     def _reply(self, job: m.JobId, outcome: m.Outcome) -> None:
         answer = self._waiting.pop(job).answer
@@ -215,7 +215,7 @@ class Pool:
             self._report(worker, report)
         if not heard:  # readable with nothing to read: end of file
             asyncio.get_running_loop().remove_reader(child.channel)
-            child.kill()  # whatever it still does, nobody can hear of it
+            child.hang_up()  # whatever it still does, nobody can hear of it
 
     def _report(self, worker: m.WorkerId, report: wire.Report) -> None:
         match report:
@@ -260,9 +260,9 @@ class Pool:
             self._report(worker, report)
         del self._children[worker]
         self.conditions.pop(worker, None)
-        reason = child.reap()
-        log.error("worker %s is lost: %s", worker, reason)
-        self._handle(m.WorkerLost(worker, reason))
+        end = child.reap()
+        log.error("worker %s is lost: %s", worker, end.reason)
+        self._handle(m.WorkerLost(worker, end.reason, end.outside))
         view = next(view for view in self.core.workers() if view.id == worker)
         if view.state is m.WorkerState.OUT:
             log.error("worker %s is out of service for a while: %s", worker, view.reason)

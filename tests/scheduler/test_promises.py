@@ -134,12 +134,12 @@ class AnyWorld(World):
     @rule(index=any_index)
     @precondition(lambda self: self.working())
     def crash(self, index: int) -> None:
-        self.lose(pick(self.working(), index))
+        self.lose(pick(self.working(), index), outside=False)
 
-    @rule(index=any_index)
+    @rule(index=any_index, outside=st.booleans())
     @precondition(lambda self: self.processes)
-    def die(self, index: int) -> None:
-        self.lose(pick(sorted(self.processes), index))
+    def die(self, index: int, outside: bool) -> None:
+        self.lose(pick(sorted(self.processes), index), outside=outside)
 
     @rule(worker=worker_ids)
     def fault(self, worker: str) -> None:
@@ -149,7 +149,7 @@ class AnyWorld(World):
     @rule()
     def reap(self) -> None:
         for worker in [worker for worker, process in self.processes.items() if process.killed]:
-            self.lose(worker)
+            self.lose(worker, outside=False)
 
     @rule(index=any_index)
     @precondition(lambda self: bool(self.late))

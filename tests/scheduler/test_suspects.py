@@ -50,7 +50,7 @@ def test_a_job_that_loses_its_second_worker_is_poisoned() -> None:
     core = scheduler(ready("gpu0"), ready("gpu1"))
     submit(core, 1)
     assert lose(core, "gpu0") == [Start(1, "gpu1", 0, 2)]
-    assert lose(core, "gpu1") == [Reply(1, Poisoned(attempts=2))]
+    assert lose(core, "gpu1") == [Reply(1, Poisoned(losses=2))]
     assert (core.running, core.queue_depth) == (0, 0)
 
 
@@ -88,10 +88,28 @@ def test_a_picture_that_lacks_memory_after_its_client_left_is_forgotten() -> Non
     assert (core.running, core.queue_depth) == (0, 0)
 
 
+def test_workers_that_are_ended_from_outside_convict_nobody_until_it_is_a_habit() -> None:
+    core = scheduler(ready("gpu0"), restart_pause=0.0)
+    submit(core, 1)
+    for number in range(1, 10):
+        core.handle(float(number), WorkerLost("gpu0", "killed by SIGKILL", outside=True))
+        assert Start(1, "gpu0", 0, number + 1) in come_back(core, "gpu0", float(number))
+    lost = core.handle(10.0, WorkerLost("gpu0", "killed by SIGKILL", outside=True))
+    assert lost[0] == Reply(1, Poisoned(losses=10))
+
+
+def test_who_lost_a_worker_to_somebody_outside_runs_alone_all_the_same() -> None:
+    core = scheduler(ready("gpu0"), ready("gpu1"))
+    submit(core, 1)
+    assert core.handle(1.0, WorkerLost("gpu0", "killed by SIGKILL", outside=True)) == [Start(1, "gpu1", 0, 2)]
+    assert core.handle(1.0, Submitted(job(2))) == []
+    assert core.wait is Wait.SUSPECT
+
+
 def test_the_number_of_attempts_is_configured() -> None:
     core = scheduler(ready("gpu0"), attempts=1)
     submit(core, 1, 2)
-    assert lose(core, "gpu0") == [Reply(1, Poisoned(attempts=1)), Reply(2, Poisoned(attempts=1))]
+    assert lose(core, "gpu0") == [Reply(1, Poisoned(losses=1)), Reply(2, Poisoned(losses=1))]
 
 
 def test_with_three_attempts_it_is_tried_three_times() -> None:
@@ -100,7 +118,7 @@ def test_with_three_attempts_it_is_tried_three_times() -> None:
     for now in (1.0, 2.0):
         assert lose(core, "gpu0", now) == [Spawn("gpu0")]
         core.handle(now, ready("gpu0"))
-    assert lose(core, "gpu0", 3.0) == [Reply(1, Poisoned(attempts=3)), Spawn("gpu0")]
+    assert lose(core, "gpu0", 3.0) == [Reply(1, Poisoned(losses=3)), Spawn("gpu0")]
 
 
 def test_a_lost_job_goes_before_those_who_wait() -> None:
@@ -147,7 +165,7 @@ def test_the_second_death_convicts_only_the_one_that_ran_alone() -> None:
     lose(core, "gpu0")
     come_back(core, "gpu0")
     core.handle(2.0, Submitted(job(3)))
-    assert lose(core, "gpu0", 3.0) == [Reply(1, Poisoned(attempts=2))]
+    assert lose(core, "gpu0", 3.0) == [Reply(1, Poisoned(losses=2))]
     assert come_back(core, "gpu0", 9.0) == [Start(2, "gpu0", 0, 4)]
 
 

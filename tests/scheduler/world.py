@@ -36,7 +36,7 @@ from scheduler.messages import (
     WorkerLost,
     WorkerReady,
 )
-from scheduler.policy import Limits
+from scheduler.policy import ACCIDENTS, Limits
 from tests.scheduler.words import IMAGE, Checked
 
 LIMITS = Limits(
@@ -81,6 +81,7 @@ class Client:
 
     job: Job
     losses: int = 0
+    guilt: int = 0
     lost_on: str | None = None
     starts: int = 0
     outcome: Outcome | None = None
@@ -142,19 +143,20 @@ class World(RuleBasedStateMachine):
             self.count_loss(left, worker)
         return worker, slot, left.generation
 
-    def count_loss(self, slot: Slot, worker: str) -> None:
+    def count_loss(self, slot: Slot, worker: str, *, outside: bool = False) -> None:
         client = self.clients[slot.job]
         if client.outcome is None:
             client.losses, client.lost_on = client.losses + 1, worker
+            client.guilt += 1 if outside else ACCIDENTS
 
-    def lose(self, worker: str) -> None:
+    def lose(self, worker: str, *, outside: bool) -> None:
         process = self.processes.pop(worker)
         for number, slot in process.slots.items():
             self.late.append(Finished(worker, number, slot.generation, IMAGE))
             self.late.append(Failed(worker, number, slot.generation, "late", Blame.SERVICE))
             self.late.append(Released(worker, number, slot.generation))
-            self.count_loss(slot, worker)
-        self.tell(WorkerLost(worker, "gone"))
+            self.count_loss(slot, worker, outside=outside)
+        self.tell(WorkerLost(worker, "gone", outside))
 
     def tell(self, event: Event) -> list[Command]:
         commands = self.core.handle(self.now, event)
@@ -234,9 +236,10 @@ class World(RuleBasedStateMachine):
             case Refused() | Broken():
                 assert isinstance(event, Failed)
                 assert (event.blame is Blame.PICTURE) == isinstance(outcome, Refused)
-                assert event.blame is not Blame.MEMORY or client.losses == LIMITS.attempts
-            case Poisoned(attempts):
-                assert attempts == client.losses == LIMITS.attempts
+                assert event.blame is not Blame.MEMORY or client.guilt >= ACCIDENTS * LIMITS.attempts
+            case Poisoned(losses):
+                assert losses == client.losses
+                assert client.guilt >= ACCIDENTS * LIMITS.attempts
             case Expired():
                 assert client.job.deadline <= self.now or client.starts == 0  # it waited until it was in vain
             case Rejected(retry_after):

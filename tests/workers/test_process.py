@@ -17,7 +17,7 @@ import pytest
 from scheduler.messages import Blame
 from tests.workers import telling
 from workers import wire
-from workers.child import Child
+from workers.child import Child, End
 from workers.devices import DeviceSpec
 from workers.engine.config import Echo, EngineConfig
 from workers.process import Setup
@@ -61,11 +61,14 @@ class Worker:
     def until(self, kind: type[wire.Report]) -> wire.Report:
         return next(report for report in self.hear() if isinstance(report, kind))
 
-    def ended(self) -> str:
+    def end(self) -> End:
         assert select.select([self.child.sentinel], [], [], PATIENCE)[0]
         list(self.child.reports())
         self.reaped = True
         return self.child.reap()
+
+    def ended(self) -> str:
+        return self.end().reason
 
 
 @pytest.fixture
@@ -83,7 +86,14 @@ def test_it_tells_what_a_step_costs_when_it_is_ready() -> None:
     assert isinstance(ready, wire.Ready)
     assert (ready.costs.steps, len(ready.costs.step_seconds), ready.device, ready.uuid) == (4, 3, "CPU", None)
     worker.child.kill()
-    assert worker.ended() == "killed by SIGKILL"
+    assert worker.end() == End("killed by SIGKILL", outside=False)
+
+
+@pytest.mark.parametrize(("sig", "outside"), [(signal.SIGKILL, True), (signal.SIGSEGV, False)])
+def test_who_was_killed_by_somebody_else_is_told_from_who_crashed(sig: signal.Signals, outside: bool) -> None:
+    worker = Worker(SLOW)
+    os.kill(worker.child.pid, sig)
+    assert worker.end() == End(f"killed by {sig.name}", outside)
 
 
 def test_pictures_share_steps_and_each_is_finished_once(worker: Worker) -> None:
