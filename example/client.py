@@ -9,6 +9,7 @@ import argparse
 import base64
 import http.client
 import json
+import os
 import random
 import sys
 import urllib.error
@@ -19,6 +20,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PROMPT = "a red heart, a yellow star and a white ring on a blue background"
+KEY_VARIABLE = "CONTOUR_API_KEY"
 SHOWN_BYTES = 200  # of an answer that is not understood
 SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}  # by how a file begins
 
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make one picture; the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        picture = generate(options.url, options.image, options.prompt, options.seed, options.timeout)
+        picture = generate(options.url, options.image, options.prompt, options.seed, options.timeout, options.api_key)
         print(save(picture, options.out))
     except (ClientError, OSError) as error:
         print(error, file=sys.stderr)
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def generate(url: str, image: Path, prompt: str, seed: int, timeout: float) -> bytes:
+def generate(url: str, image: Path, prompt: str, seed: int, timeout: float, api_key: str = "") -> bytes:
     """Ask for a picture that keeps the edges of `image`. Raises ClientError, or OSError when `image` cannot be read."""
     asked = {
         "request_id": random.getrandbits(31),
@@ -48,7 +50,7 @@ def generate(url: str, image: Path, prompt: str, seed: int, timeout: float) -> b
         "random_seed": seed,
     }
     address = url.rstrip("/") + "/generation/"
-    answer = _post(address, asked, timeout)
+    answer = _post(address, asked, timeout, api_key)
     try:
         content = json.loads(answer)
         if content["request_id"] != asked["request_id"]:
@@ -73,12 +75,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", default=PROMPT, help="what to show (%(default)s)")
     parser.add_argument("--seed", type=int, default=1234, help="the same seed gives the same picture (%(default)s)")
     parser.add_argument("--out", type=Path, help="the file to write (output.jpg or output.png)")
+    key = os.environ.get(KEY_VARIABLE, "")
+    parser.add_argument("--api-key", default=key, help=f"where the service asks for one; best as ${KEY_VARIABLE}")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds to wait for the picture (%(default)s)")
     return parser
 
 
-def _post(url: str, content: Mapping[str, Any], timeout: float) -> bytes:
+def _post(url: str, content: Mapping[str, Any], timeout: float, api_key: str) -> bytes:
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    if api_key:
+        headers["Authorization"] = f"Bearer {api_key}"
     try:
         request = urllib.request.Request(url, json.dumps(content).encode(), headers)
         with urllib.request.urlopen(request, timeout=timeout) as response:

@@ -44,6 +44,14 @@ class Profile:
     stop_seconds: float
 
 
+_FAULTS = {  # chances in each call
+    "PREPARE_MEMORY": 0.01,
+    "STEP_MEMORY": 0.003,
+    "FINISH_MEMORY": 0.01,
+    "EXIT": 0.003,
+    "HANG": 0.0015,
+}
+
 PROFILES: Mapping[str, Profile] = {
     # A picture takes a third of a second; eight run at a time.
     "echo": Profile(
@@ -55,13 +63,7 @@ PROFILES: Mapping[str, Profile] = {
             "ENGINE__ECHO__STEPS": 8,
             "ENGINE__ECHO__STEP_SECONDS": 0.04,
         },
-        faults={
-            "PREPARE_MEMORY": 0.01,
-            "STEP_MEMORY": 0.003,
-            "FINISH_MEMORY": 0.01,
-            "EXIT": 0.003,
-            "HANG": 0.0015,
-        },
+        faults=_FAULTS,
         late=0.05,
         requests_per_second=5.0,
         pause_seconds=4.0,
@@ -80,13 +82,7 @@ PROFILES: Mapping[str, Profile] = {
             "ENGINE__SIZE__LONG_SIDE": 128,
             "SERVER__DEADLINE": 2 * DEADLINE_SECONDS,
         },
-        faults={
-            "PREPARE_MEMORY": 0.01,
-            "STEP_MEMORY": 0.003,
-            "FINISH_MEMORY": 0.01,
-            "EXIT": 0.003,
-            "HANG": 0.0015,
-        },
+        faults=_FAULTS,
         late=0.05,
         requests_per_second=0.8,
         pause_seconds=12.0,

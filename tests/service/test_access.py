@@ -1,10 +1,14 @@
 """Who may ask, by API key; and that one client's flood does not starve another."""
 
+import os
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,6 +16,7 @@ import pytest
 from tests.service.raw import LENGTH, exchange, head
 from tests.service.running import Service, good_request
 
+CLIENT = Path(__file__).parents[2] / "example" / "client.py"
 KEYS = ("flood-2cf24dba5fb0a30e", "other-26e83b2ac5b9e29e", "@5891b5b522d5df08")
 FLOOD, OTHER, ODD = KEYS  # the last one is no YAML
 
@@ -39,6 +44,14 @@ def ask(service: Service, headers: dict[str, str]) -> httpx.Response:
 def test_a_request_with_any_of_the_keys_gets_its_picture(guarded: Service, key: str) -> None:
     assert ask(guarded, bearer(key)).status_code == 200
     assert ask(guarded, {"X-API-Key": key}).status_code == 200
+
+
+def test_the_example_client_has_its_key_from_a_flag_or_the_environment(guarded: Service, tmp_path: Path) -> None:
+    def run(*flags: str, **variables: str) -> int:
+        command = [sys.executable, str(CLIENT), "--url", guarded.url, *flags]
+        return subprocess.run(command, cwd=tmp_path, env=os.environ | variables, timeout=60, check=False).returncode
+
+    assert [run("--api-key", OTHER), run(CONTOUR_API_KEY=OTHER), run()] == [0, 0, 1]
 
 
 @pytest.mark.parametrize(
