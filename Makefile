@@ -5,6 +5,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 EXTRAS ?= dev$(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo ,gpu)
 CONFIG ?= configs/demo.yaml
 ARGS ?=
+JOBS ?= 2
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -20,8 +21,8 @@ install: $(INSTALLED)  ## make .venv with all that serving and testing need
 serve: $(INSTALLED)  ## serve; CONFIG=configs/demo.yaml HOST=127.0.0.1 PORT=8000
 	$(BIN)/python -m app --config $(CONFIG) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 
-test: $(INSTALLED)  ## run the tests; ARGS="tests/app -k settings"
-	$(BIN)/python -m pytest $(ARGS)
+test: $(INSTALLED)  ## run the tests; ARGS="tests/app -k settings" JOBS=2
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 fuzz: $(INSTALLED)  ## feed damaged input to the picture decoder and the body parser; ARGS="--seconds 600"
 	$(BIN)/python -m tests.fuzz decoder $(ARGS)
