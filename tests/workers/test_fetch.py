@@ -1,16 +1,20 @@
 """What `python -m workers.fetch` gets ready, from where, and that the engine reads it; the hub is on loopback."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load, load_file, save
 
 from tests.workers.engine import demo
@@ -70,6 +74,15 @@ MODEL_FILES = (
 
 
 Fetched: TypeAlias = tuple[Path, Hub, "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """More would wait for one another on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 # ------------------------------------------------------------------------------------------------------ which files
@@ -151,6 +164,29 @@ def run_fetch(folder: Path, *options: str, config: str = ONE, **environ: str) ->
     return subprocess.run(
         arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
+
+
+@dataclass(frozen=True)
+class Done:
+    """How the command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_inside(folder: Path, url: str, *options: str, config: str = ONE, timeout: int = 10) -> Done:
+    """The same in this process, which costs no start: what the environment says otherwise is set by hand."""
+    (folder / "my.yaml").write_text(config)
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setenv("CONTOUR_WORKERS__MODELS", str(folder / "models"))
+        patch.setattr(constants, "ENDPOINT", url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        patch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache" / "hub"))
+        patch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", timeout)
+        code = fetch.main([str(folder / "my.yaml"), *options])
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 def files_in(folder: Path) -> set[str]:
@@ -236,7 +272,7 @@ def test_of_a_lora_one_file_is_fetched_as_it_is(tmp_path: Path) -> None:
     content = weights(torch.float32)
     files = {"a.bin": b"", "few.safetensors": content, "README.md": b""}
     with serving(Hub({"some/controlnet": controlnet(), "some/lora": files})) as url:
-        done = run_fetch(tmp_path, config=f"{ONE}  {lora}\n", HF_ENDPOINT=url)
+        done = run_inside(tmp_path, url, config=f"{ONE}  {lora}\n")
 
     assert done.returncode == 0, done.stderr
     folder = prepared(tmp_path, Lora(path="some/lora", revision=COMMIT, file="few.safetensors"))
@@ -281,8 +317,8 @@ def umask() -> int:
     return mask
 
 
-def run_here(tmp_path: Path, files: dict[str, bytes], *options: str, config: str = ONE) -> int:
-    """The same without a process of its own: from a folder to a folder."""
+def run_here(tmp_path: Path, files: Mapping[str, bytes], *options: str, config: str = ONE) -> int:
+    """The same without a process of its own: from a folder, which gets these files first, to a folder."""
     for name, content in files.items():
         path = tmp_path / "given" / "some" / "controlnet" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -362,7 +398,7 @@ def test_what_the_cache_has_is_not_downloaded(tmp_path: Path) -> None:
     cached(tmp_path, {WEIGHTS: weights()})
     hub = Hub({"some/controlnet": controlnet()})
     with serving(hub) as url:
-        done = run_fetch(tmp_path, HF_ENDPOINT=url)
+        done = run_inside(tmp_path, url)
     assert done.returncode == 0, done.stderr
     assert hub.asked == [Asked("config.json", None)]
 
@@ -473,9 +509,9 @@ def test_half_a_model_is_no_model(tmp_path: Path) -> None:
 def test_originals_are_kept_if_asked(tmp_path: Path) -> None:
     hub = Hub({"some/controlnet": controlnet()})
     with serving(hub) as url:
-        assert run_fetch(tmp_path, "--keep", HF_ENDPOINT=url).returncode == 0
+        assert run_inside(tmp_path, url, "--keep").returncode == 0
         shutil.rmtree(prepared(tmp_path))
-        assert run_fetch(tmp_path, HF_ENDPOINT=url).returncode == 0
+        assert run_inside(tmp_path, url).returncode == 0
     assert [asked.file for asked in hub.asked] == ["config.json", WEIGHTS]
     assert (prepared(tmp_path) / WEIGHTS).read_bytes() == weights()
     assert files_in(tmp_path / "models" / ".work") == set()
