@@ -52,13 +52,17 @@ def locate(engine: EngineConfig, folder: Path, models: str | None = None) -> Eng
     """
     prepared = None if models is None else Path(models).expanduser().absolute()
     place = partial(_placed, folder, prepared, engine.dtype)
-    model, controlnet = (part and place(part) for part in (engine.model, engine.controlnet))
-    return replace(engine, model=model, controlnet=controlnet, loras=[place(lora) for lora in engine.loras])
+    return replace(
+        engine,
+        model=engine.model and place("model", engine.model),
+        controlnet=engine.controlnet and place("controlnet", engine.controlnet),
+        loras=[place("loras", lora) for lora in engine.loras],
+    )
 
 
-def _placed(folder: Path, models: Path | None, dtype: str, weights: AnyWeights) -> AnyWeights:
+def _placed(folder: Path, models: Path | None, dtype: str, part: str, weights: AnyWeights) -> AnyWeights:
     weights = _located(weights, folder)
-    prepared = find(models, weights, dtype) if models else None
+    prepared = find(models, part, weights, dtype) if models else None
     if prepared is None:
         return weights
     weights = replace(weights, path=str(prepared), revision=None)

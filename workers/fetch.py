@@ -145,7 +145,7 @@ def _check(engine: EngineConfig, options: Options) -> int:
     """Say of each part whether it is whole; 1 if any is not."""
     bad = 0
     for name, weights in parts_of(engine):
-        problems = list(_problems(weights, options))
+        problems = list(_problems(name, weights, options))
         bad += bool(problems)
         for problem in problems or ["whole"]:
             print(f"engine.{name}: {problem}", flush=True)
@@ -154,10 +154,10 @@ def _check(engine: EngineConfig, options: Options) -> int:
     return int(bad > 0)
 
 
-def _problems(weights: Weights, options: Options) -> Iterator[str]:
+def _problems(name: str, weights: Weights, options: Options) -> Iterator[str]:
     if is_folder(weights) and not is_single_file(weights):
         return  # it is not ours, and nothing says what should be in it
-    folder = find(options.models, weights, options.dtype)
+    folder = find(options.models, name, weights, options.dtype)
     manifest = None if folder is None else manifest_in(folder)
     if folder is None or manifest is None:
         yield f"{weights.path} is not prepared in {options.models}, or was changed or not all of it is there"

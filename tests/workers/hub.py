@@ -36,6 +36,7 @@ class Hub:
     """Repositories at one commit, and faults: each is for a file's name, and is over when it has been met `times`."""
 
     repositories: Mapping[str, Files] = field(default_factory=dict)
+    commits: Mapping[str, str] = field(default_factory=dict)  # of repositories that are not at COMMIT
     error: tuple[int, str] | None = None  # (status, code) for every request
     refusals: dict[str, list[tuple[int, str]]] = field(default_factory=dict)  # for a file, one after another
     cuts: dict[str, list[int]] = field(default_factory=dict)  # after so many bytes of an answer
@@ -49,14 +50,17 @@ class Hub:
     def listing(self, path: str) -> list[dict[str, object]] | None:
         """What a request for a repository's tree gets."""
         for name, files in self.repositories.items():
-            if path.startswith(f"/api/models/{name}/tree/{COMMIT}"):
+            if path.startswith(f"/api/models/{name}/tree/{self._commit(name)}"):
                 return [_entry(file, content) for file, content in files.items()]
         return None
+
+    def _commit(self, name: str) -> str:
+        return self.commits.get(name, COMMIT)
 
     def find(self, path: str) -> tuple[str, bytes] | None:
         """The file that is meant by the path of a request, with what it holds."""
         for name, files in self.repositories.items():
-            for begin in (f"/{name}/resolve/{COMMIT}/", f"/cdn/{name}/"):
+            for begin in (f"/{name}/resolve/{self._commit(name)}/", f"/cdn/{name}/"):
                 file = path.removeprefix(begin)
                 if path.startswith(begin) and file in files:
                     return file, files[file]

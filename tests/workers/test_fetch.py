@@ -194,7 +194,7 @@ def files_in(folder: Path) -> set[str]:
 
 
 def prepared(folder: Path, weights: Weights = CONTROLNET, dtype: str = "float16") -> Path:
-    found = find(folder / "models", weights, dtype)
+    found = find(folder / "models", "model" if weights == MODEL else "controlnet", weights, dtype)
     assert found is not None
     return found
 
@@ -501,7 +501,7 @@ def test_half_a_model_is_no_model(tmp_path: Path) -> None:
     path = prepared(tmp_path) / WEIGHTS
     for damage in (path.unlink, lambda: path.write_bytes(weights()[:-1]), (path.parent / "contour.json").unlink):
         damage()
-        assert find(tmp_path / "models", CONTROLNET, "auto") is None
+        assert find(tmp_path / "models", "controlnet", CONTROLNET, "auto") is None
         assert run_here(tmp_path, {}) == 0
         assert path.read_bytes() == weights()
 

@@ -52,7 +52,7 @@ def start(folder: Path, url: str, *options: str, **more: object) -> "subprocess.
 
 
 def is_there(folder: Path) -> bool:
-    return find(folder / "models", CONTROLNET, "auto") is not None
+    return find(folder / "models", "controlnet", CONTROLNET, "auto") is not None
 
 
 # ---------------------------------------------------------------------------------------------------------- downloads
@@ -81,7 +81,7 @@ def test_a_killed_download_goes_on_where_it_stopped(tmp_path: Path) -> None:
     with serving(hub) as url:
         process = start(tmp_path, url)
         assert hub.stalled.wait(60)
-        part = tmp_path / "models/.work" / f"some--controlnet-{COMMIT[:12]}/originals" / f"{WEIGHTS}.part"
+        part = tmp_path / "models/.work" / f"controlnet-some--controlnet-{COMMIT[:12]}/originals" / f"{WEIGHTS}.part"
         wait_until(lambda: part.is_file() and part.stat().st_size > 0)
         end(process, signal.SIGKILL)
         kept = part.stat().st_size
@@ -143,7 +143,7 @@ def test_a_wrong_size_is_refused_before_it_is_read(tmp_path: Path, wrong: bytes)
 
 
 def test_what_an_earlier_try_left_is_thrown_away_if_it_is_damaged(tmp_path: Path) -> None:
-    part = tmp_path / "models/.work" / f"some--controlnet-{COMMIT[:12]}/originals" / f"{WEIGHTS}.part"
+    part = tmp_path / "models/.work" / f"controlnet-some--controlnet-{COMMIT[:12]}/originals" / f"{WEIGHTS}.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"x" * HALF)
     hub = hub_with()
@@ -161,7 +161,9 @@ def test_two_at_once_fetch_once(tmp_path: Path) -> None:
         assert hub.stalled.wait(60)
         second = start(tmp_path, url)
         assert second.stderr is not None
-        assert second.stderr.readline().startswith("waiting for another process, which is preparing some--controlnet")
+        assert second.stderr.readline().startswith(
+            "waiting for another process, which is preparing controlnet-some--controlnet"
+        )
         hub.closing.set()  # the first is cut, and goes on
         outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
     assert outputs == [f"engine.model: {ROOT}/configs/demo\nengine.controlnet: {prepared(tmp_path)}\n"] * 2
@@ -179,12 +181,12 @@ def large() -> Hub:
 def test_a_killed_conversion_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     with serving(large()) as url:
         process = start(tmp_path, url)
-        scratch = tmp_path / "models/.work" / f"some--controlnet-{COMMIT[:12]}/scratch"
+        scratch = tmp_path / "models/.work" / f"controlnet-some--controlnet-{COMMIT[:12]}/scratch"
         wait_until(lambda: scratch.is_dir() and any(scratch.iterdir()) and not (scratch / "config.json").exists())
         end(process, signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
         assert not is_there(tmp_path)
-        assert list((tmp_path / "models").glob("some*")) == []
+        assert list((tmp_path / "models").glob("controlnet*")) == []
         done = run_inside(tmp_path, url)
     assert done.returncode == 0, done.stderr
     assert load_file(prepared(tmp_path) / WEIGHTS)["numbers"].dtype == torch.float16
@@ -236,7 +238,7 @@ FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.tru
 
 
 def assert_whole_or_none(folder: Path) -> None:
-    found = find(folder / "models", CONTROLNET, "auto")
+    found = find(folder / "models", "controlnet", CONTROLNET, "auto")
     if found is not None:
         manifest = manifest_in(found)
         assert manifest is not None

@@ -50,13 +50,14 @@ def prepare(name: str, weights: Weights, options: Options) -> Path:
 
     Raises FetchError, HfHubHTTPError, httpx.HTTPError and OSError.
     """
-    final = folder_in(options.models, weights, options.dtype)
+    final = folder_in(options.models, name, weights, options.dtype)
     if not options.again and is_prepared(final, weights):
         return final
     options.models.mkdir(parents=True, exist_ok=True)
-    with _locked(options.models, name_of(weights)):
+    known = name_of(name, weights)
+    with _locked(options.models, known):
         if options.again or not is_prepared(final, weights):  # another process may just have made it
-            _Making(name, weights, options, options.models / ".work" / name_of(weights)).run(final)
+            _Making(name, weights, options, options.models / ".work" / known).run(final)
     return final
 
 
@@ -151,7 +152,7 @@ class _Making:
             return self._fetched(self.weights.file)
         path = Path(self.weights.path)
         if not path.is_file():
-            raise FetchError(f"{path}: there is no such file")
+            raise FetchError("there is no such file")
         _check_free(path.stat().st_size, self.options.models)
         return path
 
@@ -166,7 +167,7 @@ class _Making:
         return source.get(files[file], self._originals)
 
     def _tokenizer(self) -> None:
-        prepared = find(self.options.models, SD15_REPOSITORY, self.options.dtype)
+        prepared = find(self.options.models, "model", SD15_REPOSITORY, self.options.dtype)
         try:
             folder = self.options.like or prepared
             source = Folder(folder) if folder else self._source(SD15_REPOSITORY)

@@ -25,6 +25,7 @@ _CROSS = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"  # [out, widt
 _CONTROL = "input_hint_block.0.weight"
 _SD2_WIDTH = 1024
 _INPUTS = {9: "an inpainting model", 8: "InstructPix2Pix", 7: "an upscaler", 5: "a depth model"}
+_LORA = "a LoRA"
 _OTHERS = {  # how keys of other models begin
     "conditioner.embedders.": "Stable Diffusion XL",
     "control_model.label_emb.": "a ControlNet for Stable Diffusion XL",
@@ -34,8 +35,8 @@ _OTHERS = {  # how keys of other models begin
     "joint_blocks.": "Stable Diffusion 3",
     "model.diffusion_model.double_blocks.": "Flux",
     "double_blocks.": "Flux",
-    "lora_": "a LoRA: name it under engine.loras",
-    "unet.": "a LoRA: name it under engine.loras",
+    "lora_": _LORA,
+    "unet.": _LORA,
 }
 _POSITIONS = "embeddings.position_ids"  # 0, 1, 2...: old files have them, transformers makes them
 
@@ -70,12 +71,13 @@ def components_of(name: str, path: Path) -> tuple[Component, ...]:
     """What there is to convert in a checkpoint that is to be the "model" or the "controlnet". Raises FetchError."""
     shapes = shapes_in(path)
     if (other := _other(shapes)) is not None:
-        raise FetchError(f"{path} is {other}, which this engine does not run: choose one for Stable Diffusion 1.5")
-    found = _control(shapes) if name == "controlnet" else _model(path, shapes)
+        advice = "name it under engine.loras" if other == _LORA else "choose one for Stable Diffusion 1.5"
+        raise FetchError(f"it is {other}, which cannot be engine.{name}: {advice}")
+    found = _control(shapes) if name == "controlnet" else _model(shapes)
     if not found:
         wrong = "a model: name it under engine.model" if _FIRST in shapes else "of a kind that is not known"
         wrong = "a ControlNet: name it under engine.controlnet" if _control(shapes) else wrong
-        raise FetchError(f"{path} is {wrong}; it cannot be engine.{name}")
+        raise FetchError(f"it is {wrong}; it cannot be engine.{name}")
     return found
 
 
@@ -96,12 +98,12 @@ def _control(shapes: Mapping[str, list[int]]) -> tuple[Component, ...]:
     return (_BARE,) if {_CONTROL, "controlnet_cond_embedding.conv_in.weight"} & shapes.keys() else ()
 
 
-def _model(path: Path, shapes: Mapping[str, list[int]]) -> tuple[Component, ...]:
+def _model(shapes: Mapping[str, list[int]]) -> tuple[Component, ...]:
     if _FIRST not in shapes:
         return ()
     for component in _MODEL:
         if not any(key.startswith(component.prefix) for key in shapes):
-            raise FetchError(f"{path} has no {component.name} ({component.prefix}*): choose a checkpoint that has one")
+            raise FetchError(f"it has no {component.name} ({component.prefix}*): choose a checkpoint that has one")
     return _MODEL
 
 
@@ -112,7 +114,7 @@ def convert(path: Path, component: Component, like: Path) -> dict[str, Any]:
     found = {key: tensor for key, tensor in _renamed(component.kind)(tensors, config).items() if tensor is not None}
     wrong = next(_differences(_expected(component.kind, config), found), None)
     if wrong is not None:
-        raise FetchError(f"{path}: its {component.name} is not that of Stable Diffusion 1.5: {wrong}")
+        raise FetchError(f"it does not fit: its {component.name} {wrong}; {like} says what it should have")
     return found
 
 
@@ -160,9 +162,9 @@ def _expected(kind: Kind, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Any]) -> Iterator[str]:
-    yield from (f"it has no {key}" for key in expected if key not in found)
+    yield from (f"has no {key}" for key in expected if key not in found)
     for key, tensor in found.items():
         if key not in expected:
-            yield f"it has {key}, which that has not"
+            yield f"has {key}, which is not known there"
         elif tuple(tensor.shape) != expected[key]:
-            yield f"{key} has the shape {list(tensor.shape)} instead of {list(expected[key])}"
+            yield f"has {key} in the shape {list(tensor.shape)} instead of {list(expected[key])}"

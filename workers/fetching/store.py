@@ -1,8 +1,8 @@
 """Where prepared weights lie, and what says that they are whole.
 
-    MODELS/owner--name-451f4fe16113-float16/    a model as diffusers lays it out, and contour.json
-    MODELS/.work/owner--name-451f4fe16113/      what is on its way: nothing reads it but the command that makes it
-    MODELS/.locks/                              empty files; who holds one may work on what it names
+    MODELS/model-owner--name-451f4fe16113-float16/    a model as diffusers lays it out, and contour.json
+    MODELS/.work/model-owner--name-451f4fe16113/      what is on its way: nothing reads it but the command that makes it
+    MODELS/.locks/                                    empty files; who holds one may work on what it names
 
 A folder gets its name when all of it is written, in one step. `contour.json` in it names each file with its size and
 SHA-256; a folder without one, or with a file of another size, counts as not there.
@@ -68,27 +68,28 @@ def origin_of(weights: Weights) -> Origin:
     return Origin(path=weights.path, size=status.st_size, mtime_ns=status.st_mtime_ns)
 
 
-def name_of(weights: Weights) -> str:
-    """A name for what weights are made of, fit for a file; a person can read it."""
+def name_of(part: str, weights: Weights) -> str:
+    """A name for a part ("model", "controlnet", "loras.0") by what it is made of, fit for a file and for people."""
+    kind = "lora" if isinstance(weights, Lora) else part
     if is_folder(weights):
-        return f"{Path(weights.path).stem}-{hashlib.sha256(weights.path.encode()).hexdigest()[:8]}"
-    words = [weights.path.replace("/", "--"), (weights.revision or "")[:REVISION_DIGITS]]
+        return f"{kind}-{Path(weights.path).stem}-{hashlib.sha256(weights.path.encode()).hexdigest()[:8]}"
+    words = [kind, weights.path.replace("/", "--"), (weights.revision or "")[:REVISION_DIGITS]]
     if weights.file is not None:
         words.append(weights.file.removesuffix(".safetensors").replace("/", "--"))
     return "-".join(words)
 
 
-def folder_in(models: Path, weights: Weights, dtype: str) -> Path:
-    """Where weights lie when they are prepared in a number format; a LoRA is kept as it is."""
-    return models / (name_of(weights) if isinstance(weights, Lora) else f"{name_of(weights)}-{dtype}")
+def folder_in(models: Path, part: str, weights: Weights, dtype: str) -> Path:
+    """Where a part lies when it is prepared in a number format; a LoRA is kept as it is."""
+    return models / (name_of(part, weights) + ("" if isinstance(weights, Lora) else f"-{dtype}"))
 
 
-def find(models: Path, weights: Weights, dtype: str) -> Path | None:
-    """The prepared folder of (located) weights, if it is there and whole: that with `dtype` goes before others."""
+def find(models: Path, part: str, weights: Weights, dtype: str) -> Path | None:
+    """The prepared folder of a (located) part, if it is there and whole: that with `dtype` goes before others."""
     if is_folder(weights) and not weights.path.endswith(".safetensors"):
         return None  # a folder is read where it is
     wanted = dict.fromkeys((dtype, *DTYPES))
-    folders = dict.fromkeys(folder_in(models, weights, each) for each in wanted if each != "auto")
+    folders = dict.fromkeys(folder_in(models, part, weights, each) for each in wanted if each != "auto")
     return next((folder for folder in folders if is_prepared(folder, weights)), None)
 
 
