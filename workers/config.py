@@ -50,14 +50,21 @@ def locate(engine: EngineConfig, folder: Path, models: str | None = None) -> Eng
 
     What was prepared is named by its folder in `models`, instead of the repository or file that it was made of.
     """
-    prepared = None if models is None else Path(models).expanduser().absolute()
-    place = partial(_placed, folder, prepared, engine.dtype)
+    place = partial(_placed, folder, models_folder(models) if models else None, engine.dtype)
     return replace(
         engine,
         model=engine.model and place("model", engine.model),
         controlnet=engine.controlnet and place("controlnet", engine.controlnet),
         loras=[place("loras", lora) for lora in engine.loras],
     )
+
+
+def models_folder(models: str | Path) -> Path | None:
+    """The folder of prepared weights; None when it is in the home of a user who has none."""
+    try:
+        return Path(models).expanduser().absolute()
+    except RuntimeError:
+        return None
 
 
 def _placed(folder: Path, models: Path | None, dtype: str, part: str, weights: AnyWeights) -> AnyWeights:

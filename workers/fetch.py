@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-from workers.config import WorkersConfig, engine_problems, locate
+from workers.config import WorkersConfig, engine_problems, locate, models_folder
 from workers.document import Document, SettingsError
 from workers.engine.config import EngineConfig, Lora, Weights
 from workers.engine.weights import LANDMARKS, is_folder, is_single_file, parts_of
@@ -101,8 +101,13 @@ def _options(given: argparse.Namespace, engine: EngineConfig, workers: WorkersCo
     for folder in (given.given, given.like):
         if folder is not None and not folder.is_dir():
             raise FetchError(f"{folder}: there is no such folder", WRONG)
+    models = models_folder(given.to or workers.models)
+    if models is None:
+        raise FetchError(
+            f"workers.models is {workers.models}, but this user has no home: choose a folder by --to", WRONG
+        )
     return Options(
-        models=(given.to or Path(workers.models)).expanduser().absolute(),
+        models=models,
         dtype=given.dtype or ("float16" if engine.dtype == "auto" else engine.dtype),
         given=given.given,
         like=given.like,

@@ -43,15 +43,20 @@ class Hub:
     stalls: dict[str, list[int]] = field(default_factory=dict)  # the same, but the connection stays open
     instead: dict[str, bytes] = field(default_factory=dict)  # what is sent
     ranges: bool = True
+    token: str | None = None  # without which nothing but the listing is given out
+    silent: bool = False  # takes requests and does not answer
+    page: bytes | None = None  # what is answered to everything
     asked: list[Asked] = field(default_factory=list)
     stalled: threading.Event = field(default_factory=threading.Event)
     closing: threading.Event = field(default_factory=threading.Event)
 
-    def listing(self, path: str) -> list[dict[str, object]] | None:
-        """What a request for a repository's tree gets."""
+    def listing(self, path: str) -> dict[str, object] | None:
+        """What a request for a repository's files gets."""
         for name, files in self.repositories.items():
-            if path.startswith(f"/api/models/{name}/tree/{self._commit(name)}"):
-                return [_entry(file, content) for file, content in files.items()]
+            commit = self._commit(name)
+            if path == f"/api/models/{name}/revision/{commit}?blobs=true":
+                entries = [entry(file, content) for file, content in files.items()]
+                return {"id": name, "sha": commit, "siblings": entries}
         return None
 
     def _commit(self, name: str) -> str:
@@ -67,11 +72,12 @@ class Hub:
         return None
 
 
-def _entry(file: str, content: bytes) -> dict[str, object]:
-    entry: dict[str, object] = {"type": "file", "path": file, "size": len(content), "oid": _blob(content)}
+def entry(file: str, content: bytes) -> dict[str, object]:
+    """A file as it is listed."""
+    listed: dict[str, object] = {"rfilename": file, "size": len(content), "blobId": _blob(content)}
     if file.endswith(".safetensors"):
-        entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
-    return entry
+        listed["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+    return listed
 
 
 def _blob(content: bytes) -> str:
@@ -84,12 +90,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         listing, found = self.hub.listing(self.path), self.hub.find(self.path)
-        if self.hub.error is not None:
+        if self.hub.silent:
+            self.hub.closing.wait(30)
+            self.close_connection = True
+        elif self.hub.page is not None:
+            self._send(200, self.hub.page, {})
+        elif self.hub.error is not None:
             self._refuse(*self.hub.error)
         elif listing is not None:
             self._send(200, json.dumps(listing).encode(), {})
         elif found is None:
             self._refuse(404, "EntryNotFound" if "/resolve/" in self.path else "RepoNotFound")
+        elif self.hub.token not in (None, self.headers.get("Authorization", "").removeprefix("Bearer ")):
+            self._refuse(403, "GatedRepo")
         elif self.hub.refusals.get(found[0]):
             self._refuse(*self.hub.refusals[found[0]].pop(0))
         elif "/resolve/" in self.path and found[0].endswith(".safetensors"):

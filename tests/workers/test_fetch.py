@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -17,8 +17,9 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load, load_file, save
 
+from app.settings import load as load_settings
 from tests.workers.engine import demo
-from tests.workers.hub import COMMIT, Asked, Hub, files_of, serving
+from tests.workers.hub import COMMIT, Asked, Hub, entry, files_of, serving
 from workers import fetch
 from workers.config import locate
 from workers.engine.config import EngineConfig, Lora, Weights
@@ -76,8 +77,8 @@ MODEL_FILES = (
 Fetched: TypeAlias = tuple[Path, Hub, "subprocess.CompletedProcess[str]"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
+@contextmanager
+def one_thread() -> Iterator[None]:
     """More would wait for one another on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -256,8 +257,13 @@ def test_what_was_fetched_makes_the_same_picture(
     named = replace(demo.CONFIG, model=MODEL, controlnet=CONTROLNET)
     config = locate(named, ROOT, str(fetched[0] / "models"))
     assert absent(config) == []
-    engine = DiffusionEngine(config, load_model(config, "cpu"))
-    assert torch.equal(demo.make(engine, demo.task()), demo.make(demo.engine(), demo.task()))
+    assert_same_picture(config)
+
+
+def assert_same_picture(config: EngineConfig) -> None:
+    with one_thread():
+        engine = DiffusionEngine(config, load_model(config, "cpu"))
+        assert torch.equal(demo.make(engine, demo.task()), demo.make(demo.engine(), demo.task()))
 
 
 def test_what_is_there_asks_nothing_of_anybody(
@@ -372,18 +378,13 @@ def cached(folder: Path, files: dict[str, bytes]) -> None:
     """The Hugging Face cache after a download of these files."""
     repository = folder / "cache" / "hub" / "models--some--controlnet"
     for name, content in files.items():
-        known = next(str(entry["oid"]) for entry in listing({name: content}))
+        listed = entry(name, content)
+        known = str(listed["lfs"]["sha256"] if isinstance(listed.get("lfs"), dict) else listed["blobId"])  # type: ignore[index]
         blob, link = repository / "blobs" / known, repository / "snapshots" / COMMIT / name
         for path in (blob, link):
             path.parent.mkdir(parents=True, exist_ok=True)
         blob.write_bytes(content)
         link.symlink_to(os.path.relpath(blob, link.parent))
-
-
-def listing(files: dict[str, bytes]) -> list[dict[str, object]]:
-    entries = Hub({"some/controlnet": files}).listing(f"/api/models/some/controlnet/tree/{COMMIT}")
-    assert entries is not None
-    return [entry["lfs"] if isinstance(entry.get("lfs"), dict) else entry for entry in entries]  # type: ignore[misc]
 
 
 def test_a_cache_serves_without_a_network(tmp_path: Path) -> None:
@@ -494,6 +495,12 @@ def test_a_check_tells_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "given").mkdir()
     assert run_here(tmp_path, {}, "--check") == 1
     assert f"engine.controlnet: some/controlnet is not prepared in {tmp_path}/models" in capsys.readouterr().out
+
+
+def test_the_server_reads_what_was_prepared(tmp_path: Path) -> None:
+    assert run_here(tmp_path, controlnet()) == 0
+    settings = load_settings(tmp_path / "my.yaml", {"CONTOUR_WORKERS__MODELS": str(tmp_path / "models")})
+    assert settings.engine.controlnet == Weights(path=str(prepared(tmp_path)))
 
 
 def test_half_a_model_is_no_model(tmp_path: Path) -> None:

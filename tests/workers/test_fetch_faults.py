@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -193,13 +193,15 @@ def test_a_killed_conversion_leaves_nothing_that_looks_whole(tmp_path: Path) -> 
     assert files_in(tmp_path / "models/.work") == set()
 
 
-@pytest.mark.parametrize("options", [(), ("--again",)])
+@pytest.mark.parametrize(("options", "stride"), [((), 1), (("--again",), 3)])
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-def test_a_command_killed_at_any_moment_leaves_a_whole_model_or_none(tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_a_command_killed_at_any_moment_leaves_a_whole_model_or_none(
+    tmp_path: Path, options: tuple[str, ...], stride: int
+) -> None:
     """Killed by itself before the first thing that it does to a file, before the second, and so on to the last."""
     assert run_here(tmp_path, controlnet(), "--to", str(tmp_path / "elsewhere")) == 0  # imports what it needs
     killed = True
-    for moment in range(500):
+    for moment in range(0, 500, stride):
         if options or moment == 0:
             assert run_here(tmp_path, {}) == 0
         if not options:
@@ -271,6 +273,26 @@ def test_too_little_space_is_told_before_anything_is_fetched(tmp_path: Path) -> 
     assert hub.asked == []
 
 
+def test_a_disk_that_others_fill_is_told_and_what_came_is_kept(tmp_path: Path) -> None:
+    content = weights(count=3_000_000)
+    half = len(content) // 2
+    hub = Hub({"some/controlnet": controlnet() | {WEIGHTS: content}}, stalls={WEIGHTS: [half]})
+    with small_disk(tmp_path / "disk", 10) as disk, serving(hub) as url:
+        process = start(tmp_path, url, "--to", str(disk))
+        assert hub.stalled.wait(60)
+        filler = disk / "filler"
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        hub.closing.set()
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert f"engine.controlnet: some/controlnet: no space is left in {disk}" in said
+        filler.unlink()
+        assert run_inside(tmp_path, url, "--to", str(disk)).returncode == 0
+    assert [asked is None for asked in ranges(hub)] == [True, False, False]
+
+
 @pytest.mark.parametrize("limit", [HALF, SIZE + 1000])
 def test_a_disk_that_fills_up_is_told(tmp_path: Path, limit: int) -> None:
     """A limit on a file's size stands for the disk: first for the download, then for what it is converted to."""
@@ -330,6 +352,30 @@ def test_a_file_that_is_refused_is_told(tmp_path: Path, refusal: tuple[int, str]
         done = run_inside(tmp_path, url)
     assert done.returncode == 1
     assert told in done.stderr
+
+
+def test_a_token_opens_what_is_gated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(hub_with(token="secret")) as url:
+        assert "it is gated: accept its terms" in run_inside(tmp_path, url).stderr
+        monkeypatch.setenv("HF_TOKEN", "secret")
+        assert run_inside(tmp_path, url).returncode == 0
+
+
+def test_a_hub_that_never_answers_is_not_waited_for(tmp_path: Path) -> None:
+    with serving(Hub(silent=True)) as url:
+        done = run_inside(tmp_path, url, timeout=1)
+    assert done.returncode == LATER
+    assert f"{url} cannot be reached (timed out)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "page", [b"<html>Log in to this network</html>", b"[]", b'{"id": "some/controlnet", "sha": "x"}']
+)
+def test_an_answer_of_another_kind_is_told(tmp_path: Path, page: bytes) -> None:
+    with serving(Hub(page=page)) as url:
+        done = run_inside(tmp_path, url)
+    assert done.returncode == LATER
+    assert f"{url} does not answer as a hub does (" in done.stderr
 
 
 def test_a_hub_in_trouble_is_asked_again(tmp_path: Path) -> None:

@@ -15,12 +15,10 @@ from torch import Tensor
 from tests.workers import checkpoint
 from tests.workers.engine import demo, full_size
 from tests.workers.hub import COMMIT, Hub, serving
-from tests.workers.test_fetch import DEMO, WEIGHTS, files_in, run_inside
+from tests.workers.test_fetch import DEMO, WEIGHTS, assert_same_picture, files_in, run_inside
 from workers import fetch
 from workers.config import locate
 from workers.engine.config import EngineConfig, Weights
-from workers.engine.engine import DiffusionEngine
-from workers.engine.model import load as load_model
 from workers.engine.weights import absent
 from workers.fetching import single_file
 from workers.fetching.single_file import SD15, SD15_REPOSITORY
@@ -99,9 +97,7 @@ def assert_equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_it_makes_the_same_picture(converted: Path) -> None:
-    config = located(converted, ENGINE)
-    engine = DiffusionEngine(config, load_model(config, "cpu"))
-    assert torch.equal(demo.make(engine, demo.task()), demo.make(demo.engine(), demo.task()))
+    assert_same_picture(located(converted, ENGINE))
 
 
 def test_a_checkpoint_that_was_not_converted_is_absent(tmp_path: Path) -> None:
@@ -175,6 +171,20 @@ def test_without_a_network_a_tokenizer_can_be_named(
     assert f"a checkpoint in one file has no tokenizer, so that of {SD15_REPOSITORY.path} is taken, but: HF_HUB" in told
     assert "A folder that has one can be named by --like" in told
     assert run(tmp_path) == 0
+
+
+@pytest.mark.usefixtures("small_sd15")
+def test_the_tokenizer_of_a_prepared_model_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    shutil.copytree(DEMO, tmp_path / "given" / SD15_REPOSITORY.path)
+    sd15 = f"model: {{path: {SD15_REPOSITORY.path}, revision: {SD15_REPOSITORY.revision}}}"
+    (tmp_path / "sd15.yaml").write_text(f"engine:\n  {sd15}\n  controlnet: {{path: {CONTROL}}}\n")
+    to = ("--to", str(tmp_path / "models"))
+    assert fetch.main([str(tmp_path / "sd15.yaml"), "--from", str(tmp_path / "given"), *to]) == 0
+    (tmp_path / "my.yaml").write_text(CONFIG)
+    assert fetch.main([str(tmp_path / "my.yaml"), *to]) == 0
+    assert absent(located(tmp_path, ENGINE)) == []
 
 
 def test_a_file_that_a_repository_has_not_is_told_with_those_that_it_has(tmp_path: Path) -> None:

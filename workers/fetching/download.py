@@ -93,12 +93,13 @@ def download(url: str, entry: Entry, target: Path, patience: Patience) -> None:
     part.parent.mkdir(parents=True, exist_ok=True)
     resumed = part.is_file() and part.stat().st_size > 0
     _complete(url, entry, part, patience)
-    if resumed and not entry.is_in(part):
+    if not entry.is_in(part):
+        if not resumed:
+            raise _damaged(entry, part)
         say(f"{entry.path}: what an earlier try left was damaged; it is fetched from the beginning")
         part.unlink()
-        _complete(url, entry, part, patience)
-    if not entry.is_in(part):
-        raise _damaged(entry, part)
+        download(url, entry, target, patience)
+        return
     sync(part)
     part.replace(target)
 

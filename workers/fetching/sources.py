@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from huggingface_hub import HfApi, RepoFile, constants, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.hf_api import RepoSibling
 
 from workers.engine.config import Weights
 from workers.fetching.download import PART, Entry, Patience, download
-from workers.fetching.errors import FetchError
+from workers.fetching.errors import LATER, FetchError
 
 _HASH = re.compile(r"(?P<blob>[0-9a-f]{40})|(?P<sha256>[0-9a-f]{64})")
 
@@ -38,13 +39,26 @@ class Hub:
     patience: Patience
 
     def files(self) -> Mapping[str, Entry]:
-        """All files of the repository. Raises HfHubHTTPError and httpx.HTTPError."""
+        """All files of the repository. Raises FetchError, HfHubHTTPError and httpx.HTTPError."""
         while True:
             try:
-                tree = HfApi().list_repo_tree(self.weights.path, recursive=True, revision=self.weights.revision)
-                return {item.path: _entry(item) for item in tree if isinstance(item, RepoFile)}
+                return self._listing()
             except HfHubHTTPError as error:
                 self.patience.bear(error)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                text = (
+                    f"{constants.ENDPOINT} does not answer as a hub does ({error}): check the network and HF_ENDPOINT"
+                )
+                raise FetchError(text, LATER) from error
+
+    def _listing(self) -> Mapping[str, Entry]:
+        # Of the calls that list files this one can be given a time-out.
+        seconds = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        revision = self.weights.revision
+        info = HfApi().model_info(self.weights.path, revision=revision, timeout=seconds, files_metadata=True)
+        if info.sha != revision or info.siblings is None:
+            raise ValueError(f"it has {info.sha} instead of {revision}")
+        return {file.rfilename: _entry(file) for file in info.siblings}
 
     def room(self, entry: Entry, folder: Path) -> int:
         """What is left to fetch of a file, or to copy from the cache."""
@@ -68,10 +82,12 @@ class Hub:
         return Path(found) if isinstance(found, str) else None
 
 
-def _entry(file: RepoFile) -> Entry:
+def _entry(file: RepoSibling) -> Entry:
     if file.lfs is not None:
-        return Entry(file.path, file.lfs.size, sha256=file.lfs.sha256)
-    return Entry(file.path, file.size, blob=file.blob_id)
+        return Entry(file.rfilename, file.lfs.size, sha256=file.lfs.sha256)
+    if file.size is None or file.blob_id is None:
+        raise ValueError(f"it says nothing of {file.rfilename} but its name")
+    return Entry(file.rfilename, file.size, blob=file.blob_id)
 
 
 @dataclass(frozen=True, slots=True)
