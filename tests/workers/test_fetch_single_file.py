@@ -174,6 +174,15 @@ def test_without_a_network_a_tokenizer_can_be_named(
 
 
 @pytest.mark.usefixtures("small_sd15")
+def test_a_hub_without_the_tokenizer_is_told(tmp_path: Path) -> None:
+    both(tmp_path)
+    with serving(Hub()) as url:
+        done = run_inside(tmp_path, url, config=CONFIG)
+    assert done.returncode == 1
+    assert f"so that of {SD15_REPOSITORY.path} is taken, but: there is no such repository" in done.stderr
+
+
+@pytest.mark.usefixtures("small_sd15")
 def test_the_tokenizer_of_a_prepared_model_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -11,16 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
 from workers.engine.architecture import UnsupportedModelError, check_config
 from workers.engine.config import Lora, Weights
 from workers.engine.weights import is_folder, is_single_file
 from workers.fetching.download import Entry, Patience
-from workers.fetching.errors import FetchError
+from workers.fetching.errors import FetchError, explain
 from workers.fetching.parts import PARTS, texts_of, weights_of
 from workers.fetching.progress import say
 from workers.fetching.single_file import SD15, SD15_REPOSITORY, Component, components_of, convert
 from workers.fetching.sources import Folder, Source, source_of
-from workers.fetching.store import find, folder_in, is_prepared, name_of, sync, write_manifest
+from workers.fetching.store import Origin, find, folder_in, is_prepared, name_of, origin_of, sync, write_manifest
 from workers.fetching.tensors import is_ready, read, shapes_in, write
 
 _GIB = 2**30
@@ -98,6 +100,7 @@ class _Making:
 
     def run(self, final: Path) -> None:
         """Make the folder `final`."""
+        origin = origin_of(self.weights)  # as it is before it is read
         if self.options.again:
             shutil.rmtree(self.work, ignore_errors=True)
         shutil.rmtree(self._scratch, ignore_errors=True)
@@ -109,12 +112,12 @@ class _Making:
             self._single_file()
         else:
             self._diffusers()
-        self._publish(final)
+        self._publish(final, origin)
 
     # ------------------------------------------------------------------------------------------------ kinds of weights
 
     def _lora(self, lora: Lora) -> None:
-        path = self._fetched(lora.file)
+        path = self._fetched(lora.file, beside=0.0)
         shapes_in(path)
         self._place(path, self._ready / lora.file)
 
@@ -135,7 +138,7 @@ class _Making:
         chosen = {f"{stem}.safetensors": found for stem, found in weights_of(part, files, self.options.dtype).items()}
         texts = texts_of(part, files)
         left = {target: found for target, found in chosen.items() if not (self._ready / target).is_file()}
-        self._check_room(source, [files[name] for found in left.values() for name in found])
+        self._check_room(source, [files[name] for found in left.values() for name in found], beside=0.5)
         self._copy(source, texts, files)
         self._check_configs(texts)
         for target, names in left.items():
@@ -149,21 +152,21 @@ class _Making:
     def _checkpoint(self) -> Path:
         if not is_folder(self.weights):
             assert self.weights.file is not None
-            return self._fetched(self.weights.file)
+            return self._fetched(self.weights.file, beside=1.0)
         path = Path(self.weights.path)
         if not path.is_file():
             raise FetchError("there is no such file")
         _check_free(path.stat().st_size, self.options.models)
         return path
 
-    def _fetched(self, file: str) -> Path:
-        """One file of the repository."""
+    def _fetched(self, file: str, beside: float) -> Path:
+        """One file of the repository; what is made of it takes `beside` times its size."""
         source = self._source(self.weights)
         files = source.files()
         if file not in files:
             others = ", ".join(sorted(name for name in files if name.endswith(".safetensors"))) or "none"
             raise FetchError(f"the repository has no {file}; its safetensors files: {others}")
-        self._check_room(source, [files[file]])
+        self._check_room(source, [files[file]], beside)
         return source.get(files[file], self._originals)
 
     def _tokenizer(self) -> None:
@@ -173,11 +176,13 @@ class _Making:
             source = Folder(folder) if folder else self._source(SD15_REPOSITORY)
             files = source.files()
             self._copy(source, texts_of(PARTS["tokenizer"], files), files)
-        except FetchError as error:
+        except (FetchError, OSError, httpx.HTTPError) as error:
+            taken = SD15_REPOSITORY
+            reason = error if isinstance(error, FetchError) else explain(error, taken, self.options.models)
             raise FetchError(
-                f"a checkpoint in one file has no tokenizer, so that of {SD15_REPOSITORY.path} is taken, but: {error}. "
+                f"a checkpoint in one file has no tokenizer, so that of {taken.path} is taken, but: {reason}. "
                 "A folder that has one can be named by --like",
-                error.code,
+                reason.code,
             ) from error
 
     def _copy(self, source: Source, names: Iterable[str], files: Mapping[str, Entry] | None = None) -> None:
@@ -232,18 +237,19 @@ class _Making:
 
     # ---------------------------------------------------------------------------------------------------------- checks
 
-    def _check_room(self, source: Source, entries: list[Entry]) -> None:
-        """Refuse before anything is fetched: the sum of all, and half of the largest, beside which it is converted."""
+    def _check_room(self, source: Source, entries: list[Entry], beside: float) -> None:
+        """Refuse before anything is fetched: all of it must fit, and beside the largest what is made of that."""
         needed = sum(source.room(entry, self._originals) for entry in entries)
-        _check_free(needed + max((entry.size for entry in entries), default=0) // 2, self.options.models)
+        largest = max((entry.size for entry in entries), default=0)
+        _check_free(needed + int(beside * largest), self.options.models)
 
     def _check_configs(self, texts: Iterable[str]) -> None:
         for text in texts:
             if text in _NETWORKS:
                 _check_config(self._ready / text, _NETWORKS[text])
 
-    def _publish(self, final: Path) -> None:
-        write_manifest(self._ready, self.weights, self.options.dtype)
+    def _publish(self, final: Path, origin: Origin) -> None:
+        write_manifest(self._ready, origin, self.options.dtype)
         if final.exists():
             replaced = self._scratch / "replaced"
             final.rename(replaced)

@@ -38,6 +38,9 @@ class Hub:
     weights: Weights
     patience: Patience
 
+    def __str__(self) -> str:
+        return self.weights.path
+
     def files(self) -> Mapping[str, Entry]:
         """All files of the repository. Raises FetchError, HfHubHTTPError and httpx.HTTPError."""
         while True:
@@ -95,6 +98,9 @@ class Folder:
     """A repository's files in a folder: a copy of it, or its snapshot in a Hugging Face cache."""
 
     folder: Path
+
+    def __str__(self) -> str:
+        return str(self.folder)
 
     def files(self) -> Mapping[str, Entry]:
         """All files; with their hashes where it is a cache, which names them so."""

@@ -45,7 +45,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a prepared folder holds; the files by their paths in it."""
 
     origin: Origin
-    dtype: str | None
+    dtype: str
     files: dict[str, Stored]
 
 
@@ -140,11 +140,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_manifest(folder: Path, weights: Weights, dtype: str | None) -> None:
+def write_manifest(folder: Path, origin: Origin, dtype: str) -> None:
     """Describe a folder that is complete, with all of it on the disk when this returns."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     files = {str(path.relative_to(folder)): Stored(size=path.stat().st_size, sha256=_settled(path)) for path in paths}
-    manifest = Manifest(origin=origin_of(weights), dtype=dtype, files=files)
+    manifest = Manifest(origin=origin, dtype=dtype, files=files)
     target = folder / MANIFEST
     target.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     sync(target)
