@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tests.workers import checkpoint
 from tests.workers.engine import demo, full_size
+from tests.workers.fetching import DEMO, WEIGHTS, assert_same_picture, files_in, run_inside
 from tests.workers.hub import COMMIT, Hub, serving
-from tests.workers.test_fetch import DEMO, WEIGHTS, assert_same_picture, files_in, run_inside
 from workers import fetch
 from workers.config import locate
 from workers.engine.config import EngineConfig, Weights
