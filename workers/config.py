@@ -108,6 +108,10 @@ def weights_problems(name: str, weights: Weights | None) -> dict[str, str]:
         return {f"{name}.path": f"is {weights.path!r}, a pickle, which can run any code: choose a .safetensors file"}
     if is_folder(weights):
         return {}
+    if weights.path.endswith(".safetensors"):
+        return {
+            f"{name}.path": f"is {weights.path!r}: write ./{weights.path} if it is a file beside this configuration"
+        }
     if not REPOSITORY.fullmatch(weights.path):
         return {f"{name}.path": f"is {weights.path!r}, but must be {PLACES}"}
     if not COMMIT.fullmatch(weights.revision or ""):

@@ -126,7 +126,7 @@ def _fetch(engine: EngineConfig, options: Options) -> int:
 def fetch(name: str, weights: Weights, options: Options) -> Path:
     """Have one part of the model ready; its folder. Raises FetchError."""
     try:
-        if is_folder(weights) and not is_single_file(weights):
+        if _is_own(weights):
             return _existing(name, weights)
         return prepare(name, weights, options)
     except FetchError as error:
@@ -134,6 +134,11 @@ def fetch(name: str, weights: Weights, options: Options) -> Path:
     except (OSError, httpx.HTTPError) as error:
         reason = explain(error, weights, options.models)
         raise FetchError(f"engine.{name}: {weights.path}: {reason}", reason.code) from error
+
+
+def _is_own(weights: Weights) -> bool:
+    """Whether weights are a person's own folder, which is read where it is."""
+    return is_folder(weights) and not is_single_file(weights)
 
 
 def _existing(name: str, weights: Weights) -> Path:
@@ -152,16 +157,21 @@ def _check(engine: EngineConfig, options: Options) -> int:
     for name, weights in parts_of(engine):
         problems = list(_problems(name, weights, options))
         bad += bool(problems)
-        for problem in problems or ["whole"]:
-            print(f"engine.{name}: {problem}", flush=True)
+        fine = "a folder of your own: nothing says what should be in it" if _is_own(weights) else "whole"
+        for text in problems or [fine]:
+            print(f"engine.{name}: {text}", flush=True)
     if bad:
         say("what is missing is fetched by the same command without --check, what is damaged is made anew by --again")
     return int(bad > 0)
 
 
 def _problems(name: str, weights: Weights, options: Options) -> Iterator[str]:
-    if is_folder(weights) and not is_single_file(weights):
-        return  # it is not ours, and nothing says what should be in it
+    if _is_own(weights):
+        try:
+            _existing(name, weights)
+        except FetchError as error:
+            yield f"{weights.path}: {error}"
+        return
     folder = find(options.models, name, weights, options.dtype)
     manifest = None if folder is None else manifest_in(folder)
     if folder is None or manifest is None:

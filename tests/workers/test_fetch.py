@@ -180,7 +180,10 @@ def test_the_format_that_is_asked_for_is_found_first(tmp_path: Path) -> None:
 def test_a_check_finds_what_is_damaged_and_again_mends_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_here(tmp_path, controlnet()) == 0
     assert run_here(tmp_path, {}, "--check") == 0
-    assert "engine.controlnet: whole\n" in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "engine.model: a folder of your own: nothing says what should be in it",
+        "engine.controlnet: whole",
+    ]
 
     path = prepared(tmp_path) / WEIGHTS
     path.write_bytes(weights()[:-1] + b"x")
@@ -197,6 +200,12 @@ def test_a_check_tells_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "given").mkdir()
     assert run_here(tmp_path, {}, "--check") == 1
     assert f"engine.controlnet: some/controlnet is not prepared in {tmp_path}/models" in capsys.readouterr().out
+
+
+def test_a_check_tells_of_a_folder_that_is_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = f"engine: {{model: {{path: {DEMO}}}, controlnet: {{path: .}}}}"
+    assert run_here(tmp_path, {"README.md": b""}, "--check", config=config) == 1
+    assert f"engine.controlnet: {tmp_path}: there is no config.json in it\n" in capsys.readouterr().out
 
 
 def test_half_a_model_is_no_model(tmp_path: Path) -> None:

@@ -158,3 +158,11 @@ def test_a_pickle_is_refused_by_its_name(tmp_path: Path, capsys: pytest.CaptureF
 
     assert fetch.main([str(path)]) == 2
     assert "engine.model.path is './model.ckpt', a pickle, which can run any code" in capsys.readouterr().err
+
+
+def test_a_file_without_a_dot_in_front_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("engine: {model: {path: models/x.safetensors}, controlnet: {path: .}}")
+
+    assert fetch.main([str(path)]) == 2
+    assert "engine.model.path is 'models/x.safetensors': write ./models/x.safetensors if" in capsys.readouterr().err
