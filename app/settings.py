@@ -77,7 +77,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
         settings = replace(settings, server=replace(settings.server, api_key_file=str(path.parent / keys)))
     scheduler, engine = settings.scheduler, settings.engine
     document.refuse([*_server_problems(settings), *_scheduler_problems(scheduler), *engine_problems(engine)])
-    return replace(settings, engine=locate(settings.engine, path.parent))
+    return replace(settings, engine=locate(settings.engine, path.parent, settings.workers.models))
 
 
 def read_keys(server: ServerConfig) -> list[str]:

@@ -2,19 +2,22 @@
 
 import re
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from msgspec import Meta
 
 from workers.document import Problem
-from workers.engine.config import Canny, EngineConfig, Sizing, Weights
+from workers.engine.config import Canny, EngineConfig, Lora, Sizing, Weights
 from workers.engine.weights import is_folder, named_loras
+from workers.fetching.store import find
 
 AnyWeights = TypeVar("AnyWeights", bound=Weights)
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 PLACES = "a folder (./x, ../x or /x) or a repository on the hub (owner/name)"
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -24,15 +27,17 @@ class WorkersConfig:
 
     `cpu_workers` counts where no GPU is used; `threads` is what each worker computes with (auto: the cores divided
     among the workers). Each slot of a worker has room for a result of `output_bytes`. What compilers make is kept in
-    the folder `cache` for the next start; TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR go before it. A GPU that reports
-    an error (XID) other than `harmless_xids` is taken out of service; these are an application's own, or mended by the
-    GPU (NVIDIA's k8s-device-plugin passes over the same).
+    the folder `cache` for the next start; TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR go before it. Weights that
+    `workers.fetch` prepared are in the folder `models`. A GPU that reports an error (XID) other than `harmless_xids` is
+    taken out of service; these are an application's own, or mended by the GPU (NVIDIA's k8s-device-plugin passes over
+    the same).
     """
 
     cpu_workers: Annotated[int, Meta(ge=1, le=256)] = 1
     threads: Annotated[int, Meta(ge=1, le=1024)] | Literal["auto"] = "auto"
     output_bytes: Annotated[int, Meta(ge=2**16, le=2**30)] = 16 * 2**20
     cache: Annotated[str, Meta(min_length=1)] = "~/.cache/contour"
+    models: Annotated[str, Meta(min_length=1)] = "~/.cache/contour/models"
     harmless_xids: list[int] = field(default_factory=lambda: [13, 31, 43, 45, 68, 109])
 
     def threads_per_worker(self, cores: int, workers: int) -> int:
@@ -40,17 +45,44 @@ class WorkersConfig:
         return max(1, cores // workers) if self.threads == "auto" else self.threads
 
 
-def locate(engine: EngineConfig, folder: Path) -> EngineConfig:
-    """Make the engine's relative paths absolute: they are meant from the folder of the configuration file."""
-    model, controlnet = (part and _located(part, folder) for part in (engine.model, engine.controlnet))
-    loras = [_located(lora, folder) for lora in engine.loras]
-    return replace(engine, model=model, controlnet=controlnet, loras=loras)
+def locate(engine: EngineConfig, folder: Path, models: str | None = None) -> EngineConfig:
+    """Say where the engine's weights lie: relative paths are meant from the folder of the configuration file.
+
+    What was prepared is named by its folder in `models`, instead of the repository or file that it was made of.
+    """
+    place = partial(_placed, folder, models_folder(models) if models else None, engine.dtype)
+    return replace(
+        engine,
+        model=engine.model and place("model", engine.model),
+        controlnet=engine.controlnet and place("controlnet", engine.controlnet),
+        loras=[place("loras", lora) for lora in engine.loras],
+    )
+
+
+def models_folder(models: str | Path) -> Path | None:
+    """The folder of prepared weights; None when it is in the home of a user who has none."""
+    try:
+        return Path(models).expanduser().absolute()
+    except RuntimeError:
+        return None
+
+
+def _placed(folder: Path, models: Path | None, dtype: str, part: str, weights: AnyWeights) -> AnyWeights:
+    weights = _located(weights, folder)
+    prepared = find(models, part, weights, dtype) if models else None
+    if prepared is None:
+        return weights
+    weights = replace(weights, path=str(prepared), revision=None)
+    return weights if isinstance(weights, Lora) else replace(weights, file=None)
 
 
 def _located(weights: AnyWeights, folder: Path) -> AnyWeights:
     if not is_folder(weights):
         return weights
-    return replace(weights, path=str((folder / weights.path).resolve()), revision=None)  # a folder has no revision
+    weights = replace(weights, path=str((folder / weights.path).resolve()), revision=None)  # a folder has no revision
+    if weights.file is None or isinstance(weights, Lora):
+        return weights
+    return replace(weights, path=str(Path(weights.path) / weights.file), file=None)
 
 
 def engine_problems(engine: EngineConfig) -> list[Problem]:
@@ -72,8 +104,14 @@ def weights_problems(name: str, weights: Weights | None) -> dict[str, str]:
     """Why a part of the model cannot be found by what the configuration says of it."""
     if weights is None:
         return {name: f"is missing: kind diffusion needs a path, {PLACES}"}
+    if weights.path.endswith(PICKLES):
+        return {f"{name}.path": f"is {weights.path!r}, a pickle, which can run any code: choose a .safetensors file"}
     if is_folder(weights):
         return {}
+    if weights.path.endswith(".safetensors"):
+        return {
+            f"{name}.path": f"is {weights.path!r}: write ./{weights.path} if it is a file beside this configuration"
+        }
     if not REPOSITORY.fullmatch(weights.path):
         return {f"{name}.path": f"is {weights.path!r}, but must be {PLACES}"}
     if not COMMIT.fullmatch(weights.revision or ""):

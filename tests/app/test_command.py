@@ -12,7 +12,7 @@ def start(config: Path | str, tmp_path: Path) -> "subprocess.CompletedProcess[st
     return subprocess.run(
         [sys.executable, "-m", "app", "--config", str(config)],
         cwd=ROOT,
-        env=os.environ | {"HF_HOME": str(tmp_path)},
+        env=os.environ | {"HF_HOME": str(tmp_path), "CONTOUR_WORKERS__MODELS": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=60,

@@ -1,282 +1,229 @@
-"""What is downloaded of a repository, and what a person is told when it cannot be. The hub is a server on loopback."""
+"""What `python -m workers.fetch` gets ready, and that the engine reads it. The hub is a server on loopback."""
 
-import errno
-import hashlib
-import json
 import os
+import shutil
 import subprocess
-import sys
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
-from huggingface_hub import HfApi
+import torch
+from safetensors.torch import load, load_file, save
 
+from tests.workers.engine import demo
+from tests.workers.fetching import (
+    BOTH,
+    CONTROLNET,
+    DEMO,
+    MODEL,
+    ONE,
+    ROOT,
+    WEIGHTS,
+    assert_same_picture,
+    controlnet,
+    files_in,
+    prepared,
+    run_fetch,
+    run_here,
+    run_inside,
+    weights,
+)
+from tests.workers.hub import COMMIT, Hub, files_of, serving
 from workers import fetch
 from workers.config import locate
-from workers.engine.config import EngineConfig, Weights
+from workers.engine.config import Lora
 from workers.engine.weights import absent
-from workers.fetch import PARTS, FetchError, wanted
+from workers.fetching.store import find, manifest_in, sha256_of
 
-ROOT = Path(__file__).parents[2]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-CONFIG = f"""
-engine:
-  model: {{path: some/model, revision: {COMMIT}}}
-  controlnet: {{path: some/controlnet, revision: {COMMIT}}}
-"""
-
-MODEL = (
-    ".gitattributes",
-    "README.md",
-    "feature_extractor/preprocessor_config.json",
-    "model_index.json",
-    "safety_checker/model.fp16.safetensors",
-    "scheduler/scheduler_config.json",
-    "text_encoder/config.json",
-    "text_encoder/model.fp16.safetensors",
-    "text_encoder/model.safetensors",
-    "text_encoder/pytorch_model.bin",
-    "tokenizer/merges.txt",
-    "tokenizer/special_tokens_map.json",
-    "tokenizer/tokenizer_config.json",
-    "tokenizer/vocab.json",
-    "unet/config.json",
-    "unet/diffusion_pytorch_model.bin",
-    "unet/diffusion_pytorch_model.fp16.safetensors",
-    "unet/diffusion_pytorch_model.non_ema.safetensors",
-    "unet/diffusion_pytorch_model.safetensors",
-    "v1-5-pruned.ckpt",
-    "v1-5-pruned.safetensors",
-    "vae/config.json",
-    "vae/diffusion_pytorch_model.fp16.safetensors",
-    "vae/diffusion_pytorch_model.safetensors",
-)
-CONTROLNET = ("config.json", "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors")
-TAKEN_OF_MODEL = {
-    "scheduler/scheduler_config.json",
-    "text_encoder/config.json",
-    "text_encoder/model.fp16.safetensors",
-    "tokenizer/merges.txt",
-    "tokenizer/special_tokens_map.json",
-    "tokenizer/tokenizer_config.json",
-    "tokenizer/vocab.json",
-    "unet/config.json",
-    "unet/diffusion_pytorch_model.fp16.safetensors",
-    "vae/config.json",
-    "vae/diffusion_pytorch_model.fp16.safetensors",
-}
-TAKEN_OF_CONTROLNET = {"config.json", "diffusion_pytorch_model.safetensors"}
+Fetched: TypeAlias = tuple[Path, Hub, "subprocess.CompletedProcess[str]"]
 
 
-def test_of_a_model_half_precision_and_texts_are_taken() -> None:
-    assert set(wanted(PARTS["model"], MODEL)) == TAKEN_OF_MODEL
-
-
-def test_without_half_precision_the_full_is_taken() -> None:
-    assert set(wanted(PARTS["controlnet"], CONTROLNET)) == TAKEN_OF_CONTROLNET
-
-
-def test_with_half_precision_the_full_is_left() -> None:
-    files = [*CONTROLNET, "diffusion_pytorch_model.fp16.safetensors"]
-
-    assert wanted(PARTS["controlnet"], files) == ["diffusion_pytorch_model.fp16.safetensors", "config.json"]
-
-
-def test_pickled_weights_are_refused() -> None:
-    with pytest.raises(FetchError, match=r"no diffusion_pytorch_model\.safetensors, and pickled weights are not read"):
-        wanted(PARTS["controlnet"], ["config.json", "diffusion_pytorch_model.bin"])
-
-
-def test_a_repository_of_another_layout_is_refused() -> None:
-    with pytest.raises(FetchError, match=r"no vae/config\.json"):
-        wanted(PARTS["model"], [name for name in MODEL if name != "vae/config.json"])
-
-
-# ------------------------------------------------------------------------------------------------------ with a server
-
-
-@dataclass
-class Hub:
-    """A hub that has these repositories, or answers every request with `error` (status, code)."""
-
-    repositories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    error: tuple[int, str] | None = None
-
-    def content(self, path: str) -> bytes | None:
-        """The body for a request path: a listing, or a file that holds its own name."""
-        for name, files in self.repositories.items():
-            if path.startswith(f"/api/models/{name}/tree/{COMMIT}"):
-                return json.dumps([self._entry(file) for file in files]).encode()
-            if path.startswith(f"/{name}/resolve/{COMMIT}/"):
-                return path.removeprefix(f"/{name}/resolve/{COMMIT}/").encode()
-        return None
-
-    def _entry(self, file: str) -> dict[str, object]:
-        return {"type": "file", "path": file, "size": len(file), "oid": hashlib.sha1(file.encode()).hexdigest()}
-
-
-@contextmanager
-def serving(hub: Hub) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = None if hub.error else hub.content(self.path)
-            status, code = hub.error or ((200, "") if body is not None else (404, "RepoNotFound"))
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body or b"")))
-            self.send_header("ETag", f'"{hashlib.sha1(body or b"").hexdigest()}"')
-            self.send_header("X-Repo-Commit", COMMIT)
-            if code:
-                self.send_header("X-Error-Code", code)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body or b"")
-
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def run_fetch(folder: Path, config: str = CONFIG, **environ: str) -> subprocess.CompletedProcess[str]:
-    """The command, as it is typed, with a cache of its own."""
-    path = folder / "my.yaml"
-    path.write_text(config)
-    return subprocess.run(
-        [sys.executable, "-m", "workers.fetch", str(path)],
-        cwd=ROOT,
-        env=os.environ | {"HF_HOME": str(folder / "cache"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"} | environ,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory: pytest.TempPathFactory) -> Fetched:
+    """The small model, fetched from a hub: the folder, the hub (gone by now), and what the command said."""
+    folder = tmp_path_factory.mktemp("fetched")
+    hub = Hub(
+        {"some/model": files_of(DEMO) | {"unet/weights.bin": b""}, "some/controlnet": files_of(DEMO / "controlnet")}
     )
+    with serving(hub) as url:
+        done = run_fetch(folder, config=BOTH, HF_ENDPOINT=url)
+    return folder, hub, done
 
 
-def files_in(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-
-
-def test_a_configurations_weights_land_in_the_cache(tmp_path: Path) -> None:
-    with serving(Hub({"some/model": MODEL, "some/controlnet": CONTROLNET})) as url:
-        done = run_fetch(tmp_path, HF_ENDPOINT=url)
-
-    snapshots = {name: tmp_path / f"cache/hub/models--some--{name}/snapshots/{COMMIT}" for name in PARTS}
+def test_a_configurations_weights_are_prepared(
+    fetched: Fetched,
+) -> None:
+    folder, hub, done = fetched
+    model, control = prepared(folder, MODEL), prepared(folder, CONTROLNET)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"engine.{name}: {snapshot}" for name, snapshot in snapshots.items()]
-    assert files_in(snapshots["model"]) == TAKEN_OF_MODEL
-    assert files_in(snapshots["controlnet"]) == TAKEN_OF_CONTROLNET
+    assert done.stdout.splitlines() == [f"engine.model: {model}", f"engine.controlnet: {control}"]
+    taken = {name for name in files_in(DEMO) if not name.startswith(("controlnet/", "model_index"))}
+    assert files_in(model) == taken | {"contour.json"}
+    assert files_in(control) == {"config.json", WEIGHTS, "contour.json"}
+    assert len(hub.asked) == len(taken) + 2
 
 
-def test_of_a_lora_one_file_is_fetched(tmp_path: Path) -> None:
+def test_nothing_else_is_left_behind(fetched: Fetched) -> None:
+    folder, _, _ = fetched
+    empty = {path.name for path in (folder / "models" / ".locks").iterdir() if path.stat().st_size == 0}
+    assert {path.name for path in (folder / "models").iterdir()} == {
+        ".locks",
+        ".work",
+        prepared(folder, MODEL).name,
+        prepared(folder).name,
+    }
+    assert files_in(folder / "models" / ".work") == set()
+    assert len(empty) == 2
+    assert not (folder / "cache" / "hub").exists()
+
+
+def test_the_manifest_has_every_file_with_its_hash(
+    fetched: Fetched,
+) -> None:
+    folder = prepared(fetched[0], MODEL)
+    manifest = manifest_in(folder)
+    assert manifest is not None
+    assert {name: stored.sha256 for name, stored in manifest.files.items()} == {
+        name: sha256_of(folder / name) for name in files_in(folder) - {"contour.json"}
+    }
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+def test_what_was_fetched_makes_the_same_picture(
+    fetched: Fetched,
+) -> None:
+    named = replace(demo.CONFIG, model=MODEL, controlnet=CONTROLNET)
+    config = locate(named, ROOT, str(fetched[0] / "models"))
+    assert absent(config) == []
+    assert_same_picture(config)
+
+
+def test_what_is_there_asks_nothing_of_anybody(
+    fetched: Fetched,
+) -> None:
+    done = run_fetch(fetched[0], config=BOTH, HF_ENDPOINT="http://127.0.0.1:9")  # nobody listens there
+    assert (done.returncode, done.stdout, done.stderr) == (0, fetched[2].stdout, "")
+
+
+def test_of_a_lora_one_file_is_fetched_as_it_is(tmp_path: Path) -> None:
     lora = f"loras: [{{path: some/lora, revision: {COMMIT}, file: few.safetensors}}]"
-    files = {"some/model": MODEL, "some/controlnet": CONTROLNET, "some/lora": ("a.bin", "few.safetensors", "README.md")}
-    with serving(Hub(files)) as url:
-        done = run_fetch(tmp_path, f"{CONFIG}  {lora}\n", HF_ENDPOINT=url)
+    content = weights(torch.float32)
+    files = {"a.bin": b"", "few.safetensors": content, "README.md": b""}
+    with serving(Hub({"some/controlnet": controlnet(), "some/lora": files})) as url:
+        done = run_inside(tmp_path, url, config=f"{ONE}  {lora}\n")
 
-    snapshot = tmp_path / f"cache/hub/models--some--lora/snapshots/{COMMIT}"
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"engine.loras.0: {snapshot}"
-    assert files_in(snapshot) == {"few.safetensors"}
+    folder = prepared(tmp_path, Lora(path="some/lora", revision=COMMIT, file="few.safetensors"))
+    assert done.stdout.splitlines()[-1] == f"engine.loras.0: {folder}"
+    assert files_in(folder) == {"few.safetensors", "contour.json"}
+    assert (folder / "few.safetensors").read_bytes() == content
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("options", "found", "wanted"),
     [
-        ((403, "GatedRepo"), "it is gated: accept its terms on its page, then set HF_TOKEN"),
-        ((404, "RepoNotFound"), "there is no such repository, or it is private: correct the path, or set HF_TOKEN"),
-        ((404, "RevisionNotFound"), f"it has no revision {COMMIT}"),
-        ((400, ""), "the hub refused, with status 400"),
+        ((), torch.float32, torch.float16),
+        (("--dtype", "bfloat16"), torch.float32, torch.bfloat16),
+        (("--dtype", "float32"), torch.float32, torch.float32),
+        ((), torch.bfloat16, torch.float16),
     ],
 )
-def test_what_the_hub_refuses_is_told(tmp_path: Path, error: tuple[int, str], told: str) -> None:
-    with serving(Hub(error=error)) as url:
-        done = run_fetch(tmp_path, HF_ENDPOINT=url)
+def test_weights_are_converted_to_what_is_wanted(
+    tmp_path: Path, options: tuple[str, ...], found: torch.dtype, wanted: torch.dtype
+) -> None:
+    folder = tmp_path / "some" / "controlnet"
+    folder.mkdir(parents=True)
+    for name, content in controlnet(found).items():
+        (folder / name).write_bytes(content)
 
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"engine.model: some/model: {told}")
+    (tmp_path / "my.yaml").write_text(ONE)
+    where = ("--from", str(tmp_path), "--to", str(tmp_path / "models"))
+    assert fetch.main([str(tmp_path / "my.yaml"), *where, *options]) == 0
 
-
-def test_no_network_is_told(tmp_path: Path) -> None:
-    with serving(Hub()) as url:
-        pass
-
-    done = run_fetch(tmp_path, HF_ENDPOINT=url)
-
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"engine.model: some/model: {url} cannot be reached (")
-
-
-def test_offline_mode_is_told(tmp_path: Path) -> None:
-    done = run_fetch(tmp_path, HF_HUB_OFFLINE="1")
-
-    assert done.stderr == "engine.model: some/model: HF_HUB_OFFLINE is set: unset it to download\n"
+    original, converted = load_file(folder / WEIGHTS), load_file(prepared(tmp_path) / WEIGHTS)
+    assert torch.equal(converted["numbers"], original["numbers"].to(wanted))
+    assert converted["positions"].dtype == torch.int64
+    assert (prepared(tmp_path) / WEIGHTS).stat().st_mode & 0o777 == 0o666 & ~umask()
 
 
-# --------------------------------------------------------------------------------------------------- without a server
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
-def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def list_files(*arguments: object, **options: object) -> list[str]:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(HfApi, "list_repo_files", list_files)
-
-    with pytest.raises(FetchError, match=r"no space is left in .*: make some, or set HF_HOME"):
-        fetch.fetch("model", Weights(path="some/model", revision=COMMIT))
-
-
-def test_a_repository_that_is_not_pinned_is_refused(tmp_path: Path) -> None:
-    done = run_fetch(tmp_path, "engine: {model: {path: some/model}, controlnet: {path: .}}")
-
-    assert done.returncode == 1
-    assert done.stderr == (
-        f"{tmp_path}/my.yaml: engine.model.revision is missing, "
-        "but must be the repository's commit: 40 digits of 0-9 and a-f\n"
-    )
+def test_shards_become_one_file(tmp_path: Path) -> None:
+    tensors = load(weights())
+    shards = {
+        f"diffusion_pytorch_model-0000{n}-of-00002.safetensors": save({name: tensor}, {"format": "pt"})
+        for n, (name, tensor) in enumerate(tensors.items(), 1)
+    }
+    assert run_here(tmp_path, {"config.json": controlnet()["config.json"], **shards}) == 0
+    assert load_file(prepared(tmp_path) / WEIGHTS).keys() == tensors.keys()
 
 
-def test_of_folders_nothing_is_fetched(capsys: pytest.CaptureFixture[str]) -> None:
-    assert fetch.main([str(ROOT / "configs" / "demo.yaml")]) == 0
-
-    demo = ROOT / "configs" / "demo"
-    assert capsys.readouterr().out.splitlines() == [f"engine.model: {demo}", f"engine.controlnet: {demo}/controlnet"]
+def test_the_engines_format_is_the_default(tmp_path: Path) -> None:
+    assert run_here(tmp_path, controlnet(torch.float32), config=f"{ONE}  dtype: bfloat16\n") == 0
+    assert prepared(tmp_path, dtype="bfloat16").name.endswith("-bfloat16")
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "my.yaml"
-    path.write_text("engine: {model: {path: ./gone}, controlnet: {path: .}}")
-
-    assert fetch.main([str(path)]) == 1
-    assert capsys.readouterr().err.startswith(f"{tmp_path}/gone: there is no such folder")
-
-
-def test_an_engine_without_a_model_needs_nothing() -> None:
-    assert fetch.main([str(ROOT / "configs" / "echo.yaml")]) == 0
-    assert absent(EngineConfig(kind="echo")) == []
+def test_the_format_that_is_asked_for_is_found_first(tmp_path: Path) -> None:
+    for dtype in ("float16", "float32"):
+        assert run_here(tmp_path, controlnet(torch.float32), "--dtype", dtype) == 0
+    names = {
+        asked: prepared(tmp_path, dtype=asked).name.rpartition("-")[2] for asked in ("float32", "auto", "bfloat16")
+    }
+    assert names == {"float32": "float32", "auto": "float16", "bfloat16": "float16"}
 
 
-def test_what_is_not_here_is_listed(tmp_path: Path) -> None:
-    engine = EngineConfig(model=Weights(path="some/model", revision=COMMIT), controlnet=Weights(path="./gone"))
+def test_a_check_finds_what_is_damaged_and_again_mends_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_here(tmp_path, controlnet()) == 0
+    assert run_here(tmp_path, {}, "--check") == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "engine.model: a folder of your own: nothing says what should be in it",
+        "engine.controlnet: whole",
+    ]
 
-    assert absent(locate(engine, tmp_path)) == ["engine.model: some/model", f"engine.controlnet: {tmp_path}/gone"]
+    path = prepared(tmp_path) / WEIGHTS
+    path.write_bytes(weights()[:-1] + b"x")
+
+    assert run_here(tmp_path, {}, "--check") == 1
+    told = capsys.readouterr()
+    assert f"engine.controlnet: {path} has another content than it had, by its SHA-256\n" in told.out
+    assert "made anew by --again" in told.err
+    assert run_here(tmp_path, {}, "--again") == 0
+    assert path.read_bytes() == weights()
 
 
-def test_the_demo_is_here() -> None:
-    demo = EngineConfig(model=Weights(path="./demo"), controlnet=Weights(path="./demo/controlnet"))
+def test_a_check_tells_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "given").mkdir()
+    assert run_here(tmp_path, {}, "--check") == 1
+    assert f"engine.controlnet: some/controlnet is not prepared in {tmp_path}/models" in capsys.readouterr().out
 
-    assert absent(locate(demo, ROOT / "configs")) == []
+
+def test_a_check_tells_of_a_folder_that_is_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = f"engine: {{model: {{path: {DEMO}}}, controlnet: {{path: .}}}}"
+    assert run_here(tmp_path, {"README.md": b""}, "--check", config=config) == 1
+    assert f"engine.controlnet: {tmp_path}: there is no config.json in it\n" in capsys.readouterr().out
+
+
+def test_half_a_model_is_no_model(tmp_path: Path) -> None:
+    assert run_here(tmp_path, controlnet()) == 0
+    path = prepared(tmp_path) / WEIGHTS
+    for damage in (path.unlink, lambda: path.write_bytes(weights()[:-1]), (path.parent / "contour.json").unlink):
+        damage()
+        assert find(tmp_path / "models", "controlnet", CONTROLNET, "auto") is None
+        assert run_here(tmp_path, {}) == 0
+        assert path.read_bytes() == weights()
+
+
+def test_originals_are_kept_if_asked(tmp_path: Path) -> None:
+    hub = Hub({"some/controlnet": controlnet()})
+    with serving(hub) as url:
+        assert run_inside(tmp_path, url, "--keep").returncode == 0
+        shutil.rmtree(prepared(tmp_path))
+        assert run_inside(tmp_path, url).returncode == 0
+    assert [asked.file for asked in hub.asked] == ["config.json", WEIGHTS]
+    assert (prepared(tmp_path) / WEIGHTS).read_bytes() == weights()
+    assert files_in(tmp_path / "models" / ".work") == set()

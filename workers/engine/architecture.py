@@ -4,7 +4,7 @@ A configuration key that asks for anything else is refused at load, by name, rat
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 _BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
 _BLOCK_KEYS = ("down_block_types", "up_block_types")
@@ -70,6 +70,15 @@ def check(unet: Mapping[str, Any], controlnet: Mapping[str, Any], text_width: in
             f"cross_attention_dim of the UNet is {unet['cross_attention_dim']!r}, "
             f"but the text encoder's hidden_size is {text_width}"
         )
+
+
+def check_config(network: Literal["UNet", "ControlNet"], config: Mapping[str, Any]) -> None:
+    """Compare a network's `config.json`, before its weights are fetched; what it leaves out has its default.
+
+    Raises UnsupportedModelError.
+    """
+    supported = {"UNet": _UNET, "ControlNet": _CONTROLNET}[network]
+    _check_network(network, {**supported, "norm_num_groups": 32, **config}, supported)
 
 
 def _check_network(name: str, config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:

@@ -13,10 +13,14 @@ Chance = Annotated[float, Meta(ge=0, le=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Where a part of the model lies: a local folder, or a hub repository with its pinned revision (a commit hash)."""
+    """Where a part of the model lies: a local folder, or a hub repository with its pinned revision (a commit hash).
+
+    A single-file checkpoint is named by its own path, or by `file` in a repository; `workers.fetch` converts it.
+    """
 
     path: Annotated[str, Meta(min_length=1)]
     revision: str | None = None
+    file: Annotated[str, Meta(pattern=r"\.safetensors$")] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,11 @@ def is_folder(weights: Weights) -> bool:
     return weights.path.startswith((".", "/"))
 
 
+def is_single_file(weights: Weights) -> bool:
+    """Whether all parts of a model are in one file, as other programs write it: it is converted before it is read."""
+    return not isinstance(weights, Lora) and (weights.file is not None or weights.path.endswith(".safetensors"))
+
+
 def parts_of(engine: EngineConfig) -> Iterator[tuple[str, Weights]]:
     """The parts of the model that have weights, by their keys."""
     if engine.kind == "diffusion":
@@ -35,12 +40,18 @@ def named_loras(engine: EngineConfig) -> Iterator[tuple[str, Lora]]:
 
 def absent(engine: EngineConfig) -> list[str]:
     """What is not on this machine of the weights that a (located) configuration names; empty when all of it is."""
-    return [f"engine.{name}: {weights.path}" for name, weights in parts_of(engine) if folder_of(name, weights) is None]
+    return [
+        f"engine.{name}: {weights.path}" + f" ({weights.file})" * (weights.file is not None and is_single_file(weights))
+        for name, weights in parts_of(engine)
+        if folder_of(name, weights) is None
+    ]
 
 
 def folder_of(name: str, weights: Weights) -> Path | None:
     """The folder of a part ("model", "controlnet", "loras.0"), or None when it is not here."""
     landmark = weights.file if isinstance(weights, Lora) else LANDMARKS[name]
+    if is_single_file(weights):
+        return None  # what was made of it is a folder, and `locate` would have named that
     if is_folder(weights):
         return Path(weights.path) if (Path(weights.path) / landmark).is_file() else None
     from huggingface_hub import try_to_load_from_cache

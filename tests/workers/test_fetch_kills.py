@@ -1,0 +1,222 @@
+"""Commands that are killed, meet each other or a full disk: no half model comes of it."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.workers.fetching import (
+    CONTROLNET,
+    HALF,
+    ROOT,
+    SIZE,
+    WEIGHTS,
+    controlnet,
+    end,
+    files_in,
+    hub_with,
+    is_there,
+    prepared,
+    ranges,
+    run_here,
+    run_inside,
+    start,
+    weights,
+)
+from tests.workers.hub import COMMIT, Hub, serving, wait_until
+from workers.fetching.store import damages, find, manifest_in
+
+
+def large() -> Hub:
+    """Weights that take a moment to convert."""
+    return Hub({"some/controlnet": controlnet() | {WEIGHTS: weights(torch.float32, 8_000_000)}})
+
+
+def test_a_killed_download_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    hub = hub_with(stalls={WEIGHTS: [HALF]})
+    with serving(hub) as url:
+        process = start(tmp_path, url)
+        assert hub.stalled.wait(60)
+        part = tmp_path / "models/.work" / f"controlnet-some--controlnet-{COMMIT[:12]}/originals" / f"{WEIGHTS}.part"
+        wait_until(lambda: part.is_file() and part.stat().st_size > 0)
+        end(process, signal.SIGKILL)
+        kept = part.stat().st_size
+        assert not is_there(tmp_path)
+        done = run_inside(tmp_path, url)
+    assert done.returncode == 0, done.stderr
+    assert 0 < kept <= HALF
+    assert ranges(hub) == [None, f"bytes={kept}-"]
+    assert (prepared(tmp_path) / WEIGHTS).read_bytes() == weights()
+
+
+def test_an_interrupted_download_says_that_it_goes_on(tmp_path: Path) -> None:
+    hub = hub_with(stalls={WEIGHTS: [HALF]})
+    with serving(hub) as url:
+        process = start(tmp_path, url)
+        assert hub.stalled.wait(60)
+        _, said = end(process, signal.SIGINT)
+    assert process.returncode == 130
+    assert said == "interrupted; the same command goes on from here\n"
+
+
+def test_two_at_once_fetch_once(tmp_path: Path) -> None:
+    hub = hub_with(stalls={WEIGHTS: [HALF]})
+    with serving(hub) as url:
+        first = start(tmp_path, url)
+        assert hub.stalled.wait(60)
+        second = start(tmp_path, url)
+        assert second.stderr is not None
+        assert second.stderr.readline().startswith(
+            "waiting for another process, which is preparing controlnet-some--controlnet"
+        )
+        hub.closing.set()  # the first is cut, and goes on
+        outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
+    assert outputs == [f"engine.model: {ROOT}/configs/demo\nengine.controlnet: {prepared(tmp_path)}\n"] * 2
+    assert ranges(hub) == [None, f"bytes={HALF}-"]
+
+
+def test_a_killed_conversion_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
+    with serving(large()) as url:
+        process = start(tmp_path, url)
+        scratch = tmp_path / "models/.work" / f"controlnet-some--controlnet-{COMMIT[:12]}/scratch"
+        wait_until(lambda: scratch.is_dir() and any(scratch.iterdir()) and not (scratch / "config.json").exists())
+        end(process, signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        assert not is_there(tmp_path)
+        assert list((tmp_path / "models").glob("controlnet*")) == []
+        done = run_inside(tmp_path, url)
+    assert done.returncode == 0, done.stderr
+    assert load_file(prepared(tmp_path) / WEIGHTS)["numbers"].dtype == torch.float16
+    assert files_in(tmp_path / "models/.work") == set()
+
+
+@pytest.mark.parametrize(("options", "stride"), [((), 1), (("--again",), 3)])
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_command_killed_at_any_moment_leaves_a_whole_model_or_none(
+    tmp_path: Path, options: tuple[str, ...], stride: int
+) -> None:
+    """Killed by itself before the first thing that it does to a file, before the second, and so on to the last."""
+    assert run_here(tmp_path, controlnet(), "--to", str(tmp_path / "elsewhere")) == 0  # imports what it needs
+    killed = True
+    for moment in range(0, 500, stride):
+        if options or moment == 0:
+            assert run_here(tmp_path, {}) == 0
+        if not options:
+            shutil.rmtree(prepared(tmp_path), ignore_errors=True)
+        killed = killed_at(moment, partial(run_here, tmp_path, {}, *options))
+        assert_whole_or_none(tmp_path)
+        assert run_here(tmp_path, {}) == 0
+        assert (prepared(tmp_path) / WEIGHTS).read_bytes() == weights()
+        if not killed:
+            break
+    assert not killed
+    assert moment > 10
+
+
+def killed_at(moment: int, command: Callable[[], int]) -> bool:
+    """Run in a process that is killed at its (moment + 1)th event on a file; whether it came to that."""
+    child = os.fork()
+    if child == 0:
+        left = moment
+
+        def count(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal left
+            if event in FILE_EVENTS and "models" in str(arguments):
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left -= 1
+
+        sys.addaudithook(count)
+        os._exit(command())
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL)
+    return status != 0
+
+
+FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.copyfile", "os.chmod"}
+
+
+def assert_whole_or_none(folder: Path) -> None:
+    found = find(folder / "models", "controlnet", CONTROLNET, "auto")
+    if found is not None:
+        manifest = manifest_in(found)
+        assert manifest is not None
+        assert list(damages(found, manifest)) == []
+
+
+@contextmanager
+def small_disk(folder: Path, mib: int) -> Iterator[Path]:
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_too_little_space_is_told_before_anything_is_fetched(tmp_path: Path) -> None:
+    hub = large()
+    with small_disk(tmp_path / "disk", 8) as disk, serving(hub) as url:
+        done = run_inside(tmp_path, url, "--to", str(disk))
+    assert done.returncode == 1
+    assert f"it takes 0.04 GiB, but {disk} has 0.01 GiB free: make room, or choose another disk by --to" in done.stderr
+    assert hub.asked == []
+
+
+def test_a_disk_that_others_fill_is_told_and_what_came_is_kept(tmp_path: Path) -> None:
+    content = weights(count=3_000_000)
+    half = len(content) // 2
+    hub = Hub({"some/controlnet": controlnet() | {WEIGHTS: content}}, stalls={WEIGHTS: [half]})
+    with small_disk(tmp_path / "disk", 10) as disk, serving(hub) as url:
+        process = start(tmp_path, url, "--to", str(disk))
+        assert hub.stalled.wait(60)
+        wait_until(lambda: any(part.stat().st_size for part in disk.rglob(f"{WEIGHTS}.part")))
+        filler = disk / "filler"
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        hub.closing.set()
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert f"engine.controlnet: some/controlnet: no space is left in {disk}" in said
+        filler.unlink()
+        assert run_inside(tmp_path, url, "--to", str(disk)).returncode == 0
+    assert ranges(hub)[-1] is not None  # the rest alone
+
+
+@pytest.mark.parametrize("limit", [HALF, SIZE + 1000])
+def test_a_disk_that_fills_up_is_told(tmp_path: Path, limit: int) -> None:
+    """A limit on a file's size stands for the disk: first for the download, then for what it is converted to."""
+    shrink = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
+    options = ("--dtype", "float32") if limit > SIZE else ()
+    with serving(hub_with()) as url:
+        process = start(tmp_path, url, *options, preexec_fn=shrink)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "engine.controlnet: some/controlnet: no space is left in" in said
+        assert "Traceback" not in said
+        assert not is_there(tmp_path)
+        if not options:  # there is room again
+            assert run_inside(tmp_path, url).returncode == 0
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with serving(hub_with()) as url:
+        done = run_inside(tmp_path, url, "--to", str(tmp_path / "file" / "models"))
+    assert done.returncode == 1
+    assert f"Not a directory: '{tmp_path}/file/models'" in done.stderr

@@ -1,0 +1,168 @@
+"""Which files of a repository are read, and which are refused for what they are."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from tests.workers.fetching import WEIGHTS, controlnet, run_here, run_inside, weights
+from tests.workers.hub import Hub, serving
+from workers import fetch
+from workers.fetching.errors import FetchError
+from workers.fetching.parts import PARTS, texts_of, weights_of
+
+MODEL_FILES = (
+    ".gitattributes",
+    "README.md",
+    "feature_extractor/preprocessor_config.json",
+    "model_index.json",
+    "safety_checker/model.fp16.safetensors",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/model.fp16.safetensors",
+    "text_encoder/model.safetensors",
+    "text_encoder/pytorch_model.bin",
+    "tokenizer/merges.txt",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+    "v1-5-pruned.ckpt",
+    "v1-5-pruned.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.fp16.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+)
+
+
+def test_of_a_model_half_precision_is_taken() -> None:
+    assert weights_of(PARTS["model"], MODEL_FILES, "float16") == {
+        "unet/diffusion_pytorch_model": ["unet/diffusion_pytorch_model.fp16.safetensors"],
+        "vae/diffusion_pytorch_model": ["vae/diffusion_pytorch_model.fp16.safetensors"],
+        "text_encoder/model": ["text_encoder/model.fp16.safetensors"],
+    }
+
+
+def test_the_texts_beside_the_weights_are_taken() -> None:
+    assert texts_of(PARTS["model"], MODEL_FILES) == [
+        "unet/config.json",
+        "vae/config.json",
+        "text_encoder/config.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer_config.json",
+        "tokenizer/merges.txt",
+        "tokenizer/special_tokens_map.json",
+        "tokenizer/vocab.json",
+    ]
+
+
+def test_full_precision_is_taken_where_it_is_wanted() -> None:
+    taken = weights_of(PARTS["model"], MODEL_FILES, "float32")
+    assert taken["unet/diffusion_pytorch_model"] == ["unet/diffusion_pytorch_model.safetensors"]
+
+
+def test_without_half_precision_the_full_is_taken() -> None:
+    assert weights_of(PARTS["controlnet"], ["config.json", WEIGHTS], "float16") == {
+        "diffusion_pytorch_model": [WEIGHTS]
+    }
+
+
+def test_shards_are_taken_if_all_are_there() -> None:
+    shards = [f"diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+
+    assert weights_of(PARTS["controlnet"], shards, "float16") == {"diffusion_pytorch_model": shards}
+    with pytest.raises(FetchError, match=r"no diffusion_pytorch_model\.safetensors"):
+        weights_of(PARTS["controlnet"], shards[1:], "float16")
+
+
+def test_a_repository_of_another_layout_is_refused() -> None:
+    with pytest.raises(FetchError, match=r"no vae/config\.json"):
+        texts_of(PARTS["model"], [name for name in MODEL_FILES if name != "vae/config.json"])
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "a pointer of Git LFS, not what it points at: run git lfs pull",
+        ),
+        (b"PK\x03\x04rest", "a zip, as torch.save writes: a pickle, which can run any code and is not read"),
+        (b"\x80\x02}q\x00.", "a pickle, which can run any code and is not read"),
+        (weights()[:-1], "damaged or cut off"),
+    ],
+)
+def test_what_is_no_safetensors_file_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, told: str
+) -> None:
+    assert run_here(tmp_path, controlnet() | {WEIGHTS: content}) == 1
+    assert f"{WEIGHTS} is no whole safetensors file: it is {told}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"in_channels": 9}, "in_channels of the ControlNet is 9; this engine runs 4 only"),
+        ({"addition_embed_type": "text_time"}, "addition_embed_type of the ControlNet is 'text_time'"),
+    ],
+)
+def test_another_architecture_is_told_before_its_weights_are_fetched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], told: str
+) -> None:
+    config = json.loads(controlnet()["config.json"]) | changes
+    assert run_here(tmp_path, {"config.json": json.dumps(config).encode(), WEIGHTS: b"not read"}) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_a_repository_of_pickles_is_refused(tmp_path: Path) -> None:
+    hub = Hub({"some/controlnet": {"config.json": b"{}", "diffusion_pytorch_model.bin": b"\x80"}})
+    with serving(hub) as url:
+        done = run_inside(tmp_path, url)
+    assert done.returncode == 1
+    assert "only pickles such as diffusion_pytorch_model.bin, which can run any code and are not read" in done.stderr
+    assert hub.asked == []
+
+
+def test_numbers_too_large_for_half_precision_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    large = save({"numbers": torch.tensor([1.0, 1e5])}, {"format": "pt"})
+    assert run_here(tmp_path, controlnet() | {WEIGHTS: large}) == 1
+    assert "numbers goes up to 100000, which float16 cannot hold: choose another --dtype" in capsys.readouterr().err
+    assert run_here(tmp_path, {}, "--dtype", "float32") == 0
+
+
+def test_numbers_that_are_none_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    none = save({"numbers": torch.tensor([1.0, torch.nan])}, {"format": "pt"})
+    assert run_here(tmp_path, controlnet() | {WEIGHTS: none}) == 1
+    assert "has values that are not numbers: the file is damaged" in capsys.readouterr().err
+
+
+def test_a_repository_that_is_not_pinned_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("engine: {model: {path: some/model}, controlnet: {path: .}}")
+
+    assert fetch.main([str(path)]) == 2
+    assert capsys.readouterr().err == (
+        f"{path}: engine.model.revision is missing, but must be the repository's commit: 40 digits of 0-9 and a-f\n"
+    )
+
+
+def test_a_pickle_is_refused_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("engine: {model: {path: ./model.ckpt}, controlnet: {path: .}}")
+
+    assert fetch.main([str(path)]) == 2
+    assert "engine.model.path is './model.ckpt', a pickle, which can run any code" in capsys.readouterr().err
+
+
+def test_a_file_without_a_dot_in_front_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("engine: {model: {path: models/x.safetensors}, controlnet: {path: .}}")
+
+    assert fetch.main([str(path)]) == 2
+    assert "engine.model.path is 'models/x.safetensors': write ./models/x.safetensors if" in capsys.readouterr().err
