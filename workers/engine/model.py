@@ -15,6 +15,7 @@ from workers.engine.config import EngineConfig, Sampler, Weights
 from workers.engine.constants import keys_values_widths, pack_projections, shift_widths, time_table
 from workers.engine.lora import fuse
 from workers.engine.sampler import SamplerMatrix, Scheduler, UnsupportedSamplerError, is_scheduler, sampler_matrix
+from workers.engine.timing import timed
 from workers.engine.weights import MissingWeightsError, folder_of, is_folder, named_loras
 
 if TYPE_CHECKING:
@@ -82,7 +83,9 @@ def load(config: EngineConfig, device: str) -> Model:
 
     Raises MissingWeightsError, LoraError, UnsupportedModelError and UnsupportedSamplerError.
     """
-    return assemble(config, read(config, dtype_of(config, device), device), device)
+    parts = read(config, dtype_of(config, device), device)
+    with timed("model put together"):
+        return assemble(config, parts, device)
 
 
 def dtype_of(config: EngineConfig, device: str) -> torch.dtype:
@@ -167,27 +170,29 @@ def read(config: EngineConfig, dtype: torch.dtype, device: str = "cpu") -> Parts
 
     Raises MissingWeightsError and LoraError.
     """
-    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-    from transformers.utils.logging import disable_progress_bar
+    with timed("diffusers and transformers imported"):
+        from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # it would draw in the log of every worker
     if config.model is None:
         raise MissingWeightsError("the configuration's engine.model")
     folder = _folder("model", config.model)
     control_folder = _folder("controlnet", config.controlnet) if config.controlnet else folder / "controlnet"
-    unet = _network_from(UNet2DConditionModel, folder / "unet", dtype, device)
-    text_encoder = _text_encoder_from(CLIPTextModel, folder / "text_encoder", dtype, device)
-    for name, lora in named_loras(config):
-        fuse(_existing(_folder(name, lora), lora.file) / lora.file, lora.scale, unet, text_encoder)
-    return Parts(
-        unet=unet,
-        controlnet=_network_from(ControlNetModel, control_folder, dtype, device),
-        vae=_network_from(AutoencoderKL, folder / "vae", dtype, device),
-        text_encoder=text_encoder,
-        tokenizer=CLIPTokenizer.from_pretrained(_existing(folder / "tokenizer", "tokenizer_config.json")),
-        scheduler=_scheduler_config(folder / "scheduler"),
-    )
+    with timed("weights read"):
+        unet = _network_from(UNet2DConditionModel, folder / "unet", dtype, device)
+        text_encoder = _text_encoder_from(CLIPTextModel, folder / "text_encoder", dtype, device)
+        for name, lora in named_loras(config):
+            fuse(_existing(_folder(name, lora), lora.file) / lora.file, lora.scale, unet, text_encoder)
+        return Parts(
+            unet=unet,
+            controlnet=_network_from(ControlNetModel, control_folder, dtype, device),
+            vae=_network_from(AutoencoderKL, folder / "vae", dtype, device),
+            text_encoder=text_encoder,
+            tokenizer=CLIPTokenizer.from_pretrained(_existing(folder / "tokenizer", "tokenizer_config.json")),
+            scheduler=_scheduler_config(folder / "scheduler"),
+        )
 
 
 def _folder(name: str, weights: Weights) -> Path:
