@@ -1,6 +1,6 @@
-"""From the start of the process to its port, to a warm model, and to the first picture, through HTTP; and what for.
+"""From the start of the process to its port, to a warm model and to the first picture, through HTTP, by phases.
 
-    python -m tests.bench.startup [--config demo] [--runs 5] [--out FILE]
+    python -m tests.bench.startup [--config demo] [--devices 0] [--runs 5] [--out FILE]
 
 Seconds of the clock, and of the processor up to readiness, which other work on the machine changes less. Where time
 goes is what the processes say of themselves in their log. Files are read from memory, but perhaps in the first run.
@@ -10,13 +10,12 @@ import argparse
 import json
 import re
 import statistics
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TypeAlias
-
-from tqdm import tqdm
 
 from tests.bench.environment import environment
 from tests.service.memory import cpu_seconds, resident_bytes
@@ -46,10 +45,11 @@ def main() -> None:
     """Measure, and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="demo", help="a file in configs/, without .yaml")
+    parser.add_argument("--devices", default="", help="CUDA_VISIBLE_DEVICES: one device; by default none, but the CPU")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write the JSON here as well")
     options = parser.parse_args()
-    runs = [start(options.config) for _ in tqdm(range(options.runs), "starts")]
+    runs = [start(options.config, options.devices) for _ in _told(options.runs)]
     parts = {part: summary([run[part] for run in runs]) for part in runs[0]}
     text = json.dumps({"config": options.config, "runs": options.runs, **parts, "environment": environment()}, indent=2)
     print(text)
@@ -57,10 +57,16 @@ def main() -> None:
         options.out.write_text(text + "\n")
 
 
-def start(config: str) -> dict[str, Figures]:
+def _told(runs: int) -> Iterator[int]:
+    for run in range(1, runs + 1):
+        print(f"start {run} of {runs}", file=sys.stderr)
+        yield run
+
+
+def start(config: str, devices: str) -> dict[str, Figures]:
     """Start the service, have one picture made, and end it: figures by part."""
     born, began = time.time(), time.monotonic()
-    with Service(config) as service:
+    with Service(config, devices) as service:
         bound = time.monotonic() - began
         until(lambda: service.client.get("/readyz").status_code == 200, PATIENCE_S)
         ready = time.monotonic() - began

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from workers.engine.ahead import read_ahead
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Engine
 from workers.engine.timing import timed
@@ -26,6 +27,7 @@ def _whole(config: EngineConfig, device: str) -> Engine[Any]:
         from workers.engine.echo import EchoEngine
 
         return EchoEngine(config)
+    read_ahead(config, device)
     with timed("torch imported"):
         from workers.engine.engine import DiffusionEngine
         from workers.engine.model import load

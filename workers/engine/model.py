@@ -16,13 +16,11 @@ from workers.engine.constants import keys_values_widths, pack_projections, shift
 from workers.engine.lora import fuse
 from workers.engine.sampler import SamplerMatrix, Scheduler, UnsupportedSamplerError, is_scheduler, sampler_matrix
 from workers.engine.timing import timed
-from workers.engine.weights import MissingWeightsError, folder_of, is_folder, named_loras
+from workers.engine.weights import COMPONENTS, MissingWeightsError, folder_of, is_folder, named_loras, weight_file
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
-
-_HALF_VARIANT = "fp16"
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,22 +209,18 @@ def _existing(folder: Path, *files: str) -> Path:
     return folder
 
 
-def _variant(folder: Path, stem: str, dtype: torch.dtype) -> Literal["fp16"] | None:
-    """Half-precision files are half to read; for float32 they are the second choice."""
-    full = (folder / f"{stem}.safetensors").is_file()
-    half = (folder / f"{stem}.{_HALF_VARIANT}.safetensors").is_file()
-    if not full and not half:
-        raise MissingWeightsError(str(folder / f"{stem}.safetensors"))
-    return "fp16" if half and not (full and dtype == torch.float32) else None
+def _variant(folder: Path, component: str, dtype: torch.dtype) -> Literal["fp16"] | None:
+    file = weight_file(_existing(folder, "config.json"), COMPONENTS[component], half=dtype != torch.float32)
+    return "fp16" if file.stem.endswith(".fp16") else None
 
 
 def _network_from(kind: Any, folder: Path, dtype: torch.dtype, device: str) -> Any:
-    variant = _variant(_existing(folder, "config.json"), "diffusion_pytorch_model", dtype)
+    variant = _variant(folder, "unet", dtype)  # all networks' files are called alike
     return kind.from_pretrained(folder, variant=variant, dtype=dtype, use_safetensors=True, device_map={"": device})
 
 
 def _text_encoder_from(kind: Any, folder: Path, dtype: torch.dtype, device: str) -> Any:
-    variant = _variant(_existing(folder, "config.json"), "model", dtype)
+    variant = _variant(folder, "text_encoder", dtype)
     return kind.from_pretrained(
         folder, variant=variant, dtype=dtype, use_safetensors=True, device_map={"": device}, local_files_only=True
     )
