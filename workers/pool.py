@@ -5,12 +5,11 @@ It owns every pipe and process and decides nothing. All of it runs on one event 
 
 import asyncio
 import gc
-import importlib
 import logging
+import multiprocessing
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.context import SpawnContext
 from typing import assert_never
 
 from scheduler import messages as m
@@ -23,6 +22,9 @@ from workers.slots import SlotLayout, SlotMemory
 
 log = logging.getLogger("contour.pool")
 
+# torch.multiprocessing's own context, the very object (a test holds that), taken from where torch takes it: importing
+# torch here would keep the first worker waiting for 2.4 s, and cost 190 MiB, for tensors that are never sent.
+SPAWN = multiprocessing.get_context("spawn")
 STOP_SECONDS = 5.0  # given to idle workers to end by themselves at shutdown
 
 
@@ -47,13 +49,6 @@ class Device:
 
     name: str
     uuid: str | None
-
-
-def _spawn_context() -> SpawnContext:
-    context: SpawnContext = importlib.import_module("torch.multiprocessing").get_context("spawn")
-    # torch brings some 100,000 objects that never die: no collection of garbage need look at them again.
-    gc.freeze()
-    return context
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +80,6 @@ class Pool:
         self._last_job = 0
         self._observe = observe
         self._timer: asyncio.TimerHandle | None = None
-        self._context: SpawnContext | None = None
         self._drained = asyncio.Event()
         self._failure = ""
 
@@ -94,8 +88,7 @@ class Pool:
 
         Raises NothingServedError if it ended because all workers are out of service.
         """
-        # In a thread, as it takes seconds, and clients are to be heard meanwhile.
-        self._context = await asyncio.to_thread(_spawn_context)
+        gc.freeze()  # what is there by now never dies: no collection of garbage need look at it again
         self._handle(m.Opened())
         try:
             await self._drained.wait()
@@ -170,10 +163,9 @@ class Pool:
                 assert_never(unreachable)
 
     def _spawn(self, worker: m.WorkerId) -> None:
-        assert self._context is not None  # Opened comes after the import
         loop = asyncio.get_running_loop()
         try:
-            child = Child(self._context, self._setups[worker], self._memories[worker])
+            child = Child(SPAWN, self._setups[worker], self._memories[worker])
         except OSError as error:  # no process, descriptor or memory to be had: it is tried again, as after any loss
             log.error("worker %s cannot be started: %s", worker, error)
             loop.call_soon(self._handle, m.WorkerLost(worker, f"cannot be started: {error}"))

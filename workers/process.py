@@ -1,9 +1,12 @@
 """A worker's process: one process, one device, one engine."""
 
 import ctypes
+import gc
 import os
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,8 +40,9 @@ def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
     _die_with_parent(setup.parent)
     _settle(setup)
     try:
-        engine = _load(setup)
-        costs = engine.warm_up()
+        with _no_garbage():
+            engine = _load(setup)
+            costs = engine.warm_up()
         wire.send(channel, wire.Ready(costs, *_describe(setup.device)))
         Worker(engine, channel, memory, costs).run()
     except Exception as error:  # noqa: BLE001 - crash-only: the pool learns why and runs the pictures elsewhere
@@ -68,6 +72,18 @@ def _settle(setup: Setup) -> None:
     if setup.cache is not None:
         for name, kind in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
             os.environ.setdefault(name, str(Path(setup.cache).expanduser() / kind))
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """What is imported and loaded here stays: looking for garbage in it, again and again, is an eighth of the start.
+
+    Nor is it looked at later: with some 500,000 objects, that would be felt between two steps.
+    """
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
 
 
 def _load(setup: Setup) -> Engine[Any]:

@@ -6,7 +6,7 @@ Except for those that take long: `latency`, which is for a GPU, `overload` and `
 import runpy
 import sys
 
-SHORT = ("overhead", "decision", "demo")
+SHORT = ("overhead", "decision", "startup", "demo")
 BENCHMARKS = (*SHORT, "latency", "overload", "soak")
 
 

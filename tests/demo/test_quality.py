@@ -9,6 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.bench.startup import SPANS, phases
 from tests.demo.scenes import Pixels, Scene, scenes
 from tests.demo.scoring import colours, edge_f1, edges
 from tests.service.running import Service, file_of, result_pixels
@@ -74,3 +75,10 @@ def test_the_size_follows_the_input(demo: Service) -> None:
     wide = cv2.resize(SCENES[0].picture, (400, 200))
     scene = Scene(np.asarray(wide, np.uint8), SCENES[0].caption, ())
     assert make(demo, scene).shape == (256, 512, 3)
+
+
+def test_the_log_of_a_start_tells_how_long_each_of_its_phases_took(demo: Service) -> None:
+    seconds = phases(demo.log, born=0.0)
+    assert set(SPANS) < set(seconds)
+    assert all(each >= 0 for each in seconds.values())
+    assert min(seconds["worker: torch"], seconds["worker: diffusers and transformers"]) > 0

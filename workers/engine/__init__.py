@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from workers.engine.ahead import read_ahead
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Engine
+from workers.engine.timing import timed
 
 
 def build(config: EngineConfig, device: str) -> Engine[Any]:
@@ -25,7 +27,9 @@ def _whole(config: EngineConfig, device: str) -> Engine[Any]:
         from workers.engine.echo import EchoEngine
 
         return EchoEngine(config)
-    from workers.engine.engine import DiffusionEngine
-    from workers.engine.model import load
+    read_ahead(config, device)
+    with timed("torch imported"):
+        from workers.engine.engine import DiffusionEngine
+        from workers.engine.model import load
 
     return DiffusionEngine(config, load(config, device))

@@ -28,6 +28,7 @@ from workers.engine.measure import Measurements
 from workers.engine.model import Model
 from workers.engine.speed import Workshop
 from workers.engine.streams import upload
+from workers.engine.timing import timed
 from workers.engine.workspace import Workspace
 
 _STEPS_AHEAD = 1
@@ -78,8 +79,10 @@ class DiffusionEngine:
     @torch.no_grad()
     def warm_up(self) -> Costs:
         """Record and run everything once, measure it, and begin to compile."""
-        self._workshop.set_up()
-        self._measurements.take_all()
+        with timed("buffers made and graphs recorded"):
+            self._workshop.set_up()
+        with timed("costs measured"):
+            self._measurements.take_all()
         self._workshop.start_compiling()
         return self.costs()
 

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_REPEATS = 3
-_PATIENCE_S = 5.0  # for all buckets; on a slow device those that are left are estimated
+_REPEATS = 3  # at most
+_ENOUGH_S = 0.2  # spent on one figure; a device that needs more of it for two calls is a slow one, and steadier
+_LONG_S = 1.0  # for a call that is not repeated: the first of a shape chooses kernels, which takes some tenths of this
+_PATIENCE_S = 0.5  # for all buckets: it is part of the start. On a slow device those that are left are estimated
 
 
 class Measurements:
@@ -82,14 +84,15 @@ class Measurements:
         return float(np.interp(bucket, known, [self._step_seconds[each] for each in known]))
 
     def _seconds(self, actions: Iterable[Callable[[], object]]) -> float:
-        """The median time of actions; the first is warm-up, but where it takes long it is the only one and counts."""
+        """The median time of actions, until enough is spent on them; the first is warm-up, but where it takes long it
+        is the only one and counts."""
         times = []
         for action in actions:
             start = time.perf_counter()
             action()
             self._engine.synchronize()
             times.append(time.perf_counter() - start)
-            if times[0] > _PATIENCE_S / _REPEATS:
+            if sum(times) > _ENOUGH_S and (len(times) > 1 or times[0] > _LONG_S):
                 break
         return median(times[1:] or times)
 

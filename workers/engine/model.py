@@ -15,13 +15,12 @@ from workers.engine.config import EngineConfig, Sampler, Weights
 from workers.engine.constants import keys_values_widths, pack_projections, shift_widths, time_table
 from workers.engine.lora import fuse
 from workers.engine.sampler import SamplerMatrix, Scheduler, UnsupportedSamplerError, is_scheduler, sampler_matrix
-from workers.engine.weights import MissingWeightsError, folder_of, is_folder, named_loras
+from workers.engine.timing import timed
+from workers.engine.weights import COMPONENTS, MissingWeightsError, folder_of, is_folder, named_loras, weight_file
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
-
-_HALF_VARIANT = "fp16"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +81,9 @@ def load(config: EngineConfig, device: str) -> Model:
 
     Raises MissingWeightsError, LoraError, UnsupportedModelError and UnsupportedSamplerError.
     """
-    return assemble(config, read(config, dtype_of(config, device), device), device)
+    parts = read(config, dtype_of(config, device), device)
+    with timed("model put together"):
+        return assemble(config, parts, device)
 
 
 def dtype_of(config: EngineConfig, device: str) -> torch.dtype:
@@ -167,27 +168,29 @@ def read(config: EngineConfig, dtype: torch.dtype, device: str = "cpu") -> Parts
 
     Raises MissingWeightsError and LoraError.
     """
-    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-    from transformers.utils.logging import disable_progress_bar
+    with timed("diffusers and transformers imported"):
+        from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # it would draw in the log of every worker
     if config.model is None:
         raise MissingWeightsError("the configuration's engine.model")
     folder = _folder("model", config.model)
     control_folder = _folder("controlnet", config.controlnet) if config.controlnet else folder / "controlnet"
-    unet = _network_from(UNet2DConditionModel, folder / "unet", dtype, device)
-    text_encoder = _text_encoder_from(CLIPTextModel, folder / "text_encoder", dtype, device)
-    for name, lora in named_loras(config):
-        fuse(_existing(_folder(name, lora), lora.file) / lora.file, lora.scale, unet, text_encoder)
-    return Parts(
-        unet=unet,
-        controlnet=_network_from(ControlNetModel, control_folder, dtype, device),
-        vae=_network_from(AutoencoderKL, folder / "vae", dtype, device),
-        text_encoder=text_encoder,
-        tokenizer=CLIPTokenizer.from_pretrained(_existing(folder / "tokenizer", "tokenizer_config.json")),
-        scheduler=_scheduler_config(folder / "scheduler"),
-    )
+    with timed("weights read"):
+        unet = _network_from(UNet2DConditionModel, folder / "unet", dtype, device)
+        text_encoder = _text_encoder_from(CLIPTextModel, folder / "text_encoder", dtype, device)
+        for name, lora in named_loras(config):
+            fuse(_existing(_folder(name, lora), lora.file) / lora.file, lora.scale, unet, text_encoder)
+        return Parts(
+            unet=unet,
+            controlnet=_network_from(ControlNetModel, control_folder, dtype, device),
+            vae=_network_from(AutoencoderKL, folder / "vae", dtype, device),
+            text_encoder=text_encoder,
+            tokenizer=CLIPTokenizer.from_pretrained(_existing(folder / "tokenizer", "tokenizer_config.json")),
+            scheduler=_scheduler_config(folder / "scheduler"),
+        )
 
 
 def _folder(name: str, weights: Weights) -> Path:
@@ -206,22 +209,18 @@ def _existing(folder: Path, *files: str) -> Path:
     return folder
 
 
-def _variant(folder: Path, stem: str, dtype: torch.dtype) -> Literal["fp16"] | None:
-    """Half-precision files are half to read; for float32 they are the second choice."""
-    full = (folder / f"{stem}.safetensors").is_file()
-    half = (folder / f"{stem}.{_HALF_VARIANT}.safetensors").is_file()
-    if not full and not half:
-        raise MissingWeightsError(str(folder / f"{stem}.safetensors"))
-    return "fp16" if half and not (full and dtype == torch.float32) else None
+def _variant(folder: Path, component: str, dtype: torch.dtype) -> Literal["fp16"] | None:
+    file = weight_file(_existing(folder, "config.json"), COMPONENTS[component], half=dtype != torch.float32)
+    return "fp16" if file.stem.endswith(".fp16") else None
 
 
 def _network_from(kind: Any, folder: Path, dtype: torch.dtype, device: str) -> Any:
-    variant = _variant(_existing(folder, "config.json"), "diffusion_pytorch_model", dtype)
+    variant = _variant(folder, "unet", dtype)  # all networks' files are called alike
     return kind.from_pretrained(folder, variant=variant, dtype=dtype, use_safetensors=True, device_map={"": device})
 
 
 def _text_encoder_from(kind: Any, folder: Path, dtype: torch.dtype, device: str) -> Any:
-    variant = _variant(_existing(folder, "config.json"), "model", dtype)
+    variant = _variant(folder, "text_encoder", dtype)
     return kind.from_pretrained(
         folder, variant=variant, dtype=dtype, use_safetensors=True, device_map={"": device}, local_files_only=True
     )

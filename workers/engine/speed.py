@@ -1,12 +1,12 @@
 """What makes the engine fast: where its graphs, compiled networks and streams are put together."""
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from threading import Lock
 from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch._dynamo import config as compiler_config
 
 from workers.engine.attention import Attention
 from workers.engine.batch import Batch, Recipe, Size
@@ -50,9 +50,6 @@ class Workshop:
         self._compile_aside = self._aside()
         self._attention = Attention(kernels(model.device, config.speed.attention))
         self._plain = Passes.of(model.unet.net, model.controlnet.net, self._attention)
-        mode = _MODE_ON_CUDA if self._on_cuda else None
-        self._compiled = self._plain.compiled(mode)
-        self._decode: Decode = torch.compile(model.decode, fullgraph=True, dynamic=False, mode=mode)
         self._compiler = Compiler(self._compile, turn, self._fallbacks)
         self.recipe = Recipe(
             config.slots, config.guidance_scale, config.control_scale, buckets(config.slots, exact=recorder is None)
@@ -139,6 +136,8 @@ class Workshop:
 
     def _compile(self, target: Target) -> None:
         """In the compiler's thread: run the networks on a target's shapes, which has torch compile them for these."""
+        from torch._dynamo import config as compiler_config
+
         size, bucket = target
         space = self.spaces.get(size)
         if space is None:
@@ -152,6 +151,20 @@ class Workshop:
             else:
                 space.batch.try_out(bucket, Denoiser(self._compiled, self._compile_aside))
             self._settle()
+
+    # Made when something is compiled: torch's compiler takes 0.5 s of CPU to import, and a model is ready without it.
+
+    @cached_property
+    def _compiled(self) -> Passes:
+        return self._plain.compiled(self._compile_mode)
+
+    @cached_property
+    def _decode(self) -> Decode:
+        return torch.compile(self._model.decode, fullgraph=True, dynamic=False, mode=self._compile_mode)
+
+    @property
+    def _compile_mode(self) -> str | None:
+        return _MODE_ON_CUDA if self._on_cuda else None
 
     def _aside(self) -> Aside:
         return Aside(self._model.device if self._config.speed.beside else None)

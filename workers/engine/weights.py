@@ -7,6 +7,9 @@ from workers.engine.config import EngineConfig, Lora, Weights
 
 # A file that each part has, by its key in the `engine` section: where it is, the part is.
 LANDMARKS = {"model": "unet/config.json", "controlnet": "config.json"}
+_NETWORK = "diffusion_pytorch_model"
+# What the file of a component is called, without its ending, by the component's folder.
+COMPONENTS = {"unet": _NETWORK, "controlnet": _NETWORK, "vae": _NETWORK, "text_encoder": "model"}
 
 
 class MissingWeightsError(FileNotFoundError):
@@ -58,3 +61,15 @@ def folder_of(name: str, weights: Weights) -> Path | None:
 
     found = try_to_load_from_cache(weights.path, landmark, revision=weights.revision)
     return Path(found.removesuffix(landmark)) if isinstance(found, str) else None
+
+
+def weight_file(folder: Path, stem: str, *, half: bool) -> Path:
+    """A component's file. Those in half precision are half to read; for float32 they are the second choice.
+
+    Raises MissingWeightsError.
+    """
+    full, halved = folder / f"{stem}.safetensors", folder / f"{stem}.fp16.safetensors"
+    for path in (halved, full) if half else (full, halved):
+        if path.is_file():
+            return path
+    raise MissingWeightsError(str(full))

@@ -1,0 +1,54 @@
+"""What is not imported at the start, as it would take seconds: asked in new processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.service.running import ROOT, Service
+
+HEAVY = ("torch", "diffusers", "transformers")
+COMPILER = "torch._inductor.codecache"  # what is behind torch.compile
+WARM_UP = """
+from pathlib import Path
+from app.settings import load
+from workers.engine import build
+
+SMALL = {"CONTOUR_ENGINE__SIZE__SHORT_SIDE": "64", "CONTOUR_ENGINE__SLOTS": "1"}
+build(load(Path("configs/demo.yaml"), SMALL).engine, "cpu").warm_up()
+"""
+
+
+def loaded(by: str, modules: tuple[str, ...]) -> set[str]:
+    """Those of some modules that are there after a program has run."""
+    program = f"{by}\nimport sys\nprint(*sys.modules, sep='\\n')"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # more threads only wait for one another on a busy machine
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    return set(modules) & set(done.stdout.splitlines())
+
+
+def test_the_front_end_needs_no_torch() -> None:
+    with Service("echo") as service:
+        assert service.wait_until_ready().generate().status_code == 200
+        libraries = Path(f"/proc/{service.process.pid}/maps").read_text()
+    assert "libtorch" not in libraries
+    assert "cv2" not in libraries
+    assert "msgspec" in libraries  # so one would be seen
+
+
+def test_nor_does_a_worker_without_a_model() -> None:
+    assert loaded("import workers.process, workers.engine.echo", HEAVY) == set()
+
+
+def test_a_worker_that_does_not_compile_is_ready_without_torchs_compiler() -> None:
+    assert loaded(WARM_UP, (*HEAVY, COMPILER)) == set(HEAVY)
+
+
+def test_workers_are_spawned_by_the_context_of_torch_multiprocessing() -> None:
+    import torch.multiprocessing
+
+    from workers import pool
+
+    assert pool.SPAWN is torch.multiprocessing.get_context("spawn")
