@@ -1,4 +1,4 @@
-"""The command line: settings, parts, signals, and a server around them."""
+"""The command line: settings, signals, and a server around the application."""
 
 import argparse
 import asyncio
@@ -6,41 +6,20 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from starlette.applications import Starlette
 
-from app.access import Access
-from app.generation import Generation
-from app.health import Health
+from app.application import Application, StartError, prepared
 from app.limits import limited
-from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
-from app.openapi import Description
-from app.server import create_app
-from app.settings import Settings, SettingsError, load, read_keys
-from scheduler.core import Scheduler
-from workers.allocator import keep_freed_memory
-from workers.devices import Gpu, Placement, choose_devices
-from workers.engine.weights import absent
-from workers.folders import prepare
-from workers.logs import configure
-from workers.pool import NothingServedError, Pool
-from workers.process import Setup
-from workers.slots import SlotLayout
+from app.settings import Settings
 from workers.telemetry import Nvml
 
 log = logging.getLogger("contour")
 
-UTF8_BYTES = 4  # that a character takes at most
-MAX_DIGITS = (
-    640  # of an integer in a request: as few as Python can be told, as the time to read them grows with their square
-)
 CLOSE_SECONDS = 10  # given to answers that are being written when everything else has ended
 
 
@@ -48,31 +27,16 @@ def run(arguments: Sequence[str]) -> int:
     """Serve until a signal ends it; the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        settings = load(options.config, _environment(options))
-    except SettingsError as error:
-        return _refuse(str(error))
-    if missing := absent(settings.engine):
-        listed = "\n  ".join(missing)
-        get = f"python -m workers.fetch {options.config}"
-        return _refuse(f"These weights are not on this machine:\n  {listed}\nGet them with: {get}")
-    try:
-        prepare(settings.workers.cache)
-    except (OSError, RuntimeError) as error:
-        return _refuse(f"workers.cache is {settings.workers.cache}, which cannot be written to: {error}")
-    configure(settings.server.log_level)
-    sys.set_int_max_str_digits(MAX_DIGITS)
-    keep_freed_memory()
+        settings = prepared(options.config, _environment(options))
+    except StartError as error:
+        print(error, file=sys.stderr)
+        return 2
     nvml = Nvml.open()
     try:
-        return _serve(settings, nvml)
+        return _Service(settings, nvml).run()
     finally:
         if nvml is not None:
             nvml.close()
-
-
-def _refuse(reason: str) -> int:
-    print(reason, file=sys.stderr)
-    return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,73 +53,18 @@ def _environment(options: argparse.Namespace) -> Mapping[str, str]:
     return os.environ | {name: value for name, value in flags.items() if value is not None}
 
 
-def _serve(settings: Settings, nvml: Nvml | None) -> int:
-    placement = choose_devices(os.environ, nvml, settings.workers.cpu_workers)
-    metrics = Metrics()
-    pool = _pool(settings, placement, metrics)
-    metrics.registry.register(PoolCollector(pool))
-    metrics.registry.register(EngineCollector(pool))
-    if nvml is not None:
-        metrics.registry.register(DeviceCollector(pool, nvml))
-    service = _Service(pool, settings, nvml)
-    generation = Generation(pool, Access(read_keys(settings.server)), settings.server, settings.engine.size, metrics)
-    health, description = Health(pool, placement.reason), Description(settings.server)
-    app = create_app(generation, health, description, metrics.registry, service.lifespan)
-    _announce(settings, placement)
-    return service.run(app)
-
-
-def _pool(settings: Settings, placement: Placement, metrics: Metrics) -> Pool:
-    layout = SlotLayout(
-        settings.engine.slots,
-        settings.server.max_picture_bytes + UTF8_BYTES * settings.server.max_text_chars,
-        settings.workers.output_bytes,
-    )
-    threads = settings.workers.threads_per_worker(len(os.sched_getaffinity(0)), len(placement.devices))
-    core = Scheduler([device.id for device in placement.devices], settings.scheduler)
-    return Pool(
-        [
-            Setup(device, settings.engine, threads, settings.server.log_level, settings.workers.cache)
-            for device in placement.devices
-        ],
-        core,
-        layout,
-        metrics.observe,
-    )
-
-
-def _announce(settings: Settings, placement: Placement) -> None:
-    engine = settings.engine
-    if engine.kind == "echo":
-        log.info("serves echo: pictures come back as they are")
-    elif engine.model is not None:
-        log.info(
-            "serves %s: %s, %d steps, guidance %g, short side %d px",
-            engine.model.path,
-            engine.sampler.name,
-            engine.sampler.steps,
-            engine.guidance_scale,
-            engine.size.short_side,
-        )
-    devices = ", ".join(device.id for device in placement.devices)
-    level = logging.INFO if placement.devices[0].kind == "cuda" else logging.WARNING
-    log.log(level, "workers %s: %s", devices, placement.reason)
-
-
 class _Service:
     """The life of the process: bound, serving, draining, gone."""
 
-    def __init__(self, pool: Pool, settings: Settings, nvml: Nvml | None) -> None:
-        self._pool = pool
+    def __init__(self, settings: Settings, nvml: Nvml | None) -> None:
         self._settings = settings
-        self._nvml = nvml
+        self._application = Application(settings, os.environ, nvml, len(os.sched_getaffinity(0)), self._ended)
         self._server: _Server | None = None
-        self._failed = False
 
-    def run(self, app: Starlette) -> int:
+    def run(self) -> int:
         """Serve; 0 after a drain, 1 when nothing can be served any more."""
         config = uvicorn.Config(
-            app,
+            self._application.asgi,
             self._settings.server.host,
             self._settings.server.port,
             loop="uvloop",
@@ -172,41 +81,17 @@ class _Service:
         )
         self._server = _Server(config, self._stop)
         self._server.run()
-        return int(self._failed or not self._server.started)
+        return int(self._application.failure is not None or not self._server.started)
 
-    @asynccontextmanager
-    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """The pool runs beside the server, whose port is bound before any model is loaded."""
-        running = asyncio.create_task(self._pool.run())
-        running.add_done_callback(self._ended)
-        if self._nvml is not None:
-            self._nvml.run(partial(self._alarm, asyncio.get_running_loop()))
-        yield
-        self._pool.drain(0.0)
-        await asyncio.wait([running])
-
-    def _ended(self, running: "asyncio.Task[None]") -> None:
+    def _ended(self) -> None:
         assert self._server is not None
         self._server.should_exit = True
-        error = running.exception()
-        self._failed = error is not None
-        if isinstance(error, NothingServedError):
-            log.error("nothing can be served any more: %s", error)
-        elif error is not None:
-            log.error("the pool has failed", exc_info=error)
-
-    def _alarm(self, loop: asyncio.AbstractEventLoop, gpu: Gpu, xid: int) -> None:
-        """In NVML's thread: a GPU has had an error."""
-        if xid not in self._settings.workers.harmless_xids:
-            uuids, reason = {gpu.uuid, *(gpu.instances or ())}, f"GPU {gpu.uuid} reports XID {xid}"
-            with suppress(RuntimeError):  # the loop may have ended
-                loop.call_soon_threadsafe(self._pool.fault, uuids, reason)
 
     def _stop(self, signals: int) -> None:
         """First signal: finish what was accepted. Second: answer everybody now."""
         seconds = self._settings.server.drain_seconds if signals == 1 else 0.0
         log.info("draining, for at most %g s", seconds)
-        self._pool.drain(seconds)
+        self._application.pool.drain(seconds)
 
 
 class _Server(uvicorn.Server):

@@ -1,0 +1,161 @@
+"""The service without a server around it: an ASGI application that brings its workers along in its lifespan."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+from starlette.applications import Starlette
+
+from app.access import Access
+from app.generation import Generation
+from app.health import Health
+from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
+from app.openapi import Description
+from app.server import create_app
+from app.settings import Settings, SettingsError, load, read_keys
+from scheduler.core import Scheduler
+from workers.allocator import keep_freed_memory
+from workers.devices import Gpu, Placement, choose_devices
+from workers.engine.weights import absent
+from workers.folders import prepare
+from workers.logs import configure
+from workers.pool import NothingServedError, Pool
+from workers.process import Setup
+from workers.slots import SlotLayout
+from workers.telemetry import Nvml
+
+log = logging.getLogger("contour")
+
+UTF8_BYTES = 4  # that a character takes at most
+MAX_DIGITS = (
+    640  # of an integer in a request: as few as Python can be told, as the time to read them grows with their square
+)
+
+
+class StartError(Exception):
+    """The service cannot be started; the message says why, and what to do."""
+
+
+def prepared(config: Path, environ: Mapping[str, str]) -> Settings:
+    """Read a configuration, see that what it names is there, and set this process up for it.
+
+    Raises StartError.
+    """
+    try:
+        settings = load(config, environ)
+    except SettingsError as error:
+        raise StartError(str(error)) from None
+    if missing := absent(settings.engine):
+        listed = "\n  ".join(missing)
+        get = f"python -m workers.fetch {config}"
+        raise StartError(f"These weights are not on this machine:\n  {listed}\nGet them with: {get}")
+    cache = settings.workers.cache
+    try:
+        prepare(cache)
+    except (OSError, RuntimeError) as error:
+        raise StartError(f"workers.cache is {cache}, which cannot be written to: {error}") from None
+    configure(settings.server.log_level)
+    sys.set_int_max_str_digits(MAX_DIGITS)
+    keep_freed_memory()
+    return settings
+
+
+class Application:
+    """The service: `asgi` is what a server serves, lifespan included; the workers live as long as the lifespan.
+
+    `environ` says which devices are used, by its CUDA_VISIBLE_DEVICES; their workers share `cores`. The lifespan is
+    to run on a thread that stays: the kernel ends the workers with the thread that started them. `ended` is called
+    when the pool has ended, drained or not.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        environ: Mapping[str, str],
+        nvml: Nvml | None,
+        cores: int,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.failure: BaseException | None = None  # why the pool has ended, if not by a drain
+        self._settings = settings
+        self._nvml = nvml
+        self._ended = ended
+        placement = choose_devices(environ, nvml, settings.workers.cpu_workers)
+        metrics = Metrics()
+        self.pool = _pool(settings, placement, cores, metrics)
+        metrics.registry.register(PoolCollector(self.pool))
+        metrics.registry.register(EngineCollector(self.pool))
+        if nvml is not None:
+            metrics.registry.register(DeviceCollector(self.pool, nvml))
+        access = Access(read_keys(settings.server))
+        generation = Generation(self.pool, access, settings.server, settings.engine.size, metrics)
+        health, description = Health(self.pool, placement.reason), Description(settings.server)
+        self.asgi: Starlette = create_app(generation, health, description, metrics.registry, self._lifespan)
+        _announce(settings, placement)
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """The pool runs beside the server, which need not wait for any model."""
+        running = asyncio.create_task(self.pool.run())
+        running.add_done_callback(self._note_end)
+        if self._nvml is not None:
+            self._nvml.run(partial(self._alarm, asyncio.get_running_loop()))
+        yield
+        self.pool.drain(0.0)
+        await asyncio.wait([running])
+
+    def _note_end(self, running: "asyncio.Task[None]") -> None:
+        self.failure = running.exception()
+        if isinstance(self.failure, NothingServedError):
+            log.error("nothing can be served any more: %s", self.failure)
+        elif self.failure is not None:
+            log.error("the pool has failed", exc_info=self.failure)
+        self._ended()
+
+    def _alarm(self, loop: asyncio.AbstractEventLoop, gpu: Gpu, xid: int) -> None:
+        """In NVML's thread: a GPU has had an error."""
+        if xid not in self._settings.workers.harmless_xids:
+            uuids, reason = {gpu.uuid, *(gpu.instances or ())}, f"GPU {gpu.uuid} reports XID {xid}"
+            with suppress(RuntimeError):  # the loop may have ended
+                loop.call_soon_threadsafe(self.pool.fault, uuids, reason)
+
+
+def _pool(settings: Settings, placement: Placement, cores: int, metrics: Metrics) -> Pool:
+    layout = SlotLayout(
+        settings.engine.slots,
+        settings.server.max_picture_bytes + UTF8_BYTES * settings.server.max_text_chars,
+        settings.workers.output_bytes,
+    )
+    threads = settings.workers.threads_per_worker(cores, len(placement.devices))
+    core = Scheduler([device.id for device in placement.devices], settings.scheduler)
+    return Pool(
+        [
+            Setup(device, settings.engine, threads, settings.server.log_level, settings.workers.cache)
+            for device in placement.devices
+        ],
+        core,
+        layout,
+        metrics.observe,
+    )
+
+
+def _announce(settings: Settings, placement: Placement) -> None:
+    engine = settings.engine
+    if engine.kind == "echo":
+        log.info("serves echo: pictures come back as they are")
+    elif engine.model is not None:
+        log.info(
+            "serves %s: %s, %d steps, guidance %g, short side %d px",
+            engine.model.path,
+            engine.sampler.name,
+            engine.sampler.steps,
+            engine.guidance_scale,
+            engine.size.short_side,
+        )
+    devices = ", ".join(device.id for device in placement.devices)
+    level = logging.INFO if placement.devices[0].kind == "cuda" else logging.WARNING
+    log.log(level, "workers %s: %s", devices, placement.reason)
