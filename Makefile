@@ -11,10 +11,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test fuzz chaos lint format bench bench-gpu clean
+.PHONY: help install serve test test-image fuzz chaos lint format requirements bench bench-gpu clean
 
 help:  ## list what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## make .venv with all that serving and testing need
 
@@ -23,6 +23,9 @@ serve: $(INSTALLED)  ## serve; CONFIG=configs/demo.yaml HOST=127.0.0.1 PORT=8000
 
 test: $(INSTALLED)  ## run the tests; ARGS="tests/app -k settings" JOBS=2
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+
+test-image: $(INSTALLED)  ## build the image with the small model and try it: as root on Debian, with buildah
+	TEST_IMAGE=1 $(BIN)/python -m pytest tests/image $(ARGS)
 
 fuzz: $(INSTALLED)  ## feed damaged input to the picture decoder and the body parser; ARGS="--seconds 600"
 	$(BIN)/python -m tests.fuzz decoder $(ARGS)
@@ -36,6 +39,9 @@ lint: $(INSTALLED)  ## check style and types
 format: $(INSTALLED)  ## repair style where that can be done
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+requirements: $(INSTALLED)  ## write what an image installs, by version and hash, anew
+	$(BIN)/python -m requirements
 
 chaos: $(INSTALLED)  ## run the service under faults, for an hour; ARGS="--seconds 600 --seed 2 --out FILE"
 	$(BIN)/python -m tests.chaos $(ARGS)

@@ -16,6 +16,7 @@ import uvicorn
 from app.application import Application, StartError, prepared
 from app.limits import limited
 from app.settings import Settings
+from workers.cores import available_cores
 from workers.telemetry import Nvml
 
 log = logging.getLogger("contour")
@@ -58,7 +59,7 @@ class _Service:
 
     def __init__(self, settings: Settings, nvml: Nvml | None) -> None:
         self._settings = settings
-        self._application = Application(settings, os.environ, nvml, len(os.sched_getaffinity(0)), self._ended)
+        self._application = Application(settings, os.environ, nvml, available_cores(), self._ended)
         self._server: _Server | None = None
 
     def run(self) -> int:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
-from importlib.metadata import version
 from typing import Any, TypeAlias
 
 import msgspec
@@ -10,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app import __version__
 from app.errors import MEDIA_TYPE, Error, ProblemBody
 from app.generation import SEED_MAX, SEED_MIN, GenerationAnswer, GenerationRequest
 from app.health import Aliveness, Readiness
@@ -60,7 +60,7 @@ def describe(config: ServerConfig) -> Node:
     """The whole description."""
     _, schemas = msgspec.json.schema_components(STRUCTS, ref_template="#/components/schemas/{name}")
     schemas["GenerationRequest"]["properties"] |= _request_fields(config)
-    title = {"title": "Contour", "version": version("contour"), "license": {"name": "Apache-2.0"}}
+    title = {"title": "Contour", "version": __version__, "license": {"name": "Apache-2.0"}}
     return {
         "openapi": "3.1.0",
         "info": title | {"description": "A prompt and a picture in, a new picture with the same edges out."},

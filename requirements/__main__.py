@@ -1,0 +1,72 @@
+"""python -m requirements: write what an image installs, by version and hash, from pyproject.toml and constraints.txt.
+
+Three files: requirements.txt is installed; requirements/cuda.txt is what the CUDA build of torch brings, which is
+installed only if that build is; requirements/pip.txt is a pip that knows hashes in constraints (older ones do not).
+uv resolves for every platform at once and reads metadata alone, so no wheel is downloaded.
+"""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PIP = "pip==26.3"
+# Of torch 2.13.0+cpu for CPython 3.11 at https://download.pytorch.org/whl/cpu: PyPI's index does not list them.
+CPU_BUILDS = {
+    "x86-64": "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",
+    "aarch64": "84453b69508ec79902f899c5ed9495acb9e2bbe9fda5f1d5d6f19e3c3842e1a7",
+}
+MADE = "# Made by `make requirements`; do not edit.\n"
+INSTALLED = f"""{MADE}\
+# Of torch there are hashes of two builds. That of PyPI is for CUDA and asks for what cuda.txt pins; that of
+# https://download.pytorch.org/whl/cpu asks for none of it, and is taken where pip finds it:
+"""
+ONLY_WITH_CUDA = f"{MADE}# Constraints: nothing here is installed unless the torch that was found asks for it.\n"
+
+
+def main() -> int:
+    """Write the three files; the exit code."""
+    pinned = names((ROOT / "constraints.txt").read_text())
+    blocks = resolve("pyproject.toml", "--extra", "gpu", "--constraint", "constraints.txt")
+    cuda = [block for block in blocks if name(block) not in pinned | {"xformers"}]
+    rest = [with_cpu_builds(block) if name(block) == "torch" else block for block in blocks if block not in cuda]
+    builds = "".join(f"#   {machine}: {digest}\n" for machine, digest in CPU_BUILDS.items())
+    write("requirements.txt", INSTALLED + builds + "-c requirements/cuda.txt", rest)
+    write("requirements/cuda.txt", ONLY_WITH_CUDA.rstrip(), cuda)
+    write("requirements/pip.txt", MADE.rstrip(), resolve("-", stdin=PIP))
+    return 0
+
+
+def resolve(*sources: str, stdin: str = "") -> list[str]:
+    """What uv pins for Linux, a block of lines a package."""
+    flags = ("--generate-hashes", "--universal", "--python-version", "3.11", "--no-header", "--no-annotate")
+    command = [str(Path(sys.executable).with_name("uv")), "pip", "compile", "--no-config", "--quiet", *flags, *sources]
+    text = subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, text=True, check=True).stdout  # noqa: S603
+    return [block for block in re.split(r"\n(?=\S)", text.strip()) if "'win32'" not in block or "!= 'win32'" in block]
+
+
+def with_cpu_builds(block: str) -> str:
+    """The same package, whose CPU builds are as good."""
+    return block + "".join(f" \\\n    --hash=sha256:{digest}" for digest in CPU_BUILDS.values())
+
+
+def name(requirement: str) -> str:
+    """A package's name as PyPI compares it."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]*", requirement)[0]).lower()  # type: ignore[index]
+
+
+def names(text: str) -> set[str]:
+    """The packages of a file of requirements."""
+    return {name(line) for line in text.splitlines() if line and line[0] not in "# -"}
+
+
+def write(path: str, head: str, blocks: Iterable[str]) -> None:
+    """Write one file and say so."""
+    (ROOT / path).write_text("\n".join([head, *blocks]) + "\n")
+    print(path, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
