@@ -39,7 +39,7 @@ def test_an_image_has_the_versions_that_are_tested() -> None:
     assert {package: tested[package] for package in installed.keys() & tested.keys()} == {
         package: version for package, version in installed.items() if package in tested
     }
-    assert installed.keys() - tested.keys() <= {"xformers", "sniffio"}
+    assert installed.keys() - tested.keys() <= {"xformers"}
 
 
 def test_the_stage_that_fetches_the_model_copies_just_the_code_that_this_needs() -> None:
