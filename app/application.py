@@ -85,7 +85,7 @@ class Application:
         self._nvml = nvml
         self._ended = ended
         placement = choose_devices(environ, nvml, settings.workers.cpu_workers)
-        metrics = Metrics()
+        self.metrics = metrics = Metrics()
         self.pool = _pool(settings, placement, cores, metrics)
         metrics.registry.register(PoolCollector(self.pool))
         metrics.registry.register(EngineCollector(self.pool))

@@ -69,7 +69,7 @@ class _Service:
             self._settings.server.host,
             self._settings.server.port,
             loop="uvloop",
-            http=limited(self._settings.server),
+            http=limited(self._settings.server, self._application.metrics.connection),
             ws="none",
             lifespan="on",
             log_config=None,

@@ -5,6 +5,8 @@ the body of a request that offers an upgrade, as Java's HTTP client does at firs
 of several requests on a connection that is lost, only the last is told.
 """
 
+from collections.abc import Callable
+
 import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -18,6 +20,7 @@ class Connection(HttpToolsProtocol):
     """Tell uvicorn of it with `http=Connection`."""
 
     max_head_bytes = 64 * 1024  # request line and headers; other servers take 8 to 64 KiB
+    on_refusal: Callable[[Error], None] = staticmethod(lambda error: None)  # told of each error that closes one
 
     # Bytes read since a head began or ended or a piece of a body came: of a head, of a trailer, or between chunks.
     _unused = 0
@@ -100,6 +103,7 @@ class Connection(HttpToolsProtocol):
         self.logger.debug("refused: %s", problem.detail)
         if self.transport.is_closing():
             return
+        self.on_refusal(problem.error)
         self.flow.resume_reading()  # uvicorn must not ask for it when the transport is closed
         response = respond(problem)
         headers = [b"%b: %b\r\n" % header for header in (*response.raw_headers, (b"connection", b"close"))]

@@ -116,11 +116,12 @@ class LimitedConnection(Connection):
             self._refuse(_late("body", self.limits.body_seconds))
 
 
-def limited(config: ServerConfig) -> type[LimitedConnection]:
-    """The class of connections within some limits, for uvicorn to make them of."""
+def limited(config: ServerConfig, refused: Callable[[Error], None]) -> type[LimitedConnection]:
+    """The class of connections within some limits, for uvicorn to make them of; `refused` hears of their errors."""
 
     class Limited(LimitedConnection):
         limits = config
+        on_refusal = staticmethod(refused)
         max_head_bytes = config.max_header_bytes
 
     return Limited

@@ -3,7 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -13,12 +21,7 @@ from workers.pool import Pool
 from workers.telemetry import Nvml
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-UNCOUNTED = {
-    Error.BROKEN_HTTP,
-    Error.HEAD_TOO_LARGE,
-    Error.SLOW,
-    Error.CONNECTIONS,
-}  # a connection ended before there was a request
+OF_CONNECTIONS = (Error.BROKEN_HTTP, Error.HEAD_TOO_LARGE, Error.SLOW, Error.CONNECTIONS)  # there was no whole request
 STAGES = ("queue", "prepare", "denoise", "decode", "encode")
 
 
@@ -26,14 +29,25 @@ class Metrics:
     """What is counted as it happens. `observe` is the pool's observer."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a gauge for each counter and histogram, for one format that has other means
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         self._requests = Counter(
             "contour_requests", "Requests answered, by outcome.", ["outcome"], registry=self.registry
         )
+        self._refusals = Counter(
+            "contour_connection_errors",
+            "Connections closed with an error, as no whole request came.",
+            ["reason"],
+            registry=self.registry,
+        )
         self._seconds = Histogram(
-            "contour_request_seconds", "A request from its head to its answer.", buckets=SECONDS, registry=self.registry
+            "contour_request_seconds",
+            "A request from its head to its answer: a picture, or something else.",
+            ["answer"],
+            buckets=SECONDS,
+            registry=self.registry,
         )
         self._stages = Histogram(
             "contour_stage_seconds", "Stages of a finished picture.", ["stage"], buckets=SECONDS, registry=self.registry
@@ -55,17 +69,26 @@ class Metrics:
         # A series exists before its first sample, so that rates start at 0.
         for stage in STAGES:
             self._stages.labels(stage)
-        for outcome in ("done", "abandoned", *(error.slug for error in Error if error not in UNCOUNTED)):
+        for outcome in ("done", "abandoned", *(error.slug for error in Error if error not in OF_CONNECTIONS)):
             self._requests.labels(outcome)
+        for error in OF_CONNECTIONS:
+            self._refusals.labels(error.slug)
+        for answer in ("picture", "other"):
+            self._seconds.labels(answer)
 
     def request(self, outcome: str, seconds: float) -> None:
         """A request was answered."""
         self._requests.labels(outcome).inc()
-        self._seconds.observe(seconds)
+        # Apart, as refusals take no time: the more there are, the better all answers together would look.
+        self._seconds.labels("picture" if outcome == "done" else "other").observe(seconds)
 
     def refused(self, outcome: str) -> None:
         """The router refused a request: there is nothing to time."""
         self._requests.labels(outcome).inc()
+
+    def connection(self, error: Error) -> None:
+        """A connection was closed with an error."""
+        self._refusals.labels(error.slug).inc()
 
     def stages(self, seconds: Mapping[str, float]) -> None:
         """A picture was finished; its stages took so long."""
@@ -87,6 +110,9 @@ class Metrics:
 
     def _count(self, command: m.Command) -> None:
         match command:
+            case m.Spawn(worker):
+                self._steps.labels(worker)
+                self._losses.labels(worker)
             case m.Start(job):
                 if job in self._started:
                     self._retries.inc()
@@ -109,6 +135,11 @@ class PoolCollector(Collector):
         yield GaugeMetricFamily("contour_queue_depth", "Jobs waiting for a slot.", core.queue_depth)
         yield GaugeMetricFamily("contour_running", "Jobs in a slot of a worker.", core.running)
         yield GaugeMetricFamily("contour_ready", "1 while a picture can be made.", float(core.ready))
+        yield GaugeMetricFamily("contour_draining", "1 while nothing new is taken.", float(core.draining))
+        # Without a sample until a worker has measured itself.
+        predicted = GaugeMetricFamily("contour_predicted_seconds", "What a picture takes alone on the fastest worker.")
+        _add(predicted, [], core.predicted_seconds)
+        yield predicted
         state = GaugeMetricFamily("contour_worker_state", "1 for the state a worker is in.", labels=["worker", "state"])
         slots = GaugeMetricFamily("contour_slots_in_use", "Shared-memory slots in use.", labels=["worker"])
         total = GaugeMetricFamily("contour_slots", "Shared-memory slots there are.", labels=["worker"])

@@ -13,13 +13,13 @@ from app import __version__
 from app.errors import MEDIA_TYPE, Error, ProblemBody
 from app.generation import SEED_MAX, SEED_MIN, GenerationAnswer, GenerationRequest
 from app.health import Aliveness, Readiness
-from app.metrics import UNCOUNTED
+from app.metrics import OF_CONNECTIONS
 from app.settings import ServerConfig
 
 Node: TypeAlias = dict[str, Any]
 
 JSON = "application/json"
-ANYWHERE = tuple(error for error in Error if error in UNCOUNTED | {Error.METHOD, Error.INTERNAL})
+ANYWHERE = tuple(error for error in Error if error in {*OF_CONNECTIONS, Error.METHOD, Error.INTERNAL})
 GENERATION = tuple(error for error in Error if error is not Error.NOT_FOUND)
 LATER = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 STRUCTS = (GenerationRequest, GenerationAnswer, ProblemBody, Aliveness, Readiness)

@@ -74,6 +74,32 @@ def test_every_outcome_has_a_series_before_it_happens() -> None:
     assert outcomes >= {"done", "abandoned", "busy", "expired", "draining", "poisoned", "internal", "invalid-picture"}
     assert Error.NOT_FOUND.slug in outcomes
     assert Error.BROKEN_HTTP.slug not in outcomes
+    reasons = {labels[0][1] for name, labels in found if name == "contour_connection_errors_total"}
+    assert reasons == {"broken-http", "head-too-large", "request-timeout", "too-many-connections"}
+
+
+def test_a_workers_counters_are_there_before_its_first_step_and_its_first_loss() -> None:
+    metrics = Metrics()
+    metrics.observe(m.Opened(), [m.Spawn("gpu0"), m.Spawn("gpu1")])
+    found = samples(metrics.registry)
+    for worker in ("gpu0", "gpu1"):
+        assert found["contour_steps_total", (("worker", worker),)] == 0
+        assert found["contour_worker_losses_total", (("worker", worker),)] == 0
+
+
+def test_pictures_are_timed_apart_from_refusals() -> None:
+    metrics = Metrics()
+    metrics.request("done", 2.0)
+    for outcome in ("busy", "invalid-picture", "abandoned"):
+        metrics.request(outcome, 0.001)
+    found = samples(metrics.registry)
+    assert found["contour_request_seconds_count", (("answer", "picture"),)] == 1
+    assert found["contour_request_seconds_sum", (("answer", "picture"),)] == 2.0
+    assert found["contour_request_seconds_count", (("answer", "other"),)] == 3
+
+
+def test_a_scrape_is_not_doubled_by_when_each_series_began() -> None:
+    assert not [name for name, _ in samples(Metrics().registry) if name.endswith("_created")]
 
 
 def test_a_job_that_is_started_again_is_a_retry() -> None:

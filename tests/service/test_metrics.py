@@ -7,6 +7,7 @@ from shutil import which
 
 import pytest
 
+from tests.service.raw import exchange, head
 from tests.service.running import Service, until
 
 
@@ -26,6 +27,15 @@ def test_what_clients_saw_adds_up() -> None:
         assert service.sample("contour_request_seconds_sum") >= service.sample("contour_stage_seconds_sum") > 0
 
 
+def test_what_closes_a_connection_is_counted(echo: Service) -> None:
+    for sent, reason in ((b"nonsense\r\n\r\n", "broken-http"), (head("X: " + "x" * 70_000), "head-too-large")):
+        before = echo.sample("contour_connection_errors_total", reason=reason)
+        requests = echo.sample("contour_requests_total")
+        assert exchange(echo, sent)[0].problem == reason
+        assert echo.sample("contour_connection_errors_total", reason=reason) == before + 1
+        assert echo.sample("contour_requests_total") == requests
+
+
 def is_zero(service: Service, name: str) -> bool:
     return service.sample(name) == 0
 
@@ -35,6 +45,8 @@ def test_the_state_of_now_is_shown() -> None:
         assert service.sample("contour_ready") in (0, 1)
         service.wait_until_ready()
         assert service.sample("contour_ready") == 1
+        assert service.sample("contour_draining") == 0
+        assert "contour_predicted_seconds" in service.metrics()
         assert service.sample("contour_worker_state", worker="cpu0", state="ready") == 1
         assert service.sample("contour_worker_state", worker="cpu0") == 1
         assert service.sample("contour_slots", worker="cpu0") == 3
