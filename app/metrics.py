@@ -29,7 +29,8 @@ class Metrics:
     """What is counted as it happens. `observe` is the pool's observer."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a gauge for each counter and histogram, for one format that has other means
+        # Else there is a gauge beside each counter and histogram, for a format that has other means for that.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)

@@ -1,0 +1,154 @@
+"""What is watched: rules, dashboard and compose file, held to a real service that a real Prometheus has scraped."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.service.running import PATIENCE, ROOT, Service, good_request, until
+
+MONITORING = ROOT / "example" / "monitoring"
+DASHBOARD = json.loads((MONITORING / "grafana" / "dashboards" / "contour.json").read_text())
+VARIABLES = {"$instance": ".*", "$__rate_interval": "10s"}
+ABSENT = ("contour_device_", "contour_worker_graphs")  # where there is no GPU
+RARE = ("contour_worker_fallbacks_total",)  # where nothing has failed
+
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="needs promtool: apt-get install prometheus"
+)
+needs_prometheus = pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="needs prometheus: apt-get install prometheus"
+)
+
+
+def queries() -> list[str]:
+    """Of all panels, with Grafana's variables filled in."""
+    found = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
+    for variable, value in VARIABLES.items():
+        found = [query.replace(variable, value) for query in found]
+    return found
+
+
+def names(query: str) -> set[str]:
+    return set(re.findall(r"\b(?:contour|process)_\w+", query))
+
+
+class Prometheus:
+    """A real Prometheus, with the project's rules, that scrapes one service every second."""
+
+    def __init__(self, folder: Path, target: str) -> None:
+        config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config["rule_files"] = [str(MONITORING / "rules.yml")]
+        config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        flags = (f"--web.listen-address={address}", f"--storage.tsdb.path={folder}/data", "--log.level=error")
+        self.process = subprocess.Popen(["prometheus", f"--config.file={folder}/prometheus.yml", *flags])
+        self.client = httpx.Client(base_url=f"http://{address}", timeout=PATIENCE)
+
+    def query(self, expression: str) -> list[Any]:
+        """The samples that an expression has now."""
+        answer = self.client.get("/api/v1/query", params={"query": expression}).json()
+        assert answer["status"] == "success", (expression, answer)
+        result: list[Any] = answer["data"]["result"]
+        return result
+
+    def knows(self, expression: str) -> bool:
+        try:
+            return bool(self.query(expression))
+        except httpx.TransportError:
+            return False
+
+    def end(self) -> None:
+        self.client.close()
+        self.process.terminate()
+        self.process.wait(PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """It has seen pictures, a refusal and a lost connection, and has scraped often enough for rates."""
+    with Service("echo", WORKERS__CPU_WORKERS=1) as service:
+        prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), service.url.removeprefix("http://"))
+        try:
+            service.wait_until_ready()
+            until(lambda: prometheus.knows("contour_ready == 1"))
+            for _ in range(5):
+                assert service.client.post("/generation/", json=good_request()).status_code == 200
+            assert service.generate(text=7).status_code == 422
+            until(lambda: prometheus.knows('rate(contour_requests_total{outcome="done"}[10s]) > 0'))
+            until(lambda: prometheus.knows("contour:pictures:rate5m > 0"))
+            yield prometheus
+        finally:
+            prometheus.end()
+
+
+@needs_promtool
+def test_the_rules_are_right_and_each_alert_fires_when_all_is_amiss_only() -> None:
+    for arguments in (["check", "config", "prometheus.yml"], ["test", "rules", "rules_test.yml"]):
+        done = subprocess.run(["promtool", *arguments], cwd=MONITORING, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_tested_and_says_what_to_do() -> None:
+    rules = [
+        rule for group in yaml.safe_load((MONITORING / "rules.yml").read_text())["groups"] for rule in group["rules"]
+    ]
+    alerts = {rule["alert"]: rule for rule in rules if "alert" in rule}
+    tested = set(re.findall(r'alertname="(\w+)"', (MONITORING / "rules_test.yml").read_text()))
+    assert alerts.keys() == tested
+    assert all(rule["annotations"].keys() == {"summary", "description"} for rule in alerts.values())
+
+
+@needs_prometheus
+@pytest.mark.parametrize("query", queries())
+def test_each_query_of_the_dashboard_finds_something(scraped: Prometheus, query: str) -> None:
+    found = scraped.query(query)  # fails where it is no expression
+    if not any(name.startswith((*ABSENT, *RARE)) for name in names(query)):
+        assert found
+
+
+@needs_prometheus
+def test_the_recorded_rules_find_something(scraped: Prometheus) -> None:
+    text = (MONITORING / "rules.yml").read_text()
+    for name in re.findall(r"record: (\S+)", text):
+        until(lambda name=name: scraped.knows(name))  # type: ignore[misc]
+
+
+def test_what_needs_a_gpu_is_at_least_a_metric_of_ours() -> None:
+    text = (ROOT / "app" / "metrics.py").read_text()
+    rules = (MONITORING / "rules.yml").read_text()
+    asked = {name for query in [*queries(), rules] for name in names(query) if name.startswith((*ABSENT, *RARE))}
+    assert len(asked) >= 8
+    assert not {name for name in asked if f'"{name.removesuffix("_total")}"' not in text}
+
+
+def test_the_compose_file_mounts_what_there_is_and_lets_a_drain_end() -> None:
+    compose = yaml.safe_load((MONITORING / "docker-compose.yml").read_text())
+    services = compose["services"]
+    mounts = [mount.split(":")[0] for each in services.values() for mount in each.get("volumes", ())]
+    assert all(
+        (MONITORING / mount).exists() if mount.startswith(".") else mount in compose["volumes"] for mount in mounts
+    )
+    assert (MONITORING / services["contour"]["build"]["context"] / "Dockerfile").exists()
+    scrape = yaml.safe_load(compose["configs"]["scrape"]["content"])
+    assert scrape["scrape_configs"][0]["static_configs"] == [{"targets": ["contour:8000"]}]
+    gpu = yaml.safe_load((MONITORING / "docker-compose.gpu.yml").read_text())["services"]
+    assert gpu.keys() <= services.keys()
+
+
+def test_the_dashboard_asks_the_data_source_that_grafana_is_given() -> None:
+    source = yaml.safe_load((MONITORING / "grafana/provisioning/datasources/prometheus.yml").read_text())
+    assert source["datasources"][0]["url"] == "http://prometheus:9090"
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(ids) == len(set(ids)) > 20
