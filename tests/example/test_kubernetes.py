@@ -1,0 +1,132 @@
+"""The manifests, as kustomize renders them: against the published schemas, and against what the service really has."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from app.settings import load
+from tests.service.running import ROOT, Service
+
+KUBERNETES = ROOT / "example" / "kubernetes"
+OVERLAYS = ("cpu-demo", "gpu")
+CUSTOM = {"ScaledObject"}  # of KEDA: not among Kubernetes' own schemas
+SCHEMAS = "1.33"
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("kubectl") is None, reason="needs kubectl: apt-get install kubernetes-client"
+)
+
+
+def render(folder: Path) -> dict[str, Any]:
+    """Documents by kind."""
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {document["kind"]: document for document in yaml.safe_load_all(done.stdout)}
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def rendered(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return render(KUBERNETES / "overlays" / request.param)
+
+
+def pod(rendered: dict[str, Any]) -> dict[str, Any]:
+    spec: dict[str, Any] = rendered["Deployment"]["spec"]["template"]["spec"]
+    return spec
+
+
+def container(rendered: dict[str, Any]) -> dict[str, Any]:
+    (found,) = pod(rendered)["containers"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_all_is_as_the_published_schemas_want_it(rendered: dict[str, Any]) -> None:
+    checked = {kind: document for kind, document in rendered.items() if kind not in CUSTOM}
+    assert len(checked) >= 5
+    for document in checked.values():
+        kubernetes_validate.validate(document, SCHEMAS, strict=True)
+
+
+def test_the_schemas_would_notice_a_wrong_key(rendered: dict[str, Any]) -> None:
+    wrong = rendered["Deployment"] | {"spec": rendered["Deployment"]["spec"] | {"replica": 2}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, SCHEMAS, strict=True)
+
+
+def test_probes_and_ports_are_answered_by_the_real_service(rendered: dict[str, Any]) -> None:
+    described = container(rendered)
+    probes = [described[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")]
+    with Service("echo", WORKERS__CPU_WORKERS=1) as service:
+        service.wait_until_ready()
+        assert [service.client.get(probe["path"]).status_code for probe in probes] == [200, 200, 200]
+        assert service.client.get("/metrics").status_code == 200
+    ports = {port["name"]: port["containerPort"] for port in described["ports"]}
+    assert {probe["port"] for probe in probes} == ports.keys() == {"http"}
+    assert ports["http"] == load(ROOT / "configs" / "demo.yaml", {}).server.port
+    assert rendered["Service"]["spec"]["ports"][0]["targetPort"] == "http"
+
+
+def test_its_settings_are_settings_and_a_pod_has_time_for_its_drain(rendered: dict[str, Any]) -> None:
+    settings = load(ROOT / "configs" / "demo.yaml", rendered["ConfigMap"]["data"])  # a wrong key or value raises
+    before = float(container(rendered)["lifecycle"]["preStop"]["exec"]["command"][1])
+    closing = 15  # app.command.CLOSE_SECONDS and workers.pool.STOP_SECONDS
+    assert pod(rendered)["terminationGracePeriodSeconds"] > before + settings.server.drain_seconds + closing
+    assert container(rendered)["envFrom"] == [{"configMapRef": {"name": rendered["ConfigMap"]["metadata"]["name"]}}]
+    patience = container(rendered)["startupProbe"]
+    assert patience["periodSeconds"] * patience["failureThreshold"] >= settings.scheduler.load_timeout
+
+
+def test_it_runs_as_the_images_user_and_writes_to_volumes_only(rendered: dict[str, Any]) -> None:
+    image = (ROOT / "Dockerfile").read_text()
+    assert f"USER {pod(rendered)['securityContext']['runAsUser']}" in image
+    assert container(rendered)["securityContext"]["readOnlyRootFilesystem"]
+    assert container(rendered)["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    mounts = {mount["mountPath"] for mount in container(rendered)["volumeMounts"]}
+    assert {"/var/cache/contour", "/tmp"} == mounts
+    assert "VOLUME /var/cache/contour" in image
+
+
+def test_everything_selects_the_same_pods(rendered: dict[str, Any]) -> None:
+    labels = rendered["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert labels["app.kubernetes.io/name"] == "contour"
+    assert rendered["Deployment"]["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert rendered["Service"]["spec"]["selector"].items() <= labels.items()
+    assert rendered["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert rendered["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+
+
+def test_the_autoscaler_asks_for_metrics_that_there_are(rendered: dict[str, Any]) -> None:
+    scaled = rendered["ScaledObject"]["spec"]
+    assert scaled["scaleTargetRef"]["name"] == rendered["Deployment"]["metadata"]["name"]
+    assert "replicas" not in rendered["Deployment"]["spec"]  # else each apply would undo what the autoscaler did
+    (trigger,) = scaled["triggers"]
+    asked = {word for word in trigger["metadata"]["query"].replace("(", " ").replace(")", " ").split() if "_" in word}
+    with Service("echo", WORKERS__CPU_WORKERS=1) as service:
+        assert asked <= service.metrics().keys()
+    assert len(asked) == 3
+
+
+def test_only_the_gpu_overlay_asks_for_a_gpu() -> None:
+    limits = {name: container(render(KUBERNETES / "overlays" / name))["resources"]["limits"] for name in OVERLAYS}
+    assert "nvidia.com/gpu" not in limits["cpu-demo"]
+    assert limits["gpu"]["nvidia.com/gpu"] == 1
+
+
+def test_api_keys_come_from_a_secret(tmp_path: Path) -> None:
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    overlay = tmp_path / "kubernetes" / "overlays" / "cpu-demo"
+    with (overlay / "kustomization.yaml").open("a") as file:
+        file.write("components: [../../components/api-keys]\n")
+    rendered = render(overlay)
+    kubernetes_validate.validate(rendered["Deployment"], SCHEMAS, strict=True)
+    (variable,) = container(rendered)["env"]
+    (tmp_path / "keys").write_text("one-key-2cf24dba5fb0a30e\n")
+    load(ROOT / "configs" / "demo.yaml", {variable["name"]: str(tmp_path / "keys")})
+    mounts = {mount["name"]: mount["mountPath"] for mount in container(rendered)["volumeMounts"]}
+    assert variable["value"].startswith(mounts["api-keys"])
+    assert "secret" in next(volume for volume in pod(rendered)["volumes"] if volume["name"] == "api-keys")
