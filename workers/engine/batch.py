@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from workers.engine.conditioning import TEXT_TOKENS
-from workers.engine.denoiser import Denoiser
+from workers.engine.denoiser import Moment, Predict
 from workers.engine.graphs import Graphs, Work
-from workers.engine.model import Model, Network
-from workers.engine.networks import Control, Given
+from workers.engine.runtime import AnyModel
 from workers.engine.streams import upload
 
 Size = tuple[int, int]  # height and width of the latents
@@ -65,11 +64,11 @@ class _Buffers:
 class Batch:
     """Runs up to S pictures of one size, in parts that fit the buckets."""
 
-    def __init__(self, model: Model, recipe: Recipe, size: Size, denoiser: Denoiser, graphs: Graphs) -> None:
+    def __init__(self, model: AnyModel, recipe: Recipe, size: Size, predict: Predict, graphs: Graphs) -> None:
         self._model = model
         self._recipe = recipe
         self._size = size
-        self._denoisers = dict.fromkeys(recipe.buckets, denoiser)
+        self._predict = dict.fromkeys(recipe.buckets, predict)
         self.graphs = graphs
         self._upgraded: set[int] = set()
         self._buckets = recipe.buckets
@@ -135,9 +134,9 @@ class Batch:
         """Record a bucket's step, if that can be done, before it is needed."""
         self._graph(bucket)
 
-    def upgrade(self, bucket: int, denoiser: Denoiser) -> None:
+    def upgrade(self, bucket: int, predict: Predict) -> None:
         """Run a bucket with other networks from the next step on."""
-        self._denoisers[bucket] = denoiser
+        self._predict[bucket] = predict
         self._upgraded.add(bucket)
         self.graphs.drop(bucket)
         self._graph(bucket)
@@ -146,10 +145,10 @@ class Batch:
         """Take a step of a bucket without pictures in it: it takes as long as any, and nothing comes of it."""
         self._run((), bucket)
 
-    def try_out(self, bucket: int, denoiser: Denoiser) -> None:
+    def try_out(self, bucket: int, predict: Predict) -> None:
         """Run networks on a bucket's shapes, and drop what they predict; from any thread, whatever else runs."""
         nobody = torch.full((bucket,), self._recipe.slots, device=self._model.device)
-        denoiser(*self._gather(nobody))
+        predict(self._gather(nobody))
 
     def _run(self, slots: Sequence[int], bucket: int) -> None:
         graph = self._graph(bucket)
@@ -179,34 +178,26 @@ class Batch:
     def _step(self, bucket: int) -> None:
         """One step of the chosen entries, on the device alone."""
         chosen = self._buffers.chosen[bucket]
-        self._scatter(chosen, self._denoisers[bucket](*self._gather(chosen)))
+        self._scatter(chosen, self._predict[bucket](self._gather(chosen)))
 
-    def _gather(self, chosen: Tensor) -> tuple[Tensor, Given, Control]:
+    def _gather(self, chosen: Tensor) -> Moment:
         buffers, model = self._buffers, self._model
         step = buffers.step[chosen]
         history = buffers.history[chosen]
         latents = torch.bmm(model.weights[step][:, None], history.flatten(2)).view(-1, *history.shape[2:])
-        latents = latents.to(model.dtype, memory_format=torch.channels_last)
-
-        unet_layers = len(model.unet.keys_values_widths)
-        widths = model.unet.keys_values_widths + model.controlnet.keys_values_widths
-        text = torch.split(buffers.text[chosen].flatten(0, 1), widths, dim=-1)
-        hint = buffers.hint[chosen].permute(0, 3, 1, 2)
-        control = Control(hint, self._control_scale, self._given(model.controlnet, step, text[unet_layers:]))
-        return latents, self._given(model.unet, step, text[:unet_layers]), control
-
-    def _given(self, network: Network, step: Tensor, keys_values: tuple[Tensor, ...]) -> Given:
-        shifts = network.times[step].repeat_interleave(self._recipe.rows, 0)
-        return Given(torch.split(shifts, network.shift_widths, dim=1), keys_values)
+        return Moment(
+            latents.to(model.dtype, memory_format=torch.channels_last),
+            model.times[step],
+            buffers.text[chosen],
+            buffers.hint[chosen],
+            self._control_scale,
+            self._guidance_scale,
+        )
 
     def _scatter(self, chosen: Tensor, noise: Tensor) -> None:
         buffers = self._buffers
-        predicted = noise.float().view(len(chosen), self._recipe.rows, *noise.shape[1:])
-        unconditional, conditional = predicted[:, 0], predicted[:, -1]
-        if self._recipe.rows == 2:
-            conditional = unconditional + self._guidance_scale * (conditional - unconditional)
         step = buffers.step[chosen]
-        buffers.history.index_put_((chosen, step + self._model.sampler.noises), conditional)
+        buffers.history.index_put_((chosen, step + self._model.sampler.noises), noise)
         # Last: until here, a step that was broken off can be taken again.
         buffers.step.index_put_((chosen,), step + 1)
         buffers.step[self._recipe.slots :].zero_()
@@ -214,8 +205,6 @@ class Batch:
     def _allocate(self) -> _Buffers:
         model, recipe = self._model, self._recipe
         entries = recipe.slots + 1
-        channels = model.unet.net.config.block_out_channels[0]
-        total = sum(model.unet.keys_values_widths) + sum(model.controlnet.keys_values_widths)
 
         def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=model.device)
@@ -223,7 +212,7 @@ class Batch:
         return _Buffers(
             history=zeros(entries, model.sampler.weights.shape[1], 4, *self._size, dtype=torch.float32),
             step=zeros(entries, dtype=torch.int64),
-            hint=zeros(entries, *self._size, channels, dtype=model.dtype),
-            text=zeros(entries, recipe.rows, TEXT_TOKENS, total, dtype=model.dtype),
+            hint=zeros(entries, *self._size, model.hint_channels, dtype=model.dtype),
+            text=zeros(entries, recipe.rows, TEXT_TOKENS, model.text.width, dtype=model.dtype),
             chosen={b: torch.full((b,), recipe.slots, device=model.device) for b in recipe.buckets},
         )

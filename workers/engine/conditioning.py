@@ -3,6 +3,7 @@
 import math
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,23 +45,39 @@ class Tokens:
         return tuple(encoded.input_ids)
 
 
-class TextConditioning:
-    """Keys and values of every cross-attention of both networks, by prompt. The last few prompts' are kept."""
+class TextEncoder:
+    """The text encoder, and the projections of both networks that make keys and values of what it understood."""
 
     def __init__(
         self, text_encoder: "CLIPTextModel", unet: "UNet2DConditionModel", controlnet: "ControlNetModel"
     ) -> None:
         self._text_encoder = text_encoder
         self._networks = (unet, controlnet)
-        self._kept: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
-        # Where a graph of the text encoder reads and writes.
-        self._numbers = torch.zeros(1, TEXT_TOKENS, dtype=torch.int64, device=text_encoder.device)
+        self.width = sum(sum(keys_values_widths(network)) for network in self._networks)
         # Left to itself, transformers makes a mask while a graph is recorded, and none at other times (`is_tracing`):
         # then other kernels would be recorded than were rehearsed.
         masked = torch.full((1, 1, TEXT_TOKENS, TEXT_TOKENS), -math.inf, dtype=unet.dtype)
         self._causal = masked.triu(1).to(text_encoder.device)
-        width = sum(sum(keys_values_widths(network)) for network in self._networks)
-        self._flat = torch.zeros(TEXT_TOKENS, width, dtype=unet.dtype, device=unet.device)
+
+    def __call__(self, numbers: Tensor) -> Tensor:
+        """Keys and values [77, width] of tokens [1, 77], the UNet's layers before the ControlNet's."""
+        features = self._text_encoder(numbers, self._causal)[0][0]
+        return torch.cat([keys_values(network, features) for network in self._networks], dim=1)
+
+
+class TextConditioning:
+    """Keys and values [77, `width`] of every cross-attention of both networks, by prompt: made by `encode` of tokens
+    [1, 77], the last few prompts' kept."""
+
+    def __init__(
+        self, encode: Callable[[Tensor], Tensor], width: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.width = width
+        self._encoder = encode
+        self._kept: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+        # Where a graph of the text encoder reads and writes.
+        self._numbers = torch.zeros(1, TEXT_TOKENS, dtype=torch.int64, device=device)
+        self._flat = torch.zeros(TEXT_TOKENS, width, dtype=dtype, device=device)
 
     def keys_values(self, tokens: tuple[int, ...], graphs: Graphs | None = None) -> Tensor:
         """[77, total], the UNet's layers before the ControlNet's; by a graph, given `graphs`. Not to be written to."""
@@ -78,5 +95,4 @@ class TextConditioning:
         return self._flat.clone()
 
     def _encode(self) -> None:
-        features = self._text_encoder(self._numbers, self._causal)[0][0]
-        self._flat.copy_(torch.cat([keys_values(network, features) for network in self._networks], dim=1))
+        self._flat.copy_(self._encoder(self._numbers))

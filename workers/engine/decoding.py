@@ -1,18 +1,14 @@
 """From final latents to pixels: the VAE, on a stream of its own, beside the steps of pictures that still run."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from workers.engine.codec import Pixels
 from workers.engine.graphs import Graphs
-from workers.engine.model import Model
+from workers.engine.runtime import AnyModel, Decode
 from workers.engine.streams import Aside
-
-Decode: TypeAlias = Callable[[Tensor], Tensor]  # latents [4, h, w] to RGB uint8 [8h, 8w, 3], on the device
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -33,9 +29,9 @@ class Decoding:
 class Decoder:
     """Decodes latents of one size, one picture after the other."""
 
-    def __init__(self, model: Model, size: tuple[int, int], aside: Aside, graphs: Graphs) -> None:
+    def __init__(self, model: AnyModel, decode: Decode, size: tuple[int, int], aside: Aside, graphs: Graphs) -> None:
         self._aside = aside
-        self._decode: Decode = model.decode
+        self._decode = decode
         self.graphs = graphs
         self.upgraded = False
         """Whether it runs a compiled VAE."""

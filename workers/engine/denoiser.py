@@ -1,4 +1,4 @@
-"""A step's networks together: the ControlNet beside the UNet's encoder, then the UNet's decoder over both.
+"""A step's networks together: the ControlNet beside the UNet's encoder, the UNet's decoder over both, and guidance.
 
 The ControlNet has the encoder's very shapes at the same moments, and with a small batch neither fills a large GPU.
 """
@@ -6,11 +6,12 @@ The ControlNet has the encoder's very shapes at the same moments, and with a sma
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
+from workers.engine.constants import keys_values_widths, shift_widths
 from workers.engine.networks import (
     Attend,
     Control,
@@ -25,6 +26,26 @@ from workers.engine.streams import Aside
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What the networks are told of B pictures, each at its own step.
+
+    `latents` [B, 4, h, w], `hint` [B, h, w, channels]. `times` [B, total] are the time projections of all ResNets,
+    `text` [B, rows, 77, total] the keys and values of all cross-attentions, the UNet's before the ControlNet's; with
+    two rows the first is the unconditional one. `control_scale` and `guidance_scale`: one number each.
+    """
+
+    latents: Tensor
+    times: Tensor
+    text: Tensor
+    hint: Tensor
+    control_scale: Tensor
+    guidance_scale: Tensor
+
+
+Predict: TypeAlias = Callable[[Moment], Tensor]  # the noise [B, 4, h, w] in float32, guided: what a step is made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +90,50 @@ class Denoiser:
             # apart, as CUDAGraph::capture_end raises before it tells the allocator that the recording is over.
             self.aside.join()
         return self.passes.decode(features, decoding, residuals, control.scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """How the flat tensors of a moment split into the layers of the UNet and of the ControlNet."""
+
+    shifts: tuple[list[int], list[int]]
+    keys_values: tuple[list[int], list[int]]
+
+    @classmethod
+    def of(cls, unet: "UNet2DConditionModel", controlnet: "ControlNetModel") -> "Layers":
+        """Those of two networks."""
+        nets = unet, controlnet
+        return cls(
+            (shift_widths(nets[0]), shift_widths(nets[1])), (keys_values_widths(nets[0]), keys_values_widths(nets[1]))
+        )
+
+    def split(self, times: Tensor, text: Tensor) -> tuple[Given, Given]:
+        """What each network is given, of time projections [R, total] and keys and values [R, 77, total]."""
+        shifts = torch.split(times, [*self.shifts[0], *self.shifts[1]], dim=1)
+        keys_values = torch.split(text, [*self.keys_values[0], *self.keys_values[1]], dim=-1)
+        of_unet = len(self.shifts[0]), len(self.keys_values[0])
+        return (
+            Given(shifts[: of_unet[0]], keys_values[: of_unet[1]]),
+            Given(shifts[of_unet[0] :], keys_values[of_unet[1] :]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Guided:
+    """Predicts the noise of pictures: their rows', and from these their own. A `Predict`."""
+
+    denoiser: Denoiser
+    layers: Layers
+
+    def __call__(self, moment: Moment) -> Tensor:
+        """The noise [B, 4, h, w], float32."""
+        rows = moment.text.shape[1]
+        times = moment.times.repeat_interleave(rows, 0)
+        given, control = self.layers.split(times, moment.text.flatten(0, 1))
+        told = Control(moment.hint.permute(0, 3, 1, 2), moment.control_scale, control)
+        noise = self.denoiser(moment.latents, given, told).float().unflatten(0, (-1, rows))
+        unconditional: Tensor = noise[:, 0]
+        conditional: Tensor = noise[:, -1]
+        if rows == 2:
+            conditional = unconditional + moment.guidance_scale * (conditional - unconditional)
+        return conditional

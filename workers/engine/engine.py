@@ -19,13 +19,12 @@ from workers.engine import codec
 from workers.engine.batch import Newcomer, Size
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
-from workers.engine.constants import hint_embedding
 from workers.engine.contract import Condition, OutOfMemoryError, Stepped, Task
 from workers.engine.decoding import Decoding
 from workers.engine.graphs import Recorder
 from workers.engine.header import output_size
 from workers.engine.measure import Measurements
-from workers.engine.model import Model
+from workers.engine.runtime import AnyModel
 from workers.engine.speed import Workshop
 from workers.engine.streams import upload
 from workers.engine.timing import timed
@@ -58,7 +57,7 @@ class DiffusionEngine:
     `recorder` stands in for the device's own.
     """
 
-    def __init__(self, config: EngineConfig, model: Model, recorder: Recorder | None = None) -> None:
+    def __init__(self, config: EngineConfig, model: AnyModel, recorder: Recorder | None = None) -> None:
         self.slots = config.slots
         self._config = config
         self._model = model
@@ -214,7 +213,7 @@ class DiffusionEngine:
 
     def _hint(self, edges: Pixels) -> Tensor:
         picture = upload(torch.from_numpy(edges), self._model.device).to(self._model.dtype) / 255
-        return hint_embedding(self._model.controlnet.net, picture.expand(1, 3, -1, -1))[0]
+        return self._model.hint(picture)
 
     def _text(self, tokens: tuple[int, ...]) -> Tensor:
         """Keys and values of an image's rows [rows, 77, total]; the unconditional row comes first."""

@@ -3,6 +3,7 @@
 import inspect
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,11 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from workers.engine.architecture import check
-from workers.engine.conditioning import TextConditioning, Tokens
+from workers.engine.conditioning import TextConditioning, TextEncoder, Tokens
 from workers.engine.config import EngineConfig, Sampler, Weights
-from workers.engine.constants import keys_values_widths, pack_projections, shift_widths, time_table
+from workers.engine.constants import hint_embedding, pack_projections, time_table
+from workers.engine.denoiser import Denoiser, Guided, Layers, Passes
 from workers.engine.lora import fuse
+from workers.engine.networks import Attend
+from workers.engine.runtime import Ways
 from workers.engine.sampler import SamplerMatrix, Scheduler, UnsupportedSamplerError, is_scheduler, sampler_matrix
+from workers.engine.streams import Aside
 from workers.engine.timing import timed
 from workers.engine.weights import COMPONENTS, MissingWeightsError, folder_of, is_folder, named_loras, weight_file
 
@@ -36,26 +41,18 @@ class Parts:
 
 
 @dataclass(frozen=True, eq=False)
-class Network:
-    """One of the two networks with its time table [N, total], and how that and the text's tensor split into layers."""
-
-    net: Any
-    times: Tensor
-    shift_widths: list[int]
-    keys_values_widths: list[int]
-
-
-@dataclass(frozen=True, eq=False)
 class Model:
-    """Everything that is loaded or computed once, on its device. `weights` is the sampler's matrix in float32."""
+    """Everything that is loaded or computed once, on its device. `weights` is the sampler's matrix in float32, `times`
+    the time projections of both networks [N, total] at its calls."""
 
-    unet: Network
-    controlnet: Network
+    unet: "UNet2DConditionModel"
+    controlnet: "ControlNetModel"
     vae: "AutoencoderKL"
     tokens: Tokens
     text: TextConditioning
     sampler: SamplerMatrix
     weights: Tensor
+    times: Tensor
     device: torch.device
     dtype: torch.dtype
 
@@ -64,10 +61,38 @@ class Model:
         """Pixels along a side of one latent: 8 with Stable Diffusion."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
+    @property
+    def hint_channels(self) -> int:
+        """Channels of a hint embedding."""
+        return int(self.unet.config.block_out_channels[0])
+
+    def hint(self, picture: Tensor) -> Tensor:
+        """The hint embedding [channels, h, w] of edges [8h, 8w] in 0 .. 1."""
+        return hint_embedding(self.controlnet, picture.expand(1, 3, -1, -1))[0]
+
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels of final latents [4, h, w]: RGB uint8 [height, width, 3], on the device."""
-        scaled = (latents / self.vae.config.scaling_factor).to(self.dtype)
-        return to_pixels(self.vae.decode(scaled[None], return_dict=False)[0][0])
+        return decode(self.vae, latents)
+
+    def ways(self, attend: Attend, mode: str | None) -> Ways:
+        """How it is run: by torch, with this attention, and compiled in this mode of torch.compile."""
+        passes, layers = Passes.of(self.unet, self.controlnet, attend), Layers.of(self.unet, self.controlnet)
+
+        def compiled() -> Ways:
+            decode = torch.compile(self.decode, fullgraph=True, dynamic=False, mode=mode)
+            return Ways(partial(_guided, passes.compiled(mode), layers), decode)
+
+        return Ways(partial(_guided, passes, layers), self.decode, compiled)
+
+
+def _guided(passes: Passes, layers: Layers, aside: Aside) -> Guided:
+    return Guided(Denoiser(passes, aside), layers)
+
+
+def decode(vae: "AutoencoderKL", latents: Tensor) -> Tensor:
+    """The VAE's picture of final latents [4, h, w]: RGB uint8 [height, width, 3]."""
+    scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
+    return to_pixels(vae.decode(scaled[None], return_dict=False)[0][0])
 
 
 def to_pixels(decoded: Tensor) -> Tensor:
@@ -103,15 +128,20 @@ def assemble(config: EngineConfig, parts: Parts, device: str) -> Model:
     sampler = sampler_matrix(lambda: make_scheduler(config.sampler, parts.scheduler))
     for part in (parts.unet, parts.controlnet, parts.vae, parts.text_encoder):
         _settle(part, device)
+    networks = parts.unet, parts.controlnet
+    for network in networks:
+        pack_projections(network)
     timesteps = sampler.timesteps.to(device)
+    encoder = TextEncoder(parts.text_encoder, *networks)
     return Model(
-        unet=_network(parts.unet, timesteps),
-        controlnet=_network(parts.controlnet, timesteps),
+        unet=parts.unet,
+        controlnet=parts.controlnet,
         vae=parts.vae,
         tokens=Tokens(parts.tokenizer, config.prompt),
-        text=TextConditioning(parts.text_encoder, parts.unet, parts.controlnet),
+        text=TextConditioning(encoder, encoder.width, parts.unet.dtype, torch.device(device)),
         sampler=sampler,
         weights=sampler.weights.to(device, torch.float32),
+        times=torch.cat([time_table(network, timesteps) for network in networks], dim=1),
         device=torch.device(device),
         dtype=parts.unet.dtype,
     )
@@ -120,11 +150,6 @@ def assemble(config: EngineConfig, parts: Parts, device: str) -> Model:
 def _settle(part: nn.Module, device: str) -> None:
     # Channels-last on the CPU too: a step of the demo model took 51 ms instead of 70.
     part.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
-
-
-def _network(net: Any, timesteps: Tensor) -> Network:
-    pack_projections(net)
-    return Network(net, time_table(net, timesteps), shift_widths(net), keys_values_widths(net))
 
 
 def make_scheduler(sampler: Sampler, base: dict[str, Any]) -> Scheduler:
@@ -170,13 +195,12 @@ def read(config: EngineConfig, dtype: torch.dtype, device: str = "cpu") -> Parts
     """
     with timed("diffusers and transformers imported"):
         from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-        from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers import CLIPTextModel
         from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # it would draw in the log of every worker
-    if config.model is None:
-        raise MissingWeightsError("the configuration's engine.model")
-    folder = _folder("model", config.model)
+    tokenizer, scheduler = small_parts(config)
+    folder = _model_folder(config)
     control_folder = _folder("controlnet", config.controlnet) if config.controlnet else folder / "controlnet"
     with timed("weights read"):
         unet = _network_from(UNet2DConditionModel, folder / "unet", dtype, device)
@@ -188,9 +212,24 @@ def read(config: EngineConfig, dtype: torch.dtype, device: str = "cpu") -> Parts
             controlnet=_network_from(ControlNetModel, control_folder, dtype, device),
             vae=_network_from(AutoencoderKL, folder / "vae", dtype, device),
             text_encoder=text_encoder,
-            tokenizer=CLIPTokenizer.from_pretrained(_existing(folder / "tokenizer", "tokenizer_config.json")),
-            scheduler=_scheduler_config(folder / "scheduler"),
+            tokenizer=tokenizer,
+            scheduler=scheduler,
         )
+
+
+def small_parts(config: EngineConfig) -> tuple["CLIPTokenizer", dict[str, Any]]:
+    """The parts that are no networks: tokenizer, and the scheduler's configuration. Raises MissingWeightsError."""
+    from transformers import CLIPTokenizer
+
+    folder = _model_folder(config)
+    tokenizer = CLIPTokenizer.from_pretrained(_existing(folder / "tokenizer", "tokenizer_config.json"))
+    return tokenizer, _scheduler_config(folder / "scheduler")
+
+
+def _model_folder(config: EngineConfig) -> Path:
+    if config.model is None:
+        raise MissingWeightsError("the configuration's engine.model")
+    return _folder("model", config.model)
 
 
 def _folder(name: str, weights: Weights) -> Path:

@@ -13,11 +13,10 @@ from workers.engine.batch import Batch, Recipe, Size
 from workers.engine.compiling import Compiler, Target
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Condition
-from workers.engine.decoding import Decode, Decoder
-from workers.engine.denoiser import Denoiser, Passes
+from workers.engine.decoding import Decoder
 from workers.engine.graphs import Fallbacks, Graphs, Recorder, Studio, recorder_for
 from workers.engine.kernels import kernels
-from workers.engine.model import Model
+from workers.engine.runtime import AnyModel, Ways
 from workers.engine.streams import Aside
 from workers.engine.workspace import Workspace, Workspaces
 
@@ -31,11 +30,14 @@ _MODE_ON_CUDA = "max-autotune-no-cudagraphs"  # the graphs are ours
 class Workshop:
     """Makes the workspaces, and improves them while they are used."""
 
-    def __init__(self, config: EngineConfig, model: Model, recorder: Recorder | None = None) -> None:
+    def __init__(self, config: EngineConfig, model: AnyModel, recorder: Recorder | None = None) -> None:
         self._config = config
         self._model = model
         self._threads = torch.get_num_threads()
-        if recorder is None and config.speed.graphs:
+        self._attention = Attention(kernels(model.device, config.speed.attention))
+        self._ways = model.ways(self._attention, _MODE_ON_CUDA if self._on_cuda else None)
+        self._by_torch = self._ways.compiled is not None
+        if recorder is None and config.speed.graphs and self._by_torch:
             recorder = recorder_for(model.device)
         self._recorder = recorder
         self._fallbacks = Fallbacks()
@@ -48,8 +50,6 @@ class Workshop:
         # The same for all targets: torch keeps cuBLAS workspaces for each stream, for good.
         self._compile_stream = torch.cuda.Stream(model.device) if self._on_cuda else None
         self._compile_aside = self._aside()
-        self._attention = Attention(kernels(model.device, config.speed.attention))
-        self._plain = Passes.of(model.unet.net, model.controlnet.net, self._attention)
         self._compiler = Compiler(self._compile, turn, self._fallbacks)
         self.recipe = Recipe(
             config.slots, config.guidance_scale, config.control_scale, buckets(config.slots, exact=recorder is None)
@@ -68,7 +68,7 @@ class Workshop:
     def start_compiling(self) -> None:
         """Compile the networks for the configured sizes in the background; what one picture alone needs comes first."""
         wanted = self._config.speed.compile
-        if wanted is True or (wanted == "auto" and self._on_cuda):
+        if self._by_torch and (wanted is True or (wanted == "auto" and self._on_cuda)):
             first, *others = self.recipe.buckets
             for part in (first, None, *others):
                 for size in self._sizes():
@@ -77,12 +77,12 @@ class Workshop:
     def upgrade(self) -> Iterator[Target]:
         """Take over what has been compiled, and yield it. Between steps: a picture's next step is made by it."""
         for size, bucket in self._compiler.ready():
-            if (space := self.spaces.get(size)) is None:
+            if (space := self.spaces.get(size)) is None or (compiled := self._compiled) is None:
                 continue
             if bucket is None:
-                space.decoder.upgrade(self._decode)
+                space.decoder.upgrade(compiled.decode)
             else:
-                space.batch.upgrade(bucket, Denoiser(self._compiled, self._step_aside))
+                space.batch.upgrade(bucket, compiled.predict(self._step_aside))
             yield size, bucket
 
     def with_room(self, work: Callable[[], T]) -> T:
@@ -130,9 +130,10 @@ class Workshop:
     def _workspace(self, size: Size, kept: bool) -> Workspace:
         # What may be dropped again has pools of its own, or its memory would not come back.
         main, vae = (self._main_pool, self._vae_pool) if kept else (self._pool(), self._pool(aside=True))
-        denoiser = Denoiser(self._plain, self._step_aside)
-        batch = Batch(self._model, self.recipe, size, denoiser, Graphs(self._studio, main))
-        return Workspace(batch, Decoder(self._model, size, self._vae_aside, Graphs(self._studio, vae)), kept)
+        predict = self._ways.predict(self._step_aside)
+        batch = Batch(self._model, self.recipe, size, predict, Graphs(self._studio, main))
+        decoder = Decoder(self._model, self._ways.decode, size, self._vae_aside, Graphs(self._studio, vae))
+        return Workspace(batch, decoder, kept)
 
     def _compile(self, target: Target) -> None:
         """In the compiler's thread: run the networks on a target's shapes, which has torch compile them for these."""
@@ -140,34 +141,26 @@ class Workshop:
 
         size, bucket = target
         space = self.spaces.get(size)
-        if space is None:
+        compiled = self._compiled
+        if space is None or compiled is None:
             return
         torch.set_num_threads(self._threads)  # a thread's own setting, which compiled code is bound to
         # torch counts all passes at all shapes as one function's recompilations, and gives up after eight.
         unlimited = compiler_config.patch(recompile_limit=_COMPILED_AT_MOST)
         with unlimited, torch.no_grad(), torch.cuda.stream(self._compile_stream):
             if bucket is None:
-                space.decoder.try_out(self._decode)
+                space.decoder.try_out(compiled.decode)
             else:
-                space.batch.try_out(bucket, Denoiser(self._compiled, self._compile_aside))
+                space.batch.try_out(bucket, compiled.predict(self._compile_aside))
             self._settle()
 
-    # Made when something is compiled: torch's compiler takes 0.5 s of CPU to import, and a model is ready without it.
-
     @cached_property
-    def _compiled(self) -> Passes:
-        return self._plain.compiled(self._compile_mode)
-
-    @cached_property
-    def _decode(self) -> Decode:
-        return torch.compile(self._model.decode, fullgraph=True, dynamic=False, mode=self._compile_mode)
-
-    @property
-    def _compile_mode(self) -> str | None:
-        return _MODE_ON_CUDA if self._on_cuda else None
+    def _compiled(self) -> Ways | None:
+        """Made when something is compiled: torch's compiler takes 0.5 s to import, and a model is ready without it."""
+        return self._ways.compiled and self._ways.compiled()
 
     def _aside(self) -> Aside:
-        return Aside(self._model.device if self._config.speed.beside else None)
+        return Aside(self._model.device if self._config.speed.beside and self._by_torch else None)
 
     def _pool(self, *, aside: bool = False) -> object | None:
         return None if self._recorder is None else self._recorder.pool(aside=aside)

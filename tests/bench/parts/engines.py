@@ -14,7 +14,6 @@ from torch import Generator, Tensor, nn
 from tests.bench.parts.bench import TEXT, Bench, Row, Subject, milliseconds, summary
 from tests.bench.parts.flops import Flops
 from workers.engine.config import Sampler, Speed
-from workers.engine.constants import hint_embedding
 from workers.engine.lora import fuse
 
 # What each adds is the difference to the one before. On a CPU there are no graphs, streams or kernels to choose from.
@@ -114,7 +113,7 @@ def _work(flops: Flops, rows: int, steps: int) -> dict[str, int]:
 def _before_the_steps(bench: Bench, subject: Subject) -> dict[str, Any]:
     engine, model = subject.engine, subject.model
     prepared = engine.prepare(bench.task())
-    edges = torch.from_numpy(prepared.edges).to(model.device, model.dtype).expand(1, 3, -1, -1) / 255
+    edges = torch.from_numpy(prepared.edges).to(model.device, model.dtype) / 255
     prompts = itertools.count()
 
     def text() -> None:
@@ -126,7 +125,7 @@ def _before_the_steps(bench: Bench, subject: Subject) -> dict[str, Any]:
 
     return {
         "prepare": bench.times(lambda: engine.prepare(bench.task())),
-        "hint": bench.times(lambda: hint_embedding(model.controlnet.net, edges)),
+        "hint": bench.times(lambda: model.hint(edges)),
         "text": bench.times(text),
         "prepare and admit, known prompt": bench.times(lambda: admit(TEXT)),
         "prepare and admit, new prompt": bench.times(lambda: admit(f"prompt {next(prompts)}")),

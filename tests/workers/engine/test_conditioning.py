@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tests.workers.engine import demo
 from workers.engine import conditioning
-from workers.engine.conditioning import TextConditioning, Tokens
+from workers.engine.conditioning import TextConditioning, TextEncoder, Tokens
 from workers.engine.config import Prompting
 from workers.engine.constants import keys_values, keys_values_widths
 
@@ -36,7 +36,8 @@ class CountingEncoder:
 
 def text_conditioning() -> tuple[TextConditioning, CountingEncoder]:
     encoder = CountingEncoder()
-    return TextConditioning(encoder, demo.parts().unet, demo.parts().controlnet), encoder
+    whole = TextEncoder(encoder, demo.parts().unet, demo.parts().controlnet)
+    return TextConditioning(whole, whole.width, torch.float32, encoder.device), encoder
 
 
 def test_the_suffix_follows_the_clients_words() -> None:

@@ -14,8 +14,7 @@ from tests.workers.engine.fake_cuda import DEVICE, Call, efficient_attention, fa
 from workers.engine import model as models
 from workers.engine.batch import Batch, Newcomer, Recipe
 from workers.engine.config import EngineConfig, Sampler
-from workers.engine.constants import hint_embedding, pack_projections
-from workers.engine.denoiser import Denoiser, Passes
+from workers.engine.constants import pack_projections
 from workers.engine.graphs import Fallbacks, Graphs, Studio
 from workers.engine.model import Model, assemble, make_scheduler
 from workers.engine.sampler import sampler_matrix
@@ -26,7 +25,7 @@ SIDE = 64  # of the latents
 HEAVY = {"convolution", "addmm", "mm", "_scaled_dot_product_efficient_attention"}
 PICTURE_WORK = {"convolution", "silu", "add", "addcmul", "mul", "cat", "upsample_nearest2d"}
 COPIES = {"clone", "copy_", "_to_copy", "contiguous", "index", "index_select", "repeat"}
-ACTIVATION = 50_000  # elements: the smallest that networks make for a picture are larger, its time projections smaller
+ACTIVATION = 60_000  # elements: the smallest that networks make for a picture are larger, its time projections smaller
 GROUP_NORMS = 61 + 27  # of the UNet and the ControlNet
 
 
@@ -47,9 +46,9 @@ def model() -> Iterator[Model]:
 
 
 def batch_of(model: Model, guidance: float, buckets: tuple[int, ...]) -> Batch:
-    denoiser = Denoiser(Passes.of(model.unet.net, model.controlnet.net, efficient_attention), Aside(None))
+    predict = model.ways(efficient_attention, None).predict(Aside(None))
     graphs = Graphs(Studio(None, Fallbacks(), lambda: False, Lock()))
-    return Batch(model, Recipe(4, guidance, 1.0, buckets), (SIDE, SIDE), denoiser, graphs)
+    return Batch(model, Recipe(4, guidance, 1.0, buckets), (SIDE, SIDE), predict, graphs)
 
 
 def step(model: Model, guidance: float, bucket: int) -> list[Call]:
@@ -101,7 +100,7 @@ def test_so_does_all_else_that_a_picture_needs(model: Model) -> None:
         edges = torch.zeros(8 * SIDE, 8 * SIDE, dtype=torch.float16, device=DEVICE)
         noise = torch.zeros(1, 4, SIDE, SIDE, device=DEVICE)
     with fake_cuda() as calls:
-        hint = hint_embedding(model.controlnet.net, edges.expand(1, 3, -1, -1))[0]
+        hint = model.hint(edges)
         model.text._encode()
         batch.admit(0, Newcomer(noise, hint, torch.stack([model.text._flat] * 2)))
         pixels = model.decode(noise[0])

@@ -12,6 +12,7 @@ from tests.workers.engine import demo
 from tests.workers.engine.recorder import recorder
 from tests.workers.engine.three import FOUR, alone, assert_alike, engine, together
 from workers.engine.contract import OutOfMemoryError
+from workers.engine.denoiser import Denoiser, Guided, Layers, Passes
 from workers.engine.engine import DiffusionEngine
 
 NO_MEMORY = torch.OutOfMemoryError("out of memory")
@@ -100,9 +101,12 @@ class _Limited:
     def __init__(self, engine: DiffusionEngine, rows: int) -> None:
         self.refused = 0
         self._rows = rows
-        plain = engine._workshop._plain
+        parts = demo.parts()
+        plain, layers = Passes.of(parts.unet, parts.controlnet), Layers.of(parts.unet, parts.controlnet)
         self._encode = plain.encode
-        engine._workshop._plain = replace(plain, encode=self)
+        limited = replace(plain, encode=self)
+        ways = engine._workshop._ways
+        engine._workshop._ways = replace(ways, predict=lambda aside: Guided(Denoiser(limited, aside), layers))
 
     def __call__(self, latents: Tensor, *rest: Any) -> Any:
         if len(latents) > self._rows:

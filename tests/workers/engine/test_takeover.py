@@ -11,7 +11,17 @@ from tests.workers.engine import demo
 from tests.workers.engine.demo import CONFIG, relative_error
 from tests.workers.engine.recorder import recorder
 from tests.workers.engine.three import alone, assert_alike, engine, speed, together
-from workers.engine.denoiser import Passes
+from workers.engine.denoiser import Denoiser, Guided, Layers, Passes
+from workers.engine.engine import DiffusionEngine
+from workers.engine.model import decode
+from workers.engine.runtime import Decode, Ways
+
+
+def compiled_by(made_by: DiffusionEngine, passes: Passes, decode: Decode) -> None:
+    """Have an engine take these for what is compiled."""
+    layers = Layers.of(demo.parts().unet, demo.parts().controlnet)
+    compiled = Ways(lambda aside: Guided(Denoiser(passes, aside), layers), decode)
+    made_by._workshop._ways = replace(made_by._workshop._ways, compiled=lambda: compiled)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own imports
@@ -44,9 +54,10 @@ def test_compiled_networks_take_over_between_two_steps_of_a_picture() -> None:
 def test_any_number_of_shapes_is_compiled() -> None:
     made_by = engine(speed(replace(CONFIG, slots=3), compile=True))
     trace = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
-    plain = made_by._workshop._plain
-    made_by._workshop._compiled = Passes(trace(plain.control), trace(plain.encode), trace(plain.decode))
-    made_by._workshop._decode = trace(made_by._model.decode)
+    parts = demo.parts()
+    plain = Passes.of(parts.unet, parts.controlnet)
+    passes = Passes(trace(plain.control), trace(plain.encode), trace(plain.decode))
+    compiled_by(made_by, passes, trace(partial(decode, parts.vae)))
     made_by._workshop.set_up()
     made_by._workshop.start_compiling()
     assert made_by.settle(120)
@@ -61,7 +72,7 @@ def test_when_compiling_fails_pictures_are_made_as_before() -> None:
         raise RuntimeError("no C compiler")
 
     made_by = engine(speed(compile=True))
-    made_by._workshop._compiled, made_by._workshop._decode = Passes(broken, broken, broken), broken
+    compiled_by(made_by, Passes(broken, broken, broken), broken)
     made_by._workshop.set_up()
     made_by._workshop.start_compiling()
     assert made_by.settle(30)

@@ -1,0 +1,71 @@
+"""The seam between the engine and what runs the networks: torch (`model.py`), or another runtime (`runtimes/`).
+
+Slots, batches, the sampler's matrix and all that is kept from step to step are the engine's own, whatever runs them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from workers.engine.conditioning import TextConditioning, Tokens
+from workers.engine.denoiser import Predict
+from workers.engine.networks import Attend
+from workers.engine.sampler import SamplerMatrix
+from workers.engine.streams import Aside
+
+Decode: TypeAlias = Callable[[Tensor], Tensor]  # latents [4, h, w] to RGB uint8 [8h, 8w, 3], on the device
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Ways:
+    """How a step and the VAE are run. `compiled` makes the same, faster, where torch runs them.
+
+    Only what torch runs can be recorded as graphs, and run beside other work of the device.
+    """
+
+    predict: Callable[[Aside], Predict]
+    decode: Decode
+    compiled: "Callable[[], Ways] | None" = None
+
+
+class AnyModel(Protocol):
+    """All that the engine asks of a model, on its device. `weights` is the sampler's matrix in float32."""
+
+    @property
+    def tokens(self) -> Tokens: ...  # noqa: D102 - said above, and in the classes
+
+    @property
+    def text(self) -> TextConditioning: ...  # noqa: D102
+
+    @property
+    def sampler(self) -> SamplerMatrix: ...  # noqa: D102
+
+    @property
+    def weights(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def device(self) -> torch.device: ...  # noqa: D102
+
+    @property
+    def dtype(self) -> torch.dtype: ...  # noqa: D102
+
+    @property
+    def times(self) -> Tensor:
+        """The time projections of both networks, the UNet's first, at each of the sampler's N calls: [N, total]."""
+
+    @property
+    def hint_channels(self) -> int:
+        """Channels of a hint embedding."""
+
+    @property
+    def latent_scale(self) -> int:
+        """Pixels along a side of one latent: 8 with Stable Diffusion."""
+
+    def hint(self, picture: Tensor) -> Tensor:
+        """The hint embedding [channels, h, w] of edges [8h, 8w] in 0 .. 1."""
+
+    def ways(self, attend: Attend, mode: str | None) -> Ways:
+        """How it is run. `attend` and torch.compile's `mode` are for what torch runs."""
