@@ -20,6 +20,7 @@ from app.settings import Settings, SettingsError, load, read_keys
 from scheduler.core import Scheduler
 from workers.allocator import keep_freed_memory
 from workers.devices import Gpu, Placement, choose_devices
+from workers.engine.runtimes.files import RuntimeProblem, check, dtype_name
 from workers.engine.weights import absent
 from workers.folders import prepare
 from workers.logs import configure
@@ -85,6 +86,7 @@ class Application:
         self._nvml = nvml
         self._ended = ended
         placement = choose_devices(environ, nvml, settings.workers.cpu_workers)
+        _check_runtime(settings, placement)
         self.metrics = metrics = Metrics()
         self.pool = _pool(settings, placement, cores, metrics)
         metrics.registry.register(PoolCollector(self.pool))
@@ -122,6 +124,15 @@ class Application:
             uuids, reason = {gpu.uuid, *(gpu.instances or ())}, f"GPU {gpu.uuid} reports XID {xid}"
             with suppress(RuntimeError):  # the loop may have ended
                 loop.call_soon_threadsafe(self.pool.fault, uuids, reason)
+
+
+def _check_runtime(settings: Settings, placement: Placement) -> None:
+    """Before workers start, and fail one after the other. Raises StartError."""
+    if settings.engine.kind == "diffusion" and settings.engine.runtime == "onnxruntime":
+        try:
+            check(settings.engine, dtype_name(settings.engine, cuda=placement.devices[0].kind == "cuda"))
+        except RuntimeProblem as error:
+            raise StartError(str(error)) from None
 
 
 def _pool(settings: Settings, placement: Placement, cores: int, metrics: Metrics) -> Pool:

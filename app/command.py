@@ -35,6 +35,9 @@ def run(arguments: Sequence[str]) -> int:
     nvml = Nvml.open()
     try:
         return _Service(settings, nvml).run()
+    except StartError as error:
+        print(str(error).replace("CONFIG", str(options.config)), file=sys.stderr)
+        return 2
     finally:
         if nvml is not None:
             nvml.close()

@@ -56,13 +56,20 @@ def locate(engine: EngineConfig, folder: Path, models: str | None = None) -> Eng
         model=engine.model and place("model", engine.model),
         controlnet=engine.controlnet and place("controlnet", engine.controlnet),
         loras=[place("loras", lora) for lora in engine.loras],
+        onnx=str(folder.absolute() / (home_folder(engine.onnx) or engine.onnx)),
     )
 
 
 def models_folder(models: str | Path) -> Path | None:
     """The folder of prepared weights; None when it is in the home of a user who has none."""
+    folder = home_folder(models)
+    return folder and folder.absolute()
+
+
+def home_folder(path: str | Path) -> Path | None:
+    """A folder that may begin with `~`; None when it is in the home of a user who has none."""
     try:
-        return Path(models).expanduser().absolute()
+        return Path(path).expanduser()
     except RuntimeError:
         return None
 

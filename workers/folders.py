@@ -22,3 +22,14 @@ def prepare(cache: str) -> Path:
         os.environ["TMPDIR"] = str(temporary)
         tempfile.tempdir = None  # it is looked for again
     return folder
+
+
+def replace_file(path: Path, content: bytes) -> Path:
+    """Write a file whole or not at all; its path."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        new.write_bytes(content)
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+    return path

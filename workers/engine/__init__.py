@@ -1,11 +1,14 @@
 """The model: it knows tensors and pictures, not jobs, queues or HTTP."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workers.engine.ahead import read_ahead
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Engine
 from workers.engine.timing import timed
+
+if TYPE_CHECKING:
+    from workers.engine.runtime import AnyModel
 
 
 def build(config: EngineConfig, device: str) -> Engine[Any]:
@@ -27,9 +30,19 @@ def _whole(config: EngineConfig, device: str) -> Engine[Any]:
         from workers.engine.echo import EchoEngine
 
         return EchoEngine(config)
-    read_ahead(config, device)
+    if config.runtime == "torch":
+        read_ahead(config, device)
     with timed("torch imported"):
         from workers.engine.engine import DiffusionEngine
-        from workers.engine.model import load
 
-    return DiffusionEngine(config, load(config, device))
+    return DiffusionEngine(config, _model(config, device))
+
+
+def _model(config: EngineConfig, device: str) -> "AnyModel":
+    if config.runtime == "onnxruntime":
+        from workers.engine.runtimes import sessions
+
+        return sessions.load(config, device)
+    from workers.engine import model
+
+    return model.load(config, device)

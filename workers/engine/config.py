@@ -132,9 +132,15 @@ class Faults:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Everything that decides what a picture looks like, and how many are made at once (`slots` per worker)."""
+    """Everything that decides what a picture looks like, and how many are made at once (`slots` per worker).
+
+    `runtime` is what runs the networks. `onnxruntime` reads the files that `workers.convert` put into the folder
+    `onnx`.
+    """
 
     kind: Literal["diffusion", "echo"] = "diffusion"
+    runtime: Literal["torch", "onnxruntime"] = "torch"
+    onnx: Annotated[str, Meta(min_length=1)] = "~/.cache/contour/onnx"
     model: Weights | None = None
     controlnet: Weights | None = None
     loras: list[Lora] = field(default_factory=list)

@@ -21,22 +21,22 @@ def time_table(net: "UNet2DConditionModel | ControlNetModel", timesteps: Tensor)
     # The sinusoids are float32 whatever the network is, as in diffusers.
     sinusoids = net.time_proj(timesteps).to(net.dtype)
     embedding = silu(net.time_embedding(sinusoids))
-    return torch.cat([projection(embedding) for projection in _time_projections(net)], dim=1)
+    return torch.cat([projection(embedding) for projection in time_projections(net)], dim=1)
 
 
 def shift_widths(net: "UNet2DConditionModel | ControlNetModel") -> list[int]:
     """Channels of each ResNet's time projection, in running order."""
-    return [projection.out_features for projection in _time_projections(net)]
+    return [projection.out_features for projection in time_projections(net)]
 
 
 def keys_values(net: "UNet2DConditionModel | ControlNetModel", features: Tensor) -> Tensor:
     """Keys and values, alternately, of each cross-attention for text features [77, width]: [77, sum of widths]."""
-    return torch.cat([projection(features) for projection in _text_projections(net)], dim=1)
+    return torch.cat([projection(features) for projection in text_projections(net)], dim=1)
 
 
 def keys_values_widths(net: "UNet2DConditionModel | ControlNetModel") -> list[int]:
     """Channels of each cross-attention's keys and values, alternately, in running order."""
-    return [projection.out_features for projection in _text_projections(net)]
+    return [projection.out_features for projection in text_projections(net)]
 
 
 def pack_projections(net: "UNet2DConditionModel | ControlNetModel") -> None:
@@ -64,13 +64,15 @@ def hint_embedding(controlnet: "ControlNetModel", picture: Tensor) -> Tensor:
     return hint
 
 
-def _time_projections(net: "UNet2DConditionModel | ControlNetModel") -> Iterator[nn.Linear]:
+def time_projections(net: "UNet2DConditionModel | ControlNetModel") -> Iterator[nn.Linear]:
+    """The layer that makes each ResNet's time projection, in running order."""
     for block in _blocks(net):
         for resnet in block.resnets:
             yield resnet.time_emb_proj
 
 
-def _text_projections(net: "UNet2DConditionModel | ControlNetModel") -> Iterator[nn.Linear]:
+def text_projections(net: "UNet2DConditionModel | ControlNetModel") -> Iterator[nn.Linear]:
+    """The layers that make each cross-attention's keys and values, alternately, in running order."""
     for layer in _layers(net):
         yield layer.attn2.to_k
         yield layer.attn2.to_v

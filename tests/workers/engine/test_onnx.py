@@ -1,0 +1,191 @@
+"""ONNX Runtime in place of torch: the same pictures from files, and no others than the configuration's."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor
+
+from tests.service.running import Service, result_pixels
+from tests.workers.engine import demo
+from tests.workers.engine.demo import relative_error
+from workers.convert import convert, main, read_engine
+from workers.engine.config import EngineConfig, Sizing
+from workers.engine.engine import DiffusionEngine
+from workers.engine.model import load
+from workers.engine.runtimes import export, sessions, tensorrt
+from workers.engine.runtimes.files import GRAPHS, RuntimeProblem, check, folder_for, paths
+
+ROOT = Path(__file__).parents[3]
+CONFIG_FILE = ROOT / "configs" / "demo.yaml"
+EQUAL = 1e-3
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One configuration in two engines."""
+
+    config: EngineConfig
+    torch: DiffusionEngine
+    onnx: DiffusionEngine
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
+    """The demo's configuration, with files for it; smaller pictures and fewer steps, which are not in the files."""
+    whole = replace(read_engine(CONFIG_FILE), onnx=str(tmp_path_factory.mktemp("onnx")), runtime="onnxruntime")
+    assert [path.name for path in convert(whole, "onnx")] == sorted(f"{name}.onnx" for name in GRAPHS)
+    size = Sizing(short_side=64, long_side=128, multiple=8)
+    return replace(whole, slots=3, size=size, sampler=replace(whole.sampler, steps=4))
+
+
+@pytest.fixture(scope="module")
+def pair(config: EngineConfig) -> Pair:
+    return Pair(
+        config,
+        DiffusionEngine(config, load(replace(config, runtime="torch"), "cpu")),
+        DiffusionEngine(config, sessions.load(config, "cpu")),
+    )
+
+
+def test_a_picture_alone_is_torchs(pair: Pair) -> None:
+    for engine in (pair.torch, pair.onnx):
+        engine.warm_up()
+    expected, actual = (demo.make(engine, demo.task(1)) for engine in (pair.torch, pair.onnx))
+    assert relative_error(actual, expected) <= EQUAL
+    assert largest_difference(pair, actual, expected) <= EQUAL + 1 / 255  # two may round to neighbours
+
+
+def test_a_picture_among_others_at_other_steps_is_torchs(pair: Pair) -> None:
+    expected, actual = (three(engine) for engine in (pair.torch, pair.onnx))
+    for one, other in zip(actual, expected, strict=True):
+        assert relative_error(one, other) <= EQUAL
+
+
+@pytest.mark.parametrize(("width", "height"), [(96, 64), (64, 128)])
+def test_pictures_of_other_sizes_are_torchs(pair: Pair, width: int, height: int) -> None:
+    expected, actual = (demo.make(engine, demo.task(2, width, height)) for engine in (pair.torch, pair.onnx))
+    assert actual.shape == (4, height // 8, width // 8)
+    assert relative_error(actual, expected) <= EQUAL
+    assert largest_difference(pair, actual, expected) <= EQUAL + 1 / 255
+
+
+def three(engine: DiffusionEngine) -> list[Tensor]:
+    """Each joins a step after the last."""
+    for seed in range(3):
+        engine.admit(seed, engine.prepare(demo.task(seed)))
+        engine.step()
+    while engine.step():
+        pass
+    latents = [engine.latents(slot) for slot in range(3)]
+    for slot in range(3):
+        engine.discard(slot)
+    return latents
+
+
+def largest_difference(pair: Pair, actual: Tensor, expected: Tensor) -> float:
+    one, other = pair.onnx.decode(actual), pair.torch.decode(expected)
+    return float(np.abs(one.astype(np.float64) - other).max() / 255)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_the_checker_accepts_each_file(config: EngineConfig, graph: str) -> None:
+    path = folder_for(config, "float32") / f"{graph}.onnx"
+    onnx.checker.check_model(path, full_check=True)
+    written = {entry.key for entry in onnx.load(path).metadata_props}
+    assert {"contour.version", "contour.dtype", "contour.model", "contour.opset"} <= written
+
+
+def test_weights_that_are_too_many_lie_in_a_second_file(config: EngineConfig, tmp_path: Path) -> None:
+    graph = dict(export.graphs(demo.parts(), 2))["hint"]
+    path = tmp_path / "hint.onnx"
+    export.write_graph(graph, {}, path, inline_bytes=0)
+    assert (tmp_path / "hint.onnx.data").stat().st_size > path.stat().st_size
+    whole, apart = (sessions.Session(file, torch.device("cpu")) for file in (paths(config, "float32")[3], path))
+    edges = torch.rand(64, 96)
+    shape = (whole.shapes["hint"][0], 8, 12)
+    assert torch.equal(whole(torch.empty(shape), edges), apart(torch.empty(shape), edges))
+
+
+# ------------------------------------------------------------------------------------------------------------- refused
+
+
+def test_files_of_other_weights_are_refused(config: EngineConfig, tmp_path: Path) -> None:
+    assert config.model is not None
+    model = tmp_path / Path(config.model.path).name
+    shutil.copytree(config.model.path, model)
+    changed = replace(config, model=replace(config.model, path=str(model)), onnx=str(tmp_path / "onnx"))
+    shutil.copytree(folder_for(config, "float32"), folder_for(changed, "float32"))
+    check(changed, "float32")
+
+    with (model / "vae" / "diffusion_pytorch_model.safetensors").open("r+b") as file:
+        file.seek(2**20)
+        file.write(bytes(2**17))  # training changes weights everywhere
+
+    with pytest.raises(RuntimeProblem, match=r"step.onnx was made of other weights .*workers.convert CONFIG --to onnx"):
+        check(changed, "float32")
+
+
+def test_a_file_that_is_none_is_refused(config: EngineConfig, tmp_path: Path) -> None:
+    changed = replace(config, onnx=str(tmp_path))
+    shutil.copytree(folder_for(config, "float32"), folder_for(changed, "float32"))
+    (folder_for(changed, "float32") / "vae.onnx").write_bytes(b"\xff" * 100)
+    with pytest.raises(RuntimeProblem, match=r"vae.onnx cannot be read .*workers.convert CONFIG --to onnx"):
+        check(changed, "float32")
+
+
+def test_a_missing_package_is_told(config: EngineConfig) -> None:
+    without = "import sys; sys.modules['onnxruntime'] = None; sys.path.insert(0, '.');"
+    code = f"{without} from app.command import run; sys.exit(run(['--config', 'configs/demo.yaml']))"
+    done = start(code, config)
+    assert done.returncode == 2
+    assert "engine.runtime is onnxruntime, but onnxruntime is not installed: pip install" in done.stderr
+
+
+def test_missing_files_are_told_before_a_worker_starts(config: EngineConfig, tmp_path: Path) -> None:
+    code = "import sys; from app.command import run; sys.exit(run(['--config', 'configs/demo.yaml', '--port', '0']))"
+    done = start(code, replace(config, onnx=str(tmp_path)))
+    assert done.returncode == 2
+    assert "step.onnx is missing; make it with: python -m workers.convert configs/demo.yaml --to onnx" in done.stderr
+
+
+def start(code: str, config: EngineConfig) -> subprocess.CompletedProcess[str]:
+    settings = {"CONTOUR_ENGINE__RUNTIME": "onnxruntime", "CONTOUR_ENGINE__ONNX": config.onnx}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | settings | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(tensorrt.missing() is None, reason="TensorRT is here")
+def test_without_tensorrt_what_is_missing_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(CONFIG_FILE), "--to", "tensorrt"]) == 1
+    assert capsys.readouterr().err.startswith("TensorRT is not installed (no Python package tensorrt): pip install")
+
+
+# ------------------------------------------------------------------------------------------------------------- service
+
+
+def test_the_service_makes_torchs_picture(config: EngineConfig) -> None:
+    pictures = []
+    for runtime in ("torch", "onnxruntime"):
+        few = {"ENGINE__SAMPLER__STEPS": 4, "ENGINE__SIZE__SHORT_SIDE": 64, "ENGINE__SIZE__LONG_SIDE": 64}
+        with Service("demo", ENGINE__RUNTIME=runtime, ENGINE__ONNX=config.onnx, **few) as service:
+            answer = service.wait_until_ready().generate()
+            assert answer.status_code == 200, answer.text
+            pictures.append(result_pixels(answer))
+    expected, actual = pictures
+    assert cv2.PSNR(expected, actual) > 45

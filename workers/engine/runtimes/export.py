@@ -1,0 +1,182 @@
+"""torch's networks as ONNX graphs: the engine's own forward passes, so that what they save is saved there as well.
+
+A graph's batch, height and width are free. Attention is written as products and a softmax, which every runtime knows.
+"""
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from workers.engine.conditioning import TEXT_TOKENS, TextEncoder
+from workers.engine.constants import (
+    hint_embedding,
+    keys_values_widths,
+    pack_projections,
+    shift_widths,
+    text_projections,
+    time_projections,
+    time_table,
+)
+from workers.engine.denoiser import Denoiser, Guided, Layers, Moment, Passes
+from workers.engine.model import Parts, decode
+from workers.engine.runtimes.files import to_write
+from workers.engine.streams import Aside
+
+log = logging.getLogger(__name__)
+
+OPSET = 20  # the newest that ONNX Runtime and TensorRT's parser both know all of
+INLINE_BYTES = 2**30  # weights beyond lie in a second file: protobuf ends at 2 GiB
+_MOST_PICTURES, _MOST_SIDE = 64, 512  # what shapes are proved for: slots, and latents of 4096 pixels
+_LEAST_SIDE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A module to export, with example inputs by name, the dimensions that are free, and the output's name."""
+
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    free: tuple[dict[int, Any] | None, ...]
+    output: str
+
+
+class _Step(nn.Module):
+    """ControlNet, UNet and guidance."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        self.unet, self.controlnet = parts.unet, parts.controlnet
+        self._layers = Layers.of(parts.unet, parts.controlnet)
+
+    def forward(self, *moment: Tensor) -> Tensor:
+        passes = Passes.of(self.unet, self.controlnet)
+        noise: Tensor = Guided(Denoiser(passes, Aside(None)), self._layers)(Moment(*moment))
+        return noise
+
+
+class _Vae(nn.Module):
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        self._vae = (parts.vae,)  # not the encoder's weights
+        self.used = nn.ModuleList([parts.vae.post_quant_conv, parts.vae.decoder])
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return decode(self._vae[0], latents)
+
+
+class _Text(nn.Module):
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        networks = parts.unet, parts.controlnet
+        self._encoder = TextEncoder(parts.text_encoder, *networks)
+        self.used = nn.ModuleList([parts.text_encoder, *(each for net in networks for each in text_projections(net))])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self._encoder(tokens)
+
+
+class _Hint(nn.Module):
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        self._controlnet = (parts.controlnet,)
+        self.used = parts.controlnet.controlnet_cond_embedding
+
+    def forward(self, edges: Tensor) -> Tensor:
+        return hint_embedding(self._controlnet[0], edges.expand(1, 3, -1, -1))[0]
+
+
+class _Times(nn.Module):
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        self._networks = parts.unet, parts.controlnet
+        self.used = nn.ModuleList(
+            [*(net.time_embedding for net in self._networks)]
+            + [each for net in self._networks for each in time_projections(net)]
+        )
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        return torch.cat([time_table(net, timesteps) for net in self._networks], dim=1)
+
+
+def graphs(parts: Parts, rows: int) -> Iterator[tuple[str, Graph]]:
+    """All graphs of a model by name; pictures have so many rows."""
+    for net in (parts.unet, parts.controlnet):
+        pack_projections(net)
+    height, width = Dim("height", min=_LEAST_SIDE, max=_MOST_SIDE), Dim("width", min=_LEAST_SIDE, max=_MOST_SIDE)
+    free, dtype = {1: height, 2: width}, parts.unet.dtype
+    yield "step", _step(parts, rows, height, width)
+    yield "vae", Graph(_Vae(parts), {"latents": torch.zeros(4, 16, 24)}, (free,), "pixels")
+    tokens = torch.zeros(1, TEXT_TOKENS, dtype=torch.int64)
+    yield "text", Graph(_Text(parts), {"tokens": tokens}, (None,), "keys_values")
+    picture = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    yield "hint", Graph(_Hint(parts), {"edges": torch.zeros(128, 192, dtype=dtype)}, (picture,), "hint")
+    calls = {0: Dim("calls", min=1, max=4096)}
+    yield "times", Graph(_Times(parts), {"timesteps": torch.zeros(2)}, (calls,), "times")
+
+
+def _step(parts: Parts, rows: int, height: Any, width: Any) -> Graph:
+    dtype, pictures = parts.unet.dtype, Dim("batch", min=1, max=_MOST_PICTURES)
+    networks = parts.unet, parts.controlnet
+    # Two pictures, not one, and sides that differ: what is 1 or equal would be taken for fixed.
+    inputs = {
+        "latents": torch.zeros(2, 4, 16, 24, dtype=dtype),
+        "times": torch.zeros(2, sum(sum(shift_widths(net)) for net in networks), dtype=dtype),
+        "text": torch.zeros(2, rows, TEXT_TOKENS, sum(sum(keys_values_widths(net)) for net in networks), dtype=dtype),
+        "hint": torch.zeros(2, 16, 24, parts.unet.config.block_out_channels[0], dtype=dtype),
+        "control_scale": torch.ones((), dtype=dtype),
+        "guidance_scale": torch.ones(()),
+    }
+    every = {0: pictures}
+    sides = {0: pictures, 2: height, 3: width}
+    moment = (sides, every, every, {0: pictures, 1: height, 2: width}, None, None)
+    return Graph(_Step(parts), inputs, (moment,), "noise")  # type: ignore[arg-type] # of the variadic forward
+
+
+@torch.no_grad()
+def write(parts: Parts, rows: int, facts: Mapping[str, str], folder: Path, inline_bytes: int = INLINE_BYTES) -> None:
+    """Write all graphs of a model into a folder, with facts about it in each. What was there is replaced when all are
+    written: one that was killed leaves the old ones."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    facts = dict(facts) | {"opset": str(OPSET), "latent_scale": str(latent_scale(parts))}
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as made:
+        new = Path(made) / "new"
+        new.mkdir()
+        for name, graph in graphs(parts, rows):
+            log.info("exporting %s", name)
+            write_graph(graph, facts, new / f"{name}.onnx", inline_bytes)
+        if folder.exists():
+            folder.rename(Path(made) / "old")
+        new.rename(folder)
+
+
+def latent_scale(parts: Parts) -> int:
+    """Pixels along a side of one latent."""
+    return int(2 ** (len(parts.vae.config.block_out_channels) - 1))
+
+
+@torch.no_grad()
+def write_graph(graph: Graph, facts: Mapping[str, str], path: Path, inline_bytes: int = INLINE_BYTES) -> None:
+    """Write one graph; weights of more than so many bytes into a file of their own beside it."""
+    with warnings.catch_warnings():  # torch warns of its own use of itself
+        warnings.simplefilter("ignore", FutureWarning)
+        exported = torch.export.export(graph.module.eval(), tuple(graph.inputs.values()), dynamic_shapes=graph.free)
+        program = torch.onnx.export(
+            exported,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[*graph.inputs],
+            output_names=[graph.output],
+            verbose=False,
+        )
+        assert program is not None
+    program.model.metadata_props.update(to_write(facts))
+    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value)
+    program.save(path, external_data=size > inline_bytes)

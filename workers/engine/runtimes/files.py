@@ -1,0 +1,135 @@
+"""ONNX files of a model: where they lie, what is written in them, and whether they are those of a configuration.
+
+Imports neither torch nor ONNX before it has to: the front end asks as well.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from workers.engine.config import EngineConfig
+from workers.engine.weights import folder_of, parts_of
+
+VERSION = "1"  # of what the graphs take and make; another one's files are refused
+GRAPHS = ("step", "vae", "text", "hint", "times")  # a file each
+PACKAGES = ("onnx", "onnxruntime")
+CONVERT = "python -m workers.convert CONFIG --to onnx"
+INSTALL = "pip install -c constraints.txt '.[onnx]'"
+_PREFIX = "contour."
+_SAMPLES, _SAMPLE_BYTES = 64, 4096  # of a file: training changes weights everywhere
+
+
+class RuntimeProblem(RuntimeError):
+    """A runtime cannot be used as configured; the message says why and what to do."""
+
+
+def rows_of(engine: EngineConfig) -> int:
+    """Rows of a picture: without guidance the unconditional one is left out."""
+    return 2 if engine.guidance_scale > 1 else 1
+
+
+def dtype_name(engine: EngineConfig, *, cuda: bool) -> str:
+    """The number format that a (located) configuration computes in."""
+    if engine.dtype == "auto":
+        return "float16" if cuda else "float32"
+    return engine.dtype
+
+
+def label(engine: EngineConfig) -> str:
+    """A name for the folder of a (located) configuration's files."""
+    assert engine.model is not None
+    named = [(name, part.path, part.revision, getattr(part, "scale", None)) for name, part in parts_of(engine)]
+    return f"{Path(engine.model.path).name}-{_digest([named, rows_of(engine)])[:8]}"
+
+
+def identity(engine: EngineConfig, dtype: str) -> dict[str, str]:
+    """What files for a (located) configuration have written in them. What may change without new files is left out:
+    sampler, sizes, slots and scales."""
+    parts = [(name, _contents(name, part, engine), getattr(part, "scale", None)) for name, part in parts_of(engine)]
+    return {"version": VERSION, "dtype": dtype, "model": _digest([parts, rows_of(engine)])}
+
+
+def check(engine: EngineConfig, dtype: str) -> None:
+    """Raises RuntimeProblem where ONNX Runtime cannot run a (located) configuration: packages or files are missing,
+    or the files are of something else."""
+    need(PACKAGES, "engine.runtime is onnxruntime")
+    if dtype not in ("float32", "float16"):
+        raise RuntimeProblem(f"engine.dtype is {dtype}: ONNX files are made in float32 and float16 only")
+    wanted = identity(engine, dtype)
+    for path in paths(engine, dtype):
+        if not path.is_file():
+            raise RuntimeProblem(f"{path} is missing; make it with: {CONVERT} --dtype {dtype}")
+        refuse_others(path, written(path), wanted)
+
+
+def need(packages: Sequence[str], why: str) -> None:
+    """Raises RuntimeProblem when one of these packages is not installed."""
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise RuntimeProblem(f"{why}, but {missing[0]} is not installed: {INSTALL}")
+
+
+def refuse_others(path: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    """Raises RuntimeProblem when a file was made for something else."""
+    reasons = {
+        "version": f"was made by another version of contour ({found.get('version', 'none is written in it')})",
+        "dtype": f"is of {found.get('dtype')}, not {wanted['dtype']}",
+        "model": "was made of other weights than the configuration names now",
+    }
+    for key, reason in reasons.items():
+        if found.get(key) != wanted[key]:
+            raise RuntimeProblem(f"{path} {reason}; make it anew with: {CONVERT} --dtype {wanted['dtype']}")
+
+
+def paths(engine: EngineConfig, dtype: str) -> list[Path]:
+    """The files that there should be."""
+    return [folder_for(engine, dtype) / f"{name}.onnx" for name in GRAPHS]
+
+
+def folder_for(engine: EngineConfig, dtype: str) -> Path:
+    """Where the files of a (located) configuration lie."""
+    return Path(engine.onnx).expanduser() / label(engine) / dtype
+
+
+def written(path: Path) -> dict[str, str]:
+    """What is written in a file about it. Raises RuntimeProblem when it is no ONNX file."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        entries = onnx.load(path, load_external_data=False).metadata_props
+    except (OSError, DecodeError) as error:
+        raise RuntimeProblem(f"{path} cannot be read ({error}); make it anew with: {CONVERT}") from error
+    return {entry.key.removeprefix(_PREFIX): entry.value for entry in entries if entry.key.startswith(_PREFIX)}
+
+
+def to_write(facts: Mapping[str, str]) -> dict[str, str]:
+    """As keys of a file, beside others' keys."""
+    return {_PREFIX + key: value for key, value in facts.items()}
+
+
+def _contents(name: str, part: Any, engine: EngineConfig) -> Any:
+    """What identifies weights: a commit, or samples of the files themselves."""
+    if part.revision is not None:
+        return part.path, part.revision
+    folder = folder_of(name, part)
+    if folder is None:
+        return None
+    files = [folder / part.file] if name.startswith("loras") else sorted(folder.rglob("*.safetensors"))
+    return [(file.name, _sample(file)) for file in files]
+
+
+def _sample(path: Path) -> str:
+    size, found = path.stat().st_size, hashlib.sha256()
+    found.update(str(size).encode())
+    with path.open("rb") as file:
+        for n in range(_SAMPLES):
+            file.seek(n * max(1, size // _SAMPLES))
+            found.update(file.read(_SAMPLE_BYTES))
+    return found.hexdigest()
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()

@@ -1,0 +1,147 @@
+"""ONNX Runtime in place of torch: a model whose networks are the files that `workers.convert` made.
+
+Tensors are torch's all the same, and a session reads and writes their memory: nothing is copied.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import onnxruntime
+import torch
+from torch import Tensor
+
+from workers.engine.conditioning import TEXT_TOKENS, TextConditioning, Tokens
+from workers.engine.config import EngineConfig
+from workers.engine.denoiser import Moment, Predict
+from workers.engine.model import dtype_of, make_scheduler, small_parts
+from workers.engine.networks import Attend
+from workers.engine.runtime import Ways
+from workers.engine.runtimes.files import check, dtype_name, paths
+from workers.engine.sampler import SamplerMatrix, sampler_matrix
+from workers.engine.streams import Aside
+
+_NUMPY = {torch.float32: "float32", torch.float16: "float16", torch.int64: "int64", torch.uint8: "uint8"}
+
+
+class Session:
+    """One file, ready to run on a device."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors
+        self._device = device
+        self._session = onnxruntime.InferenceSession(path, options, providers=providers(device))
+        self.shapes = {value.name: value.shape for value in (*self._session.get_inputs(), *self._session.get_outputs())}
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What is written in the file about it."""
+        facts: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
+        return facts
+
+    def __call__(self, result: Tensor, *inputs: Tensor) -> Tensor:
+        """Run it into `result`, which is returned; inputs in the order of the file's."""
+        kept = [tensor.contiguous() for tensor in inputs]
+        binding = self._session.io_binding()
+        for value, tensor in zip(self._session.get_inputs(), kept, strict=True):
+            binding.bind_input(value.name, *self._memory(tensor))
+        binding.bind_output(self._session.get_outputs()[0].name, *self._memory(result))
+        if self._device.type == "cuda":  # it runs on a stream of its own
+            torch.cuda.current_stream().synchronize()
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return result
+
+    def _memory(self, tensor: Tensor) -> tuple[str, int, str, list[int], int]:
+        index = tensor.device.index or 0
+        return self._device.type, index, _NUMPY[tensor.dtype], list(tensor.shape), tensor.data_ptr()
+
+
+def providers(device: torch.device) -> list[str | tuple[str, dict[str, int]]]:
+    """What runs a session: CUDA where the device is one and the installed ONNX Runtime knows it."""
+    known = onnxruntime.get_available_providers()
+    if device.type == "cuda" and "CUDAExecutionProvider" in known:
+        return [("CUDAExecutionProvider", {"device_id": device.index or 0}), "CPUExecutionProvider"]
+    return ["CPUExecutionProvider"]
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxModel:
+    """An `AnyModel`. `weights` is the sampler's matrix in float32, `times` the time projections at its calls."""
+
+    tokens: Tokens
+    text: TextConditioning
+    sampler: SamplerMatrix
+    weights: Tensor
+    times: Tensor
+    device: torch.device
+    dtype: torch.dtype
+    hint_channels: int
+    latent_scale: int
+    sessions: Mapping[str, Session]
+
+    def hint(self, picture: Tensor) -> Tensor:
+        """The hint embedding [channels, h, w] of edges [8h, 8w] in 0 .. 1."""
+        height, width = (side // self.latent_scale for side in picture.shape)
+        made = torch.empty(self.hint_channels, height, width, dtype=self.dtype, device=self.device)
+        return self.sessions["hint"](made, picture)
+
+    def ways(self, attend: Attend, mode: str | None) -> Ways:
+        """How it is run; the arguments are for torch."""
+        return Ways(self._predict, self._decode)
+
+    def _predict(self, aside: Aside) -> Predict:
+        return partial(_predict, self.sessions["step"])
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        height, width = (side * self.latent_scale for side in latents.shape[1:])
+        made = torch.empty(height, width, 3, dtype=torch.uint8, device=latents.device)
+        return self.sessions["vae"](made, latents)
+
+
+def _predict(step: Session, moment: Moment) -> Tensor:
+    latents = moment.latents
+    noise = torch.empty(latents.shape, dtype=torch.float32, device=latents.device)
+    return step(noise, latents, moment.times, moment.text, moment.hint, moment.control_scale, moment.guidance_scale)
+
+
+def load(config: EngineConfig, device: str) -> OnnxModel:
+    """Open the files of a configuration. Raises RuntimeProblem, MissingWeightsError and UnsupportedSamplerError."""
+    place, dtype = _place(device), dtype_of(config, device)
+    name = dtype_name(config, cuda=torch.device(device).type == "cuda")
+    check(config, name)
+    sessions = {path.stem: Session(path, place) for path in paths(config, name)}
+    tokenizer, scheduler = small_parts(config)
+    sampler = sampler_matrix(lambda: make_scheduler(config.sampler, scheduler))
+    width, step = sessions["text"].shapes["keys_values"][1], sessions["step"]
+    return OnnxModel(
+        tokens=Tokens(tokenizer, config.prompt),
+        text=TextConditioning(partial(_encode, sessions["text"], width, dtype), width, dtype, place),
+        sampler=sampler,
+        weights=sampler.weights.to(place, torch.float32),
+        times=_times(sessions["times"], sampler.timesteps.to(place), dtype),
+        device=place,
+        dtype=dtype,
+        hint_channels=step.shapes["hint"][3],
+        latent_scale=int(step.facts["contour.latent_scale"]),
+        sessions=sessions,
+    )
+
+
+def _place(device: str) -> torch.device:
+    """The device, if the installed ONNX Runtime has it: else main memory."""
+    wanted = torch.device(device)
+    return wanted if len(providers(wanted)) > 1 else torch.device("cpu")
+
+
+def _encode(session: Session, width: int, dtype: torch.dtype, tokens: Tensor) -> Tensor:
+    return session(torch.empty(TEXT_TOKENS, width, dtype=dtype, device=tokens.device), tokens)
+
+
+def _times(session: Session, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
+    width = session.shapes["times"][1]
+    made = torch.empty(len(timesteps), width, dtype=dtype, device=timesteps.device)
+    return session(made, timesteps.to(torch.float32))
