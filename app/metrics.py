@@ -137,10 +137,6 @@ class PoolCollector(Collector):
         yield GaugeMetricFamily("contour_running", "Jobs in a slot of a worker.", core.running)
         yield GaugeMetricFamily("contour_ready", "1 while a picture can be made.", float(core.ready))
         yield GaugeMetricFamily("contour_draining", "1 while nothing new is taken.", float(core.draining))
-        # Without a sample until a worker has measured itself.
-        predicted = GaugeMetricFamily("contour_predicted_seconds", "What a picture takes alone on the fastest worker.")
-        _add(predicted, [], core.predicted_seconds)
-        yield predicted
         state = GaugeMetricFamily("contour_worker_state", "1 for the state a worker is in.", labels=["worker", "state"])
         slots = GaugeMetricFamily("contour_slots_in_use", "Shared-memory slots in use.", labels=["worker"])
         total = GaugeMetricFamily("contour_slots", "Shared-memory slots there are.", labels=["worker"])

@@ -46,7 +46,6 @@ def test_the_state_of_now_is_shown() -> None:
         service.wait_until_ready()
         assert service.sample("contour_ready") == 1
         assert service.sample("contour_draining") == 0
-        assert "contour_predicted_seconds" in service.metrics()
         assert service.sample("contour_worker_state", worker="cpu0", state="ready") == 1
         assert service.sample("contour_worker_state", worker="cpu0") == 1
         assert service.sample("contour_slots", worker="cpu0") == 3
