@@ -6,6 +6,7 @@ Ray is no part of the development environment: `make test-ray` makes one that ha
 import importlib.util
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -96,6 +97,23 @@ def test_a_node_that_is_lost_costs_no_client_its_picture_and_another_takes_its_p
     assert len(servers(echoes) & before) == 1  # of one node there is enough to serve
     echoes.second = echoes.add_node()
     until(lambda: echoes.running() == 2 and len(servers(echoes) - before) == 1, PATIENCE)
+
+
+def test_replicas_that_are_no_longer_wanted_finish_what_they_have(echoes: TwoNodes) -> None:
+    stop = threading.Event()
+
+    def ask() -> set[int]:
+        found = set()
+        while not stop.is_set():
+            found.add(echoes.ask(1).status_code)
+        return found
+
+    with ThreadPoolExecutor(8) as clients:
+        asking = [clients.submit(ask) for _ in range(8)]
+        echoes.deploy("configs/echo.yaml", 1)
+        stop.set()
+        assert set().union(*(each.result(PATIENCE) for each in asking)) == {200}
+    assert len(servers(echoes)) == 1
 
 
 def parent(process: int) -> int:
