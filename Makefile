@@ -9,9 +9,11 @@ JOBS ?= 2
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+RAY_BIN := .venv-ray/bin
+RAY_INSTALLED := .venv-ray/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-image fuzz chaos lint format requirements bench bench-gpu clean
+.PHONY: help install serve test test-image test-ray fuzz chaos lint format requirements bench bench-gpu clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +28,9 @@ test: $(INSTALLED)  ## run the tests; ARGS="tests/app -k settings" JOBS=2
 
 test-image: $(INSTALLED)  ## build the image with the small model and try it: as root on Debian, with buildah
 	TEST_IMAGE=1 $(BIN)/python -m pytest tests/image $(ARGS)
+
+test-ray: $(RAY_INSTALLED)  ## run the service on a Ray cluster of two nodes, in an environment of its own
+	$(RAY_BIN)/python -m pytest tests/ray $(ARGS)
 
 fuzz: $(INSTALLED)  ## feed damaged input to the picture decoder and the body parser; ARGS="--seconds 600"
 	$(BIN)/python -m tests.fuzz decoder $(ARGS)
@@ -53,11 +58,17 @@ bench-gpu: $(INSTALLED)  ## time a picture by stages, beside diffusers; ARGS="--
 	$(BIN)/python -m tests.bench.latency $(ARGS)
 
 clean:  ## remove all that was made here, .venv too
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build contour.egg-info
+	rm -rf .venv .venv-ray .mypy_cache .pytest_cache .ruff_cache .hypothesis build contour.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(RAY_INSTALLED): pyproject.toml constraints.txt example/ray/constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv-ray
+	$(RAY_BIN)/pip install --constraint constraints.txt --constraint example/ray/constraints.txt --editable '.[ray]' pytest
 	@touch $@
