@@ -10,8 +10,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from app.command import CLOSE_SECONDS
 from app.settings import load
 from tests.service.running import ROOT, Service
+from workers.pool import STOP_SECONDS
 
 KUBERNETES = ROOT / "example" / "kubernetes"
 OVERLAYS = ("cpu-demo", "gpu")
@@ -82,8 +84,8 @@ def test_probes_and_ports_are_answered_by_the_real_service(rendered: dict[str, A
 def test_its_settings_are_settings_and_a_pod_has_time_for_its_drain(rendered: dict[str, Any]) -> None:
     settings = load(ROOT / "configs" / "demo.yaml", rendered["ConfigMap"]["data"])  # a wrong key or value raises
     before = float(container(rendered)["lifecycle"]["preStop"]["exec"]["command"][1])
-    closing = 15  # app.command.CLOSE_SECONDS and workers.pool.STOP_SECONDS
-    assert pod(rendered)["terminationGracePeriodSeconds"] > before + settings.server.drain_seconds + closing
+    drain = settings.server.drain_seconds + CLOSE_SECONDS + STOP_SECONDS
+    assert pod(rendered)["terminationGracePeriodSeconds"] > before + drain
     assert container(rendered)["envFrom"] == [{"configMapRef": {"name": rendered["ConfigMap"]["metadata"]["name"]}}]
     patience = container(rendered)["startupProbe"]
     assert patience["periodSeconds"] * patience["failureThreshold"] >= settings.scheduler.load_timeout

@@ -13,7 +13,11 @@ import httpx
 import pytest
 import yaml
 
+from app.command import CLOSE_SECONDS
+from app.settings import ServerConfig
 from tests.service.running import PATIENCE, ROOT, Service, good_request, until
+from workers.pool import STOP_SECONDS
+from workers.telemetry import THROTTLE_REASONS
 
 MONITORING = ROOT / "example" / "monitoring"
 DASHBOARD = json.loads((MONITORING / "grafana" / "dashboards" / "contour.json").read_text())
@@ -39,6 +43,24 @@ def queries() -> list[str]:
 
 def names(query: str) -> set[str]:
     return set(re.findall(r"\b(?:contour|process)_\w+", query))
+
+
+def autoscaling() -> str:
+    """The query by which pods are added."""
+    scaled = yaml.safe_load((ROOT / "example/kubernetes/components/autoscaling/scaledobject.yaml").read_text())
+    (trigger,) = scaled["spec"]["triggers"]
+    return str(trigger["metadata"]["query"])
+
+
+def selected() -> set[tuple[str, str, str]]:
+    """Each metric, label and value that dashboard and rules select by; alternatives apart."""
+    text = "\n".join([*queries(), (MONITORING / "rules.yml").read_text()])
+    return {
+        (metric, label, value)
+        for metric, matchers in re.findall(r"\b(contour_\w+)\{([^}]*)\}", text)
+        for label, values in re.findall(r'(\w+)=~?"([^"]*)"', matchers)
+        for value in values.split("|")
+    }
 
 
 class Prometheus:
@@ -125,6 +147,30 @@ def test_the_recorded_rules_find_something(scraped: Prometheus) -> None:
         until(lambda name=name: scraped.knows(name))  # type: ignore[misc]
 
 
+@needs_prometheus
+def test_each_label_that_is_selected_by_is_one_that_the_service_sets(scraped: Prometheus) -> None:
+    asked = {each for each in selected() if not each[0].startswith(ABSENT)}
+    assert {("contour_requests_total", "outcome", "overdrawn"), ("contour_worker_state", "state", "out")} <= asked
+    unknown = {(metric, label, value) for metric, label, value in asked if not is_set(scraped, metric, label, value)}
+    assert not {each for each in unknown if each[0] not in RARE}
+
+
+def is_set(prometheus: Prometheus, metric: str, label: str, value: str) -> bool:
+    return prometheus.knows(f'{metric}{{{label}=~"{value}"}}')
+
+
+def test_each_reason_that_a_gpu_is_held_down_for_is_one_that_is_read() -> None:
+    asked = {value for metric, label, value in selected() if (metric, label) == ("contour_device_throttled", "reason")}
+    assert asked
+    for pattern in asked:
+        assert any(re.fullmatch(pattern, reason) for reason in THROTTLE_REASONS), pattern
+
+
+@needs_prometheus
+def test_the_autoscalers_query_is_one_number(scraped: Prometheus) -> None:
+    until(lambda: [float(sample["value"][1]) for sample in scraped.query(autoscaling())] == [0])
+
+
 def test_what_needs_a_gpu_is_at_least_a_metric_of_ours() -> None:
     text = (ROOT / "app" / "metrics.py").read_text()
     rules = (MONITORING / "rules.yml").read_text()
@@ -133,7 +179,14 @@ def test_what_needs_a_gpu_is_at_least_a_metric_of_ours() -> None:
     assert not {name for name in asked if f'"{name.removesuffix("_total")}"' not in text}
 
 
-def test_the_compose_file_mounts_what_there_is_and_lets_a_drain_end() -> None:
+def test_the_compose_file_lets_a_drain_end() -> None:
+    service = yaml.safe_load((MONITORING / "docker-compose.yml").read_text())["services"]["contour"]
+    assert not [name for name in service.get("environment", ()) if "DRAIN" in name]  # so it is the default
+    patience = float(service["stop_grace_period"].removesuffix("s"))
+    assert patience > ServerConfig().drain_seconds + CLOSE_SECONDS + STOP_SECONDS
+
+
+def test_the_compose_file_mounts_what_there_is() -> None:
     compose = yaml.safe_load((MONITORING / "docker-compose.yml").read_text())
     services = compose["services"]
     mounts = [mount.split(":")[0] for each in services.values() for mount in each.get("volumes", ())]
