@@ -17,7 +17,7 @@ from workers.pool import STOP_SECONDS
 
 KUBERNETES = ROOT / "example" / "kubernetes"
 OVERLAYS = ("cpu-demo", "gpu")
-CUSTOM = {"ScaledObject"}  # of KEDA: not among Kubernetes' own schemas
+CUSTOM = {"ScaledObject", "PodMonitor"}  # of KEDA and the Prometheus Operator: not among Kubernetes' own schemas
 SCHEMAS = "1.33"
 
 
@@ -120,6 +120,19 @@ def test_the_autoscaler_asks_for_metrics_that_there_are() -> None:
     with Service("echo", WORKERS__CPU_WORKERS=1) as service:
         assert asked <= service.metrics().keys()
     assert len(asked) == 3
+
+
+def test_what_is_scraped_is_a_port_of_the_pods_that_has_metrics() -> None:
+    rendered = render(KUBERNETES / "overlays" / "gpu")
+    monitor = rendered["PodMonitor"]["spec"]
+    labels = rendered["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert monitor["selector"]["matchLabels"].items() <= labels.items()
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    assert endpoint["port"] in {port["name"] for port in container(rendered)["ports"]}
+    with Service("echo", WORKERS__CPU_WORKERS=1) as service:
+        assert "contour_ready" in service.client.get(endpoint["path"]).text
+    (job,) = yaml.safe_load((ROOT / "example/monitoring/prometheus.yml").read_text())["scrape_configs"]
+    assert labels[monitor["jobLabel"]] == job["job_name"]  # the alerts select by it
 
 
 def test_the_small_model_needs_nothing_but_kubernetes() -> None:
