@@ -130,7 +130,8 @@ def _check_runtime(settings: Settings, placement: Placement) -> None:
     """Before workers start, and fail one after the other. Raises StartError."""
     if settings.engine.kind == "diffusion" and settings.engine.runtime == "onnxruntime":
         try:
-            check(settings.engine, dtype_name(settings.engine, cuda=placement.devices[0].kind == "cuda"))
+            cuda = placement.devices[0].kind == "cuda"
+            check(settings.engine, dtype_name(settings.engine, cuda=cuda), cuda=cuda)
         except RuntimeProblem as error:
             raise StartError(str(error)) from None
 

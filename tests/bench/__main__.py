@@ -1,13 +1,13 @@
 """`python -m tests.bench NAME [options]` runs one benchmark; without a name, each of them with its defaults.
 
-Except for those that take long: `latency`, which is for a GPU, `overload` and `soak` run when they are named.
+Except for those that take long: `latency`, which is for a GPU, `overload`, `runtimes` and `soak` run when named.
 """
 
 import runpy
 import sys
 
 SHORT = ("overhead", "decision", "startup", "demo")
-BENCHMARKS = (*SHORT, "latency", "overload", "soak")
+BENCHMARKS = (*SHORT, "latency", "overload", "runtimes", "soak")
 
 
 def main() -> None:

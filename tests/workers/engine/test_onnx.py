@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnxruntime import get_available_providers
 from torch import Tensor
 
 from tests.service.running import Service, result_pixels
@@ -27,6 +28,7 @@ from workers.engine.runtimes.files import GRAPHS, RuntimeProblem, check, folder_
 ROOT = Path(__file__).parents[3]
 CONFIG_FILE = ROOT / "configs" / "demo.yaml"
 EQUAL = 1e-3
+FLOAT = onnx.TensorProto.FLOAT
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,28 @@ def test_a_missing_package_is_told(config: EngineConfig) -> None:
     done = start(code, config)
     assert done.returncode == 2
     assert "engine.runtime is onnxruntime, but onnxruntime is not installed: pip install" in done.stderr
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in get_available_providers(), reason="ONNX Runtime here knows GPUs")
+def test_an_onnx_runtime_that_knows_no_gpu_is_not_taken_for_one_that_does(config: EngineConfig) -> None:
+    with pytest.raises(RuntimeProblem, match="knows no GPU: install onnxruntime-gpu in its place"):
+        check(config, "float16", cuda=True)
+
+
+def test_what_lacks_memory_is_told_as_torch_tells_it(tmp_path: Path) -> None:
+    """A sum over more numbers than any machine has bytes for."""
+    ends = [onnx.helper.make_tensor_value_info(*end) for end in (("x", FLOAT, [1]), ("y", FLOAT, []))]
+    nodes = [
+        onnx.helper.make_node("Expand", ["x", "many"], ["wide"]),
+        onnx.helper.make_node("ReduceSum", ["wide"], ["y"], keepdims=0),
+    ]
+    many = onnx.helper.make_tensor("many", onnx.TensorProto.INT64, [1], [2**46])
+    graph = onnx.helper.make_graph(nodes, "wide", ends[:1], ends[1:], [many])
+    opsets = [onnx.helper.make_opsetid("", export.OPSET)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "wide.onnx")
+    session = sessions.Session(tmp_path / "wide.onnx", torch.device("cpu"))
+    with pytest.raises(torch.OutOfMemoryError, match="Failed to allocate memory"):
+        session(torch.zeros(()), torch.ones(1))
 
 
 def test_missing_files_are_told_before_a_worker_starts(config: EngineConfig, tmp_path: Path) -> None:

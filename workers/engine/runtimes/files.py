@@ -16,6 +16,7 @@ from workers.engine.weights import folder_of, parts_of
 VERSION = "1"  # of what the graphs take and make; another one's files are refused
 GRAPHS = ("step", "vae", "text", "hint", "times")  # a file each
 PACKAGES = ("onnx", "onnxruntime")
+CUDA_PROVIDER = "CUDAExecutionProvider"
 CONVERT = "python -m workers.convert CONFIG --to onnx"
 INSTALL = "pip install -c constraints.txt '.[onnx]'"
 _PREFIX = "contour."
@@ -52,10 +53,12 @@ def identity(engine: EngineConfig, dtype: str) -> dict[str, str]:
     return {"version": VERSION, "dtype": dtype, "model": _digest([parts, rows_of(engine)])}
 
 
-def check(engine: EngineConfig, dtype: str) -> None:
-    """Raises RuntimeProblem where ONNX Runtime cannot run a (located) configuration: packages or files are missing,
-    or the files are of something else."""
+def check(engine: EngineConfig, dtype: str, *, cuda: bool = False) -> None:
+    """Raises RuntimeProblem where ONNX Runtime cannot run a (located) configuration, on a GPU if it is to: packages or
+    files are missing, or the files are of something else."""
     need(PACKAGES, "engine.runtime is onnxruntime")
+    if cuda:
+        _need_cuda()
     if dtype not in ("float32", "float16"):
         raise RuntimeProblem(f"engine.dtype is {dtype}: ONNX files are made in float32 and float16 only")
     wanted = identity(engine, dtype)
@@ -69,6 +72,16 @@ def need(packages: Sequence[str], why: str) -> None:
     """Raises RuntimeProblem when one of these packages is not installed."""
     if missing := [name for name in packages if find_spec(name) is None]:
         raise RuntimeProblem(f"{why}, but {missing[0]} is not installed: {INSTALL}")
+
+
+def _need_cuda() -> None:
+    import onnxruntime
+
+    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
+        raise RuntimeProblem(
+            "engine.runtime is onnxruntime, but the onnxruntime that is installed knows no GPU: install "
+            "onnxruntime-gpu in its place, or compute on the CPU with CUDA_VISIBLE_DEVICES= (empty)"
+        )
 
 
 def refuse_others(path: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
