@@ -1,6 +1,6 @@
 # The service with its model: docker build -t mlops:v1 .
 #   --build-arg MODEL=demo       the model of configs/demo.yaml; any name of a file there. The default is Stable Diffusion 1.5
-#   --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu    torch without CUDA: an image of a quarter the size
+#   --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu    torch without CUDA
 # pip takes its other settings from the build's environment as well: none is written down here.
 ARG MODEL=sd15-canny
 

@@ -20,7 +20,7 @@ from app.settings import Settings, SettingsError, load, read_keys
 from scheduler.core import Scheduler
 from workers.allocator import keep_freed_memory
 from workers.devices import Gpu, Placement, choose_devices
-from workers.engine.runtimes.files import RuntimeProblem, check, dtype_name
+from workers.engine.runtimes.files import RuntimeProblem, check
 from workers.engine.weights import absent
 from workers.folders import prepare
 from workers.logs import configure
@@ -32,9 +32,8 @@ from workers.telemetry import Nvml
 log = logging.getLogger("contour")
 
 UTF8_BYTES = 4  # that a character takes at most
-MAX_DIGITS = (
-    640  # of an integer in a request: as few as Python can be told, as the time to read them grows with their square
-)
+# Of an integer in a request: as few as Python can be told, as the time to read them grows with their square.
+MAX_DIGITS = 640
 
 
 class StartError(Exception):
@@ -131,7 +130,7 @@ def _check_runtime(settings: Settings, placement: Placement) -> None:
     if settings.engine.kind == "diffusion" and settings.engine.runtime == "onnxruntime":
         try:
             cuda = placement.devices[0].kind == "cuda"
-            check(settings.engine, dtype_name(settings.engine, cuda=cuda), cuda=cuda)
+            check(settings.engine, settings.engine.dtype_on(cuda=cuda), cuda=cuda)
         except RuntimeProblem as error:
             raise StartError(str(error)) from None
 

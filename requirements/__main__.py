@@ -13,15 +13,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PIP = "pip==26.3"
-# Of torch 2.13.0+cpu for CPython 3.11 at https://download.pytorch.org/whl/cpu: PyPI's index does not list them.
-CPU_BUILDS = {
-    "x86-64": "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",
-    "aarch64": "84453b69508ec79902f899c5ed9495acb9e2bbe9fda5f1d5d6f19e3c3842e1a7",
-}
+# Of torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl, as it is tested with: PyPI's index does not list it.
+CPU_BUILD = "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"
 MADE = "# Made by `make requirements`; do not edit.\n"
 INSTALLED = f"""{MADE}\
-# Of torch there are hashes of two builds. That of PyPI is for CUDA and asks for what cuda.txt pins; that of
-# https://download.pytorch.org/whl/cpu asks for none of it, and is taken where pip finds it:
+# Of torch there are hashes of two builds. PyPI's is for CUDA and asks for what cuda.txt pins; that without CUDA asks
+# for none of it, and is taken where pip finds it (x86-64): {CPU_BUILD}
 """
 ONLY_WITH_CUDA = f"{MADE}# Constraints: nothing here is installed unless the torch that was found asks for it.\n"
 
@@ -31,9 +28,8 @@ def main() -> int:
     pinned = names((ROOT / "constraints.txt").read_text())
     blocks = resolve("pyproject.toml", "--extra", "gpu", "--constraint", "constraints.txt")
     cuda = [block for block in blocks if name(block) not in pinned | {"xformers"}]
-    rest = [with_cpu_builds(block) if name(block) == "torch" else block for block in blocks if block not in cuda]
-    builds = "".join(f"#   {machine}: {digest}\n" for machine, digest in CPU_BUILDS.items())
-    write("requirements.txt", INSTALLED + builds + "-c requirements/cuda.txt", rest)
+    rest = [with_cpu_build(block) if name(block) == "torch" else block for block in blocks if block not in cuda]
+    write("requirements.txt", INSTALLED + "-c requirements/cuda.txt", rest)
     write("requirements/cuda.txt", ONLY_WITH_CUDA.rstrip(), cuda)
     write("requirements/pip.txt", MADE.rstrip(), resolve("-", stdin=PIP))
     return 0
@@ -47,9 +43,9 @@ def resolve(*sources: str, stdin: str = "") -> list[str]:
     return [block for block in re.split(r"\n(?=\S)", text.strip()) if "'win32'" not in block or "!= 'win32'" in block]
 
 
-def with_cpu_builds(block: str) -> str:
-    """The same package, whose CPU builds are as good."""
-    return block + "".join(f" \\\n    --hash=sha256:{digest}" for digest in CPU_BUILDS.values())
+def with_cpu_build(block: str) -> str:
+    """The same package, whose CPU build is as good."""
+    return f"{block} \\\n    --hash=sha256:{CPU_BUILD}"
 
 
 def name(requirement: str) -> str:

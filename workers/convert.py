@@ -14,9 +14,9 @@ from pathlib import Path
 
 from workers.config import WorkersConfig, engine_problems, locate
 from workers.document import Document, SettingsError
-from workers.engine.config import EngineConfig
+from workers.engine.config import EngineConfig, rows_of
 from workers.engine.runtimes import tensorrt
-from workers.engine.runtimes.files import RuntimeProblem, check, dtype_name, folder_for, identity, need, rows_of
+from workers.engine.runtimes.files import RuntimeProblem, check, folder_for, identity, need, written
 from workers.engine.weights import MissingWeightsError
 
 EXPORTERS = ("onnx", "onnxscript", "onnxruntime")
@@ -66,13 +66,11 @@ def convert(engine: EngineConfig, to: str, dtype: str | None = None) -> list[Pat
     need(EXPORTERS, "ONNX files are to be made")
     import torch
 
-    named = dtype or dtype_name(engine, cuda=torch.cuda.is_available())
+    named = dtype or engine.dtype_on(cuda=torch.cuda.is_available())
     folder = folder_for(engine, named)
     if to == "onnx":
         return _export(engine, named, folder)
     check(engine, named)
-    from workers.engine.runtimes.files import written
-
     scale = int(written(folder / "step.onnx")["latent_scale"])
     return tensorrt.build(engine, folder, scale, half=named == "float16")
 
@@ -85,7 +83,7 @@ def _export(engine: EngineConfig, dtype: str, folder: Path) -> list[Path]:
 
     if dtype not in ("float32", "float16"):
         raise RuntimeProblem(f"engine.dtype is {dtype}: ONNX files are made in float32 and float16 only")
-    write(read(engine, getattr(torch, dtype)), rows_of(engine), identity(engine, dtype), folder)
+    write(read(engine, getattr(torch, dtype)), rows_of(engine.guidance_scale), identity(engine, dtype), folder)
     return sorted(folder.iterdir())
 
 

@@ -37,7 +37,7 @@ def files(config: EngineConfig, device: str) -> Iterator[Path]:
 
     Raises MissingWeightsError.
     """
-    half = not device.startswith("cpu") if config.dtype == "auto" else config.dtype != "float32"
+    half = config.dtype_on(cuda=device.startswith("cuda")) != "float32"
     model = _folder("model", config.model)
     control = _folder("controlnet", config.controlnet) or (model and model / "controlnet")
     for part, folder in (("unet", model), ("text_encoder", model), ("controlnet", control), ("vae", model)):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from workers.engine.conditioning import TEXT_TOKENS
+from workers.engine.config import rows_of
 from workers.engine.denoiser import Moment, Predict
 from workers.engine.graphs import Graphs, Work
 from workers.engine.runtime import AnyModel
@@ -43,7 +44,7 @@ class Recipe:
     @property
     def rows(self) -> int:
         """Rows of a picture: as in diffusers, at a scale of 1 and below the unconditional one is left out."""
-        return 2 if self.guidance_scale > 1 else 1
+        return rows_of(self.guidance_scale)
 
 
 @dataclass(frozen=True, slots=True)

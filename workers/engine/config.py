@@ -156,3 +156,12 @@ class EngineConfig:
     speed: Speed = field(default_factory=Speed)
     echo: Echo = field(default_factory=Echo)
     faults: Faults = field(default_factory=Faults)
+
+    def dtype_on(self, *, cuda: bool) -> str:
+        """The number format to compute in: `auto` is float16 on a GPU and float32 elsewhere."""
+        return ("float16" if cuda else "float32") if self.dtype == "auto" else self.dtype
+
+
+def rows_of(guidance_scale: float) -> int:
+    """Rows of a picture in a batch: where it is not guided, the unconditional one is left out."""
+    return 2 if guidance_scale > 1 else 1

@@ -217,7 +217,7 @@ class DiffusionEngine:
 
     def _text(self, tokens: tuple[int, ...]) -> Tensor:
         """Keys and values of an image's rows [rows, 77, total]; the unconditional row comes first."""
-        prompts = [self._negative, tokens] if self._config.guidance_scale > 1 else [tokens]
+        prompts = [self._negative, tokens] if self._workshop.recipe.rows == 2 else [tokens]
         return torch.stack([self._workshop.keys_values(prompt) for prompt in prompts])
 
 

@@ -59,7 +59,7 @@ class Model:
     @property
     def latent_scale(self) -> int:
         """Pixels along a side of one latent: 8 with Stable Diffusion."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return latent_scale(self.vae)
 
     @property
     def hint_channels(self) -> int:
@@ -83,6 +83,11 @@ class Model:
             return Ways(partial(_guided, passes.compiled(mode), layers), decode)
 
         return Ways(partial(_guided, passes, layers), self.decode, compiled)
+
+
+def latent_scale(vae: "AutoencoderKL") -> int:
+    """Pixels along a side of one latent: each level of the VAE but the last halves a picture."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
 def _guided(passes: Passes, layers: Layers, aside: Aside) -> Guided:
@@ -112,10 +117,8 @@ def load(config: EngineConfig, device: str) -> Model:
 
 
 def dtype_of(config: EngineConfig, device: str) -> torch.dtype:
-    """The number format to compute in: `auto` is float16 on CUDA and float32 elsewhere."""
-    if config.dtype == "auto":
-        return torch.float16 if torch.device(device).type == "cuda" else torch.float32
-    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[config.dtype]
+    """The number format to compute in on a torch device."""
+    return getattr(torch, config.dtype_on(cuda=torch.device(device).type == "cuda"))  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

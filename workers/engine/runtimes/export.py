@@ -26,7 +26,7 @@ from workers.engine.constants import (
     time_table,
 )
 from workers.engine.denoiser import Denoiser, Guided, Layers, Moment, Passes
-from workers.engine.model import Parts, decode
+from workers.engine.model import Parts, decode, latent_scale
 from workers.engine.runtimes.files import to_write
 from workers.engine.streams import Aside
 
@@ -143,9 +143,9 @@ def _step(parts: Parts, rows: int, height: Any, width: Any) -> Graph:
 @torch.no_grad()
 def write(parts: Parts, rows: int, facts: Mapping[str, str], folder: Path, inline_bytes: int = INLINE_BYTES) -> None:
     """Write all graphs of a model into a folder, with facts about it in each. What was there is replaced when all are
-    written: one that was killed leaves the old ones."""
+    written, so that there are never some of both."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    facts = dict(facts) | {"opset": str(OPSET), "latent_scale": str(latent_scale(parts))}
+    facts = dict(facts) | {"opset": str(OPSET), "latent_scale": str(latent_scale(parts.vae))}
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as made:
         new = Path(made) / "new"
         new.mkdir()
@@ -155,11 +155,6 @@ def write(parts: Parts, rows: int, facts: Mapping[str, str], folder: Path, inlin
         if folder.exists():
             folder.rename(Path(made) / "old")
         new.rename(folder)
-
-
-def latent_scale(parts: Parts) -> int:
-    """Pixels along a side of one latent."""
-    return int(2 ** (len(parts.vae.config.block_out_channels) - 1))
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from workers.engine.config import EngineConfig
+from workers.engine.config import EngineConfig, rows_of
 from workers.engine.weights import folder_of, parts_of
 
 VERSION = "1"  # of what the graphs take and make; another one's files are refused
@@ -27,30 +27,18 @@ class RuntimeProblem(RuntimeError):
     """A runtime cannot be used as configured; the message says why and what to do."""
 
 
-def rows_of(engine: EngineConfig) -> int:
-    """Rows of a picture: without guidance the unconditional one is left out."""
-    return 2 if engine.guidance_scale > 1 else 1
-
-
-def dtype_name(engine: EngineConfig, *, cuda: bool) -> str:
-    """The number format that a (located) configuration computes in."""
-    if engine.dtype == "auto":
-        return "float16" if cuda else "float32"
-    return engine.dtype
-
-
 def label(engine: EngineConfig) -> str:
     """A name for the folder of a (located) configuration's files."""
     assert engine.model is not None
     named = [(name, part.path, part.revision, getattr(part, "scale", None)) for name, part in parts_of(engine)]
-    return f"{Path(engine.model.path).name}-{_digest([named, rows_of(engine)])[:8]}"
+    return f"{Path(engine.model.path).name}-{_digest([named, rows_of(engine.guidance_scale)])[:8]}"
 
 
 def identity(engine: EngineConfig, dtype: str) -> dict[str, str]:
     """What files for a (located) configuration have written in them. What may change without new files is left out:
     sampler, sizes, slots and scales."""
     parts = [(name, _contents(name, part, engine), getattr(part, "scale", None)) for name, part in parts_of(engine)]
-    return {"version": VERSION, "dtype": dtype, "model": _digest([parts, rows_of(engine)])}
+    return {"version": VERSION, "dtype": dtype, "model": _digest([parts, rows_of(engine.guidance_scale)])}
 
 
 def check(engine: EngineConfig, dtype: str, *, cuda: bool = False) -> None:
@@ -115,12 +103,17 @@ def written(path: Path) -> dict[str, str]:
         entries = onnx.load(path, load_external_data=False).metadata_props
     except (OSError, DecodeError) as error:
         raise RuntimeProblem(f"{path} cannot be read ({error}); make it anew with: {CONVERT}") from error
-    return {entry.key.removeprefix(_PREFIX): entry.value for entry in entries if entry.key.startswith(_PREFIX)}
+    return facts_in({entry.key: entry.value for entry in entries})
 
 
 def to_write(facts: Mapping[str, str]) -> dict[str, str]:
     """As keys of a file, beside others' keys."""
     return {_PREFIX + key: value for key, value in facts.items()}
+
+
+def facts_in(written: Mapping[str, str]) -> dict[str, str]:
+    """Our own of a file's keys."""
+    return {key.removeprefix(_PREFIX): value for key, value in written.items() if key.startswith(_PREFIX)}
 
 
 def _contents(name: str, part: Any, engine: EngineConfig) -> Any:

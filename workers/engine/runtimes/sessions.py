@@ -19,7 +19,7 @@ from workers.engine.denoiser import Moment, Predict
 from workers.engine.model import dtype_of, make_scheduler, small_parts
 from workers.engine.networks import Attend
 from workers.engine.runtime import Ways
-from workers.engine.runtimes.files import CUDA_PROVIDER, RuntimeProblem, check, dtype_name, paths
+from workers.engine.runtimes.files import CUDA_PROVIDER, RuntimeProblem, facts_in, identity, paths, refuse_others
 from workers.engine.sampler import SamplerMatrix, sampler_matrix
 from workers.engine.streams import Aside
 
@@ -46,8 +46,7 @@ class Session:
     @property
     def facts(self) -> Mapping[str, str]:
         """What is written in the file about it."""
-        facts: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
-        return facts
+        return facts_in(self._session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, result: Tensor, *inputs: Tensor) -> Tensor:
         """Run it into `result`, which is returned; inputs in the order of the file's.
@@ -132,10 +131,7 @@ def _predict(step: Session, moment: Moment) -> Tensor:
 def load(config: EngineConfig, device: str) -> OnnxModel:
     """Open the files of a configuration. Raises RuntimeProblem, MissingWeightsError and UnsupportedSamplerError."""
     place, dtype = torch.device(device), dtype_of(config, device)
-    cuda = place.type == "cuda"
-    name = dtype_name(config, cuda=cuda)
-    check(config, name, cuda=cuda)
-    sessions = {path.stem: Session(path, place) for path in paths(config, name)}
+    sessions = _open(config, config.dtype_on(cuda=place.type == "cuda"), place)
     tokenizer, scheduler = small_parts(config)
     sampler = sampler_matrix(lambda: make_scheduler(config.sampler, scheduler))
     width, step = sessions["text"].shapes["keys_values"][1], sessions["step"]
@@ -148,9 +144,18 @@ def load(config: EngineConfig, device: str) -> OnnxModel:
         device=place,
         dtype=dtype,
         hint_channels=step.shapes["hint"][3],
-        latent_scale=int(step.facts["contour.latent_scale"]),
+        latent_scale=int(step.facts["latent_scale"]),
         sessions=sessions,
     )
+
+
+def _open(config: EngineConfig, dtype: str, place: torch.device) -> dict[str, Session]:
+    """All files. The front end has looked at them (`files.check`), but they may have been replaced since."""
+    wanted, sessions = identity(config, dtype), {}
+    for path in paths(config, dtype):
+        sessions[path.stem] = Session(path, place)
+        refuse_others(path, sessions[path.stem].facts, wanted)
+    return sessions
 
 
 def _encode(session: Session, width: int, dtype: torch.dtype, tokens: Tensor) -> Tensor:
