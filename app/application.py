@@ -28,9 +28,11 @@ from workers.pool import NothingServedError, Pool
 from workers.process import Setup
 from workers.slots import SlotLayout
 from workers.telemetry import Nvml
+from workers.wire import WISH_BYTES
 
 log = logging.getLogger("contour")
 
+TEXTS = 2  # that a request has: what the picture should show, and what not
 UTF8_BYTES = 4  # that a character takes at most
 # Of an integer in a request: as few as Python can be told, as the time to read them grows with their square.
 MAX_DIGITS = 640
@@ -138,7 +140,7 @@ def _check_runtime(settings: Settings, placement: Placement) -> None:
 def _pool(settings: Settings, placement: Placement, cores: int, metrics: Metrics) -> Pool:
     layout = SlotLayout(
         settings.engine.slots,
-        settings.server.max_picture_bytes + UTF8_BYTES * settings.server.max_text_chars,
+        settings.server.max_picture_bytes + TEXTS * UTF8_BYTES * settings.server.max_text_chars + WISH_BYTES,
         settings.workers.output_bytes,
     )
     threads = settings.workers.threads_per_worker(cores, len(placement.devices))

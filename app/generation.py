@@ -22,7 +22,7 @@ from scheduler import messages as m
 from workers.engine.config import Sizing
 from workers.engine.contract import BadPictureError, Task
 from workers.engine.header import Header, output_size, read_header
-from workers.pool import Answer, Pool
+from workers.pool import Answer, Pool, Terms
 
 log = logging.getLogger("contour.generation")
 
@@ -111,7 +111,7 @@ class Generation:
         width, height = output_size(header.width, header.height, self._sizing)
         work = width * height / self._sizing.short_side**2
         deadline = time.monotonic() + self._patience(request, work)
-        answer = await _unless_gone(request, self._pool.generate(task, deadline, work, client))
+        answer = await _unless_gone(request, self._pool.generate(task, Terms(deadline, work, client)))
         return self._reply(wanted.request_id, answer, time.perf_counter() - began)
 
     async def _read(self, request: Request) -> bytes:

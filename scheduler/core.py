@@ -89,6 +89,10 @@ class Scheduler:
         """What one nominal picture takes alone on the fastest worker known; None until one has measured itself."""
         return self._fleet.seconds
 
+    def standing(self, job: m.JobId) -> m.Standing | None:
+        """Where a job stands that waits; None if it does not."""
+        return self._jobs.standing(job, self._fleet.strength.throughput)
+
     def workers(self) -> list[WorkerView]:
         """All workers, in the order they were given."""
         return [worker.view() for worker in self._fleet]
@@ -327,7 +331,7 @@ def _outcome(event: m.Finished | m.Failed | m.Released, ticket: Ticket) -> Outco
         case m.Finished(worker, slot, _, image):
             return m.Done(worker, slot, image, queued=ticket.started - ticket.submitted)
         case m.Failed(reason=reason, blame=blame):
-            return m.Refused(reason) if blame is m.Blame.PICTURE else m.Broken(reason)
+            return m.Refused(reason, blame) if blame in {m.Blame.PICTURE, m.Blame.OPTION} else m.Broken(reason)
         case m.Released(worker):
             raise IllegalEvent(f"{worker} released job {ticket.job.id}, which nobody cancelled")
         case _ as unreachable:

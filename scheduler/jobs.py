@@ -7,7 +7,7 @@ from math import isclose
 from scheduler.agenda import Agenda
 from scheduler.errors import require
 from scheduler.lines import Lines
-from scheduler.messages import JobId
+from scheduler.messages import JobId, Standing
 from scheduler.records import Ticket
 
 
@@ -55,6 +55,15 @@ class Jobs:
     def suspect(self) -> Ticket | None:
         """The first suspect that waits."""
         return next(iter(self._suspects.values()), None)
+
+    def standing(self, job: JobId, throughput: float) -> Standing | None:
+        """Where a job stands that waits, if nominal pictures are made at this pace; None if it does not wait."""
+        work = 0.0
+        for position, ticket in enumerate((*self.suspects(), *self.lines)):
+            if ticket.job.id == job:
+                return Standing(position, work / throughput if throughput else None)
+            work += ticket.job.work
+        return None
 
     @property
     def oldest(self) -> Ticket | None:

@@ -19,12 +19,14 @@ from workers.child import Child
 from workers.engine.contract import Condition, Task
 from workers.process import Setup
 from workers.slots import SlotLayout, SlotMemory
+from workers.watching import Watch, Watching
 
 log = logging.getLogger("contour.pool")
 
 # torch.multiprocessing's own context, the very object (a test holds that), taken from where torch takes it: importing
 # torch here would keep the first worker waiting for 2.4 s, and cost 190 MiB, for tensors that are never sent.
 SPAWN = multiprocessing.get_context("spawn")
+STANDING_SECONDS = 1.0  # between two words to who watches a job that waits
 STOP_SECONDS = 5.0  # given to idle workers to end by themselves at shutdown
 
 
@@ -33,6 +35,17 @@ class NothingServedError(RuntimeError):
 
 
 Observer = Callable[[m.Event, Sequence[m.Command]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a client asks for beside the task, as in `scheduler.messages.Job`. `deadline`: seconds, time.monotonic."""
+
+    deadline: float
+    work: float = 1.0
+    client: str = ""
+    length: float = 1.0
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +90,7 @@ class Pool:
         self._memories = {worker: SlotMemory.create(layout) for worker in self._setups}
         self._children: dict[m.WorkerId, Child] = {}
         self._waiting: dict[m.JobId, _Waiting] = {}
+        self._watching = Watching()
         self._last_job = 0
         self._observe = observe
         self._timer: asyncio.TimerHandle | None = None
@@ -97,16 +111,21 @@ class Pool:
         if self._failure:
             raise NothingServedError(self._failure)
 
-    async def generate(self, task: Task, deadline: float, work: float = 1.0, client: str = "") -> Answer:
-        """Make one picture by `deadline` (seconds, time.monotonic). Cancelling this call cancels the job."""
+    async def generate(self, task: Task, terms: Terms, watch: Watch | None = None) -> Answer:
+        """Make one picture by its deadline, and tell `watch` how it goes. Cancelling this call cancels the job."""
         self._last_job += 1
-        job = m.Job(self._last_job, deadline, work, client)
+        job = m.Job(self._last_job, terms.deadline, terms.work, terms.client, terms.length, terms.priority)
         waiting = _Waiting(task, asyncio.get_running_loop().create_future())
         self._waiting[job.id] = waiting
+        if watch is not None:
+            self._watching.add(job.id, watch)
         self._handle(m.Submitted(job))
+        if watch is not None:
+            self._tell_standing(job.id)
         try:
             return await waiting.answer
         except asyncio.CancelledError:
+            self._watching.drop(job.id)
             self._handle(m.Cancelled(job.id))
             raise
 
@@ -177,12 +196,13 @@ class Pool:
 
     def _start(self, command: m.Start) -> None:
         task = self._waiting[command.job].task
-        text = task.text.encode()
+        wish = wire.pack(task)
         end = len(task.picture)
         room = self._memories[command.worker].input(command.slot)
         room[:end] = task.picture
-        room[end : end + len(text)] = text
-        self._send(command.worker, wire.Run(command.slot, command.generation, end, len(text), task.seed))
+        room[end : end + len(wish)] = wish
+        self._watching.started(command)
+        self._send(command.worker, wire.Run(command.slot, command.generation, end, len(wish)))
 
     def _send(self, worker: m.WorkerId, order: wire.Order) -> None:
         child = self._children[worker]
@@ -191,12 +211,20 @@ class Pool:
 
     def _reply(self, job: m.JobId, outcome: m.Outcome) -> None:
         answer = self._waiting.pop(job).answer
+        self._watching.drop(job)
         if answer.done():  # cancelled: nobody waits
             return
         picture = b""
         if isinstance(outcome, m.Done):
             picture = bytes(self._memories[outcome.worker].output(outcome.slot)[: outcome.image.length])
         answer.set_result(Answer(outcome, picture))
+
+    def _tell_standing(self, job: m.JobId) -> None:
+        """Now and again while it waits: it may do so once more, if its worker is lost."""
+        if job in self._watching:
+            if (standing := self.core.standing(job)) is not None:
+                self._watching.waits(job, standing)
+            asyncio.get_running_loop().call_later(STANDING_SECONDS, self._tell_standing, job)
 
     # ------------------------------------------------------------------------------------------------ from the workers
 
@@ -219,7 +247,10 @@ class Pool:
                 log.info("worker %s now takes %.3f s a step", worker, costs.step_seconds[0])
                 self._handle(m.Measured(worker, costs))
             case wire.Stepped(done):
-                self._handle(m.Stepped(worker, done))
+                self._watching.stepped(worker, report)
+                self._handle(m.Stepped(worker, tuple((slot, taken) for slot, taken, _ in done)))
+            case wire.Preview():
+                self._watching.previewed(worker, report)
             case wire.Finished(slot, generation, length, prepare, denoise, decode, encode):
                 image = m.Image(length, prepare, denoise, decode, encode)
                 self._handle(m.Finished(worker, slot, generation, image))

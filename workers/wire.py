@@ -12,9 +12,11 @@ from typing import TypeAlias
 import msgspec
 
 from scheduler.messages import Blame, Costs
-from workers.engine.contract import Condition
+from workers.engine.contract import Condition, Options, Task
 
-MAX_MESSAGE = 65_536  # bytes; the longest real messages are an `Ending`, cut to REASON_CHARS, and a `Changed`
+MAX_MESSAGE = 65_536  # bytes; the longest real messages are `Ending`, cut to REASON_CHARS, `Changed` and `Preview`
+MAX_PREVIEW = 60_000  # bytes of a preview's file
+WISH_BYTES = 1024  # of a `Wish` in msgpack, but for its texts, at most
 REASON_CHARS = 2_000
 NAMED_SHAPES, NAMED_COUNTS = 256, 64  # in a `Changed`, of each kind
 NAME_CHARS = 80
@@ -25,13 +27,12 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Run(_Message, frozen=True):
-    """Make a picture: its input slot holds `picture_bytes` of file, then `text_bytes` of UTF-8 prompt."""
+    """Make a picture: its input slot holds `picture_bytes` of file, then `wish_bytes` of a `Wish`."""
 
     slot: int
     generation: int
     picture_bytes: int
-    text_bytes: int
-    seed: int
+    wish_bytes: int
 
 
 class Drop(_Message, frozen=True):
@@ -63,9 +64,17 @@ class Measured(_Message, frozen=True):
 
 
 class Stepped(_Message, frozen=True):
-    """One denoising step was taken: (slot, steps taken so far) of each picture in it."""
+    """One denoising step was taken: (slot, steps taken so far, steps in all) of each picture in it."""
 
-    done: tuple[tuple[int, int], ...]
+    done: tuple[tuple[int, int, int], ...]
+
+
+class Preview(_Message, frozen=True):
+    """What a picture looks like so far: a small JPEG."""
+
+    slot: int
+    generation: int
+    jpeg: bytes
 
 
 class Finished(_Message, frozen=True):
@@ -108,11 +117,33 @@ class Ending(_Message, frozen=True):
     reason: str
 
 
-Report: TypeAlias = Ready | Measured | Stepped | Finished | Failed | Released | Changed | Ending
+Report: TypeAlias = Ready | Measured | Stepped | Preview | Finished | Failed | Released | Changed | Ending
 
 _encoder = msgspec.msgpack.Encoder()
 _orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
 _reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
+
+
+class Wish(_Message, frozen=True):
+    """A task but for its picture. It lies in shared memory as well, as prompts may be long."""
+
+    text: str
+    seed: int
+    options: Options
+
+
+_wishes: msgspec.msgpack.Decoder[Wish] = msgspec.msgpack.Decoder(Wish)
+
+
+def pack(task: Task) -> bytes:
+    """All of a task but its picture, as it lies behind that in an input slot."""
+    return _encoder.encode(Wish(task.text, task.seed, task.options))
+
+
+def unpack(picture: bytes, wish: bytes | memoryview) -> Task:
+    """The task that was packed."""
+    wanted = _wishes.decode(wish)
+    return Task(picture, wanted.text, wanted.seed, wanted.options)
 
 
 def shortened(condition: Condition) -> Condition:

@@ -19,12 +19,22 @@ from typing import Any, NoReturn, TypeAlias
 
 from scheduler.messages import Blame, Costs
 from workers import wire
-from workers.engine.contract import BadPictureError, Condition, Engine, OutOfMemoryError, Task
+from workers.engine.contract import (
+    AS_CONFIGURED,
+    BadOptionError,
+    BadPictureError,
+    Condition,
+    Engine,
+    Options,
+    OutOfMemoryError,
+    Stepped,
+)
 from workers.slots import SlotMemory
 
 log = logging.getLogger("contour.worker")
 
 SHORTAGES = 8  # pictures in a row without memory, after which a new process is to have a try
+PREVIEW_SECONDS = 0.25  # between two previews of a picture
 IDLE_SECONDS = 2.0  # between two looks at an engine that has nothing to do: it may be compiling in the background
 
 
@@ -33,8 +43,10 @@ class _Tenant:
     """The picture in a slot. `admitted`: the engine has it, since `began`. `dropped`: nobody wants it any more."""
 
     generation: int
+    options: Options = AS_CONFIGURED
     prepare: float = 0.0
     began: float = 0.0
+    shown: float = 0.0  # when its last preview was made
     admitted: bool = False
     dropped: bool = False
 
@@ -42,6 +54,7 @@ class _Tenant:
 @dataclass(frozen=True, slots=True)
 class _Prepared:
     slot: int
+    options: Options
     seconds: float
     content: Any
 
@@ -132,7 +145,8 @@ class Worker:
         except OutOfMemoryError as error:
             self._lack(prepared.slot, error)
             return
-        tenant.prepare, tenant.admitted, tenant.began = prepared.seconds, True, time.monotonic()
+        tenant.options, tenant.prepare = prepared.options, prepared.seconds
+        tenant.admitted, tenant.began = True, time.monotonic()
 
     def _drop(self, order: wire.Drop) -> None:
         tenant = self._tenants.get(order.slot)
@@ -162,10 +176,21 @@ class Worker:
             return
         if not stepped:
             return
-        wire.send(self.channel, wire.Stepped(tuple((picture.slot, picture.done) for picture in stepped)))
+        wire.send(self.channel, wire.Stepped(tuple((each.slot, each.done, each.total) for each in stepped)))
         for picture in stepped:
             if picture.done == picture.total:
                 self._finish(picture.slot)
+            else:
+                self._show(picture)
+
+    def _show(self, picture: Stepped) -> None:
+        """Have a preview made of a picture that somebody watches, now and then."""
+        tenant, now = self._tenants[picture.slot], time.monotonic()
+        if not tenant.options.previews or now < tenant.shown + PREVIEW_SECONDS:
+            return
+        if (preview := self.engine.preview(picture.slot)) is not None:
+            tenant.shown = now
+            self._hands.submit(self._draw, picture.slot, tenant.generation, preview)
 
     def _give_up(self, error: OutOfMemoryError) -> None:
         """There is no memory for a step, not even of one picture."""
@@ -200,13 +225,16 @@ class Worker:
     def _prepare(self, order: wire.Run) -> None:
         began = time.monotonic()
         data = self.memory.input(order.slot)
-        picture = bytes(data[: order.picture_bytes])
-        text = str(data[order.picture_bytes : order.picture_bytes + order.text_bytes], "utf-8")
-        content = self._guard(
-            order.slot, order.generation, lambda: self.engine.prepare(Task(picture, text, order.seed))
-        )
+        end = order.picture_bytes + order.wish_bytes
+        task = wire.unpack(bytes(data[: order.picture_bytes]), data[order.picture_bytes : end])
+        content = self._guard(order.slot, order.generation, lambda: self.engine.prepare(task))
         if content is not None:
-            self._inbox.put(_Prepared(order.slot, time.monotonic() - began, content))
+            self._inbox.put(_Prepared(order.slot, task.options, time.monotonic() - began, content))
+
+    def _draw(self, slot: int, generation: int, preview: object) -> None:
+        jpeg = self.engine.draw(preview)
+        if len(jpeg) <= wire.MAX_PREVIEW:
+            wire.send(self.channel, wire.Preview(slot, generation, jpeg))
 
     def _deliver(self, slot: int, tenant: _Tenant, decoding: object, denoised: float) -> None:
         """Wait for the pixels of a picture whose last step was taken at `denoised`, encode and report them."""
@@ -215,7 +243,7 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - the device has failed, and whatever else it has in hand with it
             end(self.channel, error)
         collected = time.monotonic()
-        data = self._guard(slot, tenant.generation, lambda: self._fitting(self.engine.encode(pixels)))
+        data = self._guard(slot, tenant.generation, lambda: self._file(pixels, tenant.options))
         if data is None:
             return
         self.memory.output(slot)[: len(data)] = data
@@ -227,7 +255,8 @@ class Worker:
         self._inbox.put(_Gone(report.slot))
         wire.send(self.channel, report)
 
-    def _fitting(self, data: bytes) -> bytes:
+    def _file(self, pixels: object, options: Options) -> bytes:
+        data = self.engine.encode(pixels, options.format)
         room = self.memory.layout.output_bytes
         if len(data) > room:
             raise ValueError(f"the picture has {len(data)} bytes, its slot {room}: raise workers.output_bytes")
@@ -239,6 +268,8 @@ class Worker:
             return work()
         except BadPictureError as error:
             self._leave(wire.Failed(slot, generation, str(error)[: wire.REASON_CHARS], Blame.PICTURE))
+        except BadOptionError as error:
+            self._leave(wire.Failed(slot, generation, str(error)[: wire.REASON_CHARS], Blame.OPTION))
         except (OutOfMemoryError, MemoryError) as error:
             self._leave(wire.Failed(slot, generation, _summary(error), Blame.MEMORY))
         except Exception as error:

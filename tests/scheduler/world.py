@@ -235,7 +235,7 @@ class World(RuleBasedStateMachine):
                 assert queued >= 0.0
             case Refused() | Broken():
                 assert isinstance(event, Failed)
-                assert (event.blame is Blame.PICTURE) == isinstance(outcome, Refused)
+                assert (event.blame in {Blame.PICTURE, Blame.OPTION}) == isinstance(outcome, Refused)
                 assert event.blame is not Blame.MEMORY or client.guilt >= ACCIDENTS * LIMITS.attempts
             case Poisoned(losses):
                 assert losses == client.losses

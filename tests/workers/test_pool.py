@@ -20,7 +20,7 @@ from workers.child import Child
 from workers.devices import DeviceSpec
 from workers.engine.config import Echo, EngineConfig
 from workers.engine.contract import Task
-from workers.pool import Answer, Device, NothingServedError, Observer, Pool
+from workers.pool import Answer, Device, NothingServedError, Observer, Pool, Terms
 from workers.process import Setup
 from workers.slots import SlotLayout
 
@@ -63,7 +63,7 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 async def make(pool: Pool) -> Answer:
-    return await asyncio.wait_for(pool.generate(TASK, time.monotonic() + PATIENCE), PATIENCE)
+    return await asyncio.wait_for(pool.generate(TASK, Terms(time.monotonic() + PATIENCE)), PATIENCE)
 
 
 def test_pictures_come_back_as_they_went() -> None:

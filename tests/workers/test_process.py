@@ -20,6 +20,7 @@ from workers import wire
 from workers.child import Child, End
 from workers.devices import DeviceSpec
 from workers.engine.config import Echo, EngineConfig
+from workers.engine.contract import Task
 from workers.process import Setup
 from workers.slots import SlotLayout, SlotMemory
 from workers.worker import SHORTAGES
@@ -48,8 +49,9 @@ class Worker:
         self.child = Child(multiprocessing.get_context("spawn"), setup, self.memory)
 
     def run(self, slot: int, generation: int, picture: bytes = PICTURE) -> None:
-        self.memory.input(slot)[: len(picture)] = picture
-        assert self.child.send(wire.Run(slot, generation, len(picture), 0, seed=1))
+        wish = wire.pack(Task(picture, "", 1))
+        self.memory.input(slot)[: len(picture) + len(wish)] = picture + wish
+        assert self.child.send(wire.Run(slot, generation, len(picture), len(wish)))
 
     def hear(self) -> Iterator[wire.Report]:
         while select.select([self.child.channel], [], [], PATIENCE)[0]:
@@ -203,7 +205,7 @@ def test_a_picture_is_decoded_beside_the_steps_of_others_and_its_stages_add_up(t
     reports = []
     for report in heard:
         reports.append(report)
-        if report == wire.Stepped(((0, 3),)):
+        if report == wire.Stepped(((0, 3, 4),)):
             teller.run(1, 2)
         if isinstance(report, wire.Finished):
             break
@@ -211,7 +213,7 @@ def test_a_picture_is_decoded_beside_the_steps_of_others_and_its_stages_add_up(t
     assert isinstance(finished, wire.Finished)
     assert finished.slot == 0
     last_step = next(
-        n for n, report in enumerate(reports) if isinstance(report, wire.Stepped) and (0, 4) in report.done
+        n for n, report in enumerate(reports) if isinstance(report, wire.Stepped) and (0, 4, 4) in report.done
     )
     assert any(isinstance(report, wire.Stepped) for report in reports[last_step + 1 :])
     assert telling.DECODE_SECONDS <= finished.decode < telling.DECODE_SECONDS + finished.denoise

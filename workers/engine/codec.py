@@ -15,6 +15,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from workers.engine.config import Canny, Output
 from workers.engine.contract import BadPictureError
+from workers.engine.contract import Format as FileFormat
 from workers.engine.header import SIDES_SWAPPED, Buffer, Format, Header, read_header
 
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -29,6 +30,7 @@ _MAX_SIDE = 65_535
 _MAX_SCANNED_PIXELS = 10**9
 _SCAN_PIXELS = 2**20
 _START_OF_SCAN = b"\xff\xda"
+_THUMBNAIL_SIDE, _THUMBNAIL = 128, Output(format="jpeg", quality=80)
 _BAND_PIXELS = 2**22  # converted at a time, so that a large picture is not there four times over
 _UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, zlib.error)
 
@@ -65,14 +67,22 @@ def edges(pixels: Pixels, canny: Canny) -> Pixels:
     return cv2.Canny(pixels, canny.low, canny.high).astype(np.uint8, copy=False)
 
 
-def encode(pixels: Pixels, output: Output) -> bytes:
-    """The picture file of RGB pixels."""
-    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    options = [cv2.IMWRITE_JPEG_QUALITY, output.quality] if output.format == "jpeg" else []
-    written, file = cv2.imencode(f".{output.format}", bgr, options)
+def encode(pixels: Pixels, output: Output, file_format: FileFormat | None = None) -> bytes:
+    """The picture file of RGB pixels; `output` says in which format, if nothing else does."""
+    wanted = file_format or output.format
+    quality = {"jpeg": cv2.IMWRITE_JPEG_QUALITY, "webp": cv2.IMWRITE_WEBP_QUALITY}
+    options = [quality[wanted], output.quality] if wanted in quality else []
+    written, file = cv2.imencode(f".{wanted}", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
     if not written:
-        raise RuntimeError(f"OpenCV cannot write {pixels.shape} as {output.format}")
+        raise RuntimeError(f"OpenCV cannot write {pixels.shape} as {wanted}")
     return file.tobytes()
+
+
+def thumbnail(pixels: Pixels) -> bytes:
+    """A small JPEG of RGB pixels, of at most _THUMBNAIL_SIDE a side."""
+    scale = min(1.0, _THUMBNAIL_SIDE / max(pixels.shape[:2]))
+    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+    return encode(resize(pixels, width, height), _THUMBNAIL)
 
 
 def _open(data: Buffer, header: Header) -> Image.Image:

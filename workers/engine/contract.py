@@ -2,28 +2,56 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from scheduler.messages import Costs
 
 Prepared = TypeVar("Prepared")
+Format: TypeAlias = Literal["jpeg", "png", "webp"]
 
 
 class BadPictureError(ValueError):
     """The input cannot be read as a picture; the message is for the client."""
 
 
+class BadOptionError(ValueError):
+    """What a task asks for cannot be done by this model or sampler; the message is for the client."""
+
+
 class OutOfMemoryError(RuntimeError):
     """There is not enough memory for what was asked; the engine is as it was before, and works on."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a task wants otherwise than the configuration says; None is as configured.
+
+    `negative` is what the picture should not show. `temperature`, in (0, 1], divides the logits of the softmax in the
+    ControlNet's attention layers, and nothing else. `format` is the file's. `previews`: somebody wants to watch.
+    """
+
+    negative: str | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    control_scale: float | None = None
+    canny_low: int | None = None
+    canny_high: int | None = None
+    temperature: float = 1.0
+    format: Format | None = None
+    previews: bool = False
+
+
+AS_CONFIGURED = Options()
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One picture to make: the encoded input, the prompt and the seed (-2**63 .. 2**64 - 1)."""
+    """One picture to make: the encoded input, the prompt, the seed (-2**63 .. 2**64 - 1), and what else is wanted."""
 
     picture: bytes | memoryview
     text: str
     seed: int
+    options: Options = AS_CONFIGURED
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +81,8 @@ class Condition:
 class Engine(Protocol[Prepared]):
     """Makes pictures, several at a time, each at its own step.
 
-    `prepare`, `collect` and `encode` may be called from any thread, several at once. All else is called from one
-    thread, the only one that talks to the device. Slots are numbered 0 .. slots - 1.
+    `prepare`, `collect`, `encode` and `draw` may be called from any thread, several at once. All else is called from
+    one thread, the only one that talks to the device. Slots are numbered 0 .. slots - 1.
 
     `prepare`, `admit`, `step`, `finish` and `encode` may raise OutOfMemoryError. Any other error, but for a
     BadPictureError, is a fault; of those that talk to the device, after it nothing is to be expected of that any more.
@@ -71,7 +99,7 @@ class Engine(Protocol[Prepared]):
     def prepare(self, task: Task) -> Prepared:
         """Decode, resize, find edges, tokenise: all that needs no device.
 
-        Raises BadPictureError.
+        Raises BadPictureError and BadOptionError.
         """
 
     def admit(self, slot: int, prepared: Prepared) -> None:
@@ -92,8 +120,14 @@ class Engine(Protocol[Prepared]):
     def collect(self, decoding: object) -> object:
         """Wait until the device has decoded a finished picture, and return what `encode` takes."""
 
-    def encode(self, pixels: object) -> bytes:
-        """The bytes of the picture file that the client gets."""
+    def encode(self, pixels: object, file_format: Format | None = None) -> bytes:
+        """The bytes of the picture file that the client gets; in the configured format if there is None."""
+
+    def preview(self, slot: int) -> object | None:
+        """Have the device show what a running picture looks like so far; what `draw` takes. None: there is nothing."""
+
+    def draw(self, preview: object) -> bytes:
+        """Wait until the device has shown it, and return a small JPEG."""
 
     def condition(self) -> Condition:
         """How the engine runs at present; equal to the last one if nothing has changed."""

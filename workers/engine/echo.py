@@ -8,7 +8,7 @@ from scheduler.messages import Costs
 from workers.engine import codec
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
-from workers.engine.contract import Condition, Stepped, Task
+from workers.engine.contract import Condition, Format, Stepped, Task
 
 _WARM_UP_SEED = 0
 
@@ -75,9 +75,20 @@ class EchoEngine:
         """There is nothing to tell."""
         return Condition()
 
-    def encode(self, pixels: object) -> bytes:
-        """The picture file."""
-        return pixels if isinstance(pixels, bytes) else codec.encode(np.asarray(pixels, np.uint8), self._config.output)
+    def encode(self, pixels: object, file_format: Format | None = None) -> bytes:
+        """The picture file; what passed unread is returned as it is."""
+        if isinstance(pixels, bytes):
+            return pixels
+        return codec.encode(np.asarray(pixels, np.uint8), self._config.output, file_format)
+
+    def preview(self, slot: int) -> object | None:
+        """The picture, if it was read."""
+        picture, _ = self._tenant(slot)
+        return None if isinstance(picture, bytes) else picture
+
+    def draw(self, preview: object) -> bytes:
+        """A small JPEG of it."""
+        return codec.thumbnail(np.asarray(preview, np.uint8))
 
     def _tenant(self, slot: int) -> tuple[Pixels | bytes, int]:
         if slot not in self._running:

@@ -19,7 +19,7 @@ from workers.engine import codec
 from workers.engine.batch import Newcomer, Size
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
-from workers.engine.contract import Condition, OutOfMemoryError, Stepped, Task
+from workers.engine.contract import Condition, Format, OutOfMemoryError, Stepped, Task
 from workers.engine.decoding import Decoding
 from workers.engine.graphs import Recorder
 from workers.engine.header import output_size
@@ -163,9 +163,17 @@ class DiffusionEngine:
         assert isinstance(decoding, Decoding)
         return decoding.wait()
 
-    def encode(self, pixels: object) -> bytes:
+    def encode(self, pixels: object, file_format: Format | None = None) -> bytes:
         """The picture file that the client gets."""
-        return codec.encode(np.asarray(pixels, np.uint8), self._config.output)
+        return codec.encode(np.asarray(pixels, np.uint8), self._config.output, file_format)
+
+    def preview(self, slot: int) -> object | None:
+        """None yet."""
+        return None
+
+    def draw(self, preview: object) -> bytes:
+        """A small JPEG."""
+        return codec.thumbnail(np.asarray(preview, np.uint8))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Pixels:

@@ -9,7 +9,7 @@ from typing import Any
 
 from scheduler.messages import Costs
 from workers.engine.config import Faults
-from workers.engine.contract import Condition, Engine, OutOfMemoryError, Stepped, Task
+from workers.engine.contract import Condition, Engine, Format, OutOfMemoryError, Stepped, Task
 
 log = logging.getLogger("contour.faults")
 
@@ -73,9 +73,17 @@ class FaultyEngine:
         """Pass the pixels on."""
         return self._engine.collect(decoding)
 
-    def encode(self, pixels: object) -> bytes:
+    def encode(self, pixels: object, file_format: Format | None = None) -> bytes:
         """Pass the file on."""
-        return self._engine.encode(pixels)
+        return self._engine.encode(pixels, file_format)
+
+    def preview(self, slot: int) -> object | None:
+        """Pass it on."""
+        return self._engine.preview(slot)
+
+    def draw(self, preview: object) -> bytes:
+        """Pass it on."""
+        return self._engine.draw(preview)
 
     def condition(self) -> Condition:
         """How the engine inside runs."""
