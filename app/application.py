@@ -11,8 +11,11 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from app.access import Access
+from app.desk import Desk
+from app.fields import Rules
 from app.generation import Generation
 from app.health import Health
+from app.making import Maker
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
 from app.openapi import Description
 from app.server import create_app
@@ -95,9 +98,10 @@ class Application:
         if nvml is not None:
             metrics.registry.register(DeviceCollector(self.pool, nvml))
         access = Access(read_keys(settings.server))
-        generation = Generation(self.pool, access, settings.server, settings.engine.size, metrics)
-        health, description = Health(self.pool, placement.reason), Description(settings.server)
-        self.asgi: Starlette = create_app(generation, health, description, metrics.registry, self._lifespan)
+        desk = Desk(metrics)
+        generation = Generation(desk, access, Maker(self.pool, Rules.of(settings), settings.server, metrics))
+        health, description = Health(self.pool, placement.reason), Description(settings)
+        self.asgi: Starlette = create_app(desk, generation, health, description, metrics.registry, self._lifespan)
         _announce(settings, placement)
 
     @asynccontextmanager
