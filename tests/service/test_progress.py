@@ -93,3 +93,15 @@ def test_what_goes_wrong_later_is_the_last_event(slow: Service) -> None:
     last = streamed(slow, input_image_base64=broken)[-1]
     assert (last.name, last.data["type"]) == ("error", "urn:contour:problem:invalid-picture")
     assert slow.sample("contour_requests_total", outcome="invalid-picture") >= 1
+
+
+@pytest.mark.parametrize("headers", [{}, STREAM])
+def test_all_of_several_images_are_given_up_when_one_of_them_is_refused(headers: dict[str, str]) -> None:
+    # A slot and two places: with a client's half of what is free, the third is too many.
+    overrides = {"ENGINE__ECHO__STEPS": 100, "ENGINE__ECHO__STEP_SECONDS": 0.1, "ENGINE__SLOTS": 1}
+    with Service("echo", WORKERS__CPU_WORKERS=1, SCHEDULER__MAX_QUEUE=2, **overrides) as service:
+        service.wait_until_ready()
+        response = service.client.post("/generation/", json=good_request(number_of_images=4), headers=headers)
+        assert "urn:contour:problem:overdrawn" in response.text
+        until(lambda: service.sample("contour_running") == 0, seconds=5)
+        assert service.sample("contour_queue_depth") == 0
