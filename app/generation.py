@@ -50,7 +50,7 @@ class Generation:
         return await self._desk.serve(request, self._generate)
 
     async def _generate(self, request: Request, ticket: Ticket) -> Response:
-        client = self._access.client(request)
+        client = ticket.client = self._access.client(request)
         kind = preferred(",".join(request.headers.getlist("accept")), self._offers)
         streams, file_format = kind == events.MEDIA_TYPE, FORMATS.get(kind)
         wanted = await bodies.wanted(request, self._maker.rules, Answering(file_format, streams))
@@ -59,7 +59,7 @@ class Generation:
             raise Problem(Error.INVALID_FIELD, detail, "number_of_images")
         if streams:
             return await self._stream(request, wanted, client, ticket)
-        pictures = await unless_gone(request, self._maker.make(request, wanted, client))
+        pictures = ticket.pictures = await unless_gone(request, self._maker.make(request, wanted, client))
         body = pictures[0].file if file_format is not None else _json(wanted.request_id, pictures)
         return Response(body, headers={"Server-Timing": _timing(pictures[0], ticket.seconds)}, media_type=kind)
 
@@ -68,7 +68,8 @@ class Generation:
         feed = Feed()
 
         async def made() -> bytes:
-            return _json(wanted.request_id, await self._maker.make(request, wanted, client, feed.follow))
+            ticket.pictures = await self._maker.make(request, wanted, client, feed.follow)
+            return _json(wanted.request_id, ticket.pictures)
 
         def last(making: "asyncio.Task[bytes]") -> tuple[bytes, str]:
             if (error := making.exception()) is None:

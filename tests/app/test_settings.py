@@ -140,8 +140,8 @@ def test_an_unknown_variable_stops_the_start(tmp_path: Path) -> None:
         "environment variable CONTOUR_DEBUG: debug is not a setting. Allowed: server, scheduler, workers, engine",
         "environment variable CONTOUR_SERVER__PROT: server.prot is not a setting; did you mean port? Allowed: host, "
         "port, max_body_bytes, max_picture_bytes, max_pixels, max_text_chars, max_images, deadline, max_deadline, "
-        "drain_seconds, log_level, api_key, api_key_file, trusted_proxies, header_seconds, max_header_bytes, "
-        "body_seconds, keep_alive_seconds, max_connections",
+        "drain_seconds, log_level, log_format, log_requests, api_key, api_key_file, trusted_proxies, header_seconds, "
+        "max_header_bytes, body_seconds, keep_alive_seconds, max_connections",
     ]
 
 
