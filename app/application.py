@@ -20,6 +20,7 @@ from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
 from app.openapi import Description
 from app.server import create_app
 from app.settings import Settings, SettingsError, load, read_keys
+from app.tracing import Tracing, tracing
 from scheduler.core import Scheduler
 from workers.allocator import keep_freed_memory
 from workers.devices import Gpu, Placement, choose_devices
@@ -98,7 +99,8 @@ class Application:
         if nvml is not None:
             metrics.registry.register(DeviceCollector(self.pool, nvml))
         access = Access(read_keys(settings.server))
-        desk = Desk(metrics, log_requests=settings.server.log_requests)
+        self._tracing = _tracing(environ)
+        desk = Desk(metrics, self._tracing, log_requests=settings.server.log_requests)
         generation = Generation(desk, access, Maker(self.pool, Rules.of(settings), settings.server, metrics))
         health, description = Health(self.pool, placement.reason), Description(settings)
         self.asgi: Starlette = create_app(desk, generation, health, description, metrics.registry, self._lifespan)
@@ -114,6 +116,7 @@ class Application:
         yield
         self.pool.drain(0.0)
         await asyncio.wait([running])
+        await asyncio.to_thread(self._tracing.close)
 
     def _note_end(self, running: "asyncio.Task[None]") -> None:
         self.failure = running.exception()
@@ -129,6 +132,14 @@ class Application:
             uuids, reason = {gpu.uuid, *(gpu.instances or ())}, f"GPU {gpu.uuid} reports XID {xid}"
             with suppress(RuntimeError):  # the loop may have ended
                 loop.call_soon_threadsafe(self.pool.fault, uuids, reason)
+
+
+def _tracing(environ: Mapping[str, str]) -> Tracing:
+    """Raises StartError."""
+    try:
+        return tracing(environ)
+    except ValueError as error:
+        raise StartError(str(error)) from None
 
 
 def _check_runtime(settings: Settings, placement: Placement) -> None:
