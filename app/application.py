@@ -11,13 +11,13 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from app.access import Access
+from app.description import Description
 from app.desk import Desk
 from app.fields import Rules
 from app.generation import Generation
 from app.health import Health
 from app.making import Maker
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
-from app.openapi import Description
 from app.server import create_app
 from app.settings import Settings, SettingsError, load, read_keys
 from app.tracing import Tracing, tracing

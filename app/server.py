@@ -11,11 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from app.description import Description
 from app.desk import Desk
 from app.errors import on_exception
 from app.generation import Generation
 from app.health import Health
-from app.openapi import Description
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 

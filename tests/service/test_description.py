@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import Error
-from app.openapi import describe
+from app.description import describe
 from app.settings import ServerConfig, Settings
 from tests.service.running import ROOT, Service
 
