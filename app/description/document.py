@@ -44,6 +44,7 @@ def describe(settings: Settings) -> Node:
     body = schemas["GenerationRequest"]
     body["properties"] = fields.body(body["properties"], body["required"])
     schemas[generation.FORM] = generation.form(fields, query)
+    schemas[generation.EVENT] = generation.event()
     server = settings.server
     security: list[Node] = [{scheme: []} for scheme in KEYS] if server.api_key or server.api_key_file else []
     title = {"title": "Contour", "version": __version__, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}}

@@ -15,10 +15,10 @@ FORM = "GenerationForm"  # the schema of the body as a form
 WORDS = """A body of JSON has all fields in it, the picture as base64. A form has them as parts, and the picture as the
 file `input_image`. The picture itself as the body has the others in the query, where `text` is needed then; with other
 bodies the query is not looked at. `Accept` chooses the answer: JSON, a picture, or events while it is made."""
-EVENTS = """Server-sent events (`Accept: text/event-stream`): how it comes along, then `done` with the ordinary answer
-or `error` with the ordinary problem, as the last. What is wrong with the request itself is answered without a stream,
-by its status. `x-events` has the schema of each event's data. Lines that begin with a colon are to be ignored. Closing
-the connection cancels."""
+EVENT = "GenerationEvent"
+EVENTS = """Server-sent events (`Accept: text/event-stream`), of which this is one: how it comes along, then `done` with
+the ordinary answer or `error` with the ordinary problem, as the last. What is wrong with the request itself is answered
+without a stream, by its status. Lines that begin with a colon are to be ignored. Closing the connection cancels."""
 
 
 def operations(fields: FieldSchemas, query: Node, security: list[Node]) -> dict[str, Node]:
@@ -38,6 +38,18 @@ def form(fields: FieldSchemas, generated: Node) -> Node:
         "properties": {FORM_FILE: fields.file(), **properties},
         "required": [FORM_FILE, *generated["required"]],
     }
+
+
+def event() -> Node:
+    """The schema of an event: before OpenAPI 3.2, a stream's schema is that of each event in it."""
+    kinds = {name: struct.__name__ for struct, name in events.NAMES.items()}
+    kinds |= {"done": "GenerationAnswer", "error": "ProblemBody"}
+    return {"title": EVENT, "description": EVENTS, "oneOf": [_event(*kind) for kind in kinds.items()]}
+
+
+def _event(name: str, data: str) -> Node:
+    encoded = {"type": "string", "contentMediaType": JSON, "contentSchema": schema(data)}
+    return {"type": "object", "properties": {"event": {"const": name}, "data": encoded}, "required": ["event", "data"]}
 
 
 def parameters(fields: FieldSchemas, generated: Node) -> list[Node]:
@@ -77,13 +89,6 @@ def _made() -> Node:
     content = {
         JSON: {"schema": schema("GenerationAnswer"), "examples": examples.answers()},
         **{kind: {"schema": BINARY, "examples": examples.file(kind)} for kind in FORMATS},
-        events.MEDIA_TYPE: _events(),
+        events.MEDIA_TYPE: {"schema": schema(EVENT), "examples": examples.stream()},
     }
     return answer("What was made.", content, "X-Request-Id", "Server-Timing", "Cache-Control")
-
-
-def _events() -> Node:
-    kinds = {name: schema(struct.__name__) for struct, name in events.NAMES.items()}
-    kinds |= {"done": schema("GenerationAnswer"), "error": schema("ProblemBody")}
-    node = {"type": "string", "description": EVENTS}
-    return {"schema": node, "x-events": kinds, "examples": examples.stream()}

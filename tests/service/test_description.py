@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import Error
 from app.description import describe
+from app.errors import Error
 from app.settings import ServerConfig, Settings
 from tests.service.running import ROOT, Service
 
