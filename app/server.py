@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from app.description import Description
 from app.desk import Desk
+from app.docs import Docs
 from app.errors import on_exception
 from app.generation import Generation
 from app.health import Health
@@ -35,6 +36,7 @@ def create_app(
         text = await asyncio.to_thread(generate_latest, registry)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
+    docs = Docs()
     app = Starlette(
         routes=[
             Route("/generation/", generation.respond, methods=["POST"]),
@@ -43,6 +45,8 @@ def create_app(
             Route("/readyz", health.ready),
             Route("/metrics", metrics),
             Route("/openapi.json", description.respond),
+            Route("/docs", docs.respond),
+            Route("/docs/{name}", docs.respond),
         ],
         exception_handlers={HTTPException: desk.refuse, Exception: on_exception},
         lifespan=lifespan,

@@ -5,9 +5,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import __version__, events
-from app.description import generation, plain
+from app.description import generation, pages, plain
 from app.description.fields import FieldSchemas
 from app.description.nodes import HEADERS, JSON, Node
+from app.docs import Docs
 from app.errors import ProblemBody
 from app.fields import Fields, GenerationRequest
 from app.generation import GenerationAnswer
@@ -21,6 +22,7 @@ KEYS: Node = {
 }
 TAGS = {
     generation.TAG: "A prompt and a picture in, a new picture with the same edges out.",
+    pages.TAG: "What a browser shows.",
     plain.TAG: "For those who run the service.",
 }
 
@@ -46,12 +48,22 @@ def describe(settings: Settings) -> Node:
     schemas[generation.FORM] = generation.form(fields, query)
     schemas[generation.EVENT] = generation.event()
     server = settings.server
-    security: list[Node] = [{scheme: []} for scheme in KEYS] if server.api_key or server.api_key_file else []
+    keys = KEYS if server.api_key or server.api_key_file else {}
+    security: list[Node] = [{scheme: []} for scheme in keys]
     title = {"title": "Contour", "version": __version__, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}}
     return {
         "openapi": "3.1.0",
         "info": title | {"description": "A prompt and a picture in, a new picture with the same edges out."},
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
-        "paths": {**generation.operations(fields, query, security), **plain.operations()},
-        "components": {"schemas": schemas, "headers": dict(HEADERS), "securitySchemes": KEYS},
+        "paths": _paths(fields, query, security),
+        "components": {"schemas": schemas, "headers": dict(HEADERS), "securitySchemes": keys},
+    }
+
+
+def _paths(fields: FieldSchemas, query: Node, security: list[Node]) -> Node:
+    return {
+        **generation.operations(fields, query, security),
+        "/docs": pages.page("docs", "This description, to read and to try."),
+        "/docs/{name}": pages.files("docsFile", "What that page is made of.", Docs().media_types),
+        **plain.operations(),
     }

@@ -9,7 +9,12 @@ from app.description.nodes import Node, example
 from app.events import PreviewEvent, Progress, QueuedEvent, StartedEvent, StepEvent, event, told
 
 FOLDER = Path(__file__).parents[1] / "docs"
-FILES = {"image/png": "example.png", "image/jpeg": "example.jpg", "image/webp": "example.webp"}
+FILES = {
+    "image/png": "example.png",
+    "image/jpeg": "example.jpg",
+    "image/jpg": "example.jpg",
+    "image/webp": "example.webp",
+}
 TEXT = "a red circle and a blue square on a white background"
 
 

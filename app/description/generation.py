@@ -1,7 +1,7 @@
 """`POST /generation/`, described: the forms of its body, the forms of its answer, and its errors."""
 
 from app import events
-from app.bodies import FORM_FILE
+from app.bodies import FORM_FILE, PICTURES
 from app.description import examples
 from app.description.fields import FieldSchemas
 from app.description.nodes import BINARY, JSON, PREFER, Node, answer, responses, schema
@@ -54,12 +54,13 @@ def _event(name: str, data: str) -> Node:
 
 def parameters(fields: FieldSchemas, generated: Node) -> list[Node]:
     """The fields in the query."""
-    found = []
-    for name, node in fields.texts(generated["properties"]).items():
-        meaning = node.pop("description")
-        parameter = {"name": name, "in": "query", "description": meaning, "schema": node}
-        found.append(parameter)
-    return found
+    texts = fields.texts(generated["properties"])
+    return [parameter(name, texts[name]) for name in dict.fromkeys([*generated["required"], *texts])]
+
+
+def parameter(name: str, node: Node) -> Node:
+    """A parameter of the query, from its schema."""
+    return {"name": name, "in": "query", "description": node.pop("description"), "schema": node}
 
 
 def _operation(name: str, fields: FieldSchemas, query: Node, security: list[Node]) -> Node:
@@ -76,12 +77,11 @@ def _operation(name: str, fields: FieldSchemas, query: Node, security: list[Node
 
 
 def _bodies() -> Node:
-    kinds = {"contentType": ", ".join(FORMATS)}
-    pictures = {kind: {"schema": BINARY, "examples": examples.file(kind)} for kind in FORMATS}
+    kinds = {"contentType": ", ".join(PICTURES)}
     return {
         JSON: {"schema": schema("GenerationRequest"), "examples": examples.requests()},
         "multipart/form-data": {"schema": schema(FORM), "encoding": {FORM_FILE: kinds}},
-        **pictures,
+        **{kind: {"schema": BINARY, "examples": examples.file(kind)} for kind in PICTURES},
     }
 
 

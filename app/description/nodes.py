@@ -20,6 +20,8 @@ HEADERS: Mapping[str, Node] = {
     "WWW-Authenticate": {"description": "How to bring an API key.", "schema": {"type": "string"}},
     "Cache-Control": {"description": "Whether this may be kept.", "schema": {"type": "string"}},
     "ETag": {"description": "The version, for If-None-Match.", "schema": {"type": "string"}},
+    "Vary": {"description": "What the answer depends on.", "schema": {"type": "string"}},
+    "Content-Security-Policy": {"description": "What a page may do.", "schema": {"type": "string"}},
 }
 PREFER: Node = {
     "name": "Prefer",
