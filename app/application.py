@@ -11,8 +11,11 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from app.access import Access
+from app.desk import Desk
+from app.fields import Rules
 from app.generation import Generation
 from app.health import Health
+from app.making import Maker
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
 from app.openapi import Description
 from app.server import create_app
@@ -23,7 +26,7 @@ from workers.devices import Gpu, Placement, choose_devices
 from workers.engine.runtimes.files import RuntimeProblem, check
 from workers.engine.weights import absent
 from workers.folders import prepare
-from workers.logs import configure
+from workers.logs import configure, suitable
 from workers.pool import NothingServedError, Pool
 from workers.process import Setup
 from workers.slots import SlotLayout
@@ -60,7 +63,7 @@ def prepared(config: Path, environ: Mapping[str, str]) -> Settings:
         prepare(cache)
     except (OSError, RuntimeError) as error:
         raise StartError(f"workers.cache is {cache}, which cannot be written to: {error}") from None
-    configure(settings.server.log_level)
+    configure(settings.server.log_level, suitable(settings.server.log_format))
     sys.set_int_max_str_digits(MAX_DIGITS)
     keep_freed_memory()
     return settings
@@ -95,9 +98,10 @@ class Application:
         if nvml is not None:
             metrics.registry.register(DeviceCollector(self.pool, nvml))
         access = Access(read_keys(settings.server))
-        generation = Generation(self.pool, access, settings.server, settings.engine.size, metrics)
-        health, description = Health(self.pool, placement.reason), Description(settings.server)
-        self.asgi: Starlette = create_app(generation, health, description, metrics.registry, self._lifespan)
+        desk = Desk(metrics, log_requests=settings.server.log_requests)
+        generation = Generation(desk, access, Maker(self.pool, Rules.of(settings), settings.server, metrics))
+        health, description = Health(self.pool, placement.reason), Description(settings)
+        self.asgi: Starlette = create_app(desk, generation, health, description, metrics.registry, self._lifespan)
         _announce(settings, placement)
 
     @asynccontextmanager
@@ -147,7 +151,14 @@ def _pool(settings: Settings, placement: Placement, cores: int, metrics: Metrics
     core = Scheduler([device.id for device in placement.devices], settings.scheduler)
     return Pool(
         [
-            Setup(device, settings.engine, threads, settings.server.log_level, settings.workers.cache)
+            Setup(
+                device,
+                settings.engine,
+                threads,
+                settings.server.log_level,
+                settings.workers.cache,
+                suitable(settings.server.log_format),
+            )
             for device in placement.devices
         ],
         core,

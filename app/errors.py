@@ -19,6 +19,7 @@ class Error(Enum):
 
     BROKEN_HTTP = "broken-http", HTTPStatus.BAD_REQUEST, "The request is not HTTP as it should be"
     BROKEN_JSON = "broken-json", HTTPStatus.BAD_REQUEST, "The body is not JSON"
+    BROKEN_FORM = "broken-form", HTTPStatus.BAD_REQUEST, "The body is not a form"
     UNAUTHORIZED = "unauthorized", HTTPStatus.UNAUTHORIZED, "An API key is needed"
     NOT_FOUND = "not-found", HTTPStatus.NOT_FOUND, "There is nothing at this path"
     METHOD = "method-not-allowed", HTTPStatus.METHOD_NOT_ALLOWED, "This path does not take this method"
@@ -59,13 +60,15 @@ class FieldError(msgspec.Struct, frozen=True):
 
 
 class ProblemBody(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The body of an error (RFC 9457). `errors` names the field to blame, where there is one."""
+    """The body of an error (RFC 9457). `errors` names the field to blame, where there is one; `retry_after` is the
+    header's, in seconds."""
 
     type: str
     title: str
     status: int
     detail: str
     errors: list[FieldError] = []
+    retry_after: int | None = None
 
 
 @dataclasses.dataclass
@@ -81,15 +84,25 @@ class Problem(Exception):
 
 def respond(problem: Problem) -> Response:
     """The response that tells a client of a problem."""
+    return Response(problem_body(problem), problem.error.status, problem_headers(problem), MEDIA_TYPE)
+
+
+def problem_body(problem: Problem) -> bytes:
+    """A problem as JSON."""
     error = problem.error
     errors = [] if problem.field is None else [FieldError(problem.field, problem.detail)]
-    body = ProblemBody(error.type, error.title, int(error.status), problem.detail, errors)
+    later = None if problem.retry_after is None else whole_seconds(problem.retry_after)
+    return msgspec.json.encode(ProblemBody(error.type, error.title, int(error.status), problem.detail, errors, later))
+
+
+def problem_headers(problem: Problem) -> dict[str, str]:
+    """The headers that go with a problem, in whatever form its body is."""
     headers = dict(problem.headers)
     if problem.retry_after is not None:
         headers["Retry-After"] = str(whole_seconds(problem.retry_after))
-    if error is Error.DRAINING:
+    if problem.error is Error.DRAINING:
         headers["Connection"] = "close"
-    return Response(msgspec.json.encode(body), error.status, headers, MEDIA_TYPE)
+    return headers
 
 
 def whole_seconds(retry_after: float) -> int:

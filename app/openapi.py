@@ -11,10 +11,11 @@ from starlette.responses import Response
 
 from app import __version__
 from app.errors import MEDIA_TYPE, Error, ProblemBody
-from app.generation import SEED_MAX, SEED_MIN, GenerationAnswer, GenerationRequest
+from app.fields import SEED_MAX, SEED_MIN, GenerationRequest, Range, Rules
+from app.generation import GenerationAnswer
 from app.health import Aliveness, Readiness
 from app.metrics import OF_CONNECTIONS
-from app.settings import ServerConfig
+from app.settings import ServerConfig, Settings
 
 Node: TypeAlias = dict[str, Any]
 
@@ -48,18 +49,22 @@ PREFER: Node = {
 class Description:
     """Says what it was constructed with."""
 
-    def __init__(self, config: ServerConfig) -> None:
-        self._body = msgspec.json.encode(describe(config))
+    def __init__(self, settings: Settings) -> None:
+        self._body = msgspec.json.encode(describe(settings))
 
     async def respond(self, request: Request) -> Response:
         """200, always."""
         return Response(self._body, media_type=JSON)
 
 
-def describe(config: ServerConfig) -> Node:
+def describe(settings: Settings) -> Node:
     """The whole description."""
+    config = settings.server
     _, schemas = msgspec.json.schema_components(STRUCTS, ref_template="#/components/schemas/{name}")
-    schemas["GenerationRequest"]["properties"] |= _request_fields(config)
+    properties = schemas["GenerationRequest"]["properties"]
+    properties |= _request_fields(config)
+    for name, allowed in Rules.of(settings).ranges.items():
+        properties[name] = _within(properties[name], allowed)
     title = {"title": "Contour", "version": __version__, "license": {"name": "Apache-2.0"}}
     return {
         "openapi": "3.1.0",
@@ -91,6 +96,14 @@ def _request_fields(config: ServerConfig) -> Node:
         },
         "random_seed": {"description": "The same seed gives the same picture.", "anyOf": [seeds, _digits()]},
     }
+
+
+def _within(node: Node, allowed: Range) -> Node:
+    """A number's schema with its range, wherever in it the number is."""
+    if node.get("type") in {"integer", "number"}:
+        low = "exclusiveMinimum" if allowed.open else "minimum"
+        return node | {low: allowed.low, "maximum": allowed.high}
+    return node | {"anyOf": [_within(each, allowed) for each in node.get("anyOf", [])]} if "anyOf" in node else node
 
 
 def _digits() -> Node:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from app.desk import Desk
 from app.errors import on_exception
 from app.generation import Generation
 from app.health import Health
@@ -20,7 +21,12 @@ Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
 def create_app(
-    generation: Generation, health: Health, description: Description, registry: CollectorRegistry, lifespan: Lifespan
+    desk: Desk,
+    generation: Generation,
+    health: Health,
+    description: Description,
+    registry: CollectorRegistry,
+    lifespan: Lifespan,
 ) -> Starlette:
     """The ASGI application. Both spellings of a path answer directly: nobody is redirected."""
 
@@ -38,7 +44,7 @@ def create_app(
             Route("/metrics", metrics),
             Route("/openapi.json", description.respond),
         ],
-        exception_handlers={HTTPException: generation.refuse, Exception: on_exception},
+        exception_handlers={HTTPException: desk.refuse, Exception: on_exception},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False

@@ -31,6 +31,8 @@ class ServerConfig:
     `max_picture_bytes` is an encoded picture after base64, `max_pixels` what its header may declare: each of a worker's
     three threads that decode may need 20 bytes of memory for each of them for a moment. `deadline` is for
     clients that set none; auto goes by what a picture takes. Clients may ask for `max_deadline` at most. In seconds.
+    A request may ask for up to `max_images` pictures. `log_format` auto: for people on a terminal, JSON elsewhere;
+    `log_requests`: a line for each request for pictures.
 
     Without `api_key` and `api_key_file` (one key a line) everybody may ask. A client is its key, else its address;
     `trusted_proxies` are addresses and networks whose X-Forwarded-For is believed. Head and body of a request have
@@ -45,10 +47,13 @@ class ServerConfig:
     max_picture_bytes: Bytes = 16 * 2**20
     max_pixels: Annotated[int, Meta(ge=64 * 64, le=2**30)] = 40_000_000
     max_text_chars: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    max_images: Annotated[int, Meta(ge=1, le=64)] = 8
     deadline: Annotated[float, Meta(gt=0, le=DAY)] | Literal["auto"] = "auto"
     max_deadline: Annotated[float, Meta(gt=0, le=DAY)] = 3600.0
     drain_seconds: Annotated[float, Meta(ge=0, le=DAY)] = 60.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "human", "json"] = "auto"
+    log_requests: bool = True
     api_key: Secret = field(default="", repr=False)
     api_key_file: Annotated[str, Meta(min_length=1)] | None = None
     trusted_proxies: list[str] = field(default_factory=list)

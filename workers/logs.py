@@ -1,17 +1,41 @@
-"""How every process of the service logs: lines on standard error.
+"""How every process of the service logs: lines on standard error, for people on a terminal and as JSON elsewhere.
 
-Whatever a client sends, it cannot write a line there: what does not print is escaped, and tracebacks are indented.
+Whatever a client sends, it cannot write a line there: what does not print is escaped, and tracebacks are indented or
+part of a JSON string.
 """
 
+import json
 import logging
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+LogFormat: TypeAlias = Literal["human", "json"]
 
 INDENT = "    "
 
 
-def configure(level: str) -> None:
+@runtime_checkable
+class Record(Protocol):
+    """A message that is more than words: `str` is for people, JSON has its `fields` as well. Log it as it is."""
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """What it says, by name."""
+
+
+def suitable(wanted: LogFormat | Literal["auto"]) -> LogFormat:
+    """The format that is wanted; if that is left open, the one that suits standard error."""
+    if wanted == "auto":
+        return "human" if sys.stderr.isatty() else "json"
+    return wanted
+
+
+def configure(level: str, log_format: LogFormat = "human") -> None:
     """Set up logging in this process; `level` is a name such as "info"."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    handler.setFormatter(_FORMATTERS[log_format]())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(capture=True)
     # Its news is ours as well, and said once.
@@ -25,8 +49,11 @@ def escaped(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
-class _Formatter(logging.Formatter):
+class _HumanFormatter(logging.Formatter):
     """A record begins a line at its very start; all that follows of it is indented."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         return escaped(super().formatMessage(record).rstrip("\n"))
@@ -36,6 +63,29 @@ class _Formatter(logging.Formatter):
 
     def formatStack(self, stack_info: str) -> str:  # noqa: N802
         return _indented(super().formatStack(stack_info))
+
+
+class _JsonFormatter(logging.Formatter):
+    """A record is one object on one line, in ASCII, so that nobody takes any character in it for the end of a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        told: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "process": record.process,
+            "message": record.getMessage(),
+        }
+        if isinstance(record.msg, Record):
+            told |= record.msg.fields
+        if record.exc_info:
+            told["traceback"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            told["stack"] = record.stack_info
+        return json.dumps(told, default=str)
+
+
+_FORMATTERS: dict[LogFormat, type[logging.Formatter]] = {"human": _HumanFormatter, "json": _JsonFormatter}
 
 
 def _indented(text: str) -> str:

@@ -16,7 +16,7 @@ from workers.allocator import keep_freed_memory
 from workers.devices import DeviceSpec
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Engine
-from workers.logs import configure
+from workers.logs import LogFormat, configure
 from workers.slots import SlotMemory
 from workers.worker import Worker, end
 
@@ -32,6 +32,7 @@ class Setup:
     threads: int
     log_level: str = "info"
     cache: str | None = None  # the folder for what compilers make
+    log_format: LogFormat = "human"
     parent: int = field(default_factory=os.getpid)
 
 
@@ -65,7 +66,7 @@ def _die_with_parent(parent: int) -> None:
 def _settle(setup: Setup) -> None:
     """Show this process its own device only, before anything that asks CUDA is imported."""
     keep_freed_memory()
-    configure(setup.log_level)
+    configure(setup.log_level, setup.log_format)
     os.environ["CUDA_VISIBLE_DEVICES"] = setup.device.token or ""
     os.environ["OMP_NUM_THREADS"] = str(setup.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,14 +1,17 @@
 """What is fuzzed: bytes go in, and either the right thing comes out or the documented error. All else is a finding."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
-from app import generation
+from app import bodies, pictures
+from app.bodies import Answering
 from app.errors import Error, Problem, respond
-from app.settings import ServerConfig
+from app.fields import SEED_MAX, SEED_MIN, Rules, Wanted
+from app.settings import Settings
 from workers.engine import codec
-from workers.engine.contract import BadPictureError, Task
+from workers.engine.contract import BadPictureError
 from workers.engine.header import read_header
 
 Target = Callable[[bytes], None]
@@ -16,7 +19,7 @@ Target = Callable[[bytes], None]
 MAX_PIXELS = 4_000_000  # a tenth of the service's own limit, so that an example is done quickly
 REFUSALS = {Error.BROKEN_JSON, Error.INVALID_FIELD, Error.INVALID_PICTURE, Error.TOO_LARGE}
 
-CONFIG = ServerConfig()
+RULES = replace(Rules.of(Settings()), max_pixels=MAX_PIXELS)
 
 
 def decoder(data: bytes) -> None:
@@ -32,26 +35,25 @@ def decoder(data: bytes) -> None:
 
 
 def parser(body: bytes) -> None:
-    """The parser of bodies: a task within the limits, or a problem that can be told."""
+    """The parser of bodies: what is wanted, within the limits, or a problem that can be told."""
     try:
-        task = parsed(body)
+        wanted = parsed(body)
     except Problem as problem:
         if problem.error not in REFUSALS:
             raise
         respond(problem)
     else:
-        assert generation.SEED_MIN <= task.seed <= generation.SEED_MAX
-        assert len(task.text.encode()) <= 4 * CONFIG.max_text_chars
+        assert all(SEED_MIN <= seed <= SEED_MAX for seed in wanted.seeds())
+        assert len(wanted.text.encode()) <= 4 * RULES.max_text_chars
 
 
-def parsed(body: bytes) -> Task:
+def parsed(body: bytes) -> Wanted:
     """What the endpoint makes of a body before it queues anything. Raises Problem."""
-    wanted = generation._decode(body)
-    task = generation._task(wanted, CONFIG)
-    header = generation._header(task, MAX_PIXELS)
+    wanted = bodies.from_json(body, RULES, Answering())
+    header = pictures.measured(wanted.picture, RULES, wanted.blamed)
     assert b"%d" % wanted.request_id
     assert 0 < header.width * header.height <= MAX_PIXELS
-    return task
+    return wanted
 
 
 TARGETS: dict[str, Target] = {"decoder": decoder, "parser": parser}

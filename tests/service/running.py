@@ -33,6 +33,8 @@ class Service:
     module = "app"
 
     def __init__(self, config: str, devices: str | None = "", /, **overrides: object) -> None:
+        # For people, as it is they who read it when a test fails.
+        overrides = {"SERVER__LOG_FORMAT": "human"} | overrides
         settings = {f"CONTOUR_{name}": str(value) for name, value in overrides.items()}
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CONTOUR_")}
         environment.pop("CUDA_VISIBLE_DEVICES", None)
@@ -112,7 +114,7 @@ class Service:
             self.log.append(line)
 
     def _address(self) -> str | None:
-        found = re.search(r"listens on (http://\S+)", "".join(self.log))
+        found = re.search(r"listens on (http://[\w.:\[\]]+)", "".join(self.log))
         return found and found.group(1)
 
 

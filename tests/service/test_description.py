@@ -10,7 +10,7 @@ import pytest
 
 from app.errors import Error
 from app.openapi import describe
-from app.settings import ServerConfig
+from app.settings import ServerConfig, Settings
 from tests.service.running import ROOT, Service
 
 EXAMPLES = 40  # of each operation and phase; thousands were run while this was written
@@ -48,18 +48,20 @@ def test_every_path_that_is_described_is_there(echo: Service) -> None:
     "error", [error for error in Error if error is not Error.NOT_FOUND], ids=lambda error: error.slug
 )
 def test_every_error_is_described(error: Error) -> None:
-    responses = describe(ServerConfig())["paths"]["/generation/"]["post"]["responses"]
+    responses = describe(Settings())["paths"]["/generation/"]["post"]["responses"]
     schema = responses[str(int(error.status))]["content"]["application/problem+json"]["schema"]
     assert error.type in schema["allOf"][1]["properties"]["type"]["enum"]
 
 
 def test_limits_are_those_of_the_configuration() -> None:
-    fields = describe(ServerConfig(max_text_chars=77))["components"]["schemas"]["GenerationRequest"]["properties"]
+    fields = describe(Settings(server=ServerConfig(max_text_chars=77)))["components"]["schemas"]["GenerationRequest"][
+        "properties"
+    ]
     assert fields["text"]["maxLength"] == 77
 
 
 def test_problems_are_only_described_where_they_can_happen() -> None:
-    for path, operations in describe(ServerConfig())["paths"].items():
+    for path, operations in describe(Settings())["paths"].items():
         for operation in operations.values():
             codes = {HTTPStatus(int(code)) for code in operation["responses"]}
             assert (HTTPStatus.UNPROCESSABLE_ENTITY in codes) == path.startswith("/generation")

@@ -1,8 +1,10 @@
 """What a log line can hold: nobody but the service begins one."""
 
+import json
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pytest
 
@@ -13,7 +15,7 @@ EVIL = "\nFAKE ERROR\r\x1b[2J\x85\u2028\u202e\x00\x7f\ud800"
 SCRIPT = """
 import logging, sys, threading, warnings
 from workers.logs import configure
-configure("info")
+configure("info", sys.argv[2])
 evil = sys.argv[1].encode().decode("unicode_escape")
 log = logging.getLogger("contour.test")
 log.info("text %s", evil)
@@ -41,7 +43,7 @@ def test_what_prints_stays_as_it_is() -> None:
 
 def test_every_line_begins_as_one_of_ours_or_is_indented() -> None:
     evil = EVIL.encode("unicode_escape").decode()
-    done = subprocess.run([sys.executable, "-c", SCRIPT, evil], capture_output=True, check=True)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, evil, "human"], capture_output=True, check=True)
     lines = done.stderr.decode().split("\n")
     assert lines.pop() == ""
     assert len(done.stderr.decode().splitlines()) == len(lines)  # by what Unicode calls the end of a line
@@ -49,3 +51,22 @@ def test_every_line_begins_as_one_of_ours_or_is_indented() -> None:
     assert sum(bool(LINE.match(line)) for line in lines) == 5
     assert sum("ValueError" in line for line in lines) >= 1
     assert not set(done.stderr) & {0x1B, 0x0D, 0x00, 0x7F}
+
+
+def test_every_line_is_an_object_with_all_that_was_said() -> None:
+    evil = EVIL.encode("unicode_escape").decode()
+    done = subprocess.run([sys.executable, "-c", SCRIPT, evil, "json"], capture_output=True, check=True)
+    assert done.stderr.isascii()
+    told = [json.loads(line) for line in done.stderr.decode().splitlines()]
+    assert [(each["level"], each["logger"]) for each in told] == [
+        ("info", "contour.test"),
+        ("info", "contour.test"),
+        ("info", "contour.test"),
+        ("error", "contour.test"),
+        ("warning", "py.warnings"),
+    ]
+    assert told[0]["message"] == f"text {EVIL}"
+    assert told[1]["message"] == EVIL
+    assert "stack" in told[2]
+    assert told[3]["traceback"].startswith("Traceback")
+    assert all(datetime.fromisoformat(each["time"]).tzinfo is UTC for each in told)

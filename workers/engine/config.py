@@ -33,10 +33,15 @@ class Lora(Weights):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """A diffusers scheduler by class name, with its options, e.g. `{use_karras_sigmas: true}`."""
+    """A diffusers scheduler by class name, with its options, e.g. `{use_karras_sigmas: true}`.
+
+    A request may ask for up to `max_steps`, or for `steps` if these are more; each picture that runs has memory for as
+    many.
+    """
 
     name: Annotated[str, Meta(min_length=1)] = "UniPCMultistepScheduler"
     steps: Annotated[int, Meta(ge=1, le=1000)] = 20
+    max_steps: Annotated[int, Meta(ge=1, le=1000)] = 50
     options: dict[str, Any] = field(default_factory=dict)
 
 

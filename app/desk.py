@@ -1,0 +1,151 @@
+"""Where every request for pictures is given a name, and is counted, timed and answered, whatever becomes of it."""
+
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import Any, TypeAlias
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from app.errors import Error, Problem, respond, routing_problem
+from app.events import EventStream
+from app.making import ClientGoneError, Picture
+from app.metrics import Metrics
+
+log = logging.getLogger("contour.generation")
+requests_log = logging.getLogger("contour.request")
+
+ABANDONED = "abandoned"
+PATH_CHARS = 200  # of a path, in the log: what the router refuses may be as long as a head
+
+
+@dataclass(slots=True)
+class Ticket:
+    """A request in hand: its name, and when its head was there (time.perf_counter).
+
+    When they are known, also whose it is, and its pictures.
+    """
+
+    name: str
+    began: float
+    client: str = ""
+    pictures: Sequence[Picture] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.perf_counter() - self.began
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A request's line in the log. It holds nothing of what the client sent, but for the path."""
+
+    request: str
+    method: str
+    path: str
+    status: int
+    outcome: str
+    client: str
+    seconds: float
+    pictures: Sequence[Picture]
+
+    def __str__(self) -> str:
+        said = f"{self.request} {self.method} {self.path} {self.status} {self.outcome} {_ms(self.seconds)} ms"
+        if self.client:
+            said += f", client {self.client}"
+        for number, picture in enumerate(self.pictures):
+            which = f", picture {number}:" if len(self.pictures) > 1 else ":"
+            said += which + "".join(f" {stage} {_ms(seconds)}" for stage, seconds in picture.stages.items())
+        return said
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The same by name, in milliseconds."""
+        return {
+            "request": self.request,
+            "method": self.method,
+            "path": self.path,
+            "status": self.status,
+            "outcome": self.outcome,
+            "client": self.client,
+            "ms": _ms(self.seconds),
+            "pictures": [
+                {stage: _ms(seconds) for stage, seconds in picture.stages.items()} for picture in self.pictures
+            ],
+        }
+
+
+Work: TypeAlias = Callable[[Request, Ticket], Awaitable[Response]]
+Voice: TypeAlias = Callable[[Problem], Response]  # how an interface tells a client of a problem
+
+
+class Desk:
+    """Answers each request once, with what its work comes to or with a problem."""
+
+    def __init__(self, metrics: Metrics, *, log_requests: bool) -> None:
+        self._metrics = metrics
+        self._logs_requests = log_requests
+        self._ids = count(1)
+        self._run = secrets.token_hex(4)  # tells this process's request ids from another's
+
+    async def serve(self, request: Request, work: Work, voice: Voice = respond) -> Response:
+        """The answer to a request, named; counted and timed when it is there, or when it has been streamed."""
+        ticket = Ticket(self._name(), time.perf_counter())
+        outcome = "done"
+        try:
+            response = await work(request, ticket)
+        except Exception as error:  # noqa: BLE001 - it is answered, and what nobody expected is logged
+            problem = self.problem(error, ticket)
+            response = Response(status_code=499) if problem is None else voice(problem)  # as nginx; nobody will read it
+            outcome = ABANDONED if problem is None else problem.error.slug
+        if isinstance(response, EventStream):
+            response.ended = partial(self._close, request, response, ticket)
+        else:
+            self._close(request, response, ticket, outcome)
+        response.headers["X-Request-Id"] = ticket.name
+        return response
+
+    async def refuse(self, request: Request, error: Exception) -> Response:
+        """Starlette's handler for what its router raises; named and counted like what reaches an endpoint."""
+        problem = routing_problem(request, error)
+        self._metrics.refused(problem.error.slug)
+        response = respond(problem)
+        name = response.headers["X-Request-Id"] = self._name()
+        self._log(request, response, Ticket(name, time.perf_counter()), problem.error.slug)
+        return response
+
+    def problem(self, error: BaseException, ticket: Ticket) -> Problem | None:
+        """What a client is told of an error; None if it has left. What nobody expected is logged."""
+        match error:
+            case Problem():
+                return error
+            case ClientGoneError() | ClientDisconnect():
+                return None
+            case _:
+                log.error("request %s failed", ticket.name, exc_info=error)
+                return Problem(Error.INTERNAL, f"An unexpected error; the server's log has it under {ticket.name}.")
+
+    def _name(self) -> str:
+        return f"{self._run}-{next(self._ids)}"
+
+    def _close(self, request: Request, response: Response, ticket: Ticket, outcome: str) -> None:
+        self._metrics.request(outcome, ticket.seconds)
+        self._log(request, response, ticket, outcome)
+
+    def _log(self, request: Request, response: Response, ticket: Ticket, outcome: str) -> None:
+        if self._logs_requests:
+            path, status = request.scope["path"][:PATH_CHARS], response.status_code
+            line = Line(
+                ticket.name, request.method, path, status, outcome, ticket.client, ticket.seconds, ticket.pictures
+            )
+            requests_log.info(line)
+
+
+def _ms(seconds: float) -> float:
+    return round(1e3 * seconds, 2)

@@ -1,0 +1,128 @@
+"""Server-sent events (WHATWG HTML, 9.2): how a picture comes along, told while it does."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import assert_never
+
+import msgspec
+import pybase64
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from scheduler.messages import Standing
+from workers.watching import Advanced, News, Previewed, Started
+
+MEDIA_TYPE = "text/event-stream"
+QUIET_SECONDS = 15.0  # after which a comment keeps proxies from taking the connection for dead
+
+
+def event(name: str, data: bytes) -> bytes:
+    """One event; `data` is JSON on one line."""
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), data)
+
+
+class Feed:
+    """What is new of some pictures and has not been sent: of each kind the latest, as a client that reads slowly needs
+    no more."""
+
+    def __init__(self) -> None:
+        self._pending: dict[tuple[int, type], News] = {}
+        self._there = asyncio.Event()
+
+    def __bool__(self) -> bool:
+        return bool(self._pending)
+
+    def follow(self, image: int, news: News) -> None:
+        """Something is new."""
+        key = image, type(news)
+        self._pending.pop(key, None)  # so that it comes after what came before it
+        self._pending[key] = news
+        self._there.set()
+
+    async def wait(self) -> None:
+        """Wait until there is something."""
+        await self._there.wait()
+
+    def take(self) -> bytes:
+        """All that there is, as events."""
+        events = b"".join(_told(image, news) for (image, _), news in self._pending.items())
+        self._pending.clear()
+        self._there.clear()
+        return events
+
+
+class EventStream(Response):
+    """Sends what is fed, until `making` is done; then its `last` event. A client that leaves cancels it.
+
+    `last` makes the event, and the request's outcome, of the finished task. `ended` is called with the outcome.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        making: "asyncio.Task[bytes]",
+        last: "Callable[[asyncio.Task[bytes]], tuple[bytes, str]]",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        # The type as a header, as Starlette would add a charset, and the format is UTF-8 by itself.
+        super().__init__(headers={"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store", **(headers or {})})
+        del self.headers["content-length"]
+        self.ended: Callable[[str], None] = lambda outcome: None
+        self._feed = feed
+        self._making = making
+        self._last = last
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer; until the end, or until the client leaves."""
+        sending = asyncio.ensure_future(self._send(send))
+        leaving = asyncio.ensure_future(disconnected(receive))
+        outcome = "abandoned"
+        try:
+            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if sending.done() and sending.exception() is None:
+                outcome = sending.result()
+        finally:
+            for task in (sending, leaving, self._making):
+                task.cancel()
+            self.ended(outcome)
+
+    async def _send(self, send: Send) -> str:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        while not self._making.done():
+            news = asyncio.ensure_future(self._feed.wait())
+            try:
+                await asyncio.wait((news, self._making), timeout=QUIET_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                news.cancel()
+            await _body(send, self._feed.take() or b": still there\n\n", more=True)
+        last, outcome = self._last(self._making)
+        await _body(send, self._feed.take() + last, more=False)
+        return outcome
+
+
+async def disconnected(receive: Receive) -> None:
+    """Wait until the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _body(send: Send, body: bytes, *, more: bool) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+def _told(image: int, news: News) -> bytes:
+    match news:
+        case Standing(position, seconds):
+            return _json("queued", {"image": image, "position": position, "seconds": seconds})
+        case Started():
+            return _json("started", {"image": image})
+        case Advanced(done, total):
+            return _json("step", {"image": image, "done": done, "total": total})
+        case Previewed(jpeg):
+            return _json("preview", {"image": image, "jpeg_base64": pybase64.b64encode_as_string(jpeg)})
+        case _ as unreachable:
+            assert_never(unreachable)
+
+
+def _json(name: str, data: object) -> bytes:
+    return event(name, msgspec.json.encode(data))

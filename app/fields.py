@@ -1,0 +1,151 @@
+"""The fields of a request: what they are called, which values are taken here, and what they mean to an engine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from app.errors import Error, Problem
+from app.settings import Settings
+from workers.engine.config import Sizing
+from workers.engine.contract import Format, Options
+
+SEED_MIN, SEED_MAX = -(2**63), 2**64 - 1  # what torch.Generator.manual_seed takes
+SEEDS = SEED_MAX + 1 - SEED_MIN
+PRIORITY = 10
+
+
+class OptionalFields(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request may say besides; what it leaves out is as configured."""
+
+    negative_prompt: str | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    control_scale: float | None = None
+    canny_low: int | None = None
+    canny_high: int | None = None
+    temperature: float = 1.0
+    number_of_images: int = 1
+    priority: int = 0
+
+
+class Fields(OptionalFields, frozen=True, kw_only=True):
+    """All fields but the picture, as a form or a query brings them."""
+
+    text: str
+    request_id: int = 0
+    random_seed: int = 0
+
+
+class GenerationRequest(OptionalFields, frozen=True, kw_only=True):
+    """The body. Integers may come as strings of digits; unknown fields are ignored."""
+
+    request_id: int
+    text: str
+    input_image_base64: msgspec.Raw
+    random_seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The numbers that a field may have, from `low` (itself too, unless it is `open`) to `high`."""
+
+    low: float
+    high: float
+    open: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        return (self.low < number if self.open else self.low <= number) and number <= self.high
+
+    def __str__(self) -> str:
+        return f"above {self.low} and at most {self.high}" if self.open else f"from {self.low} to {self.high}"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A request that was understood: `images` pictures are wanted, the first made with `seed`, the next with the next.
+
+    `blamed` is what the client calls its picture.
+    """
+
+    request_id: int
+    picture: bytes
+    text: str
+    seed: int
+    options: Options
+    images: int = 1
+    priority: int = 0
+    blamed: str | None = None
+
+    def seeds(self) -> list[int]:
+        """The seed of each picture; after the greatest comes the least."""
+        return [(self.seed - SEED_MIN + n) % SEEDS + SEED_MIN for n in range(self.images)]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is taken here, by the configuration. `steps` is what a picture takes unless its request says otherwise."""
+
+    max_body_bytes: int
+    max_picture_bytes: int
+    max_pixels: int
+    max_text_chars: int
+    sizing: Sizing
+    steps: int
+    ranges: Mapping[str, Range]
+    file_format: Format
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Rules":
+        """Those of a configuration."""
+        server, engine = settings.server, settings.engine
+        steps = engine.echo.steps if engine.kind == "echo" else engine.sampler.steps
+        guided = engine.guidance_scale > 1 or engine.kind == "echo"
+        ranges = {
+            "random_seed": Range(SEED_MIN, SEED_MAX),
+            "steps": Range(1, max(steps, engine.sampler.max_steps)),
+            "guidance_scale": Range(0, 50 if guided else 1),
+            "control_scale": Range(0, 2),
+            "canny_low": Range(1, 2000),
+            "canny_high": Range(1, 2000),
+            "temperature": Range(0, 1, open=True),
+            "number_of_images": Range(1, server.max_images),
+            "priority": Range(-PRIORITY, PRIORITY),
+        }
+        return cls(
+            server.max_body_bytes,
+            server.max_picture_bytes,
+            server.max_pixels,
+            server.max_text_chars,
+            engine.size,
+            steps,
+            ranges,
+            engine.output.format,
+        )
+
+    def check(self, fields: Fields | GenerationRequest) -> None:
+        """Raises Problem where a field is out of its range."""
+        for name in ("text", "negative_prompt"):
+            text = getattr(fields, name)
+            if text is not None and len(text) > self.max_text_chars:
+                detail = f"{name} has {len(text)} characters; at most {self.max_text_chars} are taken."
+                raise Problem(Error.INVALID_FIELD, detail, name)
+        for name, allowed in self.ranges.items():
+            number = getattr(fields, name)
+            if number is not None and number not in allowed:
+                raise Problem(Error.INVALID_FIELD, f"{name} is {number}; it must be {allowed}.", name)
+
+
+def options(fields: OptionalFields, file_format: Format | None = None, *, previews: bool = False) -> Options:
+    """What they mean to an engine."""
+    return Options(
+        negative=fields.negative_prompt,
+        steps=fields.steps,
+        guidance_scale=fields.guidance_scale,
+        control_scale=fields.control_scale,
+        canny_low=fields.canny_low,
+        canny_high=fields.canny_high,
+        temperature=fields.temperature,
+        format=file_format,
+        previews=previews,
+    )

@@ -1,0 +1,137 @@
+"""From what is wanted to pictures: jobs through the pool, and how each way a job can end reads to a client."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias, assert_never
+
+from starlette.requests import Request
+
+from app import pictures
+from app.errors import Error, Problem, whole_seconds
+from app.fields import Rules, Wanted
+from app.metrics import Metrics
+from app.settings import ServerConfig
+from scheduler import messages as m
+from workers.engine.contract import Task
+from workers.engine.header import output_size
+from workers.pool import Pool, Terms
+from workers.watching import News
+
+# A client that sets no deadline gets the longer of a minute and ten times what its pictures are predicted to take, and
+# five minutes while no worker has measured itself yet: it may still be loading.
+AUTO_SECONDS = 60.0
+AUTO_TIMES = 10.0
+AUTO_LOADING_SECONDS = 300.0
+
+Follow: TypeAlias = Callable[[int, News], None]  # which of the pictures, and what is new of it
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection before the answer was there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A finished picture: its file, and the seconds that each stage took."""
+
+    file: bytes
+    stages: dict[str, float]
+
+
+class Maker:
+    """Has pictures made by the pool."""
+
+    def __init__(self, pool: Pool, rules: Rules, config: ServerConfig, metrics: Metrics) -> None:
+        self.rules = rules
+        self._pool = pool
+        self._config = config
+        self._metrics = metrics
+
+    async def make(self, request: Request, wanted: Wanted, client: str, follow: Follow | None = None) -> list[Picture]:
+        """All the pictures that are wanted, in order; none if one of them cannot be had.
+
+        Raises Problem and ClientGoneError. Cancelling it cancels the jobs.
+        """
+        header = pictures.measured(wanted.picture, self.rules, wanted.blamed)
+        width, height = output_size(header.width, header.height, self.rules.sizing)
+        work = width * height / self.rules.sizing.short_side**2
+        length = (wanted.options.steps or self.rules.steps) / self.rules.steps
+        deadline = time.monotonic() + self._patience(request, work * length * wanted.images)
+        terms = Terms(deadline, work, client, length, wanted.priority)
+        making = [
+            self._one(wanted, seed, terms, follow and partial(follow, n)) for n, seed in enumerate(wanted.seeds())
+        ]
+        return [await making[0]] if len(making) == 1 else await _all(making)
+
+    def _patience(self, request: Request, work: float) -> float:
+        """Seconds that the client is prepared to wait: its own wish (RFC 7240), else the configuration's."""
+        if (wish := _wait_preference(request)) is not None:
+            return min(wish, self._config.max_deadline)
+        if self._config.deadline != "auto":
+            return self._config.deadline
+        if (predicted := self._pool.core.predicted_seconds) is None:
+            return AUTO_LOADING_SECONDS
+        return max(AUTO_SECONDS, AUTO_TIMES * predicted * work)
+
+    async def _one(self, wanted: Wanted, seed: int, terms: Terms, watch: Callable[[News], None] | None) -> Picture:
+        answer = await self._pool.generate(Task(wanted.picture, wanted.text, seed, wanted.options), terms, watch)
+        if not isinstance(answer.outcome, m.Done):
+            raise _error(answer.outcome, wanted.blamed)
+        image = answer.outcome.image
+        stages = {
+            "queue": answer.outcome.queued,
+            "prepare": image.prepare,
+            "denoise": image.denoise,
+            "decode": image.decode,
+            "encode": image.encode,
+        }
+        self._metrics.stages(stages)
+        return Picture(answer.picture, stages)
+
+
+async def _all(making: Sequence[Coroutine[Any, Any, Picture]]) -> list[Picture]:
+    """All of them, or the first error: then the others are cancelled."""
+    tasks = [asyncio.ensure_future(each) for each in making]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _error(outcome: m.Outcome, blamed: str | None) -> Problem | ClientGoneError:  # noqa: PLR0911 - one for each outcome
+    match outcome:
+        case m.Refused(reason, m.Blame.OPTION):
+            return Problem(Error.INVALID_FIELD, reason, "steps")
+        case m.Refused(reason):
+            return Problem(Error.INVALID_PICTURE, reason, blamed)
+        case m.Broken(reason):
+            return Problem(Error.INTERNAL, f"The worker could not make this picture: {reason}")
+        case m.Poisoned(losses):
+            return Problem(Error.POISONED, f"{losses} workers ended while they ran it; it is not tried again.")
+        case m.Expired():
+            return Problem(Error.EXPIRED, "The picture was not done before the deadline of this request.")
+        case m.Rejected(retry_after):
+            detail = f"It could not be done before its deadline; try again in {whole_seconds(retry_after)} s."
+            return Problem(Error.BUSY, detail, retry_after=retry_after)
+        case m.Overdrawn(retry_after):
+            detail = f"Others are to find room as well; try again in {whole_seconds(retry_after)} s."
+            return Problem(Error.OVERDRAWN, detail, retry_after=retry_after)
+        case m.Draining():
+            return Problem(Error.DRAINING, "Nothing new is taken; try another server, or this one when it is back.")
+        case m.Abandoned() | m.Done():
+            return ClientGoneError()
+        case _ as unreachable:
+            assert_never(unreachable)
+
+
+def _wait_preference(request: Request) -> float | None:
+    """Seconds of `Prefer: wait=SECONDS`; None when there is no such preference or it makes no sense (RFC 7240, 2)."""
+    for preference in request.headers.get("prefer", "").split(","):
+        name, _, value = preference.partition(";")[0].partition("=")
+        if name.strip().lower() == "wait" and (digits := value.strip().strip('"')).isdecimal():
+            return float(digits)
+    return None

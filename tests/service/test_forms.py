@@ -1,0 +1,128 @@
+"""A request may come as JSON, as a form or as a picture alone, and its answer as JSON or as a picture."""
+
+import base64
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+
+from tests.service.running import Pixels, Service, file_of, good_request
+
+FORM = {"text": "a circle", "request_id": "7", "random_seed": "5"}
+MAGIC = {"image/png": b"\x89PNG", "image/jpeg": b"\xff\xd8\xff", "image/webp": b"RIFF"}
+PICTURE = file_of(np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8))
+
+
+def pixels(file: bytes) -> Pixels:
+    found = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert found is not None
+    return found.astype(np.uint8)
+
+
+def alone(service: Service, picture: bytes, accept: str = "image/png", **query: str | float) -> httpx.Response:
+    headers = {"content-type": "image/png", "accept": accept}
+    return service.client.post("/generation/", content=picture, params={"text": "a circle", **query}, headers=headers)
+
+
+def test_a_form_is_taken_and_answered_like_json(echo: Service) -> None:
+    response = echo.client.post("/generation/", data=FORM, files={"input_image": ("in.png", PICTURE, "image/png")})
+    assert response.json().keys() == {"request_id", "output_image_base64"}
+    assert response.json()["request_id"] == 7
+    assert np.array_equal(pixels(base64.b64decode(response.json()["output_image_base64"])), pixels(PICTURE))
+
+
+def test_a_form_larger_than_is_kept_in_memory_by_default_comes_through(echo: Service) -> None:
+    noise = np.random.default_rng(2).integers(0, 256, (1000, 1000, 3), np.uint8)
+    response = echo.client.post(
+        "/generation/", data=FORM, files={"input_image": file_of(noise)}, headers={"accept": "image/png"}
+    )
+    assert np.array_equal(pixels(response.content), noise)
+
+
+def test_a_picture_alone_goes_in_and_a_picture_comes_out(echo: Service) -> None:
+    response = alone(echo, PICTURE)
+    assert response.headers["content-type"] == "image/png"
+    assert np.array_equal(pixels(response.content), pixels(PICTURE))
+    assert "total;dur=" in response.headers["server-timing"]
+
+
+@pytest.mark.parametrize("kind", list(MAGIC))
+def test_the_answer_is_of_the_kind_that_was_asked_for(echo: Service, kind: str) -> None:
+    response = echo.client.post("/generation/", json=good_request(), headers={"accept": kind})
+    assert (response.status_code, response.headers["content-type"]) == (200, kind)
+    assert response.content.startswith(MAGIC[kind])
+    assert pixels(response.content).shape == (64, 64, 3)
+
+
+def test_any_kind_of_picture_is_the_configured_kind(echo: Service) -> None:
+    response = echo.client.post("/generation/", json=good_request(), headers={"accept": "image/*"})
+    configured = echo.generate().json()["output_image_base64"]
+    assert base64.b64encode(response.content).decode() == configured
+
+
+def test_several_images_come_in_order(echo: Service) -> None:
+    answer = echo.generate(number_of_images=3).json()
+    assert answer["output_images_base64"] == [answer["output_image_base64"]] * 3
+    assert echo.sample("contour_stage_seconds_count", stage="encode") >= 3
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "told"),
+    [
+        ("steps", 0, "from 1 to 50"),
+        ("steps", 51, "from 1 to 50"),
+        ("guidance_scale", -0.1, "from 0 to 50"),
+        ("control_scale", 2.5, "from 0 to 2"),
+        ("canny_low", 0, "from 1 to 2000"),
+        ("canny_high", 2001, "from 1 to 2000"),
+        ("temperature", 0.0, "above 0 and at most 1"),
+        ("temperature", 1.01, "above 0 and at most 1"),
+        ("number_of_images", 9, "from 1 to 8"),
+        ("priority", 11, "from -10 to 10"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_with_the_range(echo: Service, field: str, wrong: float, told: str) -> None:
+    for response in (echo.generate(**{field: wrong}), alone(echo, PICTURE, "application/json", **{field: wrong})):
+        assert response.status_code == 422
+        assert response.json()["errors"] == [{"field": field, "detail": f"{field} is {wrong}; it must be {told}."}]
+
+
+@pytest.mark.parametrize("wrong", ["nan", "inf", "-inf", "1e999", "", "0x1", "one"])
+def test_what_is_no_number_is_refused(echo: Service, wrong: str) -> None:
+    response = alone(echo, PICTURE, guidance_scale=wrong)
+    assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "guidance_scale")
+
+
+def test_several_images_have_no_room_in_one_picture(echo: Service) -> None:
+    response = alone(echo, PICTURE, number_of_images=2)
+    assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "number_of_images")
+
+
+def test_a_form_without_its_picture_is_told_so(echo: Service) -> None:
+    response = echo.client.post("/generation/", data=FORM, files={"picture": PICTURE})
+    assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "input_image")
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("multipart/form-data", b"--x\r\n\r\n--x--"),
+        ("multipart/form-data; boundary=x", b"--y\r\n"),
+        ("multipart/form-data; boundary=x", b"--x\r\ncontent-disposition: form-data\r\n\r\nno name\r\n--x--\r\n"),
+        ("multipart/form-data; boundary=x", b'--x\r\ncontent-disposition: form-data; name="a"\r\n\r\n1\r\n' * 40),
+    ],
+)
+def test_a_broken_form_is_told_so(echo: Service, kind: str, body: bytes) -> None:
+    response = echo.client.post("/generation/", content=body, headers={"content-type": kind})
+    assert (response.status_code, response.json()["type"]) == (400, "urn:contour:problem:broken-form")
+
+
+def test_a_form_is_refused_at_the_limit_of_bodies(echo: Service) -> None:
+    files = {"input_image": bytes(33 * 2**20)}
+    assert echo.client.post("/generation/", data=FORM, files=files).status_code == 413
+
+
+def test_the_picture_alone_is_refused_when_it_is_none(echo: Service) -> None:
+    response = alone(echo, b"no picture", accept="application/json")
+    assert (response.status_code, response.json()["type"]) == (422, "urn:contour:problem:invalid-picture")
