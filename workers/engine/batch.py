@@ -77,6 +77,7 @@ class Batch:
         self._buckets = recipe.buckets
         self._buffers = self._allocate()
         self._running: dict[int, Stepped] = {}  # by slot, as the host knows it
+        self._estimates: dict[int, Tensor | None] = {}  # by slot, as in its plan
         self._chosen: dict[int, Sequence[int]] = {}  # bucket -> slots, as the device was told
 
     def __len__(self) -> int:
@@ -107,10 +108,11 @@ class Batch:
         buffers.hint[slot].copy_(newcomer.hint.permute(1, 2, 0))
         buffers.text[slot].copy_(newcomer.text)
         self._running[slot] = Stepped(slot, 0, calls)
+        self._estimates[slot] = newcomer.plan.estimates
 
     def remove(self, slot: int) -> None:
         """Let a picture go."""
-        del self._running[slot]
+        del self._running[slot], self._estimates[slot]
 
     def advance(self) -> list[Stepped]:
         """Take one step with all pictures; return how far each is, of its own number of calls.
@@ -135,6 +137,15 @@ class Batch:
         """The latents [4, h, w] of a picture that has made all its calls."""
         weights = self._buffers.weights[slot, self._running[slot].total]
         latents: Tensor = torch.tensordot(weights, self._buffers.history[slot], dims=1)
+        return latents
+
+    def estimate(self, slot: int) -> Tensor | None:
+        """The latents [4, h, w] that a picture's last call points at. None before its first, and where the sampler
+        does not tell."""
+        estimates, done = self._estimates[slot], self._running[slot].done
+        if estimates is None or not done:
+            return None
+        latents: Tensor = torch.tensordot(estimates[done - 1], self._buffers.history[slot], dims=1)
         return latents
 
     def prepare(self, bucket: int) -> None:

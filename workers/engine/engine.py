@@ -20,7 +20,7 @@ from workers.engine.batch import Newcomer, Size
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Condition, Format, OutOfMemoryError, Stepped, Task
-from workers.engine.decoding import Decoding
+from workers.engine.decoding import Decoding, fetch
 from workers.engine.denoiser import coldest
 from workers.engine.graphs import Recorder
 from workers.engine.header import output_size
@@ -88,6 +88,8 @@ class DiffusionEngine:
             self._workshop.set_up()
         with timed("costs measured"):
             self._measurements.take_all()
+        with timed("colours of previews fitted to the VAE"):
+            self._show(torch.zeros(4, *self._nominal, device=self._model.device)).wait()
         self._workshop.start_compiling()
         return self.costs()
 
@@ -176,13 +178,22 @@ class DiffusionEngine:
         """The picture file that the client gets."""
         return codec.encode(np.asarray(pixels, np.uint8), self._config.output, file_format)
 
-    def preview(self, slot: int) -> object | None:
-        """None yet."""
-        return None
+    @torch.no_grad()
+    @_memory_is_asked_for()
+    def preview(self, slot: int) -> Decoding | None:
+        """Have the device colour the latents that a running picture's last step points at.
+
+        None before its first, and where the sampler does not tell. Raises ValueError when it does not run, and
+        OutOfMemoryError.
+        """
+        if slot not in self._homes:
+            raise ValueError(f"slot {slot} holds no picture that runs")
+        latents = self._homes[slot].batch.estimate(slot)
+        return None if latents is None else self._show(latents)
 
     def draw(self, preview: object) -> bytes:
-        """A small JPEG."""
-        return codec.thumbnail(np.asarray(preview, np.uint8))
+        """A small JPEG, a pixel for each of the latents, of what `preview` returned."""
+        return codec.thumbnail(self.collect(preview))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Pixels:
@@ -219,6 +230,9 @@ class DiffusionEngine:
         plan = self._workshop.placed(prepared.plan)
         workspace.batch.admit(slot, Newcomer(noise, hint, text, plan, prepared.scales))
         return workspace
+
+    def _show(self, latents: Tensor) -> Decoding:
+        return fetch(self._workshop.colours(latents))
 
     def _final(self, slot: int) -> tuple[Workspace, Tensor]:
         if slot not in self._finals:

@@ -35,22 +35,29 @@ class Extent:
         """Whether a picture that is made by a matrix has room."""
         return matrix.calls <= self.calls and matrix.noises <= self.noises
 
-    def laid_out(self, matrix: SamplerMatrix) -> Tensor:
-        """The weights of a matrix [N + 1, columns], float32; zero for what it does not have."""
-        weights = torch.zeros(matrix.calls + 1, self.columns)
-        noises, predictions = matrix.weights.split([matrix.noises, matrix.calls], dim=1)
-        weights[:, : matrix.calls] = predictions
-        weights[:, self.calls : self.calls + matrix.noises] = noises
-        return weights
+    def plan(self, steps: int, matrix: SamplerMatrix) -> "Plan":
+        """A matrix, laid out as a history."""
+        estimates = None if matrix.estimates is None else self._laid_out(matrix.estimates, matrix)
+        return Plan(steps, matrix, self._laid_out(matrix.weights, matrix), estimates)
+
+    def _laid_out(self, rows: Tensor, matrix: SamplerMatrix) -> Tensor:
+        """Rows of a matrix, float32; zero for what it does not have."""
+        laid_out = torch.zeros(len(rows), self.columns)
+        noises, predictions = rows.split([matrix.noises, matrix.calls], dim=1)
+        laid_out[:, : matrix.calls] = predictions
+        laid_out[:, self.calls : self.calls + matrix.noises] = noises
+        return laid_out
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Plan:
-    """How a picture is made in a number of steps. `weights` [N + 1, columns]: the matrix, laid out in float32."""
+    """How a picture is made in a number of steps. `weights` [N + 1, columns]: the matrix, laid out in float32, and so
+    are its `estimates` [N, columns], if there are any."""
 
     steps: int
     matrix: SamplerMatrix
     weights: Tensor
+    estimates: Tensor | None
 
     @property
     def calls(self) -> int:
@@ -60,9 +67,11 @@ class Plan:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Placed:
-    """A plan on the device: its weights [N + 1, columns], and the time projections at its calls [N, total]."""
+    """A plan on the device: its weights [N + 1, columns] and estimates [N, columns], and the time projections at its
+    calls [N, total]."""
 
     weights: Tensor
+    estimates: Tensor | None
     times: Tensor
 
     @property
@@ -83,7 +92,7 @@ class Plans:
         self._scheduler = scheduler
         usual = self._matrix(sampler.steps)
         self.extent = self._widest(Extent(usual.calls, usual.noises))
-        self.usual = Plan(sampler.steps, usual, self.extent.laid_out(usual))
+        self.usual = self.extent.plan(sampler.steps, usual)
         self._asked = lru_cache(_KEPT)(self._make)
 
     def of(self, steps: int | None) -> Plan:
@@ -101,7 +110,7 @@ class Plans:
             raise self._refusal(steps) from error
         if not self.extent.holds(matrix):
             raise self._refusal(steps)
-        return Plan(steps, matrix, self.extent.laid_out(matrix))
+        return self.extent.plan(steps, matrix)
 
     def _refusal(self, steps: int) -> BadOptionError:
         return BadOptionError(f"steps is {steps}, which {self._sampler.name} cannot take: choose another number.")

@@ -28,6 +28,7 @@ class Colours:
         return colours.round_().clamp_(0, 255).to(torch.uint8).view(*latents.shape[1:], 3)
 
 
+@torch.no_grad()
 def fit(decode: Decode, device: torch.device) -> Colours:
     """The map that comes closest, by least squares, to what a VAE makes of the patches."""
     signs = torch.tensor(_PICTURES)[:, None] * torch.tensor(_QUARTERS)  # [pictures, quarters, channels]

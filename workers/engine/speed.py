@@ -17,6 +17,7 @@ from workers.engine.decoding import Decoder
 from workers.engine.graphs import Fallbacks, Graphs, Recorder, Studio, recorder_for
 from workers.engine.kernels import kernels
 from workers.engine.plan import Placed, Plan
+from workers.engine.preview import Colours, fit
 from workers.engine.runtime import AnyModel, Ways
 from workers.engine.streams import Aside, upload
 from workers.engine.workspace import Workspace, Workspaces
@@ -111,6 +112,11 @@ class Workshop:
         """A plan on the device. Not to be written to."""
         return self._placed(plan)
 
+    @cached_property
+    def colours(self) -> Colours:
+        """What latents look like, by this model's VAE."""
+        return fit(self._ways.decode, self._model.device)
+
     def condition(self) -> Condition:
         """Kernels, graphs and fallbacks."""
         spaces = list(self.spaces)
@@ -135,7 +141,9 @@ class Workshop:
 
     def _place(self, plan: Plan) -> Placed:
         device = self._model.device
-        return Placed(upload(plan.weights, device), self._model.times(upload(plan.matrix.timesteps, device)))
+        estimates = None if plan.estimates is None else upload(plan.estimates, device)
+        times = self._model.times(upload(plan.matrix.timesteps, device))
+        return Placed(upload(plan.weights, device), estimates, times)
 
     def _workspace(self, size: Size, kept: bool) -> Workspace:
         # What may be dropped again has pools of its own, or its memory would not come back.

@@ -34,7 +34,8 @@ def test_it_is_what_the_scheduler_takes_it_for(sampler: str, prediction: str) ->
     matrix = sampler_matrix(make)
     noise = torch.randn(1, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     expected = own(make(), noise)
-    actual = torch.tensordot(of(make(), matrix), history(matrix, noise), 1)
+    assert matrix.estimates is not None
+    actual = torch.tensordot(matrix.estimates, history(matrix, noise), 1)
     errors = (actual - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
     assert errors.max() <= LESS.get(sampler, ALIKE)
 
@@ -56,8 +57,10 @@ def test_whatever_the_sampler_its_model_sees_what_it_was_trained_on(sampler: str
 
 
 def test_no_call_points_at_what_comes_later() -> None:
-    make = fresh("UniPCMultistepScheduler", STEPS)
-    assert not of(make(), sampler_matrix(make)).triu(2).any()
+    matrix = sampler_matrix(fresh("UniPCMultistepScheduler", STEPS))
+    assert matrix.estimates is not None
+    assert matrix.estimates.shape == (STEPS, 1 + STEPS)
+    assert not matrix.estimates.triu(2).any()
 
 
 def test_velocity_tells_where_there_is_nothing_but_noise() -> None:
@@ -65,7 +68,8 @@ def test_velocity_tells_where_there_is_nothing_but_noise() -> None:
     make = fresh("DDIMScheduler", STEPS, **options)
     assert make().alphas_cumprod[-1] == 0
     matrix = sampler_matrix(make)
-    assert torch.equal(of(make(), matrix)[0], -torch.eye(matrix.weights.shape[1], dtype=torch.float64)[1])
+    assert matrix.estimates is not None
+    assert torch.equal(matrix.estimates[0], -torch.eye(1 + STEPS, dtype=torch.float64)[1])
 
 
 def test_without_a_noise_schedule_there_is_none() -> None:
@@ -77,14 +81,6 @@ def test_of_another_kind_of_answer_there_is_none() -> None:
     schedule = fresh("DDIMScheduler")().alphas_cumprod
     unknown = SimpleNamespace(alphas_cumprod=schedule, config=SimpleNamespace(prediction_type="flow"))
     assert estimates(unknown, torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2)) is None
-
-
-def of(scheduler: Any, matrix: SamplerMatrix) -> Tensor:
-    """The estimates of a sampler."""
-    answers = torch.eye(matrix.weights.shape[1], dtype=torch.float64)[matrix.noises :]
-    rows = estimates(scheduler, matrix.weights[:-1], answers, matrix.timesteps)
-    assert rows is not None
-    return rows
 
 
 def own(scheduler: Any, noise: Tensor) -> Tensor:

@@ -101,11 +101,12 @@ def test_so_does_all_else_that_a_picture_needs(model: Model) -> None:
         edges = torch.zeros(8 * SIDE, 8 * SIDE, dtype=torch.float16, device=DEVICE)
         noise = torch.zeros(1, 4, SIDE, SIDE, device=DEVICE)
         plan = model.plans.usual
-        weights, timesteps = (x.to(DEVICE) for x in (plan.weights, plan.matrix.timesteps))
+        assert plan.estimates is not None
+        weights, estimates, timesteps = (x.to(DEVICE) for x in (plan.weights, plan.estimates, plan.matrix.timesteps))
     with fake_cuda() as calls:
         hint = model.hint(edges)
         model.text._encode()
-        text, placed = torch.stack([model.text._flat] * 2), Placed(weights, model.times(timesteps))
+        text, placed = torch.stack([model.text._flat] * 2), Placed(weights, estimates, model.times(timesteps))
         batch.admit(0, Newcomer(noise, hint, text, placed, Scales(7.5, 1.0, 1.0)))
         pixels = model.decode(noise[0])
     with fake_cuda():
