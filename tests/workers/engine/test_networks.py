@@ -1,5 +1,7 @@
 """Our forward passes against those of diffusers, on the same modules."""
 
+import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +21,7 @@ from workers.engine.constants import (
     shift_widths,
     time_table,
 )
-from workers.engine.denoiser import Denoiser, Passes
+from workers.engine.denoiser import Denoiser, Passes, coldest
 from workers.engine.networks import Control, Given
 from workers.engine.streams import Aside
 
@@ -122,6 +124,15 @@ def test_a_temperature_of_one_changes_no_bit() -> None:
     assert torch.equal(middle, controlnet.controlnet_mid_block(plain_middle))
     for actual, conv, expected in zip(skips, controlnet.controlnet_down_blocks, plain, strict=True):
         assert torch.equal(actual, conv(expected))
+
+
+def test_half_precision_holds_the_queries_of_its_lowest_temperature() -> None:
+    controlnet = copy.deepcopy(demo.parts().controlnet).half()
+    control = told(given(controlnet, TIMESTEPS, features(IMAGES).half()), torch.ones(IMAGES))
+    coldness = torch.full((IMAGES,), 1 / coldest(torch.float16)).half()
+    control = replace(control, hint=control.hint.half(), coldness=coldness)
+    skips, middle = networks.control_residuals(controlnet, LATENTS.half(), control)
+    assert all(residual.isfinite().all() for residual in (*skips, middle))
 
 
 def test_the_unet_is_diffusers() -> None:

@@ -27,6 +27,7 @@ HEAVY = {"convolution", "addmm", "mm", "_scaled_dot_product_efficient_attention"
 PICTURE_WORK = {"convolution", "silu", "add", "addcmul", "mul", "cat", "upsample_nearest2d"}
 COPIES = {"clone", "copy_", "_to_copy", "contiguous", "index", "index_select", "repeat"}
 ACTIVATION = 60_000  # elements: the smallest that networks make for a picture are larger, its time projections smaller
+TRANSFORMERS = 7  # of the ControlNet, with two attentions each
 GROUP_NORMS = 61 + 27  # of the UNet and the ControlNet
 
 
@@ -124,6 +125,12 @@ def test_a_steps_copies_are_the_ones_that_are_known(guided: list[Call]) -> None:
         (1, SIDE, SIDE, 320): 1,  # its hint, gathered
         (1, 2, SIDE * SIDE, 320): 2,  # the queries of each network's first cross-attention, for both rows
     }
+
+
+def test_only_the_controlnets_queries_are_multiplied_for_a_temperature(guided: list[Call]) -> None:
+    """One factor for each row."""
+    colder = [call for call in guided if call.name == "mul" and any(x.shape[1:] == (1, 1) for x in call.took)]
+    assert len(colder) == 2 * TRANSFORMERS
 
 
 def _is_group_norms(call: Call) -> bool:
