@@ -15,10 +15,12 @@ from workers.engine import model as models
 from workers.engine.batch import Batch, Newcomer, Recipe
 from workers.engine.config import EngineConfig, Sampler, rows_of
 from workers.engine.constants import pack_projections
+from workers.engine.contract import Stepped
 from workers.engine.graphs import Fallbacks, Graphs, Studio
 from workers.engine.model import Model, assemble, plans_of
 from workers.engine.options import Scales
 from workers.engine.plan import Placed
+from workers.engine.preview import Colours
 from workers.engine.streams import Aside
 
 CONFIG = EngineConfig(sampler=Sampler(steps=2))
@@ -26,6 +28,7 @@ SIDE = 64  # of the latents
 HEAVY = {"convolution", "addmm", "mm", "_scaled_dot_product_efficient_attention"}
 PICTURE_WORK = {"convolution", "silu", "add", "addcmul", "mul", "cat", "upsample_nearest2d"}
 COPIES = {"clone", "copy_", "_to_copy", "contiguous", "index", "index_select", "repeat"}
+VIEWS = {"select", "permute", "view"}
 ACTIVATION = 60_000  # elements: the smallest that networks make for a picture are larger, its time projections smaller
 TRANSFORMERS = 7  # of the ControlNet, with two attentions each
 GROUP_NORMS = 61 + 27  # of the UNet and the ControlNet
@@ -115,6 +118,23 @@ def test_so_does_all_else_that_a_picture_needs(model: Model) -> None:
     assert_on_the_gpu_in_half_precision(calls)
     assert (latents.shape, latents.dtype) == ((4, SIDE, SIDE), torch.float32)
     assert (pixels.shape, pixels.dtype) == ((8 * SIDE, 8 * SIDE, 3), torch.uint8)
+
+
+def test_a_preview_is_a_handful_of_small_kernels(model: Model) -> None:
+    with fake_cuda():
+        batch, plan = batch_of(model, 7.5, (1,)), model.plans.usual
+        assert plan.estimates is not None
+        batch._running[0], batch._estimates[0] = Stepped(0, 1, plan.calls), plan.estimates.to(DEVICE)
+        colours = Colours(torch.zeros(4, 3, device=DEVICE), torch.zeros(3, device=DEVICE))
+    with fake_cuda() as calls:
+        latents = batch.estimate(0)
+        assert latents is not None
+        pixels = colours(latents)
+    assert (pixels.shape, pixels.dtype, str(pixels.device)) == ((SIDE, SIDE, 3), torch.uint8, DEVICE)
+    assert {str(x.device) for call in calls for x in (*call.took, *call.made)} == {DEVICE}
+    assert [call.name for call in calls if call.name not in VIEWS] == ["mm", "addmm", "round_", "clamp_", "_to_copy"]
+    history = 4 * SIDE**2 * model.plans.extent.columns
+    assert max(x.numel() for call in calls for x in (*call.took, *call.made) if call.name not in VIEWS) == history
 
 
 def test_a_steps_copies_are_the_ones_that_are_known(guided: list[Call]) -> None:
