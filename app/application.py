@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 
 from app.access import Access
 from app.desk import Desk
+from app.edges import Edges
 from app.fields import Rules
 from app.generation import Generation
 from app.health import Health
@@ -24,6 +25,7 @@ from app.tracing import Tracing, tracing
 from scheduler.core import Scheduler
 from workers.allocator import keep_freed_memory
 from workers.devices import Gpu, Placement, choose_devices
+from workers.edging import Edging, layout
 from workers.engine.runtimes.files import RuntimeProblem, check
 from workers.engine.weights import absent
 from workers.folders import prepare
@@ -101,9 +103,15 @@ class Application:
         access = Access(read_keys(settings.server))
         self._tracing = _tracing(environ)
         desk = Desk(metrics, self._tracing, log_requests=settings.server.log_requests)
-        generation = Generation(desk, access, Maker(self.pool, Rules.of(settings), settings.server, metrics))
+        rules = Rules.of(settings)
+        generation = Generation(desk, access, Maker(self.pool, rules, settings.server, metrics))
+        self._edging = Edging(layout(rules.max_picture_bytes, rules.sizing), settings.server.log_level)
+        canny, core = settings.engine.canny, self.pool.core
+        edges = Edges(desk, access, self._edging, rules, canny, metrics, lambda: core.draining)
         health, description = Health(self.pool, placement.reason), Description(settings)
-        self.asgi: Starlette = create_app(desk, generation, health, description, metrics.registry, self._lifespan)
+        self.asgi: Starlette = create_app(
+            desk, generation, edges, health, description, metrics.registry, self._lifespan
+        )
         _announce(settings, placement)
 
     @asynccontextmanager
@@ -115,6 +123,7 @@ class Application:
             self._nvml.run(partial(self._alarm, asyncio.get_running_loop()))
         yield
         self.pool.drain(0.0)
+        await self._edging.close()
         await asyncio.wait([running])
         await asyncio.to_thread(self._tracing.close)
 
