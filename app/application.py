@@ -117,15 +117,20 @@ class Application:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """The pool runs beside the server, which need not wait for any model."""
-        running = asyncio.create_task(self.pool.run())
+        running = asyncio.create_task(self._run())
         running.add_done_callback(self._note_end)
         if self._nvml is not None:
             self._nvml.run(partial(self._alarm, asyncio.get_running_loop()))
         yield
         self.pool.drain(0.0)
-        await self._edging.close()
         await asyncio.wait([running])
         await asyncio.to_thread(self._tracing.close)
+
+    async def _run(self) -> None:
+        try:
+            await self.pool.run()
+        finally:
+            await self._edging.close()
 
     def _note_end(self, running: "asyncio.Task[None]") -> None:
         self.failure = running.exception()

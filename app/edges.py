@@ -13,7 +13,8 @@ from app.errors import Error, Problem
 from app.fields import Rules
 from app.generation import unless_gone
 from app.metrics import Metrics
-from workers.edging import CrowdedError, Edging, FailedError, LostError, SlowError, Wanted
+from workers.edger import FailedError, Wanted
+from workers.edging import ClosingError, CrowdedError, Edging, EdgingError, LostError, SlowError
 from workers.engine.config import Canny
 from workers.engine.contract import BadPictureError
 from workers.engine.header import output_size
@@ -67,14 +68,14 @@ class Edges:
     async def _find(self, request: Request, ticket: Ticket) -> Response:
         self._access.client(request)
         if self._draining():
-            raise Problem(Error.DRAINING, "Nothing new is taken; try another server, or this one when it is back.")
+            raise _problem(ClosingError(), None)
         canny = self._canny(request)
         picture, blamed = await self._picture(request)
         header = pictures.measured(picture, self._rules, blamed)
         size = output_size(header.width, header.height, self._rules.sizing)
         try:
             png = await unless_gone(request, self._edging.find(Wanted(picture, size, canny)))
-        except (BadPictureError, CrowdedError, SlowError, LostError, FailedError) as error:
+        except (BadPictureError, FailedError, EdgingError) as error:
             raise _problem(error, blamed) from None
         return Response(png, media_type=PNG)
 
@@ -100,6 +101,8 @@ def _problem(error: Exception, blamed: str | None) -> Problem:
             return Problem(Error.INVALID_PICTURE, str(error), blamed)
         case CrowdedError():
             return Problem(Error.BUSY, f"{error} Try again in a moment.", retry_after=RETRY_SECONDS)
+        case ClosingError():
+            return Problem(Error.DRAINING, "Nothing new is taken; try another server, or this one when it is back.")
         case SlowError():
             return Problem(Error.EXPIRED, str(error))
         case LostError():

@@ -1,141 +1,125 @@
-"""The process that finds the edges of pictures for whoever wants to see them before anything is made of them.
+"""The process that finds edges, as its parent holds it."""
 
-It is apart from the front end because a hostile picture may end whatever decodes it, fill its memory or keep it busy,
-and apart from the workers because those have a device to keep busy.
-"""
-
-import logging
-import os
-import socket
-from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeAlias
+import asyncio
+import multiprocessing
+from dataclasses import dataclass
+from typing import assert_never
 
 import msgspec
 
+from workers import edges, wire
+from workers.child import ending
 from workers.engine.config import Canny
 from workers.engine.contract import BadPictureError
-from workers.logs import configure
-from workers.process import die_with_parent
-from workers.slots import SlotMemory
-from workers.wire import MAX_MESSAGE, REASON_CHARS
+from workers.slots import SlotLayout, SlotMemory
 
-log = logging.getLogger("contour.edger")
-
-SLOT = 0  # the only one: one picture at a time
-FIRST_TO_GO = "1000"  # what the kernel adds to a process's badness when it looks for one to end for want of memory
+SPAWN = multiprocessing.get_context("spawn")
 
 
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """All that the process is started with."""
+@dataclass(frozen=True)
+class Wanted:
+    """A picture file, the size at which the model would see it (width, height), and the detector's thresholds."""
 
-    log_level: str
-    parent: int = field(default_factory=os.getpid)
-
-
-class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Base of all messages; they cross a SEQPACKET socket as those of `workers.wire`, and pictures do not."""
-
-
-class Find(_Message, frozen=True):
-    """Find the edges of the picture file of `length` bytes in the input slot, at a size in pixels."""
-
-    length: int
-    width: int
-    height: int
+    picture: bytes
+    size: tuple[int, int]
     canny: Canny
 
 
-class Ready(_Message, frozen=True):
-    """All is imported."""
+class FailedError(RuntimeError):
+    """The process could not do it, and lives; the message says why."""
 
 
-class Found(_Message, frozen=True):
-    """The output slot holds a PNG of `length` bytes."""
-
-    length: int
+class GoneError(RuntimeError):
+    """The process has ended, or said what makes no sense; the message says how."""
 
 
-class Unreadable(_Message, frozen=True):
-    """It is no picture; the reason is for the client."""
+class Edger:
+    """A started process, the socket to it and the memory that both share. All of it is let go of when it ends.
 
-    reason: str
-
-
-class Failed(_Message, frozen=True):
-    """The process could not do it, and is ready for the next one."""
-
-    reason: str
-
-
-Report: TypeAlias = Ready | Found | Unreadable | Failed
-
-_encoder = msgspec.msgpack.Encoder()
-_orders = msgspec.msgpack.Decoder(Find)
-_reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
-
-
-def send(end: socket.socket, message: Find | Report) -> None:
-    """Send one message whole. Raises OSError when the other end is gone, or does not read."""
-    end.send(_encoder.encode(message), socket.MSG_NOSIGNAL)
-
-
-def receive(end: socket.socket) -> Report | None:
-    """The next report, None at end of file.
-
-    Raises BlockingIOError when there is none now, ConnectionError, and msgspec.DecodeError.
+    Raises OSError when the system has no process, descriptor or memory left.
     """
-    data = end.recv(MAX_MESSAGE)
-    return _reports.decode(data) if data else None
 
+    def __init__(self, setup: edges.Setup, room: SlotLayout) -> None:
+        self._memory = SlotMemory.create(room)
+        self._channel, theirs = wire.channel()
+        self._process = SPAWN.Process(target=edges.main, args=(setup, theirs, self._memory), name="edges")
+        self._loop = asyncio.get_running_loop()
+        with theirs:
+            try:
+                self._process.start()
+            except OSError:
+                self._channel.close()
+                self._memory.close()
+                raise
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+        self.gone: asyncio.Future[None] = self._loop.create_future()
+        self._is_ready: asyncio.Future[bytes] = self._loop.create_future()
+        self._awaited = self._is_ready  # what the next report settles
+        self._loop.add_reader(self._channel, self._read)
+        self._loop.add_reader(self._process.sentinel, self._bury)
 
-# ----------------------------------------------------------------------------------------------------- in the process
+    async def ready(self) -> None:
+        """Wait until it can be asked. Raises GoneError."""
+        await self._is_ready
 
+    async def find(self, wanted: Wanted) -> bytes:
+        """A PNG of the edges. Raises BadPictureError, FailedError and GoneError."""
+        if self.gone.done():
+            raise GoneError("it ended before it was asked")
+        self._memory.input(edges.SLOT)[: len(wanted.picture)] = wanted.picture
+        try:
+            edges.send(self._channel, edges.Find(len(wanted.picture), *wanted.size, wanted.canny))
+        except OSError as error:
+            raise GoneError(f"it does not listen: {error}") from None
+        self._awaited = self._loop.create_future()
+        return await self._awaited
 
-def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
-    """Entry point of the process: find edges until nobody is at the other end of the socket."""
-    die_with_parent(setup.parent)
-    configure(setup.log_level)
-    _offer_memory()
-    _import()
-    send(channel, Ready())
-    while data := channel.recv(MAX_MESSAGE):
-        send(channel, _answer(_orders.decode(data), memory))
+    def kill(self) -> None:
+        """SIGKILL: there is nothing in it that is worth an orderly end."""
+        if not self.gone.done():
+            self._process.kill()
 
+    async def end(self) -> None:
+        """SIGKILL, and wait until nothing of it is left."""
+        self.kill()
+        await asyncio.shield(self.gone)
 
-def _offer_memory() -> None:
-    """Should the machine run out of memory, this process is the one to lose: it has nothing that matters."""
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)
+    def _read(self) -> None:
+        try:
+            report = edges.receive(self._channel)
+        except BlockingIOError:
+            return
+        except (ConnectionError, msgspec.DecodeError):
+            report = None
+        if report is None or self._awaited.done():  # end of file, or nonsense: whatever it still does is in vain
+            self._loop.remove_reader(self._channel)
+            self._process.kill()
+        else:
+            self._settle(report)
 
+    def _settle(self, report: edges.Report) -> None:
+        match report:
+            case edges.Ready():
+                self._awaited.set_result(b"")
+            case edges.Found(length):
+                self._awaited.set_result(bytes(self._memory.output(edges.SLOT)[:length]))
+            case edges.Unreadable(reason):
+                self._awaited.set_exception(BadPictureError(reason))
+            case edges.Failed(reason):
+                self._awaited.set_exception(FailedError(reason))
+            case _ as unreachable:
+                assert_never(unreachable)
 
-def _import() -> None:
-    """What reads pixels: only here, as the front end imports this module too."""
-    import cv2
-
-    import workers.engine.codec  # noqa: F401
-
-    cv2.setNumThreads(1)  # it would take all cores, which others have work for
-
-
-def _answer(order: Find, memory: SlotMemory) -> Report:
-    picture = memory.input(SLOT)[: order.length]
-    try:
-        data = _edges(bytes(picture), order)
-        memory.output(SLOT)[: len(data)] = data
-    except BadPictureError as error:
-        return Unreadable(str(error)[:REASON_CHARS])
-    except Exception as error:
-        log.exception("no edges were found")
-        return Failed(f"{type(error).__name__}: {error}"[:REASON_CHARS])
-    return Found(len(data))
-
-
-def _edges(picture: bytes, order: Find) -> bytes:
-    """A PNG of what the engine would see of a picture."""
-    from workers.engine import codec
-
-    pixels = codec.resize(codec.decode(picture), order.width, order.height)
-    return codec.encode_grey(codec.edges(pixels, order.canny))
+    def _bury(self) -> None:
+        """It has ended. What it managed to report still counts."""
+        self._read()
+        self._loop.remove_reader(self._channel)
+        self._loop.remove_reader(self._process.sentinel)
+        self._process.join()
+        if not self._awaited.done():
+            self._awaited.set_exception(GoneError(ending(self._process.exitcode)))
+        self._process.close()
+        self._channel.close()
+        self._memory.close()
+        self.gone.set_result(None)

@@ -1,6 +1,7 @@
 """Edges found in a process of their own, from inside the event loop that asks for them."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -15,8 +16,9 @@ import pytest
 
 from tests.fuzz.seeds import file_of
 from tests.workers.contours import drawing, expected, files, pixels_of, size_of
-from workers import edger
-from workers.edging import CrowdedError, Edging, FailedError, LostError, Patience, SlowError, Wanted, layout
+from workers import edges
+from workers.edger import FailedError, Wanted
+from workers.edging import ClosingError, CrowdedError, Edging, LostError, Patience, SlowError, layout
 from workers.engine.config import Canny, Sizing
 from workers.engine.contract import BadPictureError
 from workers.slots import SlotLayout, SlotMemory
@@ -144,16 +146,16 @@ def test_one_that_is_killed_while_nobody_asks_is_reaped_and_replaced() -> None:
     run(scenario())
 
 
-def end_at_once(setup: edger.Setup, channel: socket.socket, memory: SlotMemory) -> None:
+def end_at_once(setup: edges.Setup, channel: socket.socket, memory: SlotMemory) -> None:
     """Runs as the process: it ends when it is asked."""
-    edger.send(channel, edger.Ready())
+    edges.send(channel, edges.Ready())
     channel.recv(2**16)
     os._exit(3)
 
 
-def talk_nonsense(setup: edger.Setup, channel: socket.socket, memory: SlotMemory) -> None:
+def talk_nonsense(setup: edges.Setup, channel: socket.socket, memory: SlotMemory) -> None:
     """Runs as the process: what it answers is no message, and it does not end by itself."""
-    edger.send(channel, edger.Ready())
+    edges.send(channel, edges.Ready())
     channel.recv(2**16)
     channel.send(b"\xc1")
     time.sleep(2 * PATIENCE)
@@ -165,7 +167,7 @@ def test_a_picture_that_costs_two_processes_is_not_tried_again(
 ) -> None:
     async def scenario() -> None:
         async with opened() as edging:
-            monkeypatch.setattr(edger, "main", main)
+            monkeypatch.setattr(edges, "main", main)
             with pytest.raises(LostError, match="2 processes"):
                 await edging.find(WANTED)
             assert edging.process is None
@@ -204,18 +206,53 @@ def test_closing_leaves_nothing_behind_whatever_is_going_on() -> None:
         async with opened() as edging:
             await edging.find(WANTED)  # multiprocessing keeps a descriptor from the first process on
         before = set(os.listdir("/proc/self/fd"))
-        async with opened() as edging:
+        async with opened(Patience(end=0.1)) as edging:
             process = await frozen(edging)
-            finding = asyncio.create_task(edging.find(WANTED))
+            finding = [asyncio.create_task(edging.find(WANTED)) for _ in range(2)]
             await asyncio.sleep(0.05)
             await edging.close()
             assert is_gone(process)
-            for refused in (finding, edging.find(WANTED)):
-                with pytest.raises(CrowdedError, match="shutting down"):
+            for refused in (*finding, edging.find(WANTED)):
+                with pytest.raises(ClosingError):
                     await refused
         assert set(os.listdir("/proc/self/fd")) == before
 
     run(scenario())
+
+
+def test_closing_answers_who_is_there() -> None:
+    async def scenario() -> None:
+        async with opened() as edging:
+            process = await frozen(edging)
+            finding = [asyncio.create_task(edging.find(WANTED)) for _ in range(3)]
+            await asyncio.sleep(0.05)
+            closing = asyncio.create_task(edging.close())
+            await asyncio.sleep(0)
+            with pytest.raises(ClosingError):
+                await edging.find(WANTED)
+            go_on(process)
+            for png in await asyncio.gather(*finding):
+                assert_found(png)
+            await closing
+            assert is_gone(process)
+
+    run(scenario())
+
+
+def test_nobody_complains_of_errors_that_nobody_waits_for(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with opened() as edging:
+            process = await frozen(edging)
+            leaving = asyncio.create_task(edging.find(Wanted(b"no picture", (64, 64), Canny())))
+            await asyncio.sleep(0.05)
+            leaving.cancel()
+            await asyncio.wait([leaving])
+            go_on(process)
+            assert_found(await edging.find(WANTED))
+
+    run(scenario())
+    gc.collect()
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
 # --------------------------------------------------------------------------------------------------------------- queue
