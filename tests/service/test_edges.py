@@ -217,3 +217,18 @@ def test_nothing_is_left_when_the_service_ends(sig: signal.Signals) -> None:
         assert process in everything
         assert service.stop(sig) == (0 if sig is signal.SIGTERM else -sig)
         until(lambda: not any(alive(each) for each in everything))
+
+
+def test_nothing_new_is_begun_while_the_service_drains() -> None:
+    with (
+        Service("echo", ENGINE__ECHO__STEPS=100, ENGINE__ECHO__STEP_SECONDS=0.05) as service,
+        ThreadPoolExecutor() as it,
+    ):
+        making = it.submit(service.wait_until_ready().generate)
+        until(lambda: service.sample("contour_running") == 1)
+        service.process.send_signal(signal.SIGTERM)
+        until(lambda: service.sample("contour_draining") == 1)
+        answer = ask(service)
+        assert_problem(answer, 503, "draining")
+        assert answer.headers["Connection"] == "close"
+        assert making.result().status_code == 200

@@ -33,8 +33,10 @@ WANTED = Wanted(PICTURE, size_of(PICTURE, SIZING), Canny())
 @asynccontextmanager
 async def opened(patience: Patience | None = None, room: SlotLayout = ROOM) -> AsyncIterator[Edging]:
     edging = Edging(room, patience=patience)
-    yield edging
-    await edging.close()
+    try:
+        yield edging
+    finally:
+        await edging.close()
     assert edging.process is None
 
 
