@@ -23,6 +23,7 @@ from app.server import create_app
 from app.settings import Settings, SettingsError, load, read_keys
 from app.tracing import Tracing, tracing
 from scheduler.core import Scheduler
+from workers import edges
 from workers.allocator import keep_freed_memory
 from workers.devices import Gpu, Placement, choose_devices
 from workers.edging import Edging, layout
@@ -105,12 +106,12 @@ class Application:
         desk = Desk(metrics, self._tracing, log_requests=settings.server.log_requests)
         rules = Rules.of(settings)
         generation = Generation(desk, access, Maker(self.pool, rules, settings.server, metrics))
-        self._edging = Edging(layout(rules.max_picture_bytes, rules.sizing), settings.server.log_level)
+        self._edging = _edging(settings)
         canny, core = settings.engine.canny, self.pool.core
-        edges = Edges(desk, access, self._edging, rules, canny, metrics, lambda: core.draining)
+        finding = Edges(desk, access, self._edging, rules, canny, metrics, lambda: core.draining)
         health, description = Health(self.pool, placement.reason), Description(settings)
         self.asgi: Starlette = create_app(
-            desk, generation, edges, health, description, metrics.registry, self._lifespan
+            desk, generation, finding, health, description, metrics.registry, self._lifespan
         )
         _announce(settings, placement)
 
@@ -190,6 +191,11 @@ def _pool(settings: Settings, placement: Placement, cores: int, metrics: Metrics
         layout,
         metrics.observe,
     )
+
+
+def _edging(settings: Settings) -> Edging:
+    room = layout(settings.server.max_picture_bytes, settings.engine.size)
+    return Edging(room, edges.Setup(settings.server.log_level, suitable(settings.server.log_format)))
 
 
 def _announce(settings: Settings, placement: Placement) -> None:

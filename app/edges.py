@@ -66,7 +66,7 @@ class Edges:
         return await self._desk.serve(request, self._find, count=self._metrics.edges)
 
     async def _find(self, request: Request, ticket: Ticket) -> Response:
-        self._access.client(request)
+        ticket.client = self._access.client(request)
         if self._draining():
             raise _problem(ClosingError(), None)
         canny = self._canny(request)

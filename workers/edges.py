@@ -16,7 +16,7 @@ import msgspec
 
 from workers.engine.config import Canny
 from workers.engine.contract import BadPictureError
-from workers.logs import configure
+from workers.logs import LogFormat, configure
 from workers.process import die_with_parent
 from workers.slots import SlotMemory
 from workers.wire import MAX_MESSAGE, REASON_CHARS
@@ -31,7 +31,8 @@ FIRST_TO_GO = "1000"  # what the kernel adds to a process's badness when it look
 class Setup:
     """All that the process is started with."""
 
-    log_level: str
+    log_level: str = "info"
+    log_format: LogFormat = "human"
     parent: int = field(default_factory=os.getpid)
 
 
@@ -97,7 +98,7 @@ def receive(end: socket.socket) -> Report | None:
 def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
     """Entry point of the process: find edges until nobody is at the other end of the socket."""
     die_with_parent(setup.parent)
-    configure(setup.log_level)
+    configure(setup.log_level, setup.log_format)
     _offer_memory()
     _import()
     send(channel, Ready())

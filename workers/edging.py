@@ -64,9 +64,9 @@ def layout(picture_bytes: int, sizing: Sizing) -> SlotLayout:
 class Edging:
     """Finds edges, one picture at a time. The process is started when it is first needed."""
 
-    def __init__(self, room: SlotLayout, log_level: str = "info", patience: Patience | None = None) -> None:
+    def __init__(self, room: SlotLayout, setup: edges.Setup, patience: Patience | None = None) -> None:
         self._room = room
-        self._setup = edges.Setup(log_level)
+        self._setup = setup
         self._patience = patience or Patience()
         self._turn = asyncio.Lock()
         self._waiting = 0

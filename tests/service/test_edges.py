@@ -151,7 +151,7 @@ def test_a_key_is_asked_for_where_there_are_keys() -> None:
         assert guarded.sample("contour_edges_total", outcome="unauthorized") == 1
 
 
-def test_requests_are_counted_apart(service: Service) -> None:
+def test_requests_are_counted_apart_and_logged_as_all_are(service: Service) -> None:
     def counted() -> list[float]:
         names = [("contour_edges_total", "done"), ("contour_edges_total", "invalid-picture")]
         return [service.sample(name, outcome=outcome) for name, outcome in names]
@@ -163,6 +163,9 @@ def test_requests_are_counted_apart(service: Service) -> None:
     assert counted() == [before[0] + 1, before[1] + 1]
     assert service.sample("contour_requests_total") == pictures
     assert service.sample("contour_request_seconds_count") == timed
+    assert re.search(
+        r"contour\.request: \S+ POST /edges 422 invalid-picture .* client 127\.0\.0\.1", "".join(service.log)
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- deaths, load

@@ -32,7 +32,7 @@ WANTED = Wanted(PICTURE, size_of(PICTURE, SIZING), Canny())
 
 @asynccontextmanager
 async def opened(patience: Patience | None = None, room: SlotLayout = ROOM) -> AsyncIterator[Edging]:
-    edging = Edging(room, patience=patience)
+    edging = Edging(room, edges.Setup(), patience)
     try:
         yield edging
     finally:
