@@ -27,7 +27,8 @@ class Options:
     """What a task wants otherwise than the configuration says; None is as configured.
 
     `negative` is what the picture should not show. `temperature`, in (0, 1], divides the logits of the softmax in the
-    ControlNet's attention layers, and nothing else. `format` is the file's. `previews`: somebody wants to watch.
+    ControlNet's attention layers, and nothing else; in half precision, below 1/256 it counts as that. `format` is the
+    file's. `previews`: somebody wants to watch.
     """
 
     negative: str | None = None

@@ -21,9 +21,12 @@ from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Condition, Format, OutOfMemoryError, Stepped, Task
 from workers.engine.decoding import Decoding
+from workers.engine.denoiser import coldest
 from workers.engine.graphs import Recorder
 from workers.engine.header import output_size
 from workers.engine.measure import Measurements
+from workers.engine.options import Scales, canny_of, scales_of
+from workers.engine.plan import Plan
 from workers.engine.runtime import AnyModel
 from workers.engine.speed import Workshop
 from workers.engine.streams import upload
@@ -44,11 +47,14 @@ def _memory_is_asked_for() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prepared:
-    """A picture that is ready for the device: tokens, noise [noises, 4, h, w] float32, edges uint8 [8h, 8w]."""
+    """A picture that is ready for the device: tokens of each row, noise [noises, 4, h, w] float32, edges uint8
+    [8h, 8w], and its own of sampler and scales."""
 
-    tokens: tuple[int, ...]
+    prompts: tuple[tuple[int, ...], ...]
     noise: Tensor
     edges: Pixels
+    plan: Plan
+    scales: Scales
 
 
 class DiffusionEngine:
@@ -66,14 +72,14 @@ class DiffusionEngine:
         self._finals: dict[int, tuple[Workspace, Tensor]] = {}  # slot -> final latents that wait for `finish`
         self._pace = _Pace(model.device)
         side = config.size.short_side
+        self._coldest = coldest(model.dtype)
         self._nominal: Size = (side // model.latent_scale, side // model.latent_scale)
         self._measurements = Measurements(self, side, self._workshop.recipe.buckets)
-        self._negative = model.tokens.negative()
 
     @property
     def calls(self) -> int:
-        """Denoising steps of a picture."""
-        return self._model.sampler.calls
+        """Denoising steps of a picture that asks for no number of its own."""
+        return self._model.plans.usual.calls
 
     @torch.no_grad()
     def warm_up(self) -> Costs:
@@ -92,16 +98,19 @@ class DiffusionEngine:
     def prepare(self, task: Task) -> Prepared:
         """Decode, resize, find edges, tokenise, and draw the noise.
 
-        All on the CPU: so a seed means the same on every device. Raises BadPictureError.
+        All on the CPU: so a seed means the same on every device. Raises BadPictureError and BadOptionError.
         """
+        options = task.options
+        plan, scales = self._model.plans.of(options.steps), scales_of(options, self._config, self._coldest)
+        canny = canny_of(options, self._config.canny)
         pixels = codec.decode(task.picture)
         width, height = output_size(pixels.shape[1], pixels.shape[0], self._config.size)
-        edges = codec.edges(codec.resize(pixels, width, height), self._config.canny)
+        edges = codec.edges(codec.resize(pixels, width, height), canny)
         shape = (4, height // self._model.latent_scale, width // self._model.latent_scale)
         generator = torch.Generator().manual_seed(task.seed)
         # One by one, as diffusers draws them.
-        noise = torch.stack([torch.randn(shape, generator=generator) for _ in range(self._model.sampler.noises)])
-        return Prepared(self._model.tokens.positive(task.text), noise, edges)
+        noise = torch.stack([torch.randn(shape, generator=generator) for _ in range(plan.matrix.noises)])
+        return Prepared(self._prompts(task), noise, edges, plan, scales)
 
     @torch.no_grad()
     @_memory_is_asked_for()
@@ -128,10 +137,10 @@ class DiffusionEngine:
         self._pace.wait()
         stepped = [progress for batch in self._workshop.spaces.busy() for progress in batch.advance()]
         self._pace.mark()
-        for slot, done in stepped:
-            if done == self.calls:
-                self._retire(slot)
-        return [Stepped(slot, done, self.calls) for slot, done in stepped]
+        for picture in stepped:
+            if picture.done == picture.total:
+                self._retire(picture.slot)
+        return stepped
 
     def latents(self, slot: int) -> Tensor:
         """The final latents [4, h, w], float32, of a picture that took its last step. Raises ValueError before that."""
@@ -206,7 +215,9 @@ class DiffusionEngine:
     def _place(self, slot: int, prepared: Prepared) -> Workspace:
         workspace = self._workshop.spaces.of((prepared.noise.shape[2], prepared.noise.shape[3]))
         noise = upload(prepared.noise, self._model.device)
-        workspace.batch.admit(slot, Newcomer(noise, self._hint(prepared.edges), self._text(prepared.tokens)))
+        hint, text = self._hint(prepared.edges), self._text(prepared.prompts)
+        plan = self._workshop.placed(prepared.plan)
+        workspace.batch.admit(slot, Newcomer(noise, hint, text, plan, prepared.scales))
         return workspace
 
     def _final(self, slot: int) -> tuple[Workspace, Tensor]:
@@ -223,9 +234,13 @@ class DiffusionEngine:
         picture = upload(torch.from_numpy(edges), self._model.device).to(self._model.dtype) / 255
         return self._model.hint(picture)
 
-    def _text(self, tokens: tuple[int, ...]) -> Tensor:
-        """Keys and values of an image's rows [rows, 77, total]; the unconditional row comes first."""
-        prompts = [self._negative, tokens] if self._workshop.recipe.rows == 2 else [tokens]
+    def _prompts(self, task: Task) -> tuple[tuple[int, ...], ...]:
+        """Tokens of an image's rows; the unconditional row comes first."""
+        tokens, positive = self._model.tokens, self._model.tokens.positive(task.text)
+        return (tokens.negative(task.options.negative), positive) if self._workshop.recipe.rows == 2 else (positive,)
+
+    def _text(self, prompts: tuple[tuple[int, ...], ...]) -> Tensor:
+        """Keys and values of an image's rows [rows, 77, total]."""
         return torch.stack([self._workshop.keys_values(prompt) for prompt in prompts])
 
 

@@ -85,13 +85,17 @@ def sampler_matrix(fresh: Callable[[], Scheduler]) -> SamplerMatrix:
     """
     scheduler = fresh()
     timesteps = scheduler.timesteps.to("cpu", torch.float32)
-    calls = len(timesteps)
-    counted = _Draws()
-    _run(fresh(), torch.zeros(1 + calls, 1, dtype=torch.float64), counted)
-    inputs = torch.eye(1 + counted.made + calls, dtype=torch.float64)
-    weights = _respond(scheduler, inputs, counted.made)
-    _prove(fresh, weights, counted.made)
+    calls, noises = counts(fresh())
+    weights = _respond(scheduler, torch.eye(noises + calls, dtype=torch.float64), noises - 1)
+    _prove(fresh, weights, noises - 1)
     return SamplerMatrix(weights, timesteps)
+
+
+def counts(scheduler: Scheduler) -> tuple[int, int]:
+    """How often a fresh scheduler has the model called, and how many noises it takes: N and 1 + D of its matrix."""
+    calls, counted = len(scheduler.timesteps), _Draws()
+    _run(scheduler, torch.zeros(1 + calls, 1, dtype=torch.float64), counted)
+    return calls, 1 + counted.made
 
 
 class _Draws(TorchFunctionMode):
