@@ -4,10 +4,10 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -16,6 +16,8 @@ from app.errors import Error, Problem, respond, routing_problem
 from app.events import EventStream
 from app.making import ClientGoneError, Picture
 from app.metrics import Metrics
+from app.records import Line
+from app.tracing import Tracing
 
 log = logging.getLogger("contour.generation")
 requests_log = logging.getLogger("contour.request")
@@ -42,60 +44,26 @@ class Ticket:
         return time.perf_counter() - self.began
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A request's line in the log. It holds nothing of what the client sent, but for the path."""
-
-    request: str
-    method: str
-    path: str
-    status: int
-    outcome: str
-    client: str
-    seconds: float
-    pictures: Sequence[Picture]
-
-    def __str__(self) -> str:
-        said = f"{self.request} {self.method} {self.path} {self.status} {self.outcome} {_ms(self.seconds)} ms"
-        if self.client:
-            said += f", client {self.client}"
-        for number, picture in enumerate(self.pictures):
-            which = f", picture {number}:" if len(self.pictures) > 1 else ":"
-            said += which + "".join(f" {stage} {_ms(seconds)}" for stage, seconds in picture.stages.items())
-        return said
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """The same by name, in milliseconds."""
-        return {
-            "request": self.request,
-            "method": self.method,
-            "path": self.path,
-            "status": self.status,
-            "outcome": self.outcome,
-            "client": self.client,
-            "ms": _ms(self.seconds),
-            "pictures": [
-                {stage: _ms(seconds) for stage, seconds in picture.stages.items()} for picture in self.pictures
-            ],
-        }
-
-
 Work: TypeAlias = Callable[[Request, Ticket], Awaitable[Response]]
 Voice: TypeAlias = Callable[[Problem], Response]  # how an interface tells a client of a problem
+Count: TypeAlias = Callable[[str, float], None]  # of an outcome, and of how many seconds it took
 
 
 class Desk:
     """Answers each request once, with what its work comes to or with a problem."""
 
-    def __init__(self, metrics: Metrics, *, log_requests: bool) -> None:
+    def __init__(self, metrics: Metrics, tracing: Tracing, *, log_requests: bool) -> None:
         self._metrics = metrics
+        self._tracing = tracing
         self._logs_requests = log_requests
         self._ids = count(1)
         self._run = secrets.token_hex(4)  # tells this process's request ids from another's
 
-    async def serve(self, request: Request, work: Work, voice: Voice = respond) -> Response:
-        """The answer to a request, named; counted and timed when it is there, or when it has been streamed."""
+    async def serve(self, request: Request, work: Work, voice: Voice = respond, count: Count | None = None) -> Response:
+        """The answer to a request, named; counted and timed when it is there, or when it has been streamed.
+
+        `count` counts what makes no picture, and is not to be counted with what does.
+        """
         ticket = Ticket(self._name(), time.perf_counter())
         outcome = "done"
         try:
@@ -105,9 +73,9 @@ class Desk:
             response = Response(status_code=499) if problem is None else voice(problem)  # as nginx; nobody will read it
             outcome = ABANDONED if problem is None else problem.error.slug
         if isinstance(response, EventStream):
-            response.ended = partial(self._close, request, response, ticket)
+            response.ended = partial(self._close, request, response, ticket, count)
         else:
-            self._close(request, response, ticket, outcome)
+            self._close(request, response, ticket, count, outcome)
         response.headers["X-Request-Id"] = ticket.name
         return response
 
@@ -134,18 +102,25 @@ class Desk:
     def _name(self) -> str:
         return f"{self._run}-{next(self._ids)}"
 
-    def _close(self, request: Request, response: Response, ticket: Ticket, outcome: str) -> None:
-        self._metrics.request(outcome, ticket.seconds)
+    def _close(self, request: Request, response: Response, ticket: Ticket, count: Count | None, outcome: str) -> None:
+        (count or self._metrics.request)(outcome, ticket.seconds)
         self._log(request, response, ticket, outcome)
 
     def _log(self, request: Request, response: Response, ticket: Ticket, outcome: str) -> None:
+        """Write down what became of a request, in the log and as spans."""
+        line = Line(
+            request=ticket.name,
+            method=request.method,
+            path=request.scope["path"][:PATH_CHARS],
+            routed="endpoint" in request.scope,
+            status=response.status_code,
+            outcome=outcome,
+            client=ticket.client,
+            began=ticket.began,
+            seconds=ticket.seconds,
+            pictures=ticket.pictures,
+        )
+        if trace := self._tracing.record(line, request.headers):
+            line = replace(line, trace=trace)
         if self._logs_requests:
-            path, status = request.scope["path"][:PATH_CHARS], response.status_code
-            line = Line(
-                ticket.name, request.method, path, status, outcome, ticket.client, ticket.seconds, ticket.pictures
-            )
             requests_log.info(line)
-
-
-def _ms(seconds: float) -> float:
-    return round(1e3 * seconds, 2)

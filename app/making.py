@@ -35,10 +35,16 @@ class ClientGoneError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A finished picture: its file, and the seconds that each stage took."""
+    """A finished picture: its file, who made it, and the seconds that each stage took.
+
+    `submitted` and `finished` are moments of time.perf_counter.
+    """
 
     file: bytes
+    worker: str
     stages: dict[str, float]
+    submitted: float
+    finished: float
 
 
 class Maker:
@@ -77,6 +83,7 @@ class Maker:
         return max(AUTO_SECONDS, AUTO_TIMES * predicted * work)
 
     async def _one(self, wanted: Wanted, seed: int, terms: Terms, watch: Callable[[News], None] | None) -> Picture:
+        submitted = time.perf_counter()
         answer = await self._pool.generate(Task(wanted.picture, wanted.text, seed, wanted.options), terms, watch)
         if not isinstance(answer.outcome, m.Done):
             raise _error(answer.outcome, wanted.blamed)
@@ -89,7 +96,7 @@ class Maker:
             "encode": image.encode,
         }
         self._metrics.stages(stages)
-        return Picture(answer.picture, stages)
+        return Picture(answer.picture, answer.outcome.worker, stages, submitted, time.perf_counter())
 
 
 async def _all(making: Sequence[Coroutine[Any, Any, Picture]]) -> list[Picture]:

@@ -10,20 +10,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import __version__
+from app.bodies import PICTURES
+from app.edges import PNG, EdgesRequest
 from app.errors import MEDIA_TYPE, Error, ProblemBody
 from app.fields import SEED_MAX, SEED_MIN, GenerationRequest, Range, Rules
 from app.generation import GenerationAnswer
 from app.health import Aliveness, Readiness
-from app.metrics import OF_CONNECTIONS
+from app.metrics import OF_CONNECTIONS, OF_EDGES
+from app.pictures import JSON_NAME
 from app.settings import ServerConfig, Settings
 
 Node: TypeAlias = dict[str, Any]
 
 JSON = "application/json"
 ANYWHERE = tuple(error for error in Error if error in {*OF_CONNECTIONS, Error.METHOD, Error.INTERNAL})
+EDGES = tuple(error for error in Error if error in {*ANYWHERE, *OF_EDGES})
 GENERATION = tuple(error for error in Error if error is not Error.NOT_FOUND)
 LATER = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
-STRUCTS = (GenerationRequest, GenerationAnswer, ProblemBody, Aliveness, Readiness)
+STRUCTS = (GenerationRequest, GenerationAnswer, EdgesRequest, ProblemBody, Aliveness, Readiness)
 DIGITS = r"^-?(0|[1-9][0-9]*)$"
 
 HEADERS: Mapping[str, Node] = {
@@ -65,6 +69,7 @@ def describe(settings: Settings) -> Node:
     properties |= _request_fields(config)
     for name, allowed in Rules.of(settings).ranges.items():
         properties[name] = _within(properties[name], allowed)
+    schemas["EdgesRequest"]["properties"][JSON_NAME] = properties[JSON_NAME]
     title = {"title": "Contour", "version": __version__, "license": {"name": "Apache-2.0"}}
     return {
         "openapi": "3.1.0",
@@ -72,6 +77,8 @@ def describe(settings: Settings) -> Node:
         "paths": {
             "/generation/": {"post": _generation("generate", config)},
             "/generation": {"post": _generation("generateWithoutSlash", config)},
+            "/edges": {"post": _edges("edges", settings)},
+            "/edges/": {"post": _edges("edgesWithSlash", settings)},
             "/healthz": {"get": _get("health", "Is the process there?", {200: _json("It is.", "Aliveness")})},
             "/readyz": {"get": _get("readiness", "Can it make pictures now?", _readiness())},
             "/metrics": {"get": _get("metrics", "Figures for Prometheus.", {200: _metrics()})},
@@ -120,10 +127,40 @@ def _generation(name: str, config: ServerConfig) -> Node:
         "operationId": name,
         "summary": "Make a picture that keeps the edges of another.",
         "parameters": [PREFER],
-        "security": [{scheme: []} for scheme in KEYS] if config.api_key or config.api_key_file else [],
+        "security": _security(config),
         "requestBody": body,
         "responses": _responses({200: picture}, GENERATION),
     }
+
+
+def _edges(name: str, settings: Settings) -> Node:
+    file = {"schema": {"type": "string", "format": "binary"}}
+    edges = {"description": "The edges: grey, 255 on an edge and 0 elsewhere.", "content": {PNG: file}}
+    return {
+        "operationId": name,
+        "summary": "See the edges of a picture as the model would.",
+        "parameters": [_threshold(each, settings) for each in ("low", "high")],
+        "security": _security(settings.server),
+        "requestBody": {
+            "required": True,
+            "content": {JSON: {"schema": _schema("EdgesRequest")}} | dict.fromkeys(PICTURES, file),
+        },
+        "responses": _responses({200: edges | {"headers": _headers("X-Request-Id")}}, EDGES),
+    }
+
+
+def _threshold(name: str, settings: Settings) -> Node:
+    allowed = Rules.of(settings).ranges[f"canny_{name}"]
+    return {
+        "name": f"canny_{name}",
+        "in": "query",
+        "description": f"The {name} threshold of the edge detector.",
+        "schema": _within({"type": "integer", "default": getattr(settings.engine.canny, name)}, allowed),
+    }
+
+
+def _security(config: ServerConfig) -> list[Node]:
+    return [{scheme: []} for scheme in KEYS] if config.api_key or config.api_key_file else []
 
 
 def _get(name: str, summary: str, answers: Mapping[int, Node]) -> Node:

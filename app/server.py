@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.desk import Desk
+from app.edges import Edges
 from app.errors import on_exception
 from app.generation import Generation
 from app.health import Health
@@ -23,6 +24,7 @@ Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 def create_app(
     desk: Desk,
     generation: Generation,
+    edges: Edges,
     health: Health,
     description: Description,
     registry: CollectorRegistry,
@@ -39,6 +41,8 @@ def create_app(
         routes=[
             Route("/generation/", generation.respond, methods=["POST"]),
             Route("/generation", generation.respond, methods=["POST"]),
+            Route("/edges", edges.respond, methods=["POST"]),
+            Route("/edges/", edges.respond, methods=["POST"]),
             Route("/healthz", health.alive),
             Route("/readyz", health.ready),
             Route("/metrics", metrics),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import Error
+from app.metrics import OF_EDGES
 from app.openapi import describe
 from app.settings import ServerConfig, Settings
 from tests.service.running import ROOT, Service
@@ -33,7 +34,7 @@ def test_schemathesis_finds_nothing_that_is_not_as_described(echo: Service, tmp_
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 selected / 5 total" in done.stdout, done.stdout  # it leaves out /openapi.json itself
+    assert "7 selected / 7 total" in done.stdout, done.stdout  # it leaves out /openapi.json itself
     assert [worker["restarts"] for worker in echo.readiness()["workers"]] == [0, 0]
     assert "Traceback" not in "".join(echo.log)
 
@@ -53,6 +54,13 @@ def test_every_error_is_described(error: Error) -> None:
     assert error.type in schema["allOf"][1]["properties"]["type"]["enum"]
 
 
+@pytest.mark.parametrize("error", OF_EDGES, ids=lambda error: error.slug)
+def test_every_error_of_edges_is_described(error: Error) -> None:
+    responses = describe(Settings())["paths"]["/edges"]["post"]["responses"]
+    schema = responses[str(int(error.status))]["content"]["application/problem+json"]["schema"]
+    assert error.type in schema["allOf"][1]["properties"]["type"]["enum"]
+
+
 def test_limits_are_those_of_the_configuration() -> None:
     fields = describe(Settings(server=ServerConfig(max_text_chars=77)))["components"]["schemas"]["GenerationRequest"][
         "properties"
@@ -64,4 +72,4 @@ def test_problems_are_only_described_where_they_can_happen() -> None:
     for path, operations in describe(Settings())["paths"].items():
         for operation in operations.values():
             codes = {HTTPStatus(int(code)) for code in operation["responses"]}
-            assert (HTTPStatus.UNPROCESSABLE_ENTITY in codes) == path.startswith("/generation")
+            assert (HTTPStatus.UNPROCESSABLE_ENTITY in codes) == path.startswith(("/generation", "/edges"))
