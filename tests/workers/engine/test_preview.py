@@ -135,6 +135,18 @@ def test_there_is_something_to_show_from_the_first_step_to_the_last_but_one() ->
             engine.preview(slot)
 
 
+def test_it_is_the_last_step_that_is_shown() -> None:
+    engine = demo.engine()
+    engine.admit(0, engine.prepare(demo.task()))
+    engine.step()
+    engine.step()
+    before, predictions = shown(engine, 0), engine._homes[0].batch._buffers.history[0]
+    predictions[2] += 1  # not made yet
+    assert np.array_equal(shown(engine, 0), before)
+    predictions[1] += 1
+    assert demo.psnr(shown(engine, 0), before) < ALIKE_DB
+
+
 def test_a_picture_that_is_shown_is_the_same() -> None:
     engine = demo.engine()
     expected = demo.make(engine, demo.task())
