@@ -19,6 +19,7 @@ from app.health import Health
 from app.making import Maker
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
 from app.openapi import Description
+from app.page import Page
 from app.server import create_app
 from app.settings import Settings, SettingsError, load, read_keys
 from app.tracing import Tracing, tracing
@@ -111,7 +112,7 @@ class Application:
         finding = Edges(desk, access, self._edging, rules, canny, metrics, lambda: core.draining)
         health, description = Health(self.pool, placement.reason), Description(settings)
         self.asgi: Starlette = create_app(
-            desk, generation, finding, health, description, metrics.registry, self._lifespan
+            desk, generation, finding, health, description, Page(settings), metrics.registry, self._lifespan
         )
         _announce(settings, placement)
 

@@ -17,6 +17,7 @@ from app.errors import on_exception
 from app.generation import Generation
 from app.health import Health
 from app.openapi import Description
+from app.page import Page
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
@@ -27,6 +28,7 @@ def create_app(
     edges: Edges,
     health: Health,
     description: Description,
+    page: Page,
     registry: CollectorRegistry,
     lifespan: Lifespan,
 ) -> Starlette:
@@ -47,6 +49,9 @@ def create_app(
             Route("/readyz", health.ready),
             Route("/metrics", metrics),
             Route("/openapi.json", description.respond),
+            Route("/", page.respond),
+            Route("/page/{name}", page.respond),
+            Route("/settings.json", page.settings),
         ],
         exception_handlers={HTTPException: desk.refuse, Exception: on_exception},
         lifespan=lifespan,

@@ -1,0 +1,57 @@
+/** What is said about jobs and results. */
+
+/**
+ * @typedef {import("./job.js").Job} Job
+ * @typedef {import("./job.js").Result} Result
+ */
+
+/** How a job goes. @param {Job} job */
+export function phase(job) {
+  if (job.phase === "sent") return "Sending";
+  if (job.phase === "queued") return queued(/** @type {any} */ (job.standing));
+  const { done, total } = job.forming.reduce((sum, each) => ({ done: sum.done + each.done, total: sum.total + each.total }));
+  if (!total) return "Looking at the picture";
+  if (done === total) return "Finishing";
+  const left = job.secondsLeft;
+  return `Step ${done} of ${total}${left === null ? "" : `, ${about(left)} left`}`;
+}
+
+/** @param {{position: number, seconds: number | null}} standing */
+function queued({ position, seconds }) {
+  const place = position ? `${position} before it` : "Next in line";
+  if (seconds === null) return `${place}, as soon as the model is ready`;
+  return `${place}, begins in ${about(seconds)}`;
+}
+
+/** @param {number} seconds */
+function about(seconds) {
+  if (seconds < 90) return `about ${Math.max(1, Math.round(seconds))} s`;
+  return `about ${Math.round(seconds / 60)} min`;
+}
+
+/** A failure, and what to do. @param {import("./service.js").Failure & {title?: string, retryAfter?: number, status?: number}} failure */
+export function failed(failure) {
+  const detail = failure.status === 401 ? `${failure.message} There is a field for it above.` : failure.message;
+  return { title: `${failure.title}.`, detail };
+}
+
+/** @param {Result} result @param {number} i */
+export function facts(result, i) {
+  const { steps, negative_prompt: negative } = result.fields;
+  const said = [`Seed ${seedOf(result, i)}`, `${result.seconds.toFixed(1)} s`];
+  if (steps) said.push(`${steps} steps`);
+  if (negative) said.push(`without ${negative}`);
+  return said.join(" · ");
+}
+
+/** Each of several pictures has the next seed. @param {Result} result @param {number} i */
+export function seedOf(result, i) {
+  return String(BigInt(result.fields.random_seed) + BigInt(i));
+}
+
+/** @param {Result} result @param {number} i */
+export function fileName(result, i) {
+  const words = result.fields.text.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 40);
+  const suffix = result.images[i].type.replace("image/", "").replace("jpeg", "jpg");
+  return `${words || "contour"}-${seedOf(result, i)}.${suffix}`;
+}
