@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.fields import Rules
 from app.settings import Settings
-from workers.engine.config import EngineConfig, Sizing
 
 FOLDER = Path(__file__).parent / "page"
 INDEX = "index.html"
@@ -44,24 +44,12 @@ HEADERS: Mapping[str, str] = {
 }
 
 
-class Range(msgspec.Struct, frozen=True):
-    """What a field of a request may be, and what it is if nobody says."""
+class Setting(msgspec.Struct, frozen=True):
+    """A field that a request may leave out: what it is then, and what it may be, ends included."""
 
     default: float
     minimum: float
     maximum: float
-
-
-class Fields(msgspec.Struct, frozen=True):
-    """The optional fields of a request that have a range."""
-
-    steps: Range
-    guidance_scale: Range
-    control_scale: Range
-    canny_low: Range
-    canny_high: Range
-    temperature: Range
-    number_of_images: Range
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -73,14 +61,16 @@ class Taken(msgspec.Struct, frozen=True):
 
 
 class PageSettings(msgspec.Struct, frozen=True):
-    """What the page must know of the service: its model, whether it asks for an API key, and what requests may be."""
+    """What the page must know of the service: its model, whether it asks for an API key, what it takes.
+
+    `fields` are those that have a range; of `temperature`, the minimum itself is not taken.
+    """
 
     model: str
     needs_key: bool
     negative_prompt: str
-    fields: Fields
+    fields: dict[str, Setting]
     taken: Taken
-    size: Sizing
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,27 +104,23 @@ class Page:
 
 def page_settings(settings: Settings) -> PageSettings:
     """What the page must know of a configuration."""
-    server, engine = settings.server, settings.engine
+    server, engine, rules = settings.server, settings.engine, Rules.of(settings)
+    defaults = {
+        "steps": rules.steps,
+        "guidance_scale": engine.guidance_scale,
+        "control_scale": engine.control_scale,
+        "canny_low": engine.canny.low,
+        "canny_high": engine.canny.high,
+        "temperature": 1,
+        "number_of_images": 1,
+    }
+    ranges = {name: rules.ranges[name] for name in defaults}
     return PageSettings(
         model="echo" if engine.model is None else Path(engine.model.path).name,
         needs_key=bool(server.api_key or server.api_key_file),
         negative_prompt=engine.prompt.negative,
-        fields=_fields(engine),
-        taken=Taken(server.max_picture_bytes, server.max_pixels, server.max_text_chars),
-        size=engine.size,
-    )
-
-
-def _fields(engine: EngineConfig) -> Fields:
-    guided = engine.guidance_scale > 1
-    return Fields(
-        steps=Range(engine.sampler.steps, 1, 100),
-        guidance_scale=Range(engine.guidance_scale, 0, 50 if guided else 1),
-        control_scale=Range(engine.control_scale, 0, 2),
-        canny_low=Range(engine.canny.low, 1, 2000),
-        canny_high=Range(engine.canny.high, 1, 2000),
-        temperature=Range(1, 0, 1),
-        number_of_images=Range(1, 1, 8),
+        fields={name: Setting(defaults[name], each.low, each.high) for name, each in ranges.items()},
+        taken=Taken(rules.max_picture_bytes, rules.max_pixels, rules.max_text_chars),
     )
 
 

@@ -12,6 +12,7 @@ import { failed, facts, fileName, phase } from "./wording.js";
 
 const TICK = 200; // ms
 const UNCOVERED = 50; // percent of what was before, when it is chosen
+const YOURS = "Yours";
 let cards = 0; // each needs names of its own for its radio buttons
 
 export class Card {
@@ -21,7 +22,7 @@ export class Card {
   #name = `before-${++cards}`;
   /** @type {Job | null} */
   #job = null;
-  /** @type {ReturnType<typeof setInterval> | undefined} */
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
   #ticking;
   /** @type {Compare | null} */
   #compare = null;
@@ -58,6 +59,7 @@ export class Card {
     this.#job = job;
     this.#part.close.hidden = true;
     this.#part.stage.replaceChildren(...job.forming.map(() => this.#forming(job.wanted)));
+    this.#part.beside.replaceChildren(...this.#befores(job.wanted));
     job.addEventListener("change", () => this.#progress(job));
     this.#ticking = setInterval(() => this.#tick(job), TICK);
     this.#progress(job);
@@ -66,15 +68,17 @@ export class Card {
   /** Show a result. @param {Result} result */
   finish(result) {
     clearInterval(this.#ticking);
-    const { after, progress, close } = this.#part;
+    const { done, progress, close, stage, beside, again } = this.#part;
     progress.hidden = true;
-    close.hidden = after.hidden = false;
-    const compare = (this.#compare = new Compare());
-    this.#part.stage.replaceChildren(compare.root);
-    if (result.images.length > 1) this.#part.stage.append(this.#choice(result));
-    this.#part.beside.replaceChildren(...this.#befores(result));
+    close.hidden = done.hidden = false;
+    this.#compare = new Compare();
+    stage.replaceChildren(this.#compare.root);
+    if (result.images.length > 1) stage.append(this.#choice(result));
+    beside.replaceChildren(...this.#befores(result));
+    this.#compare.before(result.picture, YOURS);
     this.#choose(result, 0);
-    this.#part.again.addEventListener("click", () => this.#actions.again(result));
+    this.root.dataset.phase = "done";
+    again.addEventListener("click", () => this.#actions.again(result));
   }
 
   /** The place where a picture forms: over its edges, as long as there is nothing of it. @param {any} wanted */
@@ -109,11 +113,18 @@ export class Card {
   /** @param {Job} job */
   #fail(job) {
     clearInterval(this.#ticking);
-    const { title, detail } = failed(/** @type {any} */ (job.failure));
-    this.#part.progress.hidden = this.#part.stage.hidden = true;
+    const { title, detail, retryAfter } = failed(/** @type {any} */ (job.failure));
+    for (const part of ["progress", "stage", "beside"]) this.#part[part].hidden = true;
     this.#part.close.hidden = this.#part.problem.hidden = false;
     say(this.#part["problem-title"], title);
     say(this.#part["problem-detail"], detail);
+    this.#countDown(retryAfter ?? 0);
+  }
+
+  /** When it makes sense to try again. @param {number} seconds */
+  #countDown(seconds) {
+    say(this.#part.wait, seconds > 0 ? `in ${seconds} s` : "");
+    if (seconds > 0) this.#ticking = setTimeout(() => this.#countDown(seconds - 1), 1000);
   }
 
   /** Which of several pictures is shown. @param {Result} result */
@@ -142,25 +153,27 @@ export class Card {
     say(this.#part.facts, facts(result, i));
   }
 
-  /** What the result can be compared with. @param {Result} result */
-  #befores(result) {
-    const befores = /** @type {[string, Blob | null][]} */ ([["Yours", result.picture], ["Edges", result.edges]]);
-    const choices = befores.flatMap(([name, image]) => (image ? [this.#before(name, image)] : []));
-    this.#compare?.before(result.picture, "Yours");
-    return [make("p", { id: this.#name }, "Compare with"), make("div", { role: "radiogroup", "aria-labelledby": this.#name }, ...choices)];
+  /** What the result can be compared with, when it is there. @param {{picture: Blob, edges: Blob | null}} shown */
+  #befores({ picture, edges }) {
+    const both = /** @type {[string, Blob | null][]} */ ([[YOURS, picture], ["Edges", edges]]);
+    const choices = both.flatMap(([name, image]) => (image ? [this.#before(name, image)] : []));
+    const group = make("div", { role: "radiogroup", "aria-labelledby": this.#name }, ...choices);
+    return [make("p", { id: this.#name }, this.#compare ? "Compare with" : "Made from"), group];
   }
 
   /** @param {string} name @param {Blob} image */
   #before(name, image) {
-    const thumb = make("img", { alt: "" });
+    const compare = this.#compare;
+    const thumb = make("img", { alt: "", className: name === YOURS ? "" : "edges" });
     show(thumb, image);
-    const pick = make("input", { type: "radio", name: this.#name, checked: name === "Yours" });
-    const choose = () => {
-      this.#compare?.before(image, name);
-      this.#compare?.reveal(UNCOVERED);
-    };
-    pick.addEventListener("change", choose);
-    pick.addEventListener("click", choose);
+    const pick = make("input", { type: "radio", name: this.#name, checked: compare && name === YOURS, disabled: !compare });
+    // A click on what is chosen already is to show it, too.
+    for (const kind of ["change", "click"]) {
+      pick.addEventListener(kind, () => {
+        compare?.before(image, name);
+        compare?.reveal(UNCOVERED);
+      });
+    }
     return make("label", {}, pick, thumb, make("span", {}, name));
   }
 }

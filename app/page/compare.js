@@ -44,6 +44,7 @@ export class Compare {
   #tell() {
     const { value } = this.#range;
     this.root.style.setProperty("--at", `${value}%`);
+    this.root.classList.toggle("shut", value === "0");
     this.#range.setAttribute("aria-valuetext", `${this.#name}: ${value} percent, from the left`);
   }
 }

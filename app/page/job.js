@@ -60,7 +60,7 @@ export class Job extends EventTarget {
   async run() {
     const { fields, picture } = this.wanted;
     try {
-      for await (const { name, data } of generate({ request_id: 1, ...fields }, picture, this.#controller.signal)) {
+      for await (const { name, data } of generate(fields, picture, this.#controller.signal)) {
         this.#take(name, data);
         this.#changed();
       }

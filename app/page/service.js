@@ -51,8 +51,10 @@ export async function edges(picture, thresholds, signal) {
  * @param {AbortSignal} signal aborting it cancels the work, too
  */
 export async function* generate(fields, picture, signal) {
-  const body = JSON.stringify({ ...fields, input_image_base64: await base64(picture) });
-  const headers = { "Content-Type": "application/json", Accept: "text/event-stream" };
+  const body = new FormData();
+  for (const [name, value] of Object.entries(fields)) body.append(name, String(value));
+  body.append("input_image", picture, "picture");
+  const headers = { Accept: "text/event-stream" };
   const response = await call("generation/", { method: "POST", body, headers, signal });
   try {
     for await (const event of events(/** @type {any} */ (response.body))) {
@@ -116,15 +118,4 @@ function lost() {
     title: "The connection to the service was lost",
     detail: "Nothing came back. See whether the network is there and the service runs, then try again.",
   });
-}
-
-/** @param {Blob} blob */
-async function base64(blob) {
-  const reader = new FileReader();
-  await new Promise((resolve, reject) => {
-    reader.onload = resolve;
-    reader.onerror = () => reject(new Failure({ title: "The picture is gone", detail: "Choose it once more." }));
-    reader.readAsDataURL(blob);
-  });
-  return String(reader.result).split(",")[1];
 }

@@ -26,6 +26,7 @@ export class Source {
     this.#bytes = bytes;
     this.#changed = changed;
     byId("examples").append(...EXAMPLES.map(([name, prompt]) => this.#example(name, prompt)));
+    byId("photograph").hidden = navigator.maxTouchPoints === 0;
     byId("compose").addEventListener("click", this.#button);
     for (const id of ["file", "camera"]) byId(id).addEventListener("change", this.#chosen);
     document.addEventListener("paste", (event) => this.#offered(event.clipboardData, event));

@@ -32,7 +32,7 @@ function about(seconds) {
 /** A failure, and what to do. @param {import("./service.js").Failure & {title?: string, retryAfter?: number, status?: number}} failure */
 export function failed(failure) {
   const detail = failure.status === 401 ? `${failure.message} There is a field for it above.` : failure.message;
-  return { title: `${failure.title}.`, detail };
+  return { title: `${failure.title}.`, detail, retryAfter: failure.retryAfter };
 }
 
 /** @param {Result} result @param {number} i */
