@@ -20,7 +20,7 @@ from app.making import Maker
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
 from app.openapi import Description
 from app.page import Page
-from app.server import create_app
+from app.server import Endpoints, create_app
 from app.settings import Settings, SettingsError, load, read_keys
 from app.tracing import Tracing, tracing
 from scheduler.core import Scheduler
@@ -111,9 +111,8 @@ class Application:
         canny, core = settings.engine.canny, self.pool.core
         finding = Edges(desk, access, self._edging, rules, canny, metrics, lambda: core.draining)
         health, description = Health(self.pool, placement.reason), Description(settings)
-        self.asgi: Starlette = create_app(
-            desk, generation, finding, health, description, Page(settings), metrics.registry, self._lifespan
-        )
+        endpoints = Endpoints(generation, finding, health, description, Page(settings))
+        self.asgi: Starlette = create_app(desk, endpoints, metrics.registry, self._lifespan)
         _announce(settings, placement)
 
     @asynccontextmanager

@@ -1,10 +1,9 @@
 /** What is asked for, besides the picture: words, seed and settings. */
 
 import { byId, say } from "./dom.js";
+import { isSeed, randomSeed } from "./seeds.js";
 import { Slider } from "./sliders.js";
 
-const SEEDS = [-(2n ** 63n), 2n ** 64n - 1n]; // as the service takes them
-const RANDOM_SEEDS = 2 ** 32; // short enough to be told to somebody
 const STRONG_EDGES = 600; // of at most 2000: above, hardly a photograph has any
 
 const EDGE_KINDS = [
@@ -18,11 +17,6 @@ const KINDS = [
   { name: "control_scale", label: "Control", step: 0.05, hint: "How closely the edges are followed." },
   { name: "temperature", label: "Temperature", step: 0.05, from: 0.05, hint: "Of the control's attention: lower is sharper." },
 ];
-
-/** A seed by chance, as text: they may be larger than numbers are exact. */
-export function randomSeed() {
-  return String(Math.floor(Math.random() * RANDOM_SEEDS));
-}
 
 export class Form {
   #text = byId("prompt");
@@ -79,7 +73,7 @@ export class Form {
     const text = this.#text.value.trim();
     const seed = this.#seed.value.trim();
     if (!text) return this.#complain(this.#text, "Say in a few words what the picture should show.");
-    if (!/^-?\d+$/.test(seed) || BigInt(seed) < SEEDS[0] || BigInt(seed) > SEEDS[1]) {
+    if (!isSeed(seed)) {
       return this.#complain(this.#seed, "The seed is a whole number; the dice finds one.");
     }
     this.#complain(null, "");

@@ -3,9 +3,10 @@
 import { Card } from "./card.js";
 import { announce, byId, say } from "./dom.js";
 import { Edges } from "./edges.js";
-import { Form, randomSeed } from "./form.js";
+import { Form } from "./form.js";
 import { Job } from "./job.js";
 import { Recent } from "./recent.js";
+import { randomSeed } from "./seeds.js";
 import { key, settings } from "./service.js";
 import { Source } from "./source.js";
 

@@ -13,7 +13,7 @@ export class Slider {
   #kind;
   #range;
   #input;
-  #value = make("output");
+  #value = make("span", { className: "value", "aria-hidden": "true" }); // a screen reader has it of the slider itself
 
   /**
    * @param {Kind} kind `from` and `to` narrow what the slider offers to what is sensible
@@ -28,7 +28,6 @@ export class Slider {
       min: Math.max(range.minimum, kind.from ?? range.minimum),
       max: Math.max(Math.min(range.maximum, kind.to ?? range.maximum), range.default),
     });
-    this.#value.htmlFor.add(id);
     const head = make("div", { className: "slider-head" }, make("label", { for: id }, kind.label), this.#value);
     this.elements = [make("div", { className: "slider" }, head, this.#input)];
     if (kind.hint) {

@@ -1,5 +1,7 @@
 /** What is said about jobs and results. */
 
+import { seedOf } from "./seeds.js";
+
 /**
  * @typedef {import("./job.js").Job} Job
  * @typedef {import("./job.js").Result} Result
@@ -38,20 +40,15 @@ export function failed(failure) {
 /** @param {Result} result @param {number} i */
 export function facts(result, i) {
   const { steps, negative_prompt: negative } = result.fields;
-  const said = [`Seed ${seedOf(result, i)}`, `${result.seconds.toFixed(1)} s`];
+  const said = [`Seed ${seedOf(result.fields.random_seed, i)}`, `${result.seconds.toFixed(1)} s`];
   if (steps) said.push(`${steps} steps`);
   if (negative) said.push(`without ${negative}`);
   return said.join(" · ");
-}
-
-/** Each of several pictures has the next seed. @param {Result} result @param {number} i */
-export function seedOf(result, i) {
-  return String(BigInt(result.fields.random_seed) + BigInt(i));
 }
 
 /** @param {Result} result @param {number} i */
 export function fileName(result, i) {
   const words = result.fields.text.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 40);
   const suffix = result.images[i].type.replace("image/", "").replace("jpeg", "jpg");
-  return `${words || "contour"}-${seedOf(result, i)}.${suffix}`;
+  return `${words || "contour"}-${seedOf(result.fields.random_seed, i)}.${suffix}`;
 }
