@@ -83,7 +83,7 @@ export class Card {
 
   /** The place where a picture forms: over its edges, as long as there is nothing of it. @param {any} wanted */
   #forming(wanted) {
-    const ground = make("img", { className: "ground", alt: "" });
+    const ground = make("img", { className: wanted.edges ? "ground edges" : "ground", alt: "" });
     show(ground, wanted.edges ?? wanted.picture);
     return make("div", { className: "forming" }, ground, make("img", { className: "preview", alt: "", hidden: true }));
   }

@@ -11,7 +11,8 @@ import { seedOf } from "./seeds.js";
 export function phase(job) {
   if (job.phase === "sent") return "Sending";
   if (job.phase === "queued") return queued(/** @type {any} */ (job.standing));
-  const { done, total } = job.forming.reduce((sum, each) => ({ done: sum.done + each.done, total: sum.total + each.total }));
+  const done = job.forming.reduce((sum, each) => sum + each.done, 0);
+  const total = job.forming.length * Math.max(...job.forming.map((each) => each.total)); // those that wait have as many
   if (!total) return "Looking at the picture";
   if (done === total) return "Finishing";
   const left = job.secondsLeft;

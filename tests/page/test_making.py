@@ -137,6 +137,7 @@ def test_several_pictures_are_chosen_from(visit: Visit) -> None:
     choices = card.get_by_role("group", name="Pictures").get_by_role("button")
     expect(choices).to_have_count(3)
     expect(card).to_contain_text(f"Seed {2**64 - 2}")
+    assert card.locator(".compare").evaluate("compare => compare.clientWidth > 0.9 * compare.parentElement.clientWidth")
     choices.nth(2).click()
     expect(choices.nth(2)).to_have_attribute("aria-pressed", "true")
     expect(card).to_contain_text(f"Seed {-(2**63)}")
