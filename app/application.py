@@ -19,7 +19,8 @@ from app.health import Health
 from app.making import Maker
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
 from app.openapi import Description
-from app.server import create_app
+from app.page import Page
+from app.server import Endpoints, create_app
 from app.settings import Settings, SettingsError, load, read_keys
 from app.tracing import Tracing, tracing
 from scheduler.core import Scheduler
@@ -110,9 +111,8 @@ class Application:
         canny, core = settings.engine.canny, self.pool.core
         finding = Edges(desk, access, self._edging, rules, canny, metrics, lambda: core.draining)
         health, description = Health(self.pool, placement.reason), Description(settings)
-        self.asgi: Starlette = create_app(
-            desk, generation, finding, health, description, metrics.registry, self._lifespan
-        )
+        endpoints = Endpoints(generation, finding, health, description, Page(settings))
+        self.asgi: Starlette = create_app(desk, endpoints, metrics.registry, self._lifespan)
         _announce(settings, placement)
 
     @asynccontextmanager
