@@ -35,10 +35,14 @@ class Crowd:
         if not each.lines:
             del self._classes[exponent]  # with what rounding has left
 
-    def within(self, reach: float) -> tuple[float, float]:
-        """How many jobs, and how much work, start before each line has had so much."""
+    def within(self, reach: float, but: tuple[int, float] | None = None) -> tuple[float, float]:
+        """How many jobs, and how much work, start before each line has had so much; `but` one line that was added."""
         jobs = work = 0.0
-        for each in self._classes.values():
-            part = min(1.0, reach * each.lines / each.work)
-            jobs, work = jobs + part * each.jobs, work + part * each.work
+        own = None if but is None else frexp(but[1])[1]
+        for exponent, each in self._classes.items():
+            lines, others, all_work = each.lines, each.jobs, each.work
+            if but is not None and exponent == own:
+                lines, others, all_work = lines - 1, others - but[0], all_work - but[1]
+            part = 1.0 if reach * lines >= all_work else reach * lines / all_work
+            jobs, work = jobs + part * others, work + part * all_work
         return jobs, work

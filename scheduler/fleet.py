@@ -57,7 +57,7 @@ class Fleet:
         """The worker that a job should start on now, or why it should wait. `behind` jobs queue behind it."""
         if not self.ready.workers:
             return Wait.NO_WORKER
-        return self._shelves.choose(job, now, behind / self.ready.workers)
+        return self._shelves.choose(job, now, behind / self.ready.workers, self.drag)
 
     @property
     def drag(self) -> float:

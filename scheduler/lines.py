@@ -145,21 +145,9 @@ class Lines:
         work = own * line.work / line.length
         turn = line.served + work + ticket.load
         firsts = self._turns.until(turn) - 1 if own else self._turns.before(ticket.job.client)
-        more, more_work = self._others_within(
-            line, turn - self._turns.least - load / 2
-        )  # half a turn later in the mean
+        reach = turn - self._turns.least - load / 2  # others' turns are half a turn later, in the mean
+        more, more_work = self._crowd.within(max(0.0, reach), but=line.behind)
         return Before(own + firsts + more, work + firsts * load + more_work)
-
-    def _others_within(self, line: Line, reach: float) -> tuple[float, float]:
-        """Of what is behind the first jobs in other lines."""
-        if reach <= 0:
-            return 0.0, 0.0
-        if line.behind is None:
-            return self._crowd.within(reach)
-        self._crowd.remove(*line.behind)
-        found = self._crowd.within(reach)
-        self._crowd.add(*line.behind)
-        return found
 
     def check(self) -> None:
         """Validate invariants; raises BrokenInvariantError."""

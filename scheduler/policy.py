@@ -107,26 +107,29 @@ def run_out(costs: Costs, batch: Sequence[Picture], taken: int = 0, busy: float 
 class Joining:
     """What it means for a running batch if a new picture joins it now: all of it that no clock and no queue changes.
 
-    `end` is when it is done then. `others` are a deadline each, with when that picture is done alone and when together
-    with the newcomer. `joined` and `waited` are all the ends added up if it joins, and if it waits for the next of them
-    to leave; `joined_busy` and `waited_busy` are when the device has taken the last step then.
+    `end` is when it is done then, and `step` what the next step takes. `others` are a deadline each, with when that
+    picture is done alone and when together with the newcomer. `joined` and `waited` are all the ends added up if it
+    joins, and if it waits for the next of them to leave; `joined_busy` and `waited_busy` are when the device has taken
+    the last step then.
     """
 
     end: float
+    step: float
     others: tuple[tuple[float, float, float], ...]
     joined: float
     joined_busy: float
     waited: float
     waited_busy: float
 
-    def objection(self, now: float, behind: float) -> Wait | None:
-        """Why it should not join; None if it should.
+    def objection(self, now: float, behind: float, drag: float = 1.0) -> Wait | None:
+        """Why it should not join; None if it should. Steps take `drag` times as long as was measured.
 
+        The others' deadlines are to hold with a step to spare, as that is how far what is known of them lags behind.
         It should when the sum of the ends is then no later. Each of the `behind` jobs in the queue behind it ends as
         much later as the device is busy longer: the longer the queue, the more throughput counts.
         """
         for deadline, alone, together in self.others:
-            if now + alone <= deadline < now + together:
+            if now + alone * drag <= deadline < now + (together + self.step) * drag:
                 return Wait.DEADLINE
         joined, waited = self.joined + behind * self.joined_busy, self.waited + behind * self.waited_busy
         return None if joined <= waited * (1 + ROUNDING) else Wait.SLOWER
@@ -142,7 +145,8 @@ def joining(costs: Costs, batch: Sequence[Picture], work: float, steps: int) -> 
     total, end = sum(joined), joined.pop(together.index(newcomer))
     others = tuple(zip([picture.deadline for picture in batch], apart, joined, strict=True))
     waited, waited_busy = _if_it_waits(costs, batch, newcomer) if batch else (total, busy)
-    return Joining(end, others, total, busy, waited, waited_busy)
+    step = step_seconds(costs, len(together), sum([picture.work for picture in together]))
+    return Joining(end, step, others, total, busy, waited, waited_busy)
 
 
 def objection(costs: Costs, batch: Sequence[Picture], work: float, now: float, behind: float = 0.0) -> Wait | None:
