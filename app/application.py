@@ -13,17 +13,22 @@ from starlette.applications import Starlette
 from app.access import Access
 from app.description import Description
 from app.desk import Desk
+from app.docs import Docs
+from app.edges import Edges
 from app.fields import Rules
 from app.generation import Generation
 from app.health import Health
 from app.making import Maker
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
-from app.server import create_app
+from app.page import Page
+from app.server import Endpoints, create_app
 from app.settings import Settings, SettingsError, load, read_keys
 from app.tracing import Tracing, tracing
 from scheduler.core import Scheduler
+from workers import edges
 from workers.allocator import keep_freed_memory
 from workers.devices import Gpu, Placement, choose_devices
+from workers.edging import Edging, layout
 from workers.engine.runtimes.files import RuntimeProblem, check
 from workers.engine.weights import absent
 from workers.folders import prepare
@@ -101,15 +106,20 @@ class Application:
         access = Access(read_keys(settings.server))
         self._tracing = _tracing(environ)
         desk = Desk(metrics, self._tracing, log_requests=settings.server.log_requests)
-        generation = Generation(desk, access, Maker(self.pool, Rules.of(settings), settings.server, metrics))
+        rules = Rules.of(settings)
+        generation = Generation(desk, access, Maker(self.pool, rules, settings.server, metrics))
+        self._edging = _edging(settings)
+        canny, core = settings.engine.canny, self.pool.core
+        finding = Edges(desk, access, self._edging, rules, canny, metrics, lambda: core.draining)
         health, description = Health(self.pool, placement.reason), Description(settings)
-        self.asgi: Starlette = create_app(desk, generation, health, description, metrics.registry, self._lifespan)
+        endpoints = Endpoints(generation, finding, health, description, Docs(), Page(settings))
+        self.asgi: Starlette = create_app(desk, endpoints, metrics.registry, self._lifespan)
         _announce(settings, placement)
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """The pool runs beside the server, which need not wait for any model."""
-        running = asyncio.create_task(self.pool.run())
+        running = asyncio.create_task(self._run())
         running.add_done_callback(self._note_end)
         if self._nvml is not None:
             self._nvml.run(partial(self._alarm, asyncio.get_running_loop()))
@@ -117,6 +127,12 @@ class Application:
         self.pool.drain(0.0)
         await asyncio.wait([running])
         await asyncio.to_thread(self._tracing.close)
+
+    async def _run(self) -> None:
+        try:
+            await self.pool.run()
+        finally:
+            await self._edging.close()
 
     def _note_end(self, running: "asyncio.Task[None]") -> None:
         self.failure = running.exception()
@@ -176,6 +192,11 @@ def _pool(settings: Settings, placement: Placement, cores: int, metrics: Metrics
         layout,
         metrics.observe,
     )
+
+
+def _edging(settings: Settings) -> Edging:
+    room = layout(settings.server.max_picture_bytes, settings.engine.size)
+    return Edging(room, edges.Setup(settings.server.log_level, suitable(settings.server.log_format)))
 
 
 def _announce(settings: Settings, placement: Placement) -> None:

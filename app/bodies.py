@@ -43,10 +43,10 @@ async def wanted(request: Request, rules: Rules, answering: Answering) -> Wanted
         texts, files = await form(request, rules)
         if (picture := files.get(FORM_FILE)) is None:
             raise Problem(Error.INVALID_FIELD, f"The form has no file {FORM_FILE}.", FORM_FILE)
-        return _wanted(_fields(texts), picture, FORM_FILE, rules, answering)
+        return _wanted(converted(texts, Fields), picture, FORM_FILE, rules, answering)
     if kind in PICTURES:
         picture = await read(request, rules)
-        return _wanted(_fields(request.query_params), picture, None, rules, answering)
+        return _wanted(converted(request.query_params, Fields), picture, None, rules, answering)
     raise Problem(Error.MEDIA_TYPE, f"The body is {kind!r}; send {TYPES}, and say so in Content-Type.")
 
 
@@ -139,10 +139,10 @@ async def _chunks(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
         yield chunk
 
 
-def _fields(given: Mapping[str, str]) -> Fields:
-    """The fields of a form or a query, where all are texts. Raises Problem."""
+def converted(given: Mapping[str, object], kind: type[T]) -> T:
+    """The fields of a form or a query, where numbers are texts as well. Raises Problem."""
     try:
-        return msgspec.convert(dict(given), Fields, strict=False)
+        return msgspec.convert(dict(given), kind, strict=False)
     except msgspec.ValidationError as error:
         raise Problem(Error.INVALID_FIELD, f"{error}.", _blamed(str(error))) from None
 

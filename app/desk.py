@@ -46,6 +46,7 @@ class Ticket:
 
 Work: TypeAlias = Callable[[Request, Ticket], Awaitable[Response]]
 Voice: TypeAlias = Callable[[Problem], Response]  # how an interface tells a client of a problem
+Count: TypeAlias = Callable[[str, float], None]  # of an outcome, and of how many seconds it took
 
 
 class Desk:
@@ -58,8 +59,11 @@ class Desk:
         self._ids = count(1)
         self._run = secrets.token_hex(4)  # tells this process's request ids from another's
 
-    async def serve(self, request: Request, work: Work, voice: Voice = respond) -> Response:
-        """The answer to a request, named; counted and timed when it is there, or when it has been streamed."""
+    async def serve(self, request: Request, work: Work, voice: Voice = respond, count: Count | None = None) -> Response:
+        """The answer to a request, named; counted and timed when it is there, or when it has been streamed.
+
+        `count` counts what makes no picture, and is not to be counted with what does.
+        """
         ticket = Ticket(self._name(), time.perf_counter())
         outcome = "done"
         try:
@@ -69,9 +73,9 @@ class Desk:
             response = Response(status_code=499) if problem is None else voice(problem)  # as nginx; nobody will read it
             outcome = ABANDONED if problem is None else problem.error.slug
         if isinstance(response, EventStream):
-            response.ended = partial(self._close, request, response, ticket)
+            response.ended = partial(self._close, request, response, ticket, count)
         else:
-            self._close(request, response, ticket, outcome)
+            self._close(request, response, ticket, count, outcome)
         response.headers["X-Request-Id"] = ticket.name
         return response
 
@@ -98,8 +102,8 @@ class Desk:
     def _name(self) -> str:
         return f"{self._run}-{next(self._ids)}"
 
-    def _close(self, request: Request, response: Response, ticket: Ticket, outcome: str) -> None:
-        self._metrics.request(outcome, ticket.seconds)
+    def _close(self, request: Request, response: Response, ticket: Ticket, count: Count | None, outcome: str) -> None:
+        (count or self._metrics.request)(outcome, ticket.seconds)
         self._log(request, response, ticket, outcome)
 
     def _log(self, request: Request, response: Response, ticket: Ticket, outcome: str) -> None:

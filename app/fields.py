@@ -130,8 +130,12 @@ class Rules:
             if text is not None and len(text) > self.max_text_chars:
                 detail = f"{name} has {len(text)} characters; at most {self.max_text_chars} are taken."
                 raise Problem(Error.INVALID_FIELD, detail, name)
-        for name, allowed in self.ranges.items():
-            number = getattr(fields, name)
+        self.check_numbers({name: getattr(fields, name) for name in self.ranges})
+
+    def check_numbers(self, numbers: Mapping[str, float | None]) -> None:
+        """Raises Problem where one of some fields is out of its range; None is in any."""
+        for name, number in numbers.items():
+            allowed = self.ranges[name]
             if number is not None and number not in allowed:
                 raise Problem(Error.INVALID_FIELD, f"{name} is {number}; it must be {allowed}.", name)
 

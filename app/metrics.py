@@ -22,6 +22,19 @@ from workers.telemetry import Nvml
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 OF_CONNECTIONS = (Error.BROKEN_HTTP, Error.HEAD_TOO_LARGE, Error.SLOW, Error.CONNECTIONS)  # there was no whole request
+OF_EDGES = (
+    Error.BROKEN_JSON,
+    Error.UNAUTHORIZED,
+    Error.TOO_LARGE,
+    Error.MEDIA_TYPE,
+    Error.INVALID_FIELD,
+    Error.INVALID_PICTURE,
+    Error.INTERNAL,
+    Error.POISONED,
+    Error.BUSY,
+    Error.DRAINING,
+    Error.EXPIRED,
+)
 STAGES = ("queue", "prepare", "denoise", "decode", "encode")
 
 
@@ -66,12 +79,21 @@ class Metrics:
         self._retries = Counter(
             "contour_retries", "Jobs started once more after a lost worker.", registry=self.registry
         )
+        self._edges = Counter("contour_edges", "Requests for edges, by outcome.", ["outcome"], registry=self.registry)
+        self._edges_seconds = Histogram(
+            "contour_edges_seconds",
+            "Edges from the request's head to the answer.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
         self._started: set[m.JobId] = set()
         # A series exists before its first sample, so that rates start at 0.
         for stage in STAGES:
             self._stages.labels(stage)
         for outcome in ("done", "abandoned", *(error.slug for error in Error if error not in OF_CONNECTIONS)):
             self._requests.labels(outcome)
+        for outcome in ("done", "abandoned", *(error.slug for error in OF_EDGES)):
+            self._edges.labels(outcome)
         for error in OF_CONNECTIONS:
             self._refusals.labels(error.slug)
         for answer in ("picture", "other"):
@@ -82,6 +104,12 @@ class Metrics:
         self._requests.labels(outcome).inc()
         # Apart, as refusals take no time: the more there are, the better all answers together would look.
         self._seconds.labels("picture" if outcome == "done" else "other").observe(seconds)
+
+    def edges(self, outcome: str, seconds: float) -> None:
+        """A request for edges was answered."""
+        self._edges.labels(outcome).inc()
+        if outcome == "done":
+            self._edges_seconds.observe(seconds)
 
     def refused(self, outcome: str) -> None:
         """The router refused a request: there is nothing to time."""

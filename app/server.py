@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
@@ -14,21 +15,28 @@ from starlette.routing import Route
 from app.description import Description
 from app.desk import Desk
 from app.docs import Docs
+from app.edges import Edges
 from app.errors import on_exception
 from app.generation import Generation
 from app.health import Health
+from app.page import Page
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
-def create_app(
-    desk: Desk,
-    generation: Generation,
-    health: Health,
-    description: Description,
-    registry: CollectorRegistry,
-    lifespan: Lifespan,
-) -> Starlette:
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Who answers."""
+
+    generation: Generation
+    edges: Edges
+    health: Health
+    description: Description
+    docs: Docs
+    page: Page
+
+
+def create_app(desk: Desk, endpoints: Endpoints, registry: CollectorRegistry, lifespan: Lifespan) -> Starlette:
     """The ASGI application. Both spellings of a path answer directly: nobody is redirected."""
 
     async def metrics(request: Request) -> Response:
@@ -36,17 +44,21 @@ def create_app(
         text = await asyncio.to_thread(generate_latest, registry)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
-    docs = Docs()
     app = Starlette(
         routes=[
-            Route("/generation/", generation.respond, methods=["POST"]),
-            Route("/generation", generation.respond, methods=["POST"]),
-            Route("/healthz", health.alive),
-            Route("/readyz", health.ready),
+            Route("/generation/", endpoints.generation.respond, methods=["POST"]),
+            Route("/generation", endpoints.generation.respond, methods=["POST"]),
+            Route("/edges", endpoints.edges.respond, methods=["POST"]),
+            Route("/edges/", endpoints.edges.respond, methods=["POST"]),
+            Route("/healthz", endpoints.health.alive),
+            Route("/readyz", endpoints.health.ready),
             Route("/metrics", metrics),
-            Route("/openapi.json", description.respond),
-            Route("/docs", docs.respond),
-            Route("/docs/{name}", docs.respond),
+            Route("/openapi.json", endpoints.description.respond),
+            Route("/docs", endpoints.docs.respond),
+            Route("/docs/{name}", endpoints.docs.respond),
+            Route("/", endpoints.page.respond),
+            Route("/page/{name}", endpoints.page.respond),
+            Route("/settings.json", endpoints.page.settings),
         ],
         exception_handlers={HTTPException: desk.refuse, Exception: on_exception},
         lifespan=lifespan,

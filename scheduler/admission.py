@@ -13,6 +13,7 @@ from scheduler.fleet import Fleet
 from scheduler.jobs import Jobs
 from scheduler.messages import Expired, Job, Overdrawn, Rejected
 from scheduler.policy import Limits, Wait
+from scheduler.records import Ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +27,23 @@ class Taken:
     ahead: bool = False
 
 
-def verdict(now: float, job: Job, jobs: Jobs, fleet: Fleet, limits: Limits) -> Taken | Expired | Rejected | Overdrawn:
+def verdict(
+    now: float, ticket: Ticket, jobs: Jobs, fleet: Fleet, limits: Limits
+) -> Taken | Expired | Rejected | Overdrawn:
     """Whether a job is taken, else why not."""
+    job = ticket.job
     if job.deadline <= now:
         return Expired()
     if (missing := _places_missing(job, jobs, limits)) > 0:
         return Overdrawn(_seconds_to_places(now, missing, jobs, fleet))
     if jobs.waiting >= limits.max_queue:
         return Rejected(_seconds_to_places(now, 1, jobs, fleet))
-    return _in_time(now, job, jobs, fleet, limits.client_share) if fleet.strength.workers else Taken(inf)
+    return _in_time(now, ticket, jobs, fleet, limits.client_share) if fleet.strength.workers else Taken(inf)
 
 
 def _places_missing(job: Job, jobs: Jobs, limits: Limits) -> int:
     """How many places must become free until this client may have one more. The first is never denied to it."""
-    held, free, share = len(jobs.lines.of(job.client).tickets), limits.max_queue - jobs.waiting, limits.client_share
+    held, free, share = jobs.lines.of(job.client).length, limits.max_queue - jobs.waiting, limits.client_share
     # Jobs that lost their worker come back to a full queue: what is free may be below zero.
     return ceil((held + 1) * (1 - share) / share - free) if held and share < 1 else 0
 
@@ -50,25 +54,25 @@ def _seconds_to_places(now: float, places: int, jobs: Jobs, fleet: Fleet) -> flo
     The first is when the first picture leaves the batch that the oldest one runs in, as a rule; and when the first
     deadline passes, which is all that can be said while nothing runs. Others follow at the fleet's pace.
     """
-    deadline, oldest = jobs.deadlines.least, jobs.oldest
+    deadline, worker = jobs.deadlines.least, jobs.oldest_worker
     assert deadline is not None
     seconds = deadline - now
-    if oldest is not None and oldest.tenant is not None:
-        more = (places - 1) * jobs.largest_work / fleet.strength.throughput
-        seconds = min(seconds, fleet.seconds_to_place(oldest.tenant.worker) + more)
+    if worker is not None:
+        more = (places - 1) * jobs.largest_load / fleet.strength.throughput
+        seconds = min(seconds, fleet.seconds_to_place(worker) + more)
     return max(seconds, policy.SOONEST_RETRY)
 
 
-def _in_time(now: float, job: Job, jobs: Jobs, fleet: Fleet, share: float) -> Taken | Rejected | Overdrawn:
+def _in_time(now: float, ticket: Ticket, jobs: Jobs, fleet: Fleet, share: float) -> Taken | Rejected | Overdrawn:
     """Whether a job is done before its deadline, by all that is known, and within its client's share of that time."""
-    strength, budget = fleet.strength, job.deadline - now
-    rate, service = _rate(jobs, fleet), strength.service * job.work * fleet.drag
+    job, strength, budget = ticket.job, fleet.strength, ticket.job.deadline - now
+    rate, service = _rate(jobs, fleet), strength.service * ticket.load * fleet.drag
     wait = (jobs.waiting_work + fleet.backlog) / rate
     grain = strength.grain * jobs.largest_work
     seconds = None if jobs.waiting else _seconds_if_started(now, job, fleet)
     spare = budget - (wait + service if seconds is None else seconds)
     if spare < 0:
-        ahead = _ahead(job, budget - service, jobs, fleet)
+        ahead = _ahead(ticket, budget - service, jobs, fleet)
         return ahead or Rejected(policy.retry_after(wait, service, grain, budget))
     claim = jobs.lines.of(job.client).work / rate * (1 - share) / share
     if claim > spare:
@@ -81,16 +85,17 @@ def _rate(jobs: Jobs, fleet: Fleet) -> float:
     return fleet.strength.throughput / fleet.drag / (policy.MARGIN if jobs.waiting else 1)
 
 
-def _ahead(job: Job, budget: float, jobs: Jobs, fleet: Fleet) -> Taken | None:
+def _ahead(ticket: Ticket, budget: float, jobs: Jobs, fleet: Fleet) -> Taken | None:
     """Take the only job that waits of a client before those of others, if all of them are still in time then."""
     before = jobs.waiting_work - jobs.lines.behind_work + fleet.backlog
     leeway = budget * _rate(jobs, fleet) - before
-    if leeway < 0 or jobs.lines.of(job.client).tickets or not jobs.waiting or not jobs.lines.can_bear(job.work):
+    line = jobs.lines.of(ticket.job.client)
+    if leeway < 0 or line.length or not jobs.waiting or not jobs.lines.can_bear(ticket.load):
         return None
     return Taken(leeway, ahead=True)
 
 
 def _seconds_if_started(now: float, job: Job, fleet: Fleet) -> float | None:
     """When a job is done that starts at once; None if it has to wait."""
-    choice = fleet.choose(job.work, now, behind=0)
-    return None if isinstance(choice, Wait) else fleet.seconds_if_joined(choice, job.work)
+    choice = fleet.choose(job, now, behind=0)
+    return None if isinstance(choice, Wait) else fleet.seconds_if_joined(choice, job)

@@ -90,8 +90,12 @@ class Scheduler:
         return self._fleet.seconds
 
     def standing(self, job: m.JobId) -> m.Standing | None:
-        """Where a job stands that waits; None if it does not."""
-        return self._jobs.standing(job, self._fleet.strength.throughput)
+        """Where a job stands that waits, as far as one can tell; None if it does not."""
+        before = self._jobs.before(job)
+        if before is None:
+            return None
+        seconds = self._fleet.seconds_to_start(before.work, self._jobs.oldest_worker)
+        return m.Standing(round(before.jobs), seconds)
 
     def workers(self) -> list[WorkerView]:
         """All workers, in the order they were given."""
@@ -134,11 +138,15 @@ class Scheduler:
         if job.id in self._jobs:
             raise IllegalEvent(f"job {job.id} was submitted before")
         self._ring(now)  # what has expired takes no place in the queue
-        verdict = m.Draining() if self.draining else admission.verdict(now, job, self._jobs, self._fleet, self._limits)
+        ticket = Ticket(job, now, self._fleet.strength.load(job.work, job.length))
+        verdict = self._verdict(now, ticket)
         if isinstance(verdict, Taken):
-            self._jobs.accept(Ticket(job, now), verdict.leeway, ahead=verdict.ahead)
+            self._jobs.accept(ticket, verdict.leeway, ahead=verdict.ahead)
         else:
             self._commands.append(m.Reply(job.id, verdict))
+
+    def _verdict(self, now: float, ticket: Ticket) -> Taken | Outcome:
+        return m.Draining() if self.draining else admission.verdict(now, ticket, self._jobs, self._fleet, self._limits)
 
     def _vacate(self, now: float, event: m.Finished | m.Failed | m.Released) -> None:
         tenant = self._fleet[event.worker].tenant(event.slot, event.generation)
@@ -281,7 +289,7 @@ class Scheduler:
 
     def _place_others(self, now: float) -> Wait | None:
         while (ticket := self._jobs.lines.next) is not None:
-            choice = self._fleet.choose(ticket.job.work, now, behind=self._jobs.waiting - 1)
+            choice = self._fleet.choose(ticket.job, now, behind=self._jobs.waiting - 1)
             if isinstance(choice, Wait):
                 return choice
             if self._in_vain(now, ticket, choice):
@@ -292,7 +300,7 @@ class Scheduler:
 
     def _in_vain(self, now: float, ticket: Ticket, worker: Worker) -> bool:
         """It would miss its deadline and make the next ones miss theirs."""
-        late = now + self._fleet.seconds_if_joined(worker, ticket.job.work) > ticket.job.deadline
+        late = now + self._fleet.seconds_if_joined(worker, ticket.job) > ticket.job.deadline
         return late and self._jobs.waiting > 1
 
     def _start(self, now: float, ticket: Ticket, worker: Worker) -> None:

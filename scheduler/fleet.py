@@ -7,7 +7,7 @@ from math import isclose
 from scheduler import policy
 from scheduler.agenda import Agenda
 from scheduler.errors import IllegalEvent, require
-from scheduler.messages import Costs, WorkerId, WorkerLost, WorkerState
+from scheduler.messages import Costs, Job, WorkerId, WorkerLost, WorkerState
 from scheduler.policy import Drag, Limits, Strength, Wait
 from scheduler.records import Tenant, Ticket, Worker
 from scheduler.shelves import Shelves
@@ -53,20 +53,20 @@ class Fleet:
 
     # ---------------------------------------------------------------------------------------------------------- choice
 
-    def choose(self, work: float, now: float, behind: int) -> Worker | Wait:
+    def choose(self, job: Job, now: float, behind: int) -> Worker | Wait:
         """The worker that a job should start on now, or why it should wait. `behind` jobs queue behind it."""
         if not self.ready.workers:
             return Wait.NO_WORKER
-        return self._shelves.choose(work, now, behind / self.ready.workers)
+        return self._shelves.choose(job, now, behind / self.ready.workers, self.drag)
 
     @property
     def drag(self) -> float:
         """How many times longer than predicted everything takes at present."""
         return self._drag.factor
 
-    def seconds_if_joined(self, worker: Worker, work: float) -> float:
+    def seconds_if_joined(self, worker: Worker, job: Job) -> float:
         """When a picture is done that a worker starts now."""
-        return worker.joined_by(work).end * self.drag
+        return worker.joined_by(job).end * self.drag
 
     def empty(self, avoid: WorkerId | None) -> Worker | None:
         """The fastest empty worker; not `avoid` while another is ready."""
@@ -81,10 +81,25 @@ class Fleet:
         self._shelves.unhold()
 
     def seconds_to_place(self, worker: Worker) -> float:
-        """When the first of a worker's pictures is done."""
+        """When the first of a worker's pictures is done, at the latest."""
         assert worker.pace is not None
+        return self._seconds_to_end(worker) + worker.pace.grain
+
+    def _seconds_to_end(self, worker: Worker) -> float:
         batch = sorted(worker.batch, key=lambda tenant: tenant.left)
-        return policy.run_out(worker.measured, batch)[0][0] + worker.pace.grain
+        return policy.run_out(worker.measured, batch)[0][0]
+
+    def seconds_to_start(self, work: float, oldest: Worker | None) -> float | None:
+        """When a job is expected to start that so much work starts before; None while no worker has measured itself.
+
+        It takes a place to become free, and then what they get done together. The first place is free when a picture
+        of the worker is done that runs the `oldest` one, as a rule.
+        """
+        strength = self.strength
+        if not strength.workers:
+            return None
+        place = min(self._seconds_to_end(oldest), self.backlog / strength.throughput) if oldest is not None else 0.0
+        return (place + work / strength.throughput) * self.drag
 
     def _avoided(self, avoid: WorkerId | None) -> Worker | None:
         return self._workers[avoid] if avoid is not None and self.ready.workers > 1 else None
@@ -96,8 +111,8 @@ class Fleet:
         if not worker.tenants:
             worker.heard = now
         slot = heappop(worker.free)
-        job = ticket.job
-        tenant = Tenant(worker.measured.steps, job.work, job.deadline, worker, slot, generation, ticket)
+        job, steps = ticket.job, policy.steps_of(worker.measured, ticket.job.length)
+        tenant = Tenant(steps, job.work, job.deadline, steps, worker, slot, generation, ticket)
         worker.tenants[slot] = tenant
         worker.alone = ticket.suspect
         ticket.tenant, ticket.started = tenant, now
@@ -115,7 +130,7 @@ class Fleet:
         for slot, steps in done:
             tenant = worker.tenants.get(slot)
             if tenant is not None:
-                self._advance(tenant, worker.measured.steps - steps)
+                self._advance(tenant, tenant.steps - steps)
 
     def _advance(self, tenant: Tenant, left: int) -> None:
         before = tenant.rest
@@ -270,8 +285,9 @@ class Fleet:
         require(sorted(slots) == list(range(capacity)), f"{worker.id} lost or doubled a slot")
         require(not slots or worker.state in {WorkerState.READY, WorkerState.ENDING}, f"{worker.id} has slots too soon")
         if worker.asked is not None:
-            work, known = worker.asked
-            require(known == policy.joining(worker.measured, worker.batch, work), f"{worker.id} is taken for another")
+            work, steps, known = worker.asked
+            now = policy.joining(worker.measured, worker.batch, work, steps)
+            require(known == now, f"{worker.id} is taken for another")
         require(not worker.alone or len(worker.tenants) == 1, f"{worker.id} has a suspect in company")
         pausing = opened and worker.state in {WorkerState.WAITING, WorkerState.OUT}
         watched = pausing or worker.state is WorkerState.LOADING or (ready and bool(worker.tenants))

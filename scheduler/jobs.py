@@ -2,13 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from math import isclose
 
 from scheduler.agenda import Agenda
 from scheduler.errors import require
-from scheduler.lines import Lines
-from scheduler.messages import JobId, Standing
-from scheduler.records import Ticket
+from scheduler.lines import Before, Lines
+from scheduler.messages import JobId
+from scheduler.records import Ticket, Worker
 
 
 class Jobs:
@@ -23,7 +24,9 @@ class Jobs:
         self.waiting_work = 0.0
         """All the work that waits, in nominal pictures."""
         self.largest_work = 1.0
-        """Of any job so far."""
+        """The size of any job so far."""
+        self.largest_load = 1.0
+        """All that any job so far took, in nominal pictures."""
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -56,19 +59,27 @@ class Jobs:
         """The first suspect that waits."""
         return next(iter(self._suspects.values()), None)
 
-    def standing(self, job: JobId, throughput: float) -> Standing | None:
-        """Where a job stands that waits, if nominal pictures are made at this pace; None if it does not wait."""
-        work = 0.0
-        for position, ticket in enumerate((*self.suspects(), *self.lines)):
-            if ticket.job.id == job:
-                return Standing(position, work / throughput if throughput else None)
-            work += ticket.job.work
-        return None
+    def before(self, job: JobId) -> Before | None:
+        """What is expected to start before a job that waits, see `Lines.before`; None if it does not wait."""
+        ticket = self._tickets.get(job)
+        if ticket is None or ticket.tenant is not None:
+            return None
+        if ticket.suspect:
+            ahead = list(takewhile(lambda other: other is not ticket, self._suspects.values()))
+            return Before(len(ahead), sum(other.load for other in ahead))
+        others = self.lines.before(ticket, self.waiting_work / self.waiting)
+        suspects = sum(other.load for other in self._suspects.values())
+        return Before(len(self._suspects) + others.jobs, suspects + others.work)
 
     @property
     def oldest(self) -> Ticket | None:
         """Of those that run, the one that started first."""
         return next(iter(self._running.values()), None)
+
+    @property
+    def oldest_worker(self) -> Worker | None:
+        """The worker that runs it."""
+        return oldest.tenant.worker if (oldest := self.oldest) is not None and oldest.tenant is not None else None
 
     def accept(self, ticket: Ticket, leeway: float, *, ahead: bool) -> None:
         """Queue a new job; see `Lines.add`."""
@@ -76,8 +87,9 @@ class Jobs:
         self._tickets[job.id] = ticket
         self.lines.add(ticket, leeway, ahead=ahead)
         self.deadlines.put(job.id, job.deadline)
-        self.waiting_work += job.work
+        self.waiting_work += ticket.load
         self.largest_work = max(self.largest_work, job.work)
+        self.largest_load = max(self.largest_load, ticket.load)
 
     def start(self, ticket: Ticket) -> None:
         """Out of the queue, into a slot."""
@@ -94,7 +106,7 @@ class Jobs:
             del self._running[ticket.job.id]
             self._suspects[ticket.job.id] = ticket
             self._suspects.move_to_end(ticket.job.id, last=False)
-            self.waiting_work += ticket.job.work
+            self.waiting_work += ticket.load
 
     def close(self, ticket: Ticket) -> None:
         """It is answered."""
@@ -111,7 +123,7 @@ class Jobs:
         self._count_out(ticket)
 
     def _count_out(self, ticket: Ticket) -> None:
-        self.waiting_work = self.waiting_work - ticket.job.work if self.waiting else 0.0
+        self.waiting_work = self.waiting_work - ticket.load if self.waiting else 0.0
 
     def check(self) -> None:
         """Validate invariants; raises BrokenInvariantError."""
@@ -126,4 +138,4 @@ class Jobs:
         require(all(ticket.tenant for ticket in self._running.values()), "a job that runs is in no slot")
         require(len(self.deadlines) == len(self._tickets), "a deadline is missing, or left over")
         require(all(job in self.deadlines for job in self._tickets), "a job has no deadline")
-        require(isclose(self.waiting_work, sum(ticket.job.work for ticket in waiting), abs_tol=1e-6), "work drifts")
+        require(isclose(self.waiting_work, sum(ticket.load for ticket in waiting), abs_tol=1e-6), "work drifts")

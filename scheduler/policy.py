@@ -79,9 +79,14 @@ def step_seconds(costs: Costs, count: int, work: float) -> float:
     return costs.step_seconds[count - 1] * work / count
 
 
-def seconds_alone(costs: Costs, work: float = 1.0) -> float:
+def steps_of(costs: Costs, length: float) -> int:
+    """The denoising steps of a picture that is so long."""
+    return max(1, round(costs.steps * length))
+
+
+def seconds_alone(costs: Costs, work: float = 1.0, length: float = 1.0) -> float:
     """One picture in an otherwise empty worker."""
-    return (costs.steps * costs.step_seconds[0] + costs.fixed_seconds) * work
+    return (steps_of(costs, length) * costs.step_seconds[0] + costs.fixed_seconds) * work
 
 
 def run_out(costs: Costs, batch: Sequence[Picture], taken: int = 0, busy: float = 0.0) -> tuple[list[float], float]:
@@ -102,48 +107,54 @@ def run_out(costs: Costs, batch: Sequence[Picture], taken: int = 0, busy: float 
 class Joining:
     """What it means for a running batch if a new picture joins it now: all of it that no clock and no queue changes.
 
-    `end` is when it is done then. `others` are a deadline each, with when that picture is done alone and when together
-    with the newcomer. `joined` and `waited` are all the ends added up if it joins, and if it waits for the next of them
-    to leave; `joined_busy` and `waited_busy` are when the device has taken the last step then.
+    `end` is when it is done then, and `step` what the next step takes. `others` are a deadline each, with when that
+    picture is done alone and when together with the newcomer. `joined` and `waited` are all the ends added up if it
+    joins, and if it waits for the next of them to leave; `joined_busy` and `waited_busy` are when the device has taken
+    the last step then.
     """
 
     end: float
+    step: float
     others: tuple[tuple[float, float, float], ...]
     joined: float
     joined_busy: float
     waited: float
     waited_busy: float
 
-    def objection(self, now: float, behind: float) -> Wait | None:
-        """Why it should not join; None if it should.
+    def objection(self, now: float, behind: float, drag: float = 1.0) -> Wait | None:
+        """Why it should not join; None if it should. Steps take `drag` times as long as was measured.
 
+        The others' deadlines are to hold with a step to spare, as that is how far what is known of them lags behind.
         It should when the sum of the ends is then no later. Each of the `behind` jobs in the queue behind it ends as
         much later as the device is busy longer: the longer the queue, the more throughput counts.
         """
         for deadline, alone, together in self.others:
-            if now + alone <= deadline < now + together:
+            if now + alone * drag <= deadline < now + (together + self.step) * drag:
                 return Wait.DEADLINE
         joined, waited = self.joined + behind * self.joined_busy, self.waited + behind * self.waited_busy
         return None if joined <= waited * (1 + ROUNDING) else Wait.SLOWER
 
 
-def joining(costs: Costs, batch: Sequence[Picture], work: float) -> Joining:
+def joining(costs: Costs, batch: Sequence[Picture], work: float, steps: int) -> Joining:
     """Compare joining a batch with waiting; where nothing runs, nothing is against it."""
     batch = sorted(batch, key=_left)
+    newcomer = Picture(steps, work, 0.0)
+    together = sorted([*batch, newcomer], key=_left)
     apart, _ = run_out(costs, batch)
-    joined, busy = run_out(costs, [*batch, Picture(costs.steps, work, 0.0)])
-    others = tuple(zip([picture.deadline for picture in batch], apart, joined, strict=False))
-    total = sum(joined)
-    waited, waited_busy = _if_it_waits(costs, batch, work) if batch else (total, busy)
-    return Joining(joined[-1], others, total, busy, waited, waited_busy)
+    joined, busy = run_out(costs, together)
+    total, end = sum(joined), joined.pop(together.index(newcomer))
+    others = tuple(zip([picture.deadline for picture in batch], apart, joined, strict=True))
+    waited, waited_busy = _if_it_waits(costs, batch, newcomer) if batch else (total, busy)
+    step = step_seconds(costs, len(together), sum([picture.work for picture in together]))
+    return Joining(end, step, others, total, busy, waited, waited_busy)
 
 
 def objection(costs: Costs, batch: Sequence[Picture], work: float, now: float, behind: float = 0.0) -> Wait | None:
-    """Why a new picture should not join a running batch now; None if it should."""
-    return joining(costs, batch, work).objection(now, behind)
+    """Why a new picture of nominal length should not join a running batch now; None if it should."""
+    return joining(costs, batch, work, costs.steps).objection(now, behind)
 
 
-def _if_it_waits(costs: Costs, batch: Sequence[Picture], work: float) -> tuple[float, float]:
+def _if_it_waits(costs: Costs, batch: Sequence[Picture], newcomer: Picture) -> tuple[float, float]:
     """The sum of all ends, and of the last step, if a new picture takes the place of the first to leave.
 
     That place is free when the first is decoded. Until then the others have the device to themselves: that is left out.
@@ -151,8 +162,8 @@ def _if_it_waits(costs: Costs, batch: Sequence[Picture], work: float) -> tuple[f
     first = batch[0]
     until = first.left * step_seconds(costs, len(batch), sum([picture.work for picture in batch]))
     decoded = costs.fixed_seconds * first.work
-    newcomer = Picture(first.left + costs.steps, work, 0.0)
-    ends, busy = run_out(costs, [*batch[1:], newcomer], first.left, until)
+    later = Picture(first.left + newcomer.left, newcomer.work, 0.0)
+    ends, busy = run_out(costs, sorted([*batch[1:], later], key=_left), first.left, until)
     return (until + decoded) + sum(ends) + decoded, busy
 
 
@@ -163,12 +174,14 @@ def _if_it_waits(costs: Costs, batch: Sequence[Picture], work: float) -> tuple[f
 class Pace:
     """How a worker does under load: `places` nominal pictures together, `seconds` for each.
 
-    `step_share` is the part of a picture that one step is. `grain` is how many seconds a count of steps can lag behind.
+    `step_share` is the part of a picture that one step is, `denoise_share` that all of them are. `grain` is how many
+    seconds a count of steps can lag behind.
     """
 
     places: int
     seconds: float
     step_share: float
+    denoise_share: float
     grain: float
 
     @property
@@ -184,7 +197,7 @@ def pace(costs: Costs) -> Pace:
         places += 1
     step = costs.step_seconds[places - 1]
     seconds = max(costs.steps * step + costs.fixed_seconds, INSTANT)
-    return Pace(places, seconds, step / seconds, step + costs.fixed_seconds)
+    return Pace(places, seconds, step / seconds, costs.steps * step / seconds, step + costs.fixed_seconds)
 
 
 def _spread(costs: Costs, count: int) -> list[Picture]:
@@ -225,6 +238,7 @@ class Strength:
     places: int = 0
     throughput: float = 0.0
     grains: float = 0.0
+    denoising: float = 0.0
 
     def add(self, pace: Pace) -> None:
         """One more worker."""
@@ -232,6 +246,7 @@ class Strength:
         self.places += pace.places
         self.throughput += pace.throughput
         self.grains += pace.throughput * pace.grain
+        self.denoising += pace.throughput * pace.denoise_share
 
     def remove(self, pace: Pace) -> None:
         """One worker less."""
@@ -239,8 +254,17 @@ class Strength:
         self.places -= pace.places
         self.throughput -= pace.throughput
         self.grains -= pace.throughput * pace.grain
+        self.denoising -= pace.throughput * pace.denoise_share
         if not self.workers:
-            self.throughput = self.grains = 0.0  # else rounding would be all that is left
+            self.throughput = self.grains = self.denoising = 0.0  # else rounding would be all that is left
+
+    def load(self, work: float, length: float) -> float:
+        """A picture in nominal ones: only its steps are more or fewer, preparing and decoding it are what they were.
+
+        Before a worker has measured which part that is, it is at most so much.
+        """
+        share = self.denoising / self.throughput if self.workers else float(length > 1)
+        return work * (1 + share * (length - 1))
 
     @property
     def service(self) -> float:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Optional
 
 from scheduler.messages import Costs, Job, WorkerId, WorkerState, WorkerView
-from scheduler.policy import Joining, Pace, Picture, joining
+from scheduler.policy import Joining, Pace, Picture, joining, steps_of
 
 if TYPE_CHECKING:
     from scheduler.agenda import Agenda
@@ -16,6 +16,7 @@ class Ticket:
 
     job: Job
     submitted: float
+    load: float  # what it takes, in nominal pictures, by what was known of the workers when it was accepted
     started: float = 0.0
     losses: int = 0
     guilt: int = 0  # by what that weighs, in accidents
@@ -32,6 +33,7 @@ class Ticket:
 class Tenant(Picture):
     """What is in a slot. Without a ticket it is leaving: its job is answered, its worker has yet to let go of it."""
 
+    steps: int
     worker: "Worker"
     slot: int
     generation: int
@@ -66,7 +68,9 @@ class Worker:
     restarts: int = 0
     reason: str = ""
     shelf: Optional["Agenda[Worker]"] = None  # where the fleet looks for it
-    asked: tuple[float, Joining] | None = None  # by which size of picture it was last to be joined, while that holds
+    asked: tuple[float, int, Joining] | None = (
+        None  # by which size and steps it was last to be joined, while that holds
+    )
 
     @property
     def measured(self) -> Costs:
@@ -79,11 +83,12 @@ class Worker:
         """The pictures that somebody waits for."""
         return [tenant for tenant in self.tenants.values() if tenant.ticket is not None]
 
-    def joined_by(self, work: float) -> Joining:
+    def joined_by(self, job: Job) -> Joining:
         """What it means if a new picture joins; worked out once, as one that waits asks at every event."""
-        if self.asked is None or self.asked[0] != work:
-            self.asked = work, joining(self.measured, self.batch, work)
-        return self.asked[1]
+        work, steps = job.work, steps_of(self.measured, job.length)
+        if self.asked is None or self.asked[0] != work or self.asked[1] != steps:
+            self.asked = work, steps, joining(self.measured, self.batch, work, steps)
+        return self.asked[2]
 
     def tenant(self, slot: int, generation: int) -> Tenant | None:
         """Whom a message from this worker is about; None if it is late: about a tenant of a former process."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from scheduler import policy
 from scheduler.agenda import Agenda
 from scheduler.errors import require
-from scheduler.messages import WorkerState
+from scheduler.messages import Job, WorkerState
 from scheduler.policy import Wait
 from scheduler.records import Worker
 
@@ -21,14 +21,14 @@ class Shelves:
         self._closed: Agenda[Worker] = Agenda()  # room, but a suspect is in it, or waits for it to be empty
         self._held: Worker | None = None  # the one that a suspect waits for
 
-    def choose(self, work: float, now: float, behind: float) -> Worker | Wait:
+    def choose(self, job: Job, now: float, behind: float, drag: float) -> Worker | Wait:
         """The worker that a job should start on now, or why it should wait. `behind` jobs a worker queue behind it."""
         if (empty := self._open[0].first()) is not None:
             return empty
         reasons = []
         for shelf in self._open:
             if (worker := shelf.first()) is not None:
-                objection = worker.joined_by(work).objection(now, behind)
+                objection = worker.joined_by(job).objection(now, behind, drag)
                 if objection is None:
                     return worker
                 reasons.append(objection)

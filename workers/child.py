@@ -97,7 +97,7 @@ class Child:
         code = self._process.exitcode
         self._process.close()
         self.channel.close()
-        return End(self._last_words or _ending(code), self._ended_from_outside(code))
+        return End(self._last_words or ending(code), self._ended_from_outside(code))
 
     def _ended_from_outside(self, code: int | None) -> bool:
         signalled = code in {-signal.SIGKILL, -signal.SIGTERM}
@@ -105,7 +105,8 @@ class Child:
         return signalled and not (self._condemned or self._last_words or starved)
 
 
-def _ending(code: int | None) -> str:
+def ending(code: int | None) -> str:
+    """How a process ended, by its exit code as multiprocessing has it."""
     if code is not None and code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return f"ended with exit code {code}"

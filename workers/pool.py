@@ -198,9 +198,9 @@ class Pool:
         task = self._waiting[command.job].task
         wish = wire.pack(task)
         end = len(task.picture)
-        room = self._memories[command.worker].input(command.slot)
-        room[:end] = task.picture
-        room[end : end + len(wish)] = wish
+        with self._memories[command.worker].input(command.slot) as room:
+            room[:end] = task.picture
+            room[end : end + len(wish)] = wish
         self._watching.started(command)
         self._send(command.worker, wire.Run(command.slot, command.generation, end, len(wish)))
 

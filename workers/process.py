@@ -38,7 +38,7 @@ class Setup:
 
 def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
     """Entry point of the process: load the model, serve until told to stop or left alone."""
-    _die_with_parent(setup.parent)
+    die_with_parent(setup.parent)
     _settle(setup)
     try:
         with _no_garbage():
@@ -53,8 +53,11 @@ def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
 # ------------------------------------------------------------------------------------------------------------- start
 
 
-def _die_with_parent(parent: int) -> None:
-    """Have the kernel end this process with its parent, which may be killed before it can say so."""
+def die_with_parent(parent: int) -> None:
+    """Have the kernel end this process with its parent, which may be killed before it can say so.
+
+    What asks a whole group to end asks the parent, which ends this process when it sees fit.
+    """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)

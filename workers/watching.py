@@ -1,11 +1,14 @@
 """Who follows a picture while it is made, and what they are told."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from scheduler.messages import JobId, Standing, Start, WorkerId
 from workers import wire
+
+log = logging.getLogger("contour.watching")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,5 +78,10 @@ class Watching:
             self._tell(job, Previewed(report.jpeg))
 
     def _tell(self, job: JobId, news: News) -> None:
-        if (watch := self._watches.get(job)) is not None:
+        if (watch := self._watches.get(job)) is None:
+            return
+        try:
             watch(news)
+        except Exception:  # it is told in the middle of the pool's work, which is not to suffer from it
+            log.exception("who watches job %d failed, and is told no more", job)
+            self.drop(job)

@@ -15,7 +15,7 @@ from scheduler.messages import Blame, Costs
 from workers.engine.contract import Condition, Options, Task
 
 MAX_MESSAGE = 65_536  # bytes; the longest real messages are `Ending`, cut to REASON_CHARS, `Changed` and `Preview`
-MAX_PREVIEW = 60_000  # bytes of a preview's file
+MAX_PREVIEW = 16_384  # bytes of a preview's file: a thumbnail of nothing but noise has 14,433
 WISH_BYTES = 1024  # of a `Wish` in msgpack, but for its texts, at most
 REASON_CHARS = 2_000
 NAMED_SHAPES, NAMED_COUNTS = 256, 64  # in a `Changed`, of each kind

@@ -1,19 +1,20 @@
 """What goes on in a worker's process: pictures move from their input slots through the engine to their output slots.
 
-Three kinds of thread. The reader takes orders off the socket. The hands, one a slot, decode, tokenise, wait for
-finished pixels and encode them. The main thread alone gives the device work and owns all state here: the others pass it
-what they have through one inbox.
+Four kinds of thread. The reader takes orders off the socket. The hands, one a slot, decode, tokenise, wait for
+finished pixels and encode them. The artist waits for previews and draws them. The main thread alone gives the device
+work and owns all state here: the others pass it what they have through one inbox.
 """
 
 import contextlib
 import logging
+import math
 import os
 import queue
 import socket
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias
 
@@ -46,7 +47,8 @@ class _Tenant:
     options: Options = AS_CONFIGURED
     prepare: float = 0.0
     began: float = 0.0
-    shown: float = 0.0  # when its last preview was made
+    shown: float = -math.inf  # when a preview was last wanted
+    drawing: "Future[None] | None" = None  # its last preview
     admitted: bool = False
     dropped: bool = False
 
@@ -80,6 +82,7 @@ class Worker:
     _inbox: "queue.SimpleQueue[_Mail]" = field(default_factory=queue.SimpleQueue)
     _tenants: dict[int, _Tenant] = field(default_factory=dict)
     _hands: ThreadPoolExecutor = field(init=False)
+    _artist: ThreadPoolExecutor = field(init=False)
     _told: Condition = field(default_factory=Condition)
     _shortages: int = 0  # pictures in a row that lacked memory
     _stopping: bool = False
@@ -87,6 +90,8 @@ class Worker:
     def __post_init__(self) -> None:
         # One a slot: a picture is in the hands of one of them at most, and none is to wait for another's.
         self._hands = ThreadPoolExecutor(self.engine.slots, "hand")
+        # Not the hands' work, or a picture might wait for the preview of another.
+        self._artist = ThreadPoolExecutor(1, "artist")
 
     def run(self) -> None:
         """Serve until `Stop`. Every turn: tell how the engine runs, take the mail, take one step."""
@@ -95,7 +100,8 @@ class Worker:
             self._tell()
             self._take_mail()
             self._step()
-        self._hands.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._hands, self._artist):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     # -------------------------------------------------------------------------------------------------- main thread
 
@@ -184,13 +190,19 @@ class Worker:
                 self._show(picture)
 
     def _show(self, picture: Stepped) -> None:
-        """Have a preview made of a picture that somebody watches, now and then."""
+        """Have a preview made of a picture that somebody watches, now and then, and one at a time."""
         tenant, now = self._tenants[picture.slot], time.monotonic()
-        if not tenant.options.previews or now < tenant.shown + PREVIEW_SECONDS:
+        drawn = tenant.drawing is None or tenant.drawing.done()
+        if not (tenant.options.previews and drawn and now >= tenant.shown + PREVIEW_SECONDS):
             return
-        if (preview := self.engine.preview(picture.slot)) is not None:
-            tenant.shown = now
-            self._hands.submit(self._draw, picture.slot, tenant.generation, preview)
+        tenant.shown = now
+        try:
+            preview = self.engine.preview(picture.slot)
+        except OutOfMemoryError as error:
+            log.info("no preview: %s", error)
+            return
+        if preview is not None:
+            tenant.drawing = self._artist.submit(self._draw, picture.slot, tenant.generation, preview)
 
     def _give_up(self, error: OutOfMemoryError) -> None:
         """There is no memory for a step, not even of one picture."""
@@ -232,9 +244,14 @@ class Worker:
             self._inbox.put(_Prepared(order.slot, task.options, time.monotonic() - began, content))
 
     def _draw(self, slot: int, generation: int, preview: object) -> None:
-        jpeg = self.engine.draw(preview)
-        if len(jpeg) <= wire.MAX_PREVIEW:
-            wire.send(self.channel, wire.Preview(slot, generation, jpeg))
+        try:
+            jpeg = self.engine.draw(preview)
+        except Exception as error:  # noqa: BLE001 - the device has failed, as below
+            end(self.channel, error)
+        if len(jpeg) > wire.MAX_PREVIEW:
+            log.warning("a preview of %d bytes is too large to be sent", len(jpeg))
+            return
+        wire.send(self.channel, wire.Preview(slot, generation, jpeg))
 
     def _deliver(self, slot: int, tenant: _Tenant, decoding: object, denoised: float) -> None:
         """Wait for the pixels of a picture whose last step was taken at `denoised`, encode and report them."""

@@ -5,17 +5,30 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import __version__, events
-from app.description import generation, pages, plain
+from app.description import edges, generation, pages, plain
 from app.description.fields import FieldSchemas
 from app.description.nodes import HEADERS, JSON, Node
 from app.docs import Docs
+from app.edges import EdgesRequest
 from app.errors import ProblemBody
 from app.fields import Fields, GenerationRequest
 from app.generation import GenerationAnswer
 from app.health import Aliveness, Readiness
+from app.page import Page, PageSettings
+from app.pictures import JSON_NAME
 from app.settings import Settings
 
-STRUCTS = (GenerationRequest, Fields, GenerationAnswer, ProblemBody, Aliveness, Readiness, *events.NAMES)
+STRUCTS = (
+    GenerationRequest,
+    Fields,
+    GenerationAnswer,
+    EdgesRequest,
+    ProblemBody,
+    PageSettings,
+    Aliveness,
+    Readiness,
+    *events.NAMES,
+)
 KEYS: Node = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, where the service asks for one."},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same, in a header of its own."},
@@ -45,6 +58,7 @@ def describe(settings: Settings) -> Node:
     query = schemas.pop("Fields")
     body = schemas["GenerationRequest"]
     body["properties"] = fields.body(body["properties"], body["required"])
+    schemas[edges.BODY]["properties"][JSON_NAME] = body["properties"][JSON_NAME]
     schemas[generation.FORM] = generation.form(fields, query)
     schemas[generation.EVENT] = generation.event()
     server = settings.server
@@ -55,14 +69,18 @@ def describe(settings: Settings) -> Node:
         "openapi": "3.1.0",
         "info": title | {"description": "A prompt and a picture in, a new picture with the same edges out."},
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
-        "paths": _paths(fields, query, security),
+        "paths": _paths(settings, fields, query, security),
         "components": {"schemas": schemas, "headers": dict(HEADERS), "securitySchemes": keys},
     }
 
 
-def _paths(fields: FieldSchemas, query: Node, security: list[Node]) -> Node:
+def _paths(settings: Settings, fields: FieldSchemas, query: Node, security: list[Node]) -> Node:
     return {
         **generation.operations(fields, query, security),
+        **edges.operations(fields, query, security),
+        "/": pages.page("page", "The page for people."),
+        "/page/{name}": pages.files("pageFile", "What that page is made of.", Page(settings).media_types),
+        "/settings.json": pages.settings(),
         "/docs": pages.page("docs", "This description, to read and to try."),
         "/docs/{name}": pages.files("docsFile", "What that page is made of.", Docs().media_types),
         **plain.operations(),

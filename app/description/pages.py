@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from app.description.nodes import ANYWHERE, Node, answer, get, headers
+from app.description.nodes import ANYWHERE, Node, answer, get, headers, json_answer
 from app.description.problems import problems
 from app.errors import Error
 
@@ -27,6 +27,12 @@ def files(name: str, summary: str, media_types: Mapping[str, str]) -> Node:
     content = {kind.partition(";")[0]: _file(kind) for kind in media_types.values()}
     errors = problems([*ANYWHERE, Error.NOT_FOUND])
     return {"get": get(name, TAG, summary, _answers(content), errors, [parameter])}
+
+
+def settings() -> Node:
+    """What the page for people must know."""
+    found = json_answer("It.", "PageSettings") | {"headers": headers("Cache-Control")}
+    return {"get": get("settings", TAG, "What the page for people must know.", {200: found}, problems(ANYWHERE))}
 
 
 def _answers(content: Node) -> dict[int, Node]:

@@ -74,6 +74,9 @@ def test_every_outcome_has_a_series_before_it_happens() -> None:
     assert outcomes >= {"done", "abandoned", "busy", "expired", "draining", "poisoned", "internal", "invalid-picture"}
     assert Error.NOT_FOUND.slug in outcomes
     assert Error.BROKEN_HTTP.slug not in outcomes
+    of_edges = {labels[0][1] for name, labels in found if name == "contour_edges_total"}
+    assert of_edges >= {"done", "abandoned", "busy", "expired", "draining", "poisoned", "internal", "invalid-picture"}
+    assert of_edges < outcomes
     reasons = {labels[0][1] for name, labels in found if name == "contour_connection_errors_total"}
     assert reasons == {"broken-http", "head-too-large", "request-timeout", "too-many-connections"}
 

@@ -1,4 +1,4 @@
-"""A step of the small model by torch and by ONNX Runtime, in turns on the same cores.
+"""A step of the small model by torch and by ONNX Runtime, in turns on the same cores; and a preview.
 
 python -m tests.bench.runtimes [--side 256] [--repeats 20] [--threads 1]
 """
@@ -15,10 +15,11 @@ from functools import partial
 import torch
 
 from tests.bench.environment import environment
-from tests.service.running import ROOT
+from tests.service.running import ROOT, png
 from workers.convert import convert, read_engine
 from workers.engine import build
 from workers.engine.config import EngineConfig
+from workers.engine.contract import Task
 from workers.engine.engine import DiffusionEngine
 
 
@@ -42,8 +43,16 @@ def _rows(config: EngineConfig, repeats: int) -> Iterator[tuple[str, dict[str, f
     engines = _engine(replace(config, runtime="torch")), _engine(replace(config, runtime="onnxruntime"))
     for pictures in (1, config.slots):
         by_torch, by_onnx = _in_turns([partial(each.rehearse, pictures) for each in engines], repeats)
-        values = {"torch": by_torch, "ONNX Runtime": by_onnx, "ONNX Runtime / torch": by_onnx / by_torch}
-        yield f"step of {pictures}", {name: round(value, 3) for name, value in values.items()}
+        yield f"step of {pictures}", _row(by_torch, by_onnx)
+    for each in engines:
+        each.admit(0, each.prepare(Task(png(config.size.short_side, config.size.short_side), "a square", 1)))
+        each.step()
+    yield "preview", _row(*_in_turns([partial(each.preview, 0) for each in engines], repeats))
+
+
+def _row(by_torch: float, by_onnx: float) -> dict[str, float]:
+    values = {"torch": by_torch, "ONNX Runtime": by_onnx, "ONNX Runtime / torch": by_onnx / by_torch}
+    return {name: round(value, 3) for name, value in values.items()}
 
 
 def _engine(config: EngineConfig) -> DiffusionEngine:
@@ -53,13 +62,13 @@ def _engine(config: EngineConfig) -> DiffusionEngine:
     return engine
 
 
-def _in_turns(works: Sequence[Callable[[], None]], repeats: int) -> list[float]:
+def _in_turns(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
     """The median time of each, in milliseconds; in turns, as a busy machine slows all of them."""
     rounds = [[_time(work) for work in works] for _ in range(repeats)]
     return [1e3 * statistics.median(times) for times in zip(*rounds, strict=True)]
 
 
-def _time(work: Callable[[], None]) -> float:
+def _time(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began

@@ -49,8 +49,8 @@ def test_small_and_large_pictures_share_a_step() -> None:
 
 
 def test_joining_is_predicted_for_the_newcomer() -> None:
-    assert joining(GPU, [running(10)], work=1.0).end == pytest.approx(10 * 0.055 + 10 * 0.050 + 0.1)
-    assert joining(GPU, [], work=1.0).end == pytest.approx(seconds_alone(GPU))
+    assert joining(GPU, [running(10)], 1.0, 20).end == pytest.approx(10 * 0.055 + 10 * 0.050 + 0.1)
+    assert joining(GPU, [], 1.0, 20).end == pytest.approx(seconds_alone(GPU))
 
 
 def test_where_a_batch_of_two_is_cheap_it_joins() -> None:
@@ -107,7 +107,7 @@ def test_a_gpu_runs_full_under_load() -> None:
 
 
 def test_a_cpu_runs_one_at_a_time_under_load() -> None:
-    assert pace(CPU) == Pace(places=1, seconds=10.0, step_share=0.1, grain=2.0)
+    assert pace(CPU) == Pace(places=1, seconds=10.0, step_share=0.1, denoise_share=0.9, grain=2.0)
 
 
 def test_an_engine_that_does_no_work_has_a_finite_pace() -> None:
@@ -116,8 +116,8 @@ def test_an_engine_that_does_no_work_has_a_finite_pace() -> None:
 
 def test_a_fleets_mean_service_is_weighted_by_pictures() -> None:
     fleet = Strength()
-    fleet.add(Pace(places=1, seconds=1.0, step_share=0.1, grain=0.1))
-    fleet.add(Pace(places=1, seconds=9.0, step_share=0.1, grain=0.9))
+    fleet.add(Pace(places=1, seconds=1.0, step_share=0.1, denoise_share=0.9, grain=0.1))
+    fleet.add(Pace(places=1, seconds=9.0, step_share=0.1, denoise_share=0.9, grain=0.9))
     assert fleet.service == pytest.approx(0.9 * 1.0 + 0.1 * 9.0)
 
 

@@ -31,7 +31,7 @@ from scheduler.messages import (
     WorkerLost,
     WorkerReady,
 )
-from scheduler.policy import Wait
+from scheduler.policy import Wait, steps_of
 from tests.scheduler.words import CPU, GPU, IMAGE, SINGLE
 from tests.scheduler.world import LIMITS, WORKERS, Client, World, pick
 
@@ -46,7 +46,7 @@ class AnyWorld(World):
 
     @initialize(early=st.integers(0, 3), costs=st.lists(a_device, min_size=len(WORKERS), max_size=len(WORKERS)))
     def open(self, early: int, costs: list[Costs]) -> None:
-        self.submit(early, seconds=100.0, work=1.0, client="a")
+        self.submit(early, seconds=100.0, work=1.0, client="a", length=1.0, priority=0)
         self.tell(Opened())
         for worker, each in zip(WORKERS, costs, strict=True):
             self.load(worker, each)
@@ -56,10 +56,12 @@ class AnyWorld(World):
         seconds=st.sampled_from([1.0, 20.0, 100.0, 400.0]),
         work=st.sampled_from([0.5, 1.0, 2.0]),
         client=st.sampled_from(CLIENTS),
+        length=st.sampled_from([1.0, 1.0, 0.05, 2.5]),
+        priority=st.sampled_from([0, 0, 3, -3]),
     )
-    def submit(self, count: int, seconds: float, work: float, client: str) -> None:
+    def submit(self, count: int, seconds: float, work: float, client: str, length: float, priority: int) -> None:
         for _ in range(count):
-            job = Job(len(self.clients) + 1, self.now + seconds, work, client)
+            job = Job(len(self.clients) + 1, self.now + seconds, work, client, length, priority)
             self.clients[job.id] = Client(job)
             self.tell(Submitted(job))
 
@@ -89,14 +91,14 @@ class AnyWorld(World):
     def become_ready(self, index: int, costs: Costs) -> None:
         self.load(pick(self.loading(), index), costs)
 
-    @rule(index=any_index, steps=st.integers(1, 20))
+    @rule(index=any_index, steps=st.integers(1, 50))
     @precondition(lambda self: self.working())
     def step(self, index: int, steps: int) -> None:
         worker = pick(self.working(), index)
         process = self.processes[worker]
         for slot in process.slots.values():
             assert process.costs is not None
-            slot.steps = min(slot.steps + steps, process.costs.steps)
+            slot.steps = min(slot.steps + steps, steps_of(process.costs, self.clients[slot.job].job.length))
         self.tell(Stepped(worker, tuple((number, slot.steps) for number, slot in process.slots.items())))
 
     @rule(index=any_index)
@@ -193,6 +195,17 @@ class AnyWorld(World):
         assert self.core.queue_depth == len(unanswered - running)
         assert self.core.ready == any(process.ready for process in self.processes.values())
         assert self.core.draining == (self.drain_end is not None)
+
+    @invariant()
+    def who_waits_stands_somewhere(self) -> None:
+        if self.exited:
+            return
+        running = {slot.job for process in self.processes.values() for slot in process.slots.values()}
+        for number, client in self.clients.items():
+            standing = self.core.standing(number)
+            assert (standing is not None) == (client.outcome is None and number not in running)
+            assert standing is None or 0 <= standing.position < self.core.queue_depth
+            assert standing is None or standing.seconds is None or standing.seconds >= 0.0
 
     @invariant()
     def nobody_waits_without_a_reason(self) -> None:

@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any
 
 from scheduler.messages import Command, Costs, Event, Finished, Job, Outcome, Reply, Start, Stepped, Submitted, Tick
-from scheduler.policy import step_seconds
+from scheduler.policy import step_seconds, steps_of
 from tests.scheduler.words import IMAGE, Checked, ready, scheduler
 
 
@@ -19,6 +19,7 @@ class Device:
     slower: float
     left: dict[int, int] = field(default_factory=dict)  # by slot
     work: dict[int, float] = field(default_factory=dict)
+    steps: dict[int, int] = field(default_factory=dict)
     busy: bool = False
 
     def half(self, slot: int) -> float:
@@ -44,17 +45,20 @@ class Toy:
         self._order = count()
         self._calendar: list[tuple[float, int, Callable[[], None]]] = []
         self._starts: dict[tuple[str, int], Start] = {}
-        self._works: dict[int, float] = {}
+        self.jobs: dict[int, Job] = {}
+        self.started: dict[int, float] = {}
 
-    def submit(self, seconds: float, work: float = 1.0, client: str = "") -> Outcome | None:
+    def submit(
+        self, seconds: float, work: float = 1.0, client: str = "", length: float = 1.0, priority: int = 0
+    ) -> Outcome | None:
         """Ask for a picture within so many seconds; returns the answer if that is given at once.
 
         Every job is another client's, unless `client` is given.
         """
         number = next(self._ids)
-        self._works[number] = work
         self.clients[number] = client or f"client of {number}"
-        self._tell(Submitted(Job(number, self.now + seconds, work, self.clients[number])))
+        self.jobs[number] = Job(number, self.now + seconds, work, self.clients[number], length, priority)
+        self._tell(Submitted(self.jobs[number]))
         return self.outcomes[number][1] if number in self.outcomes else None
 
     def run(self, until: float) -> None:
@@ -82,7 +86,9 @@ class Toy:
         match command:
             case Start(_, worker, slot):
                 self._starts[worker, slot] = command
-                self.devices[worker].work[slot] = self._works[command.job]
+                device, job = self.devices[worker], self.jobs[command.job]
+                device.work[slot], device.steps[slot] = job.work, steps_of(device.costs, job.length)
+                self.started.setdefault(command.job, self.now)
                 self._after(self.devices[worker].half(slot), lambda: self._prepared(command))
             case Reply(job, outcome):
                 self.outcomes[job] = (self.now, outcome)
@@ -91,7 +97,7 @@ class Toy:
 
     def _prepared(self, start: Start) -> None:
         device = self.devices[start.worker]
-        device.left[start.slot] = device.costs.steps
+        device.left[start.slot] = device.steps[start.slot]
         if not device.busy:
             self._step(start.worker)
 
@@ -105,7 +111,7 @@ class Toy:
         device = self.devices[worker]
         for slot in slots:
             device.left[slot] -= 1
-        self._tell(Stepped(worker, tuple((slot, device.costs.steps - device.left[slot]) for slot in slots)))
+        self._tell(Stepped(worker, tuple((slot, device.steps[slot] - device.left[slot]) for slot in slots)))
         for slot in [slot for slot in slots if not device.left[slot]]:
             del device.left[slot]
             start = self._starts[worker, slot]

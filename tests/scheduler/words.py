@@ -46,8 +46,15 @@ class Checked(Scheduler):
         return next(view.state for view in self.workers() if view.id == worker)
 
 
-def job(id: JobId, deadline: float = 1000.0, work: float = 1.0, client: str = "") -> Job:  # noqa: A002
-    return Job(id, deadline, work, client or f"client of {id}")
+def job(
+    id: JobId,  # noqa: A002
+    deadline: float = 1000.0,
+    work: float = 1.0,
+    client: str = "",
+    length: float = 1.0,
+    priority: int = 0,
+) -> Job:
+    return Job(id, deadline, work, client or f"client of {id}", length, priority)
 
 
 def ready(worker: WorkerId, costs: Costs = GPU) -> WorkerReady:

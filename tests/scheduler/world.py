@@ -102,7 +102,6 @@ class World(RuleBasedStateMachine):
         self.processes: dict[str, Process] = {}
         self.clients: dict[int, Client] = {}
         self.generation = 0
-        self.last_first_start: dict[str, int] = {}  # by client
         self.late: list[Event] = []  # what former processes may still have said
         self.drain_end: float | None = None
         self.exited = False
@@ -126,6 +125,19 @@ class World(RuleBasedStateMachine):
         running = {slot.job for process in self.processes.values() for slot in process.slots.values()}
         jobs = [each for number, each in self.clients.items() if number not in running and each.job.client == client]
         return sum(each.outcome is None for each in jobs)
+
+    def overtaken(self, start: Start) -> list[int]:
+        """Jobs of its client that wait, came earlier and are no less important than one that starts; no suspects."""
+        job = self.clients[start.job].job
+        running = {slot.job for process in self.processes.values() for slot in process.slots.values()}
+        return [
+            number
+            for number, each in self.clients.items()
+            if (number < job.id and each.job.client == job.client and each.job.priority >= job.priority)
+            and each.outcome is None
+            and not each.losses
+            and number not in running
+        ]
 
     def load(self, worker: str, costs: Costs) -> None:
         process = self.processes[worker]
@@ -218,8 +230,7 @@ class World(RuleBasedStateMachine):
             others = [other for name, other in self.processes.items() if name != client.lost_on and other.ready]
             assert start.worker != client.lost_on or not others
         else:
-            assert start.job > self.last_first_start.get(client.job.client, 0)  # first come, first served
-            self.last_first_start[client.job.client] = start.job
+            assert not self.overtaken(start)
         client.starts += 1
         process.alone = client.losses > 0
         self.generation = start.generation

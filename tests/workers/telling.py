@@ -11,7 +11,7 @@ from workers import process, worker
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Condition, OutOfMemoryError, Stepped, Task
-from workers.engine.echo import EchoEngine
+from workers.engine.echo import Echoed, EchoEngine
 from workers.process import Setup
 from workers.slots import SlotMemory
 
@@ -48,11 +48,14 @@ class TellingEngine(EchoEngine):
         costs = super().costs()
         return replace(costs, step_seconds=tuple(each / (1 + self._graphs) for each in costs.step_seconds))
 
-    def prepare(self, task: Task) -> Pixels | bytes:
-        return _given_memory("prepare", super().prepare(task))
+    def prepare(self, task: Task) -> Echoed:
+        prepared = super().prepare(task)
+        _given_memory("prepare", prepared.picture)
+        return prepared
 
-    def admit(self, slot: int, prepared: Pixels | bytes) -> None:
-        super().admit(slot, _given_memory("admit", prepared))
+    def admit(self, slot: int, prepared: Echoed) -> None:
+        _given_memory("admit", prepared.picture)
+        super().admit(slot, prepared)
 
     def step(self) -> list[Stepped]:
         for pixels, _ in self._running.values():
@@ -79,11 +82,10 @@ class TellingEngine(EchoEngine):
         self._graphs = 1
 
 
-def _given_memory(where: str, pixels: Pixels | bytes) -> Pixels | bytes:
+def _given_memory(where: str, pixels: Pixels | bytes) -> None:
     assert not isinstance(pixels, bytes)
     if pixels.max() == LACKS_MEMORY[where]:
         raise OutOfMemoryError(f"no memory to {where}")
-    return pixels
 
 
 def condition(graphs: int, fallbacks: int) -> Condition:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.service.running import ROOT, Service
+from tests.service.running import ROOT, Service, png
 
 HEAVY = ("torch", "diffusers", "transformers")
 COMPILER = "torch._inductor.codecache"  # what is behind torch.compile
@@ -32,6 +32,8 @@ def loaded(by: str, modules: tuple[str, ...]) -> set[str]:
 def test_the_front_end_needs_no_torch() -> None:
     with Service("echo") as service:
         assert service.wait_until_ready().generate().status_code == 200
+        edges = service.client.post("/edges", content=png(64, 64), headers={"Content-Type": "image/png"})
+        assert edges.status_code == 200
         libraries = Path(f"/proc/{service.process.pid}/maps").read_text()
     assert "libtorch" not in libraries
     assert "cv2" not in libraries
@@ -40,6 +42,11 @@ def test_the_front_end_needs_no_torch() -> None:
 
 def test_nor_does_a_worker_without_a_model() -> None:
     assert loaded("import workers.process, workers.engine.echo", HEAVY) == set()
+
+
+def test_nor_does_the_process_that_finds_edges_which_is_alone_in_reading_pixels() -> None:
+    assert loaded("import workers.edging", (*HEAVY, "cv2", "PIL", "numpy")) == set()
+    assert loaded("import workers.edges; workers.edges._import()", (*HEAVY, "cv2", "PIL")) == {"cv2", "PIL"}
 
 
 def test_a_worker_that_does_not_compile_is_ready_without_torchs_compiler() -> None:

@@ -43,11 +43,11 @@ class Seen:
 
 
 @asynccontextmanager
-async def running(seen: Observer | None = None, workers: int = 1) -> AsyncIterator[Pool]:
+async def running(seen: Observer | None = None, workers: int = 1, engine: EngineConfig = ECHO) -> AsyncIterator[Pool]:
     names = [f"cpu{number}" for number in range(workers)]
     core = Scheduler(names, Limits(restart_pause=0.05))
-    setups = [Setup(DeviceSpec(name, "cpu", None), ECHO, threads=1) for name in names]
-    pool = Pool(setups, core, SlotLayout(ECHO.slots, 2**20, 2**20), seen or Seen())
+    setups = [Setup(DeviceSpec(name, "cpu", None), engine, threads=1) for name in names]
+    pool = Pool(setups, core, SlotLayout(engine.slots, 2**20, 2**20), seen or Seen())
     task = asyncio.create_task(pool.run())
     yield pool
     pool.drain(PATIENCE)

@@ -20,7 +20,7 @@ from workers import wire
 from workers.child import Child, End
 from workers.devices import DeviceSpec
 from workers.engine.config import Echo, EngineConfig
-from workers.engine.contract import Task
+from workers.engine.contract import AS_CONFIGURED, Options, Task
 from workers.process import Setup
 from workers.slots import SlotLayout, SlotMemory
 from workers.worker import SHORTAGES
@@ -48,8 +48,8 @@ class Worker:
         self.reaped = False
         self.child = Child(multiprocessing.get_context("spawn"), setup, self.memory)
 
-    def run(self, slot: int, generation: int, picture: bytes = PICTURE) -> None:
-        wish = wire.pack(Task(picture, "", 1))
+    def run(self, slot: int, generation: int, picture: bytes = PICTURE, options: Options = AS_CONFIGURED) -> None:
+        wish = wire.pack(Task(picture, "", 1, options))
         self.memory.input(slot)[: len(picture) + len(wish)] = picture + wish
         assert self.child.send(wire.Run(slot, generation, len(picture), len(wish)))
 

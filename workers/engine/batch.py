@@ -1,19 +1,22 @@
-"""Pictures of one size that run together, each at its own step.
+"""Pictures of one size that run together, each at its own step of its own number of steps.
 
-The state of a running picture is its history: its noise and every noise prediction so far. The latents of its next
-call are a row of the sampler's matrix times that history (`sampler.py`), so a step needs to know no sampler.
+The state of a running picture is its history: every noise prediction so far, and its noise. The latents of its next
+call are a row of the sampler's matrix times that history (`sampler.py`), so a step needs to know no sampler: each
+picture brings its own matrix.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from workers.engine.conditioning import TEXT_TOKENS
-from workers.engine.config import rows_of
+from workers.engine.contract import Stepped
 from workers.engine.denoiser import Moment, Predict
 from workers.engine.graphs import Graphs, Work
+from workers.engine.options import Scales
+from workers.engine.plan import Placed
 from workers.engine.runtime import AnyModel
 from workers.engine.streams import upload
 
@@ -30,21 +33,17 @@ class Newcomer:
     noise: Tensor
     hint: Tensor
     text: Tensor
+    plan: Placed
+    scales: Scales
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What all pictures of an engine have in common: their greatest number S, and how they are guided."""
+    """What all pictures of an engine have in common: their greatest number S, and how many rows each has."""
 
     slots: int
-    guidance_scale: float
-    control_scale: float
+    rows: int  # without guidance the unconditional one is left out
     buckets: tuple[int, ...]  # the batch sizes that are run, ascending, up to S
-
-    @property
-    def rows(self) -> int:
-        """Rows of a picture: as in diffusers, at a scale of 1 and below the unconditional one is left out."""
-        return rows_of(self.guidance_scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +51,13 @@ class _Buffers:
     """What the step reads and writes. They stay where they are, so that a step can be recorded and replayed.
 
     There is one entry a slot, and one more that is nobody's: it fills up a bucket, and is run for rehearsal. With N
-    model calls, and 1 row a picture or 2 under guidance (unconditional, conditional):
+    model calls at most, and 1 row a picture or 2 under guidance (unconditional, conditional):
     """
 
-    history: Tensor  # [S + 1, noises + N, 4, h, w] float32: the noises, then each call's noise prediction
+    history: Tensor  # [S + 1, columns, 4, h, w] float32: each call's noise prediction, and from N on the noises
+    weights: Tensor  # [S + 1, N + 1, columns] float32: of these, for each call's latents and the final ones
+    times: Tensor  # [S + 1, N, total]: the time projections at each call
+    scales: Tensor  # [S + 1, 3] float32, see `Scales`
     step: Tensor  # [S + 1] calls made
     hint: Tensor  # [S + 1, h, w, channels]: as the channels-last layout has it, so that gathering it is all
     text: Tensor  # [S + 1, rows, 77, total] keys and values of the UNet's layers, then of the ControlNet's
@@ -74,19 +76,18 @@ class Batch:
         self._upgraded: set[int] = set()
         self._buckets = recipe.buckets
         self._buffers = self._allocate()
-        self._guidance_scale = torch.tensor(recipe.guidance_scale, device=model.device)
-        self._control_scale = torch.tensor(recipe.control_scale, device=model.device, dtype=model.dtype)
-        self._done: dict[int, int] = {}  # slot -> calls made, as the host knows it
+        self._running: dict[int, Stepped] = {}  # by slot, as the host knows it
+        self._estimates: dict[int, Tensor | None] = {}  # by slot, as in its plan
         self._chosen: dict[int, Sequence[int]] = {}  # bucket -> slots, as the device was told
 
     def __len__(self) -> int:
-        return len(self._done)
+        return len(self._running)
 
     @property
     def size(self) -> int:
         """Bytes of device memory, without the graphs."""
-        buffers = self._buffers
-        return sum(tensor.nbytes for tensor in (buffers.history, buffers.hint, buffers.text))
+        held = self._buffers
+        return sum(each.nbytes for each in (held.history, held.weights, held.times, held.hint, held.text))
 
     @property
     def upgraded(self) -> int:
@@ -95,25 +96,30 @@ class Batch:
 
     def admit(self, slot: int, newcomer: Newcomer) -> None:
         """Let a picture take part from the next step on."""
-        buffers = self._buffers
+        buffers, first_noise, calls = self._buffers, self._model.plans.extent.calls, newcomer.plan.calls
         # What is not there yet is weighed with zero, but zero times a leftover infinity would not be zero.
         buffers.history[slot].zero_()
-        buffers.history[slot, : len(newcomer.noise)].copy_(newcomer.noise, non_blocking=True)
+        buffers.history[slot, first_noise : first_noise + len(newcomer.noise)].copy_(newcomer.noise, non_blocking=True)
+        buffers.weights[slot, : calls + 1].copy_(newcomer.plan.weights)
+        buffers.times[slot, :calls].copy_(newcomer.plan.times)
+        for n, scale in enumerate(newcomer.scales):
+            buffers.scales[slot, n] = scale
         buffers.step[slot] = 0
         buffers.hint[slot].copy_(newcomer.hint.permute(1, 2, 0))
         buffers.text[slot].copy_(newcomer.text)
-        self._done[slot] = 0
+        self._running[slot] = Stepped(slot, 0, calls)
+        self._estimates[slot] = newcomer.plan.estimates
 
     def remove(self, slot: int) -> None:
         """Let a picture go."""
-        del self._done[slot]
+        del self._running[slot], self._estimates[slot]
 
-    def advance(self) -> list[tuple[int, int]]:
-        """Take one step with all pictures; return (slot, calls made so far) of each.
+    def advance(self) -> list[Stepped]:
+        """Take one step with all pictures; return how far each is, of its own number of calls.
 
         Raises torch.OutOfMemoryError when there is not enough memory for one; with enough for fewer, these are run.
         """
-        waiting = list(self._done)
+        waiting = list(self._running)
         while waiting:
             bucket = next((b for b in self._buckets if b >= len(waiting)), self._buckets[-1])
             part = waiting[:bucket]
@@ -123,12 +129,23 @@ class Batch:
                 self._do_without(bucket, error)
             else:
                 waiting = waiting[bucket:]
-        self._done = {slot: done + 1 for slot, done in self._done.items()}
-        return list(self._done.items())
+        stepped = [replace(each, done=each.done + 1) for each in self._running.values()]
+        self._running = {each.slot: each for each in stepped}
+        return stepped
 
     def final_latents(self, slot: int) -> Tensor:
         """The latents [4, h, w] of a picture that has made all its calls."""
-        latents: Tensor = torch.tensordot(self._model.weights[-1], self._buffers.history[slot], dims=1)
+        weights = self._buffers.weights[slot, self._running[slot].total]
+        latents: Tensor = torch.tensordot(weights, self._buffers.history[slot], dims=1)
+        return latents
+
+    def estimate(self, slot: int) -> Tensor | None:
+        """The latents [4, h, w] that a picture's last call points at. None before its first, and where the sampler
+        does not tell."""
+        estimates, done = self._estimates[slot], self._running[slot].done
+        if estimates is None or not done:
+            return None
+        latents: Tensor = torch.tensordot(estimates[done - 1], self._buffers.history[slot], dims=1)
         return latents
 
     def prepare(self, bucket: int) -> None:
@@ -182,36 +199,41 @@ class Batch:
         self._scatter(chosen, self._predict[bucket](self._gather(chosen)))
 
     def _gather(self, chosen: Tensor) -> Moment:
-        buffers, model = self._buffers, self._model
+        buffers, dtype = self._buffers, self._model.dtype
         step = buffers.step[chosen]
-        history = buffers.history[chosen]
-        latents = torch.bmm(model.weights[step][:, None], history.flatten(2)).view(-1, *history.shape[2:])
+        history, weights = buffers.history[chosen], buffers.weights[chosen, step]
+        latents = torch.bmm(weights[:, None], history.flatten(2)).view(-1, *history.shape[2:])
+        guidance, control, coldness = buffers.scales[chosen].unbind(1)
         return Moment(
-            latents.to(model.dtype, memory_format=torch.channels_last),
-            model.times[step],
+            latents.to(dtype, memory_format=torch.channels_last),
+            buffers.times[chosen, step],
             buffers.text[chosen],
             buffers.hint[chosen],
-            self._control_scale,
-            self._guidance_scale,
+            control.to(dtype),
+            guidance,
+            coldness.to(dtype),
         )
 
     def _scatter(self, chosen: Tensor, noise: Tensor) -> None:
         buffers = self._buffers
         step = buffers.step[chosen]
-        buffers.history.index_put_((chosen, step + self._model.sampler.noises), noise)
+        buffers.history.index_put_((chosen, step), noise)
         # Last: until here, a step that was broken off can be taken again.
         buffers.step.index_put_((chosen,), step + 1)
         buffers.step[self._recipe.slots :].zero_()
 
     def _allocate(self) -> _Buffers:
         model, recipe = self._model, self._recipe
-        entries = recipe.slots + 1
+        entries, extent = recipe.slots + 1, model.plans.extent
 
         def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=model.device)
 
         return _Buffers(
-            history=zeros(entries, model.sampler.weights.shape[1], 4, *self._size, dtype=torch.float32),
+            history=zeros(entries, extent.columns, 4, *self._size, dtype=torch.float32),
+            weights=zeros(entries, extent.calls + 1, extent.columns, dtype=torch.float32),
+            times=zeros(entries, extent.calls, model.time_width, dtype=model.dtype),
+            scales=torch.ones(entries, len(Scales._fields), device=model.device),
             step=zeros(entries, dtype=torch.int64),
             hint=zeros(entries, *self._size, model.hint_channels, dtype=model.dtype),
             text=zeros(entries, recipe.rows, TEXT_TOKENS, model.text.width, dtype=model.dtype),

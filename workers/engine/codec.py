@@ -78,6 +78,14 @@ def encode(pixels: Pixels, output: Output, file_format: FileFormat | None = None
     return file.tobytes()
 
 
+def encode_grey(pixels: Pixels) -> bytes:
+    """A PNG of grey pixels [height, width]."""
+    written, file = cv2.imencode(".png", pixels)
+    if not written:
+        raise RuntimeError(f"OpenCV cannot write {pixels.shape} as PNG")
+    return file.tobytes()
+
+
 def thumbnail(pixels: Pixels) -> bytes:
     """A small JPEG of RGB pixels, of at most _THUMBNAIL_SIDE a side."""
     scale = min(1.0, _THUMBNAIL_SIDE / max(pixels.shape[:2]))

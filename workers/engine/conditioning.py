@@ -34,9 +34,9 @@ class Tokens:
         """The client's text with the suffix after it: 77 numbers. What does not fit is cut off, the suffix first."""
         return self._encode(text + self._prompting.suffix)
 
-    def negative(self) -> tuple[int, ...]:
-        """What the picture should not show."""
-        return self._encode(self._prompting.negative)
+    def negative(self, text: str | None = None) -> tuple[int, ...]:
+        """What the picture should not show; as configured if nothing else is said."""
+        return self._encode(self._prompting.negative if text is None else text)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         # Setting the padding borrows the tokenizer; from a second thread that fails with "Already borrowed".

@@ -35,7 +35,8 @@ class Lora(Weights):
 class Sampler:
     """A diffusers scheduler by class name, with its options, e.g. `{use_karras_sigmas: true}`.
 
-    A request may ask for up to `max_steps`, or for `steps` if these are more.
+    A request may ask for up to `max_steps`, or for `steps` if these are more; each picture that runs has memory for as
+    many.
     """
 
     name: Annotated[str, Meta(min_length=1)] = "UniPCMultistepScheduler"

@@ -27,7 +27,8 @@ class Options:
     """What a task wants otherwise than the configuration says; None is as configured.
 
     `negative` is what the picture should not show. `temperature`, in (0, 1], divides the logits of the softmax in the
-    ControlNet's attention layers, and nothing else. `format` is the file's. `previews`: somebody wants to watch.
+    ControlNet's attention layers, and nothing else; in half precision, below 1/256 it counts as that. `format` is the
+    file's. `previews`: somebody wants to watch.
     """
 
     negative: str | None = None
@@ -84,7 +85,7 @@ class Engine(Protocol[Prepared]):
     `prepare`, `collect`, `encode` and `draw` may be called from any thread, several at once. All else is called from
     one thread, the only one that talks to the device. Slots are numbered 0 .. slots - 1.
 
-    `prepare`, `admit`, `step`, `finish` and `encode` may raise OutOfMemoryError. Any other error, but for a
+    `prepare`, `admit`, `step`, `finish`, `preview` and `encode` may raise OutOfMemoryError. Any other error, but for a
     BadPictureError, is a fault; of those that talk to the device, after it nothing is to be expected of that any more.
     """
 
@@ -124,7 +125,10 @@ class Engine(Protocol[Prepared]):
         """The bytes of the picture file that the client gets; in the configured format if there is None."""
 
     def preview(self, slot: int) -> object | None:
-        """Have the device show what a running picture looks like so far; what `draw` takes. None: there is nothing."""
+        """Have the device show what a running picture looks like so far, and return what `draw` takes.
+
+        None: there is nothing to show. It costs next to nothing beside a step, and waits for nothing.
+        """
 
     def draw(self, preview: object) -> bytes:
         """Wait until the device has shown it, and return a small JPEG."""

@@ -26,6 +26,17 @@ class Decoding:
         return pixels
 
 
+def fetch(pixels: Tensor) -> Decoding:
+    """Send pixels on their way as they are now; what becomes of them afterwards does not matter."""
+    if not pixels.is_cuda:
+        return Decoding(pixels.clone(), None)
+    copy = torch.empty_like(pixels, device="cpu", pin_memory=True)
+    copy.copy_(pixels, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+    return Decoding(copy, done)
+
+
 class Decoder:
     """Decodes latents of one size, one picture after the other."""
 
@@ -67,16 +78,7 @@ class Decoder:
             if latents.is_cuda:
                 latents.record_stream(torch.cuda.current_stream())
             decode()
-            return self._fetch()
+            return fetch(self._pixels)
 
     def _work(self) -> None:
         self._pixels.copy_(self._decode(self._latents))
-
-    def _fetch(self) -> Decoding:
-        if not self._pixels.is_cuda:
-            return Decoding(self._pixels.clone(), None)
-        pixels = torch.empty_like(self._pixels, device="cpu", pin_memory=True)
-        pixels.copy_(self._pixels, non_blocking=True)
-        done = torch.cuda.Event()
-        done.record()
-        return Decoding(pixels, done)

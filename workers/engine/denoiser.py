@@ -34,7 +34,8 @@ class Moment:
 
     `latents` [B, 4, h, w], `hint` [B, h, w, channels]. `times` [B, total] are the time projections of all ResNets,
     `text` [B, rows, 77, total] the keys and values of all cross-attentions, the UNet's before the ControlNet's; with
-    two rows the first is the unconditional one. `control_scale` and `guidance_scale`: one number each.
+    two rows the first is the unconditional one. `control_scale`, `guidance_scale` (with one row without effect, and 1
+    is none with two) and `coldness` [B]: the last multiplies the logits of the ControlNet's attention.
     """
 
     latents: Tensor
@@ -43,6 +44,13 @@ class Moment:
     hint: Tensor
     control_scale: Tensor
     guidance_scale: Tensor
+    coldness: Tensor
+
+
+def coldest(dtype: torch.dtype) -> float:
+    """The lowest temperature that networks can compute with: one over it must leave queries within what half precision
+    can hold, and logits within float32."""
+    return 2.0**-8 if dtype == torch.float16 else 2.0**-20
 
 
 Predict: TypeAlias = Callable[[Moment], Tensor]  # the noise [B, 4, h, w] in float32, guided: what a step is made of
@@ -128,12 +136,16 @@ class Guided:
     def __call__(self, moment: Moment) -> Tensor:
         """The noise [B, 4, h, w], float32."""
         rows = moment.text.shape[1]
-        times = moment.times.repeat_interleave(rows, 0)
+        times, scale, coldness = (
+            each.repeat_interleave(rows, 0) for each in (moment.times, moment.control_scale, moment.coldness)
+        )
         given, control = self.layers.split(times, moment.text.flatten(0, 1))
-        told = Control(moment.hint.permute(0, 3, 1, 2), moment.control_scale, control)
+        told = Control(moment.hint.permute(0, 3, 1, 2), scale, coldness, control)
         noise = self.denoiser(moment.latents, given, told).float().unflatten(0, (-1, rows))
         unconditional: Tensor = noise[:, 0]
         conditional: Tensor = noise[:, -1]
         if rows == 2:
-            conditional = unconditional + moment.guidance_scale * (conditional - unconditional)
+            # At a scale of 1 it is the conditional one to the bit, as without guidance.
+            beyond = (moment.guidance_scale - 1)[:, None, None, None]
+            conditional = conditional + beyond * (conditional - unconditional)
         return conditional

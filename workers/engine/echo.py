@@ -1,6 +1,7 @@
 """An engine without a model: the picture comes back as it went in. For tests and for benchmarks of all the rest."""
 
 import time
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,13 +14,22 @@ from workers.engine.contract import Condition, Format, Stepped, Task
 _WARM_UP_SEED = 0
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Echoed:
+    """A picture (RGB uint8 [h, w, 3], or the bytes that came, unread) that comes back after so many steps."""
+
+    picture: Pixels | bytes
+    steps: int
+
+
 class EchoEngine:
-    """Returns the input picture after `config.echo.steps` steps; all pictures that run share the time of a step."""
+    """Returns the input picture after as many steps as its task asks for, else `config.echo.steps`; all pictures that
+    run share the time of a step."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.slots = config.slots
         self._config = config
-        self._running: dict[int, tuple[Pixels | bytes, int]] = {}
+        self._running: dict[int, tuple[Pixels | bytes, Stepped]] = {}
         self._fixed_seconds = 0.0
 
     def warm_up(self) -> Costs:
@@ -33,31 +43,31 @@ class EchoEngine:
         echo = self._config.echo
         return Costs(echo.steps, (echo.step_seconds,) * self.slots, self._fixed_seconds)
 
-    def prepare(self, task: Task) -> Pixels | bytes:
-        """Decode the picture (RGB uint8 [h, w, 3]), or take its bytes unread.
+    def prepare(self, task: Task) -> Echoed:
+        """Decode the picture, or take its bytes unread.
 
         Raises BadPictureError.
         """
-        return codec.decode(task.picture) if self._config.echo.reencode else bytes(task.picture)
+        picture = codec.decode(task.picture) if self._config.echo.reencode else bytes(task.picture)
+        return Echoed(picture, task.options.steps or self._config.echo.steps)
 
-    def admit(self, slot: int, prepared: Pixels | bytes) -> None:
+    def admit(self, slot: int, prepared: Echoed) -> None:
         """Put a picture into a free slot. Raises ValueError when the slot is taken or not there."""
         if not 0 <= slot < self.slots or slot in self._running:
             raise ValueError(f"slot {slot} is not free")
-        self._running[slot] = (prepared, 0)
+        self._running[slot] = (prepared.picture, Stepped(slot, 0, prepared.steps))
 
     def step(self) -> list[Stepped]:
         """Let one step's time pass for every unfinished picture."""
-        total = self._config.echo.steps
-        unfinished = [slot for slot, (_, done) in self._running.items() if done < total]
+        unfinished = [slot for slot, (_, stepped) in self._running.items() if stepped.done < stepped.total]
         if unfinished:
             time.sleep(self._config.echo.step_seconds)
         return [self._advance(slot) for slot in unfinished]
 
     def finish(self, slot: int) -> Pixels | bytes:
-        """What `prepare` made of the picture. Raises ValueError while it has steps to take."""
-        picture, done = self._tenant(slot)
-        if done < self._config.echo.steps:
+        """The picture. Raises ValueError while it has steps to take."""
+        picture, stepped = self._tenant(slot)
+        if stepped.done < stepped.total:
             raise ValueError(f"slot {slot} has steps to take")
         del self._running[slot]
         return picture
@@ -90,21 +100,22 @@ class EchoEngine:
         """A small JPEG of it."""
         return codec.thumbnail(np.asarray(preview, np.uint8))
 
-    def _tenant(self, slot: int) -> tuple[Pixels | bytes, int]:
+    def _tenant(self, slot: int) -> tuple[Pixels | bytes, Stepped]:
         if slot not in self._running:
             raise ValueError(f"slot {slot} is empty")
         return self._running[slot]
 
     def _advance(self, slot: int) -> Stepped:
-        picture, done = self._running[slot]
-        self._running[slot] = (picture, done + 1)
-        return Stepped(slot, done + 1, self._config.echo.steps)
+        picture, stepped = self._running[slot]
+        stepped = replace(stepped, done=stepped.done + 1)
+        self._running[slot] = (picture, stepped)
+        return stepped
 
     def _measure(self) -> float:
         side = self._config.size.short_side
         noise = np.random.default_rng(_WARM_UP_SEED).integers(0, 256, (side, side, 3), np.uint8)
         task = Task(self.encode(noise), "", _WARM_UP_SEED)
-        self.encode(self.prepare(task))  # the first time, libraries set themselves up
+        self.encode(self.prepare(task).picture)  # the first time, libraries set themselves up
         start = time.perf_counter()
-        self.encode(self.prepare(task))
+        self.encode(self.prepare(task).picture)
         return time.perf_counter() - start

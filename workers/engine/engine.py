@@ -20,10 +20,13 @@ from workers.engine.batch import Newcomer, Size
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Condition, Format, OutOfMemoryError, Stepped, Task
-from workers.engine.decoding import Decoding
+from workers.engine.decoding import Decoding, fetch
+from workers.engine.denoiser import coldest
 from workers.engine.graphs import Recorder
 from workers.engine.header import output_size
 from workers.engine.measure import Measurements
+from workers.engine.options import Scales, canny_of, scales_of
+from workers.engine.plan import Plan
 from workers.engine.runtime import AnyModel
 from workers.engine.speed import Workshop
 from workers.engine.streams import upload
@@ -44,11 +47,14 @@ def _memory_is_asked_for() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prepared:
-    """A picture that is ready for the device: tokens, noise [noises, 4, h, w] float32, edges uint8 [8h, 8w]."""
+    """A picture that is ready for the device: tokens of each row, noise [noises, 4, h, w] float32, edges uint8
+    [8h, 8w], and its own of sampler and scales."""
 
-    tokens: tuple[int, ...]
+    prompts: tuple[tuple[int, ...], ...]
     noise: Tensor
     edges: Pixels
+    plan: Plan
+    scales: Scales
 
 
 class DiffusionEngine:
@@ -66,14 +72,14 @@ class DiffusionEngine:
         self._finals: dict[int, tuple[Workspace, Tensor]] = {}  # slot -> final latents that wait for `finish`
         self._pace = _Pace(model.device)
         side = config.size.short_side
+        self._coldest = coldest(model.dtype)
         self._nominal: Size = (side // model.latent_scale, side // model.latent_scale)
         self._measurements = Measurements(self, side, self._workshop.recipe.buckets)
-        self._negative = model.tokens.negative()
 
     @property
     def calls(self) -> int:
-        """Denoising steps of a picture."""
-        return self._model.sampler.calls
+        """Denoising steps of a picture that asks for no number of its own."""
+        return self._model.plans.usual.calls
 
     @torch.no_grad()
     def warm_up(self) -> Costs:
@@ -82,6 +88,8 @@ class DiffusionEngine:
             self._workshop.set_up()
         with timed("costs measured"):
             self._measurements.take_all()
+        with timed("colours of previews fitted to the VAE"):
+            self._show(torch.zeros(4, *self._nominal, device=self._model.device)).wait()
         self._workshop.start_compiling()
         return self.costs()
 
@@ -92,16 +100,19 @@ class DiffusionEngine:
     def prepare(self, task: Task) -> Prepared:
         """Decode, resize, find edges, tokenise, and draw the noise.
 
-        All on the CPU: so a seed means the same on every device. Raises BadPictureError.
+        All on the CPU: so a seed means the same on every device. Raises BadPictureError and BadOptionError.
         """
+        options = task.options
+        plan, scales = self._model.plans.of(options.steps), scales_of(options, self._config, self._coldest)
+        canny = canny_of(options, self._config.canny)
         pixels = codec.decode(task.picture)
         width, height = output_size(pixels.shape[1], pixels.shape[0], self._config.size)
-        edges = codec.edges(codec.resize(pixels, width, height), self._config.canny)
+        edges = codec.edges(codec.resize(pixels, width, height), canny)
         shape = (4, height // self._model.latent_scale, width // self._model.latent_scale)
         generator = torch.Generator().manual_seed(task.seed)
         # One by one, as diffusers draws them.
-        noise = torch.stack([torch.randn(shape, generator=generator) for _ in range(self._model.sampler.noises)])
-        return Prepared(self._model.tokens.positive(task.text), noise, edges)
+        noise = torch.stack([torch.randn(shape, generator=generator) for _ in range(plan.matrix.noises)])
+        return Prepared(self._prompts(task), noise, edges, plan, scales)
 
     @torch.no_grad()
     @_memory_is_asked_for()
@@ -128,10 +139,10 @@ class DiffusionEngine:
         self._pace.wait()
         stepped = [progress for batch in self._workshop.spaces.busy() for progress in batch.advance()]
         self._pace.mark()
-        for slot, done in stepped:
-            if done == self.calls:
-                self._retire(slot)
-        return [Stepped(slot, done, self.calls) for slot, done in stepped]
+        for picture in stepped:
+            if picture.done == picture.total:
+                self._retire(picture.slot)
+        return stepped
 
     def latents(self, slot: int) -> Tensor:
         """The final latents [4, h, w], float32, of a picture that took its last step. Raises ValueError before that."""
@@ -167,13 +178,22 @@ class DiffusionEngine:
         """The picture file that the client gets."""
         return codec.encode(np.asarray(pixels, np.uint8), self._config.output, file_format)
 
-    def preview(self, slot: int) -> object | None:
-        """None yet."""
-        return None
+    @torch.no_grad()
+    @_memory_is_asked_for()
+    def preview(self, slot: int) -> Decoding | None:
+        """Have the device colour the latents that a running picture's last step points at.
+
+        None before its first, and where the sampler does not tell. Raises ValueError when it does not run, and
+        OutOfMemoryError.
+        """
+        if slot not in self._homes:
+            raise ValueError(f"slot {slot} holds no picture that runs")
+        latents = self._homes[slot].batch.estimate(slot)
+        return None if latents is None else self._show(latents)
 
     def draw(self, preview: object) -> bytes:
-        """A small JPEG."""
-        return codec.thumbnail(np.asarray(preview, np.uint8))
+        """A small JPEG, a pixel for each of the latents, of what `preview` returned."""
+        return codec.thumbnail(self.collect(preview))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Pixels:
@@ -206,8 +226,13 @@ class DiffusionEngine:
     def _place(self, slot: int, prepared: Prepared) -> Workspace:
         workspace = self._workshop.spaces.of((prepared.noise.shape[2], prepared.noise.shape[3]))
         noise = upload(prepared.noise, self._model.device)
-        workspace.batch.admit(slot, Newcomer(noise, self._hint(prepared.edges), self._text(prepared.tokens)))
+        hint, text = self._hint(prepared.edges), self._text(prepared.prompts)
+        plan = self._workshop.placed(prepared.plan)
+        workspace.batch.admit(slot, Newcomer(noise, hint, text, plan, prepared.scales))
         return workspace
+
+    def _show(self, latents: Tensor) -> Decoding:
+        return fetch(self._workshop.colours(latents))
 
     def _final(self, slot: int) -> tuple[Workspace, Tensor]:
         if slot not in self._finals:
@@ -223,9 +248,13 @@ class DiffusionEngine:
         picture = upload(torch.from_numpy(edges), self._model.device).to(self._model.dtype) / 255
         return self._model.hint(picture)
 
-    def _text(self, tokens: tuple[int, ...]) -> Tensor:
-        """Keys and values of an image's rows [rows, 77, total]; the unconditional row comes first."""
-        prompts = [self._negative, tokens] if self._workshop.recipe.rows == 2 else [tokens]
+    def _prompts(self, task: Task) -> tuple[tuple[int, ...], ...]:
+        """Tokens of an image's rows; the unconditional row comes first."""
+        tokens, positive = self._model.tokens, self._model.tokens.positive(task.text)
+        return (tokens.negative(task.options.negative), positive) if self._workshop.recipe.rows == 2 else (positive,)
+
+    def _text(self, prompts: tuple[tuple[int, ...], ...]) -> Tensor:
+        """Keys and values of an image's rows [rows, 77, total]."""
         return torch.stack([self._workshop.keys_values(prompt) for prompt in prompts])
 
 

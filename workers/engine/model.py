@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from workers.engine.architecture import check
 from workers.engine.conditioning import TextConditioning, TextEncoder, Tokens
 from workers.engine.config import EngineConfig, Sampler, Weights
-from workers.engine.constants import hint_embedding, pack_projections, time_table
+from workers.engine.constants import hint_embedding, pack_projections, shift_widths, time_table
 from workers.engine.denoiser import Denoiser, Guided, Layers, Passes
 from workers.engine.lora import fuse
 from workers.engine.networks import Attend
+from workers.engine.plan import Plans
 from workers.engine.runtime import Ways
-from workers.engine.sampler import SamplerMatrix, Scheduler, UnsupportedSamplerError, is_scheduler, sampler_matrix
+from workers.engine.sampler import Scheduler, UnsupportedSamplerError, is_scheduler
 from workers.engine.streams import Aside
 from workers.engine.timing import timed
 from workers.engine.weights import COMPONENTS, MissingWeightsError, folder_of, is_folder, named_loras, weight_file
@@ -42,17 +43,14 @@ class Parts:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """Everything that is loaded or computed once, on its device. `weights` is the sampler's matrix in float32, `times`
-    the time projections of both networks [N, total] at its calls."""
+    """Everything that is loaded or computed once, on its device."""
 
     unet: "UNet2DConditionModel"
     controlnet: "ControlNetModel"
     vae: "AutoencoderKL"
     tokens: Tokens
     text: TextConditioning
-    sampler: SamplerMatrix
-    weights: Tensor
-    times: Tensor
+    plans: Plans
     device: torch.device
     dtype: torch.dtype
 
@@ -65,6 +63,15 @@ class Model:
     def hint_channels(self) -> int:
         """Channels of a hint embedding."""
         return int(self.unet.config.block_out_channels[0])
+
+    @property
+    def time_width(self) -> int:
+        """Channels of both networks' time projections."""
+        return sum(sum(shift_widths(network)) for network in (self.unet, self.controlnet))
+
+    def times(self, timesteps: Tensor) -> Tensor:
+        """The time projections of both networks at timesteps [N]: [N, total]."""
+        return torch.cat([time_table(network, timesteps) for network in (self.unet, self.controlnet)], dim=1)
 
     def hint(self, picture: Tensor) -> Tensor:
         """The hint embedding [channels, h, w] of edges [8h, 8w] in 0 .. 1."""
@@ -128,13 +135,12 @@ def assemble(config: EngineConfig, parts: Parts, device: str) -> Model:
     Raises UnsupportedModelError and UnsupportedSamplerError.
     """
     check(parts.unet.config, parts.controlnet.config, parts.text_encoder.config.hidden_size)
-    sampler = sampler_matrix(lambda: make_scheduler(config.sampler, parts.scheduler))
+    plans = plans_of(config.sampler, parts.scheduler)
     for part in (parts.unet, parts.controlnet, parts.vae, parts.text_encoder):
         _settle(part, device)
     networks = parts.unet, parts.controlnet
     for network in networks:
         pack_projections(network)
-    timesteps = sampler.timesteps.to(device)
     encoder = TextEncoder(parts.text_encoder, *networks)
     return Model(
         unet=parts.unet,
@@ -142,9 +148,7 @@ def assemble(config: EngineConfig, parts: Parts, device: str) -> Model:
         vae=parts.vae,
         tokens=Tokens(parts.tokenizer, config.prompt),
         text=TextConditioning(encoder, encoder.width, parts.unet.dtype, torch.device(device)),
-        sampler=sampler,
-        weights=sampler.weights.to(device, torch.float32),
-        times=torch.cat([time_table(network, timesteps) for network in networks], dim=1),
+        plans=plans,
         device=torch.device(device),
         dtype=parts.unet.dtype,
     )
@@ -153,6 +157,14 @@ def assemble(config: EngineConfig, parts: Parts, device: str) -> Model:
 def _settle(part: nn.Module, device: str) -> None:
     # Channels-last on the CPU too: a step of the demo model took 51 ms instead of 70.
     part.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+
+
+def plans_of(sampler: Sampler, base: dict[str, Any]) -> Plans:
+    """What numbers of steps come to; `base` is the configuration of the scheduler the model came with.
+
+    Raises UnsupportedSamplerError when that is nothing for the configured number.
+    """
+    return Plans(sampler, lambda steps: make_scheduler(replace(sampler, steps=steps), base))
 
 
 def make_scheduler(sampler: Sampler, base: dict[str, Any]) -> Scheduler:

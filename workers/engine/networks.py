@@ -65,21 +65,29 @@ class Given:
 
 
 class _Feed:
-    """Hands out what is given, layer by layer, and the attention to use."""
+    """Hands out what is given, layer by layer, and the attention to use: `coldness` [R] multiplies its logits."""
 
-    def __init__(self, given: Given, attend: Attend) -> None:
+    def __init__(self, given: Given, attend: Attend, coldness: Tensor | None = None) -> None:
         self.shifts: Iterator[Tensor] = iter(given.shifts)
         self.keys_values: Iterator[Tensor] = iter(given.keys_values)
-        self.attend = attend
+        self._attend = attend
+        self._coldness = coldness
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
+        # Kernels know one factor for all rows. That of each row is taken by its queries, as logits are linear in them.
+        if self._coldness is not None:
+            queries = queries * _alike(self._coldness, queries)[:, None, None]
+        return self._attend(queries, keys, values, heads)
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What the ControlNet is told: the hint embedding [B, channels, h, w] and the rest. `scale` is what its residuals
-    are to be multiplied by, one number."""
+    """What the ControlNet is told: the hint embedding [B, channels, h, w] and the rest. `scale` [R] is what its
+    residuals are to be multiplied by, `coldness` [R] what multiplies the logits of its attention."""
 
     hint: Tensor
     scale: Tensor
+    coldness: Tensor
     given: Given
 
 
@@ -91,7 +99,7 @@ def control_residuals(
     Not scaled yet: `unet_noise` does that as it adds, which spares a pass over each of them.
     """
     x = controlnet.conv_in(latents) + control.hint
-    skips, x = _encode(controlnet, x, _Feed(control.given, attend))
+    skips, x = _encode(controlnet, x, _Feed(control.given, attend, control.coldness))
     convs = controlnet.controlnet_down_blocks
     residuals = [conv(skip) for conv, skip in zip(convs, skips, strict=True)]
     return residuals, controlnet.controlnet_mid_block(x)
@@ -112,11 +120,15 @@ def unet_noise(
     scale: Tensor,
     attend: Attend = attention,
 ) -> Tensor:
-    """The UNet's decoder, over what its encoder and the ControlNet made, this scaled: the noise [R, 4, h, w]."""
-    skips = [skip.addcmul(residual, scale) for skip, residual in zip(features[0], residuals[0], strict=True)]
-    x = _decode(unet, features[1].addcmul(residuals[1], scale), skips, _Feed(given, attend))
+    """The UNet's decoder, over what its encoder and the ControlNet made, this scaled by [R]: the noise [R, 4, h, w]."""
+    skips = [_controlled(skip, residual, scale) for skip, residual in zip(features[0], residuals[0], strict=True)]
+    x = _decode(unet, _controlled(features[1], residuals[1], scale), skips, _Feed(given, attend))
     noise: Tensor = unet.conv_out(silu(unet.conv_norm_out(x)))
     return noise
+
+
+def _controlled(features: Tensor, residual: Tensor, scale: Tensor) -> Tensor:
+    return features.addcmul(residual, _alike(scale, residual)[:, None, None, None])
 
 
 def _encode(net: "UNet2DConditionModel | ControlNetModel", x: Tensor, feed: _Feed) -> tuple[list[Tensor], Tensor]:

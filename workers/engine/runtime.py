@@ -13,7 +13,7 @@ from torch import Tensor
 from workers.engine.conditioning import TextConditioning, Tokens
 from workers.engine.denoiser import Predict
 from workers.engine.networks import Attend
-from workers.engine.sampler import SamplerMatrix
+from workers.engine.plan import Plans
 from workers.engine.streams import Aside
 
 Decode: TypeAlias = Callable[[Tensor], Tensor]  # latents [4, h, w] to RGB uint8 [8h, 8w, 3], on the device
@@ -32,7 +32,7 @@ class Ways:
 
 
 class AnyModel(Protocol):
-    """All that the engine asks of a model, on its device. `weights` is the sampler's matrix in float32."""
+    """All that the engine asks of a model, on its device."""
 
     @property
     def tokens(self) -> Tokens: ...  # noqa: D102 - said above, and in the classes
@@ -41,10 +41,7 @@ class AnyModel(Protocol):
     def text(self) -> TextConditioning: ...  # noqa: D102
 
     @property
-    def sampler(self) -> SamplerMatrix: ...  # noqa: D102
-
-    @property
-    def weights(self) -> Tensor: ...  # noqa: D102
+    def plans(self) -> Plans: ...  # noqa: D102
 
     @property
     def device(self) -> torch.device: ...  # noqa: D102
@@ -53,8 +50,8 @@ class AnyModel(Protocol):
     def dtype(self) -> torch.dtype: ...  # noqa: D102
 
     @property
-    def times(self) -> Tensor:
-        """The time projections of both networks, the UNet's first, at each of the sampler's N calls: [N, total]."""
+    def time_width(self) -> int:
+        """Channels of both networks' time projections."""
 
     @property
     def hint_channels(self) -> int:
@@ -63,6 +60,9 @@ class AnyModel(Protocol):
     @property
     def latent_scale(self) -> int:
         """Pixels along a side of one latent: 8 with Stable Diffusion."""
+
+    def times(self, timesteps: Tensor) -> Tensor:
+        """The time projections of both networks, the UNet's first, at timesteps [N], float32: [N, total]."""
 
     def hint(self, picture: Tensor) -> Tensor:
         """The hint embedding [channels, h, w] of edges [8h, 8w] in 0 .. 1."""

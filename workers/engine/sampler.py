@@ -17,6 +17,8 @@ import torch
 from torch import Generator, Tensor
 from torch.overrides import TorchFunctionMode
 
+from workers.engine.estimates import estimates
+
 _PROOF_SEED = 0
 _PROOF_TOLERANCE = 1e-6  # relative; in diffusers 0.42 some come to 1e-15, those that cast to float32 within to 1e-7
 
@@ -61,11 +63,13 @@ class SamplerMatrix:
 
     `weights` [N + 1, noises + N], float64: row k < N makes the model input of call k from the noise, what is drawn at
     the steps, and eps_0 .. eps_N-1; row N the final latents. No call sees a later output. `timesteps` [N], float32:
-    what the model is told.
+    what the model is told. `estimates` [N, noises + N]: row k makes the latents that the answer to call k points at,
+    without noise; None where the scheduler does not tell (see `estimates.py`).
     """
 
     weights: Tensor
     timesteps: Tensor
+    estimates: Tensor | None
 
     @property
     def calls(self) -> int:
@@ -85,13 +89,18 @@ def sampler_matrix(fresh: Callable[[], Scheduler]) -> SamplerMatrix:
     """
     scheduler = fresh()
     timesteps = scheduler.timesteps.to("cpu", torch.float32)
-    calls = len(timesteps)
-    counted = _Draws()
-    _run(fresh(), torch.zeros(1 + calls, 1, dtype=torch.float64), counted)
-    inputs = torch.eye(1 + counted.made + calls, dtype=torch.float64)
-    weights = _respond(scheduler, inputs, counted.made)
-    _prove(fresh, weights, counted.made)
-    return SamplerMatrix(weights, timesteps)
+    calls, noises = counts(fresh())
+    inputs = torch.eye(noises + calls, dtype=torch.float64)
+    weights = _respond(scheduler, inputs, noises - 1)
+    _prove(fresh, weights, noises - 1)
+    return SamplerMatrix(weights, timesteps, estimates(scheduler, weights[:-1], inputs[noises:], timesteps))
+
+
+def counts(scheduler: Scheduler) -> tuple[int, int]:
+    """How often a fresh scheduler has the model called, and how many noises it takes: N and 1 + D of its matrix."""
+    calls, counted = len(scheduler.timesteps), _Draws()
+    _run(scheduler, torch.zeros(1 + calls, 1, dtype=torch.float64), counted)
+    return calls, 1 + counted.made
 
 
 class _Draws(TorchFunctionMode):

@@ -1,7 +1,7 @@
 """What makes the engine fast: where its graphs, compiled networks and streams are put together."""
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from threading import Lock
 from typing import TypeVar
 
@@ -11,18 +11,21 @@ from torch import Tensor
 from workers.engine.attention import Attention
 from workers.engine.batch import Batch, Recipe, Size
 from workers.engine.compiling import Compiler, Target
-from workers.engine.config import EngineConfig
+from workers.engine.config import EngineConfig, rows_of
 from workers.engine.contract import Condition
 from workers.engine.decoding import Decoder
 from workers.engine.graphs import Fallbacks, Graphs, Recorder, Studio, recorder_for
 from workers.engine.kernels import kernels
+from workers.engine.plan import Placed, Plan
+from workers.engine.preview import Colours, fit
 from workers.engine.runtime import AnyModel, Ways
-from workers.engine.streams import Aside
+from workers.engine.streams import Aside, upload
 from workers.engine.workspace import Workspace, Workspaces
 
 T = TypeVar("T")
 
 _GIB = 2**30
+_PLACED_PLANS = 16  # kept on the device: 2.6 MB each with SD 1.5 in float16 and 50 steps
 _COMPILED_AT_MOST = 1000  # passes by shapes; a limit there must be
 _MODE_ON_CUDA = "max-autotune-no-cudagraphs"  # the graphs are ours
 
@@ -51,9 +54,9 @@ class Workshop:
         self._compile_stream = torch.cuda.Stream(model.device) if self._on_cuda else None
         self._compile_aside = self._aside()
         self._compiler = Compiler(self._compile, turn, self._fallbacks)
-        self.recipe = Recipe(
-            config.slots, config.guidance_scale, config.control_scale, buckets(config.slots, exact=recorder is None)
-        )
+        rows = rows_of(config.guidance_scale)
+        self.recipe = Recipe(config.slots, rows, buckets(config.slots, exact=recorder is None))
+        self._placed = lru_cache(_PLACED_PLANS)(self._place)
         self.spaces = Workspaces(self._workspace, int(config.speed.other_sizes_gib * _GIB), self._settle)
 
     def set_up(self) -> None:
@@ -105,6 +108,15 @@ class Workshop:
         """Keys and values of a prompt [77, total]. Not to be written to."""
         return self._model.text.keys_values(tokens, self._text)
 
+    def placed(self, plan: Plan) -> Placed:
+        """A plan on the device. Not to be written to."""
+        return self._placed(plan)
+
+    @cached_property
+    def colours(self) -> Colours:
+        """What latents look like, by this model's VAE."""
+        return fit(self._ways.decode, self._model.device)
+
     def condition(self) -> Condition:
         """Kernels, graphs and fallbacks."""
         spaces = list(self.spaces)
@@ -126,6 +138,12 @@ class Workshop:
         side = self._config.size.short_side
         scale = self._model.latent_scale
         return [(height // scale, width // scale) for width, height in self._config.speed.sizes or [(side, side)]]
+
+    def _place(self, plan: Plan) -> Placed:
+        device = self._model.device
+        estimates = None if plan.estimates is None else upload(plan.estimates, device)
+        times = self._model.times(upload(plan.matrix.timesteps, device))
+        return Placed(upload(plan.weights, device), estimates, times)
 
     def _workspace(self, size: Size, kept: bool) -> Workspace:
         # What may be dropped again has pools of its own, or its memory would not come back.

@@ -14,7 +14,7 @@ from torch import Tensor
 from workers.engine import codec
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig, Output, Prompting, Sampler, Sizing, Weights
-from workers.engine.contract import Task
+from workers.engine.contract import Options, Task
 from workers.engine.engine import DiffusionEngine, Prepared
 from workers.engine.model import Parts, assemble, read
 
@@ -48,9 +48,9 @@ def picture(width: int = 64, height: int = 64) -> bytes:
     return codec.encode(pixels, Output(format="png"))
 
 
-def task(seed: int = 1, width: int = 64, height: int = 64, text: str = TEXT) -> Task:
+def task(seed: int = 1, width: int = 64, height: int = 64, text: str = TEXT, **options: Any) -> Task:
     """One picture to make."""
-    return Task(picture(width, height), text, seed)
+    return Task(picture(width, height), text, seed, Options(**options))
 
 
 def run(engine: DiffusionEngine, slot: int) -> Tensor:

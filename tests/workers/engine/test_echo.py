@@ -8,7 +8,7 @@ import pytest
 from tests.workers.engine.demo import picture
 from workers.engine import build, codec
 from workers.engine.config import Echo, EngineConfig, Output
-from workers.engine.contract import BadPictureError, Stepped, Task
+from workers.engine.contract import BadPictureError, Options, Stepped, Task
 from workers.engine.echo import EchoEngine
 
 
@@ -25,6 +25,16 @@ def test_a_picture_comes_back_after_its_steps() -> None:
     assert engine.step() == []
     file = engine.encode(engine.finish(1))
     assert np.array_equal(codec.decode(file), codec.decode(picture()))
+
+
+def test_a_picture_takes_the_steps_that_its_task_asks_for() -> None:
+    engine = echo(steps=2)
+    engine.admit(0, engine.prepare(Task(picture(), "", 0, Options(steps=3))))
+    engine.admit(1, engine.prepare(Task(picture(), "", 0)))
+    assert engine.step() == [Stepped(0, 1, 3), Stepped(1, 1, 2)]
+    assert engine.step() == [Stepped(0, 2, 3), Stepped(1, 2, 2)]
+    assert engine.step() == [Stepped(0, 3, 3)]
+    assert engine.costs().steps == 2
 
 
 def test_unread_bytes_come_back_as_they_are() -> None:

@@ -83,11 +83,24 @@ def test_a_step_does_not_wait_for_the_device() -> None:
     try:
         engine.admit(0, first)
         engine.step()
+        engine.preview(0)
         engine.admit(1, second)
         engine.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     demo.run(engine, 0)
+
+
+def test_a_preview_is_what_it_is_on_the_cpu() -> None:
+    shown = []
+    for engine in (on_cuda(USUAL, torch.float16)[0], demo.engine(USUAL)):
+        engine.admit(0, engine.prepare(demo.task(3)))
+        for _ in range(5):
+            engine.step()
+        preview = engine.preview(0)
+        engine.step()  # before anybody looks at it
+        shown.append(engine.collect(preview))
+    assert demo.psnr(*shown) >= 40
 
 
 def test_a_picture_is_decoded_beside_the_steps_of_others() -> None:

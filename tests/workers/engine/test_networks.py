@@ -1,5 +1,7 @@
 """Our forward passes against those of diffusers, on the same modules."""
 
+import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +21,7 @@ from workers.engine.constants import (
     shift_widths,
     time_table,
 )
-from workers.engine.denoiser import Denoiser, Passes
+from workers.engine.denoiser import Denoiser, Passes, coldest
 from workers.engine.networks import Control, Given
 from workers.engine.streams import Aside
 
@@ -56,13 +58,18 @@ def unet_noise(unet: Any, controlnet: Any, told: Given, residuals: tuple[list[Te
     encoder = Given(shift_widths(controlnet), keys_values_widths(controlnet))  # type: ignore[arg-type] # as many
     encoding, decoding = told.halves(encoder)
     features = networks.unet_features(unet, LATENTS, encoding)
-    return networks.unet_noise(unet, features, decoding, residuals, torch.tensor(1.0))
+    return networks.unet_noise(unet, features, decoding, residuals, torch.ones(IMAGES))
 
 
 LATENTS = random(IMAGES, 4, SIDE, SIDE)
 PICTURE = random(IMAGES, 3, 8 * SIDE, 8 * SIDE, seed=1).sigmoid()
 TIMESTEPS = torch.tensor([801.0, 42.0])
-SCALE = torch.tensor(0.4)
+SCALES = torch.tensor([0.4, 1.3])
+
+
+def told(given: Given, scale: Tensor) -> Control:
+    """What the ControlNet is told of the picture below."""
+    return Control(hint_embedding(demo.parts().controlnet, PICTURE), scale, torch.ones_like(scale), given)
 
 
 def features(rows: int) -> Tensor:
@@ -100,12 +107,32 @@ def test_the_hint_embedding_is_diffusers() -> None:
 def test_the_controlnet_is_diffusers() -> None:
     controlnet = demo.parts().controlnet
     text = features(IMAGES)
-    control = Control(hint_embedding(controlnet, PICTURE), torch.tensor(1.0), given(controlnet, TIMESTEPS, text))
+    control = told(given(controlnet, TIMESTEPS, text), torch.ones(IMAGES))
     skips, middle = networks.control_residuals(controlnet, LATENTS, control)
     expected = controlnet(LATENTS, TIMESTEPS, text, PICTURE)
     assert len(skips) == len(expected.down_block_res_samples)
     for actual, plain in zip((*skips, middle), (*expected[0], expected[1]), strict=True):
         assert relative_error(actual, plain) <= TOLERANCE
+
+
+def test_a_temperature_of_one_changes_no_bit() -> None:
+    controlnet = demo.parts().controlnet
+    control = told(given(controlnet, TIMESTEPS, features(IMAGES)), torch.ones(IMAGES))
+    skips, middle = networks.control_residuals(controlnet, LATENTS, control)
+    x = controlnet.conv_in(LATENTS) + control.hint
+    plain, plain_middle = networks._encode(controlnet, x, networks._Feed(control.given, networks.attention))
+    assert torch.equal(middle, controlnet.controlnet_mid_block(plain_middle))
+    for actual, conv, expected in zip(skips, controlnet.controlnet_down_blocks, plain, strict=True):
+        assert torch.equal(actual, conv(expected))
+
+
+def test_half_precision_holds_the_queries_of_its_lowest_temperature() -> None:
+    controlnet = copy.deepcopy(demo.parts().controlnet).half()
+    control = told(given(controlnet, TIMESTEPS, features(IMAGES).half()), torch.ones(IMAGES))
+    coldness = torch.full((IMAGES,), 1 / coldest(torch.float16)).half()
+    control = replace(control, hint=control.hint.half(), coldness=coldness)
+    skips, middle = networks.control_residuals(controlnet, LATENTS.half(), control)
+    assert all(residual.isfinite().all() for residual in (*skips, middle))
 
 
 def test_the_unet_is_diffusers() -> None:
@@ -126,11 +153,11 @@ def test_the_unet_is_diffusers() -> None:
 def test_guidance_shares_what_its_halves_have_in_common() -> None:
     unet, controlnet = demo.parts().unet, demo.parts().controlnet
     text, timesteps = features(2 * IMAGES), doubled(TIMESTEPS)
-    control = Control(hint_embedding(controlnet, PICTURE), SCALE, given(controlnet, timesteps, text))
+    control = told(given(controlnet, timesteps, text), doubled(SCALES))
     actual = Denoiser(Passes.of(unet, controlnet), Aside(None))(LATENTS, given(unet, timesteps, text), control)
 
     residuals = controlnet(doubled(LATENTS), timesteps, text, doubled(PICTURE))
-    scaled = [residual * SCALE for residual in (*residuals[0], residuals[1])]
+    scaled = [residual * doubled(SCALES)[:, None, None, None] for residual in (*residuals[0], residuals[1])]
     expected = unet(
         doubled(LATENTS),
         timesteps,
@@ -185,12 +212,12 @@ def test_the_passes_can_be_traced_whole() -> None:
     """Without a break: what compilers ask for."""
     unet, controlnet = demo.parts().unet, demo.parts().controlnet
     text = features(IMAGES)
-    told = Control(hint_embedding(controlnet, PICTURE), SCALE, given(controlnet, TIMESTEPS, text))
+    control = told(given(controlnet, TIMESTEPS, text), SCALES)
     plain = Passes.of(unet, controlnet)
     trace = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
     traced = Passes(trace(plain.control), trace(plain.encode), trace(plain.decode))
     actual, expected = (
-        Denoiser(passes, Aside(None))(LATENTS, given(unet, TIMESTEPS, text), told) for passes in (traced, plain)
+        Denoiser(passes, Aside(None))(LATENTS, given(unet, TIMESTEPS, text), control) for passes in (traced, plain)
     )
     assert relative_error(actual, expected) <= TOLERANCE
 

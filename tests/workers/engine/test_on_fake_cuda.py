@@ -13,11 +13,14 @@ from tests.workers.engine import full_size
 from tests.workers.engine.fake_cuda import DEVICE, Call, efficient_attention, fake_cuda, layout_kept
 from workers.engine import model as models
 from workers.engine.batch import Batch, Newcomer, Recipe
-from workers.engine.config import EngineConfig, Sampler
+from workers.engine.config import EngineConfig, Sampler, rows_of
 from workers.engine.constants import pack_projections
+from workers.engine.contract import Stepped
 from workers.engine.graphs import Fallbacks, Graphs, Studio
-from workers.engine.model import Model, assemble, make_scheduler
-from workers.engine.sampler import sampler_matrix
+from workers.engine.model import Model, assemble, plans_of
+from workers.engine.options import Scales
+from workers.engine.plan import Placed
+from workers.engine.preview import Colours
 from workers.engine.streams import Aside
 
 CONFIG = EngineConfig(sampler=Sampler(steps=2))
@@ -25,7 +28,9 @@ SIDE = 64  # of the latents
 HEAVY = {"convolution", "addmm", "mm", "_scaled_dot_product_efficient_attention"}
 PICTURE_WORK = {"convolution", "silu", "add", "addcmul", "mul", "cat", "upsample_nearest2d"}
 COPIES = {"clone", "copy_", "_to_copy", "contiguous", "index", "index_select", "repeat"}
+VIEWS = {"select", "permute", "view"}
 ACTIVATION = 60_000  # elements: the smallest that networks make for a picture are larger, its time projections smaller
+TRANSFORMERS = 7  # of the ControlNet, with two attentions each
 GROUP_NORMS = 61 + 27  # of the UNet and the ControlNet
 
 
@@ -39,8 +44,8 @@ def model() -> Iterator[Model]:
         for net in (parts.unet, parts.controlnet):
             pack_projections(net)  # it draws numbers that are overwritten, and a fake device has no generator
         # It computes on the CPU with numbers, not with shapes.
-        sampler = sampler_matrix(lambda: make_scheduler(CONFIG.sampler, parts.scheduler))
-        patched.setattr(models, "sampler_matrix", lambda _: sampler)
+        plans = plans_of(CONFIG.sampler, parts.scheduler)
+        patched.setattr(models, "plans_of", lambda *_: plans)
         with fake_cuda():
             yield assemble(CONFIG, parts, DEVICE)
 
@@ -48,7 +53,7 @@ def model() -> Iterator[Model]:
 def batch_of(model: Model, guidance: float, buckets: tuple[int, ...]) -> Batch:
     predict = model.ways(efficient_attention, None).predict(Aside(None))
     graphs = Graphs(Studio(None, Fallbacks(), lambda: False, Lock()))
-    return Batch(model, Recipe(4, guidance, 1.0, buckets), (SIDE, SIDE), predict, graphs)
+    return Batch(model, Recipe(4, rows_of(guidance), buckets), (SIDE, SIDE), predict, graphs)
 
 
 def step(model: Model, guidance: float, bucket: int) -> list[Call]:
@@ -99,16 +104,37 @@ def test_so_does_all_else_that_a_picture_needs(model: Model) -> None:
         batch = batch_of(model, 7.5, (1,))
         edges = torch.zeros(8 * SIDE, 8 * SIDE, dtype=torch.float16, device=DEVICE)
         noise = torch.zeros(1, 4, SIDE, SIDE, device=DEVICE)
+        plan = model.plans.usual
+        assert plan.estimates is not None
+        weights, estimates, timesteps = (x.to(DEVICE) for x in (plan.weights, plan.estimates, plan.matrix.timesteps))
     with fake_cuda() as calls:
         hint = model.hint(edges)
         model.text._encode()
-        batch.admit(0, Newcomer(noise, hint, torch.stack([model.text._flat] * 2)))
+        text, placed = torch.stack([model.text._flat] * 2), Placed(weights, estimates, model.times(timesteps))
+        batch.admit(0, Newcomer(noise, hint, text, placed, Scales(7.5, 1.0, 1.0)))
         pixels = model.decode(noise[0])
     with fake_cuda():
         latents = batch.final_latents(0)
     assert_on_the_gpu_in_half_precision(calls)
     assert (latents.shape, latents.dtype) == ((4, SIDE, SIDE), torch.float32)
     assert (pixels.shape, pixels.dtype) == ((8 * SIDE, 8 * SIDE, 3), torch.uint8)
+
+
+def test_a_preview_is_a_handful_of_small_kernels(model: Model) -> None:
+    with fake_cuda():
+        batch, plan = batch_of(model, 7.5, (1,)), model.plans.usual
+        assert plan.estimates is not None
+        batch._running[0], batch._estimates[0] = Stepped(0, 1, plan.calls), plan.estimates.to(DEVICE)
+        colours = Colours(torch.zeros(4, 3, device=DEVICE), torch.zeros(3, device=DEVICE))
+    with fake_cuda() as calls:
+        latents = batch.estimate(0)
+        assert latents is not None
+        pixels = colours(latents)
+    assert (pixels.shape, pixels.dtype, str(pixels.device)) == ((SIDE, SIDE, 3), torch.uint8, DEVICE)
+    assert {str(x.device) for call in calls for x in (*call.took, *call.made)} == {DEVICE}
+    assert [call.name for call in calls if call.name not in VIEWS] == ["mm", "addmm", "round_", "clamp_", "_to_copy"]
+    history = 4 * SIDE**2 * model.plans.extent.columns
+    assert max(x.numel() for call in calls for x in (*call.took, *call.made) if call.name not in VIEWS) == history
 
 
 def test_a_steps_copies_are_the_ones_that_are_known(guided: list[Call]) -> None:
@@ -119,6 +145,12 @@ def test_a_steps_copies_are_the_ones_that_are_known(guided: list[Call]) -> None:
         (1, SIDE, SIDE, 320): 1,  # its hint, gathered
         (1, 2, SIDE * SIDE, 320): 2,  # the queries of each network's first cross-attention, for both rows
     }
+
+
+def test_only_the_controlnets_queries_are_multiplied_for_a_temperature(guided: list[Call]) -> None:
+    """One factor for each row."""
+    colder = [call for call in guided if call.name == "mul" and any(x.shape[1:] == (1, 1) for x in call.took)]
+    assert len(colder) == 2 * TRANSFORMERS
 
 
 def _is_group_norms(call: Call) -> bool:

@@ -4,8 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,7 +24,7 @@ from workers.convert import convert, main, read_engine
 from workers.engine.config import EngineConfig, Sizing
 from workers.engine.engine import DiffusionEngine
 from workers.engine.model import load
-from workers.engine.runtimes import export, sessions, tensorrt
+from workers.engine.runtimes import export, files, sessions, tensorrt
 from workers.engine.runtimes.files import GRAPHS, RuntimeProblem, check, folder_for, paths
 
 ROOT = Path(__file__).parents[3]
@@ -80,10 +82,21 @@ def test_pictures_of_other_sizes_are_torchs(pair: Pair, width: int, height: int)
     assert largest_difference(pair, actual, expected) <= EQUAL + 1 / 255
 
 
-def three(engine: DiffusionEngine) -> list[Tensor]:
+def test_pictures_that_each_ask_for_something_else_are_torchs(pair: Pair) -> None:
+    asked: tuple[dict[str, Any], ...] = (
+        {"steps": 3, "guidance_scale": 1.0, "temperature": 0.2},
+        {"steps": 7, "guidance_scale": 6.5, "negative": "a blue square"},
+        {"control_scale": 1.7, "temperature": 0.01},
+    )
+    expected, actual = (three(engine, asked) for engine in (pair.torch, pair.onnx))
+    for one, other in zip(actual, expected, strict=True):
+        assert relative_error(one, other) <= EQUAL
+
+
+def three(engine: DiffusionEngine, asked: Sequence[dict[str, Any]] = ({}, {}, {})) -> list[Tensor]:
     """Each joins a step after the last."""
-    for seed in range(3):
-        engine.admit(seed, engine.prepare(demo.task(seed)))
+    for seed, options in enumerate(asked):
+        engine.admit(seed, engine.prepare(demo.task(seed, **options)))
         engine.step()
     while engine.step():
         pass
@@ -104,6 +117,16 @@ def test_the_checker_accepts_each_file(config: EngineConfig, graph: str) -> None
     onnx.checker.check_model(path, full_check=True)
     written = {entry.key for entry in onnx.load(path).metadata_props}
     assert {"contour.version", "contour.dtype", "contour.model", "contour.opset"} <= written
+
+
+def test_tensorrt_is_told_of_the_batch_of_each_input(config: EngineConfig) -> None:
+    bounds = tensorrt.Range.of(config, 8)
+    for value in onnx.load(folder_for(config, "float32") / "step.onnx").graph.input:
+        shape = [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        name = "latents:step" if value.name == "latents" else value.name
+        least, usual, greatest = bounds.shapes(name, shape, 8)
+        assert isinstance(shape[0], str), value.name  # it is free, whatever torch calls it
+        assert (least[0], usual[0], greatest[0]) == (1, 3, 3), value.name
 
 
 def test_weights_that_are_too_many_lie_in_a_second_file(config: EngineConfig, tmp_path: Path) -> None:
@@ -134,6 +157,13 @@ def test_files_of_other_weights_are_refused(config: EngineConfig, tmp_path: Path
 
     with pytest.raises(RuntimeProblem, match=r"step.onnx was made of other weights .*workers.convert CONFIG --to onnx"):
         check(changed, "float32")
+
+
+def test_files_of_another_version_are_refused(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(config, "float32")
+    monkeypatch.setattr(files, "VERSION", "3")
+    with pytest.raises(RuntimeProblem, match=r"another version of contour \(2\); make it anew with: .* --to onnx"):
+        check(config, "float32")
 
 
 def test_a_file_that_is_none_is_refused(config: EngineConfig, tmp_path: Path) -> None:

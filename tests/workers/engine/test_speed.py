@@ -147,7 +147,7 @@ class _Noted:
 
 
 NOTHING = Given((), ())
-NO_CONTROL = Control(torch.zeros(1), torch.zeros(1), NOTHING)
+NO_CONTROL = Control(torch.zeros(1), torch.zeros(1), torch.ones(1), NOTHING)
 
 
 def test_the_controlnet_runs_aside_and_is_joined_before_it_is_needed() -> None:

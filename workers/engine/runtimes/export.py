@@ -131,12 +131,13 @@ def _step(parts: Parts, rows: int, height: Any, width: Any) -> Graph:
         "times": torch.zeros(2, sum(sum(shift_widths(net)) for net in networks), dtype=dtype),
         "text": torch.zeros(2, rows, TEXT_TOKENS, sum(sum(keys_values_widths(net)) for net in networks), dtype=dtype),
         "hint": torch.zeros(2, 16, 24, parts.unet.config.block_out_channels[0], dtype=dtype),
-        "control_scale": torch.ones((), dtype=dtype),
-        "guidance_scale": torch.ones(()),
+        "control_scale": torch.ones(2, dtype=dtype),
+        "guidance_scale": torch.ones(2),
+        "coldness": torch.ones(2, dtype=dtype),
     }
     every = {0: pictures}
     sides = {0: pictures, 2: height, 3: width}
-    moment = (sides, every, every, {0: pictures, 1: height, 2: width}, None, None)
+    moment = (sides, every, every, {0: pictures, 1: height, 2: width}, every, every, every)
     return Graph(_Step(parts), inputs, (moment,), "noise")  # type: ignore[arg-type] # of the variadic forward
 
 

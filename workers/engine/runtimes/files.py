@@ -13,7 +13,7 @@ from typing import Any
 from workers.engine.config import EngineConfig, rows_of
 from workers.engine.weights import folder_of, parts_of
 
-VERSION = "1"  # of what the graphs take and make; another one's files are refused
+VERSION = "2"  # of what the graphs take and make; another one's files are refused
 GRAPHS = ("step", "vae", "text", "hint", "times")  # a file each
 PACKAGES = ("onnx", "onnxruntime")
 CUDA_PROVIDER = "CUDAExecutionProvider"

@@ -16,11 +16,11 @@ from torch import Tensor
 from workers.engine.conditioning import TEXT_TOKENS, TextConditioning, Tokens
 from workers.engine.config import EngineConfig
 from workers.engine.denoiser import Moment, Predict
-from workers.engine.model import dtype_of, make_scheduler, small_parts
+from workers.engine.model import dtype_of, plans_of, small_parts
 from workers.engine.networks import Attend
+from workers.engine.plan import Plans
 from workers.engine.runtime import Ways
 from workers.engine.runtimes.files import CUDA_PROVIDER, RuntimeProblem, facts_in, identity, paths, refuse_others
-from workers.engine.sampler import SamplerMatrix, sampler_matrix
 from workers.engine.streams import Aside
 
 _WITHOUT_MEMORY = ("Failed to allocate memory", "bad allocation", "bad_alloc")
@@ -90,18 +90,26 @@ def providers(device: torch.device) -> list[str | tuple[str, dict[str, int]]]:
 
 @dataclass(frozen=True, eq=False)
 class OnnxModel:
-    """An `AnyModel`. `weights` is the sampler's matrix in float32, `times` the time projections at its calls."""
+    """An `AnyModel`."""
 
     tokens: Tokens
     text: TextConditioning
-    sampler: SamplerMatrix
-    weights: Tensor
-    times: Tensor
+    plans: Plans
     device: torch.device
     dtype: torch.dtype
     hint_channels: int
     latent_scale: int
     sessions: Mapping[str, Session]
+
+    @property
+    def time_width(self) -> int:
+        """Channels of both networks' time projections."""
+        return int(self.sessions["times"].shapes["times"][1])
+
+    def times(self, timesteps: Tensor) -> Tensor:
+        """The time projections of both networks at timesteps [N]: [N, total]."""
+        made = torch.empty(len(timesteps), self.time_width, dtype=self.dtype, device=self.device)
+        return self.sessions["times"](made, timesteps)
 
     def hint(self, picture: Tensor) -> Tensor:
         """The hint embedding [channels, h, w] of edges [8h, 8w] in 0 .. 1."""
@@ -125,7 +133,8 @@ class OnnxModel:
 def _predict(step: Session, moment: Moment) -> Tensor:
     latents = moment.latents
     noise = torch.empty(latents.shape, dtype=torch.float32, device=latents.device)
-    return step(noise, latents, moment.times, moment.text, moment.hint, moment.control_scale, moment.guidance_scale)
+    scales = moment.control_scale, moment.guidance_scale, moment.coldness
+    return step(noise, latents, moment.times, moment.text, moment.hint, *scales)
 
 
 def load(config: EngineConfig, device: str) -> OnnxModel:
@@ -133,14 +142,11 @@ def load(config: EngineConfig, device: str) -> OnnxModel:
     place, dtype = torch.device(device), dtype_of(config, device)
     sessions = _open(config, config.dtype_on(cuda=place.type == "cuda"), place)
     tokenizer, scheduler = small_parts(config)
-    sampler = sampler_matrix(lambda: make_scheduler(config.sampler, scheduler))
     width, step = sessions["text"].shapes["keys_values"][1], sessions["step"]
     return OnnxModel(
         tokens=Tokens(tokenizer, config.prompt),
         text=TextConditioning(partial(_encode, sessions["text"], width, dtype), width, dtype, place),
-        sampler=sampler,
-        weights=sampler.weights.to(place, torch.float32),
-        times=_times(sessions["times"], sampler.timesteps.to(place), dtype),
+        plans=plans_of(config.sampler, scheduler),
         device=place,
         dtype=dtype,
         hint_channels=step.shapes["hint"][3],
@@ -160,9 +166,3 @@ def _open(config: EngineConfig, dtype: str, place: torch.device) -> dict[str, Se
 
 def _encode(session: Session, width: int, dtype: torch.dtype, tokens: Tensor) -> Tensor:
     return session(torch.empty(TEXT_TOKENS, width, dtype=dtype, device=tokens.device), tokens)
-
-
-def _times(session: Session, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
-    width = session.shapes["times"][1]
-    made = torch.empty(len(timesteps), width, dtype=dtype, device=timesteps.device)
-    return session(made, timesteps.to(torch.float32))

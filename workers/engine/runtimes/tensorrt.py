@@ -15,6 +15,7 @@ INSTALL = "pip install tensorrt, on a machine with an NVIDIA GPU and its driver"
 Shape = tuple[int, ...]
 _WORKSPACE_BYTES = 4 * 2**30
 _TIMING_CACHE = "timing.cache"
+_BATCHED = ("latents:step", "times", "text", "hint", "control_scale", "guidance_scale", "coldness")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,7 @@ class Range:
 def _kind(name: str, axis: int) -> str:
     if name == "timesteps":
         return "calls"
-    batched = name in ("latents:step", "times", "text", "hint")
-    return "batch" if batched and axis == 0 else "side"
+    return "batch" if name in _BATCHED and axis == 0 else "side"
 
 
 def missing() -> str | None:

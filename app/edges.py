@@ -1,0 +1,111 @@
+"""`POST /edges`: a picture in, its edges out, as the model would see them. It takes no part in the queue."""
+
+from collections.abc import Callable
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app import bodies, pictures
+from app.access import Access
+from app.desk import Desk, Ticket
+from app.errors import Error, Problem
+from app.fields import Rules
+from app.generation import unless_gone
+from app.metrics import Metrics
+from workers.edger import FailedError, Wanted
+from workers.edging import ClosingError, CrowdedError, Edging, EdgingError, LostError, SlowError
+from workers.engine.config import Canny
+from workers.engine.contract import BadPictureError
+from workers.engine.header import output_size
+
+PNG = "image/png"
+TYPES = "the picture itself (image/png, image/jpeg, image/webp), or JSON (application/json)"
+RETRY_SECONDS = 1.0
+
+
+class EdgesRequest(msgspec.Struct, frozen=True):
+    """A body of JSON. Unknown fields are ignored."""
+
+    input_image_base64: msgspec.Raw
+
+
+class Thresholds(msgspec.Struct, frozen=True):
+    """The query, with what is configured where it says nothing. Unknown parameters are ignored."""
+
+    canny_low: int
+    canny_high: int
+
+
+_json = msgspec.json.Decoder(EdgesRequest)
+
+
+class Edges:
+    """The endpoint. Everything about a request is checked by its header, before anything is decoded elsewhere."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        access: Access,
+        edging: Edging,
+        rules: Rules,
+        canny: Canny,
+        metrics: Metrics,
+        draining: Callable[[], bool],
+    ) -> None:
+        self._desk = desk
+        self._access = access
+        self._edging = edging
+        self._rules = rules
+        self._thresholds = {"canny_low": canny.low, "canny_high": canny.high}
+        self._metrics = metrics
+        self._draining = draining
+
+    async def respond(self, request: Request) -> Response:
+        """Answer one request, with a PNG or a problem."""
+        return await self._desk.serve(request, self._find, count=self._metrics.edges)
+
+    async def _find(self, request: Request, ticket: Ticket) -> Response:
+        ticket.client = self._access.client(request)
+        if self._draining():
+            raise _problem(ClosingError(), None)
+        canny = self._canny(request)
+        picture, blamed = await self._picture(request)
+        header = pictures.measured(picture, self._rules, blamed)
+        size = output_size(header.width, header.height, self._rules.sizing)
+        try:
+            png = await unless_gone(request, self._edging.find(Wanted(picture, size, canny)))
+        except (BadPictureError, FailedError, EdgingError) as error:
+            raise _problem(error, blamed) from None
+        return Response(png, media_type=PNG)
+
+    def _canny(self, request: Request) -> Canny:
+        wanted = bodies.converted(self._thresholds | dict(request.query_params), Thresholds)
+        self._rules.check_numbers(msgspec.structs.asdict(wanted))
+        return Canny(low=wanted.canny_low, high=wanted.canny_high)
+
+    async def _picture(self, request: Request) -> tuple[bytes, str | None]:
+        """The picture file, and what the client calls it."""
+        kind = bodies.media_type(request)
+        if bodies.is_json(kind):
+            wanted = bodies.parsed_json(await bodies.read(request, self._rules), _json)
+            return pictures.decoded(wanted.input_image_base64), pictures.JSON_NAME
+        if kind in bodies.PICTURES:
+            return await bodies.read(request, self._rules), None
+        raise Problem(Error.MEDIA_TYPE, f"The body is {kind!r}; send {TYPES}, and say so in Content-Type.")
+
+
+def _problem(error: Exception, blamed: str | None) -> Problem:
+    match error:
+        case BadPictureError():
+            return Problem(Error.INVALID_PICTURE, str(error), blamed)
+        case CrowdedError():
+            return Problem(Error.BUSY, f"{error} Try again in a moment.", retry_after=RETRY_SECONDS)
+        case ClosingError():
+            return Problem(Error.DRAINING, "Nothing new is taken; try another server, or this one when it is back.")
+        case SlowError():
+            return Problem(Error.EXPIRED, str(error))
+        case LostError():
+            return Problem(Error.POISONED, str(error))
+        case _:
+            return Problem(Error.INTERNAL, f"The edges of this picture could not be found: {error}")

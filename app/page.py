@@ -1,0 +1,86 @@
+"""`/`: the page for people, and the files that it is made of; `/settings.json`: what it must know of this service."""
+
+from pathlib import Path
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.fields import Rules
+from app.files import Files
+from app.settings import Settings
+
+FOLDER = Path(__file__).parent / "page"
+INDEX = "index.html"
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """A field that a request may leave out: what it is then, and what it may be, ends included."""
+
+    default: float
+    minimum: float
+    maximum: float
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """How much is taken: bytes and pixels of a picture, characters of a text."""
+
+    picture_bytes: int
+    picture_pixels: int
+    text_chars: int
+
+
+class PageSettings(msgspec.Struct, frozen=True):
+    """What the page must know of the service: its model, whether it asks for an API key, what it takes.
+
+    `fields` are those that have a range; of `temperature`, the minimum itself is not taken.
+    """
+
+    model: str
+    needs_key: bool
+    negative_prompt: str
+    fields: dict[str, Setting]
+    taken: Taken
+
+
+class Page:
+    """Answers with the page's files, read once, and with the settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._files = Files(FOLDER)
+        self._settings = msgspec.json.encode(page_settings(settings))
+
+    @property
+    def media_types(self) -> dict[str, str]:
+        """The files, and what they are."""
+        return self._files.media_types
+
+    async def respond(self, request: Request) -> Response:
+        """A file, or 304 to who has it already. Raises HTTPException where there is none of this name."""
+        return self._files.respond(request, request.path_params.get("name", INDEX))
+
+    async def settings(self, request: Request) -> Response:
+        """200, always."""
+        return Response(self._settings, headers={"Cache-Control": "no-cache"}, media_type="application/json")
+
+
+def page_settings(settings: Settings) -> PageSettings:
+    """What the page must know of a configuration."""
+    server, engine, rules = settings.server, settings.engine, Rules.of(settings)
+    defaults = {
+        "steps": rules.steps,
+        "guidance_scale": engine.guidance_scale,
+        "control_scale": engine.control_scale,
+        "canny_low": engine.canny.low,
+        "canny_high": engine.canny.high,
+        "temperature": 1,
+        "number_of_images": 1,
+    }
+    ranges = {name: rules.ranges[name] for name in defaults}
+    return PageSettings(
+        model="echo" if engine.model is None else Path(engine.model.path).name,
+        needs_key=bool(server.api_key or server.api_key_file),
+        negative_prompt=engine.prompt.negative,
+        fields={name: Setting(defaults[name], each.low, each.high) for name, each in ranges.items()},
+        taken=Taken(rules.max_picture_bytes, rules.max_pixels, rules.max_text_chars),
+    )

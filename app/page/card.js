@@ -1,0 +1,179 @@
+/** A request or a result, as it is shown. */
+
+import { Compare } from "./compare.js";
+import { make, parts, say, show } from "./dom.js";
+import { failed, facts, fileName, phase } from "./wording.js";
+
+/**
+ * @typedef {import("./job.js").Job} Job
+ * @typedef {import("./job.js").Result} Result
+ * @typedef {{again: (result: Result) => void, reuse: (image: Blob) => void, retry: (job: Job) => void, closed: (card: Card) => void}} Actions
+ */
+
+const TICK = 200; // ms
+const UNCOVERED = 50; // percent of what was before, when it is chosen
+const YOURS = "Yours";
+let cards = 0; // each needs names of its own for its radio buttons
+
+export class Card {
+  root;
+  #part = parts("card-template");
+  #actions;
+  #name = `before-${++cards}`;
+  /** @type {Job | null} */
+  #job = null;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #ticking;
+  /** @type {Compare | null} */
+  #compare = null;
+
+  /** @param {string} text @param {Actions} actions */
+  constructor(text, actions) {
+    this.#actions = actions;
+    this.root = this.#part.root;
+    const title = this.#part.title;
+    say(title, text);
+    title.id = `${this.#name}-title`;
+    this.root.setAttribute("aria-labelledby", title.id);
+    this.#part.close.addEventListener("click", () => this.close());
+    this.#part.cancel.addEventListener("click", () => this.#job?.cancel());
+    this.#part.retry.addEventListener("click", () => this.#job && actions.retry(this.#job));
+  }
+
+  /** Whether it is about work that goes on. */
+  get live() {
+    return this.#job?.live ?? false;
+  }
+
+  close() {
+    clearInterval(this.#ticking);
+    this.#job?.cancel();
+    this.#compare?.close();
+    for (const image of this.root.querySelectorAll("img")) if (image.src) URL.revokeObjectURL(image.src);
+    this.root.remove();
+    this.#actions.closed(this);
+  }
+
+  /** Show how a job goes, to its end. @param {Job} job */
+  follow(job) {
+    this.#job = job;
+    this.#part.close.hidden = true;
+    this.#part.stage.replaceChildren(...job.forming.map(() => this.#forming(job.wanted)));
+    this.#part.beside.replaceChildren(...this.#befores(job.wanted));
+    job.addEventListener("change", () => this.#progress(job));
+    this.#ticking = setInterval(() => this.#tick(job), TICK);
+    this.#progress(job);
+  }
+
+  /** Show a result. @param {Result} result */
+  finish(result) {
+    clearInterval(this.#ticking);
+    const { done, progress, close, stage, beside, again } = this.#part;
+    progress.hidden = true;
+    close.hidden = done.hidden = false;
+    this.#compare = new Compare();
+    stage.replaceChildren(this.#compare.root);
+    if (result.images.length > 1) stage.append(this.#choice(result));
+    beside.replaceChildren(...this.#befores(result));
+    this.#compare.before(result.picture, YOURS);
+    this.#choose(result, 0);
+    this.root.dataset.phase = "done";
+    again.addEventListener("click", () => this.#actions.again(result));
+  }
+
+  /** The place where a picture forms: over its edges, as long as there is nothing of it. @param {any} wanted */
+  #forming(wanted) {
+    const ground = make("img", { className: wanted.edges ? "ground edges" : "ground", alt: "" });
+    show(ground, wanted.edges ?? wanted.picture);
+    return make("div", { className: "forming" }, ground, make("img", { className: "preview", alt: "", hidden: true }));
+  }
+
+  /** @param {Job} job */
+  #progress(job) {
+    this.root.dataset.phase = job.phase;
+    const { bar, stage } = this.#part;
+    if (job.phase === "running") bar.value = job.share;
+    job.forming.forEach(({ preview }, i) => {
+      const image = stage.children[i]?.querySelector(".preview");
+      if (preview && image && image.src !== preview) Object.assign(image, { src: preview, hidden: false });
+    });
+    this.#tick(job);
+    if (job.phase === "done" && job.result) this.finish(job.result);
+    else if (job.phase === "failed" && job.failure) this.#fail(job);
+    else if (job.phase === "cancelled") this.close();
+  }
+
+  /** @param {Job} job */
+  #tick(job) {
+    if (!job.live) return;
+    say(this.#part.phase, phase(job));
+    say(this.#part.clock, `${job.seconds.toFixed(1)} s`);
+  }
+
+  /** @param {Job} job */
+  #fail(job) {
+    clearInterval(this.#ticking);
+    const { title, detail, retryAfter } = failed(/** @type {any} */ (job.failure));
+    for (const part of ["progress", "stage", "beside"]) this.#part[part].hidden = true;
+    this.#part.close.hidden = this.#part.problem.hidden = false;
+    say(this.#part["problem-title"], title);
+    say(this.#part["problem-detail"], detail);
+    this.#countDown(retryAfter ?? 0);
+  }
+
+  /** When it makes sense to try again. @param {number} seconds */
+  #countDown(seconds) {
+    say(this.#part.wait, seconds > 0 ? `in ${seconds} s` : "");
+    if (seconds > 0) this.#ticking = setTimeout(() => this.#countDown(seconds - 1), 1000);
+  }
+
+  /** Which of several pictures is shown. @param {Result} result */
+  #choice(result) {
+    const buttons = result.images.map((image, i) => {
+      const thumb = make("img", { alt: `Picture ${i + 1} of ${result.images.length}` });
+      show(thumb, image);
+      const button = make("button", { type: "button", "aria-pressed": String(i === 0) }, thumb);
+      button.addEventListener("click", () => {
+        buttons.forEach((each) => each.setAttribute("aria-pressed", String(each === button)));
+        this.#choose(result, i);
+      });
+      return button;
+    });
+    return make("div", { className: "choice", role: "group", "aria-label": "Pictures" }, ...buttons);
+  }
+
+  /** @param {Result} result @param {number} i */
+  #choose(result, i) {
+    const image = result.images[i];
+    this.#compare?.after(image, `Result: ${result.fields.text}`);
+    const { download } = this.#part;
+    URL.revokeObjectURL(download.href);
+    Object.assign(download, { href: URL.createObjectURL(image), download: fileName(result, i) });
+    this.#part.reuse.onclick = () => this.#actions.reuse(image);
+    say(this.#part.facts, facts(result, i));
+  }
+
+  /** What the result can be compared with, when it is there. @param {{picture: Blob, edges: Blob | null}} shown */
+  #befores({ picture, edges }) {
+    const both = /** @type {[string, Blob | null][]} */ ([[YOURS, picture], ["Edges", edges]]);
+    const choices = both.flatMap(([name, image]) => (image ? [this.#before(name, image)] : []));
+    const group = make("div", { role: "radiogroup", "aria-labelledby": this.#name }, ...choices);
+    return [make("p", { id: this.#name }, this.#compare ? "Compare with" : "Made from"), group];
+  }
+
+  /** @param {string} name @param {Blob} image */
+  #before(name, image) {
+    const compare = this.#compare;
+    const thumb = make("img", { alt: "", className: name === YOURS ? "" : "edges" });
+    show(thumb, image);
+    const pick = make("input", { type: "radio", name: this.#name, checked: compare && name === YOURS, disabled: !compare });
+    // A click on what is chosen already is to show it, too.
+    for (const kind of ["change", "click"]) {
+      pick.addEventListener(kind, () => {
+        compare?.before(image, name);
+        compare?.reveal(UNCOVERED);
+      });
+    }
+    return make("label", {}, pick, thumb, make("span", {}, name));
+  }
+}

@@ -1,0 +1,72 @@
+/** The strip of recent results. */
+
+import { announce, byId, make, say } from "./dom.js";
+import { Store } from "./store.js";
+
+/** @typedef {import("./job.js").Result} Result */
+
+const SURE = 4000; // ms to press once more
+
+export class Recent {
+  #store = new Store();
+  #list = byId("recent-list");
+  #clear = byId("recent-clear");
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #asking;
+  #opened;
+
+  /** @param {(result: Result) => void} opened */
+  constructor(opened) {
+    this.#opened = opened;
+    this.#clear.addEventListener("click", () => this.#ask());
+  }
+
+  async load() {
+    await this.#store.open();
+    this.#show();
+  }
+
+  /** @param {Result} result */
+  async add(result) {
+    await this.#store.add(result);
+    this.#show();
+  }
+
+  #show() {
+    for (const image of this.#list.querySelectorAll("img")) URL.revokeObjectURL(image.src);
+    this.#list.replaceChildren(...this.#store.all.map((result) => this.#thumb(result)));
+    byId("recent").hidden = this.#store.all.length === 0;
+  }
+
+  /** @param {Result} result */
+  #thumb(result) {
+    const words = `Show again: ${result.fields.text}`;
+    const image = make("img", { src: URL.createObjectURL(result.images[0]), alt: words });
+    const button = make("button", { type: "button", title: result.fields.text }, image);
+    if (result.images.length > 1) button.append(make("span", { className: "count" }, String(result.images.length)));
+    button.addEventListener("click", () => this.#opened(result));
+    return make("li", {}, button);
+  }
+
+  /** What is gone is gone: so the button asks first. */
+  async #ask() {
+    clearTimeout(this.#asking);
+    if (this.#clear.dataset.sure) {
+      this.#calm();
+      await this.#store.clear();
+      this.#show();
+      announce("Recent results are removed.");
+      byId("results-title").focus();
+      return;
+    }
+    this.#clear.dataset.sure = "yes";
+    say(this.#clear, `Remove all ${this.#store.all.length}?`);
+    announce("Press once more to remove all recent results.");
+    this.#asking = setTimeout(() => this.#calm(), SURE);
+  }
+
+  #calm() {
+    delete this.#clear.dataset.sure;
+    say(this.#clear, "Clear");
+  }
+}

@@ -1,0 +1,121 @@
+/** The service, as the page speaks to it. Every failure becomes a Failure, in words. */
+
+import { events } from "./events.js";
+
+const KEY = "contour-key";
+
+/**
+ * What went wrong, for a person to read.
+ * `status` is HTTP's, 0 where nothing answered; `retryAfter` in seconds, if the service said so.
+ */
+export class Failure extends Error {
+  /** @param {{title: string, detail: string, status?: number, retryAfter?: number | null}} what */
+  constructor({ title, detail, status = 0, retryAfter = null }) {
+    super(detail);
+    Object.assign(this, { title, detail, status, retryAfter });
+  }
+}
+
+/** The API key, kept until the tab is closed. */
+export const key = {
+  get: () => sessionStorage.getItem(KEY) ?? "",
+  /** @param {string} value */
+  set: (value) => sessionStorage.setItem(KEY, value),
+};
+
+/** What the service is, and what it takes. */
+export async function settings() {
+  return (await call("settings.json", {})).json();
+}
+
+/**
+ * The edges that the model will see, as a PNG.
+ * @param {Blob} picture
+ * @param {{canny_low: number, canny_high: number}} thresholds
+ * @param {AbortSignal} signal
+ * @returns {Promise<Blob>}
+ */
+export async function edges(picture, thresholds, signal) {
+  const query = new URLSearchParams({
+    canny_low: String(thresholds.canny_low),
+    canny_high: String(thresholds.canny_high),
+  });
+  const headers = { "Content-Type": picture.type };
+  return (await call(`edges?${query}`, { method: "POST", body: picture, headers, signal })).blob();
+}
+
+/**
+ * Ask for pictures; the events of their making, `done` or a Failure last.
+ * @param {Record<string, unknown>} fields as the API names them
+ * @param {Blob} picture
+ * @param {AbortSignal} signal aborting it cancels the work, too
+ */
+export async function* generate(fields, picture, signal) {
+  const body = new FormData();
+  for (const [name, value] of Object.entries(fields)) body.append(name, String(value));
+  body.append("input_image", picture, "picture");
+  const headers = { Accept: "text/event-stream" };
+  const response = await call("generation/", { method: "POST", body, headers, signal });
+  try {
+    for await (const event of events(/** @type {any} */ (response.body))) {
+      const data = JSON.parse(event.data);
+      if (event.name === "error") throw new Failure(data);
+      yield { name: event.name, data };
+      if (event.name === "done") return;
+    }
+  } catch (error) {
+    throw understood(error);
+  }
+  throw lost();
+}
+
+/**
+ * Bytes of a base64 text as a blob.
+ * @param {string} text
+ * @param {string} type
+ */
+export function blobOf(text, type) {
+  return new Blob([Uint8Array.from(atob(text), (character) => character.charCodeAt(0))], { type });
+}
+
+/**
+ * @param {string} path
+ * @param {RequestInit} options
+ */
+async function call(path, options) {
+  const headers = new Headers(options.headers);
+  if (key.get()) headers.set("Authorization", `Bearer ${key.get()}`);
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers });
+  } catch (error) {
+    throw understood(error);
+  }
+  if (!response.ok) throw await refusal(response);
+  return response;
+}
+
+/** @param {Response} response */
+async function refusal(response) {
+  const problem = await response.json().catch(() => null);
+  const wait = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
+  return new Failure({
+    title: problem?.title ?? `The service answered ${response.status}`,
+    detail: problem?.detail ?? "It did not say why. Whoever runs it may find more in its log.",
+    status: response.status,
+    retryAfter: Number.isNaN(wait) ? null : wait,
+  });
+}
+
+/** @param {unknown} error */
+function understood(error) {
+  if (error instanceof Failure || (error instanceof DOMException && error.name === "AbortError")) return error;
+  return lost();
+}
+
+function lost() {
+  return new Failure({
+    title: "The connection to the service was lost",
+    detail: "Nothing came back. See whether the network is there and the service runs, then try again.",
+  });
+}

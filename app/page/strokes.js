@@ -1,0 +1,90 @@
+/** A drawing as strokes over a ground, so that any of them can be taken back. */
+
+/** @typedef {{colour: string, width: number, points: [number, number][]}} Stroke */
+
+export const GROUND = "#ffffff";
+
+export class Drawing {
+  /** @type {Stroke[]} */
+  #strokes = [];
+  #canvas;
+  #context;
+  /** @type {CanvasImageSource | null} */
+  #ground = null;
+
+  /** @param {HTMLCanvasElement} canvas */
+  constructor(canvas) {
+    this.#canvas = canvas;
+    this.#context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  }
+
+  /** Whether there is anything on it. */
+  get empty() {
+    return this.#strokes.length === 0 && !this.#ground;
+  }
+
+  /** Whether there is a stroke to take back. */
+  get undoable() {
+    return this.#strokes.length > 0;
+  }
+
+  /**
+   * Begin anew, on a picture or on white.
+   * @param {number} width
+   * @param {number} height
+   * @param {CanvasImageSource | null} ground
+   */
+  begin(width, height, ground = null) {
+    Object.assign(this.#canvas, { width, height });
+    this.#ground = ground;
+    this.#strokes = [];
+    this.#paint();
+  }
+
+  /**
+   * Put the pen down.
+   * @param {string | null} colour null takes away what was drawn
+   * @param {number} width
+   * @param {[number, number]} point
+   */
+  down(colour, width, point) {
+    this.#strokes.push({ colour: colour ?? GROUND, width, points: [point] });
+    this.#draw(this.#strokes[this.#strokes.length - 1]);
+  }
+
+  /** @param {[number, number]} point */
+  move(point) {
+    const stroke = this.#strokes[this.#strokes.length - 1];
+    stroke.points.push(point);
+    this.#draw({ ...stroke, points: stroke.points.slice(-2) });
+  }
+
+  undo() {
+    this.#strokes.pop();
+    this.#paint();
+  }
+
+  clear() {
+    this.#strokes = [];
+    this.#ground = null;
+    this.#paint();
+  }
+
+  #paint() {
+    const { width, height } = this.#canvas;
+    this.#context.fillStyle = GROUND;
+    this.#context.fillRect(0, 0, width, height);
+    if (this.#ground) this.#context.drawImage(this.#ground, 0, 0, width, height);
+    this.#strokes.forEach((stroke) => this.#draw(stroke));
+  }
+
+  /** @param {Stroke} stroke */
+  #draw({ colour, width, points }) {
+    const context = this.#context;
+    Object.assign(context, { strokeStyle: colour, lineWidth: width, lineCap: "round", lineJoin: "round" });
+    context.beginPath();
+    context.moveTo(...points[0]);
+    points.forEach((point) => context.lineTo(...point)); // a point of its own is a dot, as its caps are round
+    context.stroke();
+  }
+}

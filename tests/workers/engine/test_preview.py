@@ -1,0 +1,192 @@
+"""Previews of the small model's pictures: what they look like, and that nothing else comes of them."""
+
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.demo.scenes import scenes
+from tests.service.running import file_of
+from tests.workers.engine import demo
+from tests.workers.engine.demo import CONFIG
+from tests.workers.engine.test_shortage import Refusing
+from workers.convert import read_engine
+from workers.engine import codec, sampler
+from workers.engine.codec import Pixels
+from workers.engine.contract import Options, OutOfMemoryError, Task
+from workers.engine.engine import DiffusionEngine
+from workers.engine.preview import fit
+
+DEMO = read_engine(Path(__file__).parents[3] / "configs" / "demo.yaml")
+STEPS, SIDE = 10, DEMO.size.short_side // 8
+RESEMBLES_DB, RESEMBLES = 20.0, 0.92  # the second is a correlation; of eight scenes the worst had 21.4 dB and 0.934
+
+ALIKE_DB = 45  # alone against in a batch
+
+
+@dataclass(frozen=True)
+class Made:
+    """A picture: its previews after each step but the last, its final latents, and itself with a pixel for each."""
+
+    previews: list[Pixels]
+    latents: Tensor
+    picture: Pixels
+
+
+@pytest.fixture(scope="module")
+def engine() -> DiffusionEngine:
+    """One of the demo's own configuration, whose pictures are those that the model was trained for."""
+    return demo.engine(DEMO)
+
+
+@pytest.fixture(scope="module")
+def made(engine: DiffusionEngine) -> list[Made]:
+    """Two pictures that run together."""
+    slots = range(2)
+    for slot, scene in zip(slots, scenes(len(slots), seed=3), strict=True):
+        task = Task(file_of(scene.picture), scene.caption, slot, Options(steps=STEPS))
+        engine.admit(slot, engine.prepare(task))
+    previews: list[list[Pixels]] = [[] for _ in slots]
+    for _ in range(STEPS - 1):
+        engine.step()
+        for slot in slots:
+            previews[slot].append(shown(engine, slot))
+    engine.step()
+    latents = [engine.latents(slot) for slot in slots]
+    return [Made(previews[slot], latents[slot], small(engine.collect(engine.finish(slot)))) for slot in slots]
+
+
+def shown(engine: DiffusionEngine, slot: int) -> Pixels:
+    preview = engine.preview(slot)
+    assert preview is not None
+    return engine.collect(preview)
+
+
+def small(pixels: Pixels) -> Pixels:
+    """A pixel for each of the latents."""
+    return codec.resize(pixels, pixels.shape[1] // 8, pixels.shape[0] // 8)
+
+
+def correlation(one: Pixels, other: Pixels) -> float:
+    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
+
+
+def resembles(preview: Pixels, picture: Pixels) -> bool:
+    return demo.psnr(preview, picture) >= RESEMBLES_DB and correlation(preview, picture) >= RESEMBLES
+
+
+def test_a_preview_resembles_the_picture(made: list[Made]) -> None:
+    for each in made:
+        assert each.previews[-1].shape == (SIDE, SIDE, 3)
+        assert resembles(each.previews[-1], each.picture)
+
+
+def test_previews_come_closer_to_the_picture(made: list[Made]) -> None:
+    for each in made:
+        likeness = [demo.psnr(each.previews[step], each.picture) for step in (0, 4, STEPS - 2)]
+        assert likeness == sorted(likeness)
+        assert likeness[-1] > likeness[0] + 3
+
+
+def test_no_other_order_of_the_channels_resembles_both(engine: DiffusionEngine, made: list[Made]) -> None:
+    def resembling(order: tuple[int, ...]) -> bool:
+        colours = engine._workshop.colours
+        return all(resembles(colours(each.latents[list(order)]).numpy(), each.picture) for each in made)
+
+    assert [order for order in permutations(range(4)) if resembling(order)] == [(0, 1, 2, 3)]
+
+
+def test_the_map_is_the_same_each_time_and_warming_up_fits_it() -> None:
+    engine = demo.engine()
+    engine.warm_up()
+    assert "colours" in vars(engine._workshop)
+    again = fit(engine._model.ways(lambda *_: torch.empty(0), None).decode, torch.device("cpu"))
+    assert torch.equal(engine._workshop.colours.weights, again.weights)
+    assert torch.equal(engine._workshop.colours.bias, again.bias)
+
+
+# ------------------------------------------------------------------------------------------- as the contract has it
+
+
+def test_it_is_drawn_as_a_small_jpeg() -> None:
+    engine = demo.engine()
+    engine.admit(1, engine.prepare(demo.task(width=128)))
+    engine.step()
+    with Image.open(BytesIO(engine.draw(engine.preview(1)))) as image:
+        assert (image.format, image.size) == ("JPEG", (16, 8))
+
+
+def test_there_is_something_to_show_from_the_first_step_to_the_last_but_one() -> None:
+    engine = demo.engine()
+    engine.admit(0, engine.prepare(demo.task()))
+    assert engine.preview(0) is None
+    for _ in range(CONFIG.sampler.steps - 1):
+        engine.step()
+        assert engine.preview(0) is not None
+    engine.step()
+    for slot in range(2):
+        with pytest.raises(ValueError, match=f"slot {slot} holds no picture that runs"):
+            engine.preview(slot)
+
+
+def test_it_is_the_last_step_that_is_shown() -> None:
+    engine = demo.engine()
+    engine.admit(0, engine.prepare(demo.task()))
+    engine.step()
+    engine.step()
+    before, predictions = shown(engine, 0), engine._homes[0].batch._buffers.history[0]
+    predictions[2] += 1  # not made yet
+    assert np.array_equal(shown(engine, 0), before)
+    predictions[1] += 1
+    assert demo.psnr(shown(engine, 0), before) < ALIKE_DB
+
+
+def test_a_picture_that_is_shown_is_the_same() -> None:
+    engine = demo.engine()
+    expected = demo.make(engine, demo.task())
+    engine.admit(0, engine.prepare(demo.task()))
+    for _ in range(CONFIG.sampler.steps):
+        engine.step()
+        if 0 in engine._homes:
+            engine.preview(0)
+    assert torch.equal(engine.latents(0), expected)
+
+
+def test_each_is_shown_by_its_own_number_of_steps() -> None:
+    tasks = [demo.task(1, steps=3), demo.task(2, steps=6)]
+    together, alone = demo.engine(), [demo.engine() for _ in tasks]
+    for slot, task in enumerate(tasks):
+        together.admit(slot, together.prepare(task))
+        alone[slot].admit(0, alone[slot].prepare(task))
+    for engine in (together, *alone) * 2:
+        engine.step()
+    for slot, engine in enumerate(alone):
+        assert demo.psnr(shown(together, slot), shown(engine, 0)) >= ALIKE_DB
+    assert demo.psnr(shown(together, 0), shown(together, 1)) < ALIKE_DB
+
+
+def test_a_sampler_that_does_not_tell_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "estimates", lambda *_: None)
+    engine = demo.engine()
+    engine.admit(0, engine.prepare(demo.task()))
+    engine.step()
+    assert engine.preview(0) is None
+    demo.run(engine, 0)
+
+
+def test_without_memory_it_says_so_and_the_picture_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = demo.engine()
+    engine.admit(0, engine.prepare(demo.task()))
+    engine.step()
+    batch = engine._homes[0].batch
+    monkeypatch.setattr(batch, "estimate", Refusing(1).instead_of(batch.estimate))
+    with pytest.raises(OutOfMemoryError):
+        engine.preview(0)
+    assert engine.preview(0) is not None
+    demo.run(engine, 0)

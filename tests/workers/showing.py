@@ -1,0 +1,78 @@
+"""A worker process around an engine whose previews lack memory, break, or come late, as its pictures ask."""
+
+import os
+import socket
+import threading
+from enum import IntEnum
+from unittest.mock import patch
+
+import numpy as np
+
+from workers import process, worker
+from workers.engine.config import EngineConfig
+from workers.engine.contract import Format, OutOfMemoryError
+from workers.engine.echo import EchoEngine
+from workers.process import Setup
+from workers.slots import SlotMemory
+
+PAUSE = "PREVIEW_SECONDS"  # the environment variable with the seconds between two previews of a picture
+PATIENCE = 10.0  # seconds
+
+
+class Asks(IntEnum):
+    """What a picture asks for by its brightness, all over; others are shown as usual."""
+
+    NO_MEMORY = 10
+    BREAKS = 20
+    CANNOT_BE_DRAWN = 30
+    DRAWN_LATE = 40  # when the picture has been encoded
+    DRAWN_LARGE = 50
+    NOTHING = 60
+
+
+class ShowingEngine(EchoEngine):
+    """The echo engine with previews of all kinds."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        super().__init__(config)
+        self._encoded = threading.Event()
+
+    def preview(self, slot: int) -> object | None:
+        preview = super().preview(slot)
+        match _brightness(preview):
+            case Asks.NO_MEMORY:
+                raise OutOfMemoryError("no memory to show it")
+            case Asks.BREAKS:
+                raise RuntimeError("CUDA error: it cannot be shown")
+            case Asks.NOTHING:
+                return None
+        return preview
+
+    def draw(self, preview: object) -> bytes:
+        match _brightness(preview):
+            case Asks.CANNOT_BE_DRAWN:
+                raise RuntimeError("CUDA error: it cannot be drawn")
+            case Asks.DRAWN_LATE:
+                assert self._encoded.wait(PATIENCE)
+            case Asks.DRAWN_LARGE:
+                return bytes(2**20)
+        return super().draw(preview)
+
+    def encode(self, pixels: object, file_format: Format | None = None) -> bytes:
+        file = super().encode(pixels, file_format)
+        if _brightness(pixels) == Asks.DRAWN_LATE:
+            self._encoded.set()
+        return file
+
+
+def _brightness(pixels: object) -> int:
+    return int(np.asarray(pixels).max())
+
+
+def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
+    """Entry point of such a process, instead of `workers.process.main`."""
+    with (
+        patch.object(process, "_load", lambda setup: ShowingEngine(setup.engine)),
+        patch.object(worker, "PREVIEW_SECONDS", float(os.environ.get(PAUSE, "0"))),
+    ):
+        process.main(setup, channel, memory)

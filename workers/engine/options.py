@@ -1,0 +1,35 @@
+"""What a task asks for, and else the configuration, as the engine takes it."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from workers.engine.config import Canny, EngineConfig, rows_of
+from workers.engine.contract import BadOptionError, Options
+
+
+class Scales(NamedTuple):
+    """A picture's own numbers: its guidance (1 is none), and what multiplies the ControlNet's residuals and the logits
+    of its attention (`coldness`: one over the temperature)."""
+
+    guidance: float
+    control: float
+    coldness: float
+
+
+def scales_of(options: Options, config: EngineConfig, coldest: float) -> Scales:
+    """The scales of a picture; temperatures below `coldest` are taken for that. Raises BadOptionError."""
+    guidance = config.guidance_scale if options.guidance_scale is None else options.guidance_scale
+    control = config.control_scale if options.control_scale is None else options.control_scale
+    if guidance > 1 and rows_of(config.guidance_scale) == 1:
+        raise BadOptionError(f"guidance_scale is {guidance:g}, but this model runs without guidance: 1 is the most.")
+    # As in diffusers, guidance begins above 1.
+    return Scales(max(guidance, 1.0), control, 1 / max(options.temperature, coldest))
+
+
+def canny_of(options: Options, canny: Canny) -> Canny:
+    """The thresholds of a picture. Raises BadOptionError."""
+    low = canny.low if options.canny_low is None else options.canny_low
+    high = canny.high if options.canny_high is None else options.canny_high
+    if low > high:
+        raise BadOptionError(f"canny_low is {low}, but must not be above canny_high, which is {high}.")
+    return replace(canny, low=low, high=high)
