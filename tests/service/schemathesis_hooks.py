@@ -24,6 +24,7 @@ FILES = {
     "image/webp": file_of(gradient("RGBA"), "WEBP"),
 }
 TEXT = "a circle"  # what the query says where it is left out
+SEED_DIGITS = 18
 ACCEPTED = cycle(["application/json", "text/event-stream", "image/png", "image/jpeg", "image/webp"])
 
 for kind, file in FILES.items():
@@ -34,8 +35,12 @@ schemathesis.openapi.format("byte", st.sampled_from([base64.b64encode(file).deco
 
 @schemathesis.hook
 def filter_case(context: HookContext, case: Case[Any]) -> bool:
-    """Leave out what is only wrong in a query that is not looked at."""
+    """Leave out what is only wrong in a query that is not looked at, or in another way than any schema says."""
     query = case.meta.components.get(ParameterLocation.QUERY) if case.meta else None
+    if isinstance(case.body, Mapping) and _is_long(case.body.get("random_seed")):
+        return False
+    if _has_null(case.query) or (case.media_type == "multipart/form-data" and _has_null(case.body)):
+        return False
     return case.media_type in FILES or query is None or not query.mode.is_negative
 
 
@@ -48,6 +53,16 @@ def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
         if _is_one(case.query) and _is_one(case.body):
             case.headers["Accept"] = next(ACCEPTED)
     return case
+
+
+def _is_long(seed: object) -> bool:
+    """No pattern has the range of an integer."""
+    return isinstance(seed, str) and len(seed) > SEED_DIGITS
+
+
+def _has_null(texts: object) -> bool:
+    """Where all are texts, msgspec takes this one for a field that is left out."""
+    return isinstance(texts, Mapping) and any(value in (None, "null") for value in texts.values())
 
 
 def _is_one(fields: object) -> bool:

@@ -29,8 +29,9 @@ def test_schemathesis_finds_nothing_that_is_not_as_described(
         "--seed=1",
         "--no-color",
     ]
+    config = ["--config-file", str(Path(__file__).with_name("schemathesis.toml"))]
     done = subprocess.run(
-        [sys.executable, "-m", "schemathesis.cli", "run", f"{echo.url}/openapi.json", *options],
+        [sys.executable, "-m", "schemathesis.cli", *config, "run", f"{echo.url}/openapi.json", *options],
         cwd=tmp_path,  # it leaves a record there
         env=os.environ | {"SCHEMATHESIS_HOOKS": "tests.service.schemathesis_hooks", "PYTHONPATH": str(ROOT)},
         capture_output=True,
