@@ -72,7 +72,7 @@ class Desk:
     ) -> Response:
         """The answer to a request, named; counted and timed when it is there, or when it has been streamed.
 
-        `count` counts what makes no picture, and is not to be counted with what does. The log has what is `quiet` only if
+        `count` counts what makes no picture, and is not to be counted with what does. What is `quiet` is logged only if
         it is refused.
         """
         ticket = Ticket(self._name(), time.perf_counter())
