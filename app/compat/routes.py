@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from starlette.routing import Route
 
 from app.access import Access
+from app.compat.automatic.service import Service
 from app.compat.openai.images import Images
 from app.compat.openai.models import Models
 from app.desk import Desk
@@ -15,4 +16,5 @@ from app.settings import Settings
 def routes(desk: Desk, access: Access, maker: Maker, settings: Settings) -> Sequence[Route]:
     """With what answers them."""
     models = Models(desk, access, settings.server.model_name)
-    return [*models.routes(), *Images(desk, access, maker, models).routes()]
+    images = Images(desk, access, maker, models)
+    return [*models.routes(), *images.routes(), *Service(desk, access, maker, settings).routes()]
