@@ -11,6 +11,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from app.access import Access
+from app.compat.routes import routes
 from app.desk import Desk
 from app.edges import Edges
 from app.fields import Rules
@@ -106,12 +107,14 @@ class Application:
         self._tracing = _tracing(environ)
         desk = Desk(metrics, self._tracing, log_requests=settings.server.log_requests)
         rules = Rules.of(settings)
-        generation = Generation(desk, access, Maker(self.pool, rules, settings.server, metrics))
+        maker = Maker(self.pool, rules, settings.server, metrics)
+        generation = Generation(desk, access, maker)
         self._edging = _edging(settings)
         canny, core = settings.engine.canny, self.pool.core
         finding = Edges(desk, access, self._edging, rules, canny, metrics, lambda: core.draining)
         health, description = Health(self.pool, placement.reason), Description(settings)
-        endpoints = Endpoints(generation, finding, health, description, Page(settings))
+        compatible = routes(desk, access, maker, settings)
+        endpoints = Endpoints(generation, finding, health, description, Page(settings), compatible)
         self.asgi: Starlette = create_app(desk, endpoints, metrics.registry, self._lifespan)
         _announce(settings, placement)
 

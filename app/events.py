@@ -23,9 +23,10 @@ def event(name: str, data: bytes) -> bytes:
 
 class Feed:
     """What is new of some pictures and has not been sent: of each kind the latest, as a client that reads slowly needs
-    no more."""
+    no more. `told` makes an event of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[int, News], bytes] | None = None) -> None:
+        self._told = told or _told
         self._pending: dict[tuple[int, type], News] = {}
         self._there = asyncio.Event()
 
@@ -45,7 +46,7 @@ class Feed:
 
     def take(self) -> bytes:
         """All that there is, as events."""
-        events = b"".join(_told(image, news) for (image, _), news in self._pending.items())
+        events = b"".join(self._told(image, news) for (image, _), news in self._pending.items())
         self._pending.clear()
         self._there.clear()
         return events

@@ -1,7 +1,7 @@
 """Routes and lifespan, nothing else."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
@@ -25,13 +25,14 @@ Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Who answers."""
+    """Who answers. `compatible` are the paths of interfaces that others have made."""
 
     generation: Generation
     edges: Edges
     health: Health
     description: Description
     page: Page
+    compatible: Sequence[Route]
 
 
 def create_app(desk: Desk, endpoints: Endpoints, registry: CollectorRegistry, lifespan: Lifespan) -> Starlette:
@@ -55,6 +56,7 @@ def create_app(desk: Desk, endpoints: Endpoints, registry: CollectorRegistry, li
             Route("/", endpoints.page.respond),
             Route("/page/{name}", endpoints.page.respond),
             Route("/settings.json", endpoints.page.settings),
+            *endpoints.compatible,
         ],
         exception_handlers={HTTPException: desk.refuse, Exception: on_exception},
         lifespan=lifespan,

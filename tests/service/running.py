@@ -147,8 +147,12 @@ def file_of(pixels: Pixels) -> bytes:
 def result_pixels(response: httpx.Response) -> Pixels:
     """The picture in an answer, RGB [height, width, 3]."""
     assert response.status_code == 200, response.text
-    data = base64.b64decode(response.json()["output_image_base64"], validate=True)
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    return pixels_of(base64.b64decode(response.json()["output_image_base64"], validate=True))
+
+
+def pixels_of(file: bytes) -> Pixels:
+    """RGB [height, width, 3]."""
+    pixels = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert pixels is not None
     return pixels.astype(np.uint8)
 
