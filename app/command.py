@@ -13,9 +13,10 @@ from types import FrameType
 
 import uvicorn
 
-from app.application import Application, StartError, prepared
+from app.application import Application
 from app.limits import limited
 from app.settings import Settings
+from app.start import StartError, prepared
 from workers.cores import available_cores
 from workers.telemetry import Nvml
 
