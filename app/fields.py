@@ -78,8 +78,8 @@ class Wanted:
     blamed: str | None = None
 
     def seeds(self) -> list[int]:
-        """The seed of each picture; after the greatest comes the least."""
-        return [(self.seed - SEED_MIN + n) % SEEDS + SEED_MIN for n in range(self.images)]
+        """The seed of each picture."""
+        return seeds(self.seed, self.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +134,11 @@ class Rules:
             number = getattr(fields, name)
             if number is not None and number not in allowed:
                 raise Problem(Error.INVALID_FIELD, f"{name} is {number}; it must be {allowed}.", name)
+
+
+def seeds(first: int, images: int) -> list[int]:
+    """The seed of each of several pictures; after the greatest comes the least."""
+    return [(first - SEED_MIN + n) % SEEDS + SEED_MIN for n in range(images)]
 
 
 def options(fields: OptionalFields, file_format: Format | None = None, *, previews: bool = False) -> Options:

@@ -67,7 +67,11 @@ class Subject:
         """Which workers would run where."""
         from workers.devices import choose_devices
 
-        return choose_devices(self.environ, self.nvml, self.settings.workers.cpu_workers)
+        try:
+            cpu_workers = self.settings.workers.cpu_workers
+        except NotUsableError:  # which devices there are can be told all the same
+            cpu_workers = 1
+        return choose_devices(self.environ, self.nvml, cpu_workers)
 
     @property
     def on_gpu(self) -> bool:
