@@ -14,7 +14,7 @@ from workers.logs import escaped
 from workers.watching import Advanced, News, Started
 
 LOADING = "{desc} {elapsed}"
-MAKING = "{desc}{percentage:3.0f}%|{bar:30}| {postfix} [{elapsed}<{remaining}]"
+MAKING = "{desc} {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} to go"
 REDRAW_SECONDS = 0.1
 
 
@@ -67,7 +67,7 @@ class Progress:
         """A worker is ready: from now on it is pictures that take time."""
         if not self._loaded:
             self._loaded = True
-            self._bar.bar_format, self._bar.desc = MAKING, ""
+            self._bar.bar_format = MAKING
             self._bar.reset()  # the clock, above all
             self._show()
 
@@ -95,10 +95,10 @@ class Progress:
     def _show(self) -> None:
         self._bar.n = self._ended + sum(part.done / part.total for part in self._parts.values())
         if self._loaded:
-            self._bar.set_postfix_str(self._words(), refresh=False)
+            self._bar.set_description_str(self._words(), refresh=False)
             self._bar.update(0)
 
     def _words(self) -> str:
         if self._total > 1:
             return f"{self._ended} of {self._total} pictures"
-        return next((f"step {part.done} of {part.total}" for part in self._parts.values()), "")
+        return next((f"step {part.done} of {part.total}" for part in self._parts.values()), "making")
