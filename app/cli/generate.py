@@ -28,7 +28,7 @@ from workers.engine.contract import Format
 from workers.telemetry import Nvml
 
 FAILED, WRONG, SIGNALLED = 1, 2, 128  # exit codes; to the last a signal's number is added
-LOG_LEVEL = "CONTOUR_SERVER__LOG_LEVEL"
+LOG_LEVEL, LOG_FORMAT = "CONTOUR_SERVER__LOG_LEVEL", "CONTOUR_SERVER__LOG_FORMAT"
 NAMED = 10  # of the pictures that failed, at the end
 
 
@@ -64,8 +64,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _environment(given: argparse.Namespace) -> Mapping[str, str]:
-    """The environment over which the log is quiet, unless somebody wants to read it."""
-    return os.environ if given.verbose else {LOG_LEVEL: "warning"} | os.environ
+    """The environment, under which the log is for people, and quiet unless somebody wants to read it."""
+    quiet = {} if given.verbose else {LOG_LEVEL: "warning"}
+    return {LOG_FORMAT: "human"} | quiet | os.environ
 
 
 @dataclass(frozen=True, slots=True)
