@@ -81,8 +81,8 @@ class Wanted:
     blamed: str | None = None
 
     def seeds(self) -> list[int]:
-        """The seed of each picture; after the greatest comes the least."""
-        return [(self.seed - SEED_MIN + n) % SEEDS + SEED_MIN for n in range(self.images)]
+        """The seed of each picture."""
+        return seeds(self.seed, self.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +147,11 @@ class Rules:
 def drawn_seed() -> int:
     """For a request that names none."""
     return secrets.randbelow(DRAWN_SEEDS)
+
+
+def seeds(first: int, images: int) -> list[int]:
+    """The seed of each of several pictures; after the greatest comes the least."""
+    return [(first - SEED_MIN + n) % SEEDS + SEED_MIN for n in range(images)]
 
 
 def options(fields: OptionalFields, file_format: Format | None = None, *, previews: bool = False) -> Options:
