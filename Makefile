@@ -13,7 +13,7 @@ RAY_BIN := .venv-ray/bin
 RAY_INSTALLED := .venv-ray/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-image test-ray fuzz chaos lint format requirements bench bench-gpu clean
+.PHONY: help install serve test test-image test-ray fuzz chaos lint format requirements swagger-ui bench bench-gpu clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ format: $(INSTALLED)  ## repair style where that can be done
 
 requirements: $(INSTALLED)  ## write what an image installs, by version and hash, anew
 	$(BIN)/python -m requirements
+
+swagger-ui: $(INSTALLED)  ## put Swagger UI into app/docs, by npm; ARGS=5.35.0 for another version
+	$(BIN)/python -m requirements.swagger_ui $(ARGS)
 
 chaos: $(INSTALLED)  ## run the service under faults, for an hour; ARGS="--seconds 600 --seed 2 --out FILE"
 	$(BIN)/python -m tests.chaos $(ARGS)

@@ -10,14 +10,15 @@ from starlette.applications import Starlette
 
 from app.access import Access
 from app.compat.routes import routes
+from app.description import Description
 from app.desk import Desk
+from app.docs import Docs
 from app.edges import Edges
 from app.fields import Rules
 from app.generation import Generation
 from app.health import Health
 from app.making import Maker
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
-from app.openapi import Description
 from app.page import Page
 from app.server import Endpoints, create_app
 from app.settings import Settings, read_keys
@@ -72,7 +73,7 @@ class Application:
         finding = Edges(desk, access, self._edging, rules, canny, metrics, lambda: core.draining)
         health, description = Health(self.pool, placement.reason), Description(settings)
         compatible = routes(desk, access, maker, settings)
-        endpoints = Endpoints(generation, finding, health, description, Page(settings), compatible)
+        endpoints = Endpoints(generation, finding, health, description, Docs(), Page(settings), compatible)
         self.asgi: Starlette = create_app(desk, endpoints, metrics.registry, self._lifespan)
         _announce(settings, placement)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import assert_never
+from typing import TypeAlias, assert_never
 
 import msgspec
 import pybase64
@@ -16,17 +16,67 @@ MEDIA_TYPE = "text/event-stream"
 QUIET_SECONDS = 15.0  # after which a comment keeps proxies from taking the connection for dead
 
 
+class QueuedEvent(msgspec.Struct, frozen=True):
+    """A picture waits: `position` start before it, and it starts in about `seconds`, if that can be told."""
+
+    image: int
+    position: int
+    seconds: float | None
+
+
+class StartedEvent(msgspec.Struct, frozen=True):
+    """A picture is begun; once more, if what made it was lost."""
+
+    image: int
+
+
+class StepEvent(msgspec.Struct, frozen=True):
+    """Of the `total` steps of a picture, `done` are done."""
+
+    image: int
+    done: int
+    total: int
+
+
+class PreviewEvent(msgspec.Struct, frozen=True):
+    """What a picture looks like so far: a small JPEG in standard base64."""
+
+    image: int
+    jpeg_base64: str
+
+
+Progress: TypeAlias = QueuedEvent | StartedEvent | StepEvent | PreviewEvent
+
+# What an event is called. `image` counts from 0. Beside these there are `done` and `error`, of which one is the last.
+NAMES: Mapping[type[Progress], str] = {
+    QueuedEvent: "queued",
+    StartedEvent: "started",
+    StepEvent: "step",
+    PreviewEvent: "preview",
+}
+
+
 def event(name: str, data: bytes) -> bytes:
     """One event; `data` is JSON on one line."""
     return b"event: %b\ndata: %b\n\n" % (name.encode(), data)
+
+
+def told(progress: Progress) -> bytes:
+    """One event of progress."""
+    return event(NAMES[type(progress)], msgspec.json.encode(progress))
+
+
+def told_of(image: int, news: News) -> bytes:
+    """What is new of a picture, as one event."""
+    return told(_progress(image, news))
 
 
 class Feed:
     """What is new of some pictures and has not been sent: of each kind the latest, as a client that reads slowly needs
     no more. `told` makes an event of it."""
 
-    def __init__(self, told: Callable[[int, News], bytes] | None = None) -> None:
-        self._told = told or _told
+    def __init__(self, told: Callable[[int, News], bytes] = told_of) -> None:
+        self._told = told
         self._pending: dict[tuple[int, type], News] = {}
         self._there = asyncio.Event()
 
@@ -111,19 +161,15 @@ async def _body(send: Send, body: bytes, *, more: bool) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-def _told(image: int, news: News) -> bytes:
+def _progress(image: int, news: News) -> Progress:
     match news:
         case Standing(position, seconds):
-            return _json("queued", {"image": image, "position": position, "seconds": seconds})
+            return QueuedEvent(image, position, seconds)
         case Started():
-            return _json("started", {"image": image})
+            return StartedEvent(image)
         case Advanced(done, total):
-            return _json("step", {"image": image, "done": done, "total": total})
+            return StepEvent(image, done, total)
         case Previewed(jpeg):
-            return _json("preview", {"image": image, "jpeg_base64": pybase64.b64encode_as_string(jpeg)})
+            return PreviewEvent(image, pybase64.b64encode_as_string(jpeg))
         case _ as unreachable:
             assert_never(unreachable)
-
-
-def _json(name: str, data: object) -> bytes:
-    return event(name, msgspec.json.encode(data))

@@ -12,12 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from app.description import Description
 from app.desk import Desk
+from app.docs import Docs
 from app.edges import Edges
 from app.errors import on_exception
 from app.generation import Generation
 from app.health import Health
-from app.openapi import Description
 from app.page import Page
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
@@ -31,6 +32,7 @@ class Endpoints:
     edges: Edges
     health: Health
     description: Description
+    docs: Docs
     page: Page
     compatible: Sequence[Route]
 
@@ -53,6 +55,8 @@ def create_app(desk: Desk, endpoints: Endpoints, registry: CollectorRegistry, li
             Route("/readyz", endpoints.health.ready),
             Route("/metrics", metrics),
             Route("/openapi.json", endpoints.description.respond),
+            Route("/docs", endpoints.docs.respond),
+            Route("/docs/{name}", endpoints.docs.respond),
             Route("/", endpoints.page.respond),
             Route("/page/{name}", endpoints.page.respond),
             Route("/settings.json", endpoints.page.settings),

@@ -60,3 +60,11 @@ def test_the_stage_that_fetches_the_model_copies_just_the_code_that_this_needs()
 
 def _module(file: Path) -> str:
     return ".".join(file.with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_a_wheel_has_every_file_that_is_no_python() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for package in ("app", "workers", "scheduler"):
+        kept = {file for pattern in patterns.get(package, []) for file in (ROOT / package).glob(pattern)}
+        there = {file for file in (ROOT / package).rglob("*") if file.is_file() and "__pycache__" not in file.parts}
+        assert {file for file in there if file.suffix != ".py"} - kept == set()

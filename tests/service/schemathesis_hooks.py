@@ -1,14 +1,55 @@
-"""What schemathesis cannot know: that not any base64 is a picture. It is named to it by SCHEMATHESIS_HOOKS."""
+"""What schemathesis cannot know, as no schema says it. It is named to it by SCHEMATHESIS_HOOKS.
+
+Not any bytes are a picture; who asks for events or a picture says so in Accept; and an operation has one list of
+parameters for all forms of its body, while the service looks for fields in the query only beside a picture.
+"""
 
 import base64
+from collections.abc import Mapping
+from itertools import cycle
+from typing import Any
 
 import schemathesis
 from hypothesis import strategies as st
+from schemathesis import Case, HookContext
+from schemathesis.core.parameters import ParameterLocation
+from schemathesis.transport.serialization import Binary
 
 from tests.fuzz.seeds import file_of, gradient
 
-PICTURES = [file_of(gradient(mode), kind) for mode, kind in (("RGB", "PNG"), ("L", "JPEG"), ("RGBA", "WEBP"))]
+FILES = {
+    "image/png": file_of(gradient("RGB"), "PNG"),
+    "image/jpeg": file_of(gradient("L"), "JPEG"),
+    "image/jpg": file_of(gradient("RGB"), "JPEG"),
+    "image/webp": file_of(gradient("RGBA"), "WEBP"),
+}
+TEXT = "a circle"  # what the query says where it is left out
+ACCEPTED = cycle(["application/json", "text/event-stream", "image/png", "image/jpeg", "image/webp"])
 
-schemathesis.openapi.format("byte", st.sampled_from([base64.b64encode(picture).decode() for picture in PICTURES]))
-for kind in ("image/png", "image/jpeg", "image/jpg", "image/webp"):  # the content decides, not the name
-    schemathesis.openapi.media_type(kind, st.sampled_from(PICTURES))
+for kind, file in FILES.items():
+    schemathesis.openapi.media_type(kind, st.just(file))
+schemathesis.openapi.format("binary", st.sampled_from([Binary(file) for file in FILES.values()]))
+schemathesis.openapi.format("byte", st.sampled_from([base64.b64encode(file).decode() for file in FILES.values()]))
+
+
+@schemathesis.hook
+def filter_case(context: HookContext, case: Case[Any]) -> bool:
+    """Leave out what is only wrong in a query that is not looked at."""
+    query = case.meta.components.get(ParameterLocation.QUERY) if case.meta else None
+    return case.media_type in FILES or query is None or not query.mode.is_negative
+
+
+@schemathesis.hook
+def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
+    """Say in the query what a picture needs there, and in Accept what is to come back."""
+    if case.operation.path.startswith("/generation"):
+        if case.media_type in FILES:
+            case.query = {"text": TEXT, **case.query}
+        if _is_one(case.query) and _is_one(case.body):
+            case.headers["Accept"] = next(ACCEPTED)
+    return case
+
+
+def _is_one(fields: object) -> bool:
+    """Whether one picture is asked for, so that any answer holds it."""
+    return not isinstance(fields, Mapping) or fields.get("number_of_images", 1) == 1

@@ -1,0 +1,87 @@
+"""The whole description, and who answers with it."""
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app import __version__, events
+from app.description import edges, generation, pages, plain
+from app.description.fields import FieldSchemas
+from app.description.nodes import HEADERS, JSON, Node
+from app.docs import Docs
+from app.edges import EdgesRequest
+from app.errors import ProblemBody
+from app.fields import Fields, GenerationRequest
+from app.generation import GenerationAnswer
+from app.health import Aliveness, Readiness
+from app.page import Page, PageSettings
+from app.pictures import JSON_NAME
+from app.settings import Settings
+
+STRUCTS = (
+    GenerationRequest,
+    Fields,
+    GenerationAnswer,
+    EdgesRequest,
+    ProblemBody,
+    PageSettings,
+    Aliveness,
+    Readiness,
+    *events.NAMES,
+)
+KEYS: Node = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, where the service asks for one."},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same, in a header of its own."},
+}
+TAGS = {
+    generation.TAG: "A prompt and a picture in, a new picture with the same edges out.",
+    pages.TAG: "What a browser shows.",
+    plain.TAG: "For those who run the service.",
+}
+
+
+class Description:
+    """Says what it was constructed with."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._body = msgspec.json.encode(describe(settings))
+
+    async def respond(self, request: Request) -> Response:
+        """200, always."""
+        return Response(self._body, media_type=JSON)
+
+
+def describe(settings: Settings) -> Node:
+    """The whole description."""
+    fields = FieldSchemas(settings)
+    _, schemas = msgspec.json.schema_components(STRUCTS, ref_template="#/components/schemas/{name}")
+    query = schemas.pop("Fields")
+    body = schemas["GenerationRequest"]
+    body["properties"] = fields.body(body["properties"], body["required"])
+    schemas[edges.BODY]["properties"][JSON_NAME] = body["properties"][JSON_NAME]
+    schemas[generation.FORM] = generation.form(fields, query)
+    schemas[generation.EVENT] = generation.event()
+    server = settings.server
+    keys = KEYS if server.api_key or server.api_key_file else {}
+    security: list[Node] = [{scheme: []} for scheme in keys]
+    title = {"title": "Contour", "version": __version__, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}}
+    return {
+        "openapi": "3.1.0",
+        "info": title | {"description": "A prompt and a picture in, a new picture with the same edges out."},
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
+        "paths": _paths(settings, fields, query, security),
+        "components": {"schemas": schemas, "headers": dict(HEADERS), "securitySchemes": keys},
+    }
+
+
+def _paths(settings: Settings, fields: FieldSchemas, query: Node, security: list[Node]) -> Node:
+    return {
+        **generation.operations(fields, query, security),
+        **edges.operations(fields, query, security),
+        "/": pages.page("page", "The page for people."),
+        "/page/{name}": pages.files("pageFile", "What that page is made of.", Page(settings).media_types),
+        "/settings.json": pages.settings(),
+        "/docs": pages.page("docs", "This description, to read and to try."),
+        "/docs/{name}": pages.files("docsFile", "What that page is made of.", Docs().media_types),
+        **plain.operations(),
+    }
