@@ -1,4 +1,4 @@
-"""`python -m app --config configs/demo.yaml`: the one entry point of the service."""
+"""`python -m app --config configs/demo.yaml`: the one entry point of the service, and of `generate` and `doctor`."""
 
 import os
 import signal
@@ -10,6 +10,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
     # Inside the guard: a spawned worker runs this file's top level as well, and needs nothing of the front end.
-    from app.command import run
+    from app.cli.dispatch import dispatch
 
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(dispatch(sys.argv[1:]))

@@ -1,5 +1,6 @@
 """Who may ask, and whose request it is: API keys, and clients by their key or else by their address."""
 
+import base64
 import hmac
 from collections.abc import Sequence
 from hashlib import sha256
@@ -40,9 +41,23 @@ def _given(request: HTTPConnection) -> bytes | None:
     """The key that a request brings."""
     if (key := request.headers.get("x-api-key")) is None:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            return None
+        match scheme.lower():
+            case "bearer":
+                pass
+            case "basic":
+                return _password(key)
+            case _:
+                return None
     return key.strip().encode("latin-1")
+
+
+def _password(credentials: str) -> bytes | None:
+    """That of Basic credentials (RFC 7617), for clients that know no other scheme; the user's name does not matter."""
+    try:
+        _, colon, password = base64.b64decode(credentials.encode("latin-1"), validate=True).partition(b":")
+    except ValueError:
+        return None
+    return password if colon else None
 
 
 def _digest(key: bytes) -> bytes:

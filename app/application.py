@@ -2,15 +2,14 @@
 
 import asyncio
 import logging
-import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from pathlib import Path
 
 from starlette.applications import Starlette
 
 from app.access import Access
+from app.compat.routes import routes
 from app.description import Description
 from app.desk import Desk
 from app.docs import Docs
@@ -22,57 +21,17 @@ from app.making import Maker
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
 from app.page import Page
 from app.server import Endpoints, create_app
-from app.settings import Settings, SettingsError, load, read_keys
+from app.settings import Settings, read_keys
+from app.start import StartError, build_pool, check_runtime
 from app.tracing import Tracing, tracing
-from scheduler.core import Scheduler
 from workers import edges
-from workers.allocator import keep_freed_memory
 from workers.devices import Gpu, Placement, choose_devices
 from workers.edging import Edging, layout
-from workers.engine.runtimes.files import RuntimeProblem, check
-from workers.engine.weights import absent
-from workers.folders import prepare
-from workers.logs import configure, suitable
-from workers.pool import NothingServedError, Pool
-from workers.process import Setup
-from workers.slots import SlotLayout
+from workers.logs import suitable
+from workers.pool import NothingServedError
 from workers.telemetry import Nvml
-from workers.wire import WISH_BYTES
 
 log = logging.getLogger("contour")
-
-TEXTS = 2  # that a request has: what the picture should show, and what not
-UTF8_BYTES = 4  # that a character takes at most
-# Of an integer in a request: as few as Python can be told, as the time to read them grows with their square.
-MAX_DIGITS = 640
-
-
-class StartError(Exception):
-    """The service cannot be started; the message says why, and what to do."""
-
-
-def prepared(config: Path, environ: Mapping[str, str]) -> Settings:
-    """Read a configuration, see that what it names is there, and set this process up for it.
-
-    Raises StartError.
-    """
-    try:
-        settings = load(config, environ)
-    except SettingsError as error:
-        raise StartError(str(error)) from None
-    if missing := absent(settings.engine):
-        listed = "\n  ".join(missing)
-        get = f"python -m workers.fetch {config}"
-        raise StartError(f"These weights are not on this machine:\n  {listed}\nGet them with: {get}")
-    cache = settings.workers.cache
-    try:
-        prepare(cache)
-    except (OSError, RuntimeError) as error:
-        raise StartError(f"workers.cache is {cache}, which cannot be written to: {error}") from None
-    configure(settings.server.log_level, suitable(settings.server.log_format))
-    sys.set_int_max_str_digits(MAX_DIGITS)
-    keep_freed_memory()
-    return settings
 
 
 class Application:
@@ -96,9 +55,9 @@ class Application:
         self._nvml = nvml
         self._ended = ended
         placement = choose_devices(environ, nvml, settings.workers.cpu_workers)
-        _check_runtime(settings, placement)
+        check_runtime(settings, placement)
         self.metrics = metrics = Metrics()
-        self.pool = _pool(settings, placement, cores, metrics)
+        self.pool = build_pool(settings, placement, cores, metrics.observe)
         metrics.registry.register(PoolCollector(self.pool))
         metrics.registry.register(EngineCollector(self.pool))
         if nvml is not None:
@@ -107,12 +66,14 @@ class Application:
         self._tracing = _tracing(environ)
         desk = Desk(metrics, self._tracing, log_requests=settings.server.log_requests)
         rules = Rules.of(settings)
-        generation = Generation(desk, access, Maker(self.pool, rules, settings.server, metrics))
+        maker = Maker(self.pool, rules, settings.server, metrics)
+        generation = Generation(desk, access, maker)
         self._edging = _edging(settings)
         canny, core = settings.engine.canny, self.pool.core
         finding = Edges(desk, access, self._edging, rules, canny, metrics, lambda: core.draining)
         health, description = Health(self.pool, placement.reason), Description(settings)
-        endpoints = Endpoints(generation, finding, health, description, Docs(), Page(settings))
+        compatible = routes(desk, access, maker, settings)
+        endpoints = Endpoints(generation, finding, health, description, Docs(), Page(settings), compatible)
         self.asgi: Starlette = create_app(desk, endpoints, metrics.registry, self._lifespan)
         _announce(settings, placement)
 
@@ -156,42 +117,6 @@ def _tracing(environ: Mapping[str, str]) -> Tracing:
         return tracing(environ)
     except ValueError as error:
         raise StartError(str(error)) from None
-
-
-def _check_runtime(settings: Settings, placement: Placement) -> None:
-    """Before workers start, and fail one after the other. Raises StartError."""
-    if settings.engine.kind == "diffusion" and settings.engine.runtime == "onnxruntime":
-        try:
-            cuda = placement.devices[0].kind == "cuda"
-            check(settings.engine, settings.engine.dtype_on(cuda=cuda), cuda=cuda)
-        except RuntimeProblem as error:
-            raise StartError(str(error)) from None
-
-
-def _pool(settings: Settings, placement: Placement, cores: int, metrics: Metrics) -> Pool:
-    layout = SlotLayout(
-        settings.engine.slots,
-        settings.server.max_picture_bytes + TEXTS * UTF8_BYTES * settings.server.max_text_chars + WISH_BYTES,
-        settings.workers.output_bytes,
-    )
-    threads = settings.workers.threads_per_worker(cores, len(placement.devices))
-    core = Scheduler([device.id for device in placement.devices], settings.scheduler)
-    return Pool(
-        [
-            Setup(
-                device,
-                settings.engine,
-                threads,
-                settings.server.log_level,
-                settings.workers.cache,
-                suitable(settings.server.log_format),
-            )
-            for device in placement.devices
-        ],
-        core,
-        layout,
-        metrics.observe,
-    )
 
 
 def _edging(settings: Settings) -> Edging:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from app import pictures
 from app.errors import Error, Problem
-from app.fields import Fields, GenerationRequest, Rules, Wanted, options
+from app.fields import AS_THEY_ARE, Fields, GenerationRequest, Rules, Wanted, options
 from workers.engine.contract import Format
 
 FORM_FILE = "input_image"  # what a form calls the picture
@@ -41,25 +41,34 @@ async def wanted(request: Request, rules: Rules, answering: Answering) -> Wanted
         return from_json(await read(request, rules), rules, answering)
     if kind == "multipart/form-data":
         texts, files = await form(request, rules)
-        if (picture := files.get(FORM_FILE)) is None:
+        if (picture := dict(files).get(FORM_FILE)) is None:
             raise Problem(Error.INVALID_FIELD, f"The form has no file {FORM_FILE}.", FORM_FILE)
-        return _wanted(converted(texts, Fields), picture, FORM_FILE, rules, answering)
+        return understood(converted(texts, Fields), picture, FORM_FILE, rules, answering)
     if kind in PICTURES:
         picture = await read(request, rules)
-        return _wanted(converted(request.query_params, Fields), picture, None, rules, answering)
+        return understood(converted(request.query_params, Fields), picture, None, rules, answering)
     raise Problem(Error.MEDIA_TYPE, f"The body is {kind!r}; send {TYPES}, and say so in Content-Type.")
 
 
 def from_json(body: bytes, rules: Rules, answering: Answering) -> Wanted:
     """What a body of JSON asks for. Raises Problem."""
     fields = parsed_json(body, _json)
-    return _wanted(fields, pictures.decoded(fields.input_image_base64), pictures.JSON_NAME, rules, answering)
+    return understood(fields, pictures.decoded(fields.input_image_base64), pictures.JSON_NAME, rules, answering)
 
 
-def _wanted(
-    fields: Fields | GenerationRequest, picture: bytes, blamed: str | None, rules: Rules, answering: Answering
+def understood(
+    fields: Fields | GenerationRequest,
+    picture: bytes,
+    blamed: str | None,
+    rules: Rules,
+    answering: Answering,
+    called: Mapping[str, str] = AS_THEY_ARE,
 ) -> Wanted:
-    rules.check(fields)
+    """What some fields ask for. `called` is what an interface calls them, `blamed` what it calls the picture.
+
+    Raises Problem.
+    """
+    rules.check(fields, called)
     return Wanted(
         fields.request_id,
         picture,
@@ -101,8 +110,8 @@ def parsed_json(body: bytes, decoder: "msgspec.json.Decoder[T]") -> T:
         raise Problem(Error.BROKEN_JSON, "It is nested too deeply.") from None
 
 
-async def form(request: Request, rules: Rules) -> tuple[dict[str, str], dict[str, bytes]]:
-    """The fields and the files of a form, by name; of several of a name the last. Raises Problem."""
+async def form(request: Request, rules: Rules) -> tuple[dict[str, str], list[tuple[str, bytes]]]:
+    """The fields of a form, of several of a name the last; and its files, with their names. Raises Problem."""
     parser = _FormParser(
         request.headers,
         _chunks(request, rules.max_body_bytes),
@@ -116,7 +125,7 @@ async def form(request: Request, rules: Rules) -> tuple[dict[str, str], dict[str
         reason = error.message if isinstance(error, MultiPartException) else f"{error}"
         raise Problem(Error.BROKEN_FORM, f"It cannot be read: {reason}") from None
     texts = {name: value for name, value in parts.multi_items() if isinstance(value, str)}
-    files = {name: await value.read() for name, value in parts.multi_items() if isinstance(value, UploadFile)}
+    files = [(name, await value.read()) for name, value in parts.multi_items() if isinstance(value, UploadFile)]
     await parts.close()
     return texts, files
 

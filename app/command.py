@@ -13,9 +13,10 @@ from types import FrameType
 
 import uvicorn
 
-from app.application import Application, StartError, prepared
+from app.application import Application
 from app.limits import limited
 from app.settings import Settings
+from app.start import StartError, prepared
 from workers.cores import available_cores
 from workers.telemetry import Nvml
 
@@ -44,7 +45,11 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m app", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m app",
+        description="Serve. The word `serve` may stand first; other commands have a --help of their own.",
+        epilog="other commands: generate (pictures without a server), doctor (what this machine has, and lacks)",
+    )
     parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"), help="a YAML file, see configs/")
     parser.add_argument("--host", help="address to listen on; instead of the configuration's server.host")
     parser.add_argument("--port", help="port to listen on, 0 for any; instead of the configuration's server.port")

@@ -1,19 +1,20 @@
 """Where every request for pictures is given a name, and is counted, timed and answered, whatever becomes of it."""
 
+import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from app.errors import Error, Problem, respond, routing_problem
-from app.events import EventStream
+from app.events import EventStream, Feed
 from app.making import ClientGoneError, Picture
 from app.metrics import Metrics
 from app.records import Line
@@ -24,6 +25,7 @@ requests_log = logging.getLogger("contour.request")
 
 ABANDONED = "abandoned"
 PATH_CHARS = 200  # of a path, in the log: what the router refuses may be as long as a head
+LEFT = 499  # the status for who has left, as nginx has it: nobody will read it
 
 
 @dataclass(slots=True)
@@ -59,10 +61,19 @@ class Desk:
         self._ids = count(1)
         self._run = secrets.token_hex(4)  # tells this process's request ids from another's
 
-    async def serve(self, request: Request, work: Work, voice: Voice = respond, count: Count | None = None) -> Response:
+    async def serve(
+        self,
+        request: Request,
+        work: Work,
+        voice: Voice = respond,
+        count: Count | None = None,
+        *,
+        quiet: bool = False,
+    ) -> Response:
         """The answer to a request, named; counted and timed when it is there, or when it has been streamed.
 
-        `count` counts what makes no picture, and is not to be counted with what does.
+        `count` counts what makes no picture, and is not to be counted with what does. What is `quiet` is logged only if
+        it is refused.
         """
         ticket = Ticket(self._name(), time.perf_counter())
         outcome = "done"
@@ -70,14 +81,38 @@ class Desk:
             response = await work(request, ticket)
         except Exception as error:  # noqa: BLE001 - it is answered, and what nobody expected is logged
             problem = self.problem(error, ticket)
-            response = Response(status_code=499) if problem is None else voice(problem)  # as nginx; nobody will read it
+            response = Response(status_code=LEFT) if problem is None else voice(problem)
             outcome = ABANDONED if problem is None else problem.error.slug
         if isinstance(response, EventStream):
-            response.ended = partial(self._close, request, response, ticket, count)
+            response.ended = partial(self._close, request, response, ticket, count, quiet)
         else:
-            self._close(request, response, ticket, count, outcome)
+            self._close(request, response, ticket, count, quiet, outcome)
         response.headers["X-Request-Id"] = ticket.name
         return response
+
+    async def aside(self, request: Request, work: Work, voice: Voice = respond) -> Response:
+        """The same for what is no more than looked up: it is counted and logged only if it is refused."""
+        return await self.serve(request, work, voice, self._metrics.aside, quiet=True)
+
+    async def stream(
+        self, ticket: Ticket, feed: Feed, making: Coroutine[Any, Any, bytes], told: Callable[[Problem], bytes]
+    ) -> EventStream:
+        """Events of what is fed while something is made; the last is what it comes to, or what is `told` of a problem.
+
+        Raises what is refused at once, as without a stream.
+        """
+
+        def last(made: "asyncio.Task[bytes]") -> tuple[bytes, str]:
+            if (error := made.exception()) is None:
+                return made.result(), "done"
+            problem = self.problem(error, ticket)
+            return (b"", ABANDONED) if problem is None else (told(problem), problem.error.slug)
+
+        task = asyncio.ensure_future(making)
+        await asyncio.sleep(0)  # the pool answers at once where it can
+        if task.done():
+            task.result()
+        return EventStream(feed, task, last)
 
     async def refuse(self, request: Request, error: Exception) -> Response:
         """Starlette's handler for what its router raises; named and counted like what reaches an endpoint."""
@@ -102,9 +137,12 @@ class Desk:
     def _name(self) -> str:
         return f"{self._run}-{next(self._ids)}"
 
-    def _close(self, request: Request, response: Response, ticket: Ticket, count: Count | None, outcome: str) -> None:
+    def _close(
+        self, request: Request, response: Response, ticket: Ticket, count: Count | None, quiet: bool, outcome: str
+    ) -> None:
         (count or self._metrics.request)(outcome, ticket.seconds)
-        self._log(request, response, ticket, outcome)
+        if outcome != "done" or not quiet:
+            self._log(request, response, ticket, outcome)
 
     def _log(self, request: Request, response: Response, ticket: Ticket, outcome: str) -> None:
         """Write down what became of a request, in the log and as spans."""

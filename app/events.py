@@ -66,11 +66,17 @@ def told(progress: Progress) -> bytes:
     return event(NAMES[type(progress)], msgspec.json.encode(progress))
 
 
+def told_of(image: int, news: News) -> bytes:
+    """What is new of a picture, as one event."""
+    return told(_progress(image, news))
+
+
 class Feed:
     """What is new of some pictures and has not been sent: of each kind the latest, as a client that reads slowly needs
-    no more."""
+    no more. `told` makes an event of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[int, News], bytes] = told_of) -> None:
+        self._told = told
         self._pending: dict[tuple[int, type], News] = {}
         self._there = asyncio.Event()
 
@@ -90,7 +96,7 @@ class Feed:
 
     def take(self) -> bytes:
         """All that there is, as events."""
-        events = b"".join(told(_progress(image, news)) for (image, _), news in self._pending.items())
+        events = b"".join(self._told(image, news) for (image, _), news in self._pending.items())
         self._pending.clear()
         self._there.clear()
         return events

@@ -1,5 +1,6 @@
 """The fields of a request: what they are called, which values are taken here, and what they mean to an engine."""
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from workers.engine.contract import Format, Options
 SEED_MIN, SEED_MAX = -(2**63), 2**64 - 1  # what torch.Generator.manual_seed takes
 SEEDS = SEED_MAX + 1 - SEED_MIN
 PRIORITY = 10
+DRAWN_SEEDS = 2**32  # of which one is drawn for who names none: short enough to be typed again
+AS_THEY_ARE: Mapping[str, str] = {}
 
 
 class OptionalFields(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,8 +81,8 @@ class Wanted:
     blamed: str | None = None
 
     def seeds(self) -> list[int]:
-        """The seed of each picture; after the greatest comes the least."""
-        return [(self.seed - SEED_MIN + n) % SEEDS + SEED_MIN for n in range(self.images)]
+        """The seed of each picture."""
+        return seeds(self.seed, self.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,21 +126,32 @@ class Rules:
             engine.output.format,
         )
 
-    def check(self, fields: Fields | GenerationRequest) -> None:
-        """Raises Problem where a field is out of its range."""
+    def check(self, fields: Fields | GenerationRequest, called: Mapping[str, str] = AS_THEY_ARE) -> None:
+        """Raises Problem where a field is out of its range. `called` is what an interface calls fields."""
         for name in ("text", "negative_prompt"):
             text = getattr(fields, name)
             if text is not None and len(text) > self.max_text_chars:
-                detail = f"{name} has {len(text)} characters; at most {self.max_text_chars} are taken."
-                raise Problem(Error.INVALID_FIELD, detail, name)
-        self.check_numbers({name: getattr(fields, name) for name in self.ranges})
+                blamed = called.get(name, name)
+                detail = f"{blamed} has {len(text)} characters; at most {self.max_text_chars} are taken."
+                raise Problem(Error.INVALID_FIELD, detail, blamed)
+        self.check_numbers({name: getattr(fields, name) for name in self.ranges}, called)
 
-    def check_numbers(self, numbers: Mapping[str, float | None]) -> None:
+    def check_numbers(self, numbers: Mapping[str, float | None], called: Mapping[str, str] = AS_THEY_ARE) -> None:
         """Raises Problem where one of some fields is out of its range; None is in any."""
         for name, number in numbers.items():
-            allowed = self.ranges[name]
+            allowed, blamed = self.ranges[name], called.get(name, name)
             if number is not None and number not in allowed:
-                raise Problem(Error.INVALID_FIELD, f"{name} is {number}; it must be {allowed}.", name)
+                raise Problem(Error.INVALID_FIELD, f"{blamed} is {number}; it must be {allowed}.", blamed)
+
+
+def drawn_seed() -> int:
+    """For a request that names none."""
+    return secrets.randbelow(DRAWN_SEEDS)
+
+
+def seeds(first: int, images: int) -> list[int]:
+    """The seed of each of several pictures; after the greatest comes the least."""
+    return [(first - SEED_MIN + n) % SEEDS + SEED_MIN for n in range(images)]
 
 
 def options(fields: OptionalFields, file_format: Format | None = None, *, previews: bool = False) -> Options:

@@ -14,7 +14,7 @@ from app.access import Access
 from app.bodies import Answering
 from app.desk import Desk, Ticket
 from app.errors import Error, Problem, problem_body
-from app.events import EventStream, Feed
+from app.events import Feed
 from app.fields import Wanted
 from app.making import ClientGoneError, Maker, Picture
 from app.negotiation import preferred
@@ -69,21 +69,11 @@ class Generation:
 
         async def made() -> bytes:
             ticket.pictures = await self._maker.make(request, wanted, client, feed.follow)
-            return _json(wanted.request_id, ticket.pictures)
+            return events.event("done", _json(wanted.request_id, ticket.pictures))
 
-        def last(making: "asyncio.Task[bytes]") -> tuple[bytes, str]:
-            if (error := making.exception()) is None:
-                return events.event("done", making.result()), "done"
-            problem = self._desk.problem(error, ticket)
-            if problem is None:
-                return b"", "abandoned"
-            return events.event("error", problem_body(problem)), problem.error.slug
-
-        making = asyncio.ensure_future(made())
-        await asyncio.sleep(0)  # the pool answers at once where it can
-        if making.done():
-            making.result()
-        return EventStream(feed, making, last)
+        return await self._desk.stream(
+            ticket, feed, made(), lambda problem: events.event("error", problem_body(problem))
+        )
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

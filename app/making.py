@@ -16,7 +16,6 @@ from app.metrics import Metrics
 from app.settings import ServerConfig
 from scheduler import messages as m
 from workers.engine.contract import Task
-from workers.engine.header import output_size
 from workers.pool import Pool, Terms
 from workers.watching import News
 
@@ -62,9 +61,7 @@ class Maker:
         Raises Problem and ClientGoneError. Cancelling it cancels the jobs.
         """
         header = pictures.measured(wanted.picture, self.rules, wanted.blamed)
-        width, height = output_size(header.width, header.height, self.rules.sizing)
-        work = width * height / self.rules.sizing.short_side**2
-        length = (wanted.options.steps or self.rules.steps) / self.rules.steps
+        work, length = pictures.effort(header, wanted.options.steps, self.rules)
         deadline = time.monotonic() + self._patience(request, work * length * wanted.images)
         terms = Terms(deadline, work, client, length, wanted.priority)
         making = [
@@ -86,7 +83,7 @@ class Maker:
         submitted = time.perf_counter()
         answer = await self._pool.generate(Task(wanted.picture, wanted.text, seed, wanted.options), terms, watch)
         if not isinstance(answer.outcome, m.Done):
-            raise _error(answer.outcome, wanted.blamed)
+            raise error_of(answer.outcome, wanted.blamed)
         image = answer.outcome.image
         stages = {
             "queue": answer.outcome.queued,
@@ -109,7 +106,8 @@ async def _all(making: Sequence[Coroutine[Any, Any, Picture]]) -> list[Picture]:
             task.cancel()
 
 
-def _error(outcome: m.Outcome, blamed: str | None) -> Problem | ClientGoneError:  # noqa: PLR0911 - one for each outcome
+def error_of(outcome: m.Outcome, blamed: str | None) -> Problem | ClientGoneError:  # noqa: PLR0911 - one for each
+    """What is told of a job that did not end with a picture."""
     match outcome:
         case m.Refused(reason, m.Blame.OPTION):
             return Problem(Error.INVALID_FIELD, reason, "steps")

@@ -111,6 +111,11 @@ class Metrics:
         if outcome == "done":
             self._edges_seconds.observe(seconds)
 
+    def aside(self, outcome: str, seconds: float) -> None:
+        """Something was looked up: there is nothing to time, and it counts only if it was refused."""
+        if outcome != "done":
+            self.refused(outcome)
+
     def refused(self, outcome: str) -> None:
         """The router refused a request: there is nothing to time."""
         self._requests.labels(outcome).inc()

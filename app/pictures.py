@@ -8,7 +8,7 @@ import pybase64
 from app.errors import Error, Problem
 from app.fields import Rules
 from workers.engine.contract import BadPictureError
-from workers.engine.header import Header, read_header
+from workers.engine.header import Header, output_size, read_header
 
 JSON_NAME = "input_image_base64"
 QUOTE = ord('"')
@@ -48,6 +48,12 @@ def measured(picture: bytes, rules: Rules, blamed: str | None) -> Header:
         what = f"The picture is {header.width} x {header.height} pixels"
         raise too_large(what, rules.max_pixels, "pixels in all", blamed)
     return header
+
+
+def effort(header: Header, steps: int | None, rules: Rules) -> tuple[float, float]:
+    """What a picture takes beside one of the nominal size and number of steps: (work, length) of its job."""
+    width, height = output_size(header.width, header.height, rules.sizing)
+    return width * height / rules.sizing.short_side**2, (steps or rules.steps) / rules.steps
 
 
 def too_large(what: str, limit: int, unit: str, field: str | None = None) -> Problem:

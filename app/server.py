@@ -1,7 +1,7 @@
 """Routes and lifespan, nothing else."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Who answers."""
+    """Who answers. `compatible` are the paths of interfaces that others have made."""
 
     generation: Generation
     edges: Edges
@@ -34,6 +34,7 @@ class Endpoints:
     description: Description
     docs: Docs
     page: Page
+    compatible: Sequence[Route]
 
 
 def create_app(desk: Desk, endpoints: Endpoints, registry: CollectorRegistry, lifespan: Lifespan) -> Starlette:
@@ -59,6 +60,7 @@ def create_app(desk: Desk, endpoints: Endpoints, registry: CollectorRegistry, li
             Route("/", endpoints.page.respond),
             Route("/page/{name}", endpoints.page.respond),
             Route("/settings.json", endpoints.page.settings),
+            *endpoints.compatible,
         ],
         exception_handlers={HTTPException: desk.refuse, Exception: on_exception},
         lifespan=lifespan,

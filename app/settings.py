@@ -31,8 +31,9 @@ class ServerConfig:
     `max_picture_bytes` is an encoded picture after base64, `max_pixels` what its header may declare: each of a worker's
     three threads that decode may need 20 bytes of memory for each of them for a moment. `deadline` is for
     clients that set none; auto goes by what a picture takes. Clients may ask for `max_deadline` at most. In seconds.
-    A request may ask for up to `max_images` pictures. `log_format` auto: for people on a terminal, JSON elsewhere;
-    `log_requests`: a line for each request for pictures.
+    A request may ask for up to `max_images` pictures. `model_name` is what clients are told that the model is called;
+    the name of its folder, repository or file if it is empty. `log_format` auto: for people on a terminal, JSON
+    elsewhere; `log_requests`: a line for each request for pictures.
 
     Without `api_key` and `api_key_file` (one key a line) everybody may ask. A client is its key, else its address;
     `trusted_proxies` are addresses and networks whose X-Forwarded-For is believed. Head and body of a request have
@@ -48,6 +49,7 @@ class ServerConfig:
     max_pixels: Annotated[int, Meta(ge=64 * 64, le=2**30)] = 40_000_000
     max_text_chars: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     max_images: Annotated[int, Meta(ge=1, le=64)] = 8
+    model_name: Annotated[str, Meta(max_length=100)] = ""
     deadline: Annotated[float, Meta(gt=0, le=DAY)] | Literal["auto"] = "auto"
     max_deadline: Annotated[float, Meta(gt=0, le=DAY)] = 3600.0
     drain_seconds: Annotated[float, Meta(ge=0, le=DAY)] = 60.0
@@ -82,7 +84,17 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
         settings = replace(settings, server=replace(settings.server, api_key_file=str(path.parent / keys)))
     scheduler, engine = settings.scheduler, settings.engine
     document.refuse([*_server_problems(settings), *_scheduler_problems(scheduler), *engine_problems(engine)])
-    return replace(settings, engine=locate(settings.engine, path.parent, settings.workers.models))
+    server = replace(settings.server, model_name=settings.server.model_name or _model_name(engine, path.parent))
+    return replace(settings, server=server, engine=locate(engine, path.parent, settings.workers.models))
+
+
+def _model_name(engine: EngineConfig, folder: Path) -> str:
+    """By what the configuration says; where the weights lie on this machine is nobody's business."""
+    if engine.kind == "echo" or engine.model is None:
+        return engine.kind
+    if engine.model.file is not None:
+        return Path(engine.model.file).stem
+    return (folder / engine.model.path).resolve().name.removesuffix(".safetensors")
 
 
 def read_keys(server: ServerConfig) -> list[str]:

@@ -106,6 +106,16 @@ class Nvml:
             throttle_reasons=self._throttle_reasons(gpu),
         )
 
+    def driver(self) -> str | None:
+        """The driver's version."""
+        return self._ask(self._library.nvmlSystemGetDriverVersion)
+
+    def capability(self, uuid: str) -> str | None:
+        """A GPU's compute capability, such as 9.0."""
+        handle = self._ask(self._library.nvmlDeviceGetHandleByUUID, uuid)
+        numbers = None if handle is None else self._ask(self._library.nvmlDeviceGetCudaComputeCapability, handle)
+        return None if numbers is None else ".".join(map(str, numbers))
+
     def xids(self) -> Mapping[tuple[str, int], int]:
         """How many errors each GPU has had since `run`, by (UUID, XID)."""
         with self._lock:

@@ -15,7 +15,8 @@ import ray
 from ray import serve
 from starlette.applications import Starlette
 
-from app.application import Application, prepared
+from app.application import Application
+from app.start import prepared
 from workers.devices import VARIABLE
 from workers.telemetry import Nvml
 

@@ -139,9 +139,9 @@ def test_an_unknown_variable_stops_the_start(tmp_path: Path) -> None:
     assert refusal(tmp_path, "engine: {kind: echo}", CONTOUR_SERVER__PROT="1", CONTOUR_DEBUG="1") == [
         "environment variable CONTOUR_DEBUG: debug is not a setting. Allowed: server, scheduler, workers, engine",
         "environment variable CONTOUR_SERVER__PROT: server.prot is not a setting; did you mean port? Allowed: host, "
-        "port, max_body_bytes, max_picture_bytes, max_pixels, max_text_chars, max_images, deadline, max_deadline, "
-        "drain_seconds, log_level, log_format, log_requests, api_key, api_key_file, trusted_proxies, header_seconds, "
-        "max_header_bytes, body_seconds, keep_alive_seconds, max_connections",
+        "port, max_body_bytes, max_picture_bytes, max_pixels, max_text_chars, max_images, model_name, deadline, "
+        "max_deadline, drain_seconds, log_level, log_format, log_requests, api_key, api_key_file, trusted_proxies, "
+        "header_seconds, max_header_bytes, body_seconds, keep_alive_seconds, max_connections",
     ]
 
 

@@ -33,18 +33,12 @@ class Service:
     module = "app"
 
     def __init__(self, config: str, devices: str | None = "", /, **overrides: object) -> None:
-        # For people, as it is they who read it when a test fails.
-        overrides = {"SERVER__LOG_FORMAT": "human"} | overrides
-        settings = {f"CONTOUR_{name}": str(value) for name, value in overrides.items()}
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("CONTOUR_")}
-        environment.pop("CUDA_VISIBLE_DEVICES", None)
-        if devices is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = devices
         self.log: list[str] = []
         self.process = subprocess.Popen(
             [sys.executable, "-m", self.module, "--config", f"configs/{config}.yaml", "--port", "0"],
             cwd=ROOT,
-            env=environment | settings,
+            # The log for people, as it is they who read it when a test fails.
+            env=surroundings(devices, **{"SERVER__LOG_FORMAT": "human"} | overrides),
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -118,6 +112,15 @@ class Service:
         return found and found.group(1)
 
 
+def surroundings(devices: str | None = "", /, **overrides: object) -> dict[str, str]:
+    """The environment of a process of ours: its devices, and settings that override a configuration's."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CONTOUR_")}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    if devices is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = devices
+    return environment | {f"CONTOUR_{name}": str(value) for name, value in overrides.items()}
+
+
 def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     """Wait for a condition; fail when it does not come."""
     deadline = time.monotonic() + seconds
@@ -147,8 +150,12 @@ def file_of(pixels: Pixels) -> bytes:
 def result_pixels(response: httpx.Response) -> Pixels:
     """The picture in an answer, RGB [height, width, 3]."""
     assert response.status_code == 200, response.text
-    data = base64.b64decode(response.json()["output_image_base64"], validate=True)
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    return pixels_of(base64.b64decode(response.json()["output_image_base64"], validate=True))
+
+
+def pixels_of(file: bytes) -> Pixels:
+    """RGB [height, width, 3]."""
+    pixels = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert pixels is not None
     return pixels.astype(np.uint8)
 

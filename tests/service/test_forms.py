@@ -2,22 +2,15 @@
 
 import base64
 
-import cv2
 import httpx
 import numpy as np
 import pytest
 
-from tests.service.running import Pixels, Service, file_of, good_request
+from tests.service.running import Service, file_of, good_request, pixels_of
 
 FORM = {"text": "a circle", "request_id": "7", "random_seed": "5"}
 MAGIC = {"image/png": b"\x89PNG", "image/jpeg": b"\xff\xd8\xff", "image/webp": b"RIFF"}
 PICTURE = file_of(np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8))
-
-
-def pixels(file: bytes) -> Pixels:
-    found = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
-    assert found is not None
-    return found.astype(np.uint8)
 
 
 def alone(service: Service, picture: bytes, accept: str = "image/png", **query: str | float) -> httpx.Response:
@@ -29,7 +22,7 @@ def test_a_form_is_taken_and_answered_like_json(echo: Service) -> None:
     response = echo.client.post("/generation/", data=FORM, files={"input_image": ("in.png", PICTURE, "image/png")})
     assert response.json().keys() == {"request_id", "output_image_base64"}
     assert response.json()["request_id"] == 7
-    assert np.array_equal(pixels(base64.b64decode(response.json()["output_image_base64"])), pixels(PICTURE))
+    assert np.array_equal(pixels_of(base64.b64decode(response.json()["output_image_base64"])), pixels_of(PICTURE))
 
 
 def test_a_form_larger_than_is_kept_in_memory_by_default_comes_through(echo: Service) -> None:
@@ -37,13 +30,13 @@ def test_a_form_larger_than_is_kept_in_memory_by_default_comes_through(echo: Ser
     response = echo.client.post(
         "/generation/", data=FORM, files={"input_image": file_of(noise)}, headers={"accept": "image/png"}
     )
-    assert np.array_equal(pixels(response.content), noise)
+    assert np.array_equal(pixels_of(response.content), noise)
 
 
 def test_a_picture_alone_goes_in_and_a_picture_comes_out(echo: Service) -> None:
     response = alone(echo, PICTURE)
     assert response.headers["content-type"] == "image/png"
-    assert np.array_equal(pixels(response.content), pixels(PICTURE))
+    assert np.array_equal(pixels_of(response.content), pixels_of(PICTURE))
     assert "total;dur=" in response.headers["server-timing"]
 
 
@@ -52,7 +45,7 @@ def test_the_answer_is_of_the_kind_that_was_asked_for(echo: Service, kind: str) 
     response = echo.client.post("/generation/", json=good_request(), headers={"accept": kind})
     assert (response.status_code, response.headers["content-type"]) == (200, kind)
     assert response.content.startswith(MAGIC[kind])
-    assert pixels(response.content).shape == (64, 64, 3)
+    assert pixels_of(response.content).shape == (64, 64, 3)
 
 
 def test_any_kind_of_picture_is_the_configured_kind(echo: Service) -> None:

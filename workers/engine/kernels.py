@@ -69,11 +69,12 @@ def _xformers(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 _NO_BIAS = (None, False)  # nor the logarithms that a backward pass would need
 PLAIN = Kernel("sdpa", scaled_dot_product_attention)
+_XFORMERS = Kernel("xformers", _xformers)
 _CANDIDATES = (
     Kernel("flash", _operator("_scaled_dot_product_flash_attention")),
     Kernel("cudnn", _operator("_scaled_dot_product_cudnn_attention", *_NO_BIAS)),
     Kernel("efficient", _operator("_scaled_dot_product_efficient_attention", *_NO_BIAS)),
-    Kernel("xformers", _xformers),
+    _XFORMERS,
     Kernel("math", _operator("_scaled_dot_product_attention_math"), keeps_scores=True),
 )
 
@@ -104,17 +105,24 @@ def _missing(name: str, device: torch.device) -> str:
         case "cudnn" if not torch.backends.cudnn.is_available():
             return "torch was built without it"
         case "xformers":
-            return _xformers_flaw(device)
+            return _flaw(_XFORMERS, device)
         case _:
             return ""
 
 
-def _xformers_flaw(device: torch.device) -> str:
-    """Why xformers does not run on a device. Beside a torch that it was not built for it may import and yet fail."""
+def flaws(device: torch.device) -> dict[str, str]:
+    """Of each kernel why it cannot be used on a device, empty if it can: each is tried. A CPU has torch's own."""
+    if device.type != "cuda":
+        return {PLAIN.name: ""}
+    return {each.name: _missing(each.name, device) or _flaw(each, device) for each in _CANDIDATES}
+
+
+def _flaw(kernel: Kernel, device: torch.device) -> str:
+    """Why a kernel does not run on a device. Beside a torch that it was not built for, xformers may import and fail."""
     try:
-        sample = torch.zeros(1, 8, 1, 64, dtype=torch.float16, device=device)
-        xformers_attention(sample, sample, sample)
-    except Exception as error:  # noqa: BLE001 - it fails in as many ways as there are versions of it
+        sample = torch.zeros(1, 1, 8, 64, dtype=torch.float16, device=device)
+        kernel.run(sample, sample, sample).sum().item()
+    except Exception as error:  # noqa: BLE001 - they fail in as many ways as there are versions of them
         return summary(error)
     return ""
 

@@ -9,7 +9,6 @@ its result. What it draws is an input like any other: torch.overrides lets a cal
 """
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
@@ -19,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from workers.engine.estimates import estimates
 
-_PROOF_SEED = 0
+_MOST_DRAWS = 2  # at a call
+_PROOF_SEED, _PROOF_PIXELS = 0, 64
 _PROOF_TOLERANCE = 1e-6  # relative; in diffusers 0.42 some come to 1e-15, those that cast to float32 within to 1e-7
 
 
@@ -82,18 +82,23 @@ class SamplerMatrix:
         return self.weights.shape[1] - self.calls
 
 
-def sampler_matrix(fresh: Callable[[], Scheduler]) -> SamplerMatrix:
-    """The matrix of a scheduler; `fresh` makes one with its timesteps set (they remember what they have seen).
+def sampler_matrix(scheduler: Scheduler) -> SamplerMatrix:
+    """The matrix of a fresh scheduler (they remember what they have seen).
 
     Raises UnsupportedSamplerError.
     """
-    scheduler = fresh()
     timesteps = scheduler.timesteps.to("cpu", torch.float32)
-    calls, noises = counts(fresh())
-    inputs = torch.eye(noises + calls, dtype=torch.float64)
-    weights = _respond(scheduler, inputs, noises - 1)
-    _prove(fresh, weights, noises - 1)
-    return SamplerMatrix(weights, timesteps, estimates(scheduler, weights[:-1], inputs[noises:], timesteps))
+    calls, draws = len(timesteps), _MOST_DRAWS * len(timesteps)
+    units = torch.eye(1 + draws + calls, dtype=torch.float64)
+    # In one run, as it may be asked for while others' steps want the interpreter: beside the pixels that are read off
+    # some that are to prove it.
+    others = _others(len(units))
+    answers, made = _respond(scheduler, torch.cat([units, others], dim=1), draws)
+    weights, expected = answers.split([len(units), others.shape[1]], dim=1)
+    _prove(scheduler, weights @ others, expected)
+    weights = torch.cat([weights[:, : 1 + made], weights[:, 1 + draws :]], dim=1)
+    predicted = torch.eye(1 + made + calls, dtype=torch.float64)[1 + made :]
+    return SamplerMatrix(weights, timesteps, estimates(scheduler, weights[:-1], predicted, timesteps))
 
 
 def counts(scheduler: Scheduler) -> tuple[int, int]:
@@ -130,10 +135,12 @@ class _Draws(TorchFunctionMode):
         return self._rows[self.made - 1].view_as(drawn).to(drawn.dtype)
 
 
-def _respond(scheduler: Scheduler, inputs: Tensor, draws: int) -> Tensor:
-    """[N + 1, pixels] for inputs [1 + draws + N, pixels]: the noise, what is drawn, and what the model answers."""
+def _respond(scheduler: Scheduler, inputs: Tensor, draws: int) -> tuple[Tensor, int]:
+    """[N + 1, pixels] for inputs [1 + draws + N, pixels]: the noise, what is drawn, and what the model answers; and how
+    often was drawn."""
     noise, drawn, outputs = inputs.split([1, draws, len(inputs) - 1 - draws])
-    return _run(scheduler, torch.cat([noise, outputs]), _Draws(drawn))
+    answering = _Draws(drawn)
+    return _run(scheduler, torch.cat([noise, outputs]), answering), answering.made
 
 
 def _run(scheduler: Scheduler, inputs: Tensor, draws: _Draws) -> Tensor:
@@ -150,13 +157,15 @@ def _run(scheduler: Scheduler, inputs: Tensor, draws: _Draws) -> Tensor:
     return torch.stack([*rows, latents.flatten()]).double()
 
 
-def _prove(fresh: Callable[[], Scheduler], weights: Tensor, draws: int) -> None:
-    """Compare the matrix with the scheduler on other inputs, large enough to be clipped by one that clips."""
+def _others(inputs: int) -> Tensor:
+    """Other inputs [inputs, pixels], large enough to be clipped by a scheduler that clips."""
     generator = Generator().manual_seed(_PROOF_SEED)
-    inputs = 3 * torch.randn(weights.shape[1], 64, dtype=torch.float64, generator=generator)
-    scheduler = fresh()
-    expected = _respond(scheduler, inputs, draws)
-    error = float((weights @ inputs - expected).norm() / expected.norm())
+    return 3 * torch.randn(inputs, _PROOF_PIXELS, dtype=torch.float64, generator=generator)
+
+
+def _prove(scheduler: Scheduler, by_matrix: Tensor, expected: Tensor) -> None:
+    """Compare what the matrix makes of them with what the scheduler did."""
+    error = float((by_matrix - expected).norm() / expected.norm())
     if not error < _PROOF_TOLERANCE:
         raise UnsupportedSamplerError(
             f"{type(scheduler).__name__} with these options is not a fixed linear map (relative error {error:.1e}): "

@@ -25,7 +25,7 @@ from workers.engine.workspace import Workspace, Workspaces
 T = TypeVar("T")
 
 _GIB = 2**30
-_PLACED_PLANS = 16  # kept on the device: 2.6 MB each with SD 1.5 in float16 and 50 steps
+_PLACED_PLANS = 16  # kept on the device: 3.0 MB each with SD 1.5 in float16 and 50 steps
 _COMPILED_AT_MOST = 1000  # passes by shapes; a limit there must be
 _MODE_ON_CUDA = "max-autotune-no-cudagraphs"  # the graphs are ours
 

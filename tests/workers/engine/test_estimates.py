@@ -31,7 +31,7 @@ PURE_NOISE = 0.1  # of a picture is left at their first timesteps, but samplers 
 def test_it_is_what_the_scheduler_takes_it_for(sampler: str, prediction: str) -> None:
     name, options, _ = LINEAR[sampler]
     make = fresh(name, STEPS, **options | {"prediction_type": prediction})
-    matrix = sampler_matrix(make)
+    matrix = sampler_matrix(make())
     noise = torch.randn(1, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     expected = own(make(), noise)
     assert matrix.estimates is not None
@@ -45,7 +45,7 @@ def test_whatever_the_sampler_its_model_sees_what_it_was_trained_on(sampler: str
     """With a model that knows the picture: all there is are parts of the picture and of each noise, in this order."""
     name, options, _ = LINEAR[sampler]
     make = fresh(name, STEPS, **options | {"prediction_type": "epsilon"})
-    matrix, schedule = sampler_matrix(make), make().alphas_cumprod.double().numpy()
+    matrix, schedule = sampler_matrix(make()), make().alphas_cumprod.double().numpy()
     parts = torch.eye(matrix.weights.shape[1], 1 + matrix.noises, dtype=torch.float64).roll(1, dims=1)
     for call, timestep in enumerate(matrix.timesteps):
         level = float(np.interp(timestep, np.arange(len(schedule)), schedule))
@@ -57,7 +57,7 @@ def test_whatever_the_sampler_its_model_sees_what_it_was_trained_on(sampler: str
 
 
 def test_no_call_points_at_what_comes_later() -> None:
-    matrix = sampler_matrix(fresh("UniPCMultistepScheduler", STEPS))
+    matrix = sampler_matrix(fresh("UniPCMultistepScheduler", STEPS)())
     assert matrix.estimates is not None
     assert matrix.estimates.shape == (STEPS, 1 + STEPS)
     assert not matrix.estimates.triu(2).any()
@@ -67,7 +67,7 @@ def test_velocity_tells_where_there_is_nothing_but_noise() -> None:
     options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
     make = fresh("DDIMScheduler", STEPS, **options)
     assert make().alphas_cumprod[-1] == 0
-    matrix = sampler_matrix(make)
+    matrix = sampler_matrix(make())
     assert matrix.estimates is not None
     assert torch.equal(matrix.estimates[0], -torch.eye(1 + STEPS, dtype=torch.float64)[1])
 

@@ -112,6 +112,6 @@ def test_a_sampler_that_cannot_take_the_configured_steps_is_told_at_once() -> No
 
 def test_the_configured_plan_is_the_samplers_matrix() -> None:
     found = plans("UniPCMultistepScheduler").usual
-    expected = sampler_matrix(lambda: make_scheduler(Sampler(steps=4), SD15))
+    expected = sampler_matrix(make_scheduler(Sampler(steps=4), SD15))
     assert torch.equal(found.matrix.weights, expected.weights)
     assert torch.equal(found.matrix.timesteps, expected.timesteps)

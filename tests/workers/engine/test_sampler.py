@@ -84,7 +84,7 @@ DRAWN_IN = {"DPM++ 2M SDE": torch.float32}  # whatever the latents are
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
 def test_a_matrix_samples_as_the_scheduler_does(sampler: str, steps: int) -> None:
     name, options, tolerance = LINEAR[sampler]
-    matrix = sampler_matrix(fresh(name, steps, **options))
+    matrix = sampler_matrix(fresh(name, steps, **options)())
     noise = torch.randn(1, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     expected = by_diffusers(fresh(name, steps, **options)(), noise)
     for dtype, allowed in ((torch.float64, tolerance), (torch.float32, 1e-5)):
@@ -94,7 +94,7 @@ def test_a_matrix_samples_as_the_scheduler_does(sampler: str, steps: int) -> Non
 
 
 def test_each_call_sees_only_what_came_before_it() -> None:
-    matrix = sampler_matrix(fresh("UniPCMultistepScheduler"))
+    matrix = sampler_matrix(fresh("UniPCMultistepScheduler")())
     assert matrix.calls == 20
     assert matrix.weights.shape == (21, 21)
     assert matrix.weights.dtype == torch.float64
@@ -104,12 +104,12 @@ def test_each_call_sees_only_what_came_before_it() -> None:
 
 
 def test_some_samplers_call_the_model_more_often_than_they_step() -> None:
-    assert sampler_matrix(fresh("HeunDiscreteScheduler", 20)).calls == 39
-    assert sampler_matrix(fresh("PNDMScheduler", 20)).calls == 21
+    assert sampler_matrix(fresh("HeunDiscreteScheduler", 20)()).calls == 39
+    assert sampler_matrix(fresh("PNDMScheduler", 20)()).calls == 21
 
 
 def test_what_is_drawn_at_a_step_is_not_seen_before_it() -> None:
-    matrix = sampler_matrix(fresh("LCMScheduler", 4))
+    matrix = sampler_matrix(fresh("LCMScheduler", 4)())
     assert matrix.noises == 1 + 3  # none at the last step
     draws = matrix.weights[:, 1:4]
     assert not draws.triu().any()
@@ -128,11 +128,11 @@ def test_what_is_drawn_at_a_step_is_not_seen_before_it() -> None:
 )
 def test_one_that_clips_is_refused(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedSamplerError, match=f"{name} with these options is not a fixed linear map"):
-        sampler_matrix(fresh(name, **options))
+        sampler_matrix(fresh(name, **options)())
 
 
 def test_a_draw_without_weight_keeps_its_place() -> None:
-    matrix = sampler_matrix(fresh("EulerAncestralDiscreteScheduler", 4))
+    matrix = sampler_matrix(fresh("EulerAncestralDiscreteScheduler", 4)())
     assert matrix.noises == 1 + 4
     assert [bool(column.any()) for column in matrix.weights[:, 1:5].T] == [True, True, True, False]
 
@@ -148,7 +148,7 @@ def test_one_that_steps_in_place_is_read_before_it_does() -> None:
         scheduler.step = overwrite
         return scheduler
 
-    assert torch.equal(sampler_matrix(in_place).weights, sampler_matrix(fresh("DDIMScheduler", 3)).weights)
+    assert torch.equal(sampler_matrix(in_place()).weights, sampler_matrix(fresh("DDIMScheduler", 3)()).weights)
 
 
 class Drawing:
@@ -173,7 +173,7 @@ def test_several_draws_a_step_are_told_apart() -> None:
         first, second = (torch.randn(like.shape, generator=generator, dtype=torch.float64) for _ in range(2))
         return 2 * first - 3 * second
 
-    matrix = sampler_matrix(cast(Any, lambda: Drawing(twice)))
+    matrix = sampler_matrix(cast(Any, Drawing(twice)))
     assert matrix.noises == 1 + 6
     assert matrix.weights[-1, 5:7].tolist() == [2, -3]
 
@@ -190,12 +190,12 @@ def test_one_that_draws_what_the_request_does_not_is_refused(
     draw: Callable[[Tensor, torch.Generator], Tensor],
 ) -> None:
     with pytest.raises(UnsupportedSamplerError, match=r"not a fixed linear map .* noise that is not the request's"):
-        sampler_matrix(cast(Any, lambda: Drawing(draw)))
+        sampler_matrix(cast(Any, Drawing(draw)))
 
 
 def test_one_that_draws_less_than_a_picture_is_refused() -> None:
     with pytest.raises(UnsupportedSamplerError, match="draws other than noise of the picture's shape"):
-        sampler_matrix(cast(Any, lambda: Drawing(lambda _, generator: torch.randn(1, 1, generator=generator))))
+        sampler_matrix(cast(Any, Drawing(lambda _, generator: torch.randn(1, 1, generator=generator))))
 
 
 def test_one_whose_noise_no_seed_decides_is_refused() -> None:
@@ -203,7 +203,7 @@ def test_one_whose_noise_no_seed_decides_is_refused() -> None:
     with pytest.raises(
         UnsupportedSamplerError, match=r"DPMSolverSDEScheduler (cannot be had .* torchsde|with these opt)"
     ):
-        sampler_matrix(fresh("DPMSolverSDEScheduler"))
+        sampler_matrix(fresh("DPMSolverSDEScheduler")())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,87 @@
+"""`python -m app doctor`: what this machine has, what it lacks to serve a configuration, and what to do about it.
+
+Exit codes: 0 it can serve; 1 it cannot; 2 the command is wrong.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from app.checks.finding import Finding, Level, NotUsableError, Subject
+
+CHECKS = ("configuration", "python", "devices", "engine", "weights", "onnx", "port", "limits", "memory", "disk")
+COLOURS = {Level.OK: 32, Level.WARNING: 33, Level.MISSING: 31}  # of ECMA-48
+LEVEL_COLUMN, CHECK_COLUMN, WIDTH = 9, 17, 120
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Look at everything, and tell; the exit code."""
+    options = _parser().parse_args(arguments)
+    findings = []
+    for finding in examine(Subject(options.config)):
+        findings.append(finding)
+        if not options.json:
+            print(_lines(finding, coloured=_coloured()), flush=True)
+    serves = all(finding.level is not Level.MISSING for finding in findings)
+    if options.json:
+        told = {"can_serve": serves, "findings": [dataclasses.asdict(finding) for finding in findings]}
+        print(json.dumps(told, indent=2))
+    else:
+        print(f"\n{options.config} can{'' if serves else 'not'} be served here.")
+    return int(not serves)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m app doctor",
+        description="Say what this machine has, what it lacks to serve a configuration, and what to do about it.",
+        epilog="exit codes: 0 it can serve, 1 it cannot, 2 the command is wrong",
+    )
+    parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"), help="a YAML file, see configs/")
+    parser.add_argument("--json", action="store_true", help="tell programs, not people")
+    return parser
+
+
+def examine(subject: Subject) -> Iterator[Finding]:
+    """What all checks find. One that cannot be made says so, and the others go on."""
+    for name in CHECKS:
+        try:
+            yield from import_module(f"app.checks.{name}").check(subject)
+        except NotUsableError as error:
+            if name == "configuration":
+                yield Finding(name, Level.MISSING, str(error), "correct it; configs/ has others to go by")
+        except ImportError as error:  # the check of packages says what is to be done
+            yield Finding(name, Level.WARNING, f"not looked at: {error}")
+        except Exception as error:  # noqa: BLE001 - whatever is broken here, the rest is to be looked at
+            text = f"this check failed itself: {type(error).__name__}: {error}"
+            yield Finding(name, Level.WARNING, text, "see whether another line explains it")
+
+
+def _lines(finding: Finding, *, coloured: bool) -> str:
+    level = f"{finding.level:<{LEVEL_COLUMN}}"
+    if coloured:
+        level = f"\x1b[{COLOURS[finding.level]}m{level}\x1b[0m"
+    margin = " " * (LEVEL_COLUMN + CHECK_COLUMN)
+    text = _wrapped(finding.text, margin)
+    remedy = f"\n{margin}-> {finding.remedy}" if finding.remedy else ""
+    return f"{level}{finding.check:<{CHECK_COLUMN}}{text}{remedy}"
+
+
+def _wrapped(text: str, margin: str) -> str:
+    """Text in a column of its own; what is one word stays one, as paths are to be copied."""
+    lines = [
+        part
+        for line in text.splitlines()
+        for part in textwrap.wrap(line, WIDTH - len(margin), break_long_words=False, break_on_hyphens=False)
+    ]
+    return f"\n{margin}".join(lines)
+
+
+def _coloured() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")

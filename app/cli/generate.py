@@ -1,0 +1,156 @@
+"""`python -m app generate picture.png "a prompt" -o out.png`: pictures without a server, on this machine.
+
+Exit codes: 0 all are made; 1 some are not; 2 the command or the configuration is wrong; 130 interrupted, 143 ended.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from app.cli.errors import CommandError
+from app.cli.ledger import Ledger, digest_of
+from app.cli.making import HopelessError, InterruptedByError, Maker, make
+from app.cli.order import add_flags, order
+from app.cli.plan import Plan, plan
+from app.cli.progress import say
+from app.fields import Fields, Rules, options, seeds
+from app.settings import Settings
+from app.start import StartError, check_runtime, prepared
+from workers.cores import available_cores
+from workers.devices import Placement, choose_devices
+from workers.engine.contract import Format
+from workers.telemetry import Nvml
+
+FAILED, WRONG, SIGNALLED = 1, 2, 128  # exit codes; to the last a signal's number is added
+LOG_LEVEL, LOG_FORMAT = "CONTOUR_SERVER__LOG_LEVEL", "CONTOUR_SERVER__LOG_FORMAT"
+NAMED = 10  # of the pictures that failed, at the end
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Make pictures; the exit code."""
+    given = _parser().parse_args(arguments)
+    sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # names of files need not be text
+    try:
+        return _generate(given, prepared(given.config, _environment(given)))
+    except (CommandError, StartError) as error:
+        print(str(error).replace("CONFIG", str(given.config)), file=sys.stderr)
+        return WRONG
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m app generate",
+        description="Make pictures without a server, on the devices of this machine (CUDA_VISIBLE_DEVICES counts). "
+        "Of a folder each picture is taken; the same command goes on where it was interrupted.",
+        epilog="exit codes: 0 all made, 1 some not, 2 the command or the configuration is wrong, 130 interrupted",
+    )
+    parser.add_argument("picture", type=Path, help="a PNG, JPEG or WebP, or a folder of such")
+    parser.add_argument("prompt", help="what the new picture should show")
+    parser.add_argument(
+        "-o", "--out", type=Path, help="the new picture (.png, .jpg, .webp), or a folder; beside the old one by default"
+    )
+    parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"), help="a YAML file, see configs/")
+    parser.add_argument("--format", choices=get_args(Format), help="of the files, where -o does not say it")
+    add_flags(parser)
+    parser.add_argument("--again", action="store_true", help="of a folder: make and replace what is there, too")
+    parser.add_argument("--verbose", action="store_true", help="show the log as the server would")
+    return parser
+
+
+def _environment(given: argparse.Namespace) -> Mapping[str, str]:
+    """The environment, under which the log is for people, and quiet unless somebody wants to read it."""
+    quiet = {} if given.verbose else {LOG_LEVEL: "warning"}
+    return {LOG_FORMAT: "human"} | quiet | os.environ
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """All that is asked for, and the ledger of the folder that it goes to."""
+
+    fields: Fields
+    plan: Plan
+    ledger: Ledger | None
+
+
+def _generate(given: argparse.Namespace, settings: Settings) -> int:
+    fields = order(given, Rules.of(settings))
+    wanted = _planned(given, settings, fields)
+    with wanted.ledger or nullcontext():
+        maker = Maker(settings, wanted.plan, wanted.fields, wanted.ledger, again=given.again)
+        try:
+            if len(maker):
+                _make(settings, maker)
+        except InterruptedByError as error:
+            say(f"{_summary(maker, wanted)}; interrupted" + "; the same command goes on" * (wanted.ledger is not None))
+            return SIGNALLED + error.signal
+        except HopelessError as error:
+            say(f"{_summary(maker, wanted)}; given up: {error}")
+            return FAILED
+        if wanted.ledger is not None or maker.tally.failed:
+            say(_summary(maker, wanted))
+        return FAILED if maker.tally.failed else 0
+
+
+def _planned(given: argparse.Namespace, settings: Settings, fields: Fields) -> _Order:
+    """What is to be made; a seed that nobody chose is that of the interrupted command. Raises CommandError."""
+    planned = _plan(given, settings, fields)
+    if planned.folder is None:
+        _writable(planned.items[0].target.parent)
+        _tell_seed(given, fields, "drawn")
+        return _Order(fields, planned, None)
+    ledger = Ledger(planned.folder, {item.target.name for item in planned.items})
+    former = ledger.seed(fields.text, options(fields, planned.file_format), digest_of(settings.engine))
+    if given.random_seed is None and former is not None and not given.again:
+        fields = Fields(**{name: getattr(fields, name) for name in fields.__struct_fields__} | {"random_seed": former})
+        planned = _plan(given, settings, fields)
+        _tell_seed(given, fields, "as before; --again draws another")
+    else:
+        _tell_seed(given, fields, "drawn")
+    return _Order(fields, planned, ledger)
+
+
+def _plan(given: argparse.Namespace, settings: Settings, fields: Fields) -> Plan:
+    each = seeds(fields.random_seed, fields.number_of_images)
+    return plan(given.picture, given.out, each, settings.engine.output.format, given.format)
+
+
+def _tell_seed(given: argparse.Namespace, fields: Fields, how: str) -> None:
+    if given.random_seed is None:
+        say(f"seed {fields.random_seed} ({how})")
+
+
+def _writable(folder: Path) -> None:
+    """Raises CommandError: better now than when a picture is made."""
+    if not folder.is_dir():
+        raise CommandError(f"{folder}: there is no such folder")
+    if not os.access(folder, os.W_OK):
+        raise CommandError(f"{folder} cannot be written to")
+
+
+def _make(settings: Settings, maker: Maker) -> None:
+    nvml = Nvml.open()
+    try:
+        placement = choose_devices(os.environ, nvml, settings.workers.cpu_workers)
+        check_runtime(settings, placement)
+        _tell_devices(placement)
+        asyncio.run(make(settings, placement, available_cores(), maker))
+    finally:
+        if nvml is not None:
+            nvml.close()
+
+
+def _tell_devices(placement: Placement) -> None:
+    say(f"on {', '.join(device.id for device in placement.devices)}: {placement.reason}")
+
+
+def _summary(maker: Maker, wanted: _Order) -> str:
+    tally = maker.tally
+    there = f", {tally.skipped} there already" if wanted.ledger is not None else ""
+    names = ", ".join(str(path) for path in tally.failed[:NAMED]) + ", ..." * (len(tally.failed) > NAMED)
+    return f"{tally.made} made{there}" + f", {len(tally.failed)} failed: {names}" * bool(tally.failed)

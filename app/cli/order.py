@@ -1,0 +1,71 @@
+"""What is asked for on the command line beside pictures and places: the fields of a request, as flags."""
+
+import argparse
+import secrets
+
+from app.cli.errors import CommandError
+from app.errors import Problem
+from app.fields import Fields, Rules
+
+SEED_BITS = 32  # of a seed that is drawn: enough, and short enough to be told
+# The flag of each field; their ranges are those of the service.
+FLAGS = {
+    "text": "prompt",
+    "negative_prompt": "--negative",
+    "random_seed": "--seed",
+    "number_of_images": "--number",
+    "steps": "--steps",
+    "guidance_scale": "--guidance-scale",
+    "control_scale": "--control-scale",
+    "canny_low": "--canny-low",
+    "canny_high": "--canny-high",
+    "temperature": "--temperature",
+}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags, each by its field's name."""
+
+    def add(field: str, kind: type, text: str, *short: str, default: object = None) -> None:
+        metavar = {int: "N", float: "X", str: "TEXT"}[kind]
+        parser.add_argument(*short, FLAGS[field], dest=field, type=kind, default=default, metavar=metavar, help=text)
+
+    add("random_seed", int, "the same seed makes the same picture; drawn, and told, if it is not given")
+    add("number_of_images", int, "of each picture make so many, with this seed, the next, and so on", "-n", default=1)
+    add("negative_prompt", str, "what the picture should not show")
+    add("steps", int, "denoising steps")
+    add("guidance_scale", float, "how closely the prompt is followed")
+    add("control_scale", float, "how closely the edges are followed")
+    add("canny_low", int, "lower threshold of the edge detector")
+    add("canny_high", int, "upper threshold of the edge detector")
+    add("temperature", float, "above 0 and up to 1: sharpens the attention of the ControlNet", default=1.0)
+
+
+def draw() -> int:
+    """A seed."""
+    return secrets.randbits(SEED_BITS)
+
+
+def order(given: argparse.Namespace, rules: Rules) -> Fields:
+    """What is asked for; `random_seed` is drawn if it is not given. Raises CommandError where it cannot be had."""
+    values = {name: getattr(given, name) for name in FLAGS if name != "text"}
+    if values["random_seed"] is None:
+        values["random_seed"] = draw()
+    for name, text in (("text", given.prompt), ("negative_prompt", given.negative_prompt)):
+        if text is not None and not _is_text(text):
+            raise CommandError(f"{FLAGS[name]}: it is not text in UTF-8")
+    fields = Fields(text=given.prompt, **values)
+    try:
+        rules.check(fields)
+    except Problem as problem:
+        raise CommandError(f"{FLAGS[problem.field or 'text']}: {problem.detail}") from None
+    return fields
+
+
+def _is_text(text: str) -> bool:
+    """Bytes of an argument that are not UTF-8 arrive as half surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

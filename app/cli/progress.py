@@ -1,0 +1,104 @@
+"""What a person sees of it: a bar on a terminal, a few lines elsewhere. Results go to the standard output."""
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+from app.cli.plan import Item
+from workers.logs import escaped
+from workers.watching import Advanced, News, Started
+
+LOADING = "{desc} {elapsed}"
+MAKING = "{desc} {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} to go"
+REDRAW_SECONDS = 0.1
+
+
+def say(text: str) -> None:
+    """Tell the person, above the bar if there is one."""
+    tqdm.write(escaped(text), file=sys.stderr)
+
+
+def hand_over(path: Path) -> None:
+    """Name a finished picture on the standard output, whoever reads it; in the bytes that are its name."""
+    with suppress(BrokenPipeError):  # it is made all the same
+        if sys.stdout.isatty():
+            tqdm.write(escaped(str(path)), file=sys.stdout)
+        else:
+            print(path, flush=True)
+
+
+class Progress:
+    """How far `total` pictures are. Nothing is drawn where there is no terminal."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._ended = 0
+        self._parts: dict[Item, Advanced] = {}
+        self._loaded = False
+        self._bar = tqdm(
+            total=total,
+            desc="loading",
+            bar_format=LOADING,
+            file=sys.stderr,
+            disable=not sys.stderr.isatty(),
+            leave=False,
+            mininterval=REDRAW_SECONDS,
+            dynamic_ncols=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def tick(self) -> None:
+        """Time has passed."""
+        self._bar.refresh()
+
+    def loaded(self) -> None:
+        """A worker is ready: from now on it is pictures that take time."""
+        if not self._loaded:
+            self._loaded = True
+            self._bar.bar_format = MAKING
+            self._bar.reset()  # the clock, above all
+            self._show()
+
+    def watch(self, item: Item) -> Callable[[News], None]:
+        """Who is to be told how a picture goes."""
+
+        def told(news: News) -> None:
+            match news:
+                case Advanced():
+                    self._parts[item] = news
+                case Started():
+                    self._parts.pop(item, None)
+                case _:
+                    return
+            self._show()
+
+        return told
+
+    def ended(self, item: Item) -> None:
+        """A picture is there, or cannot be had."""
+        self._parts.pop(item, None)
+        self._ended += 1
+        self._show()
+
+    def _show(self) -> None:
+        self._bar.n = self._ended + sum(part.done / part.total for part in self._parts.values())
+        if self._loaded:
+            self._bar.set_description_str(self._words(), refresh=False)
+            self._bar.update(0)
+
+    def _words(self) -> str:
+        if self._total > 1:
+            return f"{self._ended} of {self._total} pictures"
+        return next((f"step {part.done} of {part.total}" for part in self._parts.values()), "making")

@@ -1,0 +1,1 @@
+"""Interfaces that others have made popular: each a thin layer over the same service."""

@@ -1,0 +1,78 @@
+"""`POST /sdapi/v1/txt2img`: a prompt, and a picture in ControlNet's arguments."""
+
+import asyncio
+
+import msgspec
+import pybase64
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app import bodies
+from app.access import Access
+from app.compat.automatic.asking import Asked, asked
+from app.compat.automatic.errors import respond, wrong
+from app.compat.automatic.info import info
+from app.compat.automatic.jobs import Job, Jobs
+from app.compat.automatic.options import Options
+from app.compat.automatic.structs import Txt2ImgAnswer, Txt2ImgRequest
+from app.desk import LEFT, Desk, Ticket
+from app.errors import Error, Problem
+from app.generation import unless_gone
+from app.making import ClientGoneError, Maker, Picture
+from app.settings import Settings
+
+JSON = "application/json"
+INTERRUPTED = msgspec.json.encode(Txt2ImgAnswer([], Txt2ImgRequest(), '{"notes":["It was interrupted."]}'))
+
+
+class Txt2Img:
+    """The endpoint."""
+
+    def __init__(self, desk: Desk, access: Access, maker: Maker, jobs: Jobs, settings: Settings) -> None:
+        self._desk = desk
+        self._access = access
+        self._maker = maker
+        self._jobs = jobs
+        self._settings = settings
+        self._options = Options(sd_model_checkpoint=settings.server.model_name)
+
+    async def txt2img(self, request: Request) -> Response:
+        """Pictures; none, if they were interrupted."""
+        response = await self._desk.serve(request, self._answer, respond)
+        if response.status_code != LEFT:
+            return response
+        # Who has left reads nothing; who interrupted is still there.
+        return Response(INTERRUPTED, headers={"X-Request-Id": response.headers["X-Request-Id"]}, media_type=JSON)
+
+    async def img2img(self, request: Request) -> Response:
+        """A refusal, always."""
+        return await self._desk.aside(request, self._refuse, respond)
+
+    async def _refuse(self, request: Request, ticket: Ticket) -> Response:
+        ticket.client = self._access.client(request)
+        raise wrong("init_images", "A picture counts by its edges here: send it to txt2img, as ControlNet's image.")
+
+    async def _answer(self, request: Request, ticket: Ticket) -> Response:
+        ticket.client = self._access.client(request)
+        if not bodies.is_json(kind := bodies.media_type(request)):
+            raise Problem(Error.MEDIA_TYPE, f"The body is {kind!r}; send JSON (application/json).")
+        what = asked(await bodies.read(request, self._maker.rules), self._maker.rules, self._options)
+        job = Job(what.wanted.images, what.wanted.options.steps or self._maker.rules.steps)
+        pictures = ticket.pictures = await self._pictures(request, what, job, ticket.client)
+        sent = pictures if what.request.send_images is not False else []
+        answer = Txt2ImgAnswer(
+            [pybase64.b64encode_as_string(picture.file) for picture in sent],
+            msgspec.structs.replace(what.request, alwayson_scripts={}),
+            msgspec.json.encode(info(what, pictures, self._settings, job.timestamp)).decode(),
+        )
+        return Response(msgspec.json.encode(answer), media_type=JSON)
+
+    async def _pictures(self, request: Request, what: Asked, job: Job, client: str) -> list[Picture]:
+        with self._jobs.running(client, job):
+            job.making = asyncio.ensure_future(self._maker.make(request, what.wanted, client, job.follow))
+            try:
+                return await unless_gone(request, job.making)
+            except asyncio.CancelledError:
+                if job.interrupted:
+                    raise ClientGoneError from None
+                raise

@@ -1,0 +1,1 @@
+"""OpenAI's Images API, as far as a service can have it that makes pictures of pictures."""

@@ -1,0 +1,44 @@
+"""Problems as OpenAI tells of them: so that its clients raise what their users catch, and retry when that helps."""
+
+from http import HTTPStatus
+
+import msgspec
+from starlette.responses import Response
+
+from app.compat.openai.structs import ErrorAnswer, ErrorDetail
+from app.errors import Error, Problem, problem_headers
+
+CODES = {Error.UNAUTHORIZED: "invalid_api_key", Error.OVERDRAWN: "rate_limit_exceeded"}
+MODEL_FIELD = "model"
+
+
+def respond(problem: Problem) -> Response:
+    """The response that tells a client of a problem."""
+    headers = problem_headers(problem)
+    if problem.error is Error.POISONED:
+        headers["x-should-retry"] = "false"  # or the official clients would end two more workers, and two more
+    return Response(error_body(problem), status(problem.error), headers, "application/json")
+
+
+def status(error: Error) -> HTTPStatus:
+    """OpenAI has no 422: what is wrong with a request's content is a bad request."""
+    return HTTPStatus.BAD_REQUEST if error.status is HTTPStatus.UNPROCESSABLE_ENTITY else error.status
+
+
+def error_body(problem: Problem) -> bytes:
+    """A problem as JSON."""
+    return msgspec.json.encode(
+        ErrorAnswer(ErrorDetail(problem.detail, _type(problem.error), problem.field, _code(problem)))
+    )
+
+
+def _type(error: Error) -> str:
+    if error is Error.OVERDRAWN:
+        return "rate_limit_error"
+    return "server_error" if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+
+
+def _code(problem: Problem) -> str:
+    if problem.error is Error.NOT_FOUND and problem.field == MODEL_FIELD:
+        return "model_not_found"
+    return CODES.get(problem.error, problem.error.slug.replace("-", "_"))

@@ -1,0 +1,122 @@
+"""`POST /v1/images/edits`: a picture and a prompt in, pictures with the same edges out."""
+
+import time
+from collections.abc import Sequence
+
+import msgspec
+import pybase64
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from app import bodies
+from app.access import Access
+from app.bodies import Answering
+from app.compat.openai.errors import error_body, respond
+from app.compat.openai.models import Models
+from app.compat.openai.partials import Partials, size_of, told
+from app.compat.openai.structs import CompletedEvent, EditedImage, EditForm, ImagesAnswer
+from app.desk import Desk, Ticket
+from app.errors import Error, Problem
+from app.events import event
+from app.fields import Fields, OptionalFields, Wanted, drawn_seed
+from app.generation import unless_gone
+from app.making import Maker, Picture
+
+PICTURE = "image"
+PICTURES = (PICTURE, "image[]")  # what clients call one, and what they call several
+UNUSED = {
+    "mask": "A mask cannot be followed: all of the picture is made anew. Leave it out.",
+    "markup": "Markup cannot be followed: a prompt and the picture's edges are all that counts. Leave it out.",
+}
+CALLED = {"text": "prompt", "number_of_images": "n"}
+
+
+class Images:
+    """The endpoint, and the one of pictures that are made of nothing, which there are none of."""
+
+    def __init__(self, desk: Desk, access: Access, maker: Maker, models: Models) -> None:
+        self._desk = desk
+        self._access = access
+        self._maker = maker
+        self._models = models
+
+    def routes(self) -> Sequence[Route]:
+        """Both."""
+        return [
+            Route("/v1/images/edits", self.edits, methods=["POST"]),
+            Route("/v1/images/generations", self.generations, methods=["POST"]),
+        ]
+
+    async def edits(self, request: Request) -> Response:
+        """Pictures, or a stream of events."""
+        return await self._desk.serve(request, self._edit, respond)
+
+    async def generations(self, request: Request) -> Response:
+        """A refusal, always: there is no picture whose edges could be kept."""
+        return await self._desk.aside(request, self._refuse, respond)
+
+    async def _refuse(self, request: Request, ticket: Ticket) -> Response:
+        ticket.client = self._access.client(request)
+        detail = "Pictures are made of pictures here: send one to /v1/images/edits (images.edit), with the prompt."
+        raise Problem(Error.INVALID_FIELD, detail, PICTURE)
+
+    async def _edit(self, request: Request, ticket: Ticket) -> Response:
+        client = ticket.client = self._access.client(request)
+        form, picture = await self._form(request)
+        self._models.check(form.model)
+        wanted = _wanted(form, picture, self._maker)
+        if form.stream:
+            return await self._stream(request, form, wanted, ticket)
+        pictures = ticket.pictures = await unless_gone(request, self._maker.make(request, wanted, client))
+        data = [_image(each, seed, form) for each, seed in zip(pictures, wanted.seeds(), strict=True)]
+        size = size_of(pictures[0].file)
+        answer = ImagesAnswer(int(time.time()), data, self._models.name, size, form.output_format)
+        return Response(msgspec.json.encode(answer), media_type="application/json")
+
+    async def _form(self, request: Request) -> tuple[EditForm, bytes]:
+        if (kind := bodies.media_type(request)) != "multipart/form-data":
+            raise Problem(Error.MEDIA_TYPE, f"The body is {kind!r}; send a form (multipart/form-data).")
+        texts, files = await bodies.form(request, self._maker.rules)
+        given = texts.keys() | {name for name, _ in files}
+        for name, detail in UNUSED.items():
+            if name in given:
+                raise Problem(Error.INVALID_FIELD, detail, name)
+        found = [file for name, file in files if name in PICTURES]
+        if len(found) != 1:
+            detail = f"The form has {len(found)} files {PICTURE}; send one."
+            raise Problem(Error.INVALID_FIELD, detail, PICTURE)
+        return bodies.converted(texts, EditForm), found[0]
+
+    async def _stream(self, request: Request, form: EditForm, wanted: Wanted, ticket: Ticket) -> Response:
+        if wanted.images > 1:
+            raise Problem(Error.INVALID_FIELD, f"A stream tells of one picture, but n is {wanted.images}.", "n")
+        partials = Partials(form.partial_images)
+
+        async def made() -> bytes:
+            (picture,) = ticket.pictures = await self._maker.make(request, wanted, ticket.client, partials.follow)
+            encoded, size = pybase64.b64encode_as_string(picture.file), size_of(picture.file)
+            return told(
+                CompletedEvent(encoded, int(time.time()), size, form.output_format, wanted.seed, self._models.name)
+            )
+
+        return await self._desk.stream(
+            ticket, partials.feed, made(), lambda problem: event("error", error_body(problem))
+        )
+
+
+def _wanted(form: EditForm, picture: bytes, maker: Maker) -> Wanted:
+    ours = {name: getattr(form, name) for name in OptionalFields.__struct_fields__}
+    if form.n is not None:
+        ours["number_of_images"] = form.n
+    given, called = (form.random_seed, CALLED) if form.seed is None else (form.seed, CALLED | {"random_seed": "seed"})
+    fields = Fields(text=form.prompt, random_seed=drawn_seed() if given is None else given, **ours)
+    answering = Answering(form.output_format, previews=form.stream and form.partial_images > 0)
+    return bodies.understood(fields, picture, PICTURE, maker.rules, answering, called)
+
+
+def _image(picture: Picture, seed: int, form: EditForm) -> EditedImage:
+    encoded = pybase64.b64encode_as_string(picture.file)
+    if form.response_format == "url":
+        return EditedImage(seed, url=f"data:image/{form.output_format};base64,{encoded}")
+    return EditedImage(seed, b64_json=encoded)

@@ -1,0 +1,125 @@
+"""What is sent and answered, by OpenAI's names (its API reference, "Images" and "Models")."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from app.fields import OptionalFields
+from workers.engine.contract import Format
+
+MOST_PARTIALS = 3
+
+Size = Annotated[str, Meta(pattern="^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")]
+
+
+class EditForm(OptionalFields, frozen=True, kw_only=True):
+    """The fields of the form beside its file `image`; OpenAI's, and this service's own.
+
+    `n` is number_of_images, `seed` is random_seed; without one, one is drawn. `size` may be anything, as the size
+    follows the picture. What OpenAI has besides (quality, input_fidelity, user, ...) changes nothing.
+    """
+
+    prompt: str
+    model: str | None = None
+    n: int | None = None
+    size: Size = "auto"
+    response_format: Literal["b64_json", "url"] = "b64_json"
+    output_format: Format = "png"
+    background: Literal["auto", "opaque"] = "auto"
+    stream: bool = False
+    partial_images: Annotated[int, Meta(ge=0, le=MOST_PARTIALS)] = 0
+    seed: int | None = None
+    random_seed: int | None = None
+
+
+class EditedImage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A picture in standard base64, or as a data: URL; and the seed that makes it again."""
+
+    seed: int
+    b64_json: str | None = None
+    url: str | None = None
+
+
+class ImagesAnswer(msgspec.Struct, frozen=True):
+    """The pictures, and what they are. `model` is what made them, whatever name was asked for."""
+
+    created: int
+    data: list[EditedImage]
+    model: str
+    size: str
+    output_format: Format
+    background: Literal["opaque"] = "opaque"
+
+
+class TokenDetails(msgspec.Struct, frozen=True):
+    """Nothing is counted in tokens here."""
+
+    image_tokens: int = 0
+    text_tokens: int = 0
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Nothing is counted in tokens here; but clients expect to be told."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    input_tokens_details: TokenDetails = TokenDetails()
+
+
+class PartialImageEvent(msgspec.Struct, frozen=True, tag_field="type", tag="image_edit.partial_image"):
+    """What the picture looks like so far: small, and a JPEG."""
+
+    b64_json: str
+    partial_image_index: int
+    created_at: int
+    size: str
+    output_format: Literal["jpeg"] = "jpeg"
+    background: Literal["opaque"] = "opaque"
+    quality: Literal["auto"] = "auto"
+
+
+class CompletedEvent(msgspec.Struct, frozen=True, tag_field="type", tag="image_edit.completed"):
+    """The picture."""
+
+    b64_json: str
+    created_at: int
+    size: str
+    output_format: Format
+    seed: int
+    model: str
+    background: Literal["opaque"] = "opaque"
+    quality: Literal["auto"] = "auto"
+    usage: Usage = Usage()
+
+
+class Model(msgspec.Struct, frozen=True):
+    """A model; `created` is when the service was started."""
+
+    id: str
+    created: int
+    object: Literal["model"] = "model"
+    owned_by: Literal["contour"] = "contour"
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    """All models: there is one."""
+
+    data: list[Model]
+    object: Literal["list"] = "list"
+
+
+class ErrorDetail(msgspec.Struct, frozen=True):
+    """What was wrong, in words and by a code; `param` is the field to blame."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(msgspec.Struct, frozen=True):
+    """The body of an error."""
+
+    error: ErrorDetail

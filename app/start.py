@@ -1,0 +1,92 @@
+"""What every way to make pictures begins with: settings that can be used, and a pool of workers by them."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from app.settings import Settings, SettingsError, load
+from scheduler.core import Scheduler
+from workers.allocator import keep_freed_memory
+from workers.devices import Placement
+from workers.engine.runtimes.files import RuntimeProblem, check
+from workers.engine.weights import absent
+from workers.folders import prepare
+from workers.logs import configure, suitable
+from workers.pool import Observer, Pool
+from workers.process import Setup
+from workers.slots import SlotLayout
+from workers.wire import WISH_BYTES
+
+TEXTS = 2  # that a request has: what the picture should show, and what not
+UTF8_BYTES = 4  # that a character takes at most
+# Of an integer in a request: as few as Python can be told, as the time to read them grows with their square.
+MAX_DIGITS = 640
+
+
+class StartError(Exception):
+    """Nothing can be started; the message says why, and what to do."""
+
+
+def prepared(config: Path, environ: Mapping[str, str]) -> Settings:
+    """Read a configuration, see that what it names is there, and set this process up for it.
+
+    Raises StartError.
+    """
+    try:
+        settings = load(config, environ)
+    except SettingsError as error:
+        raise StartError(str(error)) from None
+    if missing := absent(settings.engine):
+        listed = "\n  ".join(missing)
+        get = f"python -m workers.fetch {config}"
+        raise StartError(f"These weights are not on this machine:\n  {listed}\nGet them with: {get}")
+    cache = settings.workers.cache
+    try:
+        prepare(cache)
+    except (OSError, RuntimeError) as error:
+        raise StartError(f"workers.cache is {cache}, which cannot be written to: {error}") from None
+    configure(settings.server.log_level, suitable(settings.server.log_format))
+    sys.set_int_max_str_digits(MAX_DIGITS)
+    keep_freed_memory()
+    return settings
+
+
+def check_runtime(settings: Settings, placement: Placement) -> None:
+    """Before workers start, and fail one after the other. Raises StartError."""
+    if settings.engine.kind == "diffusion" and settings.engine.runtime == "onnxruntime":
+        try:
+            cuda = placement.devices[0].kind == "cuda"
+            check(settings.engine, settings.engine.dtype_on(cuda=cuda), cuda=cuda)
+        except RuntimeProblem as error:
+            raise StartError(str(error)) from None
+
+
+def slot_layout(settings: Settings) -> SlotLayout:
+    """The shared memory of a worker."""
+    return SlotLayout(
+        settings.engine.slots,
+        settings.server.max_picture_bytes + TEXTS * UTF8_BYTES * settings.server.max_text_chars + WISH_BYTES,
+        settings.workers.output_bytes,
+    )
+
+
+def build_pool(settings: Settings, placement: Placement, cores: int, observe: Observer) -> Pool:
+    """A pool with a worker for each device; they share `cores`."""
+    threads = settings.workers.threads_per_worker(cores, len(placement.devices))
+    core = Scheduler([device.id for device in placement.devices], settings.scheduler)
+    return Pool(
+        [
+            Setup(
+                device,
+                settings.engine,
+                threads,
+                settings.server.log_level,
+                settings.workers.cache,
+                suitable(settings.server.log_format),
+            )
+            for device in placement.devices
+        ],
+        core,
+        slot_layout(settings),
+        observe,
+    )

@@ -1,0 +1,362 @@
+"""AUTOMATIC1111's API, by a client from PyPI that many scripts use, and by plain HTTP."""
+
+import base64
+import io
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+import webuiapi
+from PIL import Image
+
+from tests.demo.scenes import scenes
+from tests.demo.scoring import colours
+from tests.service.running import PATIENCE, Pixels, Service, file_of, pixels_of, until
+
+KEY = "webui-26e83b2ac5b9e29e"
+NOISE = np.random.default_rng(4).integers(0, 256, (96, 64, 3), np.uint8)
+ENCODED = base64.b64encode(file_of(NOISE)).decode()
+
+
+@contextmanager
+def client(service: Service, **credentials: str) -> Iterator[Any]:
+    made = webuiapi.WebUIApi(baseurl=f"{service.url}/sdapi/v1", **credentials)
+    with made.session:
+        yield made
+
+
+def unit(pixels: Pixels = NOISE, **fields: Any) -> Any:
+    return webuiapi.ControlNetUnit(
+        image=Image.fromarray(pixels), module="canny", model="control_canny [d14c016b]", **fields
+    )
+
+
+def body(fields: dict[str, Any] | None = None, **of_unit: Any) -> dict[str, Any]:
+    """A request by hand."""
+    given = {"image": ENCODED, "module": "canny", **of_unit}
+    return {"prompt": "a circle", "alwayson_scripts": {"controlnet": {"args": [given]}}, **(fields or {})}
+
+
+def txt2img(service: Service, request: dict[str, Any]) -> httpx.Response:
+    return service.client.post("/sdapi/v1/txt2img", json=request)
+
+
+def refusal(response: httpx.Response) -> str:
+    answer = response.json()
+    assert response.status_code == 422, answer
+    assert answer.keys() == {"error", "detail", "errors", "body"}
+    assert answer["error"] in {"A field is missing or wrong", "The picture cannot be read"}
+    assert answer["errors"] == answer["detail"]
+    return str(answer["detail"])
+
+
+@pytest.fixture
+def api(echo: Service) -> Iterator[Any]:
+    with client(echo) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def slow() -> Iterator[Service]:
+    """One slot, ten steps of 0.1 s; with a key."""
+    overrides = {"ENGINE__ECHO__STEPS": 10, "ENGINE__ECHO__STEP_SECONDS": 0.1, "ENGINE__SLOTS": 1}
+    with Service("echo", WORKERS__CPU_WORKERS=1, SERVER__API_KEY=KEY, **overrides) as service:
+        service.client.headers["Authorization"] = f"Bearer {KEY}"
+        yield service.wait_until_ready()
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+
+
+def test_the_client_gets_its_pictures_and_is_told_what_they_are(api: Any) -> None:
+    unit_ = unit(weight=0.5, threshold_a=90, threshold_b=180)
+    result = api.txt2img(
+        prompt="a circle", negative_prompt="blur", seed=41, batch_size=2, n_iter=2, controlnet_units=[unit_]
+    )
+    assert [np.array_equal(np.asarray(image), NOISE) for image in result.images] == [True] * 4
+    assert all(base64.b64decode(image).startswith(b"\x89PNG") for image in result.json["images"])
+    info = result.info
+    assert (info["seed"], info["all_seeds"], info["batch_size"]) == (41, [41, 42, 43, 44], 2)
+    assert (info["width"], info["height"], info["steps"], info["cfg_scale"]) == (64, 96, 20, 7.0)
+    assert info["extra_generation_params"] == {
+        "ControlNet 0": "Module: canny, Weight: 0.5, Threshold A: 90, Threshold B: 180"
+    }
+    assert info["infotexts"][1].startswith(
+        "a circle\nNegative prompt: blur\nSteps: 20, Sampler: UniPCMultistepScheduler"
+    )
+    assert "Seed: 42" in info["infotexts"][1]
+    assert (result.parameters["seed"], result.parameters["alwayson_scripts"]) == (41, {})
+
+
+def test_what_was_not_done_as_asked_for_is_noted(api: Any) -> None:
+    noted = api.txt2img(prompt="a circle", scheduler="Karras", controlnet_units=[unit()]).info["notes"]
+    assert noted == [
+        "The sampler is UniPCMultistepScheduler, not Euler a.",
+        "The noise schedule is that of the sampler, not Karras.",
+        "The size is 64 x 96, not 512 x 512: it follows the picture whose edges are kept.",
+    ]
+
+
+def test_what_is_left_out_is_as_configured(echo: Service) -> None:
+    answer = txt2img(echo, body(threshold_a=-1)).json()
+    info = json.loads(answer["info"])
+    assert (info["steps"], info["cfg_scale"], info["notes"]) == (1, 7.5, [])
+    assert info["extra_generation_params"]["ControlNet 0"].endswith("Weight: 1, Threshold A: 100, Threshold B: 200")
+
+
+@pytest.mark.parametrize("seed", [-1, None])
+def test_a_seed_is_drawn_and_told(echo: Service, seed: int | None) -> None:
+    drawn = {json.loads(txt2img(echo, body({"seed": seed})).json()["info"])["seed"] for _ in range(3)}
+    assert len(drawn) == 3
+    assert all(0 <= each < 2**32 for each in drawn)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"image": f"data:image/png;base64,{ENCODED}"},
+        {"image": {"image": ENCODED, "mask": None}},
+        {"image": None, "input_image": ENCODED},
+        {"module": "Canny", "weight": "1.5", "guidance": 1, "pixel_perfect": True, "resize_mode": 1, "model": "None"},
+    ],
+    ids=["data URL", "masked", "legacy", "as others write it"],
+)
+def test_the_picture_may_come_as_any_client_sends_it(echo: Service, given: dict[str, Any]) -> None:
+    answer = txt2img(echo, body(**given)).json()
+    assert np.array_equal(pixels_of(base64.b64decode(answer["images"][0])), NOISE)
+
+
+def test_extensions_and_units_that_are_off_do_no_harm(echo: Service) -> None:
+    request = body({"override_settings": {"samples_save": False, "sd_model_checkpoint": "echo [0123abcd]"}})
+    units = request["alwayson_scripts"].pop("controlnet")["args"]
+    request["alwayson_scripts"] = {"ADetailer": {"args": [False]}, "animatediff": {"args": []}}
+    request["alwayson_scripts"]["ControlNet"] = {"args": [None, {"enabled": False, "module": "depth"}, *units]}
+    assert txt2img(echo, request).status_code == 200
+
+
+def test_pictures_that_nobody_wants_are_not_sent(echo: Service) -> None:
+    answer = txt2img(echo, body({"send_images": False, "batch_size": 2})).json()
+    assert answer["images"] == []
+    assert len(json.loads(answer["info"])["all_seeds"]) == 2
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"alwayson_scripts": {}}, "0 units of ControlNet are enabled; one is needed"),
+        ({"alwayson_scripts": None}, "0 units of ControlNet are enabled; one is needed"),
+        ({"alwayson_scripts": {"refiner": {"args": [True]}}}, "There is no script 'refiner' here"),
+        ({"steps": 51}, "steps is 51; it must be from 1 to 50."),
+        ({"cfg_scale": 50.5}, "cfg_scale is 50.5; it must be from 0 to 50."),
+        ({"batch_size": 3, "n_iter": 3}, "batch_size times n_iter is 9; it must be from 1 to 8."),
+        ({"batch_size": 0}, "Expected `int` >= 1"),
+        ({"seed": 2**64}, "seed is"),
+        ({"prompt": "x" * 10_001}, "prompt has 10001 characters"),
+        ({"enable_hr": True}, "enable_hr is True, but a picture is made at one size"),
+        ({"restore_faces": True}, "restore_faces is True"),
+        ({"tiling": True}, "tiling is True"),
+        ({"styles": ["oil"]}, "styles is ['oil'], but there are no styles here"),
+        ({"script_name": "x/y/z plot"}, "script_name is"),
+        ({"refiner_checkpoint": "sdxl"}, "refiner_checkpoint is"),
+        ({"subseed_strength": 0.2}, "subseed_strength is 0.2"),
+        ({"seed_resize_from_w": 512}, "seed_resize_from_w is 512"),
+        ({"override_settings": {"sd_model_checkpoint": "sdxl"}}, "sd_model_checkpoint is 'echo' here"),
+        ({"override_settings": {"CLIP_stop_at_last_layers": 2}}, "CLIP_stop_at_last_layers is 1 here"),
+        ({"override_settings": {"eta_noise_seed_delta": 31337}}, "There is no setting 'eta_noise_seed_delta' here"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_in_words(echo: Service, fields: dict[str, Any], told: str) -> None:
+    assert told in refusal(txt2img(echo, body(fields)))
+
+
+@pytest.mark.parametrize(
+    ("of_unit", "told"),
+    [
+        ({"image": None}, "image is missing"),
+        ({"image": ""}, "image is missing"),
+        ({"image": "no base64!"}, "image is not standard base64"),
+        ({"image": base64.b64encode(b"no picture").decode()}, "must be a PNG, JPEG or WebP file"),
+        ({"module": "none"}, "module is 'none', but edges are found here"),
+        ({"module": None}, "module is None, but edges are found here"),
+        ({"module": "openpose"}, "module is 'openpose', but edges are found here"),
+        ({"model": "control_v11p_sd15_openpose [cab727d4]"}, "ControlNet follows edges here"),
+        ({"weight": 2.5}, "weight is 2.5; it must be from 0 to 2."),
+        ({"threshold_a": 2001}, "threshold_a is 2001; it must be from 1 to 2000."),
+        ({"threshold_b": 0}, "threshold_b is 0; it must be from 1 to 2000."),
+        ({"guidance_start": 0.1}, "guidance_start is 0.1"),
+        ({"guidance_end": 0.9}, "guidance_end is 0.9"),
+        ({"control_mode": 1}, "control_mode is 1; it must be 0, that is, Balanced."),
+        ({"control_mode": "ControlNet is more important"}, "control_mode is 'ControlNet"),
+        ({"mask": ENCODED}, "mask is given, but all of the picture counts"),
+        ({"image": {"image": ENCODED, "mask": ENCODED}}, "mask is given"),
+        ({"guessmode": True}, "guessmode is given"),
+    ],
+)
+def test_what_a_unit_cannot_have_is_refused_in_words(echo: Service, of_unit: dict[str, Any], told: str) -> None:
+    assert told in refusal(txt2img(echo, body(**of_unit)))
+
+
+def test_two_pictures_are_one_too_many(echo: Service) -> None:
+    request = body()
+    request["alwayson_scripts"]["controlnet"]["args"] *= 2
+    assert "2 units of ControlNet are enabled; one is needed" in refusal(txt2img(echo, request))
+
+
+def test_a_body_that_is_not_json_is_told_so(echo: Service) -> None:
+    response = echo.client.post("/sdapi/v1/txt2img", content=b"{", headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["error"]) == (400, "The body is not JSON")
+    assert (
+        echo.client.post("/sdapi/v1/txt2img", content=b"x", headers={"content-type": "text/plain"}).status_code == 415
+    )
+
+
+def test_the_client_raises_what_it_is_told(api: Any) -> None:
+    with pytest.raises(RuntimeError, match="one is needed, in alwayson_scripts"):
+        api.txt2img(prompt="a circle", alwayson_scripts={})
+
+
+def test_img2img_is_refused_in_words(echo: Service) -> None:
+    assert "send it to txt2img" in refusal(echo.client.post("/sdapi/v1/img2img", json={}))
+
+
+# ------------------------------------------------------------------------------------------------------------- progress
+
+
+def progress(service: Service, **query: str) -> dict[str, Any]:
+    answer: dict[str, Any] = service.client.get("/sdapi/v1/progress", params=query).json()
+    return answer
+
+
+def running(service: Service, enough: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Progress, when it is enough."""
+    seen: list[dict[str, Any]] = []
+
+    def is_enough() -> bool:
+        seen.append(progress(service))
+        return enough(seen[-1])
+
+    until(is_enough)
+    return seen[-1]
+
+
+def test_progress_moves_and_shows_the_picture(slow: Service) -> None:
+    with ThreadPoolExecutor(1) as threads, client(slow, username="any", password=KEY) as api:
+        assert api.get_progress()["state"]["job_count"] == 0
+        made = threads.submit(api.txt2img, prompt="a circle", controlnet_units=[unit()])
+        seen = running(slow, lambda told: told["progress"] >= 0.2 and told["current_image"] is not None)
+        assert 0.2 <= seen["progress"] < 1
+        assert seen["state"]["job_count"] == 1
+        assert seen["state"]["sampling_step"] == round(10 * seen["progress"])
+        assert seen["state"]["sampling_steps"] == 10
+        assert 0 < seen["eta_relative"] < PATIENCE
+        preview = base64.b64decode(seen["current_image"])
+        assert cv2.imdecode(np.frombuffer(preview, np.uint8), cv2.IMREAD_COLOR) is not None
+        assert progress(slow, skip_current_image="true")["current_image"] is None
+        assert np.array_equal(np.asarray(made.result().image), NOISE)
+        assert api.get_progress() == {**api.get_progress(), "progress": 0.0, "eta_relative": 0.0}
+        api.util_wait_for_ready()
+
+
+def test_of_several_pictures_the_share_of_all_steps_is_told(slow: Service) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        made = threads.submit(txt2img, slow, body({"batch_size": 2}))
+        waits = running(slow, lambda told: told["state"]["job_count"] == 2 and told["textinfo"] is not None)
+        assert waits["progress"] < 1
+        half = running(slow, lambda told: told["state"]["job_no"] == 1)
+        assert half["progress"] >= 0.5
+        assert len(made.result().json()["images"]) == 2
+
+
+def test_interrupting_gives_no_picture_and_frees_the_worker(slow: Service) -> None:
+    before = slow.sample("contour_requests_total", outcome="abandoned")
+    with ThreadPoolExecutor(1) as threads, client(slow, username="any", password=KEY) as api:
+        made = threads.submit(api.txt2img, prompt="a circle", batch_size=3, controlnet_units=[unit()])
+        running(slow, lambda told: told["progress"] > 0)
+        assert api.interrupt() == {}
+        result = made.result()
+    assert (result.images, result.info["notes"]) == ([], ["It was interrupted."])
+    assert slow.sample("contour_requests_total", outcome="abandoned") == before + 1
+    until(lambda: slow.sample("contour_running") == 0)
+    assert slow.client.post("/sdapi/v1/interrupt").json() == {}
+
+
+def test_leaving_cancels_and_is_forgotten(slow: Service) -> None:
+    before = slow.sample("contour_requests_total", outcome="abandoned")
+    with pytest.raises(httpx.ReadTimeout):
+        slow.client.post("/sdapi/v1/txt2img", json=body(), timeout=0.3)
+    until(lambda: slow.sample("contour_requests_total", outcome="abandoned") == before + 1)
+    until(lambda: slow.sample("contour_running") == 0)
+    assert progress(slow)["state"]["job_count"] == 0
+
+
+def test_a_key_is_asked_for_everywhere_and_comes_as_the_password(slow: Service) -> None:
+    for path in ("progress", "options", "sd-models", "samplers"):
+        answer = httpx.get(f"{slow.url}/sdapi/v1/{path}")
+        assert (answer.status_code, answer.json()["error"]) == (401, "An API key is needed")
+        assert httpx.get(f"{slow.url}/sdapi/v1/{path}", auth=("any", "wrong")).status_code == 401
+        assert httpx.get(f"{slow.url}/sdapi/v1/{path}", auth=("any", KEY)).status_code == 200
+    assert httpx.post(f"{slow.url}/sdapi/v1/txt2img", json=body()).status_code == 401
+
+
+# ----------------------------------------------------------------------------------------------------- what there is
+
+
+def test_the_client_finds_its_way(api: Any) -> None:
+    assert api.util_get_model_names() == ["echo"]
+    assert api.util_get_current_model() == "echo"
+    assert api.util_get_sampler_names() == ["UniPCMultistepScheduler"]
+    assert api.util_get_scheduler_names() == ["automatic"]
+    assert (api.get_upscalers(), api.get_loras(), api.get_sd_vae(), api.get_prompt_styles()) == ([], [], [], [])
+    assert "controlnet" in api.get_scripts()["txt2img"]
+    assert api.controlnet_version() == 2
+    assert api.controlnet_model_list() == ["echo-canny"]
+    assert api.controlnet_module_list() == ["canny"]
+    result = api.txt2img(
+        prompt="a circle",
+        controlnet_units=[
+            webuiapi.ControlNetUnit(image=Image.fromarray(NOISE), module="canny", model=api.controlnet_model_list()[0])
+        ],
+    )
+    assert len(result.images) == 1
+
+
+def test_the_thresholds_of_canny_are_told_with_their_ranges(echo: Service) -> None:
+    answer = echo.client.get("/controlnet/module_list").json()
+    assert answer["module_detail"]["canny"]["sliders"][1:] == [
+        {"name": "Canny Low Threshold", "value": 100, "min": 1, "max": 2000},
+        {"name": "Canny High Threshold", "value": 200, "min": 1, "max": 2000},
+    ]
+
+
+def test_settings_may_be_set_to_what_they_are_and_to_nothing_else(api: Any) -> None:
+    options = api.get_options()
+    assert options["sd_model_checkpoint"] == "echo"
+    assert api.set_options(options) is None
+    assert api.set_options({"sd_model_checkpoint": "echo.safetensors", "live_preview_refresh_period": 500}) is None
+    api.util_set_model("echo")
+    refused = api.set_options({"sd_model_checkpoint": "sdxl"})
+    assert "cannot be changed by a request, to 'sdxl' for one." in refused["detail"]
+    assert (
+        "There is no setting 'hypertile_enable_unet' here" in api.set_options({"hypertile_enable_unet": True})["detail"]
+    )
+
+
+def test_the_model_paints_what_the_prompt_says(demo: Service) -> None:
+    scene = scenes(1, seed=5)[0]
+    with client(demo) as api:
+        given = [unit(scene.picture, threshold_a=-1, threshold_b=-1)]
+        result = api.txt2img(prompt=scene.caption, seed=9, cfg_scale=3.0, controlnet_units=given)
+    file = io.BytesIO()
+    result.image.save(file, "PNG")
+    named = colours(scene, pixels_of(file.getvalue()))
+    assert sum(wanted == found for wanted, found in named) >= len(named) - 1 > 0
+    assert result.info["sd_model_name"] == "demo"
