@@ -1,11 +1,13 @@
 """The whole description, and who answers with it."""
 
+from inspect import cleandoc
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app import __version__, events
-from app.description import edges, generation, pages, plain
+from app.description import automatic, edges, generation, openai, pages, plain
 from app.description.fields import FieldSchemas
 from app.description.nodes import HEADERS, JSON, Node
 from app.docs import Docs
@@ -31,10 +33,13 @@ STRUCTS = (
 )
 KEYS: Node = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, where the service asks for one."},
+    "basic": {"type": "http", "scheme": "basic", "description": "The same, as the password."},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same, in a header of its own."},
 }
 TAGS = {
     generation.TAG: "A prompt and a picture in, a new picture with the same edges out.",
+    openai.TAG: "For clients of OpenAI's API: what there is of it.",
+    automatic.TAG: "For clients of AUTOMATIC1111's API: what there is of it.",
     pages.TAG: "What a browser shows.",
     plain.TAG: "For those who run the service.",
 }
@@ -61,6 +66,9 @@ def describe(settings: Settings) -> Node:
     schemas[edges.BODY]["properties"][JSON_NAME] = body["properties"][JSON_NAME]
     schemas[generation.FORM] = generation.form(fields, query)
     schemas[generation.EVENT] = generation.event()
+    schemas |= openai.schemas(fields) | automatic.schemas(settings, fields)
+    for node in schemas.values():
+        node["description"] = cleandoc(node.get("description", ""))
     server = settings.server
     keys = KEYS if server.api_key or server.api_key_file else {}
     security: list[Node] = [{scheme: []} for scheme in keys]
@@ -78,6 +86,8 @@ def _paths(settings: Settings, fields: FieldSchemas, query: Node, security: list
     return {
         **generation.operations(fields, query, security),
         **edges.operations(fields, query, security),
+        **openai.operations(security),
+        **automatic.operations(settings, security),
         "/": pages.page("page", "The page for people."),
         "/page/{name}": pages.files("pageFile", "What that page is made of.", Page(settings).media_types),
         "/settings.json": pages.settings(),

@@ -1,5 +1,6 @@
 """The fields of a request as schemas: what their structs say, and the limits that are checked after them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from app.description.nodes import BINARY, Node, nullable
@@ -21,6 +22,7 @@ MEANINGS = {
     "number_of_images": "So many pictures are made, each with the next seed.",
     "priority": "Of the jobs of one client, those of higher priority go first.",
 }
+NOTHING: Mapping[str, str] = {}
 
 
 class FieldSchemas:
@@ -32,20 +34,21 @@ class FieldSchemas:
 
     def body(self, generated: Node, required: list[str]) -> Node:
         """The properties of a body of JSON, from those that msgspec makes of its struct; those required come first."""
-        made = {name: self._json(name, node) for name, node in generated.items() if name in MEANINGS}
+        made = {name: self.json(name, node) for name, node in generated.items() if name in MEANINGS}
         encoded = {**BINARY, "format": "byte", "minLength": 1, "description": self._picture("in standard base64")}
         encoded["description"] += "; a `data:` prefix and whitespace are tolerated."
         return {name: made.get(name, encoded) for name in dict.fromkeys([*required, *generated])}
 
-    def texts(self, generated: Node) -> Node:
-        """The same fields where each is a text of its own: in a form, or in a query."""
-        return {name: self._plain(name, node) for name, node in generated.items()}
+    def texts(self, generated: Node, called: Mapping[str, str] = NOTHING) -> Node:
+        """Fields that are a text each: in a form, or in a query. `called` has our names of those that differ."""
+        return {name: self._plain(called.get(name, name), node) for name, node in generated.items()}
 
     def file(self) -> Node:
         """The picture as a file."""
         return {**BINARY, "description": self._picture("as a file") + "."}
 
-    def _json(self, name: str, generated: Node) -> Node:
+    def json(self, name: str, generated: Node) -> Node:
+        """A field of JSON, from what msgspec makes of it."""
         plain = self._plain(name, generated)
         meaning = {"description": plain.pop("description")}
         if name in {"request_id", "random_seed"}:
@@ -55,6 +58,8 @@ class FieldSchemas:
     def _plain(self, name: str, generated: Node) -> Node:
         """Of a field that may be null, what it is otherwise."""
         node = generated.get("anyOf", [generated])[0]
+        if name not in MEANINGS:
+            return dict(node)
         node = {"description": MEANINGS[name], "type": node["type"]} | self._limits(name)
         default = generated.get("default")
         default = self._defaults.get(name, default)

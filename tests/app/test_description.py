@@ -1,7 +1,7 @@
 """What /openapi.json says of the service, held to what the service is made of."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from app.errors import Error
 from app.settings import ServerConfig, Settings, load
 
 CONFIG = Path(__file__).parents[2] / "configs" / "echo.yaml"
+OTHERS = ("/v1/", "/sdapi/", "/controlnet/")  # paths of interfaces that others have made
 DOCUMENT = describe(load(CONFIG, {}))
 
 
@@ -55,7 +56,11 @@ def test_a_document_that_is_not_is_seen() -> None:
 def test_every_route_is_described_and_nothing_else_is() -> None:
     app = Application(load(CONFIG, {}), {"CUDA_VISIBLE_DEVICES": ""}, None, 1).asgi
     routes = [route for route in app.routes if isinstance(route, Route)]
-    there = {(route.path, method) for route in routes for method in (route.methods or set()) - {"HEAD"}}
+    there = {
+        (route.path.replace(":path}", "}"), method)
+        for route in routes
+        for method in (route.methods or set()) - {"HEAD"}
+    }
     described = {(path, method.upper()) for path, node in DOCUMENT["paths"].items() for method in node}
     assert len(routes) == len(app.routes)
     assert described == there
@@ -119,7 +124,26 @@ def test_every_error_is_described(error: Error) -> None:
     assert _described("/generation/", error)
 
 
-@pytest.mark.parametrize("path", list(DOCUMENT["paths"]))
+@pytest.mark.parametrize(
+    ("path", "code", "told"),
+    [
+        ("/v1/images/edits", "400", lambda body: body["error"]["code"] == "invalid_field"),
+        ("/v1/images/generations", "400", lambda body: body["error"]["type"] == "invalid_request_error"),
+        ("/v1/images/edits", "429", lambda body: body["error"]["code"] == "rate_limit_exceeded"),
+        ("/sdapi/v1/txt2img", "422", lambda body: body["error"] == "A field is missing or wrong"),
+        ("/sdapi/v1/img2img", "422", lambda body: body["detail"]),
+    ],
+)
+def test_errors_of_others_interfaces_are_described_in_their_words(
+    path: str, code: str, told: Callable[[dict[str, Any]], object]
+) -> None:
+    responses = DOCUMENT["paths"][path]["post"]["responses"]
+    content = responses[code]["content"]["application/json"]
+    assert any(told(example["value"]) for example in content["examples"].values())
+    assert set(responses["405"]["content"]) == {"application/problem+json"}
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENT["paths"] if not path.startswith(OTHERS)])
 def test_problems_are_only_described_where_they_can_happen(path: str) -> None:
     (method,) = DOCUMENT["paths"][path]
     assert _described(path, Error.INVALID_FIELD) == (method == "post")
@@ -138,7 +162,7 @@ def test_limits_are_those_of_the_configuration() -> None:
 
 def test_keys_are_asked_for_where_the_service_asks_for_one() -> None:
     document = describe(Settings(server=ServerConfig(api_key="secret")))
-    assert document["paths"]["/generation/"]["post"]["security"] == [{"bearer": []}, {"key": []}]
+    assert document["paths"]["/generation/"]["post"]["security"] == [{"bearer": []}, {"basic": []}, {"key": []}]
     assert "security" not in document["paths"]["/healthz"]["get"]
     assert DOCUMENT["components"]["securitySchemes"] == {}
     assert "secret" not in json.dumps(document)

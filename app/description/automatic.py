@@ -1,0 +1,158 @@
+"""The part of AUTOMATIC1111's API that is there, described."""
+
+from typing import Any
+
+import msgspec
+
+from app.compat.automatic.catalogue import catalogue
+from app.compat.automatic.errors import respond
+from app.compat.automatic.options import Options
+from app.compat.automatic.structs import (
+    ControlNetUnit,
+    ErrorAnswer,
+    Info,
+    Nothing,
+    ProgressAnswer,
+    Txt2ImgAnswer,
+    Txt2ImgRequest,
+)
+from app.compat.automatic.unit import MODULE, PICTURE, SCRIPT
+from app.description import examples
+from app.description.dialect import BEFORE, Dialect, operation
+from app.description.fields import FieldSchemas
+from app.description.nodes import BINARY, JSON, Node, answer, example, responses
+from app.errors import Error
+from app.settings import Settings
+
+TAG = "AUTOMATIC1111"
+DIALECT = Dialect(TAG, "Automatic", respond, ErrorAnswer)
+CALLED = {
+    "prompt": "text",
+    "negative_prompt": "negative_prompt",
+    "seed": "random_seed",
+    "steps": "steps",
+    "cfg_scale": "guidance_scale",
+}
+LOOKED_UP = (Error.UNAUTHORIZED, Error.INTERNAL)
+TXT2IMG = tuple(error for error in Error if error not in {*BEFORE, Error.NOT_FOUND, Error.BROKEN_FORM})
+SETTING = (*LOOKED_UP, Error.BROKEN_JSON, Error.TOO_LARGE, Error.INVALID_FIELD)
+
+
+def schemas(settings: Settings, fields: FieldSchemas) -> Node:
+    """All that the operations refer to."""
+    listed = [struct for value in catalogue(settings).values() if (struct := _struct(value))]
+    made = DIALECT.schemas(
+        [Txt2ImgRequest, Txt2ImgAnswer, Info, ControlNetUnit, ProgressAnswer, Options, Nothing, *listed]
+    )
+    body, unit = made[DIALECT.name(Txt2ImgRequest)], made[DIALECT.name(ControlNetUnit)]
+    body["properties"] |= {name: fields.json(ours, body["properties"][name]) for name, ours in CALLED.items()}
+    unit["properties"] |= {PICTURE: BINARY | {"format": "byte"}, "module": {"enum": [MODULE]}}
+    unit["required"] = [PICTURE, "module"]
+    return made
+
+
+def operations(settings: Settings, security: list[Node]) -> dict[str, Node]:
+    """By path."""
+    looked_up = DIALECT.problems(LOOKED_UP)
+    without = {"name": "skip_current_image", "in": "query", "schema": {"type": "boolean", "default": False}}
+    progress, nothing = _json("It.", DIALECT.schema(ProgressAnswer)), _json("Done.", DIALECT.schema(Nothing))
+    return {
+        "/sdapi/v1/txt2img": {"post": _txt2img(security)},
+        "/sdapi/v1/img2img": {
+            "post": _operation(
+                "img2img", "Refused, always.", security, {}, DIALECT.problems([Error.INVALID_FIELD, *LOOKED_UP])
+            )
+        },
+        "/sdapi/v1/progress": {
+            "get": _operation(
+                "progress",
+                "How far the client's latest request is.",
+                security,
+                {200: progress},
+                looked_up,
+                parameters=[without],
+            )
+        },
+        "/sdapi/v1/interrupt": {
+            "post": _operation(
+                "interrupt", "Make no more of the client's latest request.", security, {200: nothing}, looked_up
+            )
+        },
+        "/sdapi/v1/options": _options(security),
+        **{path: {"get": _listed(path, value, security)} for path, value in catalogue(settings).items()},
+    }
+
+
+def _txt2img(security: list[Node]) -> Node:
+    unit = {PICTURE: examples.encoded("image/png"), "module": MODULE, "weight": 1.0}
+    asked = {"prompt": examples.TEXT, "seed": 1234, "alwayson_scripts": {SCRIPT: {"args": [unit]}}}
+    content = {
+        "schema": {
+            "allOf": [
+                DIALECT.schema(Txt2ImgRequest),
+                {
+                    "properties": {"alwayson_scripts": _scripts()},
+                    "required": ["alwayson_scripts"],
+                },
+            ]
+        },
+        "examples": {"least": example(asked, "What is needed")},
+    }
+    return _operation(
+        "txt2img",
+        "Make pictures that keep the edges of the one in ControlNet's arguments.",
+        security,
+        {200: _json("The pictures; none, if they were interrupted.", DIALECT.schema(Txt2ImgAnswer))},
+        DIALECT.problems(TXT2IMG),
+        requestBody={"required": True, "content": {JSON: content}},
+    )
+
+
+def _scripts() -> Node:
+    units = {"type": "array", "items": DIALECT.schema(ControlNetUnit), "minItems": 1, "maxItems": 1}
+    script = {"type": "object", "properties": {"args": units}, "required": ["args"]}
+    return {"type": "object", "properties": {SCRIPT: script}, "required": [SCRIPT]}
+
+
+def _options(security: list[Node]) -> Node:
+    settings = _json("All of them.", DIALECT.schema(Options))
+    body = {"schema": {"type": "object"}, "examples": {"none": example({}, "Nothing is changed")}}
+    return {
+        "get": _operation("options", "The settings.", security, {200: settings}, DIALECT.problems(LOOKED_UP)),
+        "post": _operation(
+            "setOptions",
+            "To set them to what they are changes nothing; anything else is refused.",
+            security,
+            {200: _json("They are so.", {"type": "null"})},
+            DIALECT.problems(SETTING),
+            requestBody={"required": True, "content": {JSON: body}},
+        ),
+    }
+
+
+def _listed(path: str, value: Any, security: list[Node]) -> Node:
+    """What is always the same: its schema is known where it is of structs."""
+    node: Node = {"type": "array"} if isinstance(value, list) else {"type": "object"}
+    if (struct := _struct(value)) is not None:
+        node = {"type": "array", "items": DIALECT.schema(struct)} if isinstance(value, list) else DIALECT.schema(struct)
+    elif isinstance(value, dict):
+        node["required"] = list(value)
+    content = {JSON: {"schema": node, "examples": {"here": example(msgspec.to_builtins(value), "As it is here")}}}
+    name = "".join(part.capitalize() for part in path.strip("/").replace("-", "_").replace("/", "_").split("_"))
+    found = answer("What there is.", content, "X-Request-Id")
+    return _operation(f"list{name}", "What there is.", security, {200: found}, DIALECT.problems(LOOKED_UP))
+
+
+def _struct(value: Any) -> type | None:
+    first = value[0] if isinstance(value, list) and value else value
+    return type(first) if isinstance(first, msgspec.Struct) else None
+
+
+def _operation(
+    name: str, summary: str, security: list[Node], answers: dict[int, Node], problems: dict[int, Node], **rest: Any
+) -> Node:
+    return operation(name, TAG, summary, security, responses=responses(answers, problems), **rest)
+
+
+def _json(description: str, node: Node) -> Node:
+    return answer(description, {JSON: {"schema": node}}, "X-Request-Id")

@@ -1,0 +1,102 @@
+"""The part of OpenAI's API that is there, described."""
+
+from typing import Any
+
+from app import events
+from app.bodies import PICTURES
+from app.compat.openai.errors import respond
+from app.compat.openai.images import PICTURE
+from app.compat.openai.structs import (
+    CompletedEvent,
+    EditForm,
+    ErrorAnswer,
+    ImagesAnswer,
+    Model,
+    ModelList,
+    PartialImageEvent,
+)
+from app.description import examples
+from app.description.dialect import BEFORE, Dialect, operation
+from app.description.fields import FieldSchemas
+from app.description.nodes import JSON, Node, answer, responses, schema
+from app.errors import Error
+
+TAG = "OpenAI"
+DIALECT = Dialect(TAG, "OpenAI", respond, ErrorAnswer)
+CALLED = {"prompt": "text", "n": "number_of_images", "seed": "random_seed"}
+EVENT = f"{DIALECT.prefix}.EditEvent"
+LOOKED_UP = (Error.UNAUTHORIZED, Error.INTERNAL)
+ERRORS = tuple(error for error in Error if error not in {*BEFORE, Error.BROKEN_JSON})
+
+
+def schemas(fields: FieldSchemas) -> Node:
+    """All that the operations refer to."""
+    made = DIALECT.schemas([EditForm, ImagesAnswer, PartialImageEvent, CompletedEvent, ModelList, Model])
+    form = made[DIALECT.name(EditForm)]
+    form["properties"] = {PICTURE: fields.file(), **fields.texts(form["properties"], CALLED)}
+    form["properties"]["prompt"]["example"] = examples.TEXT
+    form["required"] = [PICTURE, *form["required"]]
+    kinds = {
+        "image_edit.partial_image": PartialImageEvent,
+        "image_edit.completed": CompletedEvent,
+        "error": ErrorAnswer,
+    }
+    return made | {EVENT: {"title": EVENT, "oneOf": [_event(*kind) for kind in kinds.items()]}}
+
+
+def operations(security: list[Node]) -> dict[str, Node]:
+    """By path."""
+    name = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    models, one = _json("The models: there is one.", ModelList), _json("The model.", Model)
+    no_pictures = DIALECT.problems([Error.INVALID_FIELD, *LOOKED_UP])
+    return {
+        "/v1/images/edits": {"post": _edits(security)},
+        "/v1/images/generations": {
+            "post": _operation("openaiGenerations", "Refused, always.", security, {}, no_pictures)
+        },
+        "/v1/models": {
+            "get": _operation("openaiModels", "The model.", security, {200: models}, DIALECT.problems(LOOKED_UP))
+        },
+        "/v1/models/{id}": {
+            "get": _operation(
+                "openaiModel",
+                "The model, by its name.",
+                security,
+                {200: one},
+                DIALECT.problems([Error.NOT_FOUND, *LOOKED_UP]),
+                parameters=[name],
+            )
+        },
+    }
+
+
+def _edits(security: list[Node]) -> Node:
+    content = {
+        JSON: {"schema": DIALECT.schema(ImagesAnswer)},
+        events.MEDIA_TYPE: {"schema": schema(EVENT)},
+    }
+    encoding = {PICTURE: {"contentType": ", ".join(PICTURES)}}
+    form = {"multipart/form-data": {"schema": DIALECT.schema(EditForm), "encoding": encoding}}
+    return _operation(
+        "openaiEdits",
+        "Make pictures that keep the edges of another.",
+        security,
+        {200: answer("What was made; with `stream`, as events, of which this is one.", content, "X-Request-Id")},
+        DIALECT.problems(ERRORS),
+        requestBody={"required": True, "content": form},
+    )
+
+
+def _operation(
+    name: str, summary: str, security: list[Node], answers: dict[int, Node], problems: dict[int, Node], **rest: Any
+) -> Node:
+    return operation(name, TAG, summary, security, responses=responses(answers, problems), **rest)
+
+
+def _json(description: str, struct: type) -> Node:
+    return answer(description, {JSON: {"schema": DIALECT.schema(struct)}}, "X-Request-Id")
+
+
+def _event(name: str, struct: type) -> Node:
+    encoded = {"type": "string", "contentMediaType": JSON, "contentSchema": DIALECT.schema(struct)}
+    return {"type": "object", "properties": {"event": {"const": name}, "data": encoded}, "required": ["event", "data"]}
