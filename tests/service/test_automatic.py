@@ -255,8 +255,8 @@ def test_progress_moves_and_shows_the_picture(slow: Service) -> None:
         seen = running(slow, lambda told: told["progress"] >= 0.2 and told["current_image"] is not None)
         assert 0.2 <= seen["progress"] < 1
         assert seen["state"]["job_count"] == 1
-        assert seen["state"]["sampling_step"] == round(10 * seen["progress"])
-        assert seen["state"]["sampling_steps"] == 10
+        assert seen["state"]["sampling_step"] == round(20 * seen["progress"])
+        assert seen["state"]["sampling_steps"] == 20  # what this client sends
         assert 0 < seen["eta_relative"] < PATIENCE
         preview = base64.b64decode(seen["current_image"])
         assert cv2.imdecode(np.frombuffer(preview, np.uint8), cv2.IMREAD_COLOR) is not None
