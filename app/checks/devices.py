@@ -32,7 +32,7 @@ def _unused(subject: Subject) -> str:
     if listed is not None and listed.strip() in ("", "-1"):
         return ""
     if subject.nvml is None:
-        return _no_driver() if _has_gpu() else ""
+        return _no_driver() if has_gpu() else ""
     if not subject.nvml.devices():
         return ""
     if "without CUDA" in subject.placement.reason:
@@ -44,7 +44,7 @@ def _no_driver() -> str:
     return "there is an NVIDIA GPU: install its driver (nvidia-smi tells), and start a container with --gpus all"
 
 
-def _has_gpu(pci: Path = PCI) -> bool:
+def has_gpu(pci: Path = PCI) -> bool:
     """Whether there is a GPU of NVIDIA, driver or not."""
     try:
         return any(

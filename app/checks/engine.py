@@ -10,6 +10,7 @@ import msgspec
 
 from app.checks.finding import Finding, Level, Subject, size
 from app.checks.python import INSTALL, ROOT
+from app.checks.weights import bytes_of_weights
 from workers.devices import VARIABLE, DeviceSpec
 from workers.engine.examine import Examined
 
@@ -30,7 +31,7 @@ def check(subject: Subject) -> Iterator[Finding]:
         built = f"for CUDA {known.cuda}" if known.cuda else "without CUDA"
         yield Finding("torch", Level.OK, f"torch {known.torch}, built {built}")
     for device, answer in zip(devices.values(), answers, strict=True):
-        yield from _device(device, answer)
+        yield from of_device(device, answer, bytes_of_weights(subject))
 
 
 def _examined(device: DeviceSpec) -> Examined | str:
@@ -56,7 +57,8 @@ def _last(said: bytes) -> str:
     return said.decode(errors="replace").strip().rpartition("\n")[2] or "it said nothing"
 
 
-def _device(device: DeviceSpec, answer: Examined | str) -> Iterator[Finding]:
+def of_device(device: DeviceSpec, answer: Examined | str, weights: int) -> Iterator[Finding]:
+    """What is to be told of a device by what torch says of it, or by why it cannot be asked."""
     if isinstance(answer, str):
         yield Finding("torch", Level.MISSING, f"{device.id}: {answer}", INSTALL)
         return
@@ -67,10 +69,17 @@ def _device(device: DeviceSpec, answer: Examined | str) -> Iterator[Finding]:
     facts = [f"{device.id}: torch computes on {answer.device}"]
     if answer.capability is not None:
         facts.append(f"compute capability {answer.capability}")
-    if answer.memory is not None:
-        facts.append(f"{size(answer.memory[0])} of {size(answer.memory[1])} free")
     yield Finding("torch", Level.OK, ", ".join(facts))
+    if answer.memory is not None:
+        yield _memory(device, *answer.memory, weights)
     yield _kernels(device, answer)
+
+
+def _memory(device: DeviceSpec, free: int, total: int, weights: int) -> Finding:
+    text = f"{device.id}: {size(free)} of {size(total)} free; the weights take {size(weights)}, each picture some more"
+    if free < weights:
+        return Finding("gpu memory", Level.MISSING, text, "end what else runs on it (nvidia-smi), or choose another")
+    return Finding("gpu memory", Level.OK, text)
 
 
 def _kernels(device: DeviceSpec, answer: Examined) -> Finding:

@@ -2,48 +2,28 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from math import prod
 from pathlib import Path
 
 from app.checks.finding import GIB, Finding, Level, Subject, size
+from app.checks.weights import bytes_of_weights
 from app.start import slot_layout
 from workers.cores import GROUPS, MEMBERSHIP
-from workers.engine.ahead import files
-from workers.engine.weights import absent
-from workers.fetching.errors import FetchError
-from workers.fetching.tensors import shapes_in
 from workers.slots import SlotMemory
 
 MEMINFO = Path("/proc/meminfo")
 # What a worker took with the small model (422 MB without files and shared memory), whose weights are next to nothing.
 WORKER_BYTES, ECHO_BYTES = 0.4 * GIB, 0.05 * GIB
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    """Finds out about the machine's, the GPUs' and the shared one."""
-    weights = _weights(subject)
-    yield _of_machine(subject, weights)
-    if subject.on_gpu and weights:
-        yield from _of_gpus(subject, weights)
+    """Finds out about the machine's, and about what processes share. That of GPUs is told with each."""
+    yield _of_machine(subject)
     yield _shared(subject)
 
 
-def _weights(subject: Subject) -> int:
-    """Bytes of a model's weights as a worker computes with them; 0 where there are none, or not all."""
-    engine = subject.settings.engine
-    if engine.kind == "echo" or absent(engine):
-        return 0
-    name = "cuda:0" if subject.on_gpu else "cpu"
-    item = ITEM_BYTES[engine.dtype_on(cuda=subject.on_gpu)]
-    with suppress(FileNotFoundError, FetchError):  # the check of weights tells of that
-        return item * sum(prod(shape) for path in files(engine, name) for shape in shapes_in(path).values())
-    return 0
-
-
-def _of_machine(subject: Subject, weights: int) -> Finding:
+def _of_machine(subject: Subject) -> Finding:
     workers = len(subject.placement.devices)
-    each = ECHO_BYTES if subject.settings.engine.kind == "echo" else WORKER_BYTES + weights
+    each = ECHO_BYTES if subject.settings.engine.kind == "echo" else WORKER_BYTES + bytes_of_weights(subject)
     free, needed = available_bytes(), workers * each
     text = f"{size(free)} to be had; {workers} worker(s) take some {size(needed)}, and more for each picture"
     if free < needed:
@@ -65,20 +45,6 @@ def _left(groups: Path, membership: Path) -> Iterator[int]:
         for folder in (group, *group.parents):
             with suppress(OSError, ValueError):  # no such file, or "max": no limit
                 yield int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
-
-
-def _of_gpus(subject: Subject, weights: int) -> Iterator[Finding]:
-    assert subject.nvml is not None  # or no worker would be on a GPU
-    for device in subject.placement.devices:
-        reading = subject.nvml.read(device.token or "")
-        if reading.memory_total is None or reading.memory_used is None:
-            continue
-        free = reading.memory_total - reading.memory_used
-        text = f"{device.id}: {size(free)} free; the weights take {size(weights)}, each picture and graph more"
-        if free < weights:
-            yield Finding("gpu memory", Level.MISSING, text, "end what else runs on it (nvidia-smi), or choose another")
-        else:
-            yield Finding("gpu memory", Level.OK, text)
 
 
 def _shared(subject: Subject) -> Finding:

@@ -19,7 +19,7 @@ DIGITS_AND_ON = re.compile(r"[\s<>=!~;\[(].*")  # what follows a package's name 
 def check(subject: Subject) -> Iterator[Finding]:
     """Finds what differs; who has all of it gets one line for each."""
     yield _python()
-    yield from _packages(ROOT)
+    yield from packages(ROOT)
 
 
 def _python() -> Finding:
@@ -31,7 +31,8 @@ def _python() -> Finding:
     return Finding("python", Level.OK, text)
 
 
-def _packages(root: Path) -> Iterator[Finding]:
+def packages(root: Path) -> Iterator[Finding]:
+    """The packages that a project's folder names, against those that are installed."""
     names, pins = _needed(root), _pins(root)
     if not names:
         yield Finding("packages", Level.OK, f"nothing in {root} says which there should be")

@@ -1,13 +1,18 @@
 """The weights that a configuration names: there, and whole by what each file says of itself."""
 
 from collections.abc import Iterator
+from contextlib import suppress
+from math import prod
 from pathlib import Path
 
 from app.checks.finding import Finding, Level, Subject, size
 from workers.engine.ahead import files
-from workers.engine.weights import MissingWeightsError, absent
+from workers.engine.config import EngineConfig
+from workers.engine.weights import MissingWeightsError, absent, folder_of
 from workers.fetching.errors import FetchError
 from workers.fetching.tensors import shapes_in
+
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def check(subject: Subject) -> Iterator[Finding]:
@@ -24,12 +29,32 @@ def check(subject: Subject) -> Iterator[Finding]:
         found = list(files(engine, "cuda:0" if subject.on_gpu else "cpu"))
         for path in found:
             shapes_in(path)
+        _need_tokenizer(engine)
     except MissingWeightsError as error:
         yield Finding("weights", Level.MISSING, str(error).partition(";")[0], fetch)
     except FetchError as error:
         yield Finding("weights", Level.MISSING, str(error), f"{fetch} --again")
     else:
         yield Finding("weights", Level.OK, f"{_listed(found)}; read all of it with: {fetch} --check")
+
+
+def bytes_of_weights(subject: Subject) -> int:
+    """Bytes of a model's weights as a worker computes with them; 0 where there are none, or not all."""
+    engine = subject.settings.engine
+    if engine.kind == "echo" or absent(engine):
+        return 0
+    name = "cuda:0" if subject.on_gpu else "cpu"
+    item = ITEM_BYTES[engine.dtype_on(cuda=subject.on_gpu)]
+    with suppress(FileNotFoundError, FetchError):  # the check of weights tells of that
+        return item * sum(prod(shape) for path in files(engine, name) for shape in shapes_in(path).values())
+    return 0
+
+
+def _need_tokenizer(engine: EngineConfig) -> None:
+    """Raises MissingWeightsError."""
+    folder = None if engine.model is None else folder_of("model", engine.model)
+    if folder is not None and not any((folder / "tokenizer").glob("*.json")):
+        raise MissingWeightsError(str(folder / "tokenizer"))
 
 
 def _listed(paths: list[Path]) -> str:

@@ -27,7 +27,7 @@ def run(arguments: Sequence[str]) -> int:
     for finding in examine(Subject(options.config)):
         findings.append(finding)
         if not options.json:
-            print(_lines(finding, coloured=_coloured()), flush=True)
+            print(lines(finding, coloured=_coloured()), flush=True)
     serves = all(finding.level is not Level.MISSING for finding in findings)
     if options.json:
         told = {"can_serve": serves, "findings": [dataclasses.asdict(finding) for finding in findings]}
@@ -48,9 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def examine(subject: Subject) -> Iterator[Finding]:
-    """What all checks find. One that cannot be made says so, and the others go on."""
-    for name in CHECKS:
+def examine(subject: Subject, checks: Sequence[str] = CHECKS) -> Iterator[Finding]:
+    """What checks find. One that cannot be made says so, and the others go on."""
+    for name in checks:
         try:
             yield from import_module(f"app.checks.{name}").check(subject)
         except NotUsableError as error:
@@ -63,7 +63,8 @@ def examine(subject: Subject) -> Iterator[Finding]:
             yield Finding(name, Level.WARNING, text, "see whether another line explains it")
 
 
-def _lines(finding: Finding, *, coloured: bool) -> str:
+def lines(finding: Finding, *, coloured: bool) -> str:
+    """A finding as people read it."""
     level = f"{finding.level:<{LEVEL_COLUMN}}"
     if coloured:
         level = f"\x1b[{COLOURS[finding.level]}m{level}\x1b[0m"

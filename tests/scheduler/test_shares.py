@@ -21,8 +21,16 @@ class Line:
         self.order: list[int] = []
         self.running: Start | None = None
 
-    def submit(self, number: int, client: str, work: float = 1.0, deadline: float = 1000.0) -> None:
-        self._note(Submitted(job(number, deadline, work, client)))
+    def submit(
+        self,
+        number: int,
+        client: str,
+        work: float = 1.0,
+        deadline: float = 1000.0,
+        length: float = 1.0,
+        priority: int = 0,
+    ) -> None:
+        self._note(Submitted(job(number, deadline, work, client, length, priority)))
 
     def finish(self, count: int = 1) -> list[int]:
         """So many pictures; the jobs that started instead."""

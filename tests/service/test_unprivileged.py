@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.running import ROOT, Service, result_pixels
+from tests.service.running import ROOT, Service, result_pixels, surroundings
 
 USER = 64999  # has no entry among the users, no home, and owns nothing but the folder it is given
 # The interpreter may lie where only root looks: this capability opens that for reading, and for nothing else.
@@ -66,3 +66,18 @@ def test_a_cache_that_cannot_be_written_to_stops_the_start_and_is_named(cache: P
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert done.stderr.startswith("workers.cache is /no/such/folder, which cannot be written to: ")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_doctor_tells_a_cache_that_is_read_only_from_one_that_is_not(cache: Path) -> None:
+    for folder, code, text in ((cache, 0, "can be written to"), (cache.parent, 1, "Read-only file system")):
+        done = subprocess.run(
+            [sys.executable, "-m", "app", "doctor", "--config", "configs/echo.yaml"],
+            cwd=ROOT,
+            env=surroundings(WORKERS__CACHE=folder, SERVER__PORT=0),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (code, "")
+        assert text in " ".join(done.stdout.split())

@@ -43,6 +43,12 @@ class FakeLibrary:
     def nvmlShutdown(self) -> None:
         self.closed.append("library")
 
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return "575.51"
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle: str) -> tuple[int, int]:
+        return (9, 0)
+
     def nvmlDeviceGetCount(self) -> int:
         return 2
 
@@ -189,6 +195,12 @@ def test_what_is_not_supported_is_none_and_the_rest_is_there(call: str, field: s
 
     assert getattr(reading, field) is None
     assert reading != Reading()
+
+
+def test_driver_and_compute_capability_are_told_where_they_are_known() -> None:
+    nvml, silent = Nvml(FakeLibrary()), FakeLibrary("nvmlSystemGetDriverVersion", "nvmlDeviceGetCudaComputeCapability")
+    assert (nvml.driver(), nvml.capability(WHOLE), nvml.capability("GPU-unknown")) == ("575.51", "9.0", None)
+    assert (Nvml(silent).driver(), Nvml(silent).capability(WHOLE)) == (None, None)
 
 
 def test_an_unknown_device_has_no_readings() -> None:
