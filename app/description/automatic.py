@@ -54,7 +54,12 @@ def schemas(settings: Settings, fields: FieldSchemas) -> Node:
 def operations(settings: Settings, security: list[Node]) -> dict[str, Node]:
     """By path."""
     looked_up = DIALECT.problems(LOOKED_UP)
-    without = {"name": "skip_current_image", "in": "query", "schema": {"type": "boolean", "default": False}}
+    without = {
+        "name": "skip_current_image",
+        "in": "query",
+        "description": "`true`, `1`, `yes` or `on`: without the picture.",
+        "schema": {"type": "string", "default": "false"},
+    }
     progress, nothing = _json("It.", DIALECT.schema(ProgressAnswer)), _json("Done.", DIALECT.schema(Nothing))
     return {
         "/sdapi/v1/txt2img": {"post": _txt2img(security)},

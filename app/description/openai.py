@@ -33,7 +33,8 @@ def schemas(fields: FieldSchemas) -> Node:
     """All that the operations refer to."""
     made = DIALECT.schemas([EditForm, ImagesAnswer, PartialImageEvent, CompletedEvent, ModelList, Model])
     form = made[DIALECT.name(EditForm)]
-    form["properties"] = {PICTURE: fields.file(), **fields.texts(form["properties"], CALLED)}
+    texts = {name: node for name, node in form["properties"].items() if name not in CALLED.values()}  # said once
+    form["properties"] = {PICTURE: fields.file(), **fields.texts(texts, CALLED)}
     form["properties"]["prompt"]["example"] = examples.TEXT
     form["required"] = [PICTURE, *form["required"]]
     kinds = {

@@ -23,7 +23,6 @@ def test_schemathesis_finds_nothing_that_is_not_as_described(
     echo: Service, document: dict[str, Any], tmp_path: Path
 ) -> None:
     options = [
-        "--checks=all",
         "--phases=examples,coverage,fuzzing",
         f"--max-examples={EXAMPLES}",
         "--seed=1",
