@@ -92,7 +92,7 @@ def test_what_goes_wrong_later_is_the_last_event(slow: Service) -> None:
     broken = base64.b64encode(base64.b64decode(str(good_request()["input_image_base64"]))[:-30]).decode()
     last = streamed(slow, input_image_base64=broken)[-1]
     assert (last.name, last.data["type"]) == ("error", "urn:contour:problem:invalid-picture")
-    assert slow.sample("contour_requests_total", outcome="invalid-picture") >= 1
+    until(lambda: slow.sample("contour_requests_total", outcome="invalid-picture") >= 1)
 
 
 @pytest.mark.parametrize("headers", [{}, STREAM])
