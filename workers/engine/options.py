@@ -27,9 +27,7 @@ def scales_of(options: Options, config: EngineConfig, coldest: float) -> Scales:
 
 
 def canny_of(options: Options, canny: Canny) -> Canny:
-    """The thresholds of a picture. Raises BadOptionError."""
+    """The thresholds of a picture. Which is the lower one is for them to say, as for OpenCV."""
     low = canny.low if options.canny_low is None else options.canny_low
     high = canny.high if options.canny_high is None else options.canny_high
-    if low > high:
-        raise BadOptionError(f"canny_low is {low}, but must not be above canny_high, which is {high}.")
-    return replace(canny, low=low, high=high)
+    return replace(canny, low=min(low, high), high=max(low, high))
