@@ -78,7 +78,7 @@ def page_settings(settings: Settings) -> PageSettings:
     }
     ranges = {name: rules.ranges[name] for name in defaults}
     return PageSettings(
-        model="echo" if engine.model is None else Path(engine.model.path).name,
+        model=server.model_name,
         needs_key=bool(server.api_key or server.api_key_file),
         negative_prompt=engine.prompt.negative,
         fields={name: Setting(defaults[name], each.low, each.high) for name, each in ranges.items()},
