@@ -81,10 +81,14 @@ export class Drawing {
   /** @param {Stroke} stroke */
   #draw({ colour, width, points }) {
     const context = this.#context;
-    Object.assign(context, { strokeStyle: colour, lineWidth: width, lineCap: "round", lineJoin: "round" });
+    const style = { fillStyle: colour, strokeStyle: colour, lineWidth: width, lineCap: "round", lineJoin: "round" };
+    Object.assign(context, style);
+    context.beginPath();
+    context.arc(...points[0], width / 2, 0, 2 * Math.PI); // a point of its own: a line of no length is not drawn
+    context.fill();
     context.beginPath();
     context.moveTo(...points[0]);
-    points.forEach((point) => context.lineTo(...point)); // a point of its own is a dot, as its caps are round
+    points.forEach((point) => context.lineTo(...point));
     context.stroke();
   }
 }
