@@ -125,7 +125,8 @@ class Fleet:
         """Note how far the pictures in a worker are, and whether the step took as long as it should."""
         stepped, worker.heard, worker.stepped, worker.asked = worker.stepped, now, now, None
         works = [worker.tenants[slot].work for slot, _ in done if slot in worker.tenants]
-        if stepped is not None and works:
+        # Where all take their first step, the device may have waited for them to be prepared.
+        if stepped is not None and works and any(steps > 1 for _, steps in done):
             self._drag.add(now - stepped, policy.step_seconds(worker.measured, len(works), sum(works)))
         for slot, steps in done:
             tenant = worker.tenants.get(slot)

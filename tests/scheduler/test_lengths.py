@@ -7,15 +7,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scheduler.messages import Costs, Done, Overdrawn, Rejected, Reply, Start, Submitted, WorkerLost
+from scheduler.messages import Costs, Done, Overdrawn, Rejected, Reply, Start, Stepped, Submitted, WorkerLost
 from scheduler.policy import MARGIN, Picture, Strength, Wait, joining, pace, seconds_alone, steps_of
 from tests.scheduler.test_admission import FLEETS, alone
-from tests.scheduler.test_overload import CAPACITY, DEADLINE, ECHO, END, SETTLED
+from tests.scheduler.test_overload import CAPACITY, DEADLINE, ECHO
 from tests.scheduler.test_shares import A_BUDGET, A_CLIENT, Line
 from tests.scheduler.toy import Toy
 from tests.scheduler.words import CPU, GPU, SINGLE, finished, job, loading, ready, scheduler, stepped
 
 NEVER = float("inf")
+SETTLED, END = 20.0, 50.0  # seconds
 
 # ---------------------------------------------------------------------------------------------------------- prediction
 
@@ -123,7 +124,7 @@ def test_what_was_taken_before_anything_was_known_still_counts_as_much() -> None
 
 
 @pytest.mark.parametrize("fleet", FLEETS)
-@pytest.mark.parametrize("lengths", [(3.0,), (1.0, 4.0), (0.05,)])
+@pytest.mark.parametrize("lengths", [(3.0,), (1.0, 4.0), (0.1, 2.5), (0.5, 1.0, 2.5)])
 def test_whoever_comes_back_when_told_is_taken(fleet: str, lengths: tuple[float, ...]) -> None:
     toy = Toy(*FLEETS[fleet], max_queue=10_000)
     seconds = 12 * alone(*FLEETS[fleet])
@@ -183,7 +184,7 @@ def test_at_overload_with_mixed_lengths_what_is_taken_is_done_in_time(slower: fl
         client = f"client {random.randrange(12)}"
         length, priority = random.choice([0.05, 0.5, 1.0, 2.5]), random.choice([-5, 0, 0, 5])
         toy.submit(DEADLINE, 1.0, client, length, priority)
-        toy.run(toy.now + random.expovariate(5 * CAPACITY))
+        toy.run(toy.now + random.expovariate(3 * CAPACITY))
     toy.run(END + 2 * DEADLINE)
     settled = [number for number, at in submitted.items() if SETTLED <= at < END - DEADLINE]
     assert {type(toy.outcomes[number][1]) for number in settled} == {Done, Rejected, Overdrawn}
@@ -198,6 +199,19 @@ def test_a_long_picture_beside_which_nobody_may_run_is_not_forgotten() -> None:
     assert core.handle(0.0, Submitted(job(2))) == []
     assert core.why() is Wait.DEADLINE
     assert core.handle(2.6, finished(Start(1, "gpu0", 0, 1)))[1:] == [Start(2, "gpu0", 0, 2)]
+
+
+def test_a_device_that_waits_for_short_pictures_to_be_prepared_is_not_slow() -> None:
+    core = scheduler(ready("gpu0", GPU))
+    start = Start(1, "gpu0", 0, 1)
+    core.handle(0.0, Submitted(job(1)))
+    for number in range(2, 30):  # there is always one in it, and each takes its one step long after the one before
+        core.handle(number - 0.9, Submitted(job(number, length=0.05)))
+        core.handle(float(number), Stepped("gpu0", ((number % 2, 1),)))
+        core.handle(float(number), finished(start))
+        start = Start(number, "gpu0", (number + 1) % 2, number)
+    core.handle(30.0, finished(start))
+    assert core.handle(30.0, Submitted(job(30, deadline=31.15))) == [Start(30, "gpu0", 0, 30)]
 
 
 def test_a_step_is_kept_to_spare_for_who_runs() -> None:

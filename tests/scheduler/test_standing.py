@@ -1,0 +1,93 @@
+"""Where a job stands that waits, and when it is expected to start."""
+
+from random import Random
+
+import pytest
+
+from scheduler.crowd import Crowd
+from scheduler.messages import Standing, Submitted, WorkerLost
+from tests.scheduler.test_admission import FLEETS
+from tests.scheduler.toy import Toy
+from tests.scheduler.words import CPU, SINGLE, Checked, job, loading, ready, scheduler, stepped
+
+
+def positions(core: Checked, *jobs: int) -> list[int]:
+    return [standing.position for number in jobs if (standing := core.standing(number)) is not None]
+
+
+def test_who_does_not_wait_stands_nowhere() -> None:
+    core = scheduler(ready("gpu0"))
+    core.handle(0.0, Submitted(job(1)))
+    assert core.standing(1) is None  # it runs
+    assert core.standing(2) is None  # nobody knows it
+
+
+def test_before_a_worker_has_measured_itself_nobody_knows_how_long() -> None:
+    core = loading("gpu0")
+    core.handle(0.0, Submitted(job(1, client="a")))
+    core.handle(0.0, Submitted(job(2, client="a")))
+    assert core.standing(2) == Standing(1, None)
+
+
+def test_a_client_alone_is_told_its_place_and_the_time() -> None:
+    core = scheduler(ready("cpu0", CPU))
+    for number in (1, 2, 3, 4):
+        core.handle(0.0, Submitted(job(number, client="a", length=2.0 if number == 2 else 1.0)))
+    core.handle(4.0, stepped("cpu0", 4))
+    assert positions(core, 2, 3, 4) == [0, 1, 2]
+    two, four = core.standing(2), core.standing(4)
+    assert two is not None
+    assert four is not None
+    assert two.seconds == pytest.approx(6.0)
+    assert four.seconds == pytest.approx(6.0 + 2 * (19.0 + 10.0 + 10.0) / 3)  # two of these, in the mean
+
+
+def test_who_is_more_important_stands_before() -> None:
+    core = loading("gpu0")
+    for number, priority in enumerate((0, 5, 0)):
+        core.handle(0.0, Submitted(job(number, client="a", priority=priority)))
+    assert positions(core, 0, 1, 2) == [1, 0, 2]
+
+
+def test_clients_with_one_job_each_stand_in_their_order() -> None:
+    core = loading("gpu0", max_queue=100)
+    for number in range(20):
+        core.handle(0.0, Submitted(job(number)))
+    assert positions(core, *range(20)) == list(range(20))
+
+
+def test_a_suspect_stands_before_all_others() -> None:
+    core = scheduler(ready("cpu0", SINGLE))
+    core.handle(0.0, Submitted(job(1)))
+    core.handle(0.0, Submitted(job(2)))
+    core.handle(1.0, WorkerLost("cpu0", "gone"))
+    assert positions(core, 1, 2) == [0, 1]
+
+
+def test_a_crowd_is_as_much_as_its_lines_have_within_reach() -> None:
+    crowd = Crowd()
+    crowd.add(1000, 1000.0)
+    for _ in range(10):
+        crowd.add(2, 2.0)
+    assert crowd.within(1.0) == pytest.approx((11.0, 11.0))
+    assert crowd.within(5.0) == pytest.approx((25.0, 25.0))
+    assert crowd.within(5.0, but=(1000, 1000.0)) == pytest.approx((20.0, 20.0))
+    crowd.remove(1000, 1000.0)
+    assert crowd.within(5.0) == pytest.approx((20.0, 20.0))
+
+
+@pytest.mark.parametrize("fleet", ["one slot", "one GPU", "two GPUs"])
+@pytest.mark.parametrize("clients", ["a", "aaaaabcd"])
+def test_what_is_told_is_nearly_what_comes(fleet: str, clients: str) -> None:
+    random, toy = Random(1), Toy(*FLEETS[fleet], client_share=1.0)
+    for _ in range(60):
+        toy.submit(10_000.0, 1.0, random.choice(clients), random.choice([0.5, 1.0, 2.5]))
+    toy.run(3.0)
+    told = {number: standing for number in toy.jobs if (standing := toy.core.standing(number)) is not None}
+    toy.run(1000.0)
+    order = sorted(told, key=lambda number: toy.started[number])
+    late = [toy.started[number] - 3.0 - (told[number].seconds or 0.0) for number in order]
+    wrong = [abs(told[number].position - place) for place, number in enumerate(order)]
+    assert max(wrong) <= (0 if clients == "a" else 8)
+    assert sum(wrong) / len(wrong) <= 2.0
+    assert sum(map(abs, late)) / len(late) <= 0.15 * max(toy.started.values())
