@@ -20,9 +20,10 @@ class Row:
     majority: everything takes O(log n), amortised.
     """
 
+    __slots__ = ("_gaps", "_next", "_tickets")
+
     def __init__(self) -> None:
         self._tickets: OrderedDict[JobId, Ticket] = OrderedDict()
-        self._numbers: dict[JobId, int] = {}
         self._gaps: list[int] = []  # sorted
         self._next = 0
 
@@ -40,42 +41,44 @@ class Row:
     def add(self, ticket: Ticket) -> None:
         """At the end."""
         self._tickets[ticket.job.id] = ticket
-        self._numbers[ticket.job.id] = self._next
+        ticket.number = self._next
         self._next += 1
 
-    def drop(self, job: JobId) -> None:
+    def drop(self, ticket: Ticket) -> None:
         """From wherever it is."""
-        number, first = self._numbers.pop(job), self.first
-        del self._tickets[job]
-        if job != first.job.id:
-            insort(self._gaps, number)
+        if ticket is not self.first:
+            insort(self._gaps, ticket.number)
+        del self._tickets[ticket.job.id]
         if len(self._gaps) > 2 * len(self._tickets) + SLACK:
-            self._numbers = {left: number for number, left in enumerate(self._tickets)}
-            self._gaps, self._next = [], len(self._tickets)
+            self._close_gaps()
 
-    def before(self, job: JobId) -> int:
-        """How many stand before it."""
-        first, number = self._numbers[self.first.job.id], self._numbers[job]
+    def _close_gaps(self) -> None:
+        self._gaps, self._next = [], len(self._tickets)
+        for number, ticket in enumerate(self):
+            ticket.number = number
+
+    def before(self, ticket: Ticket) -> int:
+        """How many stand before one."""
+        first, number = self.first.number, ticket.number
         return number - first - (bisect_left(self._gaps, number) - bisect_left(self._gaps, first))
 
 
 @dataclass(slots=True, eq=False)
 class Line:
-    """A client's rows. `served` is all that had been started by its last turn; `work` is what waits, in pictures."""
+    """A client's rows. `served` is all that had been started by its last turn; `work` is what waits, in pictures.
+
+    `first` is the job that starts next, and means nothing while none waits.
+    """
 
     served: float = 0.0
     work: float = 0.0
     length: int = 0
     rows: dict[int, Row] = field(default_factory=dict)  # by priority, none of them empty
+    first: Ticket = field(init=False)
     behind: tuple[int, float] | None = None  # as how many jobs, and how much work, what is behind the first was counted
 
     def __iter__(self) -> Iterator[Ticket]:
         return chain.from_iterable(self.rows[priority] for priority in sorted(self.rows, reverse=True))
-
-    @property
-    def first(self) -> Ticket:
-        """The job that starts next."""
-        return self.rows[max(self.rows)].first
 
     @property
     def turn(self) -> float:
@@ -84,16 +87,23 @@ class Line:
 
     def add(self, ticket: Ticket) -> None:
         """At the end of its priority's row."""
-        self.rows.setdefault(ticket.job.priority, Row()).add(ticket)
+        row = self.rows.get(ticket.job.priority)
+        if row is None:
+            row = self.rows[ticket.job.priority] = Row()
+        row.add(ticket)
+        if not self.length or ticket.job.priority > self.first.job.priority:
+            self.first = ticket
         self.length += 1
         self.work += ticket.load
 
     def drop(self, ticket: Ticket) -> None:
         """From wherever it is."""
         row = self.rows[ticket.job.priority]
-        row.drop(ticket.job.id)
+        row.drop(ticket)
         if not row:
             del self.rows[ticket.job.priority]
+        if ticket is self.first and self.rows:
+            self.first = self.rows[max(self.rows)].first
         self.length -= 1
         self.work -= ticket.load
 
@@ -101,11 +111,12 @@ class Line:
         """How many of the client's own jobs start before this one."""
         priority = ticket.job.priority
         higher = sum([len(row) for each, row in self.rows.items() if each > priority])
-        return higher + self.rows[priority].before(ticket.job.id)
+        return higher + self.rows[priority].before(ticket)
 
     def check(self) -> None:
         """Validate invariants; raises BrokenInvariantError."""
         tickets = list(self)
         require(self.length == len(tickets) > 0, "a line is miscounted, or empty and kept")
         require(all(self.rows.values()), "an empty row is kept")
+        require(self.first is tickets[0], "a line has a wrong first job")
         require([self.before(each) for each in tickets] == list(range(self.length)), "a place in a line is wrong")

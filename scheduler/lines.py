@@ -85,7 +85,9 @@ class Lines:
             self._behind[job.id] = ticket
             self.behind_work += ticket.load
         self._leeways.put(job.id, leeway + self._overtaken)
-        line = self._lines.setdefault(job.client, Line(self._served))
+        line = self._lines.get(job.client)
+        if line is None:
+            line = self._lines[job.client] = Line(self._served)
         line.add(ticket)
         self._arrange(line, moved=line.first is ticket)
 

@@ -4,6 +4,7 @@ Predictions are in seconds from now. They take a device to be busy with steps al
 (prepare, decode, encode) delays that picture and not its neighbours.
 """
 
+from bisect import bisect_right, insort_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -137,15 +138,20 @@ class Joining:
 
 def joining(costs: Costs, batch: Sequence[Picture], work: float, steps: int) -> Joining:
     """Compare joining a batch with waiting; where nothing runs, nothing is against it."""
-    batch = sorted(batch, key=_left)
     newcomer = Picture(steps, work, 0.0)
-    together = sorted([*batch, newcomer], key=_left)
+    if not batch:
+        [end], busy = run_out(costs, [newcomer])
+        return Joining(end, step_seconds(costs, 1, work), (), end, busy, end, busy)
+    batch = sorted(batch, key=_left)
+    deadlines = [picture.deadline for picture in batch]
     apart, _ = run_out(costs, batch)
-    joined, busy = run_out(costs, together)
-    total, end = sum(joined), joined.pop(together.index(newcomer))
-    others = tuple(zip([picture.deadline for picture in batch], apart, joined, strict=True))
-    waited, waited_busy = _if_it_waits(costs, batch, newcomer) if batch else (total, busy)
-    step = step_seconds(costs, len(together), sum([picture.work for picture in together]))
+    waited, waited_busy = _if_it_waits(costs, batch, newcomer)
+    place = bisect_right(batch, steps, key=_left)
+    batch.insert(place, newcomer)
+    joined, busy = run_out(costs, batch)
+    total, end = sum(joined), joined.pop(place)
+    step = step_seconds(costs, len(batch), sum([picture.work for picture in batch]))
+    others = tuple(zip(deadlines, apart, joined, strict=True))
     return Joining(end, step, others, total, busy, waited, waited_busy)
 
 
@@ -154,7 +160,7 @@ def objection(costs: Costs, batch: Sequence[Picture], work: float, now: float, b
     return joining(costs, batch, work, costs.steps).objection(now, behind)
 
 
-def _if_it_waits(costs: Costs, batch: Sequence[Picture], newcomer: Picture) -> tuple[float, float]:
+def _if_it_waits(costs: Costs, batch: list[Picture], newcomer: Picture) -> tuple[float, float]:
     """The sum of all ends, and of the last step, if a new picture takes the place of the first to leave.
 
     That place is free when the first is decoded. Until then the others have the device to themselves: that is left out.
@@ -162,8 +168,9 @@ def _if_it_waits(costs: Costs, batch: Sequence[Picture], newcomer: Picture) -> t
     first = batch[0]
     until = first.left * step_seconds(costs, len(batch), sum([picture.work for picture in batch]))
     decoded = costs.fixed_seconds * first.work
-    later = Picture(first.left + newcomer.left, newcomer.work, 0.0)
-    ends, busy = run_out(costs, sorted([*batch[1:], later], key=_left), first.left, until)
+    others = batch[1:]
+    insort_right(others, Picture(first.left + newcomer.left, newcomer.work, 0.0), key=_left)
+    ends, busy = run_out(costs, others, first.left, until)
     return (until + decoded) + sum(ends) + decoded, busy
 
 

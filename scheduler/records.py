@@ -17,6 +17,7 @@ class Ticket:
     job: Job
     submitted: float
     load: float  # what it takes, in nominal pictures, by what was known of the workers when it was accepted
+    number: int = 0  # its place in its row, see `scheduler.line`
     started: float = 0.0
     losses: int = 0
     guilt: int = 0  # by what that weighs, in accidents
