@@ -30,6 +30,8 @@ STEPS = 20
 GPU = Costs(STEPS, (0.0045, 0.0057, 0.0075, 0.0091, 0.011, 0.013, 0.0152, 0.0171), 0.015)
 IMAGE = Image(100_000, 0.005, 0.1, 0.005, 0.005)
 TARGET = 50.0  # microseconds
+LENGTHS = (0.4, 1.0, 1.0, 2.5)  # in nominal pictures' steps
+PRIORITIES = (0, 0, 0, 5)
 CLIENTS = 100  # the first of them asks for half of all pictures
 
 
@@ -41,6 +43,7 @@ class World:
         self.names = [f"gpu{index}" for index in range(workers)]
         self.core = Scheduler(self.names, Limits(max_queue=2 * int(load * workers) + 1))
         self.now = 0.0
+        self.submitted = 0
         self.running: list[Start] = []
         self.taken: dict[str, dict[int, int]] = {name: {} for name in self.names}
         self.microseconds: dict[str, list[float]] = defaultdict(list)
@@ -49,7 +52,6 @@ class World:
             slower = self.random.uniform(1.0, 2.0)  # no two devices are alike
             costs = Costs(STEPS, tuple(slower * seconds for seconds in GPU.step_seconds), GPU.fixed_seconds)
             self.tell(WorkerReady(name, costs))
-        self.ids = iter(range(10**9))
         for _ in range(int(load * workers)):
             self.submit()
         self.microseconds.clear()
@@ -68,13 +70,23 @@ class World:
 
     def submit(self) -> None:
         client = max(0, self.random.randrange(-CLIENTS, CLIENTS))
-        self.tell(Submitted(Job(next(self.ids), self.now + 3600.0, client=f"client {client}")))
+        self.submitted += 1
+        length, priority = self.random.choice(LENGTHS), self.random.choice(PRIORITIES)
+        job = Job(self.submitted, self.now + 3600.0, client=f"client {client}", length=length, priority=priority)
+        self.tell(Submitted(job))
+
+    def ask(self) -> None:
+        """A client whose job waits, perhaps, asks where it stands: a question, and no event."""
+        job = self.random.randint(self.submitted - self.core.queue_depth, self.submitted)
+        began = time.thread_time_ns()
+        self.core.standing(job)
+        self.microseconds["(standing)"].append((time.thread_time_ns() - began) / 1000)
 
     def step(self) -> None:
         worker = self.random.choice(self.running).worker
         slots = self.taken[worker]
         for slot in slots:
-            slots[slot] = min(slots[slot] + 1, STEPS)
+            slots[slot] += 1  # what is done stays a while in its slot here
         self.tell(Stepped(worker, tuple(slots.items())))
 
     def finish(self) -> None:
@@ -85,13 +97,14 @@ class World:
         self.tell(Finished(start.worker, start.slot, start.generation, IMAGE))
 
     def live(self, rounds: int) -> None:
-        """Each round a picture is done, another is asked for, and a few workers step."""
+        """Each round a picture is done, another is asked for, a few workers step, and somebody asks for its place."""
         for _ in range(rounds):
             self.now += 0.0001
             for _ in range(4):
                 self.step()
             self.finish()
             self.submit()
+            self.ask()
 
 
 def table(microseconds: dict[str, list[float]]) -> Iterator[str]:
