@@ -220,3 +220,13 @@ def test_a_step_is_kept_to_spare_for_who_runs() -> None:
     core.handle(0.0, Submitted(job(1, deadline=1.14)))
     assert core.handle(0.0, Submitted(job(2))) == []  # 1.1 s together, and 0.055 for what is not known
     assert core.why() is Wait.DEADLINE
+
+
+def test_a_slow_devices_deadlines_are_kept_by_its_own_pace() -> None:
+    core = scheduler(ready("gpu0", GPU))
+    core.handle(0.0, Submitted(job(1, deadline=15.1, length=10.0)))
+    for taken in range(1, 101):
+        core.handle(0.075 * taken, stepped("gpu0", taken))  # half as long again as it said
+    # At that pace it is done at 15.0 s alone, at 15.1 s together; at the pace that was measured, at 12.6 s and 12.7 s.
+    assert core.handle(7.5, Submitted(job(2))) == []
+    assert core.why() is Wait.DEADLINE
