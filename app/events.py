@@ -135,6 +135,8 @@ class EventStream(Response):
         finally:
             for task in (sending, leaving, self._making):
                 task.cancel()
+            if self._making.done() and not self._making.cancelled():
+                self._making.exception()  # it may be that nobody is left to be told
             self.ended(outcome)
 
     async def _send(self, send: Send) -> str:
@@ -145,7 +147,8 @@ class EventStream(Response):
                 await asyncio.wait((news, self._making), timeout=QUIET_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 news.cancel()
-            await _body(send, self._feed.take() or b": still there\n\n", more=True)
+            if not self._making.done():
+                await _body(send, self._feed.take() or b": still there\n\n", more=True)
         last, outcome = self._last(self._making)
         await _body(send, self._feed.take() + last, more=False)
         return outcome

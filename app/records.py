@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.making import Picture
+from workers.logs import Record
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Line(Record):
     """A request's line in the log. `began` is a moment of time.perf_counter; `routed`: its path is one of ours."""
 
     request: str

@@ -7,20 +7,23 @@ part of a JSON string.
 import json
 import logging
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, TypeAlias
 
 LogFormat: TypeAlias = Literal["human", "json"]
 
 INDENT = "    "
 
 
-@runtime_checkable
-class Record(Protocol):
+class Record(ABC):
     """A message that is more than words: `str` is for people, JSON has its `fields` as well. Log it as it is."""
 
+    __slots__ = ()
+
     @property
+    @abstractmethod
     def fields(self) -> Mapping[str, Any]:
         """What it says, by name."""
 
@@ -82,8 +85,10 @@ class _JsonFormatter(logging.Formatter):
             told["traceback"] = self.formatException(record.exc_info)
         if record.stack_info:
             told["stack"] = record.stack_info
-        return json.dumps(told, default=str)
+        return _encode(told)
 
+
+_encode = json.JSONEncoder(default=str).encode  # json.dumps makes one anew for each line
 
 _FORMATTERS: dict[LogFormat, type[logging.Formatter]] = {"human": _HumanFormatter, "json": _JsonFormatter}
 
