@@ -13,7 +13,7 @@ RAY_BIN := .venv-ray/bin
 RAY_INSTALLED := .venv-ray/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-image test-ray fuzz chaos lint format requirements swagger-ui bench bench-gpu clean
+.PHONY: help install serve test test-image test-ray fuzz chaos demo-model demo-scores lint format requirements swagger-ui bench bench-gpu clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,12 @@ swagger-ui: $(INSTALLED)  ## put Swagger UI into app/docs, by npm; ARGS=5.35.0 f
 
 chaos: $(INSTALLED)  ## run the service under faults, for an hour; ARGS="--seconds 600 --seed 2 --out FILE"
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+demo-model: $(INSTALLED)  ## train the small model from nothing, alone on the machine; ARGS="--minutes 100 --seed 0"
+	$(BIN)/python -m example.demo_model train $(ARGS)
+
+demo-scores: $(INSTALLED)  ## score a model and show its pictures; ARGS="FOLDER --sheet FILE.jpg"
+	$(BIN)/python -m example.demo_model evaluate $(ARGS)
 
 bench: $(INSTALLED)  ## run the benchmarks; ARGS="..."
 	$(BIN)/python -m tests.bench $(ARGS)

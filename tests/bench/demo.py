@@ -9,8 +9,8 @@ import statistics
 import time
 from pathlib import Path
 
+from example.demo_model.scenes import flat_scenes
 from tests.bench.environment import environment
-from tests.demo.scenes import scenes
 from tests.demo.test_quality import post
 from tests.service.running import Service
 
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _timed(service: Service, seed: int) -> float:
-    scene = scenes(1, seed)[0]
+    scene = flat_scenes(1, seed)[0]
     began = time.perf_counter()
     assert post(service, scene, seed).status_code == 200
     return time.perf_counter() - began

@@ -8,16 +8,17 @@ import cv2
 import httpx
 import numpy as np
 import pytest
+from example.demo_model.scenes import HELD_OUT, Scene, flat_scenes
 
+from example.demo_model.drawing import Pixels
+from example.demo_model.scoring import colours, edge_f1, edges
 from tests.bench.startup import SPANS, phases
-from tests.demo.scenes import Pixels, Scene, scenes
-from tests.demo.scoring import colours, edge_f1, edges
 from tests.service.running import Service, file_of, result_pixels
 
 # Two threads are faster on idle cores, but wait for each other at length when anything else runs.
 CALM = {"WORKERS__THREADS": 1}
 FEWEST_EDGES = 60  # pixels; grey on brown has next to none, and then there is nothing to keep
-SCENES = [scene for scene in scenes(20, seed=987_654) if edges(scene.picture).sum() > FEWEST_EDGES][:16]
+SCENES = [scene for scene in flat_scenes(20, seed=HELD_OUT) if edges(scene.picture).sum() > FEWEST_EDGES][:16]
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,14 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.demo.scenes import scenes
+from example.demo_model.scenes import flat_scenes
+
 from tests.demo.test_quality import CALM, post
 from tests.service.running import Service, until
 
 
 def test_whichever_worker_makes_it_the_picture_is_the_same() -> None:
-    scene = scenes(1, seed=5)[0]
+    scene = flat_scenes(1, seed=5)[0]
     with Service("demo", WORKERS__CPU_WORKERS=2, **CALM) as service, ThreadPoolExecutor(2) as clients:
         service.wait_until_ready(workers=2)
         one, other = (answer.json() for answer in clients.map(lambda _: post(service, scene, seed=9), range(2)))

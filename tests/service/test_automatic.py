@@ -15,8 +15,8 @@ import pytest
 import webuiapi
 from PIL import Image
 
-from tests.demo.scenes import scenes
-from tests.demo.scoring import colours
+from example.demo_model.scenes import flat_scenes
+from example.demo_model.scoring import colours
 from tests.service.running import PATIENCE, Pixels, Service, file_of, pixels_of, until
 
 KEY = "webui-26e83b2ac5b9e29e"
@@ -351,7 +351,7 @@ def test_settings_may_be_set_to_what_they_are_and_to_nothing_else(api: Any) -> N
 
 
 def test_the_model_paints_what_the_prompt_says(demo: Service) -> None:
-    scene = scenes(1, seed=5)[0]
+    scene = flat_scenes(1, seed=5)[0]
     with client(demo) as api:
         given = [unit(scene.picture, threshold_a=-1, threshold_b=-1)]
         result = api.txt2img(prompt=scene.caption, seed=9, cfg_scale=3.0, controlnet_units=given)

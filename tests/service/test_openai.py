@@ -16,8 +16,8 @@ from openai.types import ImageEditCompletedEvent, ImageEditPartialImageEvent
 
 from app.compat.openai import errors
 from app.errors import Error, Problem
-from tests.demo.scenes import scenes
-from tests.demo.scoring import colours
+from example.demo_model.scenes import flat_scenes
+from example.demo_model.scoring import colours
 from tests.service.running import Pixels, Service, file_of, pixels_of, png, until
 
 KEY = "openai-2cf24dba5fb0a30e"
@@ -264,7 +264,7 @@ def test_pictures_are_counted_and_what_is_looked_up_is_not(slow: Service) -> Non
 
 
 def test_the_model_paints_what_the_prompt_says(demo: Service) -> None:
-    scene = scenes(1, seed=5)[0]
+    scene = flat_scenes(1, seed=5)[0]
     with client(demo) as ours:
         answer = ours.images.edit(image=file_of(scene.picture), prompt=scene.caption, extra_body={"seed": 9})
         same = ours.images.edit(image=file_of(scene.picture), prompt=scene.caption, extra_body={"random_seed": 9})

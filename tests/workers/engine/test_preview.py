@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.demo.scenes import scenes
+from example.demo_model.scenes import flat_scenes
 from tests.service.running import file_of
 from tests.workers.engine import demo
 from tests.workers.engine.demo import CONFIG
@@ -49,7 +49,7 @@ def engine() -> DiffusionEngine:
 def made(engine: DiffusionEngine) -> list[Made]:
     """Two pictures that run together."""
     slots = range(2)
-    for slot, scene in zip(slots, scenes(len(slots), seed=3), strict=True):
+    for slot, scene in zip(slots, flat_scenes(len(slots), seed=3), strict=True):
         task = Task(file_of(scene.picture), scene.caption, slot, Options(steps=STEPS))
         engine.admit(slot, engine.prepare(task))
     previews: list[list[Pixels]] = [[] for _ in slots]

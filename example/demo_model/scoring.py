@@ -2,9 +2,10 @@
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-from tests.demo.scenes import COLOURS, PALETTE, Mask, Pixels, Scene
+from example.demo_model.drawing import Mask, Pixels
+from example.demo_model.palette import nearest_colour
+from example.demo_model.scenes import Scene
 
 TOLERANCE = 2  # pixels between an edge and its counterpart
 SMALLEST = 30  # pixels; a region with fewer has no colour to speak of
@@ -31,12 +32,6 @@ def colours(scene: Scene, picture: Pixels) -> list[tuple[str, str]]:
         for region in scene.regions
         if region.mask.sum() >= SMALLEST
     ]
-
-
-def nearest_colour(colour: npt.ArrayLike) -> str:
-    """The name of the palette's colour that is nearest to an RGB value."""
-    distances = ((np.array(list(PALETTE.values())) - np.asarray(colour)) ** 2).sum(axis=1)
-    return COLOURS[int(distances.argmin())]
 
 
 def _widened(mask: Mask, pixels: int) -> Mask:

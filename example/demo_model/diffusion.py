@@ -1,0 +1,185 @@
+"""Training the UNet, its ControlNet and the text encoder together, from nothing, on latents."""
+
+import math
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from example.demo_model import networks
+from example.demo_model.binding import RESIDUAL, WEIGHTS, BindingHeads, Labels
+from example.demo_model.lessons import Lessons
+
+BETAS = (0.9, 0.99)
+WEIGHT_DECAY = 1e-2
+LARGEST_NORM = 1.0  # of all gradients together
+WARM_UP = 150  # steps
+AVERAGED = 0.999  # of the averaged weights stays at a step, once there have been some hundred
+CUDA_BATCH = 8  # times as large as on a processor
+
+NO_CAPTION = 0.10  # of the pictures: guidance needs predictions without one
+NO_CONTROL = 0.10  # of the pictures: the UNet learns what pictures are
+NOISY = (650, 1000)  # timesteps at which colours are decided
+NOISY_SHARE = (0.6, 0.4)  # of the batch drawn from those alone, at a stage's start and end
+SNR_SCALE = 20.0  # signal-to-noise ratios well above it count less: those steps only sharpen
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A stage's batch and its learning rate, from its start to its end."""
+
+    batch: int
+    first_rate: float
+    last_rate: float
+
+
+HALF_SIZE = Recipe(batch=16, first_rate=7e-4, last_rate=3e-4)
+FULL_SIZE = Recipe(batch=8, first_rate=4e-4, last_rate=1e-5)
+
+
+class Networks(nn.Module):
+    """What is trained: the three networks that are exported, and the heads that are not."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.text_encoder: CLIPTextModel = networks.text_encoder(tokenizer)
+            self.unet: UNet2DConditionModel = networks.unet()
+            networks.close_residual_branches(self.unet)
+            self.controlnet: ControlNetModel = networks.controlnet(self.unet)
+            self.heads = BindingHeads()
+        self.heads.watch(self.unet)
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, hints: Tensor, controlled: Tensor) -> "Output":
+        """Predict v for latents [n, 4, h, w] under hints [n, 3, 8 h, 8 w]; `controlled` [n] is 0 to ignore one."""
+        states = self.text_encoder(tokens)[0]
+        residuals, middle = self.controlnet(noisy, timesteps, states, hints, return_dict=False)
+        gate = controlled.view(-1, 1, 1, 1)
+        predicted = self.unet(
+            noisy,
+            timesteps,
+            states,
+            down_block_additional_residuals=[residual * gate for residual in residuals],
+            mid_block_additional_residual=middle * gate,
+            return_dict=False,
+        )[0]
+        return Output(predicted.float(), states, residuals[RESIDUAL])
+
+
+class Output(NamedTuple):
+    """The prediction [n, 4, h, w], and two layers' features that heads read."""
+
+    predicted: Tensor
+    states: Tensor
+    residual: Tensor
+
+
+class DiffusionStage:
+    """Trains `networks` on lessons of one size, and keeps a moving average of their weights, `averaged`.
+
+    Both are changed in place, so that a next stage goes on with them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        trained: Networks,
+        averaged: Networks,
+        lessons: Lessons,
+        recipe: Recipe,
+        seconds: float,
+        seed: int,
+    ) -> None:
+        self.name, self.seconds = name, seconds
+        self.networks, self.averaged = trained, averaged
+        self._lessons, self._recipe = lessons, recipe
+        self._device = next(trained.parameters()).device
+        self._optimizer = torch.optim.AdamW(trained.parameters(), betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
+        self._alphas = networks.noise_schedule().alphas_cumprod.to(self._device)
+        self._rng = np.random.default_rng(seed)
+        self._noise_rng = torch.Generator(self._device).manual_seed(seed)
+        self._steps = 0
+
+    def step(self, progress: float) -> dict[str, float]:
+        """One step of the optimiser; the losses of v and of each head."""
+        v, parts = self._losses(progress)
+        loss = v + sum(WEIGHTS[name] * part for name, part in parts.items())
+        self._optimise(loss, progress)
+        self._average()
+        return {"v": v.item(), **{name: part.item() for name, part in parts.items()}}
+
+    def _losses(self, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        count = self._recipe.batch * (CUDA_BATCH if self._device.type == "cuda" else 1)
+        captioned = self._rng.random(count) >= NO_CAPTION
+        controlled = self._rng.random(count) >= NO_CONTROL
+        batch = self._lessons.batch(self._rng.integers(len(self._lessons), size=count), captioned, self._device)
+        timesteps = torch.from_numpy(self._timesteps(count, progress)).to(self._device)
+        alpha = self._alphas[timesteps].view(-1, 1, 1, 1)
+        noise = torch.randn(batch.latents.shape, generator=self._noise_rng, device=self._device)
+        noisy = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * noise
+        wanted = alpha.sqrt() * noise - (1 - alpha).sqrt() * batch.latents
+        gate = torch.from_numpy(controlled).to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
+            output = self.networks(noisy, timesteps, batch.tokens, batch.hints, gate.float())
+        weight = 1 / (1 + alpha / (1 - alpha) / SNR_SCALE)
+        v = (weight * (output.predicted - wanted) ** 2).mean()
+        seen = gate & torch.from_numpy(captioned).to(self._device)
+        labels = Labels(batch.kinds, batch.colours, batch.words, seen)
+        return v, self.networks.heads.losses(output.states, output.residual, labels)
+
+    def _timesteps(self, count: int, progress: float) -> np.ndarray:
+        share = NOISY_SHARE[0] + (NOISY_SHARE[1] - NOISY_SHARE[0]) * progress
+        anywhere = self._rng.integers(0, len(self._alphas), count)
+        return np.where(self._rng.random(count) < share, self._rng.integers(*NOISY, count), anywhere)
+
+    def _optimise(self, loss: Tensor, progress: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate(progress)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.networks.parameters(), LARGEST_NORM)
+        self._optimizer.step()
+        self._steps += 1
+
+    def _rate(self, progress: float) -> float:
+        first, last = self._recipe.first_rate, self._recipe.last_rate
+        cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+        return (last + (first - last) * cosine) * min(1.0, (self._steps + 1) / WARM_UP)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        kept = min(AVERAGED, (self._steps + 1) / (self._steps + 20))
+        averages, weights = list(self.averaged.parameters()), list(self.networks.parameters())
+        torch._foreach_lerp_(averages, weights, 1 - kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, their averages, the optimiser's moments, and both random generators."""
+        return {
+            "networks": self.networks.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "steps": self._steps,
+            "rng": self._rng.bit_generator.state,
+            "noise_rng": self._noise_rng.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to such a state."""
+        self.networks.load_state_dict(state["networks"])
+        self.averaged.load_state_dict(state["averaged"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._steps = state["steps"]
+        self._rng.bit_generator.state = state["rng"]
+        self._noise_rng.set_state(state["noise_rng"])
+
+
+def with_average(tokenizer: CLIPTokenizer, seed: int, device: torch.device) -> tuple[Networks, Networks]:
+    """New networks, and the copy that is to hold their average."""
+    trained = Networks(tokenizer, seed).to(device, memory_format=torch.channels_last)
+    return trained, deepcopy(trained).requires_grad_(False)

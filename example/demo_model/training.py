@@ -1,0 +1,108 @@
+"""From nothing to a model's folder: scenes, the VAE, the UNet with its ControlNet, the decoder again."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from example.demo_model import diffusion
+from example.demo_model.corpus import Corpus
+from example.demo_model.diffusion import DiffusionStage, with_average
+from example.demo_model.drawing import SIZE
+from example.demo_model.export import export
+from example.demo_model.journal import Journal
+from example.demo_model.lessons import Encoded, Lessons
+from example.demo_model.loop import Stage, run_stage
+from example.demo_model.memory import keep_freed_memory
+from example.demo_model.tokenizer import train_tokenizer
+from example.demo_model.vae import AutoencoderStage, DecoderStage, scaling_factor
+
+SHARES: Mapping[str, float] = {"autoencoder": 0.25, "half size": 0.16, "full size": 0.51, "decoder": 0.08}
+S = TypeVar("S", bound=Stage)
+ENCODED = 0.75  # of the scenes, at full size: encoding takes four times as long there
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training is given: minutes of training in all, scenes to learn from, a seed, a device.
+
+    Rendering scenes and encoding them come on top of the minutes.
+    """
+
+    minutes: float
+    scenes: int
+    seed: int = 0
+    device: str = "auto"
+
+    def seconds(self, stage: str) -> float:
+        """A stage's time budget."""
+        return self.minutes * 60 * SHARES[stage]
+
+    @property
+    def where(self) -> torch.device:
+        """The device itself."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+
+class Training:
+    """One training in a folder for its scenes, checkpoints and losses; `run` goes on with what a killed one left."""
+
+    def __init__(self, plan: Plan, work: Path) -> None:
+        self.plan, self.work = plan, work
+        self.corpus = Corpus.render(work, plan.scenes, plan.seed)
+        self.journal = Journal(work)
+        self.tokenizer = train_tokenizer(self.corpus.captions, work / "tokenizer")
+
+    def run(self, out: Path) -> None:
+        """Every stage, then the model into `out`."""
+        autoencoder = AutoencoderStage(
+            self.corpus.pictures, self.plan.seconds("autoencoder"), self.plan.seed, self.plan.where
+        )
+        vae = self._run(autoencoder).vae.eval()
+        scale = scaling_factor(vae, self.corpus.pictures)
+        trained, averaged = with_average(self.tokenizer, self.plan.seed, self.plan.where)
+        for name, size, count, recipe in (
+            ("half size", SIZE // 2, self.plan.scenes, diffusion.HALF_SIZE),
+            ("full size", SIZE, int(self.plan.scenes * ENCODED), diffusion.FULL_SIZE),
+        ):
+            pictures = self.corpus.pictures[:count]
+            encoded = Encoded.of(pictures, size, vae, scale, cache=self.work / f"latents-{size}.pt")
+            lessons = Lessons(self.corpus, encoded, self.tokenizer)
+            self._run(DiffusionStage(name, trained, averaged, lessons, recipe, self.plan.seconds(name), self.plan.seed))
+        decoder = DecoderStage(vae, self.corpus.pictures, self.plan.seconds("decoder"), self.plan.seed, self.plan.where)
+        vae = self._run(decoder).vae
+        export(out, vae, averaged.unet, averaged.controlnet, averaged.text_encoder, self.tokenizer, scale)
+
+    def _run(self, stage: S) -> S:
+        run_stage(stage, self.work, self.journal)
+        return stage
+
+
+def train(plan: Plan, work: Path, out: Path) -> None:
+    """Train, put the model into `out`, and its losses into `work`: losses.jsonl, losses.png. Go on with a killed run.
+
+    Raises ValueError if `work` holds a training by another plan.
+    """
+    keep_freed_memory()
+    work.mkdir(parents=True, exist_ok=True)
+    _keep_to(plan, work / "plan.json")
+    training = Training(plan, work)
+    training.run(out)
+    training.journal.plot(work / "losses.png")
+    print(training.journal.table())
+
+
+def _keep_to(plan: Plan, file: Path) -> None:
+    numbers = asdict(plan)
+    if not file.exists():
+        file.write_text(json.dumps(numbers))
+    if (before := json.loads(file.read_text())) != numbers:
+        raise ValueError(
+            f"{file.parent} holds a training of {before}, and this one is of {numbers}: "
+            "give it another --work folder, or remove that one"
+        )

@@ -1,0 +1,226 @@
+"""Training the VAE: first all of it on ever larger crops, later its decoder alone on whole pictures.
+
+Small crops first, since the networks learn colours and edges in a fraction of the time that whole pictures take.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from tqdm import trange
+
+from example.demo_model import networks
+from example.demo_model.drawing import SIZE, Pixels
+
+GRADIENT_WEIGHT = 1.0  # of edges, against colours
+KL_WEIGHT = 1e-4
+WARM_UP = 100  # steps
+LOWEST_RATE = 0.02  # of the peak, at the end
+BETAS = (0.9, 0.99)
+WEIGHT_DECAY = 1e-4
+LARGEST_NORM = 1.0  # of all gradients together
+FIRST_LOG_VARIANCE = -6.0  # of the latents: with less noise from the start, the decoder finds its way sooner
+CUDA_BATCH = 8  # times as large as on a processor
+
+FLIPPED = 0.5  # of the crops
+HALVED = 0.3  # of the crops that are smaller than the picture: more of a scene, and finer edges
+RECOLOURED = 0.15  # of the crops, by a permutation of the channels
+
+ENCODED_AT_ONCE = 16  # pictures
+MEASURED = 400  # pictures, for the scaling factor
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Batches of crops: `batch` of them, with sides of `size` pixels, until a stage's progress is `until`."""
+
+    until: float
+    batch: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a stage trains: the learning rate's peak, the crops over its progress, the weight of the KL divergence."""
+
+    learning_rate: float
+    crops: tuple[Crops, ...]
+    kl_weight: float
+
+    def crops_at(self, progress: float) -> Crops:
+        """Those of a stage at `progress` (0..1)."""
+        return next((crops for crops in self.crops if progress < crops.until), self.crops[-1])
+
+
+WHOLE = Recipe(8e-4, (Crops(0.45, 8, 64), Crops(0.75, 4, 128), Crops(1.0, 2, SIZE)), KL_WEIGHT)
+DECODER = Recipe(3e-4, (Crops(1.0, 2, SIZE),), 0.0)
+
+
+class _ReconstructionStage:
+    """Trains what of a VAE requires gradients to return the pictures [n, 256, 256, 3] that it is given."""
+
+    def __init__(self, vae: AutoencoderKL, pictures: Pixels, recipe: Recipe, seconds: float, seed: int) -> None:
+        _check_sizes(pictures)
+        self.vae = vae
+        self.seconds = seconds
+        self._pictures = pictures
+        self._recipe = recipe
+        self._parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.AdamW(self._parameters, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
+        self._steps = 0
+        self._crop_rng = np.random.default_rng(seed)
+        self._noise_rng = torch.Generator(vae.device).manual_seed(seed)
+
+    def step(self, progress: float) -> dict[str, float]:
+        """One step of the optimiser; the losses l1, gradient and kl, or the first two where kl has no weight."""
+        pictures = self._batch(self._recipe.crops_at(progress))
+        posterior = self.vae.encode(pictures).latent_dist
+        found = self.vae.decode(posterior.sample(self._noise_rng)).sample
+        l1, gradient = F.l1_loss(found, pictures), gradient_loss(found, pictures)
+        loss, losses = l1 + GRADIENT_WEIGHT * gradient, {"l1": l1.item(), "gradient": gradient.item()}
+        if self._recipe.kl_weight:
+            kl = kl_divergence(posterior)
+            loss, losses = loss + self._recipe.kl_weight * kl, losses | {"kl": kl.item()}
+        self._optimise(loss, learning_rate(self._recipe.learning_rate, self._steps, progress))
+        return losses
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, the optimiser's moments, and both random generators."""
+        return {
+            "vae": self.vae.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "steps": self._steps,
+            "crop_rng": self._crop_rng.bit_generator.state,
+            "noise_rng": self._noise_rng.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to such a state."""
+        self.vae.load_state_dict(state["vae"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._steps = state["steps"]
+        self._crop_rng.bit_generator.state = state["crop_rng"]
+        self._noise_rng.set_state(state["noise_rng"])
+
+    def _batch(self, crops: Crops) -> Tensor:
+        """Pictures [n, 3, h, w] in -1..1, where the VAE is."""
+        device = self.vae.device
+        count = crops.batch * (CUDA_BATCH if device.type == "cuda" else 1)
+        chosen = self._crop_rng.integers(len(self._pictures), size=count)
+        cut = np.stack([random_crop(self._pictures[index], crops.size, self._crop_rng) for index in chosen])
+        return to_tensor(torch.from_numpy(cut).to(device))
+
+    def _optimise(self, loss: Tensor, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._parameters, LARGEST_NORM)
+        self._optimizer.step()
+        self._steps += 1
+
+
+class AutoencoderStage(_ReconstructionStage):
+    """All of a new VAE. A seed gives the same weights to start from, and the same crops."""
+
+    name = "autoencoder"
+
+    def __init__(self, pictures: Pixels, seconds: float, seed: int, device: torch.device | str) -> None:
+        super().__init__(first_vae(seed).to(device, memory_format=torch.channels_last), pictures, WHOLE, seconds, seed)
+
+
+class DecoderStage(_ReconstructionStage):
+    """The decoder of a trained VAE, which it changes in place: the encoder is frozen, so latents keep their meaning."""
+
+    name = "decoder"
+
+    def __init__(
+        self, vae: AutoencoderKL, pictures: Pixels, seconds: float, seed: int, device: torch.device | str
+    ) -> None:
+        vae.to(device)
+        for part in (vae.encoder, vae.quant_conv):
+            part.requires_grad_(False)
+        super().__init__(vae, pictures, DECODER, seconds, seed)
+
+
+class Posterior(Protocol):
+    """A Gaussian over latents: tensors [n, 4, h, w]."""
+
+    mean: Tensor
+    var: Tensor
+    logvar: Tensor
+
+
+def first_vae(seed: int) -> AutoencoderKL:
+    """A VAE as its training starts: its residual branches closed, and little noise in the latents."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vae = networks.vae()
+    networks.close_residual_branches(vae)
+    with torch.no_grad():
+        vae.quant_conv.bias[networks.LATENT_CHANNELS :] = FIRST_LOG_VARIANCE
+    return vae
+
+
+def learning_rate(peak: float, step: int, progress: float) -> float:
+    """Up over the first steps, then down along a half cosine as `progress` goes from 0 to 1."""
+    cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    return peak * min(1.0, (step + 1) / WARM_UP) * (LOWEST_RATE + (1 - LOWEST_RATE) * cosine)
+
+
+def gradient_loss(found: Tensor, wanted: Tensor) -> Tensor:
+    """L1 between differences of neighbouring pixels, across and down, of pictures [n, 3, h, w]."""
+    error = found - wanted
+    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+
+def kl_divergence(posterior: Posterior) -> Tensor:
+    """From the standard normal distribution, the mean over all elements."""
+    return 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+
+
+def random_crop(picture: Pixels, size: int, rng: np.random.Generator) -> Pixels:
+    """A square [size, size, 3] of a picture [h, w, 3], sometimes at half its size, mirrored, or recoloured."""
+    if size < len(picture) and rng.random() < HALVED:
+        picture = np.asarray(cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), np.uint8)
+    top, left = rng.integers(len(picture) - size + 1), rng.integers(picture.shape[1] - size + 1)
+    crop = picture[top : top + size, left : left + size]
+    if rng.random() < FLIPPED:
+        crop = crop[:, ::-1]
+    return crop[..., rng.permutation(3)] if rng.random() < RECOLOURED else crop
+
+
+def to_tensor(pictures: Pixels | Tensor) -> Tensor:
+    """Pictures uint8 [n, h, w, 3] as float32 [n, 3, h, w] in -1..1, on the device that they are on."""
+    if isinstance(pictures, np.ndarray):
+        pictures = torch.from_numpy(np.array(pictures))  # a copy: torch warns of memory that it may not write to
+    return pictures.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 127.5 - 1
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pictures: Pixels | Tensor) -> Tensor:
+    """The means of pictures' latents, unscaled: uint8 [n, 256, 256, 3] to float32 [n, 4, 32, 32], in main memory."""
+    starts: Iterable[int] = trange(0, len(pictures), ENCODED_AT_ONCE, desc="encoding", leave=False, delay=2)
+    batches = (to_tensor(pictures[start : start + ENCODED_AT_ONCE]) for start in starts)
+    return torch.cat([vae.encode(batch.to(vae.device)).latent_dist.mean.float().cpu() for batch in batches])
+
+
+def scaling_factor(vae: AutoencoderKL, pictures: Pixels) -> float:
+    """What latents are multiplied with to have a standard deviation of 1, by some hundred pictures."""
+    chosen = np.linspace(0, len(pictures) - 1, min(len(pictures), MEASURED)).round().astype(int)
+    return 1 / float(encode(vae, pictures[chosen]).std())
+
+
+def _check_sizes(pictures: Pixels) -> None:
+    if not len(pictures) or pictures.shape[1:] != (SIZE, SIZE, 3) or pictures.dtype != np.uint8:
+        raise ValueError(
+            f"pictures to train on are uint8 [n, {SIZE}, {SIZE}, 3], but these are {pictures.dtype} "
+            f"{list(pictures.shape)}: render the corpus anew"
+        )
