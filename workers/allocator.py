@@ -7,13 +7,13 @@ KEPT_BYTES = 256 * 2**20
 MAPPED_BYTES = 32 * 2**20  # the most that glibc accepts on 64 bits
 
 
-def keep_freed_memory() -> None:
-    """Keep what is freed instead of giving it back to the kernel, up to KEPT_BYTES.
+def keep_freed_memory(kept: int = KEPT_BYTES) -> None:
+    """Keep what is freed instead of giving it back to the kernel, up to `kept` bytes (at most 2 GiB - 1).
 
     Else every buffer of some 100 KB is mapped anew and each of its pages faults when first touched: with pictures
     of 384 KiB that was half of a request's way through the service. Does nothing where the C library is not glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(M_TRIM_THRESHOLD, kept)
         mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)

@@ -1,6 +1,7 @@
 """`python -m example.demo_model`: train the small model, score one, or compare two."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -49,8 +50,14 @@ def _train(chosen: argparse.Namespace) -> None:
 
 def _evaluate(chosen: argparse.Namespace) -> None:
     from example.demo_model.evaluation import evaluate
+    from example.demo_model.sheet import contact_sheet
 
-    evaluate(chosen.model)
+    scores = evaluate(chosen.model, chosen.guidance, chosen.scenes)
+    print(scores.table())
+    if chosen.json:
+        chosen.json.write_text(json.dumps(scores.as_dict(), indent=2) + "\n")
+    if chosen.sheet:
+        contact_sheet(scores, chosen.sheet)
 
 
 def _compare(chosen: argparse.Namespace) -> None:

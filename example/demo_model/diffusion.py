@@ -1,6 +1,5 @@
 """Training the UNet, its ControlNet and the text encoder together, from nothing, on latents."""
 
-import math
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,11 +13,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from example.demo_model import networks
 from example.demo_model.binding import RESIDUAL, WEIGHTS, BindingHeads, Labels
 from example.demo_model.lessons import Lessons
+from example.demo_model.optimiser import Optimiser, Rates
 
-BETAS = (0.9, 0.99)
 WEIGHT_DECAY = 1e-2
-LARGEST_NORM = 1.0  # of all gradients together
-WARM_UP = 150  # steps
 AVERAGED = 0.999  # of the averaged weights stays at a step, once there have been some hundred
 CUDA_BATCH = 8  # times as large as on a processor
 
@@ -31,15 +28,14 @@ SNR_SCALE = 20.0  # signal-to-noise ratios well above it count less: those steps
 
 @dataclass(frozen=True)
 class Recipe:
-    """A stage's batch and its learning rate, from its start to its end."""
+    """A stage's batch and learning rates."""
 
     batch: int
-    first_rate: float
-    last_rate: float
+    rates: Rates
 
 
-HALF_SIZE = Recipe(batch=16, first_rate=7e-4, last_rate=3e-4)
-FULL_SIZE = Recipe(batch=8, first_rate=4e-4, last_rate=1e-5)
+HALF_SIZE = Recipe(batch=16, rates=Rates(7e-4, 3e-4, warm_up=150))
+FULL_SIZE = Recipe(batch=8, rates=Rates(4e-4, 1e-5, warm_up=150))
 
 
 class Networks(nn.Module):
@@ -100,17 +96,16 @@ class DiffusionStage:
         self.networks, self.averaged = trained, averaged
         self._lessons, self._recipe = lessons, recipe
         self._device = next(trained.parameters()).device
-        self._optimizer = torch.optim.AdamW(trained.parameters(), betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
+        self._optimiser = Optimiser(trained.parameters(), recipe.rates, WEIGHT_DECAY)
         self._alphas = networks.noise_schedule().alphas_cumprod.to(self._device)
         self._rng = np.random.default_rng(seed)
         self._noise_rng = torch.Generator(self._device).manual_seed(seed)
-        self._steps = 0
 
     def step(self, progress: float) -> dict[str, float]:
         """One step of the optimiser; the losses of v and of each head."""
         v, parts = self._losses(progress)
         loss = v + sum(WEIGHTS[name] * part for name, part in parts.items())
-        self._optimise(loss, progress)
+        self._optimiser.step(loss, progress)
         self._average()
         return {"v": v.item(), **{name: part.item() for name, part in parts.items()}}
 
@@ -138,23 +133,9 @@ class DiffusionStage:
         anywhere = self._rng.integers(0, len(self._alphas), count)
         return np.where(self._rng.random(count) < share, self._rng.integers(*NOISY, count), anywhere)
 
-    def _optimise(self, loss: Tensor, progress: float) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._rate(progress)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.networks.parameters(), LARGEST_NORM)
-        self._optimizer.step()
-        self._steps += 1
-
-    def _rate(self, progress: float) -> float:
-        first, last = self._recipe.first_rate, self._recipe.last_rate
-        cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
-        return (last + (first - last) * cosine) * min(1.0, (self._steps + 1) / WARM_UP)
-
     @torch.no_grad()
     def _average(self) -> None:
-        kept = min(AVERAGED, (self._steps + 1) / (self._steps + 20))
+        kept = min(AVERAGED, (self._optimiser.steps + 1) / (self._optimiser.steps + 20))
         averages, weights = list(self.averaged.parameters()), list(self.networks.parameters())
         torch._foreach_lerp_(averages, weights, 1 - kept)
 
@@ -163,8 +144,7 @@ class DiffusionStage:
         return {
             "networks": self.networks.state_dict(),
             "averaged": self.averaged.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "steps": self._steps,
+            **self._optimiser.state_dict(),
             "rng": self._rng.bit_generator.state,
             "noise_rng": self._noise_rng.get_state(),
         }
@@ -173,8 +153,7 @@ class DiffusionStage:
         """Go back to such a state."""
         self.networks.load_state_dict(state["networks"])
         self.averaged.load_state_dict(state["averaged"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._steps = state["steps"]
+        self._optimiser.load_state_dict(state)
         self._rng.bit_generator.state = state["rng"]
         self._noise_rng.set_state(state["noise_rng"])
 

@@ -3,7 +3,6 @@
 Small crops first, since the networks learn colours and edges in a fraction of the time that whole pictures take.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,19 +12,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import trange
 
 from example.demo_model import networks
 from example.demo_model.drawing import SIZE, Pixels
+from example.demo_model.optimiser import Optimiser, Rates
 
 GRADIENT_WEIGHT = 1.0  # of edges, against colours
 KL_WEIGHT = 1e-4
-WARM_UP = 100  # steps
-LOWEST_RATE = 0.02  # of the peak, at the end
-BETAS = (0.9, 0.99)
 WEIGHT_DECAY = 1e-4
-LARGEST_NORM = 1.0  # of all gradients together
 FIRST_LOG_VARIANCE = -6.0  # of the latents: with less noise from the start, the decoder finds its way sooner
 CUDA_BATCH = 8  # times as large as on a processor
 
@@ -48,9 +44,9 @@ class Crops:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a stage trains: the learning rate's peak, the crops over its progress, the weight of the KL divergence."""
+    """How a stage trains: learning rates, the crops over its progress, the weight of the KL divergence."""
 
-    learning_rate: float
+    rates: Rates
     crops: tuple[Crops, ...]
     kl_weight: float
 
@@ -59,8 +55,10 @@ class Recipe:
         return next((crops for crops in self.crops if progress < crops.until), self.crops[-1])
 
 
-WHOLE = Recipe(8e-4, (Crops(0.45, 8, 64), Crops(0.75, 4, 128), Crops(1.0, 2, SIZE)), KL_WEIGHT)
-DECODER = Recipe(3e-4, (Crops(1.0, 2, SIZE),), 0.0)
+WHOLE = Recipe(
+    Rates(8e-4, 1.6e-5, warm_up=100), (Crops(0.45, 8, 64), Crops(0.75, 4, 128), Crops(1.0, 2, SIZE)), KL_WEIGHT
+)
+DECODER = Recipe(Rates(3e-4, 6e-6, warm_up=100), (Crops(1.0, 2, SIZE),), 0.0)
 
 
 class _ReconstructionStage:
@@ -72,9 +70,8 @@ class _ReconstructionStage:
         self.seconds = seconds
         self._pictures = pictures
         self._recipe = recipe
-        self._parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.AdamW(self._parameters, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
-        self._steps = 0
+        trained = (parameter for parameter in vae.parameters() if parameter.requires_grad)
+        self._optimiser = Optimiser(trained, recipe.rates, WEIGHT_DECAY)
         self._crop_rng = np.random.default_rng(seed)
         self._noise_rng = torch.Generator(vae.device).manual_seed(seed)
 
@@ -88,15 +85,14 @@ class _ReconstructionStage:
         if self._recipe.kl_weight:
             kl = kl_divergence(posterior)
             loss, losses = loss + self._recipe.kl_weight * kl, losses | {"kl": kl.item()}
-        self._optimise(loss, learning_rate(self._recipe.learning_rate, self._steps, progress))
+        self._optimiser.step(loss, progress)
         return losses
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, the optimiser's moments, and both random generators."""
         return {
             "vae": self.vae.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "steps": self._steps,
+            **self._optimiser.state_dict(),
             "crop_rng": self._crop_rng.bit_generator.state,
             "noise_rng": self._noise_rng.get_state(),
         }
@@ -104,8 +100,7 @@ class _ReconstructionStage:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to such a state."""
         self.vae.load_state_dict(state["vae"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._steps = state["steps"]
+        self._optimiser.load_state_dict(state)
         self._crop_rng.bit_generator.state = state["crop_rng"]
         self._noise_rng.set_state(state["noise_rng"])
 
@@ -116,15 +111,6 @@ class _ReconstructionStage:
         chosen = self._crop_rng.integers(len(self._pictures), size=count)
         cut = np.stack([random_crop(self._pictures[index], crops.size, self._crop_rng) for index in chosen])
         return to_tensor(torch.from_numpy(cut).to(device))
-
-    def _optimise(self, loss: Tensor, rate: float) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self._parameters, LARGEST_NORM)
-        self._optimizer.step()
-        self._steps += 1
 
 
 class AutoencoderStage(_ReconstructionStage):
@@ -167,12 +153,6 @@ def first_vae(seed: int) -> AutoencoderKL:
     with torch.no_grad():
         vae.quant_conv.bias[networks.LATENT_CHANNELS :] = FIRST_LOG_VARIANCE
     return vae
-
-
-def learning_rate(peak: float, step: int, progress: float) -> float:
-    """Up over the first steps, then down along a half cosine as `progress` goes from 0 to 1."""
-    cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
-    return peak * min(1.0, (step + 1) / WARM_UP) * (LOWEST_RATE + (1 - LOWEST_RATE) * cosine)
 
 
 def gradient_loss(found: Tensor, wanted: Tensor) -> Tensor:

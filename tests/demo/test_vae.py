@@ -75,12 +75,6 @@ def test_a_whole_picture_is_at_most_mirrored_and_recoloured(pictures: Pixels) ->
     assert all(np.array_equal(np.sort(crop.ravel()), np.sort(pictures[0].ravel())) for crop in crops[:20])
 
 
-def test_the_learning_rate_rises_over_the_first_steps_and_falls_to_a_fiftieth() -> None:
-    rates = [training.learning_rate(8e-4, step, progress) for step, progress in ((0, 0), (49, 0), (99, 0), (900, 0.5))]
-    assert rates == pytest.approx([8e-6, 4e-4, 8e-4, 0.51 * 8e-4])
-    assert training.learning_rate(8e-4, 5000, 1.0) == pytest.approx(0.02 * 8e-4)
-
-
 def test_the_gradient_loss_sees_edges_and_not_brightness() -> None:
     flat = torch.zeros(1, 3, 4, 4)
     edge = flat.clone()
@@ -117,7 +111,7 @@ def test_training_starts_with_open_shortcuts_and_little_noise(pictures: Pixels) 
 
 def test_a_new_autoencoder_learns(pictures: Pixels) -> None:
     stage = AutoencoderStage(pictures, 60, 1, "cpu")
-    stage._steps = training.WARM_UP  # whose small steps would take the test's patience
+    stage._optimiser.steps = training.WHOLE.rates.warm_up  # whose small steps would take the test's patience
     before = reconstruction_error(stage, pictures)
     losses = [stage.step(EARLY) for _ in range(12)]
     assert losses[0].keys() == {"l1", "gradient", "kl"}

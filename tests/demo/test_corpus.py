@@ -1,0 +1,61 @@
+"""A corpus is rendered once, by any number of processes to the same pictures, and never from evaluation's seeds."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from example.demo_model import corpus
+from example.demo_model.corpus import Corpus
+from example.demo_model.drawing import SIZE
+from example.demo_model.outlines import SHAPES
+from example.demo_model.palette import COLOURS
+from example.demo_model.scenes import HELD_OUT
+
+COUNT = 70  # more than a chunk
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return Corpus.render(tmp_path_factory.mktemp("corpus"), COUNT, seed=3, processes=2)
+
+
+def test_every_scene_is_there(rendered: Corpus) -> None:
+    assert rendered.pictures.shape == (COUNT, SIZE, SIZE, 3)
+    assert len(rendered.captions) == len(rendered.words) == COUNT
+    assert min(picture.std() for picture in rendered.pictures) > 1
+    assert rendered.kinds.max() <= len(SHAPES)
+    assert len({picture.tobytes() for picture in rendered.pictures}) == COUNT
+
+
+def test_labels_belong_to_the_captions(rendered: Corpus) -> None:
+    for kinds, colours, words in zip(rendered.kinds, rendered.colours, rendered.words, strict=True):
+        named = {(1 + SHAPES.index(word.kind), COLOURS.index(word.colour)) for word in words}
+        assert {(kind, colour) for kind, colour in zip(kinds.flat, colours.flat, strict=True) if kind} <= named
+
+
+def test_the_number_of_processes_changes_nothing(rendered: Corpus, tmp_path: Path) -> None:
+    alone = Corpus.render(tmp_path, COUNT, seed=3, processes=1)
+
+    assert alone.captions == rendered.captions
+    assert np.array_equal(alone.pictures, rendered.pictures)
+
+
+def test_what_is_there_is_taken_and_other_numbers_are_rendered_anew(tmp_path: Path) -> None:
+    first = Corpus.render(tmp_path, 3, seed=1, processes=1)
+    written = tmp_path / "scenes-3-1.json"
+    texts = json.loads(written.read_text())
+    written.write_text(json.dumps([["changed by hand", []], *texts[1:]]))
+
+    assert Corpus.render(tmp_path, 3, seed=1, processes=1).captions == ["changed by hand", *first.captions[1:]]
+    assert Corpus.render(tmp_path, 2, seed=1, processes=1).captions == first.captions[:2]
+    assert not written.exists()
+
+
+@pytest.mark.parametrize("seed", [HELD_OUT, -1])
+def test_seeds_of_evaluation_are_refused(seed: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"the seed is {seed}; training takes 0 to {HELD_OUT - 1}")):
+        Corpus.render(tmp_path, 1, seed)
+    assert corpus.CHUNK < COUNT

@@ -1,0 +1,95 @@
+"""A whole training, a minute and a half of it: killed on the way, gone on with, and its model served."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+
+from example.demo_model.__main__ import main
+from example.demo_model.scenes import flat_scenes
+from example.demo_model.training import SHARES, Plan, train
+from tests.demo.test_quality import CALM, make
+from tests.service.running import ROOT, Service, until
+
+MINUTES = 1.5
+SCENES = 64
+NETWORKS = ("unet", "vae", "controlnet", "text_encoder")
+
+
+def training(folder: Path, *more: str) -> subprocess.Popen[str]:
+    """`python -m example.demo_model train`, on one thread: it is not alone here."""
+    command = [sys.executable, "-m", "example.demo_model", "train", "--minutes", str(MINUTES), "--scenes", str(SCENES)]
+    folders = ["--work", str(folder / "work"), "--out", str(folder / "model")]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen([*command, *folders, *more], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+
+
+def entries(folder: Path) -> list[dict[str, Any]]:
+    written = folder / "work" / "losses.jsonl"
+    return [json.loads(line) for line in written.read_text().splitlines()] if written.exists() else []
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training whose process was killed between its first checkpoints and its last stage."""
+    folder = tmp_path_factory.mktemp("training")
+    with training(folder) as killed:
+        until((folder / "work" / "latents-128.pt").exists, seconds=240)
+        killed.send_signal(signal.SIGKILL)
+    assert not (folder / "model").exists()
+    with training(folder) as resumed:
+        printed, _ = resumed.communicate(timeout=400)
+    assert resumed.returncode == 0
+    assert "| decoder |" in printed
+    return folder
+
+
+def test_losses_fall(trained: Path) -> None:
+    for stage, loss in (("autoencoder", "l1"), ("half size", "v")):
+        found = [entry["losses"][loss] for entry in entries(trained) if entry["stage"] == stage]
+        assert len(found) >= 2, stage
+        assert found[-1] < 0.95 * found[0], stage
+    assert [*dict.fromkeys(entry["stage"] for entry in entries(trained))] == list(SHARES)
+    assert (trained / "work" / "losses.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_stage_was_not_run_again(trained: Path) -> None:
+    for stage, share in SHARES.items():
+        seconds = [entry["seconds"] for entry in entries(trained) if entry["stage"] == stage]
+        assert seconds == sorted(seconds)
+        assert seconds[-1] >= share * MINUTES * 60 * 0.99
+
+
+def test_the_service_makes_pictures_with_it(trained: Path) -> None:
+    folder = trained / "model"
+    paths = {"ENGINE__MODEL__PATH": folder, "ENGINE__CONTROLNET__PATH": folder / "controlnet"}
+    scene = flat_scenes(1, seed=3)[0]
+    with Service("demo", **CALM, **paths) as service:
+        service.wait_until_ready()
+        picture = make(service, scene)
+
+    assert picture.shape == scene.picture.shape
+    assert picture.std() > 1
+    assert sum(file.stat().st_size for file in folder.rglob("*.safetensors")) < 14e6
+
+
+def test_a_folder_of_another_training_is_refused(trained: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds a training of .*'seed': 0.* and this one is of .*'seed': 1"):
+        train(Plan(MINUTES, SCENES, seed=1), trained / "work", trained / "other")
+    assert not (trained / "other").exists()
+
+
+def test_the_shares_of_the_stages_add_up() -> None:
+    assert mean(SHARES.values()) * len(SHARES) == pytest.approx(1.0)
+
+
+def test_what_is_asked_for_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "--minutes" in capsys.readouterr().out
