@@ -8,9 +8,9 @@ import cv2
 import httpx
 import numpy as np
 import pytest
-from example.demo_model.scenes import HELD_OUT, Scene, flat_scenes
 
 from example.demo_model.drawing import Pixels
+from example.demo_model.scenes import HELD_OUT, Scene, flat_scenes
 from example.demo_model.scoring import colours, edge_f1, edges
 from tests.bench.startup import SPANS, phases
 from tests.service.running import Service, file_of, result_pixels

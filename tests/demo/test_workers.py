@@ -5,7 +5,6 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 
 from example.demo_model.scenes import flat_scenes
-
 from tests.demo.test_quality import CALM, post
 from tests.service.running import Service, until
 
