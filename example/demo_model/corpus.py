@@ -26,7 +26,7 @@ OWNED = 0.85  # of a cell's pixels, for it to belong to a part
 UNLABELLED = 255
 CHUNK = 64  # scenes that a process draws from one seed, so that the corpus does not depend on the number of processes
 
-Labels = npt.NDArray[np.uint8]
+CellLabels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Corpus:
     """
 
     pictures: npt.NDArray[np.uint8]
-    kinds: Labels
-    colours: Labels
+    kinds: CellLabels
+    colours: CellLabels
     captions: list[str]
     words: list[tuple[Word, ...]]
 
@@ -100,7 +100,7 @@ def _chunk(folder: Path, count: int, seed: int, start: int) -> list[Any]:
     return texts
 
 
-def labels(layout: Layout) -> tuple[Labels, Labels]:
+def labels(layout: Layout) -> tuple[CellLabels, CellLabels]:
     """The kind and the colour of each cell, [16, 16] both."""
     kinds = np.zeros((CELLS, CELLS), np.uint8)
     colours = np.full((CELLS, CELLS), UNLABELLED, np.uint8)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
@@ -128,7 +129,7 @@ class DiffusionStage:
         labels = Labels(batch.kinds, batch.colours, batch.words, seen)
         return v, self.networks.heads.losses(output.states, output.residual, labels)
 
-    def _timesteps(self, count: int, progress: float) -> np.ndarray:
+    def _timesteps(self, count: int, progress: float) -> npt.NDArray[np.int64]:
         share = NOISY_SHARE[0] + (NOISY_SHARE[1] - NOISY_SHARE[0]) * progress
         anywhere = self._rng.integers(0, len(self._alphas), count)
         return np.where(self._rng.random(count) < share, self._rng.integers(*NOISY, count), anywhere)

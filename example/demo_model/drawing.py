@@ -14,6 +14,7 @@ SUBPIXEL_BITS = 4
 Pixels: TypeAlias = npt.NDArray[np.uint8]  # [h, w, 3], RGB, or [h, w]
 Mask: TypeAlias = npt.NDArray[np.bool_]  # [h, w]
 Field: TypeAlias = npt.NDArray[np.float32]  # [h, w]; a coverage is between 0 and 1
+Labels: TypeAlias = npt.NDArray[np.intp]  # [h, w], which of several parts each pixel belongs to
 Points: TypeAlias = npt.NDArray[np.float64]  # [n, 2], x to the right and y down
 
 ROWS, COLUMNS = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
@@ -23,14 +24,14 @@ def filled(outline: Points) -> Field:
     """How much of each pixel an outline (in pixels) covers."""
     coverage = np.zeros((SIZE, SIZE), np.uint8)
     cv2.fillPoly(coverage, [_fixed_point(outline)], (255,), cv2.LINE_AA, SUBPIXEL_BITS)
-    return coverage.astype(np.float32) / 255
+    return np.asarray(coverage / np.float32(255), np.float32)
 
 
 def stroke(line: Points, width: int) -> Field:
     """How much of each pixel a line (in pixels) covers."""
     coverage = np.zeros((SIZE, SIZE), np.uint8)
     cv2.polylines(coverage, [_fixed_point(line)], False, (255,), width, cv2.LINE_AA, SUBPIXEL_BITS)
-    return coverage.astype(np.float32) / 255
+    return np.asarray(coverage / np.float32(255), np.float32)
 
 
 def curve(rng: np.random.Generator, controls: int = 5, margin: float = 20.0) -> Points:
@@ -38,7 +39,7 @@ def curve(rng: np.random.Generator, controls: int = 5, margin: float = 20.0) -> 
     t = np.linspace(0, 1, 60)
     degree = controls - 1
     basis = [math.comb(degree, i) * (1 - t) ** (degree - i) * t**i for i in range(controls)]
-    return np.stack(basis, axis=1) @ rng.uniform(-margin, SIZE + margin, (controls, 2))
+    return np.asarray(np.stack(basis, axis=1) @ rng.uniform(-margin, SIZE + margin, (controls, 2)))
 
 
 def noise(rng: np.random.Generator, cells: float, octaves: int = 1) -> Field:
@@ -54,7 +55,7 @@ def noise(rng: np.random.Generator, cells: float, octaves: int = 1) -> Field:
 def ramp(rng: np.random.Generator) -> Field:
     """A slope in some direction, from -0.5 at one side of the picture to 0.5 at the other."""
     angle = rng.uniform(0, 2 * math.pi)
-    return ((COLUMNS - SIZE / 2) * math.cos(angle) + (ROWS - SIZE / 2) * math.sin(angle)) / SIZE
+    return np.asarray(((COLUMNS - SIZE / 2) * math.cos(angle) + (ROWS - SIZE / 2) * math.sin(angle)) / SIZE, np.float32)
 
 
 def blurred(field: Field, sigma: float) -> Field:
@@ -62,8 +63,8 @@ def blurred(field: Field, sigma: float) -> Field:
     return np.asarray(cv2.GaussianBlur(field, (0, 0), sigma), np.float32)
 
 
-def coverages(labels: npt.NDArray[np.intp], count: int) -> list[Field]:
-    """How much of each pixel each label covers; they add up to 1. `labels` [h, w] hold 0 to count - 1."""
+def coverages(labels: Labels, count: int) -> list[Field]:
+    """How much of each pixel each label covers; they add up to 1. Labels are 0 to count - 1."""
     soft = [blurred((labels == label).astype(np.float32), 0.6) for label in range(count)]
     total = sum(soft[1:], start=soft[0])
     return [each / total for each in soft]

@@ -6,7 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from example.demo_model.drawing import COLUMNS, ROWS, SIZE, Field, coverages, curve, noise, stacked, stroke
+from example.demo_model.drawing import (
+    COLUMNS,
+    ROWS,
+    SIZE,
+    Field,
+    Labels,
+    Points,
+    coverages,
+    curve,
+    noise,
+    stacked,
+    stroke,
+)
 from example.demo_model.outlines import SHAPES, coverage
 from example.demo_model.palette import COLOURS
 
@@ -63,7 +75,7 @@ def _placed(rng: np.random.Generator, count: int, radii: tuple[int, int], gap: f
     """Kinds with their coverage, each clear of those before; one that finds no place is left out."""
     kinds: list[str] = []
     layers: list[Field] = []
-    places: list[tuple[float, np.ndarray]] = []
+    places: list[tuple[float, Points]] = []
     for kind in rng.choice(SHAPES, count, replace=False):
         for _ in range(TRIES):
             radius = rng.uniform(*radii)
@@ -124,7 +136,7 @@ def mosaic(rng: np.random.Generator, colours: Sequence[str] | None = None) -> La
     return Layout(tuple(Part(colour, REGION, each) for colour, each in zip(named, seen, strict=True)))
 
 
-def _cells(rng: np.random.Generator, count: int) -> np.ndarray:
+def _cells(rng: np.random.Generator, count: int) -> Labels:
     """Voronoi cells, some with warped borders."""
     cells = int(rng.integers(max(4, count), 22))
     warp = 14.0 if rng.random() < 0.4 else 0.0
@@ -136,12 +148,12 @@ def _cells(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.asarray(owners[nearest])
 
 
-def _contours(rng: np.random.Generator, count: int) -> np.ndarray:
+def _contours(rng: np.random.Generator, count: int) -> Labels:
     field = noise(rng, rng.uniform(2, 7), int(rng.integers(1, 4)))
     return np.digitize(field, np.sort(rng.uniform(-1.1, 1.1, count - 1)))
 
 
-def _heap(rng: np.random.Generator, count: int) -> np.ndarray:
+def _heap(rng: np.random.Generator, count: int) -> Labels:
     labels = np.zeros((SIZE, SIZE), np.intp)
     for _ in range(int(rng.integers(3, 9))):
         centre = rng.uniform(20, SIZE - 20, 2)
