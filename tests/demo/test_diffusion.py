@@ -19,6 +19,8 @@ from example.demo_model.scoring import edges
 from example.demo_model.tokenizer import train_tokenizer
 from example.demo_model.vae import first_vae
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COUNT, SIZE = 12, 128
 CPU = torch.device("cpu")
 SMALL = Recipe(batch=4, rates=Rates(2e-3, 1e-3, warm_up=5))

@@ -1,12 +1,11 @@
 """Evaluating a model: by the one that ships, with few scenes and steps; and comparing two."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from example.demo_model.comparison import compare, twenty
@@ -18,20 +17,14 @@ from example.demo_model.scoring import edges
 from example.demo_model.sheet import contact_sheet
 from tests.demo.test_sheet import varied
 
-# diffusers' own
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # diffusers' own
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+]
 
 MODEL = Path(__file__).parents[2] / "configs" / "demo"
 STEPS = 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """More only wait for one another on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Training the VAE: what it is shown, what it is punished for, and that it learns."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -13,16 +12,9 @@ from example.demo_model import vae as training
 from example.demo_model.drawing import Pixels
 from example.demo_model.vae import AutoencoderStage, DecoderStage
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EARLY, MIDDLE, LATE = 0.2, 0.6, 0.9  # of a stage's budget
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """More wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +34,9 @@ def rectangles(rng: np.random.Generator) -> Pixels:
 
 def test_crops_grow_with_progress(pictures: Pixels) -> None:
     stage = AutoencoderStage(pictures, 60, 1, "cpu")
-    shapes = [tuple(stage._batch(training.WHOLE.crops_at(progress)).shape) for progress in (0, EARLY, MIDDLE, LATE, 1)]
+    shapes = [tuple(stage._batch(training.WHOLE.crops_at(progress)).shape) for progress in (0, pytestmark = pytest.mark.usefixtures("one_thread")
+
+EARLY, MIDDLE, LATE, 1)]
     small, middle, large = (8, 3, 64, 64), (4, 3, 128, 128), (2, 3, 256, 256)
     assert shapes == [small, small, middle, large, large]
 
