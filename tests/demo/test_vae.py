@@ -34,9 +34,7 @@ def rectangles(rng: np.random.Generator) -> Pixels:
 
 def test_crops_grow_with_progress(pictures: Pixels) -> None:
     stage = AutoencoderStage(pictures, 60, 1, "cpu")
-    shapes = [tuple(stage._batch(training.WHOLE.crops_at(progress)).shape) for progress in (0, pytestmark = pytest.mark.usefixtures("one_thread")
-
-EARLY, MIDDLE, LATE, 1)]
+    shapes = [tuple(stage._batch(training.WHOLE.crops_at(progress)).shape) for progress in (0, EARLY, MIDDLE, LATE, 1)]
     small, middle, large = (8, 3, 64, 64), (4, 3, 128, 128), (2, 3, 256, 256)
     assert shapes == [small, small, middle, large, large]
 
