@@ -59,8 +59,11 @@ class Corpus:
             _allocate(folder, count)
             _write(texts, list(_rendered(folder, count, seed, processes or os.cpu_count() or 1)))
         written = json.loads(texts.read_text())
+        pictures, kinds, colours = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS)
         return cls(
-            *(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS),
+            pictures,
+            kinds,
+            colours,
             captions=[caption for caption, _ in written],
             words=[tuple(Word(*word) for word in words) for _, words in written],
         )

@@ -137,8 +137,8 @@ class DiffusionStage:
     @torch.no_grad()
     def _average(self) -> None:
         kept = min(AVERAGED, (self._optimiser.steps + 1) / (self._optimiser.steps + 20))
-        averages, weights = list(self.averaged.parameters()), list(self.networks.parameters())
-        torch._foreach_lerp_(averages, weights, 1 - kept)
+        for average, weight in zip(self.averaged.parameters(), self.networks.parameters(), strict=True):
+            average.lerp_(weight, 1 - kept)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, their averages, the optimiser's moments, and both random generators."""
@@ -161,5 +161,6 @@ class DiffusionStage:
 
 def with_average(tokenizer: CLIPTokenizer, seed: int, device: torch.device) -> tuple[Networks, Networks]:
     """New networks, and the copy that is to hold their average."""
-    trained = Networks(tokenizer, seed).to(device, memory_format=torch.channels_last)
+    trained = Networks(tokenizer, seed).to(device)
+    trained.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch documents it
     return trained, deepcopy(trained).requires_grad_(False)

@@ -81,4 +81,4 @@ def stacked(layers: Sequence[Field]) -> list[Field]:
 
 
 def _fixed_point(points: Points) -> npt.NDArray[np.int32]:
-    return np.round(points * 2**SUBPIXEL_BITS).astype(np.int32)
+    return np.asarray(np.round(points * 2**SUBPIXEL_BITS), np.int32)

@@ -91,7 +91,7 @@ def _strands(rng: np.random.Generator) -> Field:
         stroke((line + aside * index + rng.normal(0, 1, 2))[start : start + length], width)
         for index in range(int(rng.integers(1, 7)))
     ]
-    return np.maximum.reduce(lines)
+    return np.asarray(np.maximum.reduce(lines), np.float32)
 
 
 def _shape(rng: np.random.Generator) -> Field:

@@ -78,4 +78,5 @@ def coverage(kind: str, radius: float, centre: Points, rng: np.random.Generator,
     covered = filled(outline * radius + centre)
     if kind != "ring":
         return covered
-    return np.maximum(covered - filled(_circle(rng) * radius * rng.uniform(*HOLE) + centre), 0)
+    hole = filled(_circle(rng) * radius * rng.uniform(*HOLE) + centre)
+    return np.asarray(np.maximum(covered - hole, 0), np.float32)

@@ -58,7 +58,7 @@ def _flat(tint: Shade, rng: np.random.Generator) -> Canvas:
 
 def _gradient(tint: Shade, rng: np.random.Generator) -> Canvas:
     along = np.clip(ramp(rng) * 1.1 + 0.5, 0, 1)[..., None]
-    return tint * 0.6 * (1 - along) + (tint * 0.75 + 64) * along
+    return np.asarray(tint * 0.6 * (1 - along) + (tint * 0.75 + 64) * along, np.float32)
 
 
 def _striped(tint: Shade, rng: np.random.Generator) -> Canvas:
@@ -66,7 +66,7 @@ def _striped(tint: Shade, rng: np.random.Generator) -> Canvas:
     waves = np.sin((COLUMNS * math.cos(angle) + ROWS * math.sin(angle)) * 2 * math.pi / width)
     on = (np.clip(waves * 4, -1, 1) * 0.5 + 0.5)[..., None]
     other = tint * 0.5 if tint.max() > 60 else tint + 80
-    return tint * on + other * (1 - on)
+    return np.asarray(tint * on + other * (1 - on), np.float32)
 
 
 SURFACES: Mapping[str, Surface] = {"flat": _flat, "gradient": _gradient, "striped": _striped}

