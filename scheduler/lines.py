@@ -146,7 +146,9 @@ class Lines:
         own = line.before(ticket)
         work = own * line.work / line.length
         turn = line.served + work + ticket.load
-        firsts = self._turns.until(turn) - 1 if own else self._turns.before(ticket.job.client)
+        firsts = self._turns.before(ticket.job.client)
+        if own:  # by when its own turn comes; an expected one may be sooner than that of a longer job that is first
+            firsts = max(firsts, self._turns.until(turn) - 1)
         reach = turn - self._turns.least - load / 2  # others' turns are half a turn later, in the mean
         more, more_work = self._crowd.within(max(0.0, reach), but=line.behind)
         return Before(own + firsts + more, work + firsts * load + more_work)

@@ -42,6 +42,19 @@ def test_a_client_alone_is_told_its_place_and_the_time() -> None:
     assert four.seconds == pytest.approx(6.0 + 2 * (19.0 + 10.0 + 10.0) / 3)  # two of these, in the mean
 
 
+def test_a_short_job_behind_a_long_one_of_its_client_stands_behind_it() -> None:
+    core = scheduler(ready("cpu0", CPU))
+    for number, length in enumerate((1.0, 1.0, 0.05)):
+        core.handle(0.0, Submitted(job(number, client="a", length=length)))
+    assert positions(core, 1, 2) == [0, 1]
+    two, three = core.standing(1), core.standing(2)
+    assert two is not None
+    assert three is not None
+    assert two.seconds is not None
+    assert three.seconds is not None
+    assert three.seconds > two.seconds
+
+
 def test_who_is_more_important_stands_before() -> None:
     core = loading("gpu0")
     for number, priority in enumerate((0, 5, 0)):
