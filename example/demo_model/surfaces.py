@@ -11,10 +11,10 @@ from example.demo_model.drawing import COLUMNS, ROWS, SIZE, Field, Pixels, blurr
 from example.demo_model.layouts import Layout, Part
 from example.demo_model.palette import Shade, shades
 
-SPREAD = 26.0  # of a shade's channels around the palette's, either way: what a seed decides
+SPREAD = 24.0  # of a shade's channels around the palette's, either way: what a seed decides
 PLAIN_SPREAD = 9.0
-LIGHT = 16.0  # of 255, from one side of the picture to the other, at most
-MOTTLE = 5.0  # of 255, deviation at most
+LIGHT = 14.0  # of 255, from one side of the picture to the other, at most
+MOTTLE = 3.0  # of 255, deviation at most
 NIGHT = 12.0  # of 255: how dark the black behind neon is
 STRIPES = (14.0, 30.0)  # pixels, from a stripe to the next but one
 

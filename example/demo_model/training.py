@@ -20,7 +20,7 @@ from example.demo_model.tokenizer import train_tokenizer
 from example.demo_model.vae import AutoencoderStage, DecoderStage, scaling_factor
 from workers.allocator import keep_freed_memory
 
-SHARES: Mapping[str, float] = {"autoencoder": 0.25, "half size": 0.16, "full size": 0.51, "decoder": 0.08}
+SHARES: Mapping[str, float] = {"autoencoder": 0.24, "half size": 0.40, "full size": 0.31, "decoder": 0.05}
 S = TypeVar("S", bound=Stage)
 FREED = 2**31 - 1  # bytes that stay with the process: a step on whole pictures then takes a quarter less time
 ENCODED = 0.75  # of the scenes, at full size: encoding takes four times as long there

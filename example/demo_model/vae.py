@@ -56,7 +56,7 @@ class Recipe:
 
 
 WHOLE = Recipe(
-    Rates(8e-4, 1.6e-5, warm_up=100), (Crops(0.45, 8, 64), Crops(0.75, 4, 128), Crops(1.0, 2, SIZE)), KL_WEIGHT
+    Rates(8e-4, 1.6e-5, warm_up=100), (Crops(0.55, 8, 64), Crops(0.8, 4, 128), Crops(1.0, 2, SIZE)), KL_WEIGHT
 )
 DECODER = Recipe(Rates(3e-4, 6e-6, warm_up=100), (Crops(1.0, 2, SIZE),), 0.0)
 
