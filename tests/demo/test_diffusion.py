@@ -85,7 +85,7 @@ def test_latents_are_encoded_once(corpus: Corpus, tmp_path: Path) -> None:
 
 def test_the_loss_falls(lessons: Lessons, tokenizer: CLIPTokenizer) -> None:
     trained = stage(lessons, tokenizer)
-    losses = [trained.step(0.0) for _ in range(40)]
+    losses = [trained.step(0.0) for _ in range(96)]
 
     for name in ("v", "kind", "colour"):
         first, last = (np.mean([each[name] for each in part]) for part in (losses[:8], losses[-8:]))
