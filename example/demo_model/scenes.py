@@ -88,7 +88,7 @@ def dense(rng: np.random.Generator) -> Scene:
 
 
 def lesson(rng: np.random.Generator) -> Scene:
-    """A scene to learn from: any of the above, with more sizes, shapes upon shapes, and more figures."""
+    """A scene to learn from: any of the above, with more sizes, and some shapes upon shapes."""
     style = str(rng.choice(list(STYLE_ODDS), p=list(STYLE_ODDS.values())))
     make = _LESSONS[int(rng.choice(len(_LESSONS), p=(0.40, 0.18, 0.13, 0.15, 0.08, 0.06)))]
     return _drawn(make, style, rng)
