@@ -54,7 +54,7 @@ swagger-ui: $(INSTALLED)  ## put Swagger UI into app/docs, by npm; ARGS=5.35.0 f
 chaos: $(INSTALLED)  ## run the service under faults, for an hour; ARGS="--seconds 600 --seed 2 --out FILE"
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-demo-model: $(INSTALLED)  ## train the small model from nothing, alone on the machine; ARGS="--minutes 105 --seed 0"
+demo-model: $(INSTALLED)  ## train the small model from nothing, alone on the machine; ARGS="--minutes 180 --seed 0"
 	$(BIN)/python -m example.demo_model train $(ARGS)
 
 demo-scores: $(INSTALLED)  ## score a model and show its pictures; ARGS="FOLDER --sheet FILE.jpg"

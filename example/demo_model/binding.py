@@ -20,7 +20,7 @@ from example.demo_model.palette import COLOURS
 MIDDLE = CHANNELS[1]  # channels where shapes meet words: at a sixteenth of the picture's resolution
 RESIDUAL = 3  # of the ControlNet's, the last with MIDDLE channels before it is halved
 NOTHING = 0.25  # weight of the class "no shape", as most places have none
-WEIGHTS: Mapping[str, float] = {"word": 0.05, "kind": 0.1, "colour": 0.15}  # of the losses
+HEAD_WEIGHTS: Mapping[str, float] = {"word": 0.05, "kind": 0.1, "colour": 0.15}  # of the losses
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from example.demo_model import networks
-from example.demo_model.binding import RESIDUAL, WEIGHTS, BindingHeads, Labels
+from example.demo_model.binding import HEAD_WEIGHTS, RESIDUAL, BindingHeads, Labels
+from example.demo_model.consistency import EDGE_WEIGHTS, Consistency
 from example.demo_model.lessons import Lessons
 from example.demo_model.optimiser import Optimiser, Rates
 
@@ -24,19 +25,21 @@ NO_CAPTION = 0.10  # of the pictures: guidance needs predictions without one
 NO_CONTROL = 0.10  # of the pictures: the UNet learns what pictures are
 NOISY = (650, 1000)  # timesteps at which colours are decided
 NOISY_SHARE = (0.6, 0.4)  # of the batch drawn from those alone, at a stage's start and end
+WEIGHTS = {**HEAD_WEIGHTS, **EDGE_WEIGHTS}  # of all losses but that of v, which is 1
 SNR_SCALE = 20.0  # signal-to-noise ratios well above it count less: those steps only sharpen
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A stage's batch and learning rates."""
+    """A stage's name, batch and learning rates."""
 
+    name: str
     batch: int
     rates: Rates
 
 
-HALF_SIZE = Recipe(batch=16, rates=Rates(7e-4, 3e-4, warm_up=150))
-FULL_SIZE = Recipe(batch=8, rates=Rates(4e-4, 1e-5, warm_up=150))
+HALF_SIZE = Recipe("half size", batch=16, rates=Rates(7e-4, 3e-4, warm_up=150))
+FULL_SIZE = Recipe("full size", batch=8, rates=Rates(4e-4, 1e-5, warm_up=150))
 
 
 class Networks(nn.Module):
@@ -80,22 +83,23 @@ class Output(NamedTuple):
 class DiffusionStage:
     """Trains `networks` on lessons of one size, and keeps a moving average of their weights, `averaged`.
 
-    Both are changed in place, so that a next stage goes on with them.
+    Both are changed in place, so that a next stage goes on with them. With `consistency`, what they predict is also
+    judged as a picture.
     """
 
     def __init__(
         self,
-        name: str,
+        recipe: Recipe,
         trained: Networks,
         averaged: Networks,
         lessons: Lessons,
-        recipe: Recipe,
         seconds: float,
         seed: int,
+        consistency: Consistency | None = None,
     ) -> None:
-        self.name, self.seconds = name, seconds
+        self.name, self.seconds = recipe.name, seconds
         self.networks, self.averaged = trained, averaged
-        self._lessons, self._recipe = lessons, recipe
+        self._lessons, self._recipe, self._consistency = lessons, recipe, consistency
         self._device = next(trained.parameters()).device
         self._optimiser = Optimiser(trained.parameters(), recipe.rates, WEIGHT_DECAY)
         self._alphas = networks.noise_schedule().alphas_cumprod.to(self._device)
@@ -103,7 +107,7 @@ class DiffusionStage:
         self._noise_rng = torch.Generator(self._device).manual_seed(seed)
 
     def step(self, progress: float) -> dict[str, float]:
-        """One step of the optimiser; the losses of v and of each head."""
+        """One step of the optimiser; the losses of v, of each head, and of edges if there were any to judge."""
         v, parts = self._losses(progress)
         loss = v + sum(WEIGHTS[name] * part for name, part in parts.items())
         self._optimiser.step(loss, progress)
@@ -127,7 +131,11 @@ class DiffusionStage:
         v = (weight * (output.predicted - wanted) ** 2).mean()
         seen = gate & torch.from_numpy(captioned).to(self._device)
         labels = Labels(batch.kinds, batch.colours, batch.words, seen)
-        return v, self.networks.heads.losses(output.states, output.residual, labels)
+        parts = self.networks.heads.losses(output.states, output.residual, labels)
+        if self._consistency is not None:
+            clean = alpha.sqrt() * noisy - (1 - alpha).sqrt() * output.predicted
+            parts |= self._consistency.losses(clean, batch.hints, gate, timesteps, self._rng)
+        return v, parts
 
     def _timesteps(self, count: int, progress: float) -> npt.NDArray[np.int64]:
         share = NOISY_SHARE[0] + (NOISY_SHARE[1] - NOISY_SHARE[0]) * progress

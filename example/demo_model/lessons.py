@@ -21,6 +21,7 @@ from example.demo_model.scenes import Word
 from example.demo_model.scoring import edges
 from example.demo_model.vae import encode
 
+HINTED = (150, 300)  # Canny's thresholds, above those it will have: a hint then always stands for a clear edge
 ENCODED_AT_ONCE = 512  # pictures that are resized and held at a time
 
 
@@ -93,7 +94,7 @@ class Encoded:
 
 def _encoded(pictures: Pixels, size: int, vae: AutoencoderKL, scale: float) -> tuple[Tensor, Tensor]:
     sized = np.stack([_resized(picture, size) for picture in pictures])
-    hints = np.packbits(np.stack([edges(picture) for picture in sized]).reshape(len(sized), -1), axis=1)
+    hints = np.packbits(np.stack([edges(picture, *HINTED) for picture in sized]).reshape(len(sized), -1), axis=1)
     return (encode(vae, sized) * scale).half(), torch.from_numpy(hints)
 
 

@@ -11,9 +11,9 @@ TOLERANCE = 2  # pixels between an edge and its counterpart
 SMALLEST = 30  # pixels; a region with fewer has no colour to speak of
 
 
-def edges(picture: Pixels) -> Mask:
-    """Canny's edges [h, w] of a picture (RGB [h, w, 3]), with the thresholds that the model was trained with."""
-    return cv2.Canny(picture, 100, 200) > 0
+def edges(picture: Pixels, low: float = 100, high: float = 200) -> Mask:
+    """Canny's edges [h, w] of a picture (RGB [h, w, 3]), by default with the thresholds that the service has."""
+    return cv2.Canny(picture, low, high) > 0
 
 
 def edge_f1(wanted: Mask, found: Mask, tolerance: int = TOLERANCE) -> float:

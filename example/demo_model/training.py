@@ -1,4 +1,4 @@
-"""From nothing to a model's folder: scenes, the VAE, the UNet with its ControlNet, the decoder again."""
+"""From nothing to a model's folder: scenes, the VAE, its decoder again, the UNet with its ControlNet."""
 
 import json
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import torch
 
-from example.demo_model import diffusion
+from example.demo_model.consistency import Consistency
 from example.demo_model.corpus import Corpus
-from example.demo_model.diffusion import DiffusionStage, with_average
+from example.demo_model.diffusion import FULL_SIZE, HALF_SIZE, DiffusionStage, with_average
 from example.demo_model.drawing import SIZE
 from example.demo_model.export import export
 from example.demo_model.journal import Journal
@@ -20,7 +20,7 @@ from example.demo_model.tokenizer import train_tokenizer
 from example.demo_model.vae import AutoencoderStage, DecoderStage, scaling_factor
 from workers.allocator import keep_freed_memory
 
-SHARES: Mapping[str, float] = {"autoencoder": 0.24, "half size": 0.40, "full size": 0.31, "decoder": 0.05}
+SHARES: Mapping[str, float] = {"autoencoder": 0.14, "decoder": 0.05, "half size": 0.38, "full size": 0.43}
 S = TypeVar("S", bound=Stage)
 FREED = 2**31 - 1  # bytes that stay with the process: a step on whole pictures then takes a quarter less time
 ENCODED = 0.75  # of the scenes, at full size: encoding takes four times as long there
@@ -64,19 +64,20 @@ class Training:
         autoencoder = AutoencoderStage(
             self.corpus.pictures, self.plan.seconds("autoencoder"), self.plan.seed, self.plan.where
         )
-        vae = self._run(autoencoder).vae.eval()
+        vae = self._run(autoencoder).vae
+        decoder = DecoderStage(vae, self.corpus.pictures, self.plan.seconds("decoder"), self.plan.seed, self.plan.where)
+        vae = self._run(decoder).vae.eval().requires_grad_(False)
         scale = scaling_factor(vae, self.corpus.pictures)
         trained, averaged = with_average(self.tokenizer, self.plan.seed, self.plan.where)
-        for name, size, count, recipe in (
-            ("half size", SIZE // 2, self.plan.scenes, diffusion.HALF_SIZE),
-            ("full size", SIZE, int(self.plan.scenes * ENCODED), diffusion.FULL_SIZE),
+        for recipe, size, count, consistency in (
+            (HALF_SIZE, SIZE // 2, self.plan.scenes, None),
+            (FULL_SIZE, SIZE, int(self.plan.scenes * ENCODED), Consistency(vae, scale)),
         ):
             pictures = self.corpus.pictures[:count]
             encoded = Encoded.of(pictures, size, vae, scale, cache=self.work / f"latents-{size}.pt")
             lessons = Lessons(self.corpus, encoded, self.tokenizer)
-            self._run(DiffusionStage(name, trained, averaged, lessons, recipe, self.plan.seconds(name), self.plan.seed))
-        decoder = DecoderStage(vae, self.corpus.pictures, self.plan.seconds("decoder"), self.plan.seed, self.plan.where)
-        vae = self._run(decoder).vae
+            seconds, seed = self.plan.seconds(recipe.name), self.plan.seed
+            self._run(DiffusionStage(recipe, trained, averaged, lessons, seconds, seed, consistency))
         export(out, vae, averaged.unet, averaged.controlnet, averaged.text_encoder, self.tokenizer, scale)
 
     def _run(self, stage: S) -> S:

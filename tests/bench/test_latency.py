@@ -69,7 +69,6 @@ def test_the_script_measures_what_it_is_asked_for(tmp_path: Path) -> None:
     stages = parts["engine"]["kernels launched one by one"]
     for stage in ("prepare", "hint", "text", "step", "VAE", "encode", "in all, new prompt", "in all, back to back"):
         assert 0 < stages[stage]["min"] <= stages[stage]["median"] <= stages[stage]["max"]
-    assert 2 * stages["step"]["median"] + stages["VAE"]["median"] < 1.5 * stages["in all, new prompt"]["median"]
     assert 0 < stages["step"]["share of peak"] < 1
     assert parts["agreement"]["engine, at least 40 dB"] is True
     assert parts["agreement"]["engine, standard deviation of the pictures"] > 1

@@ -10,7 +10,7 @@ from transformers import CLIPTokenizer
 from example.demo_model.binding import BindingHeads, Labels
 from example.demo_model.corpus import UNLABELLED, Corpus
 from example.demo_model.diffusion import HALF_SIZE, DiffusionStage, Recipe, with_average
-from example.demo_model.lessons import Encoded, Lessons, tokenised
+from example.demo_model.lessons import HINTED, Encoded, Lessons, tokenised
 from example.demo_model.networks import CHANNELS, TEXT_LENGTH, TEXT_WIDTH
 from example.demo_model.optimiser import Rates
 from example.demo_model.outlines import SHAPES
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 COUNT, SIZE = 12, 128
 CPU = torch.device("cpu")
-SMALL = Recipe(batch=4, rates=Rates(2e-3, 1e-3, warm_up=5))
+SMALL = Recipe("half size", batch=4, rates=Rates(2e-3, 1e-3, warm_up=5))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def lessons(corpus: Corpus, tokenizer: CLIPTokenizer, tmp_path_factory: pytest.T
 
 
 def stage(lessons: Lessons, tokenizer: CLIPTokenizer, recipe: Recipe = SMALL) -> DiffusionStage:
-    return DiffusionStage("half size", *with_average(tokenizer, 0, CPU), lessons, recipe, seconds=60, seed=0)
+    return DiffusionStage(recipe, *with_average(tokenizer, 0, CPU), lessons, seconds=60, seed=0)
 
 
 def test_a_batch_has_each_scenes_hint_caption_and_labels(
@@ -56,7 +56,7 @@ def test_a_batch_has_each_scenes_hint_caption_and_labels(
     assert batch.hints.shape == (2, 3, SIZE, SIZE)
     assert set(batch.hints.unique().tolist()) <= {0.0, 1.0}
     half = corpus.pictures[5].reshape(SIZE, 2, SIZE, 2, 3).mean(axis=(1, 3)).round().astype(np.uint8)
-    assert np.mean(batch.hints[0, 0].numpy().astype(bool) == edges(half)) > 0.99
+    assert np.mean(batch.hints[0, 0].numpy().astype(bool) == edges(half, *HINTED)) > 0.99
     assert torch.equal(batch.tokens[0], tokenised(tokenizer, [corpus.captions[5]])[0])
     assert torch.equal(batch.tokens[1], tokenised(tokenizer, [""])[0])  # its caption was left out
     assert np.array_equal(batch.colours.numpy(), corpus.colours[chosen])

@@ -67,10 +67,10 @@ def test_an_orientation_that_makes_no_sense_is_upright(exif: bytes) -> None:
 
 
 def test_any_size_may_be_declared_and_costs_nothing() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     header = read_header(png_that_declares(2**31 - 1, 2**31 - 1))
     assert (header.width, header.height) == (2**31 - 1, 2**31 - 1)
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""The losses of edges agree with Canny, and latents that follow them get the edges that they lacked."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from example.demo_model.consistency import CLEAR, PICTURES, Consistency, canny_gradient, edge_losses
+from example.demo_model.drawing import Pixels
+from example.demo_model.scenes import flat_scenes
+from example.demo_model.scoring import edges
+from example.demo_model.vae import to_tensor
+from tests.service.running import ROOT
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PICTURE = flat_scenes(1, seed=5)[0].picture
+BLANK = np.full_like(PICTURE, 128)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Consistency:
+    vae = AutoencoderKL.from_pretrained(Path(ROOT) / "configs/demo/vae", dtype=torch.float32)
+    return Consistency(vae.eval().requires_grad_(False), vae.config.scaling_factor)
+
+
+def hints_of(picture: Pixels, shift: int = 0) -> Tensor:
+    return torch.from_numpy(np.roll(edges(picture), shift, axis=(0, 1)))[None, None]
+
+
+def losses(picture: Pixels, hints: Tensor) -> dict[str, float]:
+    return {name: loss.item() for name, loss in edge_losses(to_tensor(picture[None]), hints).items()}
+
+
+def judged(judge: Consistency, latents: Tensor, timesteps: list[int], controlled: list[bool]) -> dict[str, Tensor]:
+    side = 8 * latents.shape[-1]
+    hints = hints_of(PICTURE)[..., :side, :side].expand(len(latents), 3, -1, -1).float()
+    rng = np.random.default_rng(0)
+    return judge.losses(latents, hints, torch.tensor(controlled), torch.tensor(timesteps), rng)
+
+
+@pytest.mark.parametrize("threshold", [100, 200, 300])
+def test_the_gradient_is_what_canny_compares(threshold: int) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+    picture = np.asarray(cv2.GaussianBlur(noise, (0, 0), 1.0), np.uint8)
+    gradient = canny_gradient(to_tensor(picture[None]))[0, 0].numpy()
+    found = cv2.Canny(picture, threshold, threshold) > 0
+
+    assert found.any()
+    assert gradient[found].min() > threshold - 0.01
+    assert not (cv2.Canny(picture, float(gradient.max()), float(gradient.max())) > 0).any()
+
+
+def test_a_picture_with_the_edges_of_its_hint_costs_little() -> None:
+    own, blank = losses(PICTURE, hints_of(PICTURE)), losses(BLANK, hints_of(PICTURE))
+
+    assert own["missing"] < 0.05
+    assert own["extra"] == pytest.approx(0, abs=1e-3)
+    assert blank == {"missing": pytest.approx(1), "extra": 0}
+
+
+def test_an_edge_may_be_a_pixel_away_but_not_more() -> None:
+    near, away = losses(PICTURE, hints_of(PICTURE, shift=1)), losses(PICTURE, hints_of(PICTURE, shift=8))
+
+    assert near["missing"] < 0.1
+    assert away["missing"] > 0.4
+    assert near["extra"] < 0.1 * away["extra"]
+
+
+def test_no_hint_costs_nothing_where_there_is_nothing() -> None:
+    nowhere = torch.zeros(1, 1, *PICTURE.shape[:2], dtype=torch.bool)
+
+    assert losses(BLANK, nowhere) == {"missing": 0, "extra": 0}
+    assert losses(PICTURE, nowhere)["extra"] > 0
+
+
+def test_what_is_too_vague_or_without_control_is_not_judged(judge: Consistency) -> None:
+    latents = torch.zeros(2, 4, 32, 32)
+
+    assert judged(judge, latents, [CLEAR, 10], [True, False]) == {}
+    assert judged(judge, latents, [CLEAR, 10], [True, True]).keys() == {"missing", "extra"}
+
+
+def test_only_so_many_pictures_are_decoded(judge: Consistency) -> None:
+    latents = torch.zeros(PICTURES + 2, 4, 8, 8, requires_grad=True)
+    sum(judged(judge, latents, [10] * len(latents), [True] * len(latents)).values()).backward()  # type: ignore[union-attr]
+
+    assert latents.grad is not None
+    assert [bool(each.any()) for each in latents.grad] == [True] * PICTURES + [False] * 2
+
+
+def test_latents_that_go_downhill_get_their_edges(judge: Consistency) -> None:
+    soft = np.asarray(cv2.GaussianBlur(PICTURE, (0, 0), 5), np.uint8)
+    with torch.no_grad():
+        latents = judge.vae.encode(to_tensor(soft[None])).latent_dist.mean * judge.scale
+    latents.requires_grad_()
+    optimiser = torch.optim.Adam([latents], lr=0.05)
+    rng, controlled, timesteps = np.random.default_rng(0), torch.tensor([True]), torch.tensor([0])
+    history = []
+    for _ in range(24):
+        found = judge.losses(latents, hints_of(PICTURE).expand(-1, 3, -1, -1).float(), controlled, timesteps, rng)
+        optimiser.zero_grad()
+        (found["missing"] + found["extra"]).backward()
+        optimiser.step()
+        history.append(found["missing"].item())
+
+    assert np.mean(history[-6:]) < 0.6 * np.mean(history[:6])
+    assert all(parameter.grad is None for parameter in judge.vae.parameters())
