@@ -18,7 +18,7 @@ from example.demo_model.networks import FACTOR
 
 EDGE_WEIGHTS: Mapping[str, float] = {"missing": 0.5, "extra": 0.5}  # of the losses
 CLEAR = 600  # timesteps from which on a prediction is too vague a picture to be judged
-PICTURES = 4  # of a batch at most, and of each only a crop: decoding takes longer than predicting
+JUDGED = 0.5  # of a batch at most, and of each picture only a crop: decoding takes longer than predicting
 CROP = 16  # latents a side
 STRONG = 300.0  # Canny's gradient: one and a half times its upper threshold, so that the picture may lose some of it
 FAINT = 100.0  # its lower threshold
@@ -41,7 +41,7 @@ class Consistency:
         For the clean latents [n, 4, s, s] that are predicted at timesteps [n] under hints [n, 3, 8 s, 8 s], of which
         those are judged that were `controlled` [n].
         """
-        judged = torch.nonzero(controlled & (timesteps < CLEAR)).flatten()[:PICTURES]
+        judged = torch.nonzero(controlled & (timesteps < CLEAR)).flatten()[: int(len(latents) * JUDGED)]
         if not len(judged):
             return {}
         size = min(CROP, latents.shape[-1])
@@ -55,7 +55,7 @@ class Consistency:
 def edge_losses(pictures: Tensor, hints: Tensor) -> dict[str, Tensor]:
     """How much of Canny's gradient pictures [n, 3, h, w] lack at hints (bool [n, 1, h, w]), and have far from them.
 
-    An edge may be a pixel away from its hint; `far` is more than two, as `scoring` has it.
+    An edge may be a pixel away from its hint; more than two are far, as in `scoring`.
     """
     found = canny_gradient(pictures)
     lacking = F.relu(1 - F.max_pool2d(found, 3, stride=1, padding=1) / STRONG)

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from example.demo_model.consistency import CLEAR, PICTURES, Consistency, canny_gradient, edge_losses
+from example.demo_model.consistency import CLEAR, Consistency, canny_gradient, edge_losses
 from example.demo_model.drawing import Pixels
 from example.demo_model.scenes import flat_scenes
 from example.demo_model.scoring import edges
@@ -79,30 +79,30 @@ def test_no_hint_costs_nothing_where_there_is_nothing() -> None:
 
 
 def test_what_is_too_vague_or_without_control_is_not_judged(judge: Consistency) -> None:
-    latents = torch.zeros(2, 4, 32, 32)
+    latents = torch.zeros(3, 4, 32, 32)
 
-    assert judged(judge, latents, [CLEAR, 10], [True, False]) == {}
-    assert judged(judge, latents, [CLEAR, 10], [True, True]).keys() == {"missing", "extra"}
+    assert judged(judge, latents, [CLEAR, 10, CLEAR], [True, False, True]) == {}
+    assert judged(judge, latents, [CLEAR, 10, CLEAR], [True, True, True]).keys() == {"missing", "extra"}
 
 
-def test_only_so_many_pictures_are_decoded(judge: Consistency) -> None:
-    latents = torch.zeros(PICTURES + 2, 4, 8, 8, requires_grad=True)
+def test_at_most_half_of_a_batch_is_decoded(judge: Consistency) -> None:
+    latents = torch.zeros(6, 4, 8, 8, requires_grad=True)
     sum(judged(judge, latents, [10] * len(latents), [True] * len(latents)).values()).backward()  # type: ignore[union-attr]
 
     assert latents.grad is not None
-    assert [bool(each.any()) for each in latents.grad] == [True] * PICTURES + [False] * 2
+    assert [bool(each.any()) for each in latents.grad] == [True] * 3 + [False] * 3
 
 
 def test_latents_that_go_downhill_get_their_edges(judge: Consistency) -> None:
     soft = np.asarray(cv2.GaussianBlur(PICTURE, (0, 0), 5), np.uint8)
     with torch.no_grad():
         latents = judge.vae.encode(to_tensor(soft[None])).latent_dist.mean * judge.scale
-    latents.requires_grad_()
+    latents = latents.repeat(2, 1, 1, 1).requires_grad_()  # half of a batch is judged
     optimiser = torch.optim.Adam([latents], lr=0.05)
-    rng, controlled, timesteps = np.random.default_rng(0), torch.tensor([True]), torch.tensor([0])
+    rng, controlled, timesteps = np.random.default_rng(0), torch.tensor([True, True]), torch.tensor([0, 0])
     history = []
     for _ in range(24):
-        found = judge.losses(latents, hints_of(PICTURE).expand(-1, 3, -1, -1).float(), controlled, timesteps, rng)
+        found = judge.losses(latents, hints_of(PICTURE).expand(2, 3, -1, -1).float(), controlled, timesteps, rng)
         optimiser.zero_grad()
         (found["missing"] + found["extra"]).backward()
         optimiser.step()
