@@ -20,6 +20,7 @@ from example.demo_model.layouts import Layout
 from example.demo_model.outlines import SHAPES
 from example.demo_model.palette import COLOURS
 from example.demo_model.scenes import HELD_OUT, Word, lesson
+from example.demo_model.surfaces import VARIED, Variety
 
 CELLS = 16  # of the labels, a side
 OWNED = 0.85  # of a cell's pixels, for it to belong to a part
@@ -44,7 +45,9 @@ class Corpus:
     words: list[tuple[Word, ...]]
 
     @classmethod
-    def render(cls, folder: Path, count: int, seed: int, processes: int | None = None) -> "Corpus":
+    def render(
+        cls, folder: Path, count: int, seed: int, variety: Variety = VARIED, processes: int | None = None
+    ) -> "Corpus":
         """Draw `count` scenes into a folder, or take those that an earlier call with the same numbers left there.
 
         Raises ValueError for a seed that evaluation keeps to itself.
@@ -57,7 +60,7 @@ class Corpus:
         texts = folder / f"scenes-{count}-{seed}.json"
         if not texts.exists():
             _allocate(folder, count)
-            _write(texts, list(_rendered(folder, count, seed, processes or os.cpu_count() or 1)))
+            _write(texts, list(_rendered(folder, count, seed, variety, processes or os.cpu_count() or 1)))
         written = json.loads(texts.read_text())
         pictures, kinds, colours = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS)
         return cls(
@@ -79,23 +82,23 @@ def _allocate(folder: Path, count: int) -> None:
         np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, (count, *shape))
 
 
-def _rendered(folder: Path, count: int, seed: int, processes: int) -> Iterator[Any]:
+def _rendered(folder: Path, count: int, seed: int, variety: Variety, processes: int) -> Iterator[Any]:
     starts = range(0, count, CHUNK)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context) as pool, tqdm(total=count, desc="scenes", unit="scene") as bar:
-        for texts in pool.map(partial(_chunk, folder, count, seed), starts):
+        for texts in pool.map(partial(_chunk, folder, count, seed, variety), starts):
             bar.update(len(texts))
             yield from texts
 
 
-def _chunk(folder: Path, count: int, seed: int, start: int) -> list[Any]:
+def _chunk(folder: Path, count: int, seed: int, variety: Variety, start: int) -> list[Any]:
     """Draw the scenes from `start` on; return their captions and words."""
     cv2.setNumThreads(1)
     rng = np.random.default_rng((seed, start))
     arrays = [np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ARRAYS]
     texts: list[Any] = []
     for index in range(start, min(start + CHUNK, count)):
-        scene = lesson(rng)
+        scene = lesson(rng, variety)
         assert scene.layout is not None
         for array, value in zip(arrays, (scene.picture, *labels(scene.layout)), strict=True):
             array[index] = value

@@ -38,15 +38,14 @@ class Batch:
 
 
 class Lessons:
-    """The first scenes of a corpus, as many as have been encoded."""
+    """The scenes of a corpus, encoded."""
 
     def __init__(self, corpus: Corpus, encoded: "Encoded", tokenizer: CLIPTokenizer) -> None:
         self._corpus, self._latents, self._hints = corpus, encoded.latents, encoded.hints.numpy()
         self._size = FACTOR * self._latents.shape[-1]
-        count = len(self._latents)
-        self._tokens = tokenised(tokenizer, corpus.captions[:count])
+        self._tokens = tokenised(tokenizer, corpus.captions)
         self._nothing = tokenised(tokenizer, [""])[0]
-        self._words = [_placed(tokenizer, *each) for each in zip(self._tokens, corpus.words, strict=False)]
+        self._words = [_placed(tokenizer, *each) for each in zip(self._tokens, corpus.words, strict=True)]
 
     def __len__(self) -> int:
         return len(self._latents)
@@ -112,8 +111,8 @@ def tokenised(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
 
 def _placed(tokenizer: CLIPTokenizer, tokens: Tensor, words: Sequence[Word]) -> list[tuple[int, int, int]]:
     """(index of its token, colour, kind) of each word that is in the caption as one token."""
-    listed = tokens.tolist()
-    numbers = [(tokenizer.convert_tokens_to_ids(f"{word.noun}</w>"), word) for word in words]
+    listed, vocabulary = tokens.tolist(), tokenizer.get_vocab()
+    numbers = [(vocabulary.get(f"{word.noun}</w>"), word) for word in words]
     return [
         (listed.index(number), COLOURS.index(word.colour), 1 + SHAPES.index(word.kind))
         for number, word in numbers

@@ -14,6 +14,7 @@ from example.demo_model import captions, surfaces
 from example.demo_model.drawing import Field, Mask, Pixels
 from example.demo_model.figures import figure, poster
 from example.demo_model.layouts import Layout, form, mosaic, shapes, some_colours
+from example.demo_model.surfaces import PLAIN, VARIED, Variety
 
 HELD_OUT = 900_000_000  # the smallest seed that training never uses
 EDGE_WIDTH = 7  # pixels around an outline that belong to no region
@@ -72,7 +73,7 @@ def _several(draw: Callable[[np.random.Generator], Scene], count: int, seed: int
 def plain(rng: np.random.Generator) -> Scene:
     """A scene whose caption is the plainest there is."""
     layout = shapes(rng)
-    return Scene(surfaces.painted(layout, "flat", rng, plain=True), captions.plain_caption(layout), regions(layout))
+    return Scene(surfaces.painted(layout, "flat", rng, PLAIN), captions.plain_caption(layout), regions(layout))
 
 
 def mixed(rng: np.random.Generator) -> Scene:
@@ -87,17 +88,17 @@ def dense(rng: np.random.Generator) -> Scene:
     return _drawn(_figure if rng.random() < 0.5 else _poster, style, rng)
 
 
-def lesson(rng: np.random.Generator) -> Scene:
+def lesson(rng: np.random.Generator, variety: Variety = VARIED) -> Scene:
     """A scene to learn from: any of the above, with more sizes, and some shapes upon shapes."""
     style = str(rng.choice(list(STYLE_ODDS), p=list(STYLE_ODDS.values())))
     make = _LESSONS[int(rng.choice(len(_LESSONS), p=(0.40, 0.18, 0.13, 0.15, 0.08, 0.06)))]
-    return _drawn(make, style, rng)
+    return _drawn(make, style, rng, variety)
 
 
-def _drawn(make: "Maker", style: str, rng: np.random.Generator) -> Scene:
+def _drawn(make: "Maker", style: str, rng: np.random.Generator, variety: Variety = VARIED) -> Scene:
     layout = make(rng, style)
     caption, nouns = captions.caption(layout, style, rng)
-    picture = surfaces.painted(layout, style, rng)
+    picture = surfaces.painted(layout, style, rng, variety)
     found = regions(layout) if style != "neon" and layout.tone is None and layout.has_ground else ()
     return Scene(picture, caption, found, _words(layout, nouns), layout)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -11,10 +12,6 @@ from example.demo_model.drawing import COLUMNS, ROWS, SIZE, Field, Pixels, blurr
 from example.demo_model.layouts import Layout, Part
 from example.demo_model.palette import Shade, shades
 
-SPREAD = 24.0  # of a shade's channels around the palette's, either way: what a seed decides
-PLAIN_SPREAD = 9.0
-LIGHT = 14.0  # of 255, from one side of the picture to the other, at most
-MOTTLE = 3.0  # of 255, deviation at most
 NIGHT = 12.0  # of 255: how dark the black behind neon is
 STRIPES = (14.0, 30.0)  # pixels, from a stripe to the next but one
 
@@ -22,18 +19,37 @@ Canvas = npt.NDArray[np.float32]  # RGB [h, w, 3], 0 to 255
 Surface = Callable[[Shade, np.random.Generator], Canvas]
 
 
-def painted(layout: Layout, style: str, rng: np.random.Generator, *, plain: bool = False) -> Pixels:
-    """The picture of a layout; if `plain`, without light and with shades near the palette's."""
-    tints = shades([part.colour for part in layout.parts], rng, PLAIN_SPREAD if plain else SPREAD)
+@dataclass(frozen=True)
+class Variety:
+    """How far pictures of one layout may differ, of 255: what a seed is left to decide.
+
+    `spread` is of a shade's channels around the palette's, either way; `slope` of the light from one side of the
+    picture to the other, and `mottle` the deviation of its spots, both at most.
+    """
+
+    spread: float
+    slope: float
+    mottle: float
+
+
+PLAIN = Variety(spread=9.0, slope=0.0, mottle=0.0)
+VARIED = Variety(spread=24.0, slope=14.0, mottle=3.0)
+WIDELY_VARIED = Variety(spread=36.0, slope=20.0, mottle=4.0)
+
+
+def painted(layout: Layout, style: str, rng: np.random.Generator, variety: Variety = VARIED) -> Pixels:
+    """The picture of a layout."""
+    tints = shades([part.colour for part in layout.parts], rng, variety.spread)
     canvas = (_neon if style == "neon" else _filled)(layout, tints, style, rng)
-    if not plain:
-        canvas = canvas + light(rng)[..., None]
+    if variety.slope:
+        canvas = canvas + light(rng, variety)[..., None]
     return np.clip(canvas, 0, 255).astype(np.uint8)
 
 
-def light(rng: np.random.Generator) -> Field:
+def light(rng: np.random.Generator, variety: Variety) -> Field:
     """What is added to all channels: a slope and soft spots, too faint for an edge."""
-    return ramp(rng) * rng.uniform(0, 2 * LIGHT) + noise(rng, rng.uniform(1.5, 4)) * rng.uniform(0, MOTTLE)
+    slope = ramp(rng) * rng.uniform(0, 2 * variety.slope)
+    return slope + noise(rng, rng.uniform(1.5, 4)) * rng.uniform(0, variety.mottle)
 
 
 def _filled(layout: Layout, tints: Sequence[Shade], style: str, rng: np.random.Generator) -> Canvas:

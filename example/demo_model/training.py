@@ -16,6 +16,7 @@ from example.demo_model.export import export
 from example.demo_model.journal import Journal
 from example.demo_model.lessons import Encoded, Lessons
 from example.demo_model.loop import Stage, run_stage
+from example.demo_model.surfaces import WIDELY_VARIED
 from example.demo_model.tokenizer import train_tokenizer
 from example.demo_model.vae import AutoencoderStage, DecoderStage, scaling_factor
 from workers.allocator import keep_freed_memory
@@ -23,7 +24,7 @@ from workers.allocator import keep_freed_memory
 SHARES: Mapping[str, float] = {"autoencoder": 0.14, "decoder": 0.05, "half size": 0.38, "full size": 0.43}
 S = TypeVar("S", bound=Stage)
 FREED = 2**31 - 1  # bytes that stay with the process: a step on whole pictures then takes a quarter less time
-ENCODED = 0.75  # of the scenes, at full size: encoding takes four times as long there
+FINER = 0.75  # as many scenes for full size as for all before: encoding takes four times as long there
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Training:
     def __init__(self, plan: Plan, work: Path) -> None:
         self.plan, self.work = plan, work
         self.corpus = Corpus.render(work, plan.scenes, plan.seed)
+        self.finer = Corpus.render(work / "finer", int(plan.scenes * FINER), plan.seed + 1, WIDELY_VARIED)
         self.journal = Journal(work)
         self.tokenizer = train_tokenizer(self.corpus.captions, work / "tokenizer")
 
@@ -69,13 +71,12 @@ class Training:
         vae = self._run(decoder).vae.eval().requires_grad_(False)
         scale = scaling_factor(vae, self.corpus.pictures)
         trained, averaged = with_average(self.tokenizer, self.plan.seed, self.plan.where)
-        for recipe, size, count, consistency in (
-            (HALF_SIZE, SIZE // 2, self.plan.scenes, None),
-            (FULL_SIZE, SIZE, int(self.plan.scenes * ENCODED), Consistency(vae, scale)),
+        for recipe, size, corpus, consistency in (
+            (HALF_SIZE, SIZE // 2, self.corpus, None),
+            (FULL_SIZE, SIZE, self.finer, Consistency(vae, scale)),
         ):
-            pictures = self.corpus.pictures[:count]
-            encoded = Encoded.of(pictures, size, vae, scale, cache=self.work / f"latents-{size}.pt")
-            lessons = Lessons(self.corpus, encoded, self.tokenizer)
+            encoded = Encoded.of(corpus.pictures, size, vae, scale, cache=self.work / f"latents-{size}.pt")
+            lessons = Lessons(corpus, encoded, self.tokenizer)
             seconds, seed = self.plan.seconds(recipe.name), self.plan.seed
             self._run(DiffusionStage(recipe, trained, averaged, lessons, seconds, seed, consistency))
         export(out, vae, averaged.unet, averaged.controlnet, averaged.text_encoder, self.tokenizer, scale)

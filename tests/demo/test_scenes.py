@@ -93,8 +93,8 @@ def test_light_and_shade_leave_the_edges_of_plain_shapes_alone() -> None:
     layouts = [scene.layout for scene in drawn(mixed, 40) if scene.layout and scene.layout.parts[-1].kind]
     pairs = [
         (
-            surfaces.painted(layout, "flat", np.random.default_rng(seed), plain=plain)
-            for seed, plain in ((1, True), (2, False))
+            surfaces.painted(layout, "flat", np.random.default_rng(seed), variety)
+            for seed, variety in ((1, surfaces.PLAIN), (2, surfaces.WIDELY_VARIED))
         )
         for layout in layouts[:12]
     ]

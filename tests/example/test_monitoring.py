@@ -86,8 +86,12 @@ class Prometheus:
         return result
 
     def knows(self, expression: str) -> bool:
+        return bool(self.query(expression))
+
+    def ready(self) -> bool:
+        """Until then it listens not at all, or answers queries with a 503 that is not JSON."""
         try:
-            return bool(self.query(expression))
+            return self.client.get("/-/ready").is_success
         except httpx.TransportError:
             return False
 
@@ -104,6 +108,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
         prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), service.url.removeprefix("http://"))
         try:
             service.wait_until_ready()
+            until(prometheus.ready)
             until(lambda: prometheus.knows("contour_ready == 1"))
             for _ in range(5):
                 assert service.client.post("/generation/", json=good_request()).status_code == 200
