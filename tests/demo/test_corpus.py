@@ -13,6 +13,7 @@ from example.demo_model.drawing import SIZE
 from example.demo_model.outlines import SHAPES
 from example.demo_model.palette import COLOURS
 from example.demo_model.scenes import HELD_OUT
+from example.demo_model.surfaces import PLAIN
 
 COUNT = 70  # more than a chunk
 
@@ -52,6 +53,12 @@ def test_what_is_there_is_taken_and_other_numbers_are_rendered_anew(tmp_path: Pa
     assert Corpus.render(tmp_path, 3, seed=1, processes=1).captions == ["changed by hand", *first.captions[1:]]
     assert Corpus.render(tmp_path, 2, seed=1, processes=1).captions == first.captions[:2]
     assert not written.exists()
+
+
+def test_it_is_as_varied_as_it_is_to_be(rendered: Corpus, tmp_path: Path) -> None:
+    (plain,) = Corpus.render(tmp_path, 1, 3, PLAIN, processes=1).pictures
+
+    assert 0 < np.abs(plain.astype(int) - rendered.pictures[0]).mean() < 60
 
 
 @pytest.mark.parametrize("seed", [HELD_OUT, -1])

@@ -74,6 +74,14 @@ def test_words_point_at_their_tokens(lessons: Lessons, corpus: Corpus, tokenizer
     assert not len(lessons.batch(everything, np.full(COUNT, False), CPU).words)
 
 
+def test_words_that_are_no_single_token_are_left_out(corpus: Corpus, tmp_path: Path) -> None:
+    knows_less = train_tokenizer(["a red"], tmp_path / "tokenizer")
+    encoded = Encoded.of(corpus.pictures, SIZE, first_vae(0), 1.0, tmp_path / "latents.pt")
+    lessons = Lessons(corpus, encoded, knows_less)
+
+    assert not len(lessons.batch(np.arange(COUNT), np.full(COUNT, True), CPU).words)
+
+
 def test_latents_are_encoded_once(corpus: Corpus, tmp_path: Path) -> None:
     cache = tmp_path / "latents.pt"
     first = Encoded.of(corpus.pictures[:3], SIZE, first_vae(0), 1.0, cache)

@@ -104,10 +104,18 @@ def test_light_and_shade_leave_the_edges_of_plain_shapes_alone() -> None:
 
 
 def test_seeds_decide_light_and_shade() -> None:
-    layout = shapes(np.random.default_rng(4))
-    one, other = (surfaces.painted(layout, "flat", np.random.default_rng(seed)).astype(int) for seed in (1, 2))
+    layouts = [shapes(np.random.default_rng(seed)) for seed in range(12)]
 
-    assert np.abs(one - other).mean() > 6
+    def difference(variety: surfaces.Variety) -> float:
+        pairs = [
+            [surfaces.painted(layout, "flat", np.random.default_rng(seed), variety).astype(int) for seed in (1, 2)]
+            for layout in layouts
+        ]
+        return float(np.mean([np.abs(one - other).mean() for one, other in pairs]))
+
+    assert 1 < difference(surfaces.PLAIN) < 9
+    assert difference(surfaces.VARIED) > 12
+    assert difference(surfaces.WIDELY_VARIED) > 18
 
 
 def test_neon_shines_along_outlines_and_mosaics_are_lit_within() -> None:
