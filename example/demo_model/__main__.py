@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
     evaluate = commands.add_parser("evaluate", help="print the table of a model's scores")
     evaluate.add_argument("model", type=Path, nargs="?", default=MODEL)
-    evaluate.add_argument("--guidance", type=float, default=3.0)
+    evaluate.add_argument("--guidance", type=float, help="as configs/demo.yaml has it if left out")
     evaluate.add_argument("--scenes", type=int, default=40, help="flat ones, and as many of mixed styles")
     evaluate.add_argument("--json", type=Path, help="also write the scores to this file")
     evaluate.add_argument("--sheet", type=Path, help="also write a contact sheet (JPEG)")
@@ -50,9 +50,10 @@ def _train(chosen: argparse.Namespace) -> None:
 
 def _evaluate(chosen: argparse.Namespace) -> None:
     from example.demo_model.evaluation import evaluate
+    from example.demo_model.painter import GUIDANCE
     from example.demo_model.sheet import contact_sheet
 
-    scores = evaluate(chosen.model, chosen.guidance, chosen.scenes)
+    scores = evaluate(chosen.model, GUIDANCE if chosen.guidance is None else chosen.guidance, chosen.scenes)
     print(scores.table())
     if chosen.json:
         chosen.json.write_text(json.dumps(scores.as_dict(), indent=2) + "\n")

@@ -20,7 +20,7 @@ from example.demo_model.scenes import Scene
 from example.demo_model.scoring import edge_f1, edges
 
 STEPS = 20
-GUIDANCE = 3.0
+GUIDANCE = 2.0
 BATCH = 8  # pictures
 
 

@@ -41,6 +41,6 @@ def test_a_wrong_configuration_stops_it_with_file_and_key(tmp_path: Path) -> Non
 def test_it_says_what_it_serves_on_which_devices_where() -> None:
     with Service("demo", ENGINE__SAMPLER__STEPS=7) as service:
         said = "".join(service.log)
-    assert "UniPCMultistepScheduler, 7 steps, guidance 3, short side 256 px" in said
+    assert "UniPCMultistepScheduler, 7 steps, guidance 2, short side 256 px" in said
     assert "workers cpu0: on the CPU, as CUDA_VISIBLE_DEVICES is empty" in said
     assert f"listens on {service.url}" in said

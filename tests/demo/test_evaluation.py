@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from example.demo_model import painter as by_pipeline
 from example.demo_model.comparison import compare, twenty
 from example.demo_model.drawing import SIZE
 from example.demo_model.evaluation import PROMPTS, Scores, _count, evaluate, held_out, obedience, photograph_as
@@ -16,6 +17,7 @@ from example.demo_model.scenes import Scene, flat_scenes, mixed_scenes
 from example.demo_model.scoring import edges
 from example.demo_model.sheet import contact_sheet
 from tests.demo.test_sheet import varied
+from workers.convert import read_engine
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -39,6 +41,13 @@ def painter() -> Painter:
 
 def perfect(scenes: Sequence[Scene]) -> list[Painting]:
     return [Painting(scene, scene.picture) for scene in scenes]
+
+
+def test_it_is_judged_as_it_is_served() -> None:
+    served = read_engine(MODEL.with_suffix(".yaml"))
+
+    assert (served.guidance_scale, served.sampler.steps) == (by_pipeline.GUIDANCE, by_pipeline.STEPS)
+    assert served.sampler.name == "UniPCMultistepScheduler"
 
 
 def test_held_out_scenes_are_as_many_as_asked_for_and_different() -> None:
