@@ -33,8 +33,8 @@ class Variety:
 
 
 PLAIN = Variety(spread=9.0, slope=0.0, mottle=0.0)
-VARIED = Variety(spread=24.0, slope=14.0, mottle=3.0)
-WIDELY_VARIED = Variety(spread=36.0, slope=20.0, mottle=4.0)
+VARIED = Variety(spread=24.0, slope=14.0, mottle=3.0)  # in which colours are bound, and models are judged
+WIDELY_VARIED = Variety(spread=36.0, slope=20.0, mottle=4.0)  # from which a seed's part is learned last
 
 
 def painted(layout: Layout, style: str, rng: np.random.Generator, variety: Variety = VARIED) -> Pixels:
