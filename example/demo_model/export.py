@@ -47,8 +47,16 @@ def export(
     parts: dict[str, Any] = {name: _halved(network) for name, network in networks.items()}
     parts["vae"].register_to_config(scaling_factor=scaling_factor)
     written = _beside(folder, "new")
-    _save(written, parts | {"tokenizer": tokenizer})
+    _save(written, parts | {"tokenizer": _unused(tokenizer)})
     _swap_in(written, folder)
+
+
+def _unused(tokenizer: "CLIPTokenizer") -> "CLIPTokenizer":
+    """Without the padding and truncation of its last call, which it would be saved with."""
+    unused = deepcopy(tokenizer)
+    unused.backend_tokenizer.no_padding()
+    unused.backend_tokenizer.no_truncation()
+    return unused
 
 
 def _halved(network: nn.Module) -> nn.Module:

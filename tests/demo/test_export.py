@@ -106,6 +106,15 @@ def test_its_files_are_plain_and_tell_nothing_of_where_they_were_written(model: 
             assert json.loads(content).keys().isdisjoint({"_name_or_path", "is_local", "local_files_only"})
 
 
+def test_the_tokenizers_last_call_leaves_no_trace(tmp_path: Path) -> None:
+    parts = fresh(tmp_path)
+    parts["tokenizer"]("a red circle", padding="max_length", truncation=True)
+    export(tmp_path / "demo", **parts, scaling_factor=SCALING_FACTOR)
+
+    saved = json.loads((tmp_path / "demo" / "tokenizer" / "tokenizer.json").read_text())
+    assert (saved["padding"], saved["truncation"]) == (None, None)
+
+
 def test_its_weights_are_those_it_was_made_from_in_half_precision(model: tuple[Path, dict[str, Any]]) -> None:
     folder, parts = model
     for name, file in WEIGHTS.items():
