@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,13 +32,19 @@ FINER = 0.75  # as many scenes for full size as for all before: encoding takes f
 class Plan:
     """What a training is given: minutes of training in all, scenes to learn from, a seed, a device.
 
-    Rendering scenes and encoding them come on top of the minutes.
+    Rendering scenes and encoding them come on top of the minutes. Raises ValueError for too little of either.
     """
 
     minutes: float
     scenes: int
     seed: int = 0
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.minutes <= 0 or self.scenes < 1:
+            raise ValueError(
+                f"minutes are {self.minutes:g} and scenes {self.scenes}; minutes must be above 0 and scenes 1 or more"
+            )
 
     def seconds(self, stage: str) -> float:
         """A stage's time budget."""
@@ -57,7 +64,7 @@ class Training:
     def __init__(self, plan: Plan, work: Path) -> None:
         self.plan, self.work = plan, work
         self.corpus = Corpus.render(work, plan.scenes, plan.seed)
-        self.finer = Corpus.render(work / "finer", int(plan.scenes * FINER), plan.seed + 1, WIDELY_VARIED)
+        self.finer = Corpus.render(work / "finer", ceil(plan.scenes * FINER), plan.seed + 1, WIDELY_VARIED)
         self.journal = Journal(work)
         self.tokenizer = train_tokenizer(self.corpus.captions, work / "tokenizer")
 

@@ -50,6 +50,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(("minutes", "scenes"), [(0.0, 64), (1.5, 0)])
+def test_a_plan_of_nothing_is_refused(minutes: float, scenes: int) -> None:
+    with pytest.raises(ValueError, match="minutes must be above 0 and scenes 1 or more"):
+        Plan(minutes, scenes)
+
+
 def test_losses_fall(trained: Path) -> None:
     for stage, loss in (("autoencoder", "l1"), ("half size", "v")):
         found = [entry["losses"][loss] for entry in entries(trained) if entry["stage"] == stage]
