@@ -26,7 +26,7 @@ class Access:
         Raises Problem for a request that brings none of the keys.
         """
         if not self._digests:
-            return _address(request)
+            return client_of(request.client.host if request.client else "")
         given = _given(request)
         if given is None:
             raise _refusal("Send an API key, as Authorization: Bearer KEY or as X-API-Key: KEY.", "")
@@ -70,8 +70,8 @@ def _refusal(detail: str, reason: str) -> Problem:
     return Problem(Error.UNAUTHORIZED, detail, headers={"WWW-Authenticate": f'Bearer realm="contour"{reason}'})
 
 
-def _address(request: HTTPConnection) -> str:
-    host = request.client.host if request.client else ""
+def client_of(host: str) -> str:
+    """Whose an address is: an IPv4 address is one client, and so are all addresses of a /64 of IPv6."""
     try:
         address = ip_address(host)
     except ValueError:

@@ -17,6 +17,7 @@ from app.edges import Edges
 from app.fields import Rules
 from app.generation import Generation
 from app.health import Health
+from app.http.stack import middlewares
 from app.making import Maker
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
 from app.page import Page
@@ -74,7 +75,9 @@ class Application:
         health, description = Health(self.pool, placement.reason), Description(settings)
         compatible = routes(desk, access, maker, settings)
         endpoints = Endpoints(generation, finding, health, description, Docs(), Page(settings), compatible)
-        self.asgi: Starlette = create_app(desk, endpoints, metrics.registry, self._lifespan)
+        self.asgi: Starlette = create_app(
+            desk, endpoints, metrics.registry, self._lifespan, middlewares(settings, desk, access)
+        )
         _announce(settings, placement)
 
     @asynccontextmanager

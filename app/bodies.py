@@ -1,27 +1,41 @@
-"""A request's body, in each of its forms: JSON, a form, or the picture alone with the other fields in the query."""
+"""A request's body, in each of its forms: JSON, a form, or the image alone with the other fields in the query.
 
-from collections.abc import AsyncGenerator, Mapping
+All text is UTF-8, whatever a client says of it: any other codec would be of the client's choice, and Python has some
+that take seconds for a megabyte, or that make text of which no UTF-8 can be made again.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
-from starlette.datastructures import UploadFile
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from app import pictures
-from app.errors import Error, Problem
-from app.fields import AS_THEY_ARE, Fields, GenerationRequest, Rules, Wanted, options
+from app.errors import Error, Problem, plain, quoted
+from app.fields import AS_THEY_ARE, JSON_VALUES, Fields, GenerationRequest, Rules, Wanted, options
 from workers.engine.contract import Format
 
+MAX_LENGTH_DIGITS = 18  # of a Content-Length that is worth reading
 FORM_FILE = "input_image"  # what a form calls the picture
-MAX_PARTS = 32  # of a form: more than there are fields
+MAX_PARTS = 32  # of a form or a query: more than there are fields
+BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")  # RFC 2046, 5.1.1
+# Bodies above this are decoded by a thread: the event loop answers others meanwhile.
+LARGE_BYTES = 2**20
+VALUE_STARTS = (b",", b"[", b"{")  # every value in JSON but the first follows one of these
 PICTURES = ("image/png", "image/jpeg", "image/jpg", "image/webp")  # by their type; what they are, their content decides
 TYPES = (
     "JSON (application/json), a form (multipart/form-data), or the picture itself (image/png, image/jpeg, image/webp)"
 )
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 _json = msgspec.json.Decoder(GenerationRequest, strict=False)
 
@@ -38,22 +52,18 @@ async def wanted(request: Request, rules: Rules, answering: Answering) -> Wanted
     """What a request asks for, whatever form it comes in. Raises Problem."""
     kind = media_type(request)
     if is_json(kind):
-        return from_json(await read(request, rules), rules, answering)
+        fields = await json_body(request, rules, _json)
+        image = await in_thread_if_large(len(fields.input_image_base64), pictures.decoded, fields.input_image_base64)
+        return understood(fields, image, pictures.JSON_NAME, rules, answering)
     if kind == "multipart/form-data":
         texts, files = await form(request, rules)
         if (picture := dict(files).get(FORM_FILE)) is None:
             raise Problem(Error.INVALID_FIELD, f"The form has no file {FORM_FILE}.", FORM_FILE)
         return understood(converted(texts, Fields), picture, FORM_FILE, rules, answering)
     if kind in PICTURES:
-        picture = await read(request, rules)
-        return understood(converted(request.query_params, Fields), picture, None, rules, answering)
-    raise Problem(Error.MEDIA_TYPE, f"The body is {kind!r}; send {TYPES}, and say so in Content-Type.")
-
-
-def from_json(body: bytes, rules: Rules, answering: Answering) -> Wanted:
-    """What a body of JSON asks for. Raises Problem."""
-    fields = parsed_json(body, _json)
-    return understood(fields, pictures.decoded(fields.input_image_base64), pictures.JSON_NAME, rules, answering)
+        fields_of_query = converted(query(request), Fields)
+        return understood(fields_of_query, await read(request, rules.max_body_bytes), None, rules, answering)
+    raise unsupported(kind, TYPES)
 
 
 def understood(
@@ -82,10 +92,20 @@ def understood(
 
 
 def media_type(request: Request) -> str:
-    """The type of the body, without parameters; JSON where none is named. Raises Problem for one that is coded."""
+    """The type of the body, without parameters; empty where none is named. Raises Problem for one that is coded."""
     if (coding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
-        raise Problem(Error.MEDIA_TYPE, f"The body is coded as {coding!r}; send it as it is.")
-    return request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        raise Problem(Error.MEDIA_TYPE, f"The body is coded as {quoted(coding)}; send it as it is.")
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def unsupported(kind: str, types: str) -> Problem:
+    """The problem of a body that is of none of some types.
+
+    A type is asked for even where only JSON makes sense: a page of another origin can send a body without one, or a
+    form, but no JSON, without asking first (Fetch, "CORS-safelisted request-header").
+    """
+    found = f"is {quoted(kind)}" if kind else "has no Content-Type"
+    return Problem(Error.MEDIA_TYPE, f"The body {found}; send {types}, and say so in Content-Type.")
 
 
 def is_json(kind: str) -> bool:
@@ -93,13 +113,31 @@ def is_json(kind: str) -> bool:
     return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
-async def read(request: Request, rules: Rules) -> bytes:
-    """The body, as long as it is within the limit; not a byte more is kept. Raises Problem."""
-    return b"".join([chunk async for chunk in _chunks(request, rules.max_body_bytes)])
+async def read(request: Request, most: int) -> bytes:
+    """The body, if it has at most `most` bytes; not a byte more is kept. Raises Problem."""
+    return b"".join([chunk async for chunk in _chunks(request, most)])
 
 
-def parsed_json(body: bytes, decoder: "msgspec.json.Decoder[T]") -> T:
-    """A body of JSON. Raises Problem, which names the field to blame."""
+async def json_body(request: Request, rules: Rules, decoder: "msgspec.json.Decoder[T]", most: int | None = None) -> T:
+    """A body of JSON of at most `most` bytes, or as many as any body may have. Raises Problem."""
+    if not is_json(kind := media_type(request)):
+        raise unsupported(kind, "JSON (application/json)")
+    body = await read(request, rules.max_body_bytes if most is None else most)
+    return await in_thread_if_large(len(body), parsed_json, body, decoder, rules.max_json_values)
+
+
+async def in_thread_if_large(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The result of `work`, whose time goes with `size` bytes; not on the event loop's time if these are many."""
+    if size <= LARGE_BYTES:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
+
+
+def parsed_json(body: bytes, decoder: "msgspec.json.Decoder[T]", max_values: int = JSON_VALUES) -> T:
+    """JSON of at most about `max_values` values. Raises Problem, which names the field to blame."""
+    # Counted before anything is built of it: a decoder checks the length of a list when the list is there.
+    if sum(map(body.count, VALUE_STARTS)) > max_values:
+        raise Problem(Error.BROKEN_JSON, f"It holds more than {max_values} values; no request needs so many.")
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -110,10 +148,21 @@ def parsed_json(body: bytes, decoder: "msgspec.json.Decoder[T]") -> T:
         raise Problem(Error.BROKEN_JSON, "It is nested too deeply.") from None
 
 
+def query(request: Request) -> dict[str, str]:
+    """The fields of the query, of several of a name the last. Raises Problem for what is not UTF-8."""
+    try:
+        text = request.scope["query_string"].decode()
+        return dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_PARTS))
+    except UnicodeDecodeError:
+        raise Problem(Error.INVALID_FIELD, "The query is not UTF-8; percent-encode text in UTF-8.") from None
+    except ValueError:
+        raise Problem(Error.INVALID_FIELD, f"The query has more than {MAX_PARTS} fields.") from None
+
+
 async def form(request: Request, rules: Rules) -> tuple[dict[str, str], list[tuple[str, bytes]]]:
     """The fields of a form, of several of a name the last; and its files, with their names. Raises Problem."""
     parser = _FormParser(
-        request.headers,
+        _form_type(request),
         _chunks(request, rules.max_body_bytes),
         max_files=MAX_PARTS,
         max_fields=MAX_PARTS,
@@ -121,25 +170,45 @@ async def form(request: Request, rules: Rules) -> tuple[dict[str, str], list[tup
     )
     try:
         parts = await parser.parse()
-    except (MultiPartException, KeyError, UnicodeDecodeError) as error:
-        reason = error.message if isinstance(error, MultiPartException) else f"{error}"
-        raise Problem(Error.BROKEN_FORM, f"It cannot be read: {reason}") from None
+    except MultiPartException as error:
+        raise Problem(Error.BROKEN_FORM, f"It cannot be read: {error.message}") from None
     texts = {name: value for name, value in parts.multi_items() if isinstance(value, str)}
     files = [(name, await value.read()) for name, value in parts.multi_items() if isinstance(value, UploadFile)]
     await parts.close()
     return texts, files
 
 
+def _form_type(request: Request) -> Headers:
+    """The type of a form with nothing but its boundary. Raises Problem for a boundary that RFC 2046 does not allow."""
+    _, parameters = parse_options_header(request.headers["content-type"])
+    boundary = parameters.get(b"boundary", b"").decode("latin-1")
+    if not BOUNDARY.fullmatch(boundary):
+        detail = "Its Content-Type needs a boundary of 1 to 70 characters (RFC 2046); an HTTP library makes one."
+        raise Problem(Error.BROKEN_FORM, detail)
+    return Headers({"content-type": f'multipart/form-data; boundary="{boundary}"'})
+
+
 class _FormParser(MultiPartParser):
-    """Keeps files in memory, where the body's limit bounds them: there may be no disk to write to."""
+    """Takes text as UTF-8 only. Keeps files in memory, where the body's limit bounds them: there may be no disk."""
 
     spool_max_size = 2**30
+
+    def on_part_end(self) -> None:
+        """A part is there. Starlette's own would take text that is not UTF-8 for Latin-1."""
+        part = self._current_part
+        if part.file is not None:
+            super().on_part_end()
+            return
+        try:
+            self.items.append((part.field_name, part.data.decode()))
+        except UnicodeDecodeError:
+            raise MultiPartException(f"the field {quoted(part.field_name)} is not UTF-8.") from None
 
 
 async def _chunks(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise pictures.too_large(f"The body has {declared} bytes", limit, "bytes")
+    if declared.isdecimal() and (len(declared) > MAX_LENGTH_DIGITS or int(declared) > limit):
+        raise pictures.too_large(f"The body has {plain(declared)} bytes", limit, "bytes")
     length = 0
     async for chunk in request.stream():
         length += len(chunk)

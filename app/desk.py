@@ -7,7 +7,6 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
 from typing import Any, TypeAlias
 
 from starlette.requests import ClientDisconnect, Request
@@ -25,6 +24,7 @@ requests_log = logging.getLogger("contour.request")
 
 ABANDONED = "abandoned"
 PATH_CHARS = 200  # of a path, in the log: what the router refuses may be as long as a head
+ID_BYTES = 8
 LEFT = 499  # the status for who has left, as nginx has it: nobody will read it
 
 
@@ -58,8 +58,6 @@ class Desk:
         self._metrics = metrics
         self._tracing = tracing
         self._logs_requests = log_requests
-        self._ids = count(1)
-        self._run = secrets.token_hex(4)  # tells this process's request ids from another's
 
     async def serve(
         self,
@@ -75,7 +73,7 @@ class Desk:
         `count` counts what makes no picture, and is not to be counted with what does. What is `quiet` is logged only if
         it is refused.
         """
-        ticket = Ticket(self._name(), time.perf_counter())
+        ticket = Ticket(_new_id(), time.perf_counter())
         outcome = "done"
         try:
             response = await work(request, ticket)
@@ -116,10 +114,13 @@ class Desk:
 
     async def refuse(self, request: Request, error: Exception) -> Response:
         """Starlette's handler for what its router raises; named and counted like what reaches an endpoint."""
-        problem = routing_problem(request, error)
+        return self.turn_away(request, routing_problem(request, error))
+
+    def turn_away(self, request: Request, problem: Problem) -> Response:
+        """The answer to a request that reaches no endpoint; named, counted and logged like one that does."""
         self._metrics.refused(problem.error.slug)
         response = respond(problem)
-        name = response.headers["X-Request-Id"] = self._name()
+        name = response.headers["X-Request-Id"] = _new_id()
         self._log(request, response, Ticket(name, time.perf_counter()), problem.error.slug)
         return response
 
@@ -133,9 +134,6 @@ class Desk:
             case _:
                 log.error("request %s failed", ticket.name, exc_info=error)
                 return Problem(Error.INTERNAL, f"An unexpected error; the server's log has it under {ticket.name}.")
-
-    def _name(self) -> str:
-        return f"{self._run}-{next(self._ids)}"
 
     def _close(
         self, request: Request, response: Response, ticket: Ticket, count: Count | None, quiet: bool, outcome: str
@@ -162,3 +160,8 @@ class Desk:
             line = replace(line, trace=trace)
         if self._logs_requests:
             requests_log.info(line)
+
+
+def _new_id() -> str:
+    """An id for a request. It cannot be guessed: whoever knows it may follow and end the request."""
+    return secrets.token_hex(ID_BYTES)

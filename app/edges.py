@@ -21,7 +21,6 @@ from workers.engine.header import output_size
 
 PNG = "image/png"
 TYPES = "the picture itself (image/png, image/jpeg, image/webp), or JSON (application/json)"
-RETRY_SECONDS = 1.0
 
 
 class EdgesRequest(msgspec.Struct, frozen=True):
@@ -74,13 +73,13 @@ class Edges:
         header = pictures.measured(picture, self._rules, blamed)
         size = output_size(header.width, header.height, self._rules.sizing)
         try:
-            png = await unless_gone(request, self._edging.find(Wanted(picture, size, canny)))
+            png = await unless_gone(request, self._edging.find(Wanted(picture, size, canny), ticket.client))
         except (BadPictureError, FailedError, EdgingError) as error:
             raise _problem(error, blamed) from None
         return Response(png, media_type=PNG)
 
     def _canny(self, request: Request) -> Canny:
-        wanted = bodies.converted(self._thresholds | dict(request.query_params), Thresholds)
+        wanted = bodies.converted({**self._thresholds, **bodies.query(request)}, Thresholds)
         self._rules.check_numbers(msgspec.structs.asdict(wanted))
         return Canny(low=wanted.canny_low, high=wanted.canny_high)
 
@@ -88,11 +87,11 @@ class Edges:
         """The picture file, and what the client calls it."""
         kind = bodies.media_type(request)
         if bodies.is_json(kind):
-            wanted = bodies.parsed_json(await bodies.read(request, self._rules), _json)
-            return pictures.decoded(wanted.input_image_base64), pictures.JSON_NAME
+            encoded = (await bodies.json_body(request, self._rules, _json)).input_image_base64
+            return await bodies.in_thread_if_large(len(encoded), pictures.decoded, encoded), pictures.JSON_NAME
         if kind in bodies.PICTURES:
-            return await bodies.read(request, self._rules), None
-        raise Problem(Error.MEDIA_TYPE, f"The body is {kind!r}; send {TYPES}, and say so in Content-Type.")
+            return await bodies.read(request, self._rules.max_body_bytes), None
+        raise bodies.unsupported(kind, TYPES)
 
 
 def _problem(error: Exception, blamed: str | None) -> Problem:
@@ -100,7 +99,7 @@ def _problem(error: Exception, blamed: str | None) -> Problem:
         case BadPictureError():
             return Problem(Error.INVALID_PICTURE, str(error), blamed)
         case CrowdedError():
-            return Problem(Error.BUSY, f"{error} Try again in a moment.", retry_after=RETRY_SECONDS)
+            return Problem(Error.BUSY, str(error), retry_after=error.retry_after)
         case ClosingError():
             return Problem(Error.DRAINING, "Nothing new is taken; try another server, or this one when it is back.")
         case SlowError():

@@ -1,6 +1,7 @@
 """Every error that a client can get, as one table, in the form of RFC 9457 (problem+json)."""
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping
 from enum import Enum
 from http import HTTPStatus
@@ -12,6 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 MEDIA_TYPE = "application/problem+json"
+# A problem's body is at most 4 KB: it has its detail twice, once for the field to blame.
+DETAIL_BYTES = 1500
+FIELD_CHARS = 100
+QUOTED_CHARS = 100  # of a client's value, in a message
+LONG_BITS = 330  # an integer of more than these has more than 99 digits
+CUT = "..."
+# What is made for one client is kept by no cache, and is never taken for another type than it says.
+SAFE_HEADERS: Mapping[str, str] = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
 class Error(Enum):
@@ -21,6 +30,8 @@ class Error(Enum):
     BROKEN_JSON = "broken-json", HTTPStatus.BAD_REQUEST, "The body is not JSON"
     BROKEN_FORM = "broken-form", HTTPStatus.BAD_REQUEST, "The body is not a form"
     UNAUTHORIZED = "unauthorized", HTTPStatus.UNAUTHORIZED, "An API key is needed"
+    FOREIGN_ORIGIN = "foreign-origin", HTTPStatus.FORBIDDEN, "Pages of this origin may not use this service"
+    UNKNOWN_HOST = "unknown-host", HTTPStatus.FORBIDDEN, "This service does not answer under this host name"
     NOT_FOUND = "not-found", HTTPStatus.NOT_FOUND, "There is nothing at this path"
     METHOD = "method-not-allowed", HTTPStatus.METHOD_NOT_ALLOWED, "This path does not take this method"
     SLOW = "request-timeout", HTTPStatus.REQUEST_TIMEOUT, "The request took too long to arrive"
@@ -73,13 +84,20 @@ class ProblemBody(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @dataclasses.dataclass
 class Problem(Exception):
-    """Raise it to answer with an error. `field` is the JSON key to blame; `retry_after` is in seconds."""
+    """Raise it to answer with an error. `field` is the JSON key to blame; `retry_after` is in seconds.
+
+    Both texts are cut to a length that keeps the answer small, whatever they quote: see `quoted`.
+    """
 
     error: Error
     detail: str
     field: str | None = None
     retry_after: float | None = None
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.detail = _cut_to_bytes(self.detail, DETAIL_BYTES)
+        self.field = self.field and self.field[:FIELD_CHARS]
 
 
 def respond(problem: Problem) -> Response:
@@ -97,7 +115,7 @@ def problem_body(problem: Problem) -> bytes:
 
 def problem_headers(problem: Problem) -> dict[str, str]:
     """The headers that go with a problem, in whatever form its body is."""
-    headers = dict(problem.headers)
+    headers = {**problem.headers, **SAFE_HEADERS}
     if problem.retry_after is not None:
         headers["Retry-After"] = str(whole_seconds(problem.retry_after))
     if problem.error is Error.DRAINING:
@@ -113,13 +131,50 @@ def whole_seconds(retry_after: float) -> int:
 def routing_problem(request: Request, error: Exception) -> Problem:
     """What Starlette's router raises: unknown paths and methods."""
     assert isinstance(error, HTTPException)
-    path = request.scope["path"]
+    path = plain(request.scope["path"])
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = (error.headers or {}).get("Allow", "")
-        return Problem(
-            Error.METHOD, f"{request.method} is not taken at {path}; allowed: {allowed}.", headers={"Allow": allowed}
-        )
+        detail = f"{plain(request.method)} is not taken at {path}; allowed: {allowed}."
+        return Problem(Error.METHOD, detail, headers={"Allow": allowed})
     return Problem(Error.NOT_FOUND, f"There is nothing at {path}; pictures are made at /generation/.")
+
+
+def quoted(value: object, most: int = QUOTED_CHARS) -> str:
+    """A client's value for a message, as `repr` writes it: at most `most` characters, however large the value is."""
+    return _cut(_quote.repr(value), most)
+
+
+def plain(text: str, most: int = QUOTED_CHARS) -> str:
+    """A client's text for a message, without quotation marks: at most `most` characters."""
+    return _cut(text, most)
+
+
+class _Quote(reprlib.Repr):
+    """Never builds more than a message can hold. Python refuses to write an integer of thousands of digits at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = QUOTED_CHARS
+        self.maxlevel = 3
+
+    def repr_int(self, value: int, level: int) -> str:
+        """An integer; a long one by its size."""
+        long = value.bit_length() > LONG_BITS
+        return f"an integer of about {int(value.bit_length() * 0.30103) + 1} digits" if long else repr(value)
+
+
+_quote = _Quote()
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - len(CUT)] + CUT
+
+
+def _cut_to_bytes(text: str, most: int) -> str:
+    if len(text) * 4 <= most:  # UTF-8 takes at most four bytes for a character
+        return text
+    encoded = text.encode("utf-8", "replace")
+    return text if len(encoded) <= most else encoded[: most - len(CUT)].decode("utf-8", "ignore") + CUT
 
 
 async def on_exception(request: Request, error: Exception) -> Response:

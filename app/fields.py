@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from app.errors import Error, Problem
+from app.errors import Error, Problem, quoted
 from app.settings import Settings
 from workers.engine.config import Sizing
 from workers.engine.contract import Format, Options
@@ -14,6 +14,8 @@ from workers.engine.contract import Format, Options
 SEED_MIN, SEED_MAX = -(2**63), 2**64 - 1  # what torch.Generator.manual_seed takes
 SEEDS = SEED_MAX + 1 - SEED_MIN
 PRIORITY = 10
+# Values in a body of JSON: requests of real clients have a few hundred; a million would be gigabytes of objects.
+JSON_VALUES, COMMAS_IN_TEXTS = 10_000, 4
 DRAWN_SEEDS = 2**32  # of which one is drawn for who names none: short enough to be typed again
 AS_THEY_ARE: Mapping[str, str] = {}
 
@@ -93,6 +95,7 @@ class Rules:
     max_picture_bytes: int
     max_pixels: int
     max_text_chars: int
+    max_json_values: int
     sizing: Sizing
     steps: int
     ranges: Mapping[str, Range]
@@ -118,8 +121,9 @@ class Rules:
         return cls(
             server.max_body_bytes,
             server.max_picture_bytes,
-            server.max_pixels,
+            settings.max_pixels,
             server.max_text_chars,
+            JSON_VALUES + COMMAS_IN_TEXTS * server.max_text_chars,
             engine.size,
             steps,
             ranges,
@@ -129,19 +133,27 @@ class Rules:
     def check(self, fields: Fields | GenerationRequest, called: Mapping[str, str] = AS_THEY_ARE) -> None:
         """Raises Problem where a field is out of its range. `called` is what an interface calls fields."""
         for name in ("text", "negative_prompt"):
-            text = getattr(fields, name)
-            if text is not None and len(text) > self.max_text_chars:
-                blamed = called.get(name, name)
-                detail = f"{blamed} has {len(text)} characters; at most {self.max_text_chars} are taken."
-                raise Problem(Error.INVALID_FIELD, detail, blamed)
+            if (text := getattr(fields, name)) is not None:
+                self._check_text(text, called.get(name, name))
         self.check_numbers({name: getattr(fields, name) for name in self.ranges}, called)
+
+    def _check_text(self, text: str, blamed: str) -> None:
+        if len(text) > self.max_text_chars:
+            detail = f"{blamed} has {len(text)} characters; at most {self.max_text_chars} are taken."
+            raise Problem(Error.INVALID_FIELD, detail, blamed)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            code = f"U+{ord(text[error.start]):04X}"
+            detail = f"{blamed} has half of a surrogate pair ({code}), which is no character; send it as UTF-8."
+            raise Problem(Error.INVALID_FIELD, detail, blamed) from None
 
     def check_numbers(self, numbers: Mapping[str, float | None], called: Mapping[str, str] = AS_THEY_ARE) -> None:
         """Raises Problem where one of some fields is out of its range; None is in any."""
         for name, number in numbers.items():
             allowed, blamed = self.ranges[name], called.get(name, name)
             if number is not None and number not in allowed:
-                raise Problem(Error.INVALID_FIELD, f"{blamed} is {number}; it must be {allowed}.", blamed)
+                raise Problem(Error.INVALID_FIELD, f"{blamed} is {quoted(number)}; it must be {allowed}.", blamed)
 
 
 def drawn_seed() -> int:

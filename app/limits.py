@@ -6,7 +6,10 @@ be idle after an answer.
 
 import asyncio
 from collections.abc import Callable
+from functools import cached_property
+from ipaddress import ip_address, ip_network
 
+from app.access import client_of
 from app.connection import Connection
 from app.errors import Error, Problem
 from app.settings import ServerConfig
@@ -71,11 +74,23 @@ class LimitedConnection(Connection):
         self._stop_reading()
 
     def _is_too_much(self) -> bool:
-        """An address may have as many connections as it leaves free; a proxy stands for many clients."""
+        """A client may have as many connections as it leaves free; a trusted proxy stands for many clients."""
         free = self.limits.max_connections - len(self.connections)
-        if free < 0 or self.limits.trusted_proxies:
+        if free < 0 or self._is_trusted_proxy:
             return free < 0
-        return sum(_host(each) == _host(self) for each in self.connections) > free + 1
+        return sum(_client_of(each) == self.address for each in self.connections) > free + 1
+
+    @cached_property
+    def address(self) -> str:
+        """Whose connection it is, by its own address: what a header claims is believed later, of proxies alone."""
+        return client_of(self.client[0]) if self.client else ""
+
+    @property
+    def _is_trusted_proxy(self) -> bool:
+        if not (self.limits.trusted_proxies and self.client):
+            return False
+        peer = ip_address(self.client[0])
+        return any(peer in ip_network(proxy) for proxy in self.limits.trusted_proxies)
 
     def _is_idle(self) -> bool:
         return self._running is None or self._running.response_complete
@@ -127,9 +142,8 @@ def limited(config: ServerConfig, refused: Callable[[Error], None]) -> type[Limi
     return Limited
 
 
-def _host(connection: object) -> str | None:
-    client = getattr(connection, "client", None)
-    return client and client[0]
+def _client_of(connection: object) -> str:
+    return connection.address if isinstance(connection, LimitedConnection) else ""
 
 
 def _late(what: str, seconds: float) -> Problem:

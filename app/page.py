@@ -79,7 +79,7 @@ def page_settings(settings: Settings) -> PageSettings:
     ranges = {name: rules.ranges[name] for name in defaults}
     return PageSettings(
         model=server.model_name,
-        needs_key=bool(server.api_key or server.api_key_file),
+        needs_key=server.has_keys,
         negative_prompt=engine.prompt.negative,
         fields={name: Setting(defaults[name], each.low, each.high) for name, each in ranges.items()},
         taken=Taken(rules.max_picture_bytes, rules.max_pixels, rules.max_text_chars),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -37,7 +38,13 @@ class Endpoints:
     compatible: Sequence[Route]
 
 
-def create_app(desk: Desk, endpoints: Endpoints, registry: CollectorRegistry, lifespan: Lifespan) -> Starlette:
+def create_app(
+    desk: Desk,
+    endpoints: Endpoints,
+    registry: CollectorRegistry,
+    lifespan: Lifespan,
+    middleware: Sequence[Middleware],
+) -> Starlette:
     """The ASGI application. Both spellings of a path answer directly: nobody is redirected."""
 
     async def metrics(request: Request) -> Response:
@@ -62,6 +69,7 @@ def create_app(desk: Desk, endpoints: Endpoints, registry: CollectorRegistry, li
             Route("/settings.json", endpoints.page.settings),
             *endpoints.compatible,
         ],
+        middleware=middleware,
         exception_handlers={HTTPException: desk.refuse, Exception: on_exception},
         lifespan=lifespan,
     )

@@ -196,7 +196,8 @@ def _value_problems(kind: Any, found: Any, key: Key) -> Iterator[Problem]:
 
 
 def _is_secret(kind: Any) -> bool:
-    return any(isinstance(each, msgspec.Meta) and bool((each.extra or {}).get("secret")) for each in get_args(kind))
+    metas = [each for each in get_args(kind) if isinstance(each, msgspec.Meta)]
+    return any((meta.extra or {}).get("secret") for meta in metas) or any(map(_is_secret, get_args(kind)))
 
 
 def _dataclass_in(kind: Any) -> type | None:

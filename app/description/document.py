@@ -70,7 +70,7 @@ def describe(settings: Settings) -> Node:
     for node in schemas.values():
         node["description"] = cleandoc(node.get("description", ""))
     server = settings.server
-    keys = KEYS if server.api_key or server.api_key_file else {}
+    keys = KEYS if server.has_keys else {}
     security: list[Node] = [{scheme: []} for scheme in keys]
     title = {"title": "Contour", "version": __version__, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}}
     return {

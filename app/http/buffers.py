@@ -1,0 +1,66 @@
+"""One budget for the bytes of all bodies, and of the images in them, while their requests are in hand.
+
+Each request may be small enough, and all of them together may still be more than there is memory for. A client may
+hold at most as many bytes as it leaves free, so that one client alone cannot take all of the budget.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import Error, Problem
+
+# A body is kept until it is read, and so is the image decoded from it, until its request is answered.
+COPIES = 2
+RETRY_SECONDS = 2.0  # there is room when some request is answered, which nobody knows better
+
+
+class BodyBuffers:
+    """ASGI middleware that counts the bytes of bodies as they arrive, and forgets them when the request is answered.
+
+    Reading a body raises Problem (503) when there is no room for more of it: in all, `most` bytes are held. `client`
+    tells whose a request is.
+    """
+
+    def __init__(self, app: ASGIApp, most: int, client: Callable[[HTTPConnection], str]) -> None:
+        self._app = app
+        self._most = most
+        self._client = client
+        self._held: Counter[str] = Counter()  # bytes, by client
+        self._total = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on; what it sends is counted until it is answered."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        client, held = "", 0
+
+        async def receive_counted() -> Message:
+            nonlocal client, held
+            message = await receive()
+            if body := message.get("body"):
+                client = client or self._client(HTTPConnection(scope))
+                self._take(client, taken := COPIES * len(body))
+                held += taken
+            return message
+
+        try:
+            await self._app(scope, receive_counted, send)
+        finally:
+            self._give_back(client, held)
+
+    def _take(self, client: str, taken: int) -> None:
+        total, own = self._total + taken, self._held[client] + taken
+        if own > self._most - total:
+            detail = f"Bodies of {self._total} bytes are being worked on already; try again in {RETRY_SECONDS:g} s."
+            raise Problem(Error.BUSY, detail, retry_after=RETRY_SECONDS)
+        self._total, self._held[client] = total, own
+
+    def _give_back(self, client: str, held: int) -> None:
+        self._total -= held
+        self._held[client] -= held
+        if not self._held[client]:
+            del self._held[client]

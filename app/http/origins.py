@@ -1,0 +1,120 @@
+"""Keep pages of other origins from using this service through their readers' browsers.
+
+A browser lets any page send forms, images and untyped bodies to any address, the reader's own machine included, without
+asking first; only reading the answer needs a permission (CORS). So what is sent must be refused here. Two checks do it:
+
+- *Origin.* A browser names the page that sends (Origin), and says whether it is of the same origin (Sec-Fetch-Site).
+  Programs other than browsers send neither, and pass.
+- *Host.* With DNS rebinding, a page of `http://evil.example` points its own name at this machine: then both headers say
+  "same origin". What it cannot change is the Host header, which still has its name. So Host must be one of ours.
+"""
+
+from collections.abc import Callable, Collection
+from ipaddress import ip_address
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import Error, Problem, quoted
+
+ANY = "*"
+# Anybody may link to a page, and a link sends no Origin worth checking; probes show nothing of any client.
+PAGES = ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/metrics")
+PAGE_FOLDERS = ("/docs/", "/page/")
+LOOPBACK_NAMES = ("localhost", ".localhost")
+UNSPECIFIED = ("0.0.0.0", "::")  # noqa: S104 - what people write when they mean this machine
+
+Refuse = Callable[[Request, Problem], Response]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, a name or an address, can only be this machine."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.endswith(LOOPBACK_NAMES)
+
+
+class OriginGuard:
+    """ASGI middleware that answers 403 to an unknown Host and to a foreign page.
+
+    `hosts`: names that a Host header may have besides those of loopback, of the address listened on and of the
+    connection; "*" is any, "*.example.com" any below that name. `origins`: those of pages that may use the service, as
+    browsers write them (`https://example.com`); "*" is any.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str], origins: Collection[str], refuse: Refuse) -> None:
+        self._app = app
+        self._hosts = frozenset(hosts)
+        self._domains = tuple(host[1:] for host in hosts if host.startswith("*."))
+        self._origins = frozenset(origins)
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "http" and (problem := self._problem(scope)) is not None:
+            await self._refuse(Request(scope), problem)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _problem(self, scope: Scope) -> Problem | None:
+        headers = Headers(scope=scope)
+        if not all(self._is_ours(host, scope) for host in headers.getlist("host")):
+            return _unknown_host(headers["host"])
+        if _is_page(scope) or self._may_use(headers):
+            return None
+        return _foreign(headers)
+
+    def _is_ours(self, host_and_port: str, scope: Scope) -> bool:
+        host = host_of(host_and_port)
+        return (
+            ANY in self._hosts
+            or host in self._hosts
+            or host in UNSPECIFIED
+            or is_loopback(host)
+            or host.endswith(self._domains)
+            # By its own address: no name was looked up, so nobody pointed a name of theirs here.
+            or (scope.get("server") is not None and host == scope["server"][0])
+        )
+
+    def _may_use(self, headers: Headers) -> bool:
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        if ANY in self._origins or (origin is not None and origin.lower() in self._origins):
+            return True
+        if site == "same-origin" and origin != "null":  # no page can set this header; a proxy may have changed Host
+            return True
+        own = origin is None or _authority(origin) == headers.get("host", "").lower()
+        return own and site in (None, "same-origin", "none")  # none: a person, who typed the address
+
+
+def host_of(host_and_port: str) -> str:
+    """The host of a Host header, in lower case, without port, brackets and the dot of the root."""
+    host = host_and_port.strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    name, colon, port = host.rpartition(":")
+    return (name if colon and ":" not in name and not port.strip("0123456789") else host).rstrip(".")
+
+
+def _authority(origin: str) -> str:
+    """The host and port of an Origin: what Host is for a page of ours. A scheme may have changed at a proxy."""
+    return origin.lower().partition("://")[2]
+
+
+def _is_page(scope: Scope) -> bool:
+    path = scope["path"]
+    return scope["method"] in {"GET", "HEAD"} and (path in PAGES or path.startswith(PAGE_FOLDERS))
+
+
+def _unknown_host(host: str) -> Problem:
+    name = quoted(host_of(host))
+    detail = f"The Host header is {name}, which is no name of this service; server.allowed_hosts adds names."
+    return Problem(Error.UNKNOWN_HOST, detail)
+
+
+def _foreign(headers: Headers) -> Problem:
+    origin = headers.get("origin")
+    page = "A page of another origin" if origin is None else f"A page of {quoted(origin)}"
+    return Problem(Error.FOREIGN_ORIGIN, f"{page} may not use this service; server.allowed_origins permits origins.")

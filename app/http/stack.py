@@ -1,0 +1,51 @@
+"""The middleware of the service, from the outside in."""
+
+import logging
+from collections.abc import Sequence
+
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from app.access import Access
+from app.desk import Desk
+from app.http.buffers import BodyBuffers
+from app.http.origins import ANY, OriginGuard, is_loopback
+from app.http.safe_headers import SafeHeaders
+from app.settings import ServerConfig, Settings
+
+log = logging.getLogger("contour")
+
+EXPOSED_HEADERS = ("ETag", "Retry-After", "Server-Timing", "X-Request-Id")  # that a page of another origin may read
+
+
+def middlewares(settings: Settings, desk: Desk, access: Access) -> Sequence[Middleware]:
+    """What every request passes, in this order; says in the log what anybody may do."""
+    server = settings.server
+    stack = [
+        Middleware(SafeHeaders),
+        Middleware(OriginGuard, hosts(server), [each.lower() for each in server.allowed_origins], desk.turn_away),
+    ]
+    if server.allowed_origins:
+        stack.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=server.allowed_origins,
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=EXPOSED_HEADERS,
+                allow_private_network=True,  # a page from the internet asks, as this machine is not on it
+            )
+        )
+    return [*stack, Middleware(BodyBuffers, settings.max_buffered_bytes, access.client)]
+
+
+def hosts(server: ServerConfig) -> Sequence[str]:
+    """The names that a Host header may have."""
+    if not is_loopback(server.host) and not server.has_keys:
+        log.warning(
+            "Listening on %s without API keys: everybody who reaches it can use it (server.api_key)", server.host
+        )
+    if server.allowed_hosts or is_loopback(server.host):
+        return [server.host, *(each.lower() for each in server.allowed_hosts)]
+    log.info("Listening on %s: any Host header is accepted; server.allowed_hosts limits it to names", server.host)
+    return [ANY]
