@@ -1,12 +1,20 @@
 """Edges of pictures, found in a process of their own: when it is started, who waits for it, and when it is ended.
 
+The process works on one image at a time. Clients take turns: a client that has been served goes behind all others that
+wait, however many requests it has waiting. With A's requests a1 to a5 waiting when b1 arrives from B, the order is
+a1, b1, a2, a3, ... Without this, one client with a dozen connections keeps everybody else waiting.
+
 All of it runs on one event loop, on the main thread, as the kernel ends the process with the thread that started it.
 """
 
 import asyncio
 import logging
+import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from math import ceil
+from statistics import fmean
 
 from workers import edges
 from workers.edger import Edger, GoneError, Wanted
@@ -16,6 +24,7 @@ from workers.slots import SlotLayout
 log = logging.getLogger("contour.edging")
 
 TRIES = 2  # processes that a picture may cost
+RECENT = 16  # how many of the last images their mean time is taken of
 PNG_ROOM = 2**16  # bytes of a PNG beside a sixteenth more than its pixels, which is what noise takes
 
 
@@ -24,7 +33,14 @@ class EdgingError(RuntimeError):
 
 
 class CrowdedError(EdgingError):
-    """Too many wait already, or it was waited too long; the message is for the client."""
+    """Too many wait already, or it was waited too long; the message is for the client.
+
+    `retry_after` is in how many seconds a request of this client's would have its turn, by what recent ones took.
+    """
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class ClosingError(EdgingError):
@@ -43,11 +59,12 @@ class LostError(EdgingError):
 class Patience:
     """How many may wait for their turn, and how long everything may take, in seconds.
 
-    A picture of 40 million pixels takes some seconds on a busy machine. Without work, the process ends after `idle`;
+    One client may have as many waiting as it leaves places free, so that others find one. A picture of 40 million
+    pixels takes some seconds on a busy machine. Without work, the process ends after `idle`;
     at the end, who is there already has `end` to be answered.
     """
 
-    waiting: int = 8
+    waiting: int = 16
     turn: float = 10.0
     start: float = 60.0
     work: float = 20.0
@@ -61,6 +78,68 @@ def layout(picture_bytes: int, sizing: Sizing) -> SlotLayout:
     return SlotLayout(1, picture_bytes, pixels * 17 // 16 + PNG_ROOM)
 
 
+class FairQueue:
+    """Gives the process to one request at a time: a FIFO per client, and the clients take turns."""
+
+    def __init__(self) -> None:
+        # The order of the keys is the order in which clients have their turns. None of the queues is empty.
+        self._queues: dict[str, deque[asyncio.Future[None]]] = {}
+        self._client = ""  # whose turn it is, or was last
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return sum(map(len, self._queues.values()))
+
+    def waiting_of(self, client: str) -> int:
+        """How many of a client's wait."""
+        return len(self._queues.get(client, ()))
+
+    def turns_before(self, client: str) -> int:
+        """How many turns would come before that of one more request of this client."""
+        own = self.waiting_of(client)
+        others = (len(queue) for each, queue in self._queues.items() if each != client)
+        return own + sum(min(length, own + 1) for length in others) + (not self.idle.is_set())
+
+    async def take(self, client: str) -> None:
+        """Wait for a turn, which `release` ends. Cancelled while it waits, it leaves the queue at once."""
+        if self.idle.is_set():
+            self._client = client
+            self.idle.clear()
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(client, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it got its turn in the same moment
+                self.release()
+            elif turn in self._queues.get(client, ()):
+                self._remove(client, turn)
+            raise
+
+    def release(self) -> None:
+        """End a turn; the next one begins."""
+        if (rest := self._queues.pop(self._client, None)) is not None:
+            self._queues[self._client] = rest  # behind all others
+        while self._queues:
+            client, queue = next(iter(self._queues.items()))
+            turn = queue[0]
+            self._remove(client, turn)
+            if not turn.cancelled():  # else it is about to leave
+                self._client = client
+                turn.set_result(None)
+                return
+        self.idle.set()
+
+    def _remove(self, client: str, turn: "asyncio.Future[None]") -> None:
+        self._queues[client].remove(turn)
+        if not self._queues[client]:
+            del self._queues[client]
+
+
 class Edging:
     """Finds edges, one picture at a time. The process is started when it is first needed."""
 
@@ -68,8 +147,8 @@ class Edging:
         self._room = room
         self._setup = setup
         self._patience = patience or Patience()
-        self._turn = asyncio.Lock()
-        self._waiting = 0
+        self._turns = FairQueue()
+        self._seconds: deque[float] = deque(maxlen=RECENT)  # what the last images took
         self._edger: Edger | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._closing = self._closed = False
@@ -79,15 +158,15 @@ class Edging:
         """The id of the process, while there is one."""
         return None if self._edger is None or self._edger.gone.done() else self._edger.pid
 
-    async def find(self, wanted: Wanted) -> bytes:
-        """A PNG of the edges: grey, 255 on an edge and 0 elsewhere.
+    async def find(self, wanted: Wanted, client: str = "") -> bytes:
+        """A PNG of the edges: grey, 255 on an edge and 0 elsewhere. `client` is whoever takes turns with others.
 
         Cancelled while it waits, it leaves the queue; later, the picture is finished and forgotten.
         Raises BadPictureError, FailedError and the errors of this module; OSError when no process can be started.
         """
         if self._closing:
             raise ClosingError
-        await self._wait()
+        await self._wait(client)
         work = asyncio.ensure_future(self._work(wanted))
         work.add_done_callback(_take_note)
         return await asyncio.shield(work)
@@ -96,8 +175,8 @@ class Edging:
         """Answer who is there already, if that can be done in time, and end the process. Nobody else is let in."""
         self._closing = True
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._patience.end), self._turn:  # it comes after all who wait for theirs
-                pass
+            async with asyncio.timeout(self._patience.end):
+                await self._turns.idle.wait()
         self._closed = True
         self._stay_awake()
         if self._edger is not None:
@@ -105,28 +184,42 @@ class Edging:
 
     # ---------------------------------------------------------------------------------------------------- one at a time
 
-    async def _wait(self) -> None:
-        """Wait for the turn; whoever gets it is to give it back."""
-        if self._waiting >= self._patience.waiting:
-            raise CrowdedError(f"{self._waiting} others wait for edges already.")
-        self._waiting += 1
+    async def _wait(self, client: str) -> None:
+        """Wait for a turn; `_work` ends it."""
+        self._check_room(client)
         try:
             async with asyncio.timeout(self._patience.turn):
-                await self._turn.acquire()
+                await self._turns.take(client)
         except TimeoutError:
-            raise CrowdedError(f"Its turn had not come after {self._patience.turn:g} s.") from None
-        finally:
-            self._waiting -= 1
+            raise self._crowded(f"Your request's turn did not come within {self._patience.turn:g} s.", client) from None
+
+    def _check_room(self, client: str) -> None:
+        """Refuse a request that finds no place to wait, and one whose client would have more than it leaves free."""
+        if self._turns.idle.is_set():
+            return
+        waiting, own = self._turns.waiting, self._turns.waiting_of(client)
+        free = self._patience.waiting - waiting
+        if free < 1:
+            raise self._crowded(f"{waiting} requests wait for edges already, and no more may.", client)
+        if own + 1 > free:
+            raise self._crowded(f"{own} of your requests wait for edges already, and no more of them may.", client)
+
+    def _crowded(self, message: str, client: str) -> CrowdedError:
+        mean = fmean(self._seconds) if self._seconds else 1.0
+        retry_after = max(1.0, mean * self._turns.turns_before(client))
+        return CrowdedError(f"{message} Try again in {ceil(retry_after)} s.", retry_after)
 
     async def _work(self, wanted: Wanted) -> bytes:
         self._stay_awake()
+        began = time.monotonic()
         try:
             for _ in range(TRIES):
                 if (found := await self._try(wanted)) is not None:
                     return found
             raise LostError(f"{TRIES} processes ended while they looked for these edges; it is not tried again.")
         finally:
-            self._turn.release()
+            self._seconds.append(time.monotonic() - began)
+            self._turns.release()
             if not self._closed:
                 self._idle = asyncio.get_running_loop().call_later(self._patience.idle, self._retire)
 
@@ -165,7 +258,7 @@ class Edging:
     def _retire(self) -> None:
         """Nobody has wanted anything for a while."""
         self._idle = None
-        if self._edger is not None and not self._turn.locked():
+        if self._edger is not None and self._turns.idle.is_set():
             self._edger.kill()
 
 

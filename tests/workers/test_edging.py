@@ -18,7 +18,7 @@ from tests.fuzz.seeds import file_of
 from tests.workers.contours import drawing, expected, files, pixels_of, size_of
 from workers import edges
 from workers.edger import FailedError, Wanted
-from workers.edging import ClosingError, CrowdedError, Edging, LostError, Patience, SlowError, layout
+from workers.edging import ClosingError, CrowdedError, Edging, FairQueue, LostError, Patience, SlowError, layout
 from workers.engine.config import Canny, Sizing
 from workers.engine.contract import BadPictureError
 from workers.slots import SlotLayout, SlotMemory
@@ -264,14 +264,131 @@ def test_so_many_may_wait_and_the_next_is_told_so() -> None:
     async def scenario() -> None:
         async with opened(Patience(waiting=2)) as edging:
             process = await frozen(edging)
-            taken = [asyncio.create_task(edging.find(WANTED)) for _ in range(3)]
+            taken = [asyncio.create_task(edging.find(WANTED, client)) for client in "abc"]
             await asyncio.sleep(0)
-            with pytest.raises(CrowdedError, match="2 others"):
-                await edging.find(WANTED)
+            with pytest.raises(CrowdedError, match=r"^2 requests wait .* Try again in \d+ s\.$"):
+                await edging.find(WANTED, "d")
             go_on(process)
             for png in await asyncio.gather(*taken):
                 assert_found(png)
             assert_found(await edging.find(WANTED))
+
+    run(scenario())
+
+
+def test_one_client_may_have_as_many_waiting_as_it_leaves_free() -> None:
+    async def scenario() -> None:
+        async with opened() as edging:
+            process = await frozen(edging)
+            taken = [asyncio.create_task(edging.find(WANTED, "many")) for _ in range(9)]
+            await asyncio.sleep(0)
+            with pytest.raises(CrowdedError, match=r"^8 of your requests wait"):
+                await edging.find(WANTED, "many")
+            taken += [asyncio.create_task(edging.find(WANTED, f"single {n}")) for n in range(8)]
+            await asyncio.sleep(0)
+            with pytest.raises(CrowdedError, match=r"^16 requests wait"):
+                await edging.find(WANTED, "one more")
+            go_on(process)
+            for png in await asyncio.gather(*taken):
+                assert_found(png)
+
+    run(scenario())
+
+
+def test_clients_take_turns() -> None:
+    async def scenario() -> None:
+        async with opened() as edging:
+            process = await frozen(edging)
+            order: list[str] = []
+
+            async def find(client: str) -> None:
+                assert_found(await edging.find(WANTED, client))
+                order.append(client)
+
+            tasks = []
+            for client in "aaaaabbcb":
+                tasks.append(asyncio.create_task(find(client)))
+                await asyncio.sleep(0)
+            go_on(process)
+            await asyncio.gather(*tasks)
+            assert "".join(order) == "abcababaa"
+
+    run(scenario())
+
+
+def test_a_client_with_a_dozen_requests_keeps_another_waiting_for_two_turns_at_most() -> None:
+    async def scenario() -> None:
+        async with opened() as edging:
+            await edging.find(WANTED)
+            done_by_a = 0
+
+            async def keep_asking() -> None:
+                nonlocal done_by_a
+                while True:
+                    try:
+                        await edging.find(WANTED, "a")
+                        done_by_a += 1
+                    except CrowdedError:
+                        await asyncio.sleep(0.001)
+
+            asking = [asyncio.create_task(keep_asking()) for _ in range(12)]
+            await until(lambda: done_by_a >= 12)
+            for _ in range(10):
+                before = done_by_a
+                assert_found(await edging.find(WANTED, "b"))
+                assert done_by_a - before <= 2
+            for task in asking:
+                task.cancel()
+            await asyncio.wait(asking)
+
+    run(scenario())
+
+
+def test_a_turn_is_not_lost_with_a_request_that_leaves_as_it_begins() -> None:
+    async def scenario() -> None:
+        turns = FairQueue()
+        await turns.take("first")
+        leaving = [asyncio.create_task(turns.take(f"{n}")) for n in range(3)]
+        staying = asyncio.create_task(turns.take("staying"))
+        await asyncio.sleep(0)
+        leaving[0].cancel()  # before its turn
+        turns.release()
+        leaving[1].cancel()  # after its turn has come, before it hears of it
+        await asyncio.wait(leaving[:2])
+        assert all(task.cancelled() for task in leaving[:2])
+        await leaving[2]
+        assert (turns.waiting, staying.done()) == (1, False)
+        turns.release()
+        await staying
+        turns.release()
+        assert turns.waiting == 0
+        assert turns.idle.is_set()
+
+    run(scenario())
+
+
+def test_a_refused_client_is_told_when_its_turn_would_come() -> None:
+    async def scenario() -> None:
+        async with opened(Patience(waiting=4)) as edging:
+            process = await frozen(edging)
+            first = asyncio.create_task(edging.find(WANTED, "a"))
+            await asyncio.sleep(1.0)
+            go_on(process)
+            assert_found(await first)  # two took a second and more, together
+            os.kill(process, signal.SIGSTOP)
+            taken = [asyncio.create_task(edging.find(WANTED, "a")) for _ in range(3)]
+            await asyncio.sleep(0)
+            with pytest.raises(CrowdedError) as own:
+                await edging.find(WANTED, "a")
+            taken += [asyncio.create_task(edging.find(WANTED, client)) for client in "bc"]
+            await asyncio.sleep(0)
+            with pytest.raises(CrowdedError) as others:
+                await edging.find(WANTED, "d")
+            go_on(process)
+            await asyncio.gather(*taken)
+            # Of "a", three come before a fourth; of "d", the one at work and one of each other client.
+            assert 1.5 <= own.value.retry_after < PATIENCE
+            assert others.value.retry_after == pytest.approx(own.value.retry_after * 4 / 3)
 
     run(scenario())
 
@@ -292,7 +409,7 @@ def test_nobody_waits_for_a_turn_without_end() -> None:
 
 def test_who_leaves_makes_room_and_gets_nobody_elses_edges() -> None:
     async def scenario() -> None:
-        async with opened(Patience(waiting=2)) as edging:
+        async with opened(Patience(waiting=4)) as edging:
             process = await frozen(edging)
             leaving = [asyncio.create_task(edging.find(WANTED)) for _ in range(3)]
             await asyncio.sleep(0)
