@@ -8,10 +8,12 @@ from app.compat.automatic.catalogue import catalogue
 from app.compat.automatic.errors import respond
 from app.compat.automatic.options import Options
 from app.compat.automatic.structs import (
+    MAX_NAME,
     ControlNetUnit,
     ErrorAnswer,
     Info,
-    Nothing,
+    InterruptAnswer,
+    JobName,
     ProgressAnswer,
     Txt2ImgAnswer,
     Txt2ImgRequest,
@@ -34,15 +36,30 @@ CALLED = {
     "cfg_scale": "guidance_scale",
 }
 LOOKED_UP = (Error.UNAUTHORIZED, Error.INTERNAL)
+WHICH = (
+    "It is named by its `force_task_id` or its request id, and belongs to the same client: the same API key, else the "
+    "same address. Without a name it is the latest of the API key, or of the address with `server.shared_progress`."
+)
 TXT2IMG = tuple(error for error in Error if error not in {*BEFORE, Error.NOT_FOUND, Error.BROKEN_FORM})
-SETTING = (*LOOKED_UP, Error.BROKEN_JSON, Error.TOO_LARGE, Error.INVALID_FIELD)
+FOUND = (*LOOKED_UP, Error.INVALID_FIELD)
+SETTING = (*FOUND, Error.BROKEN_JSON, Error.TOO_LARGE, Error.MEDIA_TYPE)
 
 
 def schemas(settings: Settings, fields: FieldSchemas) -> Node:
     """All that the operations refer to."""
     listed = [struct for value in catalogue(settings).values() if (struct := _struct(value))]
     made = DIALECT.schemas(
-        [Txt2ImgRequest, Txt2ImgAnswer, Info, ControlNetUnit, ProgressAnswer, Options, Nothing, *listed]
+        [
+            Txt2ImgRequest,
+            Txt2ImgAnswer,
+            Info,
+            ControlNetUnit,
+            JobName,
+            ProgressAnswer,
+            InterruptAnswer,
+            Options,
+            *listed,
+        ]
     )
     body, unit = made[DIALECT.name(Txt2ImgRequest)], made[DIALECT.name(ControlNetUnit)]
     body["properties"] |= {name: fields.json(ours, body["properties"][name]) for name, ours in CALLED.items()}
@@ -53,14 +70,12 @@ def schemas(settings: Settings, fields: FieldSchemas) -> Node:
 
 def operations(settings: Settings, security: list[Node]) -> dict[str, Node]:
     """By path."""
-    looked_up = DIALECT.problems(LOOKED_UP)
     without = {
         "name": "skip_current_image",
         "in": "query",
         "description": "`true`, `1`, `yes` or `on`: without the picture.",
         "schema": {"type": "string", "default": "false"},
     }
-    progress, nothing = _json("It.", DIALECT.schema(ProgressAnswer)), _json("Done.", DIALECT.schema(Nothing))
     return {
         "/sdapi/v1/txt2img": {"post": _txt2img(security)},
         "/sdapi/v1/img2img": {
@@ -71,21 +86,33 @@ def operations(settings: Settings, security: list[Node]) -> dict[str, Node]:
         "/sdapi/v1/progress": {
             "get": _operation(
                 "progress",
-                "How far the client's latest request is.",
+                f"How far a job is. {WHICH}",
                 security,
-                {200: progress},
-                looked_up,
-                parameters=[without],
+                {200: _json("It; zeros where there is none.", DIALECT.schema(ProgressAnswer))},
+                DIALECT.problems(FOUND),
+                parameters=[*_job_names(), without],
             )
         },
         "/sdapi/v1/interrupt": {
             "post": _operation(
-                "interrupt", "Make no more of the client's latest request.", security, {200: nothing}, looked_up
+                "interrupt",
+                f"End a job. {WHICH} The query names it, or the body.",
+                security,
+                {200: _json("Done, or why not.", DIALECT.schema(InterruptAnswer))},
+                DIALECT.problems(SETTING),
+                parameters=_job_names(),
+                requestBody={"required": False, "content": {JSON: {"schema": DIALECT.schema(JobName)}}},
             )
         },
         "/sdapi/v1/options": _options(security),
         **{path: {"get": _listed(path, value, security)} for path, value in catalogue(settings).items()},
     }
+
+
+def _job_names() -> list[Node]:
+    told = "The job's name: the `force_task_id` of its request, or its request id."
+    schema = {"type": "string", "maxLength": MAX_NAME}
+    return [{"name": name, "in": "query", "description": told, "schema": schema} for name in JobName.__struct_fields__]
 
 
 def _txt2img(security: list[Node]) -> Node:

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 import msgspec
 
-from app.bodies import Answering, parsed_json, understood
+from app.bodies import Answering, understood
 from app.compat.automatic import options
 from app.compat.automatic.errors import wrong
 from app.compat.automatic.options import Options
 from app.compat.automatic.structs import ControlNetUnit, Txt2ImgRequest
 from app.compat.automatic.unit import PICTURE, unit
+from app.errors import quoted
 from app.fields import Fields, Rules, Wanted, drawn_seed
 
 # What would make other pictures and cannot be had. None of them is refused while it is off.
@@ -35,29 +36,26 @@ CALLED = {
 }
 DRAWN = (None, -1)
 
-_json = msgspec.json.Decoder(Txt2ImgRequest, strict=False)
-
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request as it came, and as it was understood."""
+    """A request as it came, without its scripts, and as it was understood."""
 
     request: Txt2ImgRequest
     unit: ControlNetUnit
     wanted: Wanted
 
 
-def asked(body: bytes, rules: Rules, present: Options) -> Asked:
+def asked(request: Txt2ImgRequest, rules: Rules, present: Options) -> Asked:
     """What a body asks for. Raises Problem."""
-    request = parsed_json(body, _json)
     for name, why in UNUSED.items():
         if _is_on(value := getattr(request, name)):
-            raise wrong(name, f"{name} is {value!r}, but {why}; leave it out.")
+            raise wrong(name, f"{name} is {quoted(value)}, but {why}; leave it out.")
     options.check(request.override_settings or {}, present)
     given, picture = unit(request.alwayson_scripts or {})
     fields = _fields(request, given)
     wanted = understood(fields, picture, PICTURE, rules, Answering("png", previews=True), CALLED)
-    return Asked(request, given, wanted)
+    return Asked(msgspec.structs.replace(request, alwayson_scripts={}), given, wanted)
 
 
 def _is_on(value: object) -> bool:

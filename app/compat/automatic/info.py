@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from app.compat.automatic.asking import Asked
+from app.compat.automatic.jobs import Job
 from app.compat.automatic.structs import Info
 from app.compat.automatic.unit import MODULE
 from app.fields import Rules
@@ -14,7 +15,7 @@ CONTROLNET = "ControlNet 0"
 SCHEDULE = "automatic"
 
 
-def info(asked: Asked, pictures: Sequence[Picture], settings: Settings, timestamp: str) -> Info:
+def info(asked: Asked, pictures: Sequence[Picture], settings: Settings, job: Job) -> Info:
     """What the pictures were made with: what was asked for, else what is configured."""
     engine, options, wanted = settings.engine, asked.wanted.options, asked.wanted
     header, seeds = read_header(pictures[0].file), wanted.seeds()
@@ -48,7 +49,8 @@ def info(asked: Asked, pictures: Sequence[Picture], settings: Settings, timestam
         sd_model_name=settings.server.model_name,
         extra_generation_params={CONTROLNET: _control(asked, settings)},
         infotexts=texts,
-        job_timestamp=timestamp,
+        job_timestamp=job.timestamp,
+        task_id=job.task_id,
         notes=list(_notes(asked, header, engine.sampler.name)),
     )
 

@@ -10,17 +10,26 @@ from typing import Any, assert_never
 
 import pybase64
 
+from app.compat.automatic.errors import wrong
 from app.compat.automatic.structs import ProgressAnswer, State
+from app.errors import quoted
 from scheduler.messages import Standing
 from workers.watching import Advanced, News, Previewed, Started
 
-IDLE = ProgressAnswer(0.0, 0.0, State())
+HOW = "Send id_task: the force_task_id that your txt2img request had."
+UNNAMED = f"Name the job. {HOW} Only with API keys or server.shared_progress is your latest job found without it."
+UNKNOWN = f"You have no running job of that name. {HOW}"
 
 
 class Job:
-    """A request for so many pictures, of so many steps each, that `making` makes."""
+    """A request for so many images, of so many steps each, that `making` makes.
 
-    def __init__(self, images: int, steps: int) -> None:
+    Its client may name it as `task_id`, which is its own choice, or as `request_id`.
+    """
+
+    def __init__(self, task_id: str, request_id: str, images: int, steps: int) -> None:
+        self.task_id = task_id
+        self.names = {task_id, request_id}
         self.timestamp = datetime.now(UTC).strftime("%Y%m%d%H%M%S")
         self.interrupted = False
         self.making: asyncio.Future[Any] | None = None
@@ -65,7 +74,7 @@ class Job:
             sampling_steps=self._steps,
         )
         image = pybase64.b64encode_as_string(self._preview) if with_image and self._preview else None
-        return ProgressAnswer(share, self._seconds_left(share), state, image, self._text())
+        return ProgressAnswer(share, self._seconds_left(share), state, image, self._text(), self.task_id)
 
     def _seconds_left(self, share: float) -> float:
         """As long as before for as much as before; while it waits, until it starts, as far as that can be told."""
@@ -78,14 +87,22 @@ class Job:
 
 
 class Jobs:
-    """Those in hand, by whose they are, in the order in which they came."""
+    """Running jobs by client, in the order in which they came.
 
-    def __init__(self) -> None:
+    A client finds its jobs by their names. Without a name it finds its latest, but only where `latest` allows that:
+    where API keys tell clients apart, or the machine is private. One address may be that of many people.
+    """
+
+    def __init__(self, *, latest: bool) -> None:
+        self._latest = latest
         self._running: defaultdict[str, list[Job]] = defaultdict(list)
 
     @contextmanager
     def running(self, client: str, job: Job) -> Iterator[None]:
-        """It is in hand meanwhile."""
+        """It is in hand meanwhile. Raises Problem where another job of the client has its name."""
+        if self._named(client, job.task_id) is not None:
+            text = f"force_task_id is {quoted(job.task_id)}, which another running job has; choose a new one."
+            raise wrong("force_task_id", text)
         self._running[client].append(job)
         try:
             yield
@@ -94,7 +111,17 @@ class Jobs:
             if not self._running[client]:
                 del self._running[client]
 
-    def latest(self, client: str) -> Job | None:
-        """A client's, if there is one."""
+    def find(self, client: str, name: str) -> Job | str:
+        """A client's job; else what to tell the client, which is empty where it just has none.
+
+        Jobs of others are not told of: the text is the same whether there are any or not.
+        """
+        if name:
+            return self._named(client, name) or UNKNOWN
+        if not self._latest:
+            return UNNAMED
         jobs = self._running.get(client)
-        return jobs[-1] if jobs else None
+        return jobs[-1] if jobs else ""
+
+    def _named(self, client: str, name: str) -> Job | None:
+        return next((job for job in self._running.get(client, ()) if name in job.names), None)

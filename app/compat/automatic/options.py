@@ -6,6 +6,7 @@ from typing import Any, Literal
 import msgspec
 
 from app.compat.automatic.errors import wrong
+from app.errors import quoted
 
 MODEL = "sd_model_checkpoint"
 # Of what is saved, shown and named on the web UI's machine: nothing of that is done here, and pictures stay the same.
@@ -31,9 +32,9 @@ def check(wanted: Mapping[str, Any], options: Options) -> None:
         if name.startswith(HARMLESS) or name.startswith("live_preview") or value is None:
             continue
         if name not in present:
-            raise wrong(name, f"There is no setting {name!r} here; leave it out.")
+            raise wrong(name, f"There is no setting {quoted(name)} here; leave it out.")
         if _plain(name, value) != present[name]:
-            text = f"{name} is {present[name]!r} here and cannot be changed by a request, to {value!r} for one."
+            text = f"{name} is {present[name]!r} here and cannot be changed by a request, to {quoted(value)} for one."
             raise wrong(name, text)
 
 

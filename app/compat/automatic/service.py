@@ -1,9 +1,10 @@
 """What clients ask beside pictures: how far they are, to make no more of them, and what there is."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -13,9 +14,9 @@ from app.access import Access
 from app.compat.automatic import options
 from app.compat.automatic.catalogue import catalogue
 from app.compat.automatic.errors import respond
-from app.compat.automatic.jobs import IDLE, Jobs
+from app.compat.automatic.jobs import Job, Jobs
 from app.compat.automatic.options import Options
-from app.compat.automatic.structs import Nothing
+from app.compat.automatic.structs import MAX_ITEMS, InterruptAnswer, JobName, Name, ProgressAnswer, State
 from app.compat.automatic.txt2img import JSON, Txt2Img
 from app.desk import Desk, Ticket
 from app.fields import Rules
@@ -23,8 +24,10 @@ from app.making import Maker
 from app.settings import Settings
 
 YES = ("true", "1", "yes", "on")
+SMALL_BYTES = 64 * 2**10  # of a body that has no image in it
 
-_settings = msgspec.json.Decoder(dict[str, Any])
+_settings = msgspec.json.Decoder(Annotated[dict[Name, Any], Meta(max_length=MAX_ITEMS)])
+_job_name = msgspec.json.Decoder(JobName)
 
 
 class Service:
@@ -34,7 +37,7 @@ class Service:
         self._desk = desk
         self._access = access
         self._rules: Rules = maker.rules
-        self._jobs = Jobs()
+        self._jobs = Jobs(latest=settings.server.shared_progress or settings.server.has_keys)
         self._options = Options(sd_model_checkpoint=settings.server.model_name)
         self._txt2img = Txt2Img(desk, access, maker, self._jobs, settings)
         self._catalogue = catalogue(settings)
@@ -51,42 +54,56 @@ class Service:
         ]
 
     async def progress(self, request: Request) -> Response:
-        """How far the client's latest request is."""
+        """How far a job of the client's is."""
         return await self._look_up(request, self._progress)
 
     async def interrupt(self, request: Request) -> Response:
-        """Make no more of the client's latest request."""
+        """End a job of the client's."""
         return await self._look_up(request, self._interrupt)
 
     async def listed(self, request: Request) -> Response:
         """What there is of something."""
-        return await self._look_up(request, lambda request, client: self._catalogue[request.scope["path"]])
+        return await self._look_up(request, self._listed)
 
     async def options(self, request: Request) -> Response:
         """The settings; to set them to what they are changes nothing, and anything else is refused."""
         return await self._desk.aside(request, self._get_or_set, respond)
 
-    async def _look_up(self, request: Request, found: Callable[[Request, str], Any]) -> Response:
+    async def _look_up(self, request: Request, found: Callable[[Request, str], Awaitable[Any]]) -> Response:
         async def work(request: Request, ticket: Ticket) -> Response:
             ticket.client = self._access.client(request)
-            return Response(msgspec.json.encode(found(request, ticket.client)), media_type=JSON)
+            return Response(msgspec.json.encode(await found(request, ticket.client)), media_type=JSON)
 
         return await self._desk.aside(request, work, respond)
 
-    def _progress(self, request: Request, client: str) -> Any:
-        if (job := self._jobs.latest(client)) is None:
-            return IDLE
-        return job.progress(with_image=request.query_params.get("skip_current_image", "").lower() not in YES)
+    async def _listed(self, request: Request, client: str) -> Any:
+        return self._catalogue[request.scope["path"]]
 
-    def _interrupt(self, request: Request, client: str) -> Any:
-        if (job := self._jobs.latest(client)) is not None:
-            job.interrupt()
-        return Nothing()
+    async def _progress(self, request: Request, client: str) -> ProgressAnswer:
+        query = bodies.query(request)
+        job = self._jobs.find(client, bodies.converted(query, JobName).name)
+        if not isinstance(job, Job):
+            return ProgressAnswer(0.0, 0.0, State(), textinfo=job or None)
+        return job.progress(with_image=query.get("skip_current_image", "").lower() not in YES)
+
+    async def _interrupt(self, request: Request, client: str) -> InterruptAnswer:
+        name = bodies.converted(bodies.query(request), JobName).name
+        if _has_body(request):
+            name = (await bodies.json_body(request, self._rules, _job_name, SMALL_BYTES)).name or name
+        job = self._jobs.find(client, name)
+        if not isinstance(job, Job):
+            return InterruptAnswer(job or None)
+        job.interrupt()
+        return InterruptAnswer()
 
     async def _get_or_set(self, request: Request, ticket: Ticket) -> Response:
         ticket.client = self._access.client(request)
         if request.method != "POST":
             return Response(msgspec.json.encode(self._options), media_type=JSON)
-        wanted = bodies.parsed_json(await bodies.read(request, self._rules), _settings)
+        wanted = await bodies.json_body(request, self._rules, _settings, SMALL_BYTES)
         options.check(wanted, self._options)
         return Response(b"null", media_type=JSON)
+
+
+def _has_body(request: Request) -> bool:
+    return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"

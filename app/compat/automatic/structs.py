@@ -1,20 +1,30 @@
 """What is sent and answered for pictures, by the names of AUTOMATIC1111's `modules/api/models.py`.
 
-Each field may be null there, and then has its default.
+Each field may be null there, and then has its default. Every text, list and number is bounded by its type, as the
+answer quotes most of them. Images are bounded by the body's limit, prompts by `Rules`.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
-Times = Annotated[int, Meta(ge=1)]
+MAX_NAME = 200  # characters
+MAX_ITEMS = 100  # of a list or an object: the web UI's extensions have about 50 arguments at most
+
+Name = Annotated[str, Meta(max_length=MAX_NAME)]
+Times = Annotated[int, Meta(ge=1, le=1000)]
+Whole = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+# A text such as "nan" or "inf" is a float to msgspec where it takes numbers as texts. These bounds refuse both.
+Number = Annotated[float, Meta(ge=-1e6, le=1e6)]
+Plain: TypeAlias = bool | Whole | Number | Name | None
+Setting: TypeAlias = Plain | Annotated[list[Plain], Meta(max_length=MAX_ITEMS)]
 
 
 class Script(msgspec.Struct, frozen=True):
     """The arguments of an extension."""
 
-    args: list[msgspec.Raw] = []
+    args: Annotated[list[msgspec.Raw], Meta(max_length=MAX_ITEMS)] = []
 
 
 class MaskedImage(msgspec.Struct, frozen=True):
@@ -32,16 +42,16 @@ class ControlNetUnit(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     enabled: bool | None = True
-    module: str | None = None
-    model: str | None = None
+    module: Name | None = None
+    model: Name | None = None
     image: str | MaskedImage | None = None
     input_image: str | MaskedImage | None = None  # what it was called once
-    weight: float | None = None
-    threshold_a: float | None = None
-    threshold_b: float | None = None
-    guidance_start: float | None = 0.0
-    guidance_end: float | None = 1.0
-    control_mode: int | str | None = 0
+    weight: Number | None = None
+    threshold_a: Number | None = None
+    threshold_b: Number | None = None
+    guidance_start: Number | None = 0.0
+    guidance_end: Number | None = 1.0
+    control_mode: Whole | Name | None = 0
     mask: Any = None
     mask_image: Any = None
     effective_region_mask: Any = None
@@ -54,33 +64,35 @@ class Txt2ImgRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The body. `cfg_scale` is guidance_scale, `batch_size` times `n_iter` is number_of_images, seed -1 draws one.
 
     One picture is needed, in the arguments of ControlNet. Sampler, scheduler and size may be anything: `info` tells
-    what they were. Unknown fields are ignored.
+    what they were. `force_task_id` names the job for `progress` and `interrupt`: choose one that nobody guesses.
+    Unknown fields are ignored.
     """
 
     prompt: str | None = ""
     negative_prompt: str | None = None
     seed: int | None = -1
-    steps: int | None = None
-    cfg_scale: float | None = None
+    steps: Whole | None = None
+    cfg_scale: Number | None = None
     batch_size: Times | None = 1
     n_iter: Times | None = 1
-    width: int | None = None
-    height: int | None = None
-    sampler_name: str | None = None
-    sampler_index: str | None = None
-    scheduler: str | None = None
+    width: Whole | None = None
+    height: Whole | None = None
+    sampler_name: Name | None = None
+    sampler_index: Name | None = None
+    scheduler: Name | None = None
+    force_task_id: Name | None = None
     send_images: bool | None = True
-    alwayson_scripts: dict[str, Script] | None = None
-    override_settings: dict[str, Any] | None = None
+    alwayson_scripts: Annotated[dict[Name, Script], Meta(max_length=MAX_ITEMS)] | None = None
+    override_settings: Annotated[dict[Name, Setting], Meta(max_length=MAX_ITEMS)] | None = None
     enable_hr: bool | None = False
     restore_faces: bool | None = False
     tiling: bool | None = False
-    styles: list[str] | None = None
-    script_name: str | None = None
-    refiner_checkpoint: str | None = None
-    subseed_strength: float | None = 0.0
-    seed_resize_from_w: int | None = -1
-    seed_resize_from_h: int | None = -1
+    styles: Annotated[list[Name], Meta(max_length=MAX_ITEMS)] | None = None
+    script_name: Name | None = None
+    refiner_checkpoint: Name | None = None
+    subseed_strength: Number | None = 0.0
+    seed_resize_from_w: Whole | None = -1
+    seed_resize_from_h: Whole | None = -1
 
 
 class Txt2ImgAnswer(msgspec.Struct, frozen=True):
@@ -92,7 +104,7 @@ class Txt2ImgAnswer(msgspec.Struct, frozen=True):
 
 
 class Info(msgspec.Struct, frozen=True, kw_only=True):
-    """What was made, and with which values. `notes` say what was not done as asked for."""
+    """What was made, and with which values. `notes` say what was not done as asked for, `task_id` names the job."""
 
     prompt: str
     all_prompts: list[str]
@@ -117,6 +129,7 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     infotexts: list[str]
     styles: list[str] = []
     job_timestamp: str
+    task_id: str
     clip_skip: int = 1
     notes: list[str]
 
@@ -135,19 +148,38 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     sampling_steps: int = 0
 
 
+class JobName(msgspec.Struct, frozen=True, kw_only=True):
+    """Names a job of the client's, by any of these fields: `force_task_id` as txt2img was given it, or its request id.
+
+    The request id is in the answer's X-Request-Id, in `info.task_id` and in the progress's `current_task`.
+    """
+
+    id_task: Name | None = None
+    force_task_id: Name | None = None
+    task_id: Name | None = None
+
+    @property
+    def name(self) -> str:
+        """The first that is given; else empty."""
+        return self.id_task or self.force_task_id or self.task_id or ""
+
+
 class ProgressAnswer(msgspec.Struct, frozen=True):
-    """How far the client's latest request is, from 0 to 1; about how many seconds are left; what it looks like so far,
-    as a small JPEG in base64."""
+    """How far a job is, from 0 to 1; about how many seconds are left; what it looks like so far, as a small JPEG in
+    base64; and its name. `textinfo` says how many start before it, or how to name a job where none is shown."""
 
     progress: float
     eta_relative: float
     state: State
     current_image: str | None = None
     textinfo: str | None = None
+    current_task: str | None = None
 
 
-class Nothing(msgspec.Struct, frozen=True):
-    """An answer with nothing to say."""
+class InterruptAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Empty; but `textinfo` says how to name a job where none was ended."""
+
+    textinfo: str | None = None
 
 
 class ErrorAnswer(msgspec.Struct, frozen=True):

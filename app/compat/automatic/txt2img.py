@@ -16,12 +16,13 @@ from app.compat.automatic.jobs import Job, Jobs
 from app.compat.automatic.options import Options
 from app.compat.automatic.structs import Txt2ImgAnswer, Txt2ImgRequest
 from app.desk import LEFT, Desk, Ticket
-from app.errors import Error, Problem
 from app.generation import unless_gone
 from app.making import ClientGoneError, Maker, Picture
 from app.settings import Settings
 
 JSON = "application/json"
+_json = msgspec.json.Decoder(Txt2ImgRequest, strict=False)
+
 INTERRUPTED = msgspec.json.encode(Txt2ImgAnswer([], Txt2ImgRequest(), '{"notes":["It was interrupted."]}'))
 
 
@@ -54,18 +55,22 @@ class Txt2Img:
 
     async def _answer(self, request: Request, ticket: Ticket) -> Response:
         ticket.client = self._access.client(request)
-        if not bodies.is_json(kind := bodies.media_type(request)):
-            raise Problem(Error.MEDIA_TYPE, f"The body is {kind!r}; send JSON (application/json).")
-        what = asked(await bodies.read(request, self._maker.rules), self._maker.rules, self._options)
-        job = Job(what.wanted.images, what.wanted.options.steps or self._maker.rules.steps)
+        what = await self._asked(request)
+        task_id, steps = what.request.force_task_id or ticket.name, what.wanted.options.steps or self._maker.rules.steps
+        job = Job(task_id, ticket.name, what.wanted.images, steps)
         pictures = ticket.pictures = await self._pictures(request, what, job, ticket.client)
         sent = pictures if what.request.send_images is not False else []
         answer = Txt2ImgAnswer(
             [pybase64.b64encode_as_string(picture.file) for picture in sent],
-            msgspec.structs.replace(what.request, alwayson_scripts={}),
-            msgspec.json.encode(info(what, pictures, self._settings, job.timestamp)).decode(),
+            what.request,
+            msgspec.json.encode(info(what, pictures, self._settings, job)).decode(),
         )
         return Response(msgspec.json.encode(answer), media_type=JSON)
+
+    async def _asked(self, request: Request) -> Asked:
+        body = await bodies.json_body(request, self._maker.rules, _json)
+        size = sum(len(each) for script in (body.alwayson_scripts or {}).values() for each in script.args)
+        return await bodies.in_thread_if_large(size, asked, body, self._maker.rules, self._options)
 
     async def _pictures(self, request: Request, what: Asked, job: Job, client: str) -> list[Picture]:
         with self._jobs.running(client, job):

@@ -8,6 +8,7 @@ from app import pictures
 from app.bodies import parsed_json
 from app.compat.automatic.errors import wrong
 from app.compat.automatic.structs import ControlNetUnit, MaskedImage, Script
+from app.errors import quoted
 
 SCRIPT, MODULE, PICTURE = "controlnet", "canny", "image"
 OFF = (b"null", b"false")
@@ -33,33 +34,36 @@ def unit(scripts: Mapping[str, Script]) -> tuple[ControlNetUnit, bytes]:
         raise wrong("alwayson_scripts", f"{text} with module {MODULE!r} and the picture whose edges are to be kept.")
     (found,) = units
     _check(found)
-    return found, _picture(found)
+    picture = _picture(found)
+    # Without the texts that the image came in: they would stay in memory for as long as the request waits.
+    return msgspec.structs.replace(found, image=None, input_image=None), picture
 
 
 def _units(name: str, script: Script) -> Iterator[ControlNetUnit]:
-    given = [bytes(each) for each in script.args]
     if name.lower() != SCRIPT:
-        if given and given[0] not in OFF:  # whoever turns one off says so in the first argument
-            raise wrong("alwayson_scripts", f"There is no script {name!r} here, but {SCRIPT!r}; leave it out.")
+        if script.args and bytes(script.args[0]) not in OFF:  # whoever turns one off says so in the first argument
+            raise wrong("alwayson_scripts", f"There is no script {quoted(name)} here, but {SCRIPT!r}; leave it out.")
         return
-    for each in given:
+    for each in map(bytes, script.args):
         if each not in OFF and (found := parsed_json(each, _json)).enabled is not False:
             yield found
 
 
 def _check(given: ControlNetUnit) -> None:
     if (given.module or "none").lower() != MODULE:
-        text = f"module is {given.module!r}, but edges are found here, by {MODULE!r}: send the picture itself."
+        text = f"module is {quoted(given.module)}, but edges are found here, by {MODULE!r}: send the picture itself."
         raise wrong("module", text)
     model = (given.model or "none").lower()
     if model not in NO_MODELS and MODULE not in model:
-        raise wrong("model", f"model is {given.model!r}, but ControlNet follows edges here: name one of {MODULE!r}.")
+        raise wrong(
+            "model", f"model is {quoted(given.model)}, but ControlNet follows edges here: name one of {MODULE!r}."
+        )
     if (given.guidance_start or 0.0) > 0:
         raise wrong("guidance_start", f"guidance_start is {given.guidance_start}, but ControlNet has all steps: 0.")
     if given.guidance_end is not None and given.guidance_end < 1:
         raise wrong("guidance_end", f"guidance_end is {given.guidance_end}, but ControlNet has all steps: 1.")
     if given.control_mode not in BALANCED:
-        raise wrong("control_mode", f"control_mode is {given.control_mode!r}; it must be 0, that is, Balanced.")
+        raise wrong("control_mode", f"control_mode is {quoted(given.control_mode)}; it must be 0, that is, Balanced.")
     for name, why in UNUSED.items():
         if getattr(given, name):
             raise wrong(name, f"{name} is given, but {why}; leave it out.")

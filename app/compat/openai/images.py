@@ -76,7 +76,7 @@ class Images:
 
     async def _form(self, request: Request) -> tuple[EditForm, bytes]:
         if (kind := bodies.media_type(request)) != "multipart/form-data":
-            raise Problem(Error.MEDIA_TYPE, f"The body is {kind!r}; send a form (multipart/form-data).")
+            raise bodies.unsupported(kind, "a form (multipart/form-data)")
         texts, files = await bodies.form(request, self._maker.rules)
         given = texts.keys() | {name for name, _ in files}
         for name, detail in UNUSED.items():

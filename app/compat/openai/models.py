@@ -12,7 +12,7 @@ from app.access import Access
 from app.compat.openai.errors import MODEL_FIELD, respond
 from app.compat.openai.structs import Model, ModelList
 from app.desk import Desk, Ticket
-from app.errors import Error, Problem
+from app.errors import Error, Problem, quoted
 
 # Beside its own name: many clients have OpenAI's built in. The answer says which model it was.
 ALIASES = ("gpt-image-", "chatgpt-image-", "dall-e-")
@@ -59,4 +59,4 @@ class Models:
         return Response(msgspec.json.encode(self._model), media_type="application/json")
 
     def _refuse(self, asked: str) -> None:
-        raise Problem(Error.NOT_FOUND, f"There is no model {asked!r} here, but {self.name!r}.", MODEL_FIELD)
+        raise Problem(Error.NOT_FOUND, f"There is no model {quoted(asked)} here, but {self.name!r}.", MODEL_FIELD)

@@ -10,7 +10,8 @@ from workers.engine.contract import Format
 
 MOST_PARTIALS = 3
 
-Size = Annotated[str, Meta(pattern="^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")]
+Name = Annotated[str, Meta(max_length=200)]
+Size = Annotated[str, Meta(max_length=200, pattern="^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")]
 
 
 class EditForm(OptionalFields, frozen=True, kw_only=True):
@@ -21,7 +22,7 @@ class EditForm(OptionalFields, frozen=True, kw_only=True):
     """
 
     prompt: str
-    model: str | None = None
+    model: Name | None = None
     n: int | None = None
     size: Size = "auto"
     response_format: Literal["b64_json", "url"] = "b64_json"
