@@ -18,11 +18,10 @@ class Aliveness(msgspec.Struct, frozen=True):
 
 
 class WorkerReadiness(msgspec.Struct, frozen=True):
-    """What a worker is doing. `process` is its id; `last_loss` is why its last process ended, if one did."""
+    """What a worker is doing. `last_loss` is why its last process ended, if one did."""
 
     id: str
     state: WorkerState
-    process: int | None
     device: str | None
     running: int
     slots: int
@@ -68,7 +67,6 @@ class Health:
         return WorkerReadiness(
             id=view.id,
             state=view.state,
-            process=self._pool.processes.get(view.id),
             device=device.name if device else None,
             running=view.running,
             slots=view.capacity,

@@ -16,7 +16,15 @@ EXAMPLES: Mapping[Error, Problem] = {
     for each in (
         Problem(Error.BROKEN_HTTP, "It cannot be read: Invalid method encountered."),
         Problem(Error.BROKEN_JSON, "JSON is malformed: invalid character (byte 0)."),
-        Problem(Error.BROKEN_FORM, "It cannot be read: Missing boundary in multipart."),
+        Problem(Error.BROKEN_FORM, "It cannot be read: the field 'text' is not UTF-8."),
+        Problem(
+            Error.FOREIGN_ORIGIN,
+            "A page of 'https://example.com' may not use this service; server.allowed_origins permits origins.",
+        ),
+        Problem(
+            Error.UNKNOWN_HOST,
+            "The Host header is 'example.com', which is no name of this service; server.allowed_hosts adds names.",
+        ),
         Problem(Error.UNAUTHORIZED, "Send an API key, as Authorization: Bearer KEY or as X-API-Key: KEY."),
         Problem(Error.NOT_FOUND, "There is nothing at /picture; pictures are made at /generation/."),
         Problem(Error.METHOD, "PUT is not taken at /generation/; allowed: POST."),
@@ -27,7 +35,7 @@ EXAMPLES: Mapping[Error, Problem] = {
         Problem(Error.MEDIA_TYPE, "The body is coded as 'gzip'; send it as it is."),
         Problem(Error.INVALID_FIELD, "canny_low is 0; it must be from 1 to 2000.", "canny_low"),
         Problem(Error.INVALID_PICTURE, "The picture is a GIF; send a PNG, JPEG or WebP.", "input_image_base64"),
-        Problem(Error.INTERNAL, "An unexpected error; the server's log has it under 5f0c2a77-12."),
+        Problem(Error.INTERNAL, "An unexpected error; the server's log has it under 5f0c2a7791d3b04e."),
         Problem(Error.POISONED, "2 workers ended while they ran it; it is not tried again."),
         Problem(Error.BUSY, "It could not be done before its deadline; try again in 4 s.", retry_after=4),
         Problem(Error.DRAINING, "Nothing new is taken; try another server, or this one when it is back."),

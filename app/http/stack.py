@@ -42,9 +42,7 @@ def middlewares(settings: Settings, desk: Desk, access: Access) -> Sequence[Midd
 def hosts(server: ServerConfig) -> Sequence[str]:
     """The names that a Host header may have."""
     if not is_loopback(server.host) and not server.has_keys:
-        log.warning(
-            "Listening on %s without API keys: everybody who reaches it can use it (server.api_key)", server.host
-        )
+        log.warning("Listening on %s without API keys: anybody who reaches it can use it", server.host)
     if server.allowed_hosts or is_loopback(server.host):
         return [server.host, *(each.lower() for each in server.allowed_hosts)]
     log.info("Listening on %s: any Host header is accepted; server.allowed_hosts limits it to names", server.host)

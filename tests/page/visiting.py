@@ -14,7 +14,14 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Viewport
 from tests.service.running import Pixels, Service
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
+REBOUND = "rebound.example"  # a name that leads to this machine, as a page's owner can arrange by DNS
+FLAGS = [
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+    f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1",
+]
 DESKTOP: ViewportSize = {"width": 1280, "height": 800}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 PATIENCE_MS = 30_000

@@ -32,7 +32,7 @@ class Answer:
 
 def head(*headers: str, method: str = "POST", path: str = "/generation/", version: str = "1.1") -> bytes:
     """A request's head; it asks for the connection to be closed after the answer."""
-    lines = (f"{method} {path} HTTP/{version}", "Host: x", "Connection: close", *headers)
+    lines = (f"{method} {path} HTTP/{version}", "Host: localhost", "Connection: close", *headers)
     return "".join(f"{line}\r\n" for line in (*lines, "")).encode("latin-1")
 
 

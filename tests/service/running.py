@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
@@ -74,8 +75,11 @@ class Service:
         return self
 
     def readiness(self) -> dict[str, Any]:
-        """The body of /readyz, whatever its status."""
+        """The body of /readyz, whatever its status; and of each worker the id of its `process`, which it keeps back."""
         body: dict[str, Any] = self.client.get("/readyz").json()
+        processes = named(self.descendants())
+        for worker in body["workers"]:
+            worker["process"] = processes.get(f"contour {worker['id']}")
         return body
 
     def generate(self, **fields: object) -> httpx.Response:
@@ -119,6 +123,15 @@ def surroundings(devices: str | None = "", /, **overrides: object) -> dict[str, 
     if devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = devices
     return environment | {f"CONTOUR_{name}": str(value) for name, value in overrides.items()}
+
+
+def named(processes: Iterable[int]) -> dict[str, int]:
+    """Process ids by the names that `ps` shows."""
+    found = {}
+    for process in processes:
+        with suppress(OSError):  # it has ended meanwhile
+            found[Path(f"/proc/{process}/comm").read_text().strip()] = process
+    return found
 
 
 def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:

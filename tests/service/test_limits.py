@@ -18,7 +18,7 @@ from tests.service.raw import BODY, LENGTH, Answer, answers, connect, exchange, 
 from tests.service.running import Service, file_of, good_request, until
 
 SECONDS = 1.0  # that a head or a body may take
-KEPT = f"POST /generation/ HTTP/1.1\r\nHost: x\r\n{LENGTH}\r\n\r\n".encode() + BODY
+KEPT = f"POST /generation/ HTTP/1.1\r\nHost: localhost\r\n{LENGTH}\r\n\r\n".encode() + BODY
 ESTABLISHED, CLOSE_WAIT = "01", "08"  # <net/tcp_states.h>
 CONNECTIONS = 420  # so one address may have 210
 
