@@ -1,11 +1,17 @@
 # The service with its model: docker build -t mlops:v1 .
 #   --build-arg MODEL=demo       the model of configs/demo.yaml; any name of a file there. The default is Stable Diffusion 1.5
-#   --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu    torch without CUDA
+#   --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu    torch without CUDA, and so no compiler
 # pip takes its other settings from the build's environment as well: none is written down here.
+#
+# The base image is pinned by the digest of its index of platforms, so a rebuild of the same commit starts from the same files.
+# It gets no security updates by itself. Renew it monthly, with what this prints, and read what changed:
+#   docker buildx imagetools inspect python:3.11-slim-trixie --format '{{.Manifest.Digest}}'
+# Where it cannot be pulled, name another one: --build-arg PYTHON=REGISTRY/python:3.11-slim
+ARG PYTHON=python:3.11.17-slim-trixie@sha256:45037981b62b34b44602584fccbc4d884d5f7dc92c7ee86bb38a698a79fe1e51
 ARG MODEL=sd15-canny
 
 # ------------------------------------------------------------------------------ what is installed, by hash and nothing else
-FROM python:3.11-slim AS packages
+FROM ${PYTHON} AS packages
 ARG PIP_EXTRA_INDEX_URL
 WORKDIR /build
 COPY requirements/*.txt requirements/
@@ -19,7 +25,7 @@ RUN python -m venv --without-pip /opt/venv \
 RUN python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/venv/lib || true
 
 # ------------------------------------------------------------------------------------------------ the configuration chosen
-FROM python:3.11-slim AS chosen
+FROM ${PYTHON} AS chosen
 WORKDIR /configs
 COPY configs .
 ARG MODEL
@@ -40,14 +46,18 @@ ARG MODEL
 RUN mkdir models && CONTOUR_WORKERS__MODELS=/opt/contour/models /opt/venv/bin/python -m workers.fetch "configs/$MODEL.yaml"
 
 # ------------------------------------------------------------------------------------------------------------ what is served
-FROM python:3.11-slim
-# Triton compiles a launcher in C for each kernel, inductor what it leaves to the CPU. Python's own modules come uncompiled.
-RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+FROM ${PYTHON}
+COPY --from=packages /opt/venv /opt/venv
+# libseccomp confines the process that finds edges. A C compiler stays in the image only where Triton does, which comes with torch
+# for CUDA: Triton compiles its driver module (one file of C, with Python.h) when it first runs, and keeps it in the cache; it
+# compiles kernels itself. On a CPU nothing is compiled, unless engine.speed.compile is true: that needs g++ besides.
+RUN apt-get update && apt-get install --yes --no-install-recommends libseccomp2 \
+        $(test -d /opt/venv/lib/python*/site-packages/triton && echo gcc libc6-dev) && rm -rf /var/lib/apt/lists/*
+# Python's own modules come uncompiled.
 RUN python -m compileall -qq -j 0 --invalidation-mode unchecked-hash "$(python -c 'import os; print(os.path.dirname(os.__file__))')" || true
 # Group 0, so that a platform that gives containers users of its own choice need only keep them in root's group.
 RUN useradd --uid 10001 --gid 0 --no-create-home --home-dir /var/cache/contour --shell /usr/sbin/nologin contour \
     && install --directory --owner=contour --group=root --mode=0775 /var/cache/contour
-COPY --from=packages /opt/venv /opt/venv
 COPY --from=models /opt/contour/models /opt/contour/models
 WORKDIR /opt/contour
 COPY --from=chosen /chosen configs
@@ -58,7 +68,8 @@ COPY app app
 RUN python -m compileall -q --invalidation-mode unchecked-hash app scheduler workers
 
 # Nothing is fetched or reported, and nothing is written outside the volume. Which GPUs there are is for --gpus to say;
-# "utility" is NVML.
+# "utility" is NVML. What is compiled is executed, so the cache is a folder that only the service's user can write to: the service
+# makes it, with mode 0700, in a volume that the whole group may write to.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
@@ -67,7 +78,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     HF_HUB_DISABLE_TELEMETRY=1 \
     DO_NOT_TRACK=1 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
-    CONTOUR_WORKERS__CACHE=/var/cache/contour \
+    CONTOUR_WORKERS__CACHE=/var/cache/contour/private \
     CONTOUR_WORKERS__MODELS=/opt/contour/models
 USER 10001
 VOLUME /var/cache/contour
@@ -80,7 +91,7 @@ ENTRYPOINT ["python", "-m", "app", "--config", "configs/served.yaml", "--host", 
 ARG MODEL
 ARG VERSION=0.1.0
 LABEL org.opencontainers.image.title="contour" \
-    org.opencontainers.image.description="An image service: a prompt and a picture in, a new picture with the same edges out" \
+    org.opencontainers.image.description="ControlNet image generation: a prompt and an image in, a new image with the same edges out" \
     org.opencontainers.image.licenses="Apache-2.0" \
     org.opencontainers.image.version="$VERSION" \
     contour.model="$MODEL"

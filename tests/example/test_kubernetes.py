@@ -95,10 +95,40 @@ def test_it_runs_as_the_images_user_and_writes_to_volumes_only(rendered: dict[st
     image = (ROOT / "Dockerfile").read_text()
     assert f"USER {pod(rendered)['securityContext']['runAsUser']}" in image
     assert container(rendered)["securityContext"]["readOnlyRootFilesystem"]
-    assert container(rendered)["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-    mounts = {mount["mountPath"] for mount in container(rendered)["volumeMounts"]}
+    mounts = {mount["mountPath"] for mount in container(rendered)["volumeMounts"] if not mount.get("readOnly")}
     assert {"/var/cache/contour", "/tmp"} == mounts
     assert "VOLUME /var/cache/contour" in image
+
+
+def test_it_meets_the_restricted_standard_and_knows_no_token_of_the_cluster(rendered: dict[str, Any]) -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted"""
+    context = pod(rendered)["securityContext"]
+    assert context["runAsNonRoot"]
+    assert context["runAsUser"] > 0 < context["runAsGroup"]
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container(rendered)["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container(rendered)["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert pod(rendered)["automountServiceAccountToken"] is False
+    kinds = {kind for volume in pod(rendered)["volumes"] for kind in volume if kind != "name"}
+    assert kinds <= {"emptyDir", "persistentVolumeClaim", "secret"}
+
+
+def test_nothing_that_it_takes_of_its_node_is_without_a_limit(rendered: dict[str, Any]) -> None:
+    volumes = {volume["name"]: volume["emptyDir"] for volume in pod(rendered)["volumes"] if "emptyDir" in volume}
+    assert all("sizeLimit" in volume for volume in volumes.values())
+    assert "tmp" in volumes
+    assert {"memory", "ephemeral-storage"} <= container(rendered)["resources"]["limits"].keys()
+
+
+def test_only_who_has_a_label_and_prometheus_may_connect_and_nothing_goes_out(rendered: dict[str, Any]) -> None:
+    policy = rendered["NetworkPolicy"]["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["egress"] == []
+    (rule,) = policy["ingress"]
+    assert rule["ports"] == [{"port": "http", "protocol": "TCP"}]
+    selectors = [selector for peer in rule["from"] for selector in peer.values()]
+    assert len(rule["from"]) == 3
+    assert all(selector["matchLabels"] for selector in selectors)  # an empty selector is everybody
 
 
 def test_everything_selects_the_same_pods(rendered: dict[str, Any]) -> None:
@@ -145,16 +175,19 @@ def test_only_the_gpu_overlay_asks_for_a_gpu() -> None:
     assert limits["gpu"]["nvidia.com/gpu"] == 1
 
 
-def test_api_keys_come_from_a_secret(tmp_path: Path) -> None:
-    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
-    overlay = tmp_path / "kubernetes" / "overlays" / "cpu-demo"
-    with (overlay / "kustomization.yaml").open("a") as file:
-        file.write("components: [../../components/api-keys]\n")
-    rendered = render(overlay)
-    kubernetes_validate.validate(rendered["Deployment"], SCHEMAS, strict=True)
+def test_api_keys_come_from_a_secret(rendered: dict[str, Any], tmp_path: Path) -> None:
     (variable,) = container(rendered)["env"]
-    (tmp_path / "keys").write_text("one-key-2cf24dba5fb0a30e\n")
-    load(ROOT / "configs" / "demo.yaml", {variable["name"]: str(tmp_path / "keys")})
+    volume = next(volume for volume in pod(rendered)["volumes"] if volume["name"] == "api-keys")
+    keys = tmp_path / "keys"
+    keys.write_text("one-key-2cf24dba5fb0a30e\n")
+    keys.chmod(volume["secret"]["defaultMode"])  # the service refuses a file that others may write to
+    load(ROOT / "configs" / "demo.yaml", {variable["name"]: str(keys)})
     mounts = {mount["name"]: mount["mountPath"] for mount in container(rendered)["volumeMounts"]}
     assert variable["value"].startswith(mounts["api-keys"])
-    assert "secret" in next(volume for volume in pod(rendered)["volumes"] if volume["name"] == "api-keys")
+
+
+def test_the_settings_that_are_suggested_can_be_used(rendered: dict[str, Any]) -> None:
+    suggested = re.findall(r"^# (CONTOUR_\w+)=(.+)$", (KUBERNETES / "base" / "settings.env").read_text(), re.MULTILINE)
+    server = load(ROOT / "configs" / "demo.yaml", dict(suggested)).server
+    assert rendered["Service"]["metadata"]["name"] in server.allowed_hosts
+    assert server.trusted_proxies

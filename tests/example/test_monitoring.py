@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from app.command import CLOSE_SECONDS
-from app.settings import ServerConfig
+from app.settings import ServerConfig, load
 from tests.service.running import PATIENCE, ROOT, Service, good_request, until
 from workers.pool import STOP_SECONDS
 from workers.telemetry import THROTTLE_REASONS
@@ -189,6 +189,28 @@ def test_the_compose_file_lets_a_drain_end() -> None:
     assert not [name for name in service.get("environment", ()) if "DRAIN" in name]  # so it is the default
     patience = float(service["stop_grace_period"].removesuffix("s"))
     assert patience > ServerConfig().drain_seconds + CLOSE_SECONDS + STOP_SECONDS
+
+
+COMPOSE = yaml.safe_load((MONITORING / "docker-compose.yml").read_text())
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_each_service_of_the_compose_file_is_confined_and_reached_from_this_machine_alone(name: str) -> None:
+    service = COMPOSE["services"][name]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["mem_limit"]
+    assert service["pids_limit"]
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert "build" in service or re.search(r":v?[\d.]+@sha256:[0-9a-f]{64}$", service["image"])
+
+
+def test_the_service_of_the_compose_file_writes_to_bounded_places_and_knows_its_name() -> None:
+    service = COMPOSE["services"]["contour"]
+    assert service["read_only"]
+    assert all("size=" in mount for mount in service["tmpfs"])
+    settings = load(ROOT / "configs" / "demo.yaml", service["environment"])
+    assert settings.server.allowed_hosts == ["contour"]  # as Prometheus calls it
 
 
 def test_the_compose_file_mounts_what_there_is() -> None:

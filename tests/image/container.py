@@ -41,9 +41,10 @@ class Container:
         self._name = output("buildah", "from", "--pull=never", TAG)
         self.root = Path(output("buildah", "mount", self._name))
 
-    def start(self, *command: str, **variables: str) -> "subprocess.Popen[str]":
-        """Run a command in it, as the image's user and with its environment and more."""
-        flags = [f"--env={name}={value}" for name, value in variables.items()]
+    def start(self, *command: str, user: str = "", **variables: str) -> "subprocess.Popen[str]":
+        """Run a command in it, with its environment and more, without capabilities; as the image's user or another."""
+        flags = ["--cap-drop=ALL", *([f"--user={user}"] if user else [])]
+        flags += [f"--env={name}={value}" for name, value in variables.items()]
         return subprocess.Popen(
             ["buildah", "run", *flags, self._name, "--", *command],
             env=os.environ | {"BUILDAH_ISOLATION": "chroot"},
@@ -52,9 +53,9 @@ class Container:
             text=True,
         )
 
-    def run(self, *command: str, **variables: str) -> tuple[int, str]:
+    def run(self, *command: str, user: str = "", **variables: str) -> tuple[int, str]:
         """Run a command to its end: the exit code, and what it printed."""
-        with self.start(*command, **variables) as started:
+        with self.start(*command, user=user, **variables) as started:
             printed = started.communicate(timeout=120)[0]
         return started.returncode, printed
 

@@ -17,8 +17,9 @@ import pytest
 
 from app import __version__
 from tests.image.container import CannotBuildError, Container, build, output, process_of
-from tests.service.running import PATIENCE, descendants, good_request, result_pixels, until
+from tests.service.running import PATIENCE, ROOT, descendants, good_request, result_pixels, until
 
+INPUT = (ROOT / "example" / "input.png").read_bytes()
 VOLUME = "/var/cache/contour"
 WRITTEN_BY_THE_SYSTEM = ("/proc", "/sys", "/dev", "/run")  # mounted, not part of the image
 
@@ -47,7 +48,8 @@ class Running:
         self.began = container.root.parent / "began"
         self.began.touch()
         command = container.config["Entrypoint"] + (container.config["Cmd"] or [])
-        self.started = container.start(*command, CONTOUR_SERVER__PORT=self.port, CUDA_VISIBLE_DEVICES="")
+        confined = ("setpriv", "--no-new-privs", *command)  # as --security-opt no-new-privileges
+        self.started = container.start(*confined, CONTOUR_SERVER__PORT=self.port, CUDA_VISIBLE_DEVICES="")
         self.log: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -84,15 +86,26 @@ class Running:
         assert kind == "CMD"  # no shell
         return self.container.run(*command, CONTOUR_SERVER__PORT=self.port)
 
+    def private(self) -> tuple[int, int]:
+        """Mode and owner of the folder for what compilers make, as the service sees it."""
+        (cache,) = (each.partition("=")[2] for each in self.container.config["Env"] if "WORKERS__CACHE=" in each)
+        found = Path(f"/proc/{self.process}/root{cache}").stat()
+        return found.st_mode & 0o777, found.st_uid
+
     def stop(self) -> int:
         os.kill(self.process, getattr(signal, self.container.config["StopSignal"]))
         return self.started.wait(PATIENCE)
 
 
+def status(pid: int) -> dict[str, str]:
+    """What the kernel says of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
 def users(pid: int) -> set[int]:
     """The real, effective, saved and file system user ids of a process."""
-    status = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {int(uid) for line in status if line.startswith("Uid:") for uid in line.split()[1:]}
+    return {int(uid) for uid in status(pid)["Uid"].split()}
 
 
 def test_its_own_command_makes_pictures_as_nobody_in_particular_and_ends_by_its_signal(container: Container) -> None:
@@ -101,9 +114,16 @@ def test_its_own_command_makes_pictures_as_nobody_in_particular_and_ends_by_its_
         assert running.probe() == (0, "/readyz answers 200\n")
         answer = running.client.post("/generation/", json=good_request())
         assert result_pixels(answer).shape == (256, 256, 3)
+        assert running.client.post("/edges", content=INPUT, headers={"Content-Type": "image/png"}).status_code == 200
         family = {running.process, *descendants(running.process)}
-        assert len(family) >= 2
+        assert len(family) >= 3
         assert {user for pid in family for user in users(pid)} == {10001}
+        assert {status(pid)["CapBnd"] for pid in family} == {"0" * 16}
+        assert {status(pid)["NoNewPrivs"] for pid in family} == {"1"}
+        assert "2" in {
+            status(pid)["Seccomp"] for pid in family
+        }  # the process that finds edges filters its system calls
+        assert running.private() == (0o700, 10001)
         assert running.stop() == 0, "".join(running.log)
     assert any("workers cpu0" in line for line in running.log)  # that it works on the CPU is said
     written = output("find", str(container.root), "-newer", str(running.began), "-type", "f").splitlines()
@@ -146,13 +166,21 @@ def test_its_code_and_packages_are_compiled_and_belong_to_root(container: Contai
     assert {path.stat().st_uid for path in ours} == {0}
 
 
-def test_it_has_the_compiler_that_triton_needs(container: Container) -> None:
-    code, said = container.run(
-        "sh",
-        "-c",
-        "cc --version && test -f $(python -c 'import sysconfig; print(sysconfig.get_path(\"include\"))')/Python.h",
-    )
-    assert code == 0, said
+def test_it_has_a_c_compiler_only_where_triton_needs_one(container: Container) -> None:
+    triton = bool(list((container.root / "opt/venv/lib").glob("python*/site-packages/triton")))
+    code, said = container.run("sh", "-c", "command -v cc gcc g++ ld")
+    assert triton == ("gcc" in said), said
+    if triton:
+        header = 'import sysconfig; print(sysconfig.get_path("include"))'
+        code, said = container.run("sh", "-c", f"cc --version && test -f $(python -c '{header}')/Python.h")
+        assert code == 0, said
+
+
+def test_another_user_of_group_0_makes_a_cache_of_its_own(container: Container) -> None:
+    cache = VOLUME + "/another"
+    prepare = f"from workers.folders import prepare; import os; f = prepare({cache!r}); s = os.stat(f)"
+    code, said = container.run("python", "-c", f"{prepare}; print(oct(s.st_mode & 0o777), s.st_uid)", user="12345:0")
+    assert (code, said.split()) == (0, ["0o700", "12345"]), said
 
 
 @pytest.mark.usefixtures("container")
