@@ -139,9 +139,10 @@ def test_an_unknown_variable_stops_the_start(tmp_path: Path) -> None:
     assert refusal(tmp_path, "engine: {kind: echo}", CONTOUR_SERVER__PROT="1", CONTOUR_DEBUG="1") == [
         "environment variable CONTOUR_DEBUG: debug is not a setting. Allowed: server, scheduler, workers, engine",
         "environment variable CONTOUR_SERVER__PROT: server.prot is not a setting; did you mean port? Allowed: host, "
-        "port, max_body_bytes, max_picture_bytes, max_pixels, max_text_chars, max_images, model_name, deadline, "
-        "max_deadline, drain_seconds, log_level, log_format, log_requests, api_key, api_key_file, trusted_proxies, "
-        "header_seconds, max_header_bytes, body_seconds, keep_alive_seconds, max_connections",
+        "port, max_body_bytes, max_picture_bytes, max_pixels, max_buffered_bytes, max_text_chars, max_images, "
+        "model_name, deadline, max_deadline, drain_seconds, log_level, log_format, log_requests, api_key, "
+        "api_key_file, allowed_hosts, allowed_origins, shared_progress, trusted_proxies, header_seconds, "
+        "max_header_bytes, body_seconds, keep_alive_seconds, max_connections",
     ]
 
 
@@ -299,16 +300,18 @@ def test_threads_share_the_cores(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- keys
 
 ECHO = "engine: {kind: echo}"
+KEY = "of-16-characters"
+MAKE_ONE = "`openssl rand -hex 16` makes one. Leave it out to serve everybody"
 
 
 def test_keys_come_from_the_configuration_and_from_a_file_seen_from_it(tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text("# old\n  one \n\ntwo\n")
-    server = settings(tmp_path, f"{ECHO}\nserver: {{api_key: zero, api_key_file: keys}}").server
-    assert read_keys(server) == ["zero", "one", "two"]
-    assert "zero" not in repr(server)
+    (tmp_path / "keys").write_text(f"# old\n  {KEY}1 \n\n{KEY}2\n")
+    server = settings(tmp_path, f"{ECHO}\nserver: {{api_key: {KEY}0, api_key_file: keys}}").server
+    assert read_keys(server) == [f"{KEY}0", f"{KEY}1", f"{KEY}2"]
+    assert KEY not in repr(server)
 
 
-@pytest.mark.parametrize("key", ["12345678", "@1234", "a:b", "yes", "[x]", "1e3"])
+@pytest.mark.parametrize("key", ["1234567812345678", f"@{KEY}", f"a:{KEY}", f"[{KEY}]", "1e10000000000000"])
 def test_a_key_in_a_variable_is_taken_as_it_is(tmp_path: Path, key: str) -> None:
     assert read_keys(settings(tmp_path, ECHO, CONTOUR_SERVER__API_KEY=key).server) == [key]
 
@@ -320,7 +323,8 @@ def test_a_key_in_a_variable_is_taken_as_it_is(tmp_path: Path, key: str) -> None
         (b"", "it has no key; write one a line"),
         (b"# none yet\n \n", "it has no key; write one a line"),
         (b"\xff\xfe", "it is not text in UTF-8"),
-        (b"two words\n", "a key has characters that no header carries; take letters, digits and punctuation"),
+        (b"two words of a key\n", "a key has characters that no header carries; take letters, digits and punctuation"),
+        (b"of15characters!\n", f"a key has 15 characters, and can be guessed with fewer than 16; {MAKE_ONE}"),
     ],
 )
 def test_a_key_file_that_is_of_no_use_is_told_with_its_key_and_path(
@@ -331,6 +335,37 @@ def test_a_key_file_that_is_of_no_use_is_told_with_its_key_and_path(
     found = refusal(tmp_path, ECHO, CONTOUR_SERVER__API_KEY_FILE=str(tmp_path / "keys"))
     variable = "environment variable CONTOUR_SERVER__API_KEY_FILE"
     assert found == [f"{variable}: server.api_key_file is keys, which cannot be used: {told}"]
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_key_file_that_others_can_write_is_refused(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "keys").write_text(f"{KEY}\n")
+    (tmp_path / "keys").chmod(mode)
+    [line] = refusal(tmp_path, f"{ECHO}\nserver: {{api_key_file: keys}}")
+    assert line.endswith("others can write to it, and so add keys of their own: chmod go-w")
+
+
+@pytest.mark.parametrize("key", ["", "short", "of15characters!"])
+def test_a_key_that_is_empty_or_short_stops_the_start(tmp_path: Path, key: str) -> None:
+    [line] = refusal(tmp_path, ECHO, CONTOUR_SERVER__API_KEY=key)
+    assert line.startswith("environment variable CONTOUR_SERVER__API_KEY: server.api_key cannot be used: a key has ")
+    assert line.endswith(MAKE_ONE)
+    assert "short" not in line
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("allowed_hosts", "https://a.example", "is 'https://a.example', but must be a host name without port"),
+        ("allowed_hosts", "a.example:80", "is 'a.example:80', but must be a host name without port"),
+        ("allowed_origins", "a.example", "is 'a.example', but must be an origin as browsers write it"),
+        ("allowed_origins", "https://a.example/", "is 'https://a.example/', but must be an origin"),
+        ("allowed_origins", "null", "is 'null', but must be an origin"),
+    ],
+)
+def test_what_is_no_host_or_origin_is_told(tmp_path: Path, key: str, value: str, told: str) -> None:
+    [line] = refusal(tmp_path, f"{ECHO}\nserver: {{{key}: ['{value}']}}")
+    assert line.startswith(f"my.yaml: server.{key}.0 {told}")
 
 
 @pytest.mark.parametrize("text", ["{api_key: 12345678}", "{api_key: [12345678]}", "{api_key: 1234 5678}"])

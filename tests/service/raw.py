@@ -29,10 +29,14 @@ class Answer:
         assert problem["detail"]
         return str(problem["type"]).removeprefix("urn:contour:problem:")
 
+JSON = "Content-Type: application/json"
+
 
 def head(*headers: str, method: str = "POST", path: str = "/generation/", version: str = "1.1") -> bytes:
-    """A request's head; it asks for the connection to be closed after the answer."""
-    lines = (f"{method} {path} HTTP/{version}", "Host: localhost", "Connection: close", *headers)
+    """A request's head, of JSON unless it says otherwise; it asks for the connection to be closed after the answer."""
+    named = "".join(headers).lower()
+    types = () if "content-type" in named or method == "GET" else (JSON,)
+    lines = (f"{method} {path} HTTP/{version}", "Host: localhost", "Connection: close", *types, *headers)
     return "".join(f"{line}\r\n" for line in (*lines, "")).encode("latin-1")
 
 

@@ -79,7 +79,7 @@ class Service:
         body: dict[str, Any] = self.client.get("/readyz").json()
         processes = named(self.descendants())
         for worker in body["workers"]:
-            worker["process"] = processes.get(f"contour {worker['id']}")
+            worker["process"] = processes.get(f"contour {worker['id']}"[:15])
         return body
 
     def generate(self, **fields: object) -> httpx.Response:

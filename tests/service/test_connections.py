@@ -14,7 +14,7 @@ from tests.service.raw import BODY, LENGTH, answers, chunked, connect, exchange,
 from tests.service.running import Service, good_request, until
 
 CHUNKED = "Transfer-Encoding: chunked"
-KEPT = b"POST /generation/ HTTP/1.1\r\nHost: localhost\r\n" + LENGTH.encode() + b"\r\n"
+KEPT = b"POST /generation/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + LENGTH.encode() + b"\r\n"
 FLOOD = 50 * 2**20  # bytes of a head, a trailer or a pipeline that has no end
 KEPT_OF_A_FLOOD = 8 * 2**20  # a head's limit and a read are 0.3 MiB; the rest is what the interpreter does by the way
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from tests.service.memory import resident_bytes
-from tests.service.raw import BODY, LENGTH, Answer, answers, connect, exchange, head, read
+from tests.service.raw import BODY, JSON, LENGTH, Answer, answers, connect, exchange, head, read
 from tests.service.running import Service, file_of, good_request, until
 
 SECONDS = 1.0  # that a head or a body may take
-KEPT = f"POST /generation/ HTTP/1.1\r\nHost: localhost\r\n{LENGTH}\r\n\r\n".encode() + BODY
+KEPT = f"POST /generation/ HTTP/1.1\r\nHost: localhost\r\n{JSON}\r\n{LENGTH}\r\n\r\n".encode() + BODY
 ESTABLISHED, CLOSE_WAIT = "01", "08"  # <net/tcp_states.h>
 CONNECTIONS = 420  # so one address may have 210
 

@@ -70,9 +70,9 @@ def test_an_answer_names_its_request_and_its_stages(echo: Service) -> None:
     assert float(stages["total"]) >= float(stages["prepare"])
 
 
-def test_the_bodys_type_may_carry_a_charset_or_be_left_out(echo: Service) -> None:
+def test_the_bodys_type_may_carry_a_charset(echo: Service) -> None:
     body = echo.client.build_request("POST", "/generation/", json=good_request()).content
-    for headers in ({"content-type": "application/json; charset=utf-8"}, {"content-type": "application/ld+json"}, {}):
+    for headers in ({"content-type": "application/json; charset=utf-8"}, {"content-type": "application/ld+json"}):
         assert echo.client.post("/generation/", content=body, headers=headers).status_code == 200
 
 
@@ -92,7 +92,7 @@ def test_health_is_there(echo: Service) -> None:
         ("cpu0", "ready", "CPU"),
         ("cpu1", "ready", "CPU"),
     ]
-    assert {worker["process"] for worker in body["workers"]} <= echo.descendants()
+    assert not [worker for worker in body["workers"] if "process" in worker]
     assert "CUDA_VISIBLE_DEVICES" in body["placement"]
 
 
