@@ -17,7 +17,7 @@ def available_cores(groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> int
 
 def _quotas(groups: Path, membership: Path) -> Iterator[float]:
     """The cores that this process's groups and all above them grant, where they are limited."""
-    for folder in _folders(groups, membership):
+    for folder in group_folders("cpu", groups, membership):
         with suppress(OSError, ValueError):  # no such file: no limit. "max": no limit either
             quota, period = (folder / "cpu.max").read_text().split()
             yield int(quota) / int(period)
@@ -27,11 +27,11 @@ def _quotas(groups: Path, membership: Path) -> Iterator[float]:
                 yield int(quota) / int(period)
 
 
-def _folders(groups: Path, membership: Path) -> Iterator[Path]:
-    """Where the limits of this process are. In a container the files at the top are its own."""
+def group_folders(controller: str, groups: Path, membership: Path) -> Iterator[Path]:
+    """Where a controller's limits of this process are. In a container the files at the top are its own."""
     with suppress(OSError):
         for line in membership.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if not controllers or "cpu" in controllers.split(","):
+            if not controllers or controller in controllers.split(","):
                 group = PurePosixPath(path)
                 yield from (groups / controllers / str(part).strip("/") for part in (group, *group.parents))

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Iterator
 from io import BytesIO
 from typing import TypeAlias
 
@@ -11,17 +12,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
+from workers.engine import webp
 from workers.engine.config import Canny, Output
 from workers.engine.contract import BadPictureError
 from workers.engine.contract import Format as FileFormat
-from workers.engine.header import SIDES_SWAPPED, Buffer, Format, Header, read_header
+from workers.engine.header import BAND_PIXELS, SIDES_SWAPPED, Buffer, Header, read_header, without_texts
 
 Pixels: TypeAlias = NDArray[np.uint8]
 
-# The plugins are called by name: Image.open would warn of large pictures, which the front end has judged already.
-_PLUGINS: dict[Format, type[ImageFile.ImageFile]] = {"PNG": PngImageFile, "JPEG": JpegImageFile, "WebP": WebPImageFile}
 _MAX_PIXELS = 178_956_970  # where Pillow would call it a bomb; a guard for callers without a limit of their own
 # JPEG's own limit. A WebP of 210 bytes may declare 13,697,032 x 8 pixels and keeps libwebp busy for minutes.
 _MAX_SIDE = 65_535
@@ -31,25 +30,41 @@ _MAX_SCANNED_PIXELS = 10**9
 _SCAN_PIXELS = 2**20
 _START_OF_SCAN = b"\xff\xda"
 _THUMBNAIL_SIDE, _THUMBNAIL = 128, Output(format="jpeg", quality=80)
-_BAND_PIXELS = 2**22  # converted at a time, so that a large picture is not there four times over
 _UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, zlib.error)
 
 
 def decode(data: Buffer) -> Pixels:
-    """Pixels of a PNG, JPEG or WebP file as a viewer shows them; of an animation, the first frame.
+    """Pixels of a PNG, JPEG or WebP file as a viewer shows them, at their own size; see `decode_to`."""
+    header = read_header(data)
+    return decode_to(data, header.width, header.height)
 
-    Alpha is composited on white, 16 bits become 8, EXIF orientation is applied, colour profiles are ignored.
-    Raises BadPictureError, with a sentence for the client.
+
+def decode_to(data: Buffer, width: int, height: int) -> Pixels:
+    """Pixels of a PNG, JPEG or WebP file as a viewer shows them, scaled to a size; of an animation, the first frame.
+
+    Alpha is composited on white, 16 bits become 8, EXIF orientation is applied, colour profiles are ignored. Takes at
+    most `header.decoding_bytes` of memory: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is enough, and
+    a rotated image is turned after it is scaled. Raises BadPictureError, with a sentence for the client.
     """
     header = read_header(data)
     if header.width * header.height > _MAX_PIXELS or max(header.width, header.height) > _MAX_SIDE:
         raise BadPictureError(f"The picture is too large: {header.width} x {header.height} pixels.")
+    size = (height, width) if header.orientation >= SIDES_SWAPPED else (width, height)
     try:
-        return _upright(_pixels(_open(data, header)), header.orientation)
+        return _upright(_scaled(data, header, size), header.orientation)
     except BadPictureError:
         raise
     except _UNREADABLE as error:
         raise BadPictureError(f"The {header.format} picture is damaged or cut short ({error}).") from error
+
+
+def _scaled(data: Buffer, header: Header, size: tuple[int, int]) -> Pixels:
+    if header.format != "WebP":
+        return resize(_pixels(_open(data, header, size)), *size)
+    pixels = webp.decode(data, _stored_size(header))
+    if pixels.shape[2] == 4:
+        _composite(pixels)
+    return resize(pixels, *size)[:, :, 2::-1]  # BGR, and perhaps a fourth channel
 
 
 def resize(pixels: Pixels, width: int, height: int) -> Pixels:
@@ -93,39 +108,61 @@ def thumbnail(pixels: Pixels) -> bytes:
     return encode(resize(pixels, width, height), _THUMBNAIL)
 
 
-def _open(data: Buffer, header: Header) -> Image.Image:
-    scans = bytes(data).count(_START_OF_SCAN) if header.format == "JPEG" else 0
-    if scans * max(header.width * header.height, _SCAN_PIXELS) > _MAX_SCANNED_PIXELS:
-        raise BadPictureError(f"The JPEG picture goes over its pixels too often: {scans} scans.")
-    image = _PLUGINS[header.format](BytesIO(data))
-    stored = (header.height, header.width) if header.orientation >= SIDES_SWAPPED else (header.width, header.height)
-    # Two readers that disagree on the size could be used to smuggle a large picture past the limit.
-    if image.size != stored:
+def _stored_size(header: Header) -> tuple[int, int]:
+    """(width, height) as they are in the file, before it is turned."""
+    return (header.height, header.width) if header.orientation >= SIDES_SWAPPED else (header.width, header.height)
+
+
+def _open(data: Buffer, header: Header, size: tuple[int, int]) -> Image.Image:
+    """The image, decoded at no less than a size (width, height) that is enough."""
+    # The plugins are called by name: Image.open would warn of large images, which the front end has judged already.
+    image = _open_jpeg(data, header) if header.format == "JPEG" else PngImageFile(BytesIO(without_texts(data)))
+    # Two readers that disagree on the size could be used to smuggle a large image past the limit.
+    if image.size != _stored_size(header):
         raise BadPictureError(f"The {header.format} picture declares more than one size.")
+    if isinstance(image, JpegImageFile):
+        image.draft(None, size)
     image.load()
     return image
 
 
+def _open_jpeg(data: Buffer, header: Header) -> ImageFile.ImageFile:
+    scans = bytes(data).count(_START_OF_SCAN)
+    if scans * max(header.width * header.height, _SCAN_PIXELS) > _MAX_SCANNED_PIXELS:
+        raise BadPictureError(f"The JPEG picture goes over its pixels too often: {scans} scans.")
+    return JpegImageFile(BytesIO(data))
+
+
+def _bands(height: int, width: int) -> Iterator[slice]:
+    """Rows to convert at a time, so that a large image is not in memory several times over."""
+    rows = max(BAND_PIXELS // width, 1)
+    return (slice(top, min(top + rows, height)) for top in range(0, height, rows))
+
+
 def _pixels(image: Image.Image) -> Pixels:
     width, height = image.size
-    rows = max(_BAND_PIXELS // width, 1)
-    if height <= rows:
-        return np.asarray(_rgb(image))
     pixels = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        pixels[top:bottom] = np.asarray(_rgb(image.crop((0, top, width, bottom))))
+    for band in _bands(height, width):
+        pixels[band] = np.asarray(_rgb(image.crop((0, band.start, width, band.stop))))
     return pixels
+
+
+def _composite(pixels: Pixels) -> None:
+    """Composite four channels, alpha last, on white, in place."""
+    for band in _bands(*pixels.shape[:2]):
+        pixels[band] = np.asarray(_on_white(Image.fromarray(pixels[band])))
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _grey16(image)
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        return _on_white(image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
 def _grey16(image: Image.Image) -> Image.Image:

@@ -8,6 +8,7 @@ from msgspec import Meta
 Positive = Annotated[int, Meta(ge=1)]
 AttentionKernel: TypeAlias = Literal["auto", "sdpa", "flash", "cudnn", "efficient", "xformers", "math"]
 Side = Annotated[int, Meta(ge=64, le=4096)]
+_LEAST_DECODE_BYTES, _MOST_DECODE_BYTES = 2**28, 2**30  # where the memory there is decides
 Chance = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -140,7 +141,8 @@ class EngineConfig:
     """Everything that decides what a picture looks like, and how many are made at once (`slots` per worker).
 
     `runtime` is what runs the networks. `onnxruntime` reads the files that `workers.convert` put into the folder
-    `onnx`.
+    `onnx`. `decode_bytes` is the memory in which a worker decodes images, several at a time: others wait (auto: an
+    eighth of the memory there is, at least 256 MiB, at most 1 GiB).
     """
 
     kind: Literal["diffusion", "echo"] = "diffusion"
@@ -151,6 +153,7 @@ class EngineConfig:
     loras: list[Lora] = field(default_factory=list)
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     slots: Annotated[int, Meta(ge=1, le=64)] = 4
+    decode_bytes: Annotated[int, Meta(ge=64 * 2**20)] | Literal["auto"] = "auto"
     guidance_scale: Annotated[float, Meta(ge=0, le=50)] = 7.5
     control_scale: Annotated[float, Meta(ge=0, le=2)] = 1.0
     sampler: Sampler = field(default_factory=Sampler)
@@ -165,6 +168,12 @@ class EngineConfig:
     def dtype_on(self, *, cuda: bool) -> str:
         """The number format to compute in: `auto` is float16 on a GPU and float32 elsewhere."""
         return ("float16" if cuda else "float32") if self.dtype == "auto" else self.dtype
+
+    def decode_budget(self, memory: int) -> int:
+        """Bytes in which a worker decodes images, where there is so much memory in all."""
+        if self.decode_bytes == "auto":
+            return min(max(memory // 8, _LEAST_DECODE_BYTES), _MOST_DECODE_BYTES)
+        return self.decode_bytes
 
 
 def rows_of(guidance_scale: float) -> int:

@@ -7,9 +7,12 @@ import numpy as np
 
 from scheduler.messages import Costs
 from workers.engine import codec
+from workers.engine.budget import DecodeBudget
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Condition, Format, Stepped, Task
+from workers.engine.header import read_header
+from workers.memory import memory_limit
 
 _WARM_UP_SEED = 0
 
@@ -29,6 +32,7 @@ class EchoEngine:
     def __init__(self, config: EngineConfig) -> None:
         self.slots = config.slots
         self._config = config
+        self._budget = DecodeBudget(config.decode_budget(memory_limit()))
         self._running: dict[int, tuple[Pixels | bytes, Stepped]] = {}
         self._fixed_seconds = 0.0
 
@@ -48,8 +52,13 @@ class EchoEngine:
 
         Raises BadPictureError.
         """
-        picture = codec.decode(task.picture) if self._config.echo.reencode else bytes(task.picture)
+        picture = self._decode(task.picture) if self._config.echo.reencode else bytes(task.picture)
         return Echoed(picture, task.options.steps or self._config.echo.steps)
+
+    def _decode(self, data: bytes | memoryview) -> Pixels:
+        header = read_header(data)
+        with self._budget.spend_on(header, (header.width, header.height)):
+            return codec.decode(data)
 
     def admit(self, slot: int, prepared: Echoed) -> None:
         """Put a picture into a free slot. Raises ValueError when the slot is taken or not there."""

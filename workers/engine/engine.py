@@ -17,13 +17,14 @@ from torch import Tensor
 from scheduler.messages import Costs
 from workers.engine import codec
 from workers.engine.batch import Newcomer, Size
+from workers.engine.budget import DecodeBudget
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Condition, Format, OutOfMemoryError, Stepped, Task
 from workers.engine.decoding import Decoding, fetch
 from workers.engine.denoiser import coldest
 from workers.engine.graphs import Recorder
-from workers.engine.header import output_size
+from workers.engine.header import output_size, read_header
 from workers.engine.measure import Measurements
 from workers.engine.options import Scales, canny_of, scales_of
 from workers.engine.plan import Plan
@@ -32,6 +33,7 @@ from workers.engine.speed import Workshop
 from workers.engine.streams import upload
 from workers.engine.timing import timed
 from workers.engine.workspace import Workspace
+from workers.memory import memory_limit
 
 _STEPS_AHEAD = 1
 
@@ -67,6 +69,7 @@ class DiffusionEngine:
         self.slots = config.slots
         self._config = config
         self._model = model
+        self._budget = DecodeBudget(config.decode_budget(memory_limit()))
         self._workshop = Workshop(config, model, recorder)
         self._homes: dict[int, Workspace] = {}  # slot -> where it runs
         self._finals: dict[int, tuple[Workspace, Tensor]] = {}  # slot -> final latents that wait for `finish`
@@ -105,9 +108,11 @@ class DiffusionEngine:
         options = task.options
         plan, scales = self._model.plans.of(options.steps), scales_of(options, self._config, self._coldest)
         canny = canny_of(options, self._config.canny)
-        pixels = codec.decode(task.picture)
-        width, height = output_size(pixels.shape[1], pixels.shape[0], self._config.size)
-        edges = codec.edges(codec.resize(pixels, width, height), canny)
+        header = read_header(task.picture)
+        width, height = size = output_size(header.width, header.height, self._config.size)
+        with self._budget.spend_on(header, size):
+            pixels = codec.decode_to(task.picture, width, height)
+        edges = codec.edges(pixels, canny)
         shape = (4, height // self._model.latent_scale, width // self._model.latent_scale)
         generator = torch.Generator().manual_seed(task.seed)
         # One by one, as diffusers draws them.

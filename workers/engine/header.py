@@ -1,4 +1,4 @@
-"""What a picture file says of itself: its format and size, read from the header alone.
+"""What an image file says of itself: its format and size, read from the header alone, and what it takes to decode it.
 
 Nothing is decompressed and nothing is allocated by the declared size, so a picture may claim any size: the caller
 compares it with its own limit. Pillow would warn of such claims (or, for WebP, allocate the canvas at once), therefore
@@ -9,8 +9,9 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
+from math import ceil
 from struct import unpack_from
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, assert_never
 
 from workers.engine.config import Sizing
 from workers.engine.contract import BadPictureError
@@ -20,6 +21,7 @@ Buffer: TypeAlias = bytes | memoryview
 _Stored: TypeAlias = tuple[int, int, bytes]  # width, height and EXIF block as they lie in the file
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_CHUNK = 12  # bytes of a chunk besides its body
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION_TAG = 0x0112
 SIDES_SWAPPED = 5  # orientations 5 to 8 lie on their side
@@ -30,7 +32,20 @@ _NOT_FRAMES = frozenset({0xC4, 0xC8, 0xCC})  # the markers among C0-CF that do n
 # A hostile file consists of millions of empty ones, over which Pillow would go for seconds.
 _SOME_PARTS = 1000
 _PART_BYTES = 4096
+# Bytes for each pixel while a file is decoded, in its costliest kind (`tests/bench/decoding.py` measures them):
+_PNG_BYTES = 7  # Pillow's image of 4, and ours of 3
+_WEBP_BYTES = 10  # BGRA, a plane of alpha, and the decoder's own pixels of 4 with their transforms
+_JPEG_BYTES = 8  # coefficients of 2 bytes of a progressive CMYK file, at full size however small it is decoded
+_JPEG_PIXEL_BYTES = 4  # Pillow's image, of the size we decode to; then without the coefficients, but with ours of 3
+_JPEG_BLOCK = 32  # pixels: sides are rounded up to as many at most
+_SCALED_BYTES = 6  # of the result, before and after it is turned
+MAX_BYTES_PER_PIXEL = 13  # of any image: the worst is such a JPEG
+DEFAULT_MAX_PIXELS = 40_000_000
+BAND_PIXELS = 2**18  # are converted at a time
+_FIXED_BYTES = 8 * 2**20  # what a band takes, on its way through up to six copies, and what libraries keep
 _MAX_ENTRIES = 256  # of an EXIF directory, looked at; cameras write some 20, and there is room for 65,535
+# Chunks of a PNG that Pillow would decompress, up to 64 MiB of them, and that its pixels do not need.
+_COMPRESSED = frozenset({b"iCCP", b"iTXt", b"zTXt"})
 _OTHERS = {
     b"GIF8": "a GIF",
     b"BM": "a BMP",
@@ -80,6 +95,54 @@ def output_size(width: int, height: int, sizing: Sizing) -> tuple[int, int]:
     return _rounded(width * scale, sizing), _rounded(height * scale, sizing)
 
 
+def decoding_bytes(header: Header, size: tuple[int, int]) -> int:
+    """An upper bound of the memory it takes to decode an image and to scale it to a size; its file is not counted."""
+    pixels, scaled = header.width * header.height, _SCALED_BYTES * size[0] * size[1]
+    match header.format:
+        case "PNG":
+            return max(_PNG_BYTES * pixels, 3 * pixels + scaled) + _FIXED_BYTES
+        case "WebP":
+            return max(_WEBP_BYTES * pixels, 4 * pixels + scaled) + _FIXED_BYTES
+        case "JPEG":
+            return _jpeg_bytes(header, size, scaled) + _FIXED_BYTES
+        case unknown:
+            assert_never(unknown)
+
+
+def _jpeg_bytes(header: Header, size: tuple[int, int], scaled: int) -> int:
+    scale = jpeg_scale(header, size)
+    decoded = ceil(header.width / scale) * ceil(header.height / scale)
+    coefficients = ceil(header.width / _JPEG_BLOCK) * ceil(header.height / _JPEG_BLOCK) * _JPEG_BLOCK**2
+    return max(_JPEG_BYTES * coefficients + _JPEG_PIXEL_BYTES * decoded, 7 * decoded, 3 * decoded + scaled)
+
+
+def jpeg_scale(header: Header, size: tuple[int, int]) -> int:
+    """By how much a JPEG is made smaller while it is decoded, so that no side is shorter than in `size`: 1, 2, 4 or 8.
+
+    It is what Pillow's `draft` chooses.
+    """
+    return max(scale for scale in (1, 2, 4, 8) if scale == 1 or _fits(header, size, scale))
+
+
+def _fits(header: Header, size: tuple[int, int], scale: int) -> bool:
+    return header.width >= scale * size[0] and header.height >= scale * size[1]
+
+
+def default_max_pixels(decode_bytes: int) -> int:
+    """The largest image to take where so much may be spent on decoding, whatever its format."""
+    return min(DEFAULT_MAX_PIXELS, decode_bytes // MAX_BYTES_PER_PIXEL)
+
+
+def without_texts(data: Buffer) -> Buffer:
+    """A PNG file without what would be decompressed besides its pixels: texts and a colour profile."""
+    view, kept, at = memoryview(data), [], 0
+    for start, name, body in _png_chunks(view):
+        if name in _COMPRESSED:
+            kept.append(view[at:start])
+            at = start + len(body) + _PNG_CHUNK
+    return b"".join((*kept, view[at:])) if kept else data
+
+
 def _rounded(side: float, sizing: Sizing) -> int:
     most = max(sizing.long_side // sizing.multiple, 1)
     return min(max(round(side / sizing.multiple), 1), most) * sizing.multiple
@@ -113,18 +176,18 @@ def _read_png(data: memoryview) -> _Stored:
     if bytes(data[12:16]) != b"IHDR":
         raise BadPictureError("The PNG picture does not begin with its header.")
     width, height = unpack_from(">II", data, 16)
-    exif = [body for name, body in _png_chunks(data) if name == b"eXIf"]
+    exif = [body for _, name, body in _png_chunks(data) if name == b"eXIf"]
     return width, height, bytes(exif[0]) if exif else b""
 
 
-def _png_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+def _png_chunks(data: memoryview) -> Iterator[tuple[int, bytes, memoryview]]:
     at, last = len(_PNG), len(data) - 8
     for _ in _parts(data, "PNG"):
         if at > last:
             return
         length, name = unpack_from(">I4s", data, at)
-        yield name, data[at + 8 : at + 8 + length]
-        at += 12 + length
+        yield at, name, data[at + 8 : at + 8 + length]
+        at += _PNG_CHUNK + length
 
 
 def _read_jpeg(data: memoryview) -> _Stored:
@@ -161,8 +224,8 @@ def _jpeg_segments(data: memoryview) -> Iterator[tuple[int, memoryview]]:
 def _read_webp(data: memoryview) -> _Stored:
     match bytes(data[12:16]):
         case b"VP8X":
-            width, height = _uint24(data, 24) + 1, _uint24(data, 27) + 1
-            exif = [body for name, body in _riff_chunks(data) if name == b"EXIF"]
+            width, height = uint24(data, 24) + 1, uint24(data, 27) + 1
+            exif = [body for name, body in riff_chunks(data) if name == b"EXIF"]
             return width, height, bytes(exif[0]) if exif else b""
         case b"VP8L":
             (bits,) = unpack_from("<I", data, 21)
@@ -174,7 +237,8 @@ def _read_webp(data: memoryview) -> _Stored:
             raise BadPictureError("The WebP picture does not begin with its header.")
 
 
-def _riff_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+def riff_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    """Name and body of each chunk of a WebP file."""
     at, last = 12, len(data) - 8
     for _ in _parts(data, "WebP"):
         if at > last:
@@ -184,7 +248,8 @@ def _riff_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
         at += 8 + length + length % 2
 
 
-def _uint24(data: memoryview, at: int) -> int:
+def uint24(data: memoryview, at: int) -> int:
+    """A little-endian number of three bytes."""
     low, high = unpack_from("<HB", data, at)
     return int(low | high << 16)
 

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from tests.workers.engine.images import animation, png
 from workers.engine import codec
 from workers.engine.codec import Pixels
 from workers.engine.config import Canny, Output
 from workers.engine.contract import BadPictureError
+from workers.engine.header import jpeg_scale, read_header, without_texts
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -222,3 +224,68 @@ def test_a_jpegs_quality_is_obeyed() -> None:
     best, worst = (codec.encode(noise, Output(quality=quality)) for quality in (95, 10))
     assert best.startswith(b"\xff\xd8\xff")
     assert len(best) > 2 * len(worst)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WebP"])
+@pytest.mark.parametrize("size", [(24, 40), (40, 56), (80, 128)])
+def test_decoding_to_a_size_is_decoding_and_resizing(kind: str, orientation: int, size: tuple[int, int]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = file_of(colours(), kind, exif=exif.tobytes())
+    decoded, expected = codec.decode_to(data, *size), codec.resize(codec.decode(data), *size)
+    assert decoded.flags.c_contiguous
+    # A rotated image is scaled before it is turned, and interpolation rounds differently from the other side.
+    assert np.abs(decoded.astype(int) - expected).max() <= (0 if orientation == 1 else 1)
+
+
+def test_a_jpeg_decoded_at_reduced_size_looks_the_same() -> None:
+    rng = np.random.default_rng(0)
+    smooth = cv2.resize(rng.integers(0, 256, (20, 30, 3), np.uint8), (1200, 800), interpolation=cv2.INTER_CUBIC)
+    data = file_of(Image.fromarray(smooth), "JPEG", quality=95)
+    for size in ((600, 400), (288, 192), (150, 100)):
+        difference = codec.decode_to(data, *size).astype(int) - codec.resize(codec.decode(data), *size)
+        assert np.abs(difference).max() <= 6
+        assert np.abs(difference).mean() < 0.5
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 900), st.integers(1, 900), st.integers(1, 300), st.integers(1, 300), st.integers(1, 8))
+def test_a_jpeg_is_reduced_as_the_header_says(width: int, height: int, to: int, by: int, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = file_of(Image.new("L", (width, height)), "JPEG", exif=exif.tobytes())
+    header = read_header(data)
+    size = (by, to) if orientation >= 5 else (to, by)
+    image = codec._open(data, header, (to, by))
+    scale = jpeg_scale(header, size)
+    assert image.size == (-(-width // scale), -(-height // scale))
+    assert image.size[0] >= min(to, width)
+    assert image.size[1] >= min(by, height)
+
+
+def test_an_animation_of_small_frames_is_on_white() -> None:
+    frames = [Image.new("RGBA", (64, 48), (0, 0, 0, 0)) for _ in range(2)]
+    frames[0].paste(RED, (20, 10, 30, 20))
+    frames[1].paste(BLUE, (0, 0, 64, 48))
+    data = file_of(frames[0], "WebP", save_all=True, append_images=frames[1:], lossless=True, exact=True)
+    assert pixel(data, 25, 15) == RED
+    assert pixel(data, 0, 0) == pixel(data, 63, 47) == WHITE
+
+
+def test_a_frame_that_does_not_fit_is_refused() -> None:
+    data = animation(64, 64, b"")
+    assert codec.decode(data).shape == (64, 64, 3)
+    at = data.index(b"ANMF") + 8
+    for changed in (data[:at] + b"\x02" + data[at + 1 :], data[:at], data[: at + 10]):
+        with pytest.raises(BadPictureError):
+            codec.decode(changed)
+
+
+def test_texts_of_a_png_are_not_decompressed() -> None:
+    header = struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0)
+    bomb = b"key\0\0" + zlib.compress(bytes(2**26))
+    texts = [(b"zTXt", bomb), (b"iCCP", bomb), (b"iTXt", b"key\0\1\0\0\0" + bomb[5:])]
+    data = png(header, zlib.compress(bytes(8 * 9)), *texts)
+    assert pixel(data) == (0, 0, 0)
+    assert without_texts(data) == png(header, zlib.compress(bytes(8 * 9)))

@@ -1,0 +1,167 @@
+"""What decoding takes: the bound of `decoding_bytes`, and the budget that images wait for."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.workers.engine import demo
+from tests.workers.engine.images import KINDS, exif, measure
+from workers.engine import codec
+from workers.engine.budget import DecodeBudget
+from workers.engine.config import EngineConfig, Sizing
+from workers.engine.contract import BadPictureError, Task
+from workers.engine.echo import EchoEngine
+from workers.engine.header import (
+    Format,
+    Header,
+    decoding_bytes,
+    default_max_pixels,
+    output_size,
+    read_header,
+)
+
+MIB = 2**20
+IMAGE = Header("PNG", 1000, 1000)
+NEEDED = decoding_bytes(IMAGE, (512, 512))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decoding_takes_no_more_than_is_said(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(KINDS[kind](2400, 1600, exif(6)))
+    header = read_header(path.read_bytes())
+    sizes = [(header.width, header.height), output_size(header.width, header.height, Sizing())]
+    for size in sizes if header.format == "JPEG" else sizes[:1]:  # others are decoded whole, whatever is wanted
+        assert 0 < measure(path, size).bytes <= decoding_bytes(header, size) + path.stat().st_size
+
+
+def test_a_small_file_of_many_pixels_takes_no_more_than_is_said(tmp_path: Path) -> None:
+    """Lossless WebP of one colour, on its side: once 632 MB."""
+    path = tmp_path / "image"
+    path.write_bytes(small_webp(6324))
+    header = read_header(path.read_bytes())
+    assert path.stat().st_size < 2000
+    peak = measure(path, (512, 512)).bytes
+    assert peak <= decoding_bytes(header, (512, 512))
+    assert peak < 350 * MIB
+
+
+def small_webp(side: int) -> bytes:
+    from io import BytesIO
+
+    from PIL import Image
+
+    file = BytesIO()
+    Image.new("RGB", (side, side), (200, 10, 10)).save(file, "WEBP", lossless=True, exif=exif(6))
+    return file.getvalue()
+
+
+@given(
+    st.sampled_from(get_args(Format)),
+    st.integers(64 * MIB, 4096 * MIB),
+    st.integers(1, 65_535),
+    st.floats(0.5, 1),
+    st.sampled_from([1, 6]),
+)
+def test_what_the_front_end_lets_in_can_be_decoded(
+    kind: Format, decode_bytes: int, width: int, share: float, orientation: int
+) -> None:
+    height = min(65_535, int(default_max_pixels(decode_bytes) * share) // width)
+    if height > 0:
+        header = Header(kind, width, height, orientation)
+        assert decoding_bytes(header, output_size(width, height, Sizing())) <= decode_bytes
+        if min(width, height) >= 512:  # of others, the blocks of a JPEG reach far beyond the image
+            assert decoding_bytes(header, (width, height)) <= decode_bytes
+
+
+@pytest.mark.parametrize(
+    ("memory", "budget"), [(2**30, 256), (4 * 2**30, 512), (8 * 2**30, 1024), (2**40, 1024), (2**28, 256)]
+)
+def test_the_budget_follows_from_the_memory_there_is(memory: int, budget: int) -> None:
+    assert EngineConfig().decode_budget(memory) == budget * MIB
+    assert EngineConfig(decode_bytes=100 * MIB).decode_budget(memory) == 100 * MIB
+
+
+def test_the_default_limit_of_pixels_follows_from_the_budget() -> None:
+    assert default_max_pixels(2**30) == 40_000_000
+    assert default_max_pixels(256 * MIB) == 256 * MIB // 13
+
+
+def test_what_is_too_much_for_the_budget_is_refused_with_what_to_send() -> None:
+    budget = DecodeBudget(NEEDED - 1)
+    says = r"PNG image of 1000 x 1000 pixels can take 14 MiB of memory; the limit is 14 MiB\. Send .*: 512 x 512"
+    with pytest.raises(BadPictureError, match=says), budget.spend_on(IMAGE, (512, 512)):
+        pass
+    with budget.spend_on(Header("PNG", 900, 900), (512, 512)):
+        pass
+
+
+def test_images_wait_until_there_is_enough_and_in_order() -> None:
+    budget, order = DecodeBudget(2 * NEEDED), list[int]()
+    small = Header("PNG", 64, 64)
+    large = Header("PNG", 1400, 1400)  # nearly the whole budget
+    started = threading.Event()
+
+    def decode(number: int, header: Header) -> None:
+        started.set()
+        with budget.spend_on(header, (64, 64)):
+            order.append(number)
+
+    with ThreadPoolExecutor(2) as threads:
+        with budget.spend_on(IMAGE, (512, 512)):
+            first = threads.submit(decode, 1, large)
+            while not budget._waiting:
+                started.wait(0.01)
+            second = threads.submit(decode, 2, small)  # there would be room for it, but it came later
+            while len(budget._waiting) < 2:
+                started.wait(0.01)
+            assert order == []
+        first.result(timeout=30)
+        second.result(timeout=30)
+    assert order == [1, 2]
+
+
+def test_never_more_than_the_budget_is_spent() -> None:
+    capacity = 3 * NEEDED
+    budget, lock, spent, most = DecodeBudget(capacity), threading.Lock(), 0, 0
+
+    def decode(side: int) -> None:
+        nonlocal spent, most
+        header = Header("PNG", side, side)
+        with budget.spend_on(header, (64, 64)):
+            with lock:
+                spent += decoding_bytes(header, (64, 64))
+                most = max(most, spent)
+            with lock:
+                spent -= decoding_bytes(header, (64, 64))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(decode, [200 + 7 * n % 1200 for n in range(400)]))
+    assert NEEDED < most <= capacity
+    assert (budget._free, len(budget._waiting)) == (capacity, 0)
+
+
+def test_what_fails_gives_its_share_back() -> None:
+    budget = DecodeBudget(NEEDED)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError), budget.spend_on(IMAGE, (512, 512)):
+            raise ZeroDivisionError
+    assert budget._free == NEEDED
+
+
+def test_engines_decode_within_their_budget() -> None:
+    """Both refuse what is beyond; the echo engine only if it decodes at all."""
+    data = codec.encode_grey(codec.decode(demo.picture(3000, 3000))[:, :, 0])
+    tight = EngineConfig(kind="echo", decode_bytes=32 * MIB)
+    with pytest.raises(BadPictureError, match="the limit is 32 MiB"):
+        EchoEngine(tight).prepare(Task(data, "", 0))
+    engine = demo.engine()
+    engine._budget = DecodeBudget(32 * MIB)
+    with pytest.raises(BadPictureError, match=r"the limit is 32 MiB\..*: 64 x 64 pixels are used"):
+        engine.prepare(Task(data, "", 0))
+    assert engine.prepare(demo.task()).edges.shape == (64, 64)
