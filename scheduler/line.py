@@ -83,7 +83,7 @@ class Line:
     @property
     def turn(self) -> float:
         """What its client will have had when that job is started: the least has the turn."""
-        return self.served + self.first.load
+        return self.served + self.first.charge
 
     def add(self, ticket: Ticket) -> None:
         """At the end of its priority's row."""

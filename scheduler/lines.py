@@ -97,7 +97,7 @@ class Lines:
         require(ticket in (line.first, promised), "a job starts out of turn, and was not promised to be next")
         if ticket is not promised:
             self._overtaken += ticket.load
-        line.served += ticket.load
+        line.served += ticket.charge
         self._served = max(self._served, line.served)
         self._leave(line, ticket, moved=True)
 
@@ -145,7 +145,7 @@ class Lines:
         line = self._lines[ticket.job.client]
         own = line.before(ticket)
         work = own * line.work / line.length
-        turn = line.served + work + ticket.load
+        turn = line.served + work + ticket.charge
         firsts = self._turns.before(ticket.job.client)
         if own:  # by when its own turn comes; an expected one may be sooner than that of a longer job that is first
             firsts = max(firsts, self._turns.until(turn) - 1)

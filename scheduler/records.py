@@ -25,6 +25,11 @@ class Ticket:
     tenant: Optional["Tenant"] = None
 
     @property
+    def charge(self) -> float:
+        """What its client has had when it has started, in nominal images."""
+        return self.load + self.job.surcharge
+
+    @property
     def suspect(self) -> bool:
         """It was in a worker that was lost, and may be why."""
         return self.losses > 0

@@ -1,6 +1,7 @@
 """Clients share the service: nobody's flood starves another, and who was taken is in time all the same."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
@@ -29,8 +30,10 @@ class Line:
         deadline: float = 1000.0,
         length: float = 1.0,
         priority: int = 0,
+        surcharge: float = 0.0,
     ) -> None:
-        self._note(Submitted(job(number, deadline, work, client, length, priority)))
+        submitted = job(number, deadline, work, client, length, priority)
+        self._note(Submitted(replace(submitted, surcharge=surcharge)))
 
     def finish(self, count: int = 1) -> list[int]:
         """So many pictures; the jobs that started instead."""
@@ -76,6 +79,15 @@ def test_turns_count_by_work() -> None:
         line.submit(number, "large", work=4.0)
     for number in range(101, 109):
         line.submit(number, "small")
+    assert line.finish(9) == [101, 102, 103, 2, 104, 105, 106, 107, 3]
+
+
+def test_turns_count_what_a_job_costs_beside_the_device() -> None:
+    line = Line()
+    for number in (1, 2, 3):
+        line.submit(number, "large files", surcharge=3.0)
+    for number in range(101, 109):
+        line.submit(number, "small files")
     assert line.finish(9) == [101, 102, 103, 2, 104, 105, 106, 107, 3]
 
 
