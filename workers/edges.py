@@ -1,12 +1,14 @@
 """The process that finds the edges of pictures for whoever wants to see them before anything is made of them.
 
 It is apart from the front end because a hostile picture may end whatever decodes it, fill its memory or keep it busy,
-and apart from the workers because those have a device to keep busy.
+and apart from the workers because those have a device to keep busy. Once it has imported all that it needs, it can do
+nothing but compute and answer: see `workers.confinement`.
 """
 
 import logging
 import os
 import socket
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +16,10 @@ from typing import TypeAlias
 
 import msgspec
 
+from workers.confinement import confine, drop_privileges
 from workers.engine.config import Canny
 from workers.engine.contract import BadPictureError
-from workers.logs import LogFormat, configure
+from workers.logs import LogFormat, configure, escaped
 from workers.process import die_with_parent
 from workers.slots import SlotMemory
 from workers.wire import MAX_MESSAGE, REASON_CHARS
@@ -24,15 +27,18 @@ from workers.wire import MAX_MESSAGE, REASON_CHARS
 log = logging.getLogger("contour.edges")
 
 SLOT = 0  # the only one: one picture at a time
+COPIES = 4  # of an image file, while it is decoded
+SPARE_BYTES = 64 * 2**20  # for all that is not an image
 FIRST_TO_GO = "1000"  # what the kernel adds to a process's badness when it looks for one to end for want of memory
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """All that the process is started with."""
+    """All that the process is started with. `decoding_bytes`: the memory that an image may take to be decoded."""
 
     log_level: str = "info"
     log_format: LogFormat = "human"
+    decoding_bytes: int = 2**30
     parent: int = field(default_factory=os.getpid)
 
 
@@ -97,13 +103,20 @@ def receive(end: socket.socket) -> Report | None:
 
 def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
     """Entry point of the process: find edges until nobody is at the other end of the socket."""
-    die_with_parent(setup.parent)
-    configure(setup.log_level, setup.log_format)
-    _offer_memory()
-    _import()
+    prepare(setup, memory)
     send(channel, Ready())
     while data := channel.recv(MAX_MESSAGE):
-        send(channel, _answer(_orders.decode(data), memory))
+        send(channel, _answer(_orders.decode(data), memory, setup.decoding_bytes))
+
+
+def prepare(setup: Setup, memory: SlotMemory) -> None:
+    """Import what finds edges, and give up the rest."""
+    die_with_parent(setup.parent)
+    configure(setup.log_level, setup.log_format)
+    drop_privileges()
+    _offer_memory()
+    _import()
+    confine(setup.decoding_bytes + COPIES * memory.layout.input_bytes + SPARE_BYTES)
 
 
 def _offer_memory() -> None:
@@ -113,30 +126,53 @@ def _offer_memory() -> None:
 
 
 def _import() -> None:
-    """What reads pixels: only here, as the front end imports this module too."""
+    """Import what reads pixels: only here, as the front end imports this module too. No file can be opened later."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's; nothing here uses it, and its threads are memory
     import cv2
+    import PIL.TiffImagePlugin  # noqa: F401 - Pillow imports it when it meets the first image with EXIF
 
     import workers.engine.codec  # noqa: F401
 
     cv2.setNumThreads(1)  # it would take all cores, which others have work for
+    time.localtime()  # reads the time zone, for the log
+    escaped("\n")  # loads the codec that the log writes such characters with
 
 
-def _answer(order: Find, memory: SlotMemory) -> Report:
+def _answer(order: Find, memory: SlotMemory, decoding_bytes: int) -> Report:
     picture = memory.input(SLOT)[: order.length]
     try:
-        data = _edges(bytes(picture), order)
+        data = _edges(bytes(picture), order, decoding_bytes)
         memory.output(SLOT)[: len(data)] = data
-    except BadPictureError as error:
-        return Unreadable(str(error)[:REASON_CHARS])
     except Exception as error:
+        if lacks_memory(error):
+            log.warning("an image takes more memory to decode than the %d MiB that it may", decoding_bytes // 2**20)
+            return Unreadable("The image takes more memory to decode than this server allows. Send a smaller one.")
+        if isinstance(error, BadPictureError):
+            return Unreadable(str(error)[:REASON_CHARS])
         log.exception("no edges were found")
         return Failed(f"{type(error).__name__}: {error}"[:REASON_CHARS])
     return Found(len(data))
 
 
-def _edges(picture: bytes, order: Find) -> bytes:
+def _edges(picture: bytes, order: Find, decoding_bytes: int) -> bytes:
     """A PNG of what the engine would see of a picture."""
     from workers.engine import codec
+    from workers.engine.header import decoding_bytes as needed
+    from workers.engine.header import read_header
 
-    pixels = codec.resize(codec.decode(picture), order.width, order.height)
-    return codec.encode_grey(codec.edges(pixels, order.canny))
+    size = (order.width, order.height)
+    # The libraries would say that an image is damaged when they get no memory for it.
+    if needed(read_header(picture), size) > decoding_bytes:
+        raise MemoryError
+    return codec.encode_grey(codec.edges(codec.decode_to(picture, *size), order.canny))
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error, or what caused it, is that there is no memory: Python's, or OpenCV's."""
+    import cv2
+
+    while not isinstance(error, MemoryError) and getattr(error, "code", None) != cv2.Error.StsNoMem:
+        if error.__cause__ is None:
+            return False
+        error = error.__cause__
+    return True

@@ -51,7 +51,7 @@ def size_of(picture: bytes, sizing: Sizing) -> tuple[int, int]:
 
 def expected(picture: bytes, size: tuple[int, int], canny: Canny) -> Pixels:
     """The edges, as the codec finds them in this process."""
-    return codec.edges(codec.resize(codec.decode(picture), *size), canny)
+    return codec.edges(codec.decode_to(picture, *size), canny)
 
 
 def pixels_of(png: bytes) -> Pixels:

@@ -2,12 +2,14 @@
 
 import multiprocessing
 import os
+import re
 import select
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 import cv2
@@ -255,6 +257,13 @@ def test_a_process_that_lacks_memory_again_and_again_ends(teller: Worker) -> Non
         teller.until(wire.Failed)
     teller.run(0, SHORTAGES, of_one_colour(telling.LACKS_MEMORY["finish"]))
     assert teller.ended() == "OutOfMemoryError: no memory to finish"
+
+
+def test_it_can_get_no_more_privileges_and_dumps_no_core(worker: Worker) -> None:
+    process = Path(f"/proc/{worker.child.pid}")
+    assert "\nNoNewPrivs:\t1\n" in (process / "status").read_text()
+    # Of one byte: with none at all, the kernel would still pipe it to a program.
+    assert re.search(r"^Max core file size +1 +1 ", (process / "limits").read_text(), re.MULTILINE)
 
 
 def test_it_does_not_heed_the_signals_of_a_terminal(worker: Worker) -> None:

@@ -1,0 +1,92 @@
+"""What a process that decodes images may do: as little as it needs.
+
+A hostile image may take over the process that decodes it, through an error in one of the C libraries. What it can do
+then is bounded here. Workers and the edge process lose the way to more privileges, and leave no core dumps, which would
+hold clients' images. The edge process needs nothing but memory, its socket and standard error once everything is
+imported, so it also gets limits on memory, descriptors and processes, and a filter of system calls.
+
+Workers get none of these: CUDA maps more address space than there is memory and opens device files at any time, and
+compilers start processes.
+"""
+
+import ctypes
+import errno
+import logging
+import os
+import resource
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+log = logging.getLogger("contour.confinement")
+
+PR_SET_NO_NEW_PRIVS = 38  # <linux/prctl.h>
+PROT_EXEC = 4  # <sys/mman.h>
+DESCRIPTORS = 32  # more than the edge process has open
+
+# What strace shows of the edge process over images of every format, and clocks and random numbers, which the C library
+# sometimes has to ask the kernel for. All else fails with EPERM: the process opens no file and no socket, starts no
+# process or thread, and signals or inspects no other process.
+ALLOWED = (
+    *("read", "write", "recvfrom", "sendto", "close"),
+    *("brk", "munmap", "mremap", "madvise", "futex", "sched_yield", "sched_getaffinity"),
+    *("clock_gettime", "clock_nanosleep", "gettimeofday", "getrandom", "getpid", "gettid"),
+    *("rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "restart_syscall", "exit", "exit_group"),
+)
+ALLOWED_UNLESS_EXECUTABLE = ("mmap", "mprotect")
+
+
+def drop_privileges() -> None:
+    """Give up setuid programs and core dumps.
+
+    Call it before any thread is started: threads inherit it, and those that run already do not get it.
+    """
+    # prctl reads five arguments whatever the option, and the kernel insists that the last three are zero.
+    if ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0))) != 0:
+        log.warning("this kernel has no PR_SET_NO_NEW_PRIVS; a process that decodes images can run setuid programs")
+    # One byte holds no core file. With a limit of 0 the kernel would still pipe the dump to a program such as
+    # systemd-coredump; it treats 1 as "no dump at all" (do_coredump in fs/coredump.c).
+    _limit(resource.RLIMIT_CORE, 1)
+
+
+def confine(memory: int) -> None:
+    """Limit this process to `memory` more bytes, and to the system calls of one that only computes.
+
+    Call it when everything is imported: nothing can be opened afterwards. Where libseccomp is missing or the kernel
+    refuses the filter, the limits alone hold, and the log says so.
+    """
+    seccomp = _seccomp()
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + memory)
+    _limit(resource.RLIMIT_NOFILE, DESCRIPTORS)
+    _limit(resource.RLIMIT_NPROC, 0)  # neither processes nor threads; root is exempt from it
+    if seccomp is not None:
+        _filter_system_calls(seccomp)
+
+
+def _limit(kind: int, value: int) -> None:
+    hard = resource.getrlimit(kind)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))
+
+
+def _seccomp() -> ModuleType | None:
+    try:
+        return import_module("pyseccomp")  # it runs ldconfig, to find libseccomp
+    except (ImportError, RuntimeError, OSError) as error:
+        log.warning("the process that finds edges runs without a filter of system calls: %s", error)
+        return None
+
+
+def _filter_system_calls(seccomp: ModuleType) -> None:
+    rules = seccomp.SyscallFilter(seccomp.ERRNO(errno.EPERM))
+    rules.set_attr(seccomp.Attr.CTL_TSYNC, 1)  # all threads, should a library have started some
+    for name in ALLOWED:
+        rules.add_rule(seccomp.ALLOW, name)
+    for name in ALLOWED_UNLESS_EXECUTABLE:
+        rules.add_rule(seccomp.ALLOW, name, seccomp.Arg(2, seccomp.MASKED_EQ, PROT_EXEC, 0))
+    rules.add_rule(seccomp.ALLOW, "tgkill", seccomp.Arg(0, seccomp.EQ, os.getpid()))  # abort() signals itself
+    try:
+        rules.load()
+    except OSError as error:
+        log.warning("the process that finds edges runs without a filter of system calls: %s", error)
