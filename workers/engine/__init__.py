@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def build(config: EngineConfig, device: str) -> Engine[Any]:
     """The engine that a configuration asks for, on a torch device ("cpu", "cuda:0"); the echo engine needs none.
 
-    Raises MissingWeightsError, LoraError, UnsupportedModelError and UnsupportedSamplerError.
+    Raises MissingWeightsError, UnsafeModelError, LoraError, UnsupportedModelError and UnsupportedSamplerError.
     """
     engine = _whole(config, device)
     if not config.faults.wanted:

@@ -1,7 +1,6 @@
 """The model's weights, and all that is made of them once: from a folder, or from the Hugging Face cache."""
 
 import inspect
-import json
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from workers.engine import trust
 from workers.engine.architecture import check
 from workers.engine.conditioning import TextConditioning, TextEncoder, Tokens
 from workers.engine.config import EngineConfig, Sampler, Weights
@@ -23,6 +23,8 @@ from workers.engine.sampler import Scheduler, UnsupportedSamplerError, is_schedu
 from workers.engine.streams import Aside
 from workers.engine.timing import timed
 from workers.engine.weights import COMPONENTS, MissingWeightsError, folder_of, is_folder, named_loras, weight_file
+
+_SAFELY = {"use_safetensors": True, "local_files_only": True}  # no pickles, nothing from the hub
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
@@ -116,7 +118,7 @@ def to_pixels(decoded: Tensor) -> Tensor:
 def load(config: EngineConfig, device: str) -> Model:
     """Load what a configuration names onto a torch device.
 
-    Raises MissingWeightsError, LoraError, UnsupportedModelError and UnsupportedSamplerError.
+    Raises MissingWeightsError, UnsafeModelError, LoraError, UnsupportedModelError and UnsupportedSamplerError.
     """
     parts = read(config, dtype_of(config, device), device)
     with timed("model put together"):
@@ -206,7 +208,7 @@ def _scheduler_kind(name: str) -> Any:
 def read(config: EngineConfig, dtype: torch.dtype, device: str = "cpu") -> Parts:
     """Read the weights, with what changes them, each tensor straight to the device.
 
-    Raises MissingWeightsError and LoraError.
+    Raises MissingWeightsError, UnsafeModelError and LoraError.
     """
     with timed("diffusers and transformers imported"):
         from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
@@ -217,6 +219,7 @@ def read(config: EngineConfig, dtype: torch.dtype, device: str = "cpu") -> Parts
     tokenizer, scheduler = small_parts(config)
     folder = _model_folder(config)
     control_folder = _folder("controlnet", config.controlnet) if config.controlnet else folder / "controlnet"
+    trust.check(folder / "unet", folder / "text_encoder", folder / "vae", control_folder)
     with timed("weights read"):
         unet = _network_from(UNet2DConditionModel, folder / "unet", dtype, device)
         text_encoder = _text_encoder_from(CLIPTextModel, folder / "text_encoder", dtype, device)
@@ -233,12 +236,18 @@ def read(config: EngineConfig, dtype: torch.dtype, device: str = "cpu") -> Parts
 
 
 def small_parts(config: EngineConfig) -> tuple["CLIPTokenizer", dict[str, Any]]:
-    """The parts that are no networks: tokenizer, and the scheduler's configuration. Raises MissingWeightsError."""
+    """The parts that are no networks: tokenizer, and the scheduler's configuration.
+
+    Raises MissingWeightsError and UnsafeModelError.
+    """
     from transformers import CLIPTokenizer
 
     folder = _model_folder(config)
-    tokenizer = CLIPTokenizer.from_pretrained(_existing(folder / "tokenizer", "tokenizer_config.json"))
-    return tokenizer, _scheduler_config(folder / "scheduler")
+    trust.check(folder / "tokenizer", folder / "scheduler")
+    words = _existing(folder / "tokenizer", "tokenizer_config.json")
+    tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
+    scheduler = _existing(folder / "scheduler", "scheduler_config.json") / "scheduler_config.json"
+    return tokenizer, trust.read_object(scheduler)
 
 
 def _model_folder(config: EngineConfig) -> Path:
@@ -270,18 +279,16 @@ def _variant(folder: Path, component: str, dtype: torch.dtype) -> Literal["fp16"
 
 def _network_from(kind: Any, folder: Path, dtype: torch.dtype, device: str) -> Any:
     variant = _variant(folder, "unet", dtype)  # all networks' files are called alike
-    return kind.from_pretrained(folder, variant=variant, dtype=dtype, use_safetensors=True, device_map={"": device})
+    return kind.from_pretrained(folder, variant=variant, dtype=dtype, device_map={"": device}, **_SAFELY)
 
 
 def _text_encoder_from(kind: Any, folder: Path, dtype: torch.dtype, device: str) -> Any:
     variant = _variant(folder, "text_encoder", dtype)
-    return kind.from_pretrained(
-        folder, variant=variant, dtype=dtype, use_safetensors=True, device_map={"": device}, local_files_only=True
-    )
+    options = {"config": _text_config(kind, folder), "attn_implementation": "sdpa", **_SAFELY}
+    return kind.from_pretrained(folder, variant=variant, dtype=dtype, device_map={"": device}, **options)
 
 
-def _scheduler_config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(
-        (_existing(folder, "scheduler_config.json") / "scheduler_config.json").read_text()
-    )
-    return config
+def _text_config(kind: Any, folder: Path) -> Any:
+    """Only the numbers of the architecture: transformers would set any other key as an attribute, and act on some."""
+    values = trust.read_object(folder / "config.json")
+    return kind.config_class(**{key: values[key] for key in kind.config_class.__annotations__ if key in values})

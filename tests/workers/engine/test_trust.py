@@ -1,0 +1,120 @@
+"""Model folders with keys and files that would make a loader run code, or read or fetch something else."""
+
+import json
+import shutil
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.workers.engine import demo
+from workers.engine.config import EngineConfig, Weights
+from workers.engine.model import read
+from workers.engine.trust import UnsafeModelError, check
+from workers.engine.weights import COMPONENTS
+
+QUANTISED = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+CONFIGS = ("unet/config.json", "controlnet/config.json", "vae/config.json", "text_encoder/config.json")
+WORDS = ("tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the demo model, and no network."""
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError(f"a loader calls {arguments}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return Path(shutil.copytree(demo.FOLDER, tmp_path / "model"))
+
+
+def plant(path: Path, **keys: Any) -> None:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**content, **keys}))
+
+
+def configured(folder: Path) -> EngineConfig:
+    return replace(demo.CONFIG, model=Weights(path=str(folder)))
+
+
+@pytest.mark.parametrize("file", CONFIGS)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attn_implementation", "somebody/kernel:run"),
+        ("_attn_implementation", "somebody/kernel"),
+        ("auto_map", {"AutoModel": "somebody/code--modeling.Model"}),
+        ("quantization_config", QUANTISED),
+        ("use_kernels", True),
+        ("transformers_weights", "../other.safetensors"),
+        ("fusion_config", {"norm": True}),
+    ],
+)
+def test_keys_of_a_network_that_name_code_or_files_are_refused(folder: Path, file: str, key: str, value: Any) -> None:
+    plant(folder / file, **{key: value})
+    with pytest.raises(UnsafeModelError, match=f"{file} sets {key}, which is refused, as .*: remove that key"):
+        read(configured(folder), torch.float32)
+
+
+@pytest.mark.parametrize("file", WORDS)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("auto_map", {"AutoTokenizer": ["somebody/code--tokens.Tokens", None]}),
+        ("trust_remote_code", True),
+        ("init_inputs", ["/etc/passwd"]),
+        ("fast_tokenizer_files", ["../../secret/tokenizer.4.0.0.json"]),
+        ("vocab_file", "/etc/passwd"),
+        ("tokenizer_file", "/etc/passwd"),
+    ],
+)
+def test_keys_of_a_tokenizer_that_name_code_or_files_are_refused(folder: Path, file: str, key: str, value: Any) -> None:
+    plant(folder / file, **{key: value})
+    with pytest.raises(UnsafeModelError, match=f"{file} sets {key}"):
+        read(configured(folder), torch.float32)
+
+
+def test_nested_keys_are_refused_too(folder: Path) -> None:
+    plant(folder / "text_encoder/config.json", text_config={"inner": [{"attn_implementation": "somebody/kernel"}]})
+    with pytest.raises(UnsafeModelError, match="sets attn_implementation"):
+        read(configured(folder), torch.float32)
+
+
+@pytest.mark.parametrize("part", COMPONENTS)
+@pytest.mark.parametrize("name", ["adapter_config.json", "diffusion_pytorch_model.safetensors.index.json"])
+def test_files_that_name_other_weights_are_refused(folder: Path, part: str, name: str) -> None:
+    content = {"base_model_name_or_path": "somebody/model", "weight_map": {"conv_in.weight": "../../other.safetensors"}}
+    (folder / part / name).write_text(json.dumps(content))
+    with pytest.raises(UnsafeModelError, match=f"{part}/{name} may name .*: remove the file"):
+        read(configured(folder), torch.float32)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "\0", "[" * 100_000])
+def test_what_is_no_json_object_is_refused(folder: Path, content: str) -> None:
+    (folder / "text_encoder/config.json").write_text(content)
+    with pytest.raises(UnsafeModelError, match=r"text_encoder/config\.json .*: get the model again"):
+        read(configured(folder), torch.float32)
+
+
+def test_only_the_architecture_of_the_text_encoder_is_taken(folder: Path) -> None:
+    plant(folder / "text_encoder/config.json", anything="at all", _attn_implementation=None, output_attentions=True)
+    parts = read(configured(folder), torch.float32)
+    config = parts.text_encoder.config
+    assert config._attn_implementation == "sdpa"
+    assert not config.output_attentions
+    assert not hasattr(config, "anything")
+    expected = demo.parts().text_encoder
+    numbers = torch.tensor([[991, 5, 6, 992] + [992] * 73])
+    with torch.no_grad():
+        assert torch.equal(parts.text_encoder.float()(numbers)[0], expected(numbers)[0])
+
+
+def test_the_folders_that_are_served_pass(folder: Path) -> None:
+    plant(folder / "tokenizer/tokenizer_config.json", tokenizer_file=None, special_tokens_map_file="./x.json")
+    check(*(path for path in folder.iterdir() if path.is_dir()))
+    assert read(configured(folder), torch.float32).tokenizer("a").input_ids
