@@ -22,6 +22,8 @@ from workers.telemetry import Nvml
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.1  # between two looks at workers that load
+HOST = "CONTOUR_SERVER__HOST"
+ARGUMENTS = {"config": "configs/demo.yaml", "host": "127.0.0.1"}  # and their defaults
 
 
 class UnhealthyError(RuntimeError):
@@ -31,10 +33,10 @@ class UnhealthyError(RuntimeError):
 class Replica:
     """One service. Serve runs all of it on one thread, which stays: so the workers end with the replica, not before."""
 
-    def __init__(self, config: str) -> None:
+    def __init__(self, config: str, host: str) -> None:
         self._nvml = Nvml.open()
         context = ray.get_runtime_context()
-        environ = environment(context.get_accelerator_ids()["GPU"], os.environ)
+        environ = environment(context.get_accelerator_ids()["GPU"], host, os.environ)
         settings = prepared(Path(config), environ)
         self._application = Application(settings, environ, self._nvml, cores(context.get_assigned_resources()))
         self._loaded = False
@@ -65,9 +67,13 @@ class Replica:
 CONTOUR = serve.deployment(name="Contour")(serve.ingress()(Replica))
 
 
-def environment(gpus: Sequence[str], environ: Mapping[str, str]) -> Mapping[str, str]:
-    """The environment for a replica with `gpus` (indices or UUIDs): for none, Ray may leave the variable as it is."""
-    return {**environ, VARIABLE: ",".join(gpus)}
+def environment(gpus: Sequence[str], host: str, environ: Mapping[str, str]) -> Mapping[str, str]:
+    """The environment for a replica with `gpus` (indices or UUIDs): for none, Ray may leave the variable as it is.
+
+    `host` is what Serve's proxies listen on. The application itself does not listen, but by `host` it decides which
+    names it accepts in a request's Host header.
+    """
+    return {**environ, VARIABLE: ",".join(gpus), HOST: host}
 
 
 def cores(resources: Mapping[str, float]) -> int:
@@ -78,8 +84,9 @@ def cores(resources: Mapping[str, float]) -> int:
 def build(arguments: Mapping[str, str]) -> serve.Application:
     """What `import_path` names. `config`, a path, is seen from the repository's folder, wherever Ray was started.
 
-    Raises ValueError for other arguments.
+    `host` repeats `http_options.host` of the Serve config file. Raises ValueError for other arguments.
     """
-    if unknown := set(arguments) - {"config"}:
-        raise ValueError(f"args has {', '.join(sorted(unknown))}, but takes `config` alone")
-    return CONTOUR.bind(str(ROOT / arguments.get("config", "configs/demo.yaml")))
+    if unknown := set(arguments) - set(ARGUMENTS):
+        raise ValueError(f"args has {', '.join(sorted(unknown))}, but takes only {', '.join(ARGUMENTS)}")
+    given = {**ARGUMENTS, **arguments}
+    return CONTOUR.bind(str(ROOT / given["config"]), given["host"])

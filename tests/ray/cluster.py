@@ -1,6 +1,7 @@
 """A real Ray cluster of two nodes on this machine, each with a core, and the service on it by a Serve config file."""
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.service.running import ROOT, good_request, until
+from tests.service.running import ROOT, descendants, good_request, until
 
 PATIENCE = 120.0  # seconds, for a replica or an answer
 STORE_BYTES = 100 * 2**20  # Ray's least is 75 MiB; nothing of ours goes there
@@ -25,6 +26,7 @@ def node_environment() -> dict[str, str]:
     lines = [line for line in NODE_ENV.read_text().splitlines() if line and not line.startswith("#")]
     return {
         **dict(line.split("=", 1) for line in lines),
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "PYTHONPATH": str(ROOT),
         "CONTOUR_ENGINE__ECHO__STEPS": "20",
         "CONTOUR_ENGINE__ECHO__STEP_SECONDS": "0.02",
@@ -60,6 +62,11 @@ class TwoNodes:
         ray.init(address=self._cluster.address, log_to_driver=False)
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=PATIENCE)
 
+    @property
+    def address(self) -> str:
+        """Where a driver connects."""
+        return str(self._cluster.address)
+
     def add_node(self) -> Any:
         """A machine joins."""
         return self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
@@ -72,8 +79,9 @@ class TwoNodes:
         """`serve run` example/ray/demo.yaml with another model and number; return when its replicas serve."""
         document = yaml.safe_load(DEMO.read_text())
         document["proxy_location"] = "HeadOnly"
-        document["http_options"] |= {"host": "127.0.0.1", "port": self._port}
+        document["http_options"]["port"] = self._port
         (application,) = document["applications"]
+        application["import_path"] = "tests.ray.named:build"
         application["args"]["config"] = config
         application["deployments"][0] |= {"num_replicas": replicas, "health_check_period_s": 1}
         path = self._folder / "serve.yaml"
@@ -99,9 +107,9 @@ class TwoNodes:
         return self.client.post("/generation/", json=good_request(request_id=number))
 
     def worker(self) -> int:
-        """The process of some replica's worker."""
-        (worker,) = self.client.get("/readyz").json()["workers"]
-        return int(worker["process"])
+        """The process of some replica's worker: the one that the replica spawned."""
+        replica = server_of(self.client.get("/readyz"))
+        return next(pid for pid in descendants(replica) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
     def end(self) -> None:
         """Leave nothing."""
@@ -114,7 +122,6 @@ class TwoNodes:
         self._cluster.shutdown()
 
 
-def server_of(answer: httpx.Response) -> str:
-    """Which replica answered: the first part of X-Request-Id is a server's own."""
-    (name,) = answer.headers.get_list("X-Request-Id")
-    return name.partition("-")[0]
+def server_of(answer: httpx.Response) -> int:
+    """The process of the replica that answered."""
+    return int(answer.headers["X-Replica"])

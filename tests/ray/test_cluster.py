@@ -6,6 +6,8 @@ Ray is no part of the development environment: `make test-ray` makes one that ha
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -54,7 +56,7 @@ def all_served(waiting: "list[Future[httpx.Response]]") -> None:
     assert [answer.json()["request_id"] for answer in answers] == list(range(len(answers)))
 
 
-def servers(cluster: TwoNodes) -> set[str]:
+def servers(cluster: TwoNodes) -> set[int]:
     """Who answers now."""
     with ThreadPoolExecutor(8) as clients:
         return {server_of(answer) for answer in clients.map(cluster.ask, range(16)) if answer.status_code == 200}
@@ -66,6 +68,18 @@ def test_the_small_model_serves_on_it(cluster: TwoNodes) -> None:
     assert result_pixels(answer).shape == (256, 256, 3)
     (worker,) = cluster.client.get("/readyz").json()["workers"]
     assert worker["device"] == "CPU"  # Ray gave it no GPU
+
+
+def test_who_has_no_token_can_run_nothing_on_it(cluster: TwoNodes) -> None:
+    with environment({"RAY_AUTH_TOKEN": "0" * 64}):
+        command = [sys.executable, "-c", f"import ray; ray.init({cluster.address!r}, log_to_driver=False)"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode != 0
+    assert "InvalidAuthToken" in done.stderr
+
+
+def test_another_name_in_the_host_header_is_refused(echoes: TwoNodes) -> None:
+    assert echoes.client.get("/healthz", headers={"Host": "rebound.example"}).status_code == 403
 
 
 def test_requests_spread_over_both_nodes(echoes: TwoNodes) -> None:
