@@ -6,7 +6,7 @@ that take seconds for a megabyte, or that make text of which no UTF-8 can be mad
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 from urllib.parse import parse_qsl
@@ -22,6 +22,7 @@ from app.errors import Error, Problem, plain, quoted
 from app.fields import AS_THEY_ARE, JSON_VALUES, Fields, GenerationRequest, Rules, Wanted, options
 from workers.engine.contract import Format
 
+FORM_TYPE_CHARS = 500  # of a form's Content-Type, looked at: more than its name and the longest boundary take
 MAX_LENGTH_DIGITS = 18  # of a Content-Length that is worth reading
 FORM_FILE = "input_image"  # what a form calls the picture
 MAX_PARTS = 32  # of a form or a query: more than there are fields
@@ -29,6 +30,8 @@ BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]") 
 # Bodies above this are decoded by a thread: the event loop answers others meanwhile.
 LARGE_BYTES = 2**20
 VALUE_STARTS = (b",", b"[", b"{")  # every value in JSON but the first follows one of these
+# Escapes are decoded slowly. Base64 in lines, or with its slashes escaped as PHP does it, has half as many at most.
+ESCAPES, MAX_ESCAPES = (b"\\",), 1_000_000
 PICTURES = ("image/png", "image/jpeg", "image/jpg", "image/webp")  # by their type; what they are, their content decides
 TYPES = (
     "JSON (application/json), a form (multipart/form-data), or the picture itself (image/png, image/jpeg, image/webp)"
@@ -136,8 +139,10 @@ async def in_thread_if_large(size: int, work: Callable[P, T], *args: P.args, **k
 def parsed_json(body: bytes, decoder: "msgspec.json.Decoder[T]", max_values: int = JSON_VALUES) -> T:
     """JSON of at most about `max_values` values. Raises Problem, which names the field to blame."""
     # Counted before anything is built of it: a decoder checks the length of a list when the list is there.
-    if sum(map(body.count, VALUE_STARTS)) > max_values:
+    if _count(body, VALUE_STARTS) > max_values:
         raise Problem(Error.BROKEN_JSON, f"It holds more than {max_values} values; no request needs so many.")
+    if _count(body, ESCAPES) > MAX_ESCAPES:
+        raise Problem(Error.BROKEN_JSON, f"It holds more than {MAX_ESCAPES} escaped characters; send them in UTF-8.")
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -146,6 +151,13 @@ def parsed_json(body: bytes, decoder: "msgspec.json.Decoder[T]", max_values: int
         raise Problem(Error.BROKEN_JSON, f"{error}.") from None
     except RecursionError:
         raise Problem(Error.BROKEN_JSON, "It is nested too deeply.") from None
+
+
+def _count(body: bytes, characters: Iterable[bytes]) -> int:
+    found = 0
+    for character in characters:  # one at a time: other threads may run between two of them, but not within one
+        found += body.count(character)
+    return found
 
 
 def query(request: Request) -> dict[str, str]:
@@ -180,7 +192,7 @@ async def form(request: Request, rules: Rules) -> tuple[dict[str, str], list[tup
 
 def _form_type(request: Request) -> Headers:
     """The type of a form with nothing but its boundary. Raises Problem for a boundary that RFC 2046 does not allow."""
-    _, parameters = parse_options_header(request.headers["content-type"])
+    _, parameters = parse_options_header(request.headers["content-type"][:FORM_TYPE_CHARS])
     boundary = parameters.get(b"boundary", b"").decode("latin-1")
     if not BOUNDARY.fullmatch(boundary):
         detail = "Its Content-Type needs a boundary of 1 to 70 characters (RFC 2046); an HTTP library makes one."

@@ -18,6 +18,7 @@ from app.limits import limited
 from app.settings import Settings
 from app.start import StartError, prepared
 from workers.cores import available_cores
+from workers.secrets import forget_secrets
 from workers.telemetry import Nvml
 
 log = logging.getLogger("contour")
@@ -35,7 +36,9 @@ def run(arguments: Sequence[str]) -> int:
         return 2
     nvml = Nvml.open()
     try:
-        return _Service(settings, nvml).run()
+        service = _Service(settings, nvml)
+        forget_secrets(os.environ)  # all that reads them has done so by now, and no worker is started yet
+        return service.run()
     except StartError as error:
         print(str(error).replace("CONFIG", str(options.config)), file=sys.stderr)
         return 2

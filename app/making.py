@@ -16,6 +16,7 @@ from app.metrics import Metrics
 from app.settings import ServerConfig
 from scheduler import messages as m
 from workers.engine.contract import Task
+from workers.engine.header import Header
 from workers.pool import Pool, Terms
 from workers.watching import News
 
@@ -63,11 +64,16 @@ class Maker:
         header = pictures.measured(wanted.picture, self.rules, wanted.blamed)
         work, length = pictures.effort(header, wanted.options.steps, self.rules)
         deadline = time.monotonic() + self._patience(request, work * length * wanted.images)
-        terms = Terms(deadline, work, client, length, wanted.priority)
+        terms = Terms(deadline, work, client, length, wanted.priority, self._surcharge(header))
         making = [
             self._one(wanted, seed, terms, follow and partial(follow, n)) for n, seed in enumerate(wanted.seeds())
         ]
         return [await making[0]] if len(making) == 1 else await _all(making)
+
+    def _surcharge(self, header: Header) -> float:
+        """What decoding takes of a worker beside its device, in nominal images."""
+        predicted = self._pool.core.predicted_seconds
+        return pictures.decoding_seconds(header) / predicted if predicted else 0.0
 
     def _patience(self, request: Request, work: float) -> float:
         """Seconds that the client is prepared to wait: its own wish (RFC 7240), else the configuration's."""

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+MAX_RANGES = 100  # of an Accept header, looked at; browsers send some ten, and a head has room for thirty thousand
+
 
 def preferred(accept: str, offers: Sequence[str]) -> str:
     """The offer that a client likes best; of several, and for a client that likes none of them, the first of these."""
-    ranges = [_range(part) for part in accept.split(",") if part.strip()]
+    ranges = [_range(part) for part in accept.split(",", MAX_RANGES)[:MAX_RANGES] if part.strip()]
     return max(offers, key=lambda offer: _quality(offer, ranges)) if ranges else offers[0]
 
 

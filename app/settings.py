@@ -13,15 +13,19 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from app.http import buffers
 from scheduler.policy import Limits
 from workers.config import WorkersConfig, engine_problems, locate
 from workers.document import Document, Problem, SettingsError, show
 from workers.engine.config import EngineConfig
+from workers.engine.header import default_max_pixels
+from workers.memory import memory_limit
 
 __all__ = ["ServerConfig", "Settings", "SettingsError", "load"]
 
 DAY = 86400  # seconds
 MIN_KEY_CHARS = 16
+LEAST_BUFFERED_BYTES, MOST_BUFFERED_BYTES = 256 * 2**20, 2 * 2**30
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.IGNORECASE)
 HOST = re.compile(r"(\*\.)?[a-z0-9._-]+|[0-9a-f:.]+", re.IGNORECASE)
@@ -101,12 +105,17 @@ class Settings:
     @property
     def max_pixels(self) -> int:
         """Of an image, by its header."""
-        return 40_000_000 if self.server.max_pixels == "auto" else self.server.max_pixels
+        if self.server.max_pixels != "auto":
+            return self.server.max_pixels
+        return default_max_pixels(self.engine.decode_budget(memory_limit()))
 
     @property
     def max_buffered_bytes(self) -> int:
         """Of all bodies and their images, while their requests are in hand."""
-        return 2**31 if self.server.max_buffered_bytes == "auto" else self.server.max_buffered_bytes
+        if self.server.max_buffered_bytes != "auto":
+            return self.server.max_buffered_bytes
+        least = max(LEAST_BUFFERED_BYTES, buffers.needed(self.server.max_body_bytes))
+        return max(least, min(memory_limit() // 8, MOST_BUFFERED_BYTES))
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Settings:
@@ -164,6 +173,9 @@ def _server_problems(settings: Settings) -> list[Problem]:
     if base64_bytes > server.max_body_bytes:
         text = f"is {server.max_picture_bytes}, which is {base64_bytes} in base64: more than server.max_body_bytes"
         found.append(Problem(("server", "max_picture_bytes"), f"{text} ({server.max_body_bytes})"))
+    if (needed := buffers.needed(server.max_body_bytes)) > settings.max_buffered_bytes:
+        text = f"is {settings.max_buffered_bytes}, but one body of server.max_body_bytes may need {needed}"
+        found.append(Problem(("server", "max_buffered_bytes"), text))
     if isinstance(server.deadline, float | int) and server.deadline > server.max_deadline:
         text = f"is {server.deadline}, but must not be above server.max_deadline ({server.max_deadline})"
         found.append(Problem(("server", "deadline"), text))

@@ -23,6 +23,7 @@ from workers.devices import Placement
 from workers.engine.contract import Options, Task
 from workers.folders import replace_file
 from workers.pool import NothingServedError, Pool, Terms
+from workers.secrets import forget_secrets
 
 LONG = 10 * 365 * 86400.0  # seconds: nobody sets a deadline here
 TICK_SECONDS = 0.5
@@ -155,6 +156,7 @@ async def make(settings: Settings, placement: Placement, cores: int, maker: Make
     width = (settings.engine.slots + 1) * len(placement.devices)
     hope = _Hope(len(placement.devices), asyncio.get_running_loop().create_future())
     with Progress(len(maker)) as progress, _interruptible() as interrupted:
+        forget_secrets(os.environ)
         pool = build_pool(_alone(settings, width), placement, cores, hope.observer(progress.loaded))
         running = asyncio.create_task(pool.run())
         work = asyncio.create_task(maker.run(pool, width, progress))

@@ -17,6 +17,11 @@ COPIES = 2
 RETRY_SECONDS = 2.0  # there is room when some request is answered, which nobody knows better
 
 
+def needed(body_bytes: int) -> int:
+    """The least budget in which a client that is alone can send a body of `body_bytes`."""
+    return 2 * COPIES * body_bytes  # half of it is always left free for others
+
+
 class BodyBuffers:
     """ASGI middleware that counts the bytes of bodies as they arrive, and forgets them when the request is answered.
 

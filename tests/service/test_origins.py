@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import httpx
 import pytest
@@ -12,7 +13,7 @@ from tests.service.running import Service, good_request, png
 EVIL = "https://evil.example"
 FRIEND = "https://friend.example"
 # Each is sent by a page of another origin without asking first: no preflight stands between.
-SENT_WITHOUT_ASKING = {
+SENT_WITHOUT_ASKING: Mapping[str, tuple[str, str, dict[str, Any]]] = {
     "json": ("POST", "/generation/", {"json": good_request()}),
     "form": ("POST", "/generation", {"data": {"text": "x"}, "files": {"input_image": png(64, 64)}}),
     "image": ("POST", "/generation/?text=x", {"content": png(64, 64), "headers": {"Content-Type": "image/png"}}),
