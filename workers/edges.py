@@ -20,7 +20,7 @@ from workers.confinement import confine, drop_privileges
 from workers.engine.config import Canny
 from workers.engine.contract import BadPictureError
 from workers.logs import LogFormat, configure, escaped
-from workers.process import die_with_parent
+from workers.process import die_with_parent, set_process_name
 from workers.slots import SlotMemory
 from workers.wire import MAX_MESSAGE, REASON_CHARS
 
@@ -112,6 +112,7 @@ def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
 def prepare(setup: Setup, memory: SlotMemory) -> None:
     """Import what finds edges, and give up the rest."""
     die_with_parent(setup.parent)
+    set_process_name("contour edges")
     configure(setup.log_level, setup.log_format)
     drop_privileges()
     _offer_memory()
