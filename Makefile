@@ -32,9 +32,10 @@ test-image: $(INSTALLED)  ## build the image with the small model and try it: as
 test-ray: $(RAY_INSTALLED)  ## run the service on a Ray cluster of two nodes, in an environment of its own
 	$(RAY_BIN)/python -m pytest tests/ray $(ARGS)
 
-fuzz: $(INSTALLED)  ## feed damaged input to the picture decoder and the body parser; ARGS="--seconds 600"
+fuzz: $(INSTALLED)  ## feed damaged input to the image decoder, the body parser and the service; ARGS="--seconds 600"
 	$(BIN)/python -m tests.fuzz decoder $(ARGS)
 	$(BIN)/python -m tests.fuzz parser $(ARGS)
+	$(BIN)/python -m tests.fuzz service $(ARGS)
 
 lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check .

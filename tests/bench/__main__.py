@@ -1,13 +1,14 @@
 """`python -m tests.bench NAME [options]` runs one benchmark; without a name, each of them with its defaults.
 
-Except for those that take long: `latency`, which is for a GPU, `overload`, `runtimes` and `soak` run when named.
+Except for those that take long: `latency`, which is for a GPU, `overload`, `runtimes`, `soak` and `stalls` run when
+named.
 """
 
 import runpy
 import sys
 
 SHORT = ("overhead", "decision", "startup", "demo")
-BENCHMARKS = (*SHORT, "latency", "overload", "runtimes", "soak")
+BENCHMARKS = (*SHORT, "latency", "overload", "runtimes", "soak", "stalls")
 
 
 def main() -> None:

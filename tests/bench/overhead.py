@@ -49,7 +49,7 @@ def _message() -> bytes:
     noise = np.random.default_rng(1).integers(0, 256, (side, side, 3), np.uint8)  # incompressible: the file is as large
     picture = file_of(noise)
     body = json.dumps(good_request(input_image_base64=base64.b64encode(picture).decode())).encode()
-    fields = ("Host: bench", "Content-Type: application/json", f"Content-Length: {len(body)}")
+    fields = ("Host: localhost", "Content-Type: application/json", f"Content-Length: {len(body)}")
     return "\r\n".join(("POST /generation/ HTTP/1.1", *fields, "", "")).encode() + body
 
 

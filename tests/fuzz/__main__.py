@@ -1,7 +1,8 @@
-"""`python -m tests.fuzz decoder --seconds 600`: fuzz the picture decoder, or the parser of bodies.
+"""`python -m tests.fuzz decoder --seconds 600`: fuzz the picture decoder, the parser of bodies, or the whole service.
 
 By coverage with atheris where it is installed, else with Hypothesis. An input that takes more than MEMORY or TIMEOUT
-ends the run as one that raises does. It is left in the folder `--findings`, and `--replay FILE` runs it alone.
+ends the run as one that raises does. It is left in the folder `--findings`, and `--replay FILE` runs it alone. The
+service runs as a process, is sent requests over sockets, and is examined after each: see `tests.fuzz.service`.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from random import Random
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.fuzz import seeds
+from tests.fuzz import seeds, service
 from tests.fuzz.mutations import mutated
 
 TIMEOUT = 10  # seconds that an input may take: they are small, and the slowest takes some hundredths
@@ -33,7 +34,9 @@ def main(arguments: Sequence[str]) -> int:
     options = _options().parse_args(arguments)
     warnings.simplefilter("ignore")  # Pillow warns of damaged files
     options.findings.mkdir(parents=True, exist_ok=True)
-    if options.replay is not None:
+    if options.target == "service":
+        service.fuzz(options)
+    elif options.replay is not None:
         Bounded(options.target)(options.replay.read_bytes())
     elif options.engine == "atheris":
         _by_coverage(options)
@@ -45,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 def _options() -> argparse.ArgumentParser:
     best = "atheris" if importlib.util.find_spec("atheris") else "hypothesis"
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("target", choices=SEEDS)
+    parser.add_argument("target", choices=(*SEEDS, "service"))
     parser.add_argument("--engine", choices=("atheris", "hypothesis"), default=best)
     parser.add_argument("--seconds", type=int, default=600)
     parser.add_argument("--examples", type=int, help="stop after so many; Hypothesis only")

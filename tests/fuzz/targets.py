@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 
 from app import bodies, pictures
 from app.bodies import Answering
 from app.errors import Error, Problem, respond
-from app.fields import SEED_MAX, SEED_MIN, Rules, Wanted
+from app.fields import SEED_MAX, SEED_MIN, GenerationRequest, Rules, Wanted
 from app.settings import Settings
 from workers.engine import codec
 from workers.engine.contract import BadPictureError
@@ -19,6 +20,7 @@ Target = Callable[[bytes], None]
 MAX_PIXELS = 4_000_000  # a tenth of the service's own limit, so that an example is done quickly
 REFUSALS = {Error.BROKEN_JSON, Error.INVALID_FIELD, Error.INVALID_PICTURE, Error.TOO_LARGE}
 
+DECODER = msgspec.json.Decoder(GenerationRequest, strict=False)
 RULES = replace(Rules.of(Settings()), max_pixels=MAX_PIXELS)
 
 
@@ -49,7 +51,9 @@ def parser(body: bytes) -> None:
 
 def parsed(body: bytes) -> Wanted:
     """What the endpoint makes of a body before it queues anything. Raises Problem."""
-    wanted = bodies.from_json(body, RULES, Answering())
+    fields = bodies.parsed_json(body, DECODER, RULES.max_json_values)
+    image = pictures.decoded(fields.input_image_base64)
+    wanted = bodies.understood(fields, image, pictures.JSON_NAME, RULES, Answering())
     header = pictures.measured(wanted.picture, RULES, wanted.blamed)
     assert b"%d" % wanted.request_id
     assert 0 < header.width * header.height <= MAX_PIXELS

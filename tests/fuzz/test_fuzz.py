@@ -2,22 +2,27 @@
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from random import Random
 
+import h11
 import pytest
+from hypothesis import HealthCheck, given, settings
 
-from tests.fuzz import seeds, targets
+from tests.fuzz import seeds, strategies, targets
 from tests.fuzz.mutations import mutated, parts, repaired
+from tests.fuzz.requests import Request
+from tests.fuzz.service import answers
 from workers.engine import codec
 
 EXAMPLES = 1500
-PATIENCE = 120.0  # seconds for all of them, which take some five
+EXAMPLES_OF_REQUESTS = 50  # besides the known attacks, of which there are more
+PATIENCE = 200.0  # seconds for all of them, which take some five; those over sockets some twenty
 
 
-@pytest.mark.parametrize("target", targets.TARGETS)
-def test_damaged_input_is_answered_or_refused_in_bounded_time_and_memory(target: str, tmp_path: Path) -> None:
-    options = ["--engine", "hypothesis", "--examples", str(EXAMPLES), "--seconds", "100", "--findings", str(tmp_path)]
+def fuzz(target: str, examples: int, findings: Path) -> None:
+    options = ["--engine", "hypothesis", "--examples", str(examples), "--seconds", "100", "--findings", str(findings)]
     done = subprocess.run(
         [sys.executable, "-m", "tests.fuzz", target, *options],
         cwd=Path(__file__).parents[2],
@@ -27,7 +32,42 @@ def test_damaged_input_is_answered_or_refused_in_bounded_time_and_memory(target:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{EXAMPLES} examples" in done.stdout
+    assert f"{examples} examples" in done.stdout
+
+
+@pytest.mark.parametrize("target", targets.TARGETS)
+def test_damaged_input_is_answered_or_refused_in_bounded_time_and_memory(target: str, tmp_path: Path) -> None:
+    fuzz(target, EXAMPLES, tmp_path)
+
+
+def test_whatever_a_client_sends_the_service_answers_the_next_one(tmp_path: Path) -> None:
+    """All known attacks (`tests.fuzz.regressions`), then requests of any shape, over sockets."""
+    fuzz("service", EXAMPLES_OF_REQUESTS, tmp_path)
+
+
+def test_drawn_requests_reach_what_is_behind_the_door() -> None:
+    """A strategy whose requests are all refused as HTTP would find nothing behind that."""
+    drawn: list[Request] = []
+
+    @settings(max_examples=300, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(strategies.requests())
+    def draw(request: Request) -> None:
+        drawn.append(request)
+
+    draw()
+    paths = Counter(request.path.partition("?")[0] for request in drawn)
+    assert all(paths[path] >= 3 for path in strategies.POSTS), paths
+    assert sum(request.method == "POST" for request in drawn) > len(drawn) / 2
+
+
+def test_answers_are_read_as_http_and_nothing_else() -> None:
+    two = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 404 No\r\n\r\nmore"
+    assert [(status, body) for status, _, body in answers(two, "GET")] == [(200, b"ok"), (404, b"more")]
+    assert answers(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", "HEAD")[0][2] == b""
+    with pytest.raises(h11.RemoteProtocolError):
+        answers(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort", "GET")
+    with pytest.raises(h11.RemoteProtocolError):
+        answers(b"<html>", "GET")
 
 
 def test_what_the_fuzzers_start_from_is_good() -> None:
