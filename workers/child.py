@@ -1,16 +1,19 @@
 """One worker process, as its parent holds it."""
 
+import contextlib
 import signal
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.context import SpawnContext
 from pathlib import Path
 
-import msgspec
-
 from workers import wire
 from workers.process import Setup, main
+from workers.reports import is_possible
 from workers.slots import SlotMemory
+
+REPORTS_AT_ONCE = 64  # of one worker, after which the event loop turns: one that never stops is not to keep it
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +36,15 @@ class Child:
         self.channel, theirs = wire.channel()
         self._process = context.Process(target=main, args=(setup, theirs, memory), name=f"worker {setup.device.id}")
         self._last_words = ""
+        self._layout = memory.layout
         self._condemned = False
+        self._rejected = False
         self._oom_kills = _oom_kills()
         self.loaded = False
         with theirs:
             try:
                 self._process.start()
-            except OSError:
+            except BaseException:
                 self.channel.close()
                 raise
 
@@ -63,18 +68,25 @@ class Child:
             return False
         return True
 
-    def reports(self) -> Iterator[wire.Report]:
-        """All reports there are now, without waiting. Ends at end of file too: the sentinel tells of the death."""
-        while True:
+    def reports(self, limit: int = REPORTS_AT_ONCE) -> Iterator[wire.Report]:
+        """The reports there are now, so many at most, without waiting. Ends at end of file too: see `sentinel`.
+
+        A worker that reports what cannot be is killed, and no report of it counts any more.
+        """
+        for _ in range(limit):
+            if self._rejected:
+                return
             try:
                 report = wire.receive_report(self.channel)
-            except (BlockingIOError, ConnectionError):
+            except OSError:
                 return
-            except msgspec.DecodeError as error:
-                self._last_words = f"it sent what is no message: {error}"
-                self.kill()
+            except ValueError as error:
+                self.reject(f"it sent what is no report: {error}")
                 return
             if report is None:
+                return
+            if not is_possible(report, self._layout):
+                self.reject(f"it sent a {type(report).__name__} with values that cannot be")
                 return
             if isinstance(report, wire.Ending):
                 self._last_words = report.reason
@@ -82,14 +94,29 @@ class Child:
             self.loaded = self.loaded or isinstance(report, wire.Ready)
             yield report
 
+    def reject(self, reason: str) -> None:
+        """Kill it, and take no further report of it: it is not in the state that the pool takes it to be in."""
+        self._rejected, self._last_words = True, reason
+        self.kill()
+
     def kill(self) -> None:
         """SIGKILL; also ends a stopped process. Ending an ended one is fine."""
         self._condemned = True
-        self._process.kill()
+        self.hang_up()
 
     def hang_up(self) -> None:
         """SIGKILL, as nothing comes through its socket: nearly always because it has just ended."""
-        self._process.kill()
+        try:
+            self._process.kill()
+        except BaseException:
+            with contextlib.suppress(OSError):  # a worker also ends by itself, at the end of its orders
+                self.channel.shutdown(socket.SHUT_WR)
+            raise
+
+    @property
+    def ended(self) -> bool:
+        """Whether `reap` need not wait. The kernel may be at work for a while after `sentinel` has become readable."""
+        return self._process.exitcode is not None
 
     def reap(self) -> End:
         """Collect the ended process, close its socket, and say why it ended. Call when `sentinel` is readable."""

@@ -1,33 +1,41 @@
 """The shell around the scheduler: submissions, pipes, deaths and timers become events, and commands are carried out.
 
-It owns every pipe and process and decides nothing. All of it runs on one event loop, on the main thread.
+It decides nothing. All of it runs on one event loop, on the main thread.
+
+Each command is carried out on its own. One that fails costs its job alone: the failure becomes an event, the commands
+after it are carried out, and the timer is set. What can be known before a job is submitted, such as that it fits into
+its slot, is checked before.
 """
 
 import asyncio
 import gc
 import logging
-import multiprocessing
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
 from scheduler import messages as m
-from scheduler.core import Scheduler
+from scheduler.core import IllegalEvent, Scheduler
 from workers import wire
-from workers.child import Child
+from workers.child import REPORTS_AT_ONCE, Child
 from workers.engine.contract import Condition, Task
+from workers.pending import Answer, PendingJobs, Terms
 from workers.process import Setup
-from workers.slots import SlotLayout, SlotMemory
+from workers.processes import Processes
+from workers.reports import event_of, summary
+from workers.slots import SlotLayout
 from workers.watching import Watch, Watching
+
+__all__ = ["Answer", "Device", "NothingServedError", "Observer", "Pool", "Terms"]
 
 log = logging.getLogger("contour.pool")
 
-# torch.multiprocessing's own context, the very object (a test holds that), taken from where torch takes it: importing
-# torch here would keep the first worker waiting for 2.4 s, and cost 190 MiB, for tensors that are never sent.
-SPAWN = multiprocessing.get_context("spawn")
 STANDING_SECONDS = 1.0  # between two words to who watches a job that waits
-STOP_SECONDS = 5.0  # given to idle workers to end by themselves at shutdown
+RETRY_SECONDS = 0.1  # before what has failed is tried again
+TRIES = 20  # of that
+DRAIN_GRACE = 5.0  # seconds after the end of a drain, when the pool ends whatever the scheduler says
+LAST_REPORTS = 4096  # that an ended process may have left behind
 
 
 class NothingServedError(RuntimeError):
@@ -38,36 +46,11 @@ Observer = Callable[[m.Event, Sequence[m.Command]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """What a client asks for beside the task, as in `scheduler.messages.Job`. `deadline`: seconds, time.monotonic."""
-
-    deadline: float
-    work: float = 1.0
-    client: str = ""
-    length: float = 1.0
-    priority: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """How a job ended; `picture` is the file, empty unless the outcome is `Done`."""
-
-    outcome: m.Outcome
-    picture: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
 class Device:
     """What a worker said of its device when it became ready; `uuid` is NVML's, None on a CPU."""
 
     name: str
     uuid: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    task: Task
-    answer: "asyncio.Future[Answer]"
 
 
 class Pool:
@@ -86,10 +69,8 @@ class Pool:
         self.core = core
         self.devices: dict[m.WorkerId, Device] = {}
         self.conditions: dict[m.WorkerId, Condition] = {}  # how each worker's engine runs, where there is news of it
-        self._setups = {setup.device.id: setup for setup in setups}
-        self._memories = {worker: SlotMemory.create(layout) for worker in self._setups}
-        self._children: dict[m.WorkerId, Child] = {}
-        self._waiting: dict[m.JobId, _Waiting] = {}
+        self._processes = Processes(setups, layout, self._read, self._bury)
+        self._pending = PendingJobs(layout.input_bytes)
         self._watching = Watching()
         self._last_job = 0
         self._observe = observe
@@ -103,8 +84,8 @@ class Pool:
         Raises NothingServedError if it ended because all workers are out of service.
         """
         gc.freeze()  # what is there by now never dies: no collection of garbage need look at it again
-        self._handle(m.Opened())
         try:
+            self._handle(m.Opened())
             await self._drained.wait()
         finally:
             await self._close()
@@ -112,112 +93,159 @@ class Pool:
             raise NothingServedError(self._failure)
 
     async def generate(self, task: Task, terms: Terms, watch: Watch | None = None) -> Answer:
-        """Make one picture by its deadline, and tell `watch` how it goes. Cancelling this call cancels the job."""
+        """Make one picture by its deadline, and tell `watch` how it goes. Cancelling this call cancels the job.
+
+        Raises ValueError or OverflowError for a task that cannot be handed to a worker, and whatever the scheduler
+        raises. Nothing of the job is left then.
+        """
+        pending = self._pending.pack(task)
         self._last_job += 1
-        job = m.Job(self._last_job, terms.deadline, terms.work, terms.client, terms.length, terms.priority)
-        waiting = _Waiting(task, asyncio.get_running_loop().create_future())
-        self._waiting[job.id] = waiting
-        if watch is not None:
-            self._watching.add(job.id, watch)
-        self._handle(m.Submitted(job))
-        if watch is not None:
-            self._tell_standing(job.id)
+        job = m.Job(self._last_job, terms.deadline, terms.work, terms.client, terms.length, terms.priority, terms.surcharge)
         try:
-            return await waiting.answer
-        except asyncio.CancelledError:
+            self._pending.add(job.id, pending)
+            if watch is not None:
+                self._watching.add(job.id, watch)
+            self._handle(m.Submitted(job))
+            self._tell_standing(job.id)
+            return await pending.answer
+        except BaseException:
+            self._pending.drop(job.id)
             self._watching.drop(job.id)
-            self._handle(m.Cancelled(job.id))
+            self._notice(m.Cancelled(job.id))
             raise
 
     def drain(self, seconds: float) -> None:
         """Take nothing new; `run` returns when all that was accepted is answered, at the latest after `seconds`."""
-        self._handle(m.Drain(time.monotonic() + seconds))
+        asyncio.get_running_loop().call_later(seconds + DRAIN_GRACE, self._drained.set)
+        self._notice(m.Drain(time.monotonic() + seconds))
 
     def fault(self, uuids: Collection[str], reason: str) -> None:
         """A GPU is unwell: whatever works on it, by NVML's UUID of it or of a part of it, is taken out of service."""
         for worker, device in list(self.devices.items()):
             if device.uuid in uuids:
-                self._handle(m.Faulted(worker, reason))
+                self._notice(m.Faulted(worker, reason))
 
     @property
     def processes(self) -> Mapping[m.WorkerId, int]:
         """Process ids of the workers that have a process."""
-        return {worker: child.pid for worker, child in self._children.items()}
+        return self._processes.ids
 
     # ------------------------------------------------------------------------------------------------ events, commands
 
     def _handle(self, event: m.Event) -> None:
-        commands = self.core.handle(time.monotonic(), event)
-        self._observe(event, commands)
-        for command in commands:
-            self._carry_out(command)
-        self._arm()
+        """Tell the scheduler and do what it says. Raises what the scheduler raises, and nothing else."""
+        failed = True
+        try:
+            commands = self.core.handle(time.monotonic(), event)
+            failed = False
+            self._show(event, commands)
+            for command in commands:
+                self._carry_out(command)
+        finally:
+            self._arm(failed=failed)
 
-    def _arm(self) -> None:
-        """Set the one timer to when the scheduler wants to be woken."""
+    def _notice(self, event: m.Event, tries: int = TRIES) -> None:
+        """The same for an event whose teller cannot do anything about an error. Such an event must not get lost."""
+        try:
+            self._handle(event)
+        except IllegalEvent:
+            log.exception("the scheduler refused %s", event)  # nothing has changed, and would not next time
+        except Exception:
+            log.exception("the scheduler failed on %s; %d more tries", event, tries)
+            if tries > 0:
+                asyncio.get_running_loop().call_later(RETRY_SECONDS, self._notice, event, tries - 1)
+
+    def _show(self, event: m.Event, commands: Sequence[m.Command]) -> None:
+        try:
+            self._observe(event, commands)
+        except Exception:
+            log.exception("the observer of events failed on %s", type(event).__name__)
+
+    def _arm(self, *, failed: bool) -> None:
+        """Set the one timer to when the scheduler wants to be woken.
+
+        One that has failed is woken soon, as it may hold back commands, but not at once, as it may fail again.
+        """
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        if (when := self.core.next_wakeup) is not None:
-            delay = max(0.0, when - time.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(delay, self._handle, m.Tick())
+        now = time.monotonic()
+        when = now + RETRY_SECONDS if failed else self.core.next_wakeup
+        loop = asyncio.get_running_loop()
+        self._timer = None if when is None else loop.call_later(max(0.0, when - now), self._notice, m.Tick(), 0)
 
-    def _carry_out(self, command: m.Command) -> None:
+    def _carry_out(self, command: m.Command, tries: int = TRIES) -> None:
+        try:
+            self._perform(command)
+        except Exception as error:
+            log.exception("could not carry out %s", command)
+            self._on_failure(command, error, tries)
+
+    def _perform(self, command: m.Command) -> None:
         match command:
             case m.Spawn(worker):
-                self._spawn(worker)
+                self._processes.spawn(worker)
             case m.Kill(worker, reason):
                 log.error("worker %s is killed: %s", worker, reason)
-                self._children[worker].kill()
+                self._processes.kill(worker)
             case m.Start():
                 self._start(command)
             case m.Cancel(worker, slot, generation):
-                self._send(worker, wire.Drop(slot, generation))
+                self._processes.send(worker, wire.Drop(slot, generation))
             case m.Reply(job, outcome):
                 self._reply(job, outcome)
             case m.Exit(failure):
-                self._failure = failure
-                self._drained.set()
+                self._exit(failure)
             case _ as unreachable:
                 assert_never(unreachable)
 
-    def _spawn(self, worker: m.WorkerId) -> None:
+    def _on_failure(self, command: m.Command, error: Exception, tries: int) -> None:
+        """Turn a command that failed into an event, which the scheduler is told when it has had all its commands."""
         loop = asyncio.get_running_loop()
-        try:
-            child = Child(SPAWN, self._setups[worker], self._memories[worker])
-        except OSError as error:  # no process, descriptor or memory to be had: it is tried again, as after any loss
-            log.error("worker %s cannot be started: %s", worker, error)
-            loop.call_soon(self._handle, m.WorkerLost(worker, f"cannot be started: {error}"))
-            return
-        self._children[worker] = child
-        loop.add_reader(child.channel, self._read, worker, child)
-        loop.add_reader(child.sentinel, self._bury, worker, child)
-        log.info("worker %s starts (process %d)", worker, child.pid)
+        match command:
+            case m.Spawn(worker):  # no process, descriptor or memory to be had: it is tried again, as after any loss
+                loop.call_soon(self._notice, m.WorkerLost(worker, f"cannot be started: {error}"))
+            case m.Kill():
+                loop.call_later(RETRY_SECONDS, self._kill_again, command, tries - 1)
+            case m.Start(_, worker, slot, generation):
+                reason = "The server could not hand the image to a worker; its log says why."
+                loop.call_soon(self._notice, m.Failed(worker, slot, generation, reason, m.Blame.SERVICE))
+            case m.Cancel():
+                pass  # the slot comes free when the image is finished
+            case m.Reply(job):
+                self._answer(job, m.Broken("The server could not take the image from its worker; its log says why."))
+            case m.Exit(failure):
+                self._exit(failure)
+            case _ as unreachable:
+                assert_never(unreachable)
+
+    def _kill_again(self, command: m.Kill, tries: int) -> None:
+        """While the process is there that was to be killed, not the next one of this worker."""
+        if tries > 0 and self._view(command.worker).state is m.WorkerState.ENDING:
+            self._carry_out(command, tries)
 
     def _start(self, command: m.Start) -> None:
-        task = self._waiting[command.job].task
-        wish = wire.pack(task)
-        end = len(task.picture)
-        with self._memories[command.worker].input(command.slot) as room:
-            room[:end] = task.picture
-            room[end : end + len(wish)] = wish
+        pending = self._pending[command.job]
+        with self._processes.memory(command.worker).input(command.slot) as slot:
+            pending.write(slot)
         self._watching.started(command)
-        self._send(command.worker, wire.Run(command.slot, command.generation, end, len(wish)))
-
-    def _send(self, worker: m.WorkerId, order: wire.Order) -> None:
-        child = self._children[worker]
-        if not child.send(order):
-            child.hang_up()  # its death, noticed by the sentinel, puts things right
+        # Last: a worker that has been told uses the slot, so nothing may fail after this.
+        run = wire.Run(command.slot, command.generation, len(pending.picture), len(pending.wish))
+        self._processes.send(command.worker, run)
 
     def _reply(self, job: m.JobId, outcome: m.Outcome) -> None:
-        answer = self._waiting.pop(job).answer
-        self._watching.drop(job)
-        if answer.done():  # cancelled: nobody waits
-            return
         picture = b""
-        if isinstance(outcome, m.Done):
-            picture = bytes(self._memories[outcome.worker].output(outcome.slot)[: outcome.image.length])
-        answer.set_result(Answer(outcome, picture))
+        if isinstance(outcome, m.Done) and self._pending.is_awaited(job):
+            output = self._processes.memory(outcome.worker).output(outcome.slot)
+            picture = bytes(output[: outcome.image.length])
+        self._answer(job, outcome, picture)
+
+    def _answer(self, job: m.JobId, outcome: m.Outcome, picture: bytes = b"") -> None:
+        self._watching.drop(job)
+        self._pending.answer(job, Answer(outcome, picture))
+
+    def _exit(self, failure: str) -> None:
+        self._failure = failure
+        self._drained.set()
 
     def _tell_standing(self, job: m.JobId) -> None:
         """Now and again while it waits: it may do so once more, if its worker is lost."""
@@ -229,96 +257,57 @@ class Pool:
     # ------------------------------------------------------------------------------------------------ from the workers
 
     def _read(self, worker: m.WorkerId, child: Child) -> None:
-        heard = False
-        for report in child.reports():
-            heard = True
-            self._report(worker, report)
-        if not heard:  # readable with nothing to read: end of file
-            asyncio.get_running_loop().remove_reader(child.channel)
+        if not self._take_reports(worker, child, REPORTS_AT_ONCE):  # readable with nothing to read: end of file
+            self._processes.stop_reading(child)
             child.hang_up()  # whatever it still does, nobody can hear of it
 
+    def _take_reports(self, worker: m.WorkerId, child: Child, limit: int) -> bool:
+        """Whether there were any. One that the scheduler cannot take costs its worker: their views of it differ."""
+        heard = False
+        try:
+            for report in child.reports(limit):
+                heard = True
+                self._report(worker, report)
+        except Exception as error:
+            log.exception("worker %s is killed: its report was refused", worker)
+            child.reject(f"its report was refused: {error}")
+        return heard
+
     def _report(self, worker: m.WorkerId, report: wire.Report) -> None:
+        if isinstance(report, wire.Stepped):
+            self._watching.stepped(worker, report)
+        if (event := event_of(worker, report)) is not None:
+            self._handle(event)
         match report:
             case wire.Ready(costs, device, uuid):
                 self.devices[worker] = Device(device, uuid)
                 log.info("worker %s is ready on %s: %.3f s a step", worker, device, costs.step_seconds[0])
-                self._handle(m.WorkerReady(worker, costs))
             case wire.Measured(costs):
                 log.info("worker %s now takes %.3f s a step", worker, costs.step_seconds[0])
-                self._handle(m.Measured(worker, costs))
-            case wire.Stepped(done):
-                self._watching.stepped(worker, report)
-                self._handle(m.Stepped(worker, tuple((slot, taken) for slot, taken, _ in done)))
             case wire.Preview():
                 self._watching.previewed(worker, report)
-            case wire.Finished(slot, generation, length, prepare, denoise, decode, encode):
-                image = m.Image(length, prepare, denoise, decode, encode)
-                self._handle(m.Finished(worker, slot, generation, image))
-            case wire.Failed(slot, generation, reason, blame):
-                self._handle(m.Failed(worker, slot, generation, reason, blame))
-            case wire.Released(slot, generation):
-                self._handle(m.Released(worker, slot, generation))
             case wire.Changed(condition):
-                self._note(worker, condition)
-            case wire.Ending():  # kept by the child as its last words
-                pass
-            case _ as unreachable:
-                assert_never(unreachable)
-
-    def _note(self, worker: m.WorkerId, condition: Condition) -> None:
-        self.conditions[worker] = condition
-        log.info(
-            "worker %s runs with %d attention kernels chosen, %d graphs in %.0f MiB, %d fallbacks",
-            worker,
-            len(condition.attention),
-            sum(number for _, number in condition.graphs),
-            condition.graph_bytes / 2**20,
-            sum(number for _, number in condition.fallbacks),
-        )
+                self.conditions[worker] = condition
+                log.info("worker %s runs with %s", worker, summary(condition))
 
     def _bury(self, worker: m.WorkerId, child: Child) -> None:
         """The process has ended. What it managed to report still counts; then its jobs go elsewhere."""
-        self._forget(child)
-        for report in child.reports():
-            self._report(worker, report)
-        del self._children[worker]
+        self._take_reports(worker, child, LAST_REPORTS)
         self.conditions.pop(worker, None)
-        end = child.reap()
+        end = self._processes.reap(worker)
         log.error("worker %s is lost: %s", worker, end.reason)
-        self._handle(m.WorkerLost(worker, end.reason, end.outside))
-        view = next(view for view in self.core.workers() if view.id == worker)
+        self._notice(m.WorkerLost(worker, end.reason, end.outside))
+        view = self._view(worker)
         if view.state is m.WorkerState.OUT:
             log.error("worker %s is out of service for a while: %s", worker, view.reason)
 
-    def _forget(self, child: Child) -> None:
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(child.channel)
-        loop.remove_reader(child.sentinel)
-
-    # ------------------------------------------------------------------------------------------------------ the end
+    def _view(self, worker: m.WorkerId) -> m.WorkerView:
+        return next(view for view in self.core.workers() if view.id == worker)
 
     async def _close(self) -> None:
+        """End everything. Who still waits, as no `Exit` came that answers all, is told so."""
         if self._timer is not None:
             self._timer.cancel()
-        ended = [asyncio.ensure_future(self._end(child)) for child in self._children.values()]
-        self._children.clear()
-        if ended:
-            await asyncio.wait(ended)
-        for memory in self._memories.values():
-            memory.close()
-
-    async def _end(self, child: Child) -> None:
-        """Ask, wait, kill: the process is gone and reaped afterwards. One that still loads does not listen."""
-        self._forget(child)
-        gone = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        loop.add_reader(child.sentinel, gone.set)
-        if not child.loaded or not child.send(wire.Stop()):
-            child.kill()
-        try:
-            await asyncio.wait_for(gone.wait(), STOP_SECONDS)
-        except TimeoutError:
-            child.kill()
-            await gone.wait()  # SIGKILL cannot be refused
-        loop.remove_reader(child.sentinel)
-        child.reap()
+        for job in self._pending:
+            self._answer(job, m.Draining())
+        await self._processes.close()

@@ -146,6 +146,11 @@ def unpack(picture: bytes, wish: bytes | memoryview) -> Task:
     return Task(picture, wanted.text, wanted.seed, wanted.options)
 
 
+def as_reason(text: str) -> str:
+    """Text that fits into the reason of a report. An error may quote what cannot be encoded, such as a file's name."""
+    return text[:REASON_CHARS].encode(errors="replace").decode()
+
+
 def shortened(condition: Condition) -> Condition:
     """A condition that fits into a message: the newest of its entries, with their names in ASCII and cut.
 
@@ -192,6 +197,12 @@ def receive_order(end: socket.socket) -> Order | None:
 
 
 def receive_report(end: socket.socket) -> Report | None:
-    """The next report, None at end of file. Raises BlockingIOError when there is none now."""
+    """The next report, None at end of file. It says what a worker says: see `workers.reports.is_possible`.
+
+    Raises OSError (BlockingIOError when there is none now), and ValueError for what is no report.
+    """
     data = end.recv(MAX_MESSAGE)
-    return _reports.decode(data) if data else None
+    try:
+        return _reports.decode(data) if data else None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ValueError(str(error)) from error

@@ -95,7 +95,7 @@ class Worker:
 
     def run(self) -> None:
         """Serve until `Stop`. Every turn: tell how the engine runs, take the mail, take one step."""
-        threading.Thread(target=self._read_orders, name="reader", daemon=True).start()
+        threading.Thread(target=self._or_end, args=(self._read_orders,), name="reader", daemon=True).start()
         while not self._stopping:
             self._tell()
             self._take_mail()
@@ -172,7 +172,7 @@ class Worker:
         if self._shortages > SHORTAGES:
             raise error
         generation = self._tenants.pop(slot).generation
-        wire.send(self.channel, wire.Failed(slot, generation, str(error)[: wire.REASON_CHARS], Blame.MEMORY))
+        wire.send(self.channel, wire.Failed(slot, generation, wire.as_reason(str(error)), Blame.MEMORY))
 
     def _step(self) -> None:
         try:
@@ -202,7 +202,7 @@ class Worker:
             log.info("no preview: %s", error)
             return
         if preview is not None:
-            tenant.drawing = self._artist.submit(self._draw, picture.slot, tenant.generation, preview)
+            tenant.drawing = self._artist.submit(self._or_end, self._draw, picture.slot, tenant.generation, preview)
 
     def _give_up(self, error: OutOfMemoryError) -> None:
         """There is no memory for a step, not even of one picture."""
@@ -221,9 +221,16 @@ class Worker:
             return
         self._shortages = 0
         tenant.admitted = False
-        self._hands.submit(self._deliver, slot, tenant, decoding, denoised)
+        self._hands.submit(self._or_end, self._deliver, slot, tenant, decoding, denoised)
 
     # ---------------------------------------------------------------------------------------------- the other threads
+
+    def _or_end(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Run on a thread of an executor, which would keep an error to itself: the slot would never come free."""
+        try:
+            work(*arguments)
+        except Exception as error:  # noqa: BLE001 - the pool learns why and runs the pictures elsewhere
+            end(self.channel, error)
 
     def _read_orders(self) -> None:
         """Pass orders on. End of file means that the pool is gone, and this process with it, whatever it is doing."""
@@ -231,23 +238,24 @@ class Worker:
             while (order := wire.receive_order(self.channel)) is not None:
                 self._inbox.put(order)
                 if isinstance(order, wire.Run):  # at once: the main thread may be in the middle of a step
-                    self._hands.submit(self._prepare, order)
+                    self._hands.submit(self._or_end, self._prepare, order)
         os._exit(1)
 
     def _prepare(self, order: wire.Run) -> None:
         began = time.monotonic()
+        prepared = self._guard(order.slot, order.generation, lambda: self._prepared(order))
+        if prepared is not None:
+            options, content = prepared
+            self._inbox.put(_Prepared(order.slot, options, time.monotonic() - began, content))
+
+    def _prepared(self, order: wire.Run) -> tuple[Options, Any]:
         data = self.memory.input(order.slot)
         end = order.picture_bytes + order.wish_bytes
         task = wire.unpack(bytes(data[: order.picture_bytes]), data[order.picture_bytes : end])
-        content = self._guard(order.slot, order.generation, lambda: self.engine.prepare(task))
-        if content is not None:
-            self._inbox.put(_Prepared(order.slot, task.options, time.monotonic() - began, content))
+        return task.options, self.engine.prepare(task)
 
     def _draw(self, slot: int, generation: int, preview: object) -> None:
-        try:
-            jpeg = self.engine.draw(preview)
-        except Exception as error:  # noqa: BLE001 - the device has failed, as below
-            end(self.channel, error)
+        jpeg = self.engine.draw(preview)
         if len(jpeg) > wire.MAX_PREVIEW:
             log.warning("a preview of %d bytes is too large to be sent", len(jpeg))
             return
@@ -255,10 +263,7 @@ class Worker:
 
     def _deliver(self, slot: int, tenant: _Tenant, decoding: object, denoised: float) -> None:
         """Wait for the pixels of a picture whose last step was taken at `denoised`, encode and report them."""
-        try:
-            pixels = self.engine.collect(decoding)
-        except Exception as error:  # noqa: BLE001 - the device has failed, and whatever else it has in hand with it
-            end(self.channel, error)
+        pixels = self.engine.collect(decoding)  # an error means that the device has failed: the process ends
         collected = time.monotonic()
         data = self._guard(slot, tenant.generation, lambda: self._file(pixels, tenant.options))
         if data is None:
@@ -284,9 +289,9 @@ class Worker:
         try:
             return work()
         except BadPictureError as error:
-            self._leave(wire.Failed(slot, generation, str(error)[: wire.REASON_CHARS], Blame.PICTURE))
+            self._leave(wire.Failed(slot, generation, wire.as_reason(str(error)), Blame.PICTURE))
         except BadOptionError as error:
-            self._leave(wire.Failed(slot, generation, str(error)[: wire.REASON_CHARS], Blame.OPTION))
+            self._leave(wire.Failed(slot, generation, wire.as_reason(str(error)), Blame.OPTION))
         except (OutOfMemoryError, MemoryError) as error:
             self._leave(wire.Failed(slot, generation, _summary(error), Blame.MEMORY))
         except Exception as error:
@@ -304,4 +309,4 @@ def end(channel: socket.socket, error: BaseException) -> NoReturn:
 
 
 def _summary(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[: wire.REASON_CHARS]
+    return wire.as_reason(f"{type(error).__name__}: {error}")

@@ -19,8 +19,11 @@ ATTENTION = (("2x8 4096x4096x40", "cudnn"), ("2x8 4096x77x40", "flash"))
 DECODE_SECONDS = 0.5
 COMPILE_SECONDS = 0.5  # after the warm-up, until there is a graph
 IDLE_SECONDS = 0.1
+WAIT_SECONDS = 1.0  # for memory, say, in `prepare`
 BLACK = 0  # a picture that is all of this makes the device fail
 LACKS_MEMORY = {"prepare": 10, "admit": 20, "step": 30, "finish": 40}  # and of these, lacks memory where they say
+WAITS = 60  # one that is all of this waits in `prepare`
+UNENCODABLE = 70  # and of this, fails with an error whose text cannot be encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,11 @@ class TellingEngine(EchoEngine):
     def prepare(self, task: Task) -> Echoed:
         prepared = super().prepare(task)
         _given_memory("prepare", prepared.picture)
+        assert not isinstance(prepared.picture, bytes)
+        if prepared.picture.max() == WAITS:
+            time.sleep(WAIT_SECONDS)
+        if prepared.picture.max() == UNENCODABLE:
+            raise RuntimeError("no such file: \ud800")
         return prepared
 
     def admit(self, slot: int, prepared: Echoed) -> None:

@@ -15,7 +15,7 @@ from scheduler.core import Scheduler
 from scheduler.policy import Limits
 from tests.service.running import png
 from tests.workers import telling
-from workers import pool as pool_module
+from workers import processes
 from workers.child import Child
 from workers.devices import DeviceSpec
 from workers.engine.config import Echo, EngineConfig
@@ -101,7 +101,7 @@ def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.Monk
             raise OSError(11, "Resource temporarily unavailable")
         return Child(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pool_module, "Child", scarce)
+    monkeypatch.setattr(processes, "Child", scarce)
 
     async def scenario() -> None:
         seen = Seen()
@@ -141,7 +141,7 @@ def test_a_worker_whose_socket_ends_is_replaced_and_its_picture_made_again() -> 
             await make(pool)
             waiting = asyncio.create_task(make(pool))
             await asyncio.sleep(0.05)
-            pool._children["cpu0"].channel.shutdown(socket.SHUT_RD)
+            pool._processes["cpu0"].channel.shutdown(socket.SHUT_RD)
             assert (await waiting).picture == TASK.picture
         lost = [event.reason for event in seen.events if isinstance(event, m.WorkerLost)]
         assert lost == ["killed by SIGKILL"]

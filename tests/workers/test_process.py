@@ -37,7 +37,7 @@ def of_one_colour(value: int) -> bytes:
     return cv2.imencode(".png", np.full((64, 64, 3), value, np.uint8))[1].tobytes()
 
 
-def of_kind(reports: Iterator[wire.Report], kind: type[Kind]) -> Iterator[Kind]:
+def of_kind(reports: Iterator[wire.Report], kind: type[Kind] | tuple[type[Kind], ...]) -> Iterator[Kind]:
     return (report for report in reports if isinstance(report, kind))
 
 
@@ -264,6 +264,43 @@ def test_it_can_get_no_more_privileges_and_dumps_no_core(worker: Worker) -> None
     assert "\nNoNewPrivs:\t1\n" in (process / "status").read_text()
     # Of one byte: with none at all, the kernel would still pipe it to a program.
     assert re.search(r"^Max core file size +1 +1 ", (process / "limits").read_text(), re.MULTILINE)
+
+
+def test_an_image_that_waits_for_its_memory_can_be_dropped_and_keeps_no_other_waiting(teller: Worker) -> None:
+    heard = teller.hear()
+    teller.run(0, 1, of_one_colour(telling.WAITS))
+    teller.child.send(wire.Drop(0, 1))
+    teller.run(1, 2)
+    ends = list(islice(of_kind(heard, (wire.Released, wire.Finished)), 2))
+    assert wire.Released(0, 1) in ends
+    assert [each.slot for each in ends if isinstance(each, wire.Finished)] == [1]
+    teller.run(0, 3)
+    assert next(of_kind(heard, wire.Finished)).generation == 3
+
+
+def test_an_error_whose_text_cannot_be_encoded_frees_its_slot(teller: Worker) -> None:
+    teller.run(1, 7, of_one_colour(telling.UNENCODABLE))
+    failed = teller.until(wire.Failed)
+    assert failed == wire.Failed(1, 7, "RuntimeError: no such file: ?", Blame.SERVICE)
+    teller.run(1, 8)
+    assert isinstance(teller.until(wire.Finished), wire.Finished)
+
+
+def test_a_slot_that_holds_no_task_is_free_again(worker: Worker) -> None:
+    worker.memory.input(1)[:10] = b"not a task"
+    assert worker.child.send(wire.Run(1, 7, 0, 10))
+    failed = worker.until(wire.Failed)
+    assert isinstance(failed, wire.Failed)
+    assert (failed.slot, failed.generation, failed.blame) == (1, 7, Blame.SERVICE)
+    worker.run(1, 8)
+    assert isinstance(worker.until(wire.Finished), wire.Finished)
+
+
+def test_an_order_that_is_none_ends_the_process_with_the_reason() -> None:
+    worker = Worker(SLOW)
+    worker.until(wire.Ready)
+    worker.child.channel.send(b"\xc1")
+    assert worker.ended().startswith("DecodeError: ")
 
 
 def test_it_does_not_heed_the_signals_of_a_terminal(worker: Worker) -> None:

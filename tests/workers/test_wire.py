@@ -1,7 +1,15 @@
 """Messages over a real socket pair."""
 
+from dataclasses import replace
+
+import pytest
+
+from app.fields import SEED_MAX, SEED_MIN
+from app.settings import Settings
+from app.start import slot_layout
+from scheduler.messages import Blame
 from workers import wire
-from workers.engine.contract import Condition
+from workers.engine.contract import Condition, Options, Task
 
 USUAL = Condition(
     attention=(("2x8 4096x4096x40", "cudnn"), ("2x8 4096x77x40", "flash")),
@@ -57,3 +65,35 @@ def test_names_that_are_alike_when_cut_are_one_entry() -> None:
     )
     assert short.fallbacks == ((reason[: wire.NAME_CHARS], 5), ("other", 1))
     assert short.attention == ((reason[: wire.NAME_CHARS], "math"),)
+
+
+# What a request may have, each at its longest in msgpack: characters of four bytes, and numbers of nine.
+LARGEST = Options(
+    negative="",
+    steps=2**32,
+    guidance_scale=1 / 3,
+    control_scale=1 / 3,
+    canny_low=2**32,
+    canny_high=2**32,
+    temperature=1 / 3,
+    format="jpeg",
+    previews=True,
+)
+
+
+@pytest.mark.parametrize("seed", [SEED_MIN, SEED_MAX])
+def test_the_largest_request_that_is_taken_fits_into_a_slot(seed: int) -> None:
+    settings = Settings()
+    text = "\N{PILE OF POO}" * settings.server.max_text_chars
+    picture = bytes(settings.server.max_picture_bytes)
+    task = Task(picture, text, seed, replace(LARGEST, negative=text))
+    needed = len(picture) + len(wire.pack(task))
+    assert needed <= slot_layout(settings).input_bytes < needed + wire.WISH_BYTES
+    assert wire.unpack(picture, wire.pack(task)) == task
+
+
+@pytest.mark.parametrize("text", ["x" * 10_000, "\ud800 in a name", "a" * (wire.REASON_CHARS - 1) + "\udfff\udfff"])
+def test_any_text_of_an_error_fits_into_a_report(text: str) -> None:
+    reason = wire.as_reason(text)
+    assert len(reason) <= wire.REASON_CHARS
+    assert sent(wire.Failed(0, 1, reason, Blame.SERVICE)) == wire.Failed(0, 1, reason, Blame.SERVICE)

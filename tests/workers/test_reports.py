@@ -1,0 +1,92 @@
+"""Reports that cannot be: each costs the worker that sent it, and neither the front end nor a job."""
+
+import asyncio
+import os
+
+import msgspec
+import pytest
+
+from scheduler import messages as m
+from tests.workers import lying
+from tests.workers.test_pool import TASK, Seen, make, running, until
+from workers import wire
+from workers.engine.contract import Condition
+from workers.reports import is_possible
+from workers.slots import SlotLayout
+
+LAYOUT = SlotLayout(2, 2**20, 2**20)
+POSSIBLE = (
+    wire.Ready(lying.COSTS, "CPU", None),
+    wire.Finished(1, 1, 2**20, *lying.TIMES),
+    wire.Stepped(((0, 1, 4), (1, 4, 4))),
+    wire.Preview(0, 1, bytes(wire.MAX_PREVIEW)),
+    wire.Failed(1, 1, "x" * wire.REASON_CHARS, m.Blame.SERVICE),
+    wire.Changed(Condition(graphs=(("step", 3),))),
+)
+SENT_TO_A_POOL = (
+    "costs that are no numbers",
+    "more slots than there are",
+    "text that is not UTF-8",
+    "an image of nobody",
+    "a length below zero",
+    "a length beyond the slot",
+    "a step after the last",
+    "a large preview",
+    "long last words",
+    *lying.UNTIMELY,
+)
+
+
+@pytest.mark.parametrize("report", POSSIBLE, ids=lambda report: type(report).__name__)
+def test_what_an_honest_worker_says_is_possible(report: wire.Report) -> None:
+    assert is_possible(report, LAYOUT)
+
+
+@pytest.mark.parametrize("lie", [*lying.EARLY, *lying.LATE])
+def test_what_cannot_be_is_told_from_what_can(lie: str) -> None:
+    said = lying.LIES[lie]
+    ours, theirs = wire.channel()
+    with ours, theirs:
+        theirs.send(said if isinstance(said, bytes) else msgspec.msgpack.encode(said))
+        if isinstance(said, bytes):
+            with pytest.raises(ValueError, match=r".+"):
+                wire.receive_report(ours)
+        else:
+            received = wire.receive_report(ours)
+            assert received is not None
+            assert not is_possible(received, LAYOUT)
+
+
+@pytest.mark.parametrize("lie", SENT_TO_A_POOL)
+def test_it_costs_the_worker_that_sent_it_and_no_job(lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.child.main", lying.main)
+    monkeypatch.setenv(lying.LIE, lie)
+
+    async def scenario() -> None:
+        seen = Seen()
+        async with running(seen) as pool:
+            job = asyncio.create_task(make(pool))
+            await until(lambda: bool(pool.processes))
+            del os.environ[lying.LIE]  # the next process is an honest one
+            assert (await job).picture == TASK.picture
+            assert pool.core.running == 0
+            pool.core.check()
+        lost = [event.reason for event in seen.events if isinstance(event, m.WorkerLost)]
+        assert len(lost) == 1
+        assert lost[0].startswith(("it sent what is no report", "it sent a ", "its report was refused"))
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_never_stops_reporting_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.child.main", lying.main)
+    monkeypatch.setenv(lying.LIE, lying.FLOOD)
+
+    async def scenario() -> None:
+        seen = Seen()
+        async with running(seen, workers=2) as pool:
+            assert [(await make(pool)).picture for _ in range(3)] == [TASK.picture] * 3
+            flood = [event for event in seen.events if isinstance(event, m.Released)]
+            assert len(flood) > 100
+
+    asyncio.run(scenario())
