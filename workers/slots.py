@@ -2,14 +2,20 @@
 
 The region is a memfd. It has no name, so nothing is left in /dev/shm whoever dies, no resource tracker has to know it,
 and a container's 64 MB /dev/shm does not bound it. Pages are allocated when they are first touched.
+
+Its size is sealed. A worker decodes what strangers send, and shares this memory: if it could make the file shorter, the
+front end would be killed (SIGBUS) by its next access to what is gone.
 """
 
+import fcntl
 import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import reduction
 from typing import Any
+
+FIXED_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +44,9 @@ class SlotMemory:
     @classmethod
     def create(cls, layout: SlotLayout) -> "SlotMemory":
         """Make a new region; hand its `descriptor` to the process that shares it."""
-        descriptor = os.memfd_create("contour-slots", os.MFD_CLOEXEC)
+        descriptor = os.memfd_create("contour-slots", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(descriptor, layout.total)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, FIXED_SIZE)
         return cls(descriptor, layout)
 
     def input(self, slot: int) -> memoryview:

@@ -5,6 +5,7 @@ import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -13,6 +14,7 @@ import pytest
 from tests.service.running import Service, alive, good_request, until
 
 STEPS = {"ENGINE__ECHO__STEPS": 20, "ENGINE__ECHO__STEP_SECONDS": 0.1}  # a picture takes two seconds
+REGION = "memfd:contour-slots"
 CLOSING_SECONDS = 15  # after a drain: answers are written and idle workers end, see app.command and workers.pool
 
 
@@ -131,6 +133,18 @@ def test_nothing_is_left_when_the_server_is_killed() -> None:
     assert set(os.listdir("/dev/shm")) == named
 
 
+def test_a_worker_cannot_take_the_memory_away_that_it_shares_with_the_server() -> None:
+    """Were it possible, the server would be killed (SIGBUS) by its next access to what is gone."""
+    with Service("echo", WORKERS__CPU_WORKERS=1) as service:
+        worker = service.wait_until_ready().readiness()["workers"][0]["process"]
+        shared = next(each for each in Path(f"/proc/{worker}/fd").iterdir() if REGION in str(each.readlink()))
+        for size in (0, 1, 2**40):
+            with pytest.raises(PermissionError):
+                os.truncate(shared, size)
+        assert service.generate().status_code == 200
+        assert service.process.poll() is None
+
+
 def test_a_deadline_that_passes_is_answered_and_frees_its_slot() -> None:
     with Service("echo", WORKERS__CPU_WORKERS=1, ENGINE__SLOTS=1, SERVER__DEADLINE=30, **STEPS) as service:
         # Two seconds a picture: the prediction says it cannot be done in one.
@@ -182,7 +196,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error() -> None:
     with Service("echo") as service:
         address = urlsplit(service.url)
         with socket.create_connection((address.hostname, address.port)) as connection:
-            connection.sendall(b"POST /generation/ HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+            connection.sendall(b"POST /generation/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
         until(lambda: service.sample("contour_requests_total", outcome="abandoned") == 1)
         assert service.generate().status_code == 200
     assert "Traceback" not in "".join(service.log)

@@ -1,7 +1,9 @@
 """Shared-memory slots."""
 
+import fcntl
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,28 @@ LAYOUT = SlotLayout(count=3, input_bytes=64, output_bytes=32)
 def shout(memory: SlotMemory) -> None:
     """Runs in another process: answers what is in slot 1."""
     memory.output(1)[:5] = bytes(memory.input(1)[:5]).upper()
+
+
+def tamper(memory: SlotMemory) -> None:
+    """Runs in another process: exits with the number of ways in which it could change the size of the memory."""
+    changes = (
+        lambda: os.ftruncate(memory.descriptor, 0),
+        lambda: os.ftruncate(memory.descriptor, 1),
+        lambda: os.ftruncate(memory.descriptor, 2**30),
+        lambda: os.posix_fallocate(memory.descriptor, 0, 2**30),
+        lambda: os.pwrite(memory.descriptor, b"x", 2**20),
+        lambda: os.truncate(f"/proc/self/fd/{memory.descriptor}", 0),
+        lambda: fcntl.fcntl(memory.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE),
+    )
+    os._exit(sum(map(succeeds, changes)))
+
+
+def succeeds(change: Callable[[], object]) -> bool:
+    try:
+        change()
+    except PermissionError:
+        return False
+    return True
 
 
 def test_slots_do_not_overlap() -> None:
@@ -42,6 +66,18 @@ def test_a_spawned_process_sees_the_same_memory() -> None:
     child.join(30)
     assert child.exitcode == 0
     assert bytes(memory.output(1)[:5]) == b"HELLO"
+    memory.close()
+
+
+def test_no_process_that_shares_the_memory_can_change_its_size() -> None:
+    memory = SlotMemory.create(LAYOUT)
+    memory.output(2)[:4] = b"here"
+    child = multiprocessing.get_context("spawn").Process(target=tamper, args=(memory,))
+    child.start()
+    child.join(30)
+    assert child.exitcode == 0
+    assert os.fstat(memory.descriptor).st_size == LAYOUT.total
+    assert bytes(memory.output(2)[:4]) == b"here"  # SIGBUS, if it were not there any more
     memory.close()
 
 
