@@ -18,6 +18,7 @@ from workers.engine.config import EngineConfig, rows_of
 from workers.engine.runtimes import tensorrt
 from workers.engine.runtimes.files import RuntimeProblem, check, folder_for, identity, need, written
 from workers.engine.weights import MissingWeightsError
+from workers.folders import make
 
 EXPORTERS = ("onnx", "onnxscript", "onnxruntime")
 
@@ -83,6 +84,7 @@ def _export(engine: EngineConfig, dtype: str, folder: Path) -> list[Path]:
 
     if dtype not in ("float32", "float16"):
         raise RuntimeProblem(f"engine.dtype is {dtype}: ONNX files are made in float32 and float16 only")
+    make(folder.parent)
     write(read(engine, getattr(torch, dtype)), rows_of(engine.guidance_scale), identity(engine, dtype), folder)
     return sorted(folder.iterdir())
 

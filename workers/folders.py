@@ -2,28 +2,60 @@
 
 import os
 import re
+import secrets
+import shlex
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+
+PRIVATE, NOT_SHARED = 0o700, 0o755  # modes of folders
+OTHERS_WRITE = 0o022
+ROOT = 0
 
 
 def prepare(cache: str) -> Path:
     """Make the folder that compilers and, where there is no other place for them, temporary files are kept in.
 
-    Raises OSError or RuntimeError, when it cannot be made or written to.
+    Raises OSError or RuntimeError, when it cannot be made or written to, or when others can write to it.
     """
     folder = Path(cache).expanduser().absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    make(folder, PRIVATE)
+    refuse_if_shared(folder)
     with tempfile.TemporaryFile(dir=folder):
         pass
     try:
         tempfile.gettempdir()
     except FileNotFoundError:  # torch wants one as soon as its compiler is imported
         temporary = folder / "tmp"
-        temporary.mkdir(exist_ok=True)
+        make(temporary, PRIVATE)
         os.environ["TMPDIR"] = str(temporary)
         tempfile.tempdir = None  # it is looked for again
     return folder
+
+
+def make(folder: Path, mode: int = NOT_SHARED) -> None:
+    """Make a folder and those above it where they are missing; whatever the umask, others cannot write to them."""
+    if folder.exists():
+        return
+    make(folder.parent)
+    folder.mkdir(mode, exist_ok=True)
+
+
+def refuse_if_shared(folder: Path) -> None:
+    """Raise PermissionError for a folder that somebody else can write to: the code in it is run."""
+    status = folder.stat()
+    if status.st_uid not in {os.geteuid(), ROOT}:
+        reason = f"it belongs to user {status.st_uid}: choose a folder of your own, as the code in it is run"
+    elif status.st_mode & OTHERS_WRITE:
+        reason = f"other users can write to it, and the code in it is run: chmod go-w {shlex.quote(str(folder))}"
+    else:
+        return
+    raise PermissionError(reason)
+
+
+def no_follow(path: str, flags: int) -> int:
+    """An opener for `open`, for a file whose name others may know: it fails where they have put a link."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def replace_file(path: Path, content: bytes, before: Callable[[], None] = lambda: None) -> Path:
@@ -31,16 +63,17 @@ def replace_file(path: Path, content: bytes, before: Callable[[], None] = lambda
 
     Who is killed meanwhile may leave a file with a name as `leftovers` finds it.
     """
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with new.open("wb") as file:
+    # A name that nobody can know, of a file that is not there yet: no link that others have put there is followed.
+    new = path.with_name(f".{path.name}.{secrets.randbelow(10**9)}")
+    with new.open("xb") as file:
+        try:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        before()
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+            before()
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
     return path
 
 

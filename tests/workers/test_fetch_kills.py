@@ -220,3 +220,37 @@ def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
         done = run_inside(tmp_path, url, "--to", str(tmp_path / "file" / "models"))
     assert done.returncode == 1
     assert f"Not a directory: '{tmp_path}/file/models'" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["originals/{WEIGHTS}.part", "float16/contour.json", "scratch"])
+def test_no_link_that_others_have_put_into_the_folder_is_followed(tmp_path: Path, name: str) -> None:
+    """In a folder that all may write to: what it points to is neither written to nor emptied."""
+    work = tmp_path / "models/.work" / f"controlnet-some--controlnet-{COMMIT[:12]}"
+    planted, victim = work / name.format(WEIGHTS=WEIGHTS), tmp_path / "victim"
+    planted.parent.mkdir(parents=True)
+    if name == "scratch":
+        victim.mkdir()
+        (victim / "config.json").write_bytes(b"precious")
+    else:
+        victim.write_bytes(b"precious")
+    planted.symlink_to(victim)
+    with serving(hub_with()) as url:
+        done = run_inside(tmp_path, url)
+    assert is_there(tmp_path) == (done.returncode == 0)
+    assert (victim / "config.json" if victim.is_dir() else victim).read_bytes() == b"precious"
+    if done.returncode:
+        assert done.stderr.startswith("engine.controlnet: some/controlnet: ")
+        assert str(planted) in done.stderr
+    else:
+        assert not any(path.is_symlink() for path in (tmp_path / "models").rglob("*"))
+
+
+def test_what_is_fetched_can_be_read_by_all_and_changed_by_nobody_else(tmp_path: Path) -> None:
+    """Whatever the umask: the cache of compiled code lies beside it by default, and is refused if others can write."""
+    before = os.umask(0o002)
+    try:
+        assert run_here(tmp_path, controlnet(), "--to", str(tmp_path / "cache" / "contour" / "models")) == 0
+    finally:
+        os.umask(before)
+    for folder in (tmp_path / "cache", tmp_path / "cache/contour", tmp_path / "cache/contour/models"):
+        assert folder.stat().st_mode & 0o777 == 0o755

@@ -19,6 +19,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from workers.fetching.errors import LATER, FetchError, is_passing
 from workers.fetching.progress import bar, say
 from workers.fetching.store import sync
+from workers.folders import no_follow
 
 PART = ".part"
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between two tries
@@ -116,7 +117,7 @@ def _damaged(entry: Entry, part: Path) -> FetchError:
 
 def _complete(url: str, entry: Entry, part: Path, patience: Patience) -> None:
     """Append to an unfinished file until it has its size."""
-    with part.open("ab") as file:
+    with open(part, "ab", opener=no_follow) as file:
         if file.tell() > entry.size:
             _empty(file)
         with bar(entry.path, entry.size, file.tell()) as progress:

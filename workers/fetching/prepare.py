@@ -24,6 +24,7 @@ from workers.fetching.single_file import SD15, SD15_REPOSITORY, Component, compo
 from workers.fetching.sources import Folder, Source, source_of
 from workers.fetching.store import Origin, find, folder_in, is_prepared, name_of, origin_of, sync, write_manifest
 from workers.fetching.tensors import is_ready, read, shapes_in, write
+from workers.folders import make, no_follow
 
 _GIB = 2**30
 _NETWORKS = {"unet/config.json": "UNet", "config.json": "ControlNet"}
@@ -55,7 +56,7 @@ def prepare(name: str, weights: Weights, options: Options) -> Path:
     final = folder_in(options.models, name, weights, options.dtype)
     if not options.again and is_prepared(final, weights):
         return final
-    options.models.mkdir(parents=True, exist_ok=True)
+    make(options.models)
     known = name_of(name, weights)
     with _locked(options.models, known):
         if options.again or not is_prepared(final, weights):  # another process may just have made it
@@ -68,7 +69,7 @@ def _locked(models: Path, name: str) -> Iterator[None]:
     """Keep other processes from working on the same; the kernel unlocks it when this one ends, however it ends."""
     path = models / ".locks" / name
     path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
+    with open(path, "a", opener=no_follow) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -104,8 +105,8 @@ class _Making:
         if self.options.again:
             shutil.rmtree(self.work, ignore_errors=True)
         shutil.rmtree(self._scratch, ignore_errors=True)
-        for folder in (self._ready, self._scratch):
-            folder.mkdir(parents=True, exist_ok=True)
+        self._ready.mkdir(parents=True, exist_ok=True)
+        self._scratch.mkdir(0o700)  # new, so that there is nothing in it which others have put there
         if isinstance(self.weights, Lora):
             self._lora(self.weights)
         elif is_single_file(self.weights):

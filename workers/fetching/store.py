@@ -18,6 +18,7 @@ import msgspec
 
 from workers.engine.config import Lora, Weights
 from workers.engine.weights import is_folder
+from workers.folders import leftovers, replace_file
 
 MANIFEST = "contour.json"
 REVISION_DIGITS = 12  # of a commit, in names: git's own way to shorten one is shorter
@@ -142,12 +143,12 @@ def sha256_of(path: Path) -> str:
 
 def write_manifest(folder: Path, origin: Origin, dtype: str) -> None:
     """Describe a folder that is complete, with all of it on the disk when this returns."""
+    for path in list(leftovers(folder, {MANIFEST})):  # of an earlier try that was killed
+        path.unlink()
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     files = {str(path.relative_to(folder)): Stored(size=path.stat().st_size, sha256=_settled(path)) for path in paths}
     manifest = Manifest(origin=origin, dtype=dtype, files=files)
-    target = folder / MANIFEST
-    target.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
-    sync(target)
+    replace_file(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
 
 
 def _settled(path: Path) -> str:
