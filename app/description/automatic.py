@@ -48,19 +48,8 @@ SETTING = (*FOUND, Error.BROKEN_JSON, Error.TOO_LARGE, Error.MEDIA_TYPE)
 def schemas(settings: Settings, fields: FieldSchemas) -> Node:
     """All that the operations refer to."""
     listed = [struct for value in catalogue(settings).values() if (struct := _struct(value))]
-    made = DIALECT.schemas(
-        [
-            Txt2ImgRequest,
-            Txt2ImgAnswer,
-            Info,
-            ControlNetUnit,
-            JobName,
-            ProgressAnswer,
-            InterruptAnswer,
-            Options,
-            *listed,
-        ]
-    )
+    jobs = [JobName, ProgressAnswer, InterruptAnswer]
+    made = DIALECT.schemas([Txt2ImgRequest, Txt2ImgAnswer, Info, ControlNetUnit, *jobs, Options, *listed])
     body, unit = made[DIALECT.name(Txt2ImgRequest)], made[DIALECT.name(ControlNetUnit)]
     body["properties"] |= {name: fields.json(ours, body["properties"][name]) for name, ours in CALLED.items()}
     unit["properties"] |= {PICTURE: BINARY | {"format": "byte"}, "module": {"enum": [MODULE]}}

@@ -16,8 +16,8 @@ from app.errors import quoted
 from scheduler.messages import Standing
 from workers.watching import Advanced, News, Previewed, Started
 
-HOW = "Send id_task: the force_task_id that your txt2img request had."
-UNNAMED = f"Name the job. {HOW} Only with API keys or server.shared_progress is your latest job found without it."
+HOW = "Send id_task, which is the force_task_id of your txt2img request."
+UNNAMED = f"{HOW} Your latest job is found without it if the service has API keys or sets server.shared_progress."
 UNKNOWN = f"You have no running job of that name. {HOW}"
 
 
@@ -111,17 +111,18 @@ class Jobs:
             if not self._running[client]:
                 del self._running[client]
 
-    def find(self, client: str, name: str) -> Job | str:
-        """A client's job; else what to tell the client, which is empty where it just has none.
-
-        Jobs of others are not told of: the text is the same whether there are any or not.
-        """
+    def find(self, client: str, name: str) -> Job | None:
+        """A client's job of that name; its latest if the name is empty."""
         if name:
-            return self._named(client, name) or UNKNOWN
-        if not self._latest:
-            return UNNAMED
+            return self._named(client, name)
         jobs = self._running.get(client)
-        return jobs[-1] if jobs else ""
+        return jobs[-1] if jobs and self._latest else None
+
+    def hint(self, name: str) -> str | None:
+        """How to name a job, for a client that found none. It is the same whether other clients have jobs or not."""
+        if name:
+            return UNKNOWN
+        return None if self._latest else UNNAMED
 
     def _named(self, client: str, name: str) -> Job | None:
         return next((job for job in self._running.get(client, ()) if name in job.names), None)

@@ -14,7 +14,7 @@ from app.access import Access
 from app.compat.automatic import options
 from app.compat.automatic.catalogue import catalogue
 from app.compat.automatic.errors import respond
-from app.compat.automatic.jobs import Job, Jobs
+from app.compat.automatic.jobs import Jobs
 from app.compat.automatic.options import Options
 from app.compat.automatic.structs import MAX_ITEMS, InterruptAnswer, JobName, Name, ProgressAnswer, State
 from app.compat.automatic.txt2img import JSON, Txt2Img
@@ -81,18 +81,17 @@ class Service:
 
     async def _progress(self, request: Request, client: str) -> ProgressAnswer:
         query = bodies.query(request)
-        job = self._jobs.find(client, bodies.converted(query, JobName).name)
-        if not isinstance(job, Job):
-            return ProgressAnswer(0.0, 0.0, State(), textinfo=job or None)
+        name = bodies.converted(query, JobName).name
+        if (job := self._jobs.find(client, name)) is None:
+            return ProgressAnswer(0.0, 0.0, State(), textinfo=self._jobs.hint(name))
         return job.progress(with_image=query.get("skip_current_image", "").lower() not in YES)
 
     async def _interrupt(self, request: Request, client: str) -> InterruptAnswer:
         name = bodies.converted(bodies.query(request), JobName).name
         if _has_body(request):
             name = (await bodies.json_body(request, self._rules, _job_name, SMALL_BYTES)).name or name
-        job = self._jobs.find(client, name)
-        if not isinstance(job, Job):
-            return InterruptAnswer(job or None)
+        if (job := self._jobs.find(client, name)) is None:
+            return InterruptAnswer(self._jobs.hint(name))
         job.interrupt()
         return InterruptAnswer()
 

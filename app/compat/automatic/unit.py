@@ -55,9 +55,8 @@ def _check(given: ControlNetUnit) -> None:
         raise wrong("module", text)
     model = (given.model or "none").lower()
     if model not in NO_MODELS and MODULE not in model:
-        raise wrong(
-            "model", f"model is {quoted(given.model)}, but ControlNet follows edges here: name one of {MODULE!r}."
-        )
+        text = f"model is {quoted(given.model)}, but ControlNet follows edges here: name one of {MODULE!r}."
+        raise wrong("model", text)
     if (given.guidance_start or 0.0) > 0:
         raise wrong("guidance_start", f"guidance_start is {given.guidance_start}, but ControlNet has all steps: 0.")
     if given.guidance_end is not None and given.guidance_end < 1:
