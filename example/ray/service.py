@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from app.application import Application
 from app.start import prepared
 from workers.devices import VARIABLE
+from workers.secrets import forget_secrets
 from workers.telemetry import Nvml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +40,7 @@ class Replica:
         environ = environment(context.get_accelerator_ids()["GPU"], host, os.environ)
         settings = prepared(Path(config), environ)
         self._application = Application(settings, environ, self._nvml, cores(context.get_assigned_resources()))
+        forget_secrets(os.environ)  # no worker is started yet; Ray has read its token
         self._loaded = False
 
     def __serve_build_asgi_app__(self) -> Starlette:

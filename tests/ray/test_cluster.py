@@ -78,6 +78,12 @@ def test_who_has_no_token_can_run_nothing_on_it(cluster: TwoNodes) -> None:
     assert "InvalidAuthToken" in done.stderr
 
 
+def test_a_worker_does_not_get_the_clusters_token(echoes: TwoNodes) -> None:
+    environ = Path(f"/proc/{echoes.worker()}/environ").read_bytes()
+    assert b"CONTOUR_WORKERS__CPU_WORKERS=1" in environ
+    assert b"RAY_AUTH_TOKEN" not in environ
+
+
 def test_another_name_in_the_host_header_is_refused(echoes: TwoNodes) -> None:
     assert echoes.client.get("/healthz", headers={"Host": "rebound.example"}).status_code == 403
 
