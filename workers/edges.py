@@ -17,6 +17,7 @@ from typing import TypeAlias
 import msgspec
 
 from workers.confinement import confine, drop_privileges
+from workers.engine.budget import DecodeBudget
 from workers.engine.config import Canny
 from workers.engine.contract import BadPictureError
 from workers.logs import LogFormat, configure, escaped
@@ -104,9 +105,10 @@ def receive(end: socket.socket) -> Report | None:
 def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
     """Entry point of the process: find edges until nobody is at the other end of the socket."""
     prepare(setup, memory)
+    budget = DecodeBudget(setup.decoding_bytes)
     send(channel, Ready())
     while data := channel.recv(MAX_MESSAGE):
-        send(channel, _answer(_orders.decode(data), memory, setup.decoding_bytes))
+        send(channel, _answer(_orders.decode(data), memory, budget))
 
 
 def prepare(setup: Setup, memory: SlotMemory) -> None:
@@ -139,15 +141,15 @@ def _import() -> None:
     escaped("\n")  # loads the codec that the log writes such characters with
 
 
-def _answer(order: Find, memory: SlotMemory, decoding_bytes: int) -> Report:
+def _answer(order: Find, memory: SlotMemory, budget: DecodeBudget) -> Report:
     picture = memory.input(SLOT)[: order.length]
     try:
-        data = _edges(bytes(picture), order, decoding_bytes)
+        data = _edges(bytes(picture), order, budget)
         memory.output(SLOT)[: len(data)] = data
     except Exception as error:
         if lacks_memory(error):
-            log.warning("an image takes more memory to decode than the %d MiB that it may", decoding_bytes // 2**20)
-            return Unreadable("The image takes more memory to decode than this server allows. Send a smaller one.")
+            log.warning("an image was refused: it needs more memory than estimated, and more than is allowed")
+            return Unreadable("Decoding this image takes more memory than this server allows. Send a smaller one.")
         if isinstance(error, BadPictureError):
             return Unreadable(str(error)[:REASON_CHARS])
         log.exception("no edges were found")
@@ -155,17 +157,16 @@ def _answer(order: Find, memory: SlotMemory, decoding_bytes: int) -> Report:
     return Found(len(data))
 
 
-def _edges(picture: bytes, order: Find, decoding_bytes: int) -> bytes:
+def _edges(picture: bytes, order: Find, budget: DecodeBudget) -> bytes:
     """A PNG of what the engine would see of a picture."""
     from workers.engine import codec
-    from workers.engine.header import decoding_bytes as needed
     from workers.engine.header import read_header
 
     size = (order.width, order.height)
-    # The libraries would say that an image is damaged when they get no memory for it.
-    if needed(read_header(picture), size) > decoding_bytes:
-        raise MemoryError
-    return codec.encode_grey(codec.edges(codec.decode_to(picture, *size), order.canny))
+    # Asked before: libjpeg and libwebp say that an image is damaged when they get no memory for it.
+    with budget.spend_on(read_header(picture), size):
+        pixels = codec.decode_to(picture, *size)
+    return codec.encode_grey(codec.edges(pixels, order.canny))
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -29,6 +29,7 @@ from workers.edger import FailedError, Wanted
 from workers.edging import Edging, layout
 from workers.engine.config import Canny, Sizing
 from workers.engine.contract import BadPictureError
+from workers.engine.header import decoding_bytes, read_header
 from workers.slots import SlotLayout, SlotMemory
 
 PATIENCE = 60.0  # seconds, before a test gives something up
@@ -215,7 +216,7 @@ def test_images_of_every_kind_whole_and_damaged_are_answered_as_without_confinem
         for picture in whole + [mutated(each, rng) for each in whole for _ in range(10)]:
             here = result(lambda each: expected(each, SIZE, Canny()), picture)
             confined = result(lambda each: pixels_of(find(each)), picture)
-            assert confined == here or ("too large" in here and "takes more memory" in confined)
+            assert confined == here or ("too large" in here and "of memory; the limit is" in confined)
 
 
 @pytest.mark.parametrize("log_format", ["human", "json"])
@@ -253,9 +254,17 @@ LARGE: dict[str, Callable[[], bytes]] = {
 def test_an_image_that_takes_more_memory_than_allowed_is_refused_for_that(kind: str) -> None:
     small = file_of(drawing(90, 60), "PNG")
     with opened(layout(16 * MIB, Sizing()), decoding_bytes=24 * MIB) as find:
-        with pytest.raises(BadPictureError, match="takes more memory to decode than this server allows"):
+        with pytest.raises(BadPictureError, match=r"can take \d+ MiB of memory; the limit is 24 MiB"):
             find(LARGE[kind]())
         assert np.array_equal(pixels_of(find(small)), expected(small, SIZE, Canny()))
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_an_image_that_takes_all_that_is_allowed_is_decoded(kind: str) -> None:
+    picture = LARGE[kind]()
+    with opened(layout(16 * MIB, Sizing()), decoding_bytes=decoding_bytes(read_header(picture), SIZE)) as find:
+        for _ in range(2):  # the first one leaves nothing behind
+            assert np.array_equal(pixels_of(find(picture)), expected(picture, SIZE, Canny()))
 
 
 def take_memory(setup: edges.Setup, channel: socket.socket, memory: SlotMemory) -> None:
