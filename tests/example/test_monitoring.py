@@ -16,7 +16,7 @@ import yaml
 from app.command import CLOSE_SECONDS
 from app.settings import ServerConfig, load
 from tests.service.running import PATIENCE, ROOT, Service, good_request, until
-from workers.pool import STOP_SECONDS
+from workers.processes import STOP_SECONDS
 from workers.telemetry import THROTTLE_REASONS
 
 MONITORING = ROOT / "example" / "monitoring"
