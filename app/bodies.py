@@ -18,10 +18,11 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from app import pictures
-from app.errors import Error, Problem, plain, quoted
+from app.errors import QUOTED_CHARS, Error, Problem, plain, quoted
 from app.fields import AS_THEY_ARE, JSON_VALUES, Fields, GenerationRequest, Rules, Wanted, options
 from workers.engine.contract import Format
 
+UTF8_BYTES, SHORT_TEXT_BYTES = 4, 2**16  # of a character, at most; of a text that is refused in words of its own
 FORM_TYPE_CHARS = 500  # of a form's Content-Type, looked at: more than its name and the longest boundary take
 MAX_LENGTH_DIGITS = 18  # of a Content-Length that is worth reading
 FORM_FILE = "input_image"  # what a form calls the picture
@@ -146,7 +147,7 @@ def parsed_json(body: bytes, decoder: "msgspec.json.Decoder[T]", max_values: int
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise Problem(Error.INVALID_FIELD, f"{error}.", _blamed(str(error))) from None
+        raise _invalid(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Problem(Error.BROKEN_JSON, f"{error}.") from None
     except RecursionError:
@@ -178,7 +179,7 @@ async def form(request: Request, rules: Rules) -> tuple[dict[str, str], list[tup
         _chunks(request, rules.max_body_bytes),
         max_files=MAX_PARTS,
         max_fields=MAX_PARTS,
-        max_part_size=rules.max_body_bytes,
+        max_part_size=UTF8_BYTES * rules.max_text_chars + SHORT_TEXT_BYTES,  # of a text; the body bounds files
     )
     try:
         parts = await parser.parse()
@@ -234,7 +235,14 @@ def converted(given: Mapping[str, object], kind: type[T]) -> T:
     try:
         return msgspec.convert(dict(given), kind, strict=False)
     except msgspec.ValidationError as error:
-        raise Problem(Error.INVALID_FIELD, f"{error}.", _blamed(str(error))) from None
+        raise _invalid(error) from None
+
+
+def _invalid(error: msgspec.ValidationError) -> Problem:
+    """The problem of a field of a wrong type. msgspec quotes a wrong value whole, between its own words."""
+    message = str(error)
+    short = message if len(message) <= QUOTED_CHARS * 2 else f"{message[:QUOTED_CHARS]}...{message[-QUOTED_CHARS:]}"
+    return Problem(Error.INVALID_FIELD, f"{short}.", _blamed(message))
 
 
 def _blamed(message: str) -> str | None:

@@ -113,7 +113,7 @@ def test_a_charset_in_a_forms_type_changes_nothing(
 def test_a_slow_codec_is_not_used(echo: Service) -> None:
     began = time.monotonic()
     kind = "multipart/form-data; boundary=X; charset=punycode"
-    assert form(echo, "/generation/", "input_image", {"text": b"a" * 2**20}, kind).status_code == 422
+    assert form(echo, "/generation/", "input_image", {"text": b"a" * 2**20}, kind).status_code == 400
     assert time.monotonic() - began < 3  # seconds; it took 7
 
 
