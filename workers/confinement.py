@@ -23,6 +23,7 @@ log = logging.getLogger("contour.confinement")
 PR_SET_NO_NEW_PRIVS = 38  # <linux/prctl.h>
 PROT_EXEC = 4  # <sys/mman.h>
 DESCRIPTORS = 32  # more than the edge process has open
+NO_FILTER = "the process that finds edges runs without a filter of system calls: %s"
 
 # What strace shows of the edge process over images of every format, and clocks and random numbers, which the C library
 # sometimes has to ask the kernel for. All else fails with EPERM: the process opens no file and no socket, starts no
@@ -60,8 +61,12 @@ def confine(memory: int) -> None:
     _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + memory)
     _limit(resource.RLIMIT_NOFILE, DESCRIPTORS)
     _limit(resource.RLIMIT_NPROC, 0)  # neither processes nor threads; root is exempt from it
-    if seccomp is not None:
-        _filter_system_calls(seccomp)
+    if seccomp is None:
+        return
+    try:
+        _load_filter(seccomp)
+    except OSError as error:
+        log.warning(NO_FILTER, error)
 
 
 def _limit(kind: int, value: int) -> None:
@@ -74,11 +79,11 @@ def _seccomp() -> ModuleType | None:
     try:
         return import_module("pyseccomp")  # it runs ldconfig, to find libseccomp
     except (ImportError, RuntimeError, OSError) as error:
-        log.warning("the process that finds edges runs without a filter of system calls: %s", error)
+        log.warning(NO_FILTER, error)
         return None
 
 
-def _filter_system_calls(seccomp: ModuleType) -> None:
+def _load_filter(seccomp: ModuleType) -> None:
     rules = seccomp.SyscallFilter(seccomp.ERRNO(errno.EPERM))
     rules.set_attr(seccomp.Attr.CTL_TSYNC, 1)  # all threads, should a library have started some
     for name in ALLOWED:
@@ -86,7 +91,4 @@ def _filter_system_calls(seccomp: ModuleType) -> None:
     for name in ALLOWED_UNLESS_EXECUTABLE:
         rules.add_rule(seccomp.ALLOW, name, seccomp.Arg(2, seccomp.MASKED_EQ, PROT_EXEC, 0))
     rules.add_rule(seccomp.ALLOW, "tgkill", seccomp.Arg(0, seccomp.EQ, os.getpid()))  # abort() signals itself
-    try:
-        rules.load()
-    except OSError as error:
-        log.warning("the process that finds edges runs without a filter of system calls: %s", error)
+    rules.load()

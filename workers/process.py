@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
     die_with_parent(setup.parent)
     set_process_name(f"contour {setup.device.id}")
     _settle(setup)
+    if setup.device.kind == "cuda":
+        _make_device_files()
     drop_privileges()
     try:
         with _no_garbage():
@@ -84,6 +86,15 @@ def _settle(setup: Setup) -> None:
     if setup.cache is not None:
         for name, kind in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
             os.environ.setdefault(name, str(Path(setup.cache).expanduser() / kind))
+
+
+def _make_device_files() -> None:
+    """Initialise CUDA while setuid programs still work.
+
+    After a boot, /dev/nvidia-uvm may be missing. libcuda then makes it by nvidia-modprobe, which is setuid.
+    """
+    with suppress(OSError):  # no libcuda: the engine says so
+        ctypes.CDLL("libcuda.so.1").cuInit(0)
 
 
 @contextmanager

@@ -151,6 +151,8 @@ def test_a_key_is_asked_for_where_there_are_keys() -> None:
         guarded.client.headers["X-API-Key"] = KEYS[0]
         assert ask(guarded).status_code == 200
         assert guarded.sample("contour_edges_total", outcome="unauthorized") == 1
+        for process in guarded.descendants():  # the workers and the process that finds edges, which decode images
+            assert KEYS[0].encode() not in Path(f"/proc/{process}/environ").read_bytes()
 
 
 def test_requests_are_counted_apart_and_logged_as_all_are(service: Service) -> None:
