@@ -2,7 +2,6 @@
 
 import math
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 TEXT_TOKENS = 77  # positions of CLIP's text encoder
-_CACHED_PROMPTS = 32  # 5.6 MB each with SD 1.5 in float16
 
 
 class Tokens:
@@ -66,27 +64,36 @@ class TextEncoder:
 
 
 class TextConditioning:
-    """Keys and values [77, `width`] of every cross-attention of both networks, by prompt: made by `encode` of tokens
-    [1, 77], the last few prompts' kept."""
+    """Keys and values [77, `width`] of every cross-attention of both networks: made by `encode` of tokens [1, 77].
+
+    Only those of the `configured` negative prompt are kept. A cache of clients' prompts would tell a client, by how long
+    its request takes, whether another has sent the same prompt lately. And it would save little: 3 ms of the small
+    model's 1,000, and less of a full-size model's time.
+    """
 
     def __init__(
-        self, encode: Callable[[Tensor], Tensor], width: int, dtype: torch.dtype, device: torch.device
+        self,
+        encode: Callable[[Tensor], Tensor],
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        configured: tuple[int, ...],
     ) -> None:
         self.width = width
         self._encoder = encode
-        self._kept: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+        self._configured = configured
+        self._kept: Tensor | None = None
         # Where a graph of the text encoder reads and writes.
         self._numbers = torch.zeros(1, TEXT_TOKENS, dtype=torch.int64, device=device)
         self._flat = torch.zeros(TEXT_TOKENS, width, dtype=dtype, device=device)
 
     def keys_values(self, tokens: tuple[int, ...], graphs: Graphs | None = None) -> Tensor:
         """[77, total], the UNet's layers before the ControlNet's; by a graph, given `graphs`. Not to be written to."""
-        if tokens not in self._kept:
-            self._kept[tokens] = self._compute(tokens, graphs)
-        self._kept.move_to_end(tokens)
-        if len(self._kept) > _CACHED_PROMPTS:
-            self._kept.popitem(last=False)
-        return self._kept[tokens]
+        if tokens != self._configured:
+            return self._compute(tokens, graphs)
+        if self._kept is None:
+            self._kept = self._compute(tokens, graphs)
+        return self._kept
 
     def _compute(self, tokens: tuple[int, ...], graphs: Graphs | None) -> Tensor:
         encode = self._encode if graphs is None else graphs.of("text", self._encode)

@@ -143,16 +143,17 @@ def assemble(config: EngineConfig, parts: Parts, device: str) -> Model:
     networks = parts.unet, parts.controlnet
     for network in networks:
         pack_projections(network)
-    encoder = TextEncoder(parts.text_encoder, *networks)
+    encoder, tokens = TextEncoder(parts.text_encoder, *networks), Tokens(parts.tokenizer, config.prompt)
+    place, dtype = torch.device(device), parts.unet.dtype
     return Model(
         unet=parts.unet,
         controlnet=parts.controlnet,
         vae=parts.vae,
-        tokens=Tokens(parts.tokenizer, config.prompt),
-        text=TextConditioning(encoder, encoder.width, parts.unet.dtype, torch.device(device)),
+        tokens=tokens,
+        text=TextConditioning(encoder, encoder.width, dtype, place, tokens.negative()),
         plans=plans,
-        device=torch.device(device),
-        dtype=parts.unet.dtype,
+        device=place,
+        dtype=dtype,
     )
 
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from tests.workers.engine import demo
-from workers.engine import conditioning
 from workers.engine.conditioning import TextConditioning, TextEncoder, Tokens
 from workers.engine.config import Prompting
 from workers.engine.constants import keys_values, keys_values_widths
@@ -34,10 +33,10 @@ class CountingEncoder:
             return demo.parts().text_encoder(numbers, mask)
 
 
-def text_conditioning() -> tuple[TextConditioning, CountingEncoder]:
+def text_conditioning(configured: str = "") -> tuple[TextConditioning, CountingEncoder]:
     encoder = CountingEncoder()
     whole = TextEncoder(encoder, demo.parts().unet, demo.parts().controlnet)
-    return TextConditioning(whole, whole.width, torch.float32, encoder.device), encoder
+    return TextConditioning(whole, whole.width, torch.float32, encoder.device, plain(configured)), encoder
 
 
 def test_the_suffix_follows_the_clients_words() -> None:
@@ -74,23 +73,18 @@ def test_a_prompt_becomes_the_keys_and_values_of_both_networks() -> None:
     assert flat.shape == (77, sum(sum(keys_values_widths(network)) for network in networks))
 
 
-def test_a_prompt_is_encoded_once() -> None:
+def test_whether_somebody_sent_a_prompt_before_does_not_show() -> None:
+    """A prompt that is known takes the same work as one that is new."""
     text, encoder = text_conditioning()
-    assert text.keys_values(plain("a")) is text.keys_values(plain("a"))
-    text.keys_values(plain("b"))
+    first, second = (text.keys_values(plain("a")) for _ in range(2))
     assert encoder.calls == 2
+    assert torch.equal(first, second)
 
 
-def test_the_least_recently_used_prompt_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conditioning, "_CACHED_PROMPTS", 2)
-    text, encoder = text_conditioning()
-    for word in ("a", "b", "a", "c"):  # c pushes b out
-        text.keys_values(plain(word))
-    assert encoder.calls == 3
-    text.keys_values(plain("a"))
-    assert encoder.calls == 3
-    text.keys_values(plain("b"))
-    assert encoder.calls == 4
+def test_the_configured_negative_prompt_is_encoded_once() -> None:
+    text, encoder = text_conditioning(configured="gray")
+    assert text.keys_values(plain("gray")) is text.keys_values(plain("gray"))
+    assert encoder.calls == 1
 
 
 @torch.no_grad()

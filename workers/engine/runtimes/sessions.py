@@ -143,9 +143,10 @@ def load(config: EngineConfig, device: str) -> OnnxModel:
     sessions = _open(config, config.dtype_on(cuda=place.type == "cuda"), place)
     tokenizer, scheduler = small_parts(config)
     width, step = sessions["text"].shapes["keys_values"][1], sessions["step"]
+    tokens, encode = Tokens(tokenizer, config.prompt), partial(_encode, sessions["text"], width, dtype)
     return OnnxModel(
-        tokens=Tokens(tokenizer, config.prompt),
-        text=TextConditioning(partial(_encode, sessions["text"], width, dtype), width, dtype, place),
+        tokens=tokens,
+        text=TextConditioning(encode, width, dtype, place, tokens.negative()),
         plans=plans_of(config.sampler, scheduler),
         device=place,
         dtype=dtype,
