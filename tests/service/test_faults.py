@@ -25,10 +25,10 @@ def busy_worker(service: Service, other_than: int | None = None) -> int:
     def look() -> bool:
         workers = service.readiness()["workers"]
         found[:] = [worker["process"] for worker in workers if worker["running"] and worker["state"] == "ready"]
-        return any(process != other_than for process in found)
+        return any(process not in {None, other_than} for process in found)
 
     until(look)
-    return next(process for process in found if process != other_than)
+    return next(process for process in found if process not in {None, other_than})
 
 
 def test_two_workers_each_get_work() -> None:
@@ -196,7 +196,8 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error() -> None:
     with Service("echo") as service:
         address = urlsplit(service.url)
         with socket.create_connection((address.hostname, address.port)) as connection:
-            connection.sendall(b"POST /generation/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
+            head = b"POST /generation/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            connection.sendall(head + b"Content-Length: 1000\r\n\r\n{")
         until(lambda: service.sample("contour_requests_total", outcome="abandoned") == 1)
         assert service.generate().status_code == 200
     assert "Traceback" not in "".join(service.log)

@@ -56,6 +56,6 @@ def test_a_worker_that_does_not_compile_is_ready_without_torchs_compiler() -> No
 def test_workers_are_spawned_by_the_context_of_torch_multiprocessing() -> None:
     import torch.multiprocessing
 
-    from workers import pool
+    from workers import processes
 
-    assert pool.SPAWN is torch.multiprocessing.get_context("spawn")
+    assert processes.SPAWN is torch.multiprocessing.get_context("spawn")
