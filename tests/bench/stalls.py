@@ -51,7 +51,7 @@ def main() -> None:
     names = [name for name in HOSTILE if options.only in name]
     with WatchedService("echo") as service, HealthPoller(service.url) as poller, _sender() as sender:
         service.wait_until_ready(workers=2)
-        sender.submit(_build, names[0]).result()
+        sender.submit(build, names[0]).result()
         idle = _quiet(poller)
         print(f"{'without requests':<50} worst {idle['worst']:>7} ms, p99.9 {idle['p99.9']:>7} ms", file=sys.stderr)
         classes = {}
@@ -76,13 +76,13 @@ def _sender() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, get_context("spawn"))
 
 
-def _build(name: str) -> None:
+def build(name: str) -> None:
     """In that process: have a request there before it is timed; only the last is kept."""
     _built.clear()
     _built[name] = HOSTILE[name]()
 
 
-def _send(url: str, name: str) -> int:
+def send_built(url: str, name: str) -> int:
     """In that process: send it once. The status of the answer, 0 where there was none."""
     answer = send(url, _built[name].wire, PATIENCE)
     return int(answer[9:12]) if answer else 0
@@ -103,12 +103,12 @@ def _quiet(poller: HealthPoller) -> dict[str, float]:
 def _measure(
     name: str, service: Service, poller: HealthPoller, sender: ProcessPoolExecutor, times: int
 ) -> dict[str, Any]:
-    sender.submit(_build, name).result()
+    sender.submit(build, name).result()
     service.log.clear()
     stalls, statuses = [], set()
     for _ in range(times):
         began = time.monotonic()
-        statuses.add(sender.submit(_send, service.url, name).result())
+        statuses.add(sender.submit(send_built, service.url, name).result())
         time.sleep(AFTER_SECONDS)
         stalls.append(_ms(poller.worst(began)))
     found = {

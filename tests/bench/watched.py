@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from unittest.mock import patch
 
 from app.application import Application
@@ -35,24 +35,22 @@ class LoopWatch(threading.Thread):
 
     def run(self) -> None:
         """Log each stall once it is over, with the stacks that were seen."""
-        clock = time.pthread_getcpuclockid(self._watched)
-        while True:
-            turned = threading.Event()
-            asked, used, all_used = time.monotonic(), time.clock_gettime(clock), time.process_time()
-            self._loop.call_soon_threadsafe(turned.set)
-            stacks: list[str] = []
-            while not turned.wait(PAUSE_SECONDS):
-                if time.monotonic() - asked > LATE_SECONDS and (stack := self._stacks()) not in stacks:
-                    stacks.append(stack)
-            if (seconds := time.monotonic() - asked) > LATE_SECONDS:
-                loop, process = time.clock_gettime(clock) - used, time.process_time() - all_used
-                times = f"{process * 1e3:.0f} ms of processor time, {loop * 1e3:.0f} of them its own,"
-                print(
-                    f"\n{MARK} {times} in {seconds * 1e3:.0f} ms: " + " || ".join(stacks or ["?"]),
-                    file=sys.stderr,
-                    flush=True,
-                )
-            time.sleep(PAUSE_SECONDS)
+        with suppress(RuntimeError):  # the loop has been closed
+            while True:
+                self._watch_turn()
+                time.sleep(PAUSE_SECONDS)
+
+    def _watch_turn(self) -> None:
+        clock, turned, stacks = time.pthread_getcpuclockid(self._watched), threading.Event(), []
+        began, loop, process = time.monotonic(), time.clock_gettime(clock), time.process_time()
+        self._loop.call_soon_threadsafe(turned.set)
+        while not turned.wait(PAUSE_SECONDS):
+            if time.monotonic() - began > LATE_SECONDS and (stack := self._stacks()) not in stacks:
+                stacks.append(stack)
+        if (seconds := time.monotonic() - began) > LATE_SECONDS:
+            own, used = time.clock_gettime(clock) - loop, time.process_time() - process
+            times = f"{used * 1e3:.0f} ms of processor time, {own * 1e3:.0f} of them its own, in {seconds * 1e3:.0f} ms"
+            print(f"\n{MARK} {times}: " + " || ".join(stacks or ["?"]), file=sys.stderr, flush=True)
 
     def _stacks(self) -> str:
         frames = sys._current_frames()

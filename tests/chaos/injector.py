@@ -7,13 +7,16 @@ import random
 import signal
 from collections.abc import Awaitable, Callable
 
+from tests.chaos.attacks import EDGES, UNFINISHED
 from tests.chaos.footprint import Identity, family
 from tests.chaos.lives import Lives
 from tests.chaos.profiles import Profile
 from tests.chaos.records import Fault, Sheet
 from tests.chaos.traffic import Traffic
+from tests.service.running import named
 
 BRIEFLY_SECONDS = 0.5  # that a stopped worker should survive
+BODIES = 40  # unfinished at once: more than the budget has room for
 PREFER_BUSY = 0.8  # the chance that a busy worker is hit, where there is one
 
 
@@ -36,6 +39,8 @@ class Injector:
             self._stop_worker_briefly: 2,
             self._terminate_worker: 2,
             self._fill_queue: 2,
+            self._fill_buffers: 1,
+            self._flood_edges: 1,
         }
         if ends:
             faults |= {self._kill_server: 2, self._drain_server: 1}
@@ -60,6 +65,14 @@ class Injector:
     async def _fill_queue(self) -> None:
         self._note("a full queue", None)
         self._traffic.send("good", self._profile.flood)
+
+    async def _fill_buffers(self) -> None:
+        self._note("unfinished bodies", None)
+        self._traffic.send(UNFINISHED, BODIES)
+
+    async def _flood_edges(self) -> None:
+        self._note("a flood of edges", None)
+        self._traffic.send(EDGES, self._profile.flood)
 
     async def _kill_server(self) -> None:
         await self._replace("SIGKILL of the server", signal.SIGKILL)
@@ -94,10 +107,12 @@ class Injector:
             workers = (await self._lives.readiness())["workers"]
         except (OSError, TimeoutError):
             return None
-        busy = {worker["process"] for worker in workers if worker["running"]}
-        there = {worker["process"] for worker in workers if worker["process"]}
+        below = family(self._lives.current.service.process.pid)
+        processes = named(each.pid for each in below)
+        busy = {processes.get(f"contour {worker['id']}") for worker in workers if worker["running"]} - {None}
+        there = {processes.get(f"contour {worker['id']}") for worker in workers}
         pids = busy if busy and self._draw.random() < PREFER_BUSY else there
-        found = [each for each in family(self._lives.current.service.process.pid) if each.pid in pids]
+        found = [each for each in below if each.pid in pids]
         return self._draw.choice(found) if found else None
 
     def _note(self, kind: str, process: int | None) -> None:

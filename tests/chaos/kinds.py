@@ -1,12 +1,11 @@
 """The kinds of request that are sent, and how each may end."""
 
-import base64
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
+from tests.chaos.attacks import attacks
+from tests.chaos.kind import GOOD, Kind, good_body
 from tests.chaos.profiles import DEADLINE_SECONDS
 from tests.service.asking import Manner
 from tests.service.running import file_of, png
@@ -15,34 +14,8 @@ HASTY_SECONDS = 2
 PICTURES = 8
 SIDE_PIXELS = (48, 320)  # of the pictures, from the smallest on
 
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of request: how often it is sent beside the others, how, and what a client of a sound server sees."""
-
-    name: str
-    weight: float
-    ends: frozenset[str]
-    manner: Manner = Manner.PLAIN
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | None = None  # None: a good one
-    leaves: bool = False
-
-
-GOOD = frozenset({"done", "busy", "draining"})  # the latter two were not taken on
 CLOSED = frozenset({"cut"})
 HALF_CLOSED = CLOSED | {"busy"}  # refused before the server has seen that nothing more will come
-
-
-def good_body(index: int, picture: bytes) -> bytes:
-    """The request for a picture; all that decides what comes back follows from its index."""
-    fields = {
-        "request_id": index,
-        "text": f"a red circle and {index} blue squares",
-        "input_image_base64": base64.b64encode(picture).decode(),
-        "random_seed": index,
-    }
-    return json.dumps(fields).encode()
 
 
 def pictures() -> list[bytes]:
@@ -52,9 +25,10 @@ def pictures() -> list[bytes]:
     return [png(64, 64), *(file_of(draw.integers(0, 256, (side, side + 16, 3), np.uint8)) for side in sides)]
 
 
-def kinds() -> list[Kind]:
+@cache
+def kinds() -> tuple[Kind, ...]:
     """All of them."""
-    return [
+    return (
         Kind("good", 55, GOOD),
         Kind("hasty", 8, GOOD | {"expired"}, headers={"Prefer": f"wait={HASTY_SECONDS}"}),
         Kind("slow sender", 5, GOOD, Manner.SLOW_SENDER),
@@ -65,7 +39,8 @@ def kinds() -> list[Kind]:
         *_bad(),
         # It would lose its answer if the server closed a connection that it still sends on.
         Kind("huge", 3, frozenset({"too-large"}), body=b" " * (3 * 2**20), headers={"Connection": "keep-alive"}),
-    ]
+        *attacks(),
+    )
 
 
 def _bad() -> list[Kind]:
@@ -76,7 +51,7 @@ def _bad() -> list[Kind]:
     }
     cut = good_body(1, png(640, 480)[:-200])  # its header is sound: only the worker sees it
     return [
-        *(Kind(f"bad: {end}", 3, frozenset({end}), body=body) for end, body in broken.items()),
+        *(Kind(f"bad: {end}", 3, frozenset({end, "busy"}), body=body) for end, body in broken.items()),
         Kind("bad: cut picture", 3, frozenset({"invalid-picture", "busy", "draining"}), body=cut),
     ]
 

@@ -25,6 +25,7 @@ class Record:
     seconds: float | None = None
     name: str = ""
     detail: str = ""
+    counts: bool = True
 
     def __str__(self) -> str:
         times = f"life {self.life}, {self.began:.2f} to {self.ended:.2f} s"

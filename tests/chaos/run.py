@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from tests.chaos import verdict
+from tests.chaos.attacks import EDGES, LARGE_WEBP
 from tests.chaos.footprint import Footprint, footprint
 from tests.chaos.injector import Injector
 from tests.chaos.lives import Lives
@@ -101,7 +102,8 @@ class Run:
     async def _measure(self) -> Footprint:
         await self.lives.until_ready(workers=self._workers)
         self._traffic.send("good", self._profile.flood)
-        self._traffic.send("huge")
+        for kind in ("huge", EDGES, LARGE_WEBP):  # each process has had its peak, and the one for edges is there
+            self._traffic.send(kind, self._workers)
         await self._traffic.ended()
         await asyncio.gather(*(self.lives.scrape() for _ in range(SCRAPES)))
         await self.lives.until_ready(workers=self._workers)

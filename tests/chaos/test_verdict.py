@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from tests.chaos.attacks import ATTACKER
 from tests.chaos.footprint import Footprint, Identity
+from tests.chaos.kinds import kinds
 from tests.chaos.lives import Life
 from tests.chaos.records import Record, Scrape
 from tests.chaos.verdict import totals, violations
@@ -79,6 +81,26 @@ def test_in_the_end_every_request_is_counted_once() -> None:
     requests = [record("done"), record("left", "leaves"), record("unreachable")]
     assert list(totals(scrape, requests, 0)) == []
     assert "counts 2 requests in all, 1 were sent" in next(totals(scrape, requests[:1], 0))
+
+
+def test_what_makes_no_image_is_not_among_the_counted() -> None:
+    scrape = Scrape(3.0, 3.1, {"done": 1}, 0, 0)
+    edges = record("done", "attack: edges", counts=False)
+    edges.counted = None
+    assert list(totals(scrape, [record("done"), edges], 0)) == []
+    assert broken(record("done"), edges, of=life(scrapes=[scrape])) == ""
+
+
+def test_an_attack_may_end_as_documented_and_not_otherwise() -> None:
+    assert broken(record("foreign-origin", "attack: page of another origin")) == ""
+    assert "it may end as foreign-origin" in broken(record("done", "attack: page of another origin"))
+    assert "it may end as" in broken(record("internal", "attack: form in unicode_escape"))
+
+
+def test_attackers_are_clients_of_their_own() -> None:
+    sources = {kind.source for kind in kinds() if kind.name.startswith("attack: ")}
+    assert sources == {ATTACKER}
+    assert all(kind.source is None for kind in kinds() if not kind.name.startswith("attack: "))
 
 
 def test_what_grows_or_is_missing_is_named() -> None:

@@ -6,12 +6,14 @@ import json
 import random
 from itertools import count
 
-from tests.chaos.kinds import Kind, good_body, kinds, patience, pictures
+from tests.chaos.kind import Kind, good_body
+from tests.chaos.kinds import kinds, patience, pictures
 from tests.chaos.lives import Lives
 from tests.chaos.records import Record, Sheet
 from tests.service.asking import Answer, Cut, ask, message
 
 GRACE_SECONDS = 10.0  # after a deadline, until a client gives its server up
+ERROR_BYTES = 4096  # that the body of an error has at most
 LEAVES_SECONDS = (0.05, 1.0)
 
 
@@ -59,13 +61,14 @@ class Traffic:
     async def _one(self, kind: Kind) -> None:
         index, life = self._draw.randrange(len(self._bodies)), self._lives.current
         record = Record(next(self._numbers), kind.name, life.number, self._lives.now, patience(kind, self._deadline))
+        record.counts = kind.counted
         self._sheet.requests.append(record)
         body = self._bodies[index] if kind.body is None else kind.body
         limit = self._draw.uniform(*LEAVES_SECONDS) if kind.leaves else record.patience + 2 * GRACE_SECONDS
         try:
             async with asyncio.timeout(limit):
-                answer = await ask(life.service.url, *message(body, kind.headers), kind.manner)
-            self._judge(record, index, answer)
+                answer = await ask(life.service.url, *message(body, kind.headers, kind.path), kind.manner, kind.source)
+            self._judge(record, index if kind.body is None else kind.image, answer)
         except TimeoutError:
             record.outcome = "left" if kind.leaves else "no answer"
         except Cut as error:
@@ -76,21 +79,33 @@ class Traffic:
             record.outcome, record.detail = "cut", f"while connecting: {error}"
         record.ended = self._lives.now
 
-    def _judge(self, record: Record, index: int, answer: Answer) -> None:
+    def _judge(self, record: Record, index: int | None, answer: Answer) -> None:
         record.name, record.seconds = answer.headers.get("x-request-id", ""), answer.seconds
         if answer.rest:
             record.outcome, record.detail = "two answers", repr(answer.rest[:200])
         elif answer.status == 200:
-            right = json.loads(answer.body)["request_id"] == index and _picture(answer) == self._right[index]
+            right = index is None or self._is_right(index, answer)
             record.outcome, record.counted = "done" if right else "wrong picture", "done"
         else:
             self._judge_problem(record, answer)
+        if not record.counts:
+            record.counted = None
+
+    def _is_right(self, index: int, answer: Answer) -> bool:
+        return json.loads(answer.body)["request_id"] == index and _picture(answer) == self._right[index]
 
     def _judge_problem(self, record: Record, answer: Answer) -> None:
         problem = json.loads(answer.body)
-        record.counted = record.outcome = problem["type"].rpartition(":")[2]
         record.detail = problem["detail"]
-        if record.counted == "busy" and not answer.headers.get("retry-after", "").isdecimal():
+        if len(answer.body) > ERROR_BYTES:
+            record.outcome = "long error"
+        elif (kind := problem.get("type")) is None:  # AUTOMATIC1111's errors have none
+            record.outcome = str(answer.status)
+        else:
+            record.outcome = kind.rpartition(":")[2]
+            # What is refused as a connection is counted so, and its request as one whose client has left.
+            record.counted = None if record.outcome == "request-timeout" else record.outcome
+        if record.outcome == "busy" and not answer.headers.get("retry-after", "").isdecimal():
             record.outcome = "busy without Retry-After"
 
 

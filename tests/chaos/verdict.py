@@ -44,7 +44,7 @@ def _excused(record: Record, life: Life) -> bool:
 
 def _metrics(scrape: Scrape, requests: Sequence[Record], life: int) -> Iterator[str]:
     """The server had counted what was answered before the scrape, and nothing that was not sent before its end."""
-    sent = [record for record in requests if record.began <= scrape.answered and record.outcome != "unreachable"]
+    sent = [record for record in requests if record.began <= scrape.answered and _reaches_count(record)]
     before = Counter(record.counted for record in sent if record.ended < scrape.asked)
     ever = Counter(record.counted for record in sent)
     for outcome, number in scrape.requests.items():
@@ -59,9 +59,13 @@ def _metrics(scrape: Scrape, requests: Sequence[Record], life: int) -> Iterator[
 def totals(scrape: Scrape, requests: Sequence[Record], life: int) -> Iterator[str]:
     """When nothing is under way, the server must have counted each request of its life once."""
     counted = sum(scrape.requests.values())
-    sent = sum(record.life == life and record.outcome != "unreachable" for record in requests)
+    sent = sum(record.life == life and _reaches_count(record) for record in requests)
     if counted != sent:
         yield f"life {life}: /metrics counts {counted} requests in all, {sent} were sent"
+
+
+def _reaches_count(record: Record) -> bool:
+    return record.counts and record.outcome != "unreachable"
 
 
 def _end(life: Life) -> Iterator[str]:

@@ -256,6 +256,20 @@ HEADS: Mapping[str, Build] = {
     "Origin of 60 KB": _long_in_post("Origin", "http://"),
     "traceparent of 60 KB": _long_in_post("traceparent", "00-"),
     "Cookie of 60 KB": _long_in_post("Cookie", "a=b;"),
+    "100 requests at once": lambda: Request(
+        "GET",
+        "/openapi.json",
+        (("Connection", "keep-alive"), ("Content-Length", "0")),
+        b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 98
+        + b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    ),
+    "100 wrong requests at once": lambda: Request(
+        "POST",
+        GENERATION,
+        (("Connection", "keep-alive"), ("Content-Length", "0")),
+        b"POST /generation/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n" * 98
+        + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    ),
     "path of 60 KB": lambda: _get("/" + "a/" * (HEAD // 2)),
     "path of 60 KB of escapes": lambda: _get("/" + "%2e" * (HEAD // 3)),
     "query of 60 KB of fields": lambda: _raw(small_image(), f"{GENERATION}?" + "a&" * (HEAD // 2)),

@@ -22,6 +22,7 @@ class Manner(Enum):
     SLOW_READER = "slow reader"
     HALF_CLOSED = "half-closed"  # it says that it will send nothing more, and listens
     LEAVES_IN_BODY = "leaves in its body"
+    UNFINISHED = "unfinished body"  # it waits for an answer before it has sent all
 
 
 class Cut(ConnectionError):
@@ -52,12 +53,14 @@ def message(body: bytes, headers: Mapping[str, str] | None = None, path: str = "
     return f"POST {path} HTTP/1.1\r\n{lines}\r\n".encode(), body
 
 
-async def ask(url: str, head: bytes, body: bytes, manner: Manner = Manner.PLAIN) -> Answer:
+async def ask(url: str, head: bytes, body: bytes, manner: Manner = Manner.PLAIN, source: str | None = None) -> Answer:
     """Send a request and read its answer. Cancelling it closes the connection at once, as a client that leaves does.
+
+    `source` is the address that it comes from; None leaves it to the system.
 
     Raises Cut when there is no whole answer, ConnectionRefusedError when nobody listens.
     """
-    async with _connection(url) as (reader, writer):
+    async with _connection(url, source) as (reader, writer):
         # A server may answer before it has heard all, and close.
         with contextlib.suppress(ConnectionError):
             await _send(writer, head, body, manner)
@@ -76,9 +79,10 @@ async def get(url: str, path: str) -> Answer:
 
 
 @asynccontextmanager
-async def _connection(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def _connection(url: str, source: str | None) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     address = urlsplit(url)
-    reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=LARGEST_HEAD)
+    local = None if source is None else (source, 0)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=LARGEST_HEAD, local_addr=local)
     try:
         yield reader, writer
     finally:
@@ -97,6 +101,9 @@ async def _send(writer: asyncio.StreamWriter, head: bytes, body: bytes, manner: 
             writer.write(body[: len(body) // 2])
             await writer.drain()
             await asyncio.sleep(PAUSE_SECONDS)
+        case Manner.UNFINISHED:
+            writer.write(body[:-1])
+            await writer.drain()
         case _:
             writer.write(body)
             await writer.drain()

@@ -1,0 +1,63 @@
+"""No request keeps others waiting: `/healthz` is answered while each of the costliest is read and refused, or served.
+
+`python -m tests.bench.stalls` measures all classes. Here each is sent a few times, and the best time counts, as a busy
+machine may stop any process for a while.
+"""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+
+from tests.bench.stalls import build, send_built
+from tests.fuzz.polling import HealthPoller
+from tests.service.running import Service
+
+STALL_SECONDS = 0.5
+TIMES = 3
+COSTLIEST = (
+    "SSE of 8 images",
+    "base64 of spaces",
+    "unknown field of 31 MB of escapes",
+    "many commas and brackets",
+    "txt2img: 31 MB of {}",
+    "txt2img: script_name of 8 MB",
+    "options: 31 MB of keys",
+    "integer of 31 MB as a text",
+    "JSON in chunks of 1",
+    "form: punycode",
+    "form: headers of 20 MB",
+    "form: almost boundaries",
+    "JPEG of segments",
+    "Accept of 60 KB of ranges",
+    "GET /docs/swagger-ui-bundle.js",
+)
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    with Service("echo") as service:
+        yield service.wait_until_ready(workers=2)
+
+
+@pytest.fixture(scope="module")
+def sender() -> Iterator[ProcessPoolExecutor]:
+    """A process that sends, so that this one only polls."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        yield process
+
+
+@pytest.mark.parametrize("name", COSTLIEST)
+def test_others_are_answered_meanwhile(service: Service, sender: ProcessPoolExecutor, name: str) -> None:
+    sender.submit(build, name).result()
+    stalls = []
+    with HealthPoller(service.url) as poller:
+        for _ in range(TIMES):
+            began = time.monotonic()
+            status = sender.submit(send_built, service.url, name).result()
+            stalls.append(poller.worst(began))
+            assert status in {200, 400, 413, 422}
+    assert poller.polls
+    assert min(stalls) < STALL_SECONDS, stalls
