@@ -1,6 +1,7 @@
 """The client's words as tensors: tokens on any thread, text features and keys/values on the device's thread."""
 
 import math
+import re
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from workers.engine.config import Prompting
 from workers.engine.constants import keys_values, keys_values_widths
+from workers.engine.contract import BadOptionError
 from workers.engine.graphs import Graphs
 from workers.engine.streams import upload
 
@@ -17,11 +19,15 @@ if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 TEXT_TOKENS = 77  # positions of CLIP's text encoder
 
 
 class Tokens:
-    """Turns prompts into token numbers. May be called from several threads at once."""
+    """Turns prompts into token numbers. May be called from several threads at once.
+
+    Raises BadOptionError for text that is not Unicode: half a surrogate pair, which JSON and Python can hold.
+    """
 
     def __init__(self, tokenizer: "CLIPTokenizer", prompting: Prompting) -> None:
         self._tokenizer = tokenizer
@@ -37,6 +43,8 @@ class Tokens:
         return self._encode(self._prompting.negative if text is None else text)
 
     def _encode(self, text: str) -> tuple[int, ...]:
+        if _LONE_SURROGATE.search(text):
+            raise BadOptionError("The prompt contains half a surrogate pair, which is not a character: remove it.")
         # Setting the padding borrows the tokenizer; from a second thread that fails with "Already borrowed".
         with self._lock:
             encoded = self._tokenizer(text, padding="max_length", truncation=True, max_length=TEXT_TOKENS)
@@ -66,9 +74,9 @@ class TextEncoder:
 class TextConditioning:
     """Keys and values [77, `width`] of every cross-attention of both networks: made by `encode` of tokens [1, 77].
 
-    Only those of the `configured` negative prompt are kept. A cache of clients' prompts would tell a client, by how long
-    its request takes, whether another has sent the same prompt lately. And it would save little: 3 ms of the small
-    model's 1,000, and less of a full-size model's time.
+    Only those of the `configured` negative prompt are kept. A cache of clients' prompts would tell a client, by how
+    long its request takes, whether another has sent the same prompt lately. And it would save little: 3 ms of the
+    small model's 1,000, and less of a full-size model's time.
     """
 
     def __init__(
