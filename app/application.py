@@ -29,6 +29,7 @@ from workers import edges
 from workers.devices import Gpu, Placement, choose_devices
 from workers.edging import Edging, layout
 from workers.logs import suitable
+from workers.memory import memory_limit
 from workers.pool import NothingServedError
 from workers.telemetry import Nvml
 
@@ -123,8 +124,10 @@ def _tracing(environ: Mapping[str, str]) -> Tracing:
 
 
 def _edging(settings: Settings) -> Edging:
-    room = layout(settings.server.max_picture_bytes, settings.engine.size)
-    return Edging(room, edges.Setup(settings.server.log_level, suitable(settings.server.log_format)))
+    server, engine = settings.server, settings.engine
+    budget = engine.decode_budget(memory_limit())
+    setup = edges.Setup(server.log_level, suitable(server.log_format), decoding_bytes=budget)
+    return Edging(layout(server.max_picture_bytes, engine.size), setup)
 
 
 def _announce(settings: Settings, placement: Placement) -> None:
