@@ -23,7 +23,7 @@ LARGE_WEBP = "attack: WebP of 40 megapixels"
 MANY = 900_000  # bytes of an attack: below the limit of a body, so that the body is read
 CHARSETS = ("unicode_escape", "punycode", "idna", "undefined", "utf-7", "zlib_codec")
 TXT2IMG = "/sdapi/v1/txt2img"
-REFUSED = "422", "400"  # of interfaces whose errors have no type
+REFUSED = "422", "400", "503"  # of interfaces whose errors have no type
 
 
 def attacks() -> Iterator[Kind]:
