@@ -36,7 +36,7 @@ RUN mkdir /chosen && cp -R "$MODEL.yaml" $(test -d "$MODEL" && echo "$MODEL") /c
 # ------------------------------------------------------- the model: made anew only with its configuration, or what fetches it
 FROM packages AS models
 WORKDIR /opt/contour
-COPY workers/__init__.py workers/config.py workers/document.py workers/fetch.py workers/
+COPY workers/__init__.py workers/config.py workers/document.py workers/fetch.py workers/folders.py workers/
 COPY scheduler/__init__.py scheduler/messages.py scheduler/
 COPY workers/fetching workers/fetching
 COPY workers/engine/__init__.py workers/engine/ahead.py workers/engine/architecture.py workers/engine/config.py \
