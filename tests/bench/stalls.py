@@ -6,11 +6,13 @@ The echo service gets the requests of `tests.fuzz.hostile` from a process of its
 Of each class there are the worst of all times, the median of the worst of each, and the most processor time that the
 service used within one turn of its loop (`tests.bench.watched`). On a machine with other work, wall time is no less
 than what it is without requests, which is measured first; processor time is then the better figure. It counts all
-threads, as one that holds the interpreter's lock stalls the loop too. `--where` also prints where the loop was.
+threads, as one that holds the interpreter's lock stalls the loop too. "peak MiB" is the most memory that the process of
+HTTP had meanwhile. `--where` also prints where the loop was.
 """
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import time
@@ -105,6 +107,7 @@ def _measure(
 ) -> dict[str, Any]:
     sender.submit(build, name).result()
     service.log.clear()
+    forget_peak(service.process.pid)
     stalls, statuses = [], set()
     for _ in range(times):
         began = time.monotonic()
@@ -115,10 +118,23 @@ def _measure(
         "worst": max(stalls),
         "median": round(statistics.median(stalls), 1),
         "processor": max([0, *map(processor_ms, _stalls(service))]),
+        "peak MiB": peak_mib(service.process.pid),
         "statuses": sorted(statuses),
     }
     print(f"{name:<50} {'  '.join(f'{key} {value}' for key, value in found.items())}", file=sys.stderr)
     return found
+
+
+def forget_peak(process: int) -> None:
+    """Let the peak of a process's memory begin anew (proc(5), clear_refs)."""
+    Path(f"/proc/{process}/clear_refs").write_text("5")
+
+
+def peak_mib(process: int) -> int:
+    """The most memory that a process has had since then."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
+    assert found
+    return int(found[1]) // 1024
 
 
 def _stalls(service: Service) -> list[str]:

@@ -33,6 +33,8 @@ IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/svg+
 TYPES = ("application/json", "application/problem+json", "application/+json", "text/plain", "text/json", "", "/", ";")
 LONG = 4000  # characters of a long value: a head may have 64 KiB, and some of them go into one
 VALUES = ("", " ", ",", ";", "=", '"', "*", "*/*", "null", "\xff", "a\tb", "," * LONG, "a" * LONG, "9" * LONG, "-1")
+KEY = "key-of-a-service-for-tests"
+FRIEND = "http://friend.example"  # an origin that may be allowed
 KNOWN_VALUES = {
     "Accept": ("text/event-stream", "image/png", "image/*;q=0.1, */*;q=nan", "application/json;q=inf", "text/html"),
     "Prefer": ("wait=1", "wait=0", "wait=1e9", "wait=٣", 'wait="2"', "wait", "respond-async, wait=2"),
@@ -47,11 +49,29 @@ KNOWN_VALUES = {
         "a:b:c",
         "LOCALHOST:",
     ),
-    "Origin": ("null", "http://localhost", "http://evil.example", "http://localhost:99999", "://", "file://"),
+    "Origin": (
+        "null",
+        FRIEND,
+        FRIEND.upper(),
+        "http://localhost",
+        "http://evil.example",
+        "http://localhost:99999",
+        "://",
+        "file://",
+    ),
     "Sec-Fetch-Site": ("same-origin", "cross-site", "none", "same-site"),
     "Sec-Fetch-Mode": ("cors", "no-cors", "navigate"),
-    "Authorization": ("Bearer", "Bearer x", "Basic", "Basic Og==", "Basic \xff", "Digest a=b"),
-    "X-API-Key": ("x", "\xe9"),
+    "Authorization": (
+        "Bearer",
+        "Bearer x",
+        f"bearer  {KEY}",
+        f"Bearer {KEY}, {KEY}",
+        "Basic",
+        "Basic Og==",
+        "Basic \xff",
+        "Digest a=b",
+    ),
+    "X-API-Key": ("x", "\xe9", KEY + " "),
     "Content-Encoding": ("identity", "gzip", "br, identity"),
     "Expect": ("100-continue", "200-maybe"),
     "If-None-Match": ('"a"', "W/", '"' * 99),
@@ -243,6 +263,8 @@ def requests(draw: st.DrawFn) -> Request:
     headers: Headers = draw(headers_of_requests) if draw(st.booleans()) else ()
     if kind is not None:
         headers = (("Content-Type", kind), *headers)
+    if draw(st.integers(0, 3)):  # without it, little is looked at where a key is needed
+        headers = (*headers, ("X-API-Key", KEY))
     chunk = draw(st.sampled_from([0, 0, 0, 1, 7, 100]))
     if draw(st.integers(0, 15)) == 0:
         headers, chunk = (*headers, *draw(st.sampled_from(FRAMINGS))), 0
