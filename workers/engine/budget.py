@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from threading import Condition
 
 from workers.engine.contract import BadPictureError
-from workers.engine.header import Header, decoding_bytes
+from workers.engine.header import Header, decoding_bytes, table_bytes
 
 _MIB = 2**20
 
@@ -27,11 +27,13 @@ class DecodeBudget:
     def spend_on(self, header: Header, size: tuple[int, int]) -> Iterator[None]:
         """Hold what it takes to decode an image to a size (width, height). Raises BadPictureError if that is too much.
 
-        What is too much for the whole budget would wait for ever.
+        What is too much for the whole budget would wait for ever. A lossless WebP takes all of it if its codes may need
+        so much: hardly any does, and which do is known only when it is decoded, so it is decoded alone.
         """
         needed = decoding_bytes(header, size)
         if needed > self._capacity:
             raise BadPictureError(_refusal(header, size, needed, self._capacity))
+        needed = min(needed + table_bytes(header), self._capacity)
         self._take(needed)
         try:
             yield

@@ -18,7 +18,7 @@ from workers.engine.contract import BadPictureError
 
 Format: TypeAlias = Literal["PNG", "JPEG", "WebP"]
 Buffer: TypeAlias = bytes | memoryview
-_Stored: TypeAlias = tuple[int, int, bytes]  # width, height and EXIF block as they lie in the file
+_Stored: TypeAlias = tuple[int, int, bytes, int]  # width, height, EXIF block and lossless bytes as they are in the file
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNK = 12  # bytes of a chunk besides its body
@@ -35,6 +35,10 @@ _PART_BYTES = 4096
 # Bytes for each pixel while a file is decoded, in its costliest kind (`tests/bench/decoding.py` measures them):
 _PNG_BYTES = 7  # Pillow's image of 4, and ours of 3
 _WEBP_BYTES = 10  # BGRA, a plane of alpha, and the decoder's own pixels of 4 with their transforms
+# A lossless WebP may bring five Huffman codes for each block of 4 x 4 pixels. libwebp makes tables of them all: 5.6 KB
+# for a set that takes 20 bits of the file (codes of one symbol), and up to 20.6 KB for one that takes more.
+_LOSSLESS = frozenset({b"VP8L", b"ALPH", b"ANMF"})
+_SETS, _SET_BYTES, _TABLES_FOR_A_BYTE = 2**16, 20_600, 2_400
 _JPEG_BYTES = 8  # coefficients of 2 bytes of a progressive CMYK file, at full size however small it is decoded
 _JPEG_PIXEL_BYTES = 4  # Pillow's image, of the size we decode to; then without the coefficients, but with ours of 3
 _JPEG_BLOCK = 32  # pixels: sides are rounded up to as many at most
@@ -59,12 +63,16 @@ _OTHERS = {
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A picture's format, its size in pixels as a viewer shows it, and its EXIF orientation (1 to 8, 1 is upright)."""
+    """A picture's format, its size in pixels as a viewer shows it, and its EXIF orientation (1 to 8, 1 is upright).
+
+    `lossless` is how many bytes of a WebP are coded losslessly: all of its pixels, or only their alpha.
+    """
 
     format: Format
     width: int
     height: int
     orientation: int = 1
+    lossless: int = 0
 
 
 def read_header(data: Buffer) -> Header:
@@ -74,7 +82,7 @@ def read_header(data: Buffer) -> Header:
     """
     kind, read = _reader(data)
     try:
-        width, height, exif = read(memoryview(data))
+        width, height, exif, lossless = read(memoryview(data))
     except (struct.error, IndexError):
         raise BadPictureError(f"The {kind} picture ends within its header.") from None
     if width < 1 or height < 1:
@@ -82,7 +90,7 @@ def read_header(data: Buffer) -> Header:
     orientation = _orientation(exif)
     if orientation >= SIDES_SWAPPED:
         width, height = height, width
-    return Header(kind, width, height, orientation)
+    return Header(kind, width, height, orientation, lossless)
 
 
 def output_size(width: int, height: int, sizing: Sizing) -> tuple[int, int]:
@@ -96,7 +104,10 @@ def output_size(width: int, height: int, sizing: Sizing) -> tuple[int, int]:
 
 
 def decoding_bytes(header: Header, size: tuple[int, int]) -> int:
-    """An upper bound of the memory it takes to decode an image and to scale it to a size; its file is not counted."""
+    """An upper bound of the memory it takes to decode an image and to scale it to a size.
+
+    The file itself is not counted, nor are `table_bytes`.
+    """
     pixels, scaled = header.width * header.height, _SCALED_BYTES * size[0] * size[1]
     match header.format:
         case "PNG":
@@ -107,6 +118,12 @@ def decoding_bytes(header: Header, size: tuple[int, int]) -> int:
             return _jpeg_bytes(header, size, scaled) + _FIXED_BYTES
         case unknown:
             assert_never(unknown)
+
+
+def table_bytes(header: Header) -> int:
+    """An upper bound of what a lossless WebP takes besides, for its codes: whatever its pixels, up to 1.3 GiB."""
+    sets = min(_SETS, ceil(header.width / 4) * ceil(header.height / 4))
+    return min(sets * _SET_BYTES, header.lossless * _TABLES_FOR_A_BYTE)
 
 
 def _jpeg_bytes(header: Header, size: tuple[int, int], scaled: int) -> int:
@@ -177,7 +194,7 @@ def _read_png(data: memoryview) -> _Stored:
         raise BadPictureError("The PNG picture does not begin with its header.")
     width, height = unpack_from(">II", data, 16)
     exif = [body for _, name, body in _png_chunks(data) if name == b"eXIf"]
-    return width, height, bytes(exif[0]) if exif else b""
+    return width, height, bytes(exif[0]) if exif else b"", 0
 
 
 def _png_chunks(data: memoryview) -> Iterator[tuple[int, bytes, memoryview]]:
@@ -200,7 +217,7 @@ def _read_jpeg(data: memoryview) -> _Stored:
     if size is None:
         raise BadPictureError("The JPEG picture does not declare its size.")
     height, width = size
-    return width, height, exif
+    return width, height, exif, 0
 
 
 def _jpeg_segments(data: memoryview) -> Iterator[tuple[int, memoryview]]:
@@ -224,15 +241,16 @@ def _jpeg_segments(data: memoryview) -> Iterator[tuple[int, memoryview]]:
 def _read_webp(data: memoryview) -> _Stored:
     match bytes(data[12:16]):
         case b"VP8X":
-            width, height = uint24(data, 24) + 1, uint24(data, 27) + 1
-            exif = [body for name, body in riff_chunks(data) if name == b"EXIF"]
-            return width, height, bytes(exif[0]) if exif else b""
+            width, height, chunks = uint24(data, 24) + 1, uint24(data, 27) + 1, [*riff_chunks(data)]
+            exif = [body for name, body in chunks if name == b"EXIF"]
+            lossless = sum(len(body) for name, body in chunks if name in _LOSSLESS)
+            return width, height, bytes(exif[0]) if exif else b"", lossless
         case b"VP8L":
             (bits,) = unpack_from("<I", data, 21)
-            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, b""
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, b"", len(data)
         case b"VP8 ":
             width, height = unpack_from("<HH", data, 26)
-            return width & 0x3FFF, height & 0x3FFF, b""
+            return width & 0x3FFF, height & 0x3FFF, b"", 0
         case _:
             raise BadPictureError("The WebP picture does not begin with its header.")
 

@@ -100,6 +100,40 @@ def animation(width: int, height: int, block: bytes) -> bytes:
     return struct.pack("<4sI4s", b"RIFF", 4 + len(chunks), b"WEBP") + chunks
 
 
+def webp_of_many_codes(side: int) -> bytes:
+    """A lossless WebP with a set of Huffman codes for every 4 x 4 pixels, in 4.5 bytes each; all pixels are 0.
+
+    RFC 9649, section 3.7: an image of each block's set of codes, then the sets, each of five codes of one symbol.
+    """
+    bits: list[int] = []
+
+    def put(value: int, count: int) -> None:
+        bits.extend(value >> n & 1 for n in range(count))
+
+    def code_of_bytes(others: int) -> None:  # 256 symbols of 8 bits each, and others that have no code
+        put(0, 1)
+        put(8, 4)  # 12 code lengths have a length themselves: 0 and 8, of one bit
+        for length in (0, 0, 1, *[0] * 8, 1):
+            put(length, 3)
+        put(0, 1)
+        bits.extend([1] * 256 + [0] * others)
+
+    for value, count in ((0x2F, 8), (side - 1, 14), (side - 1, 14), (0, 4), (0, 2), (1, 1), (0, 3), (0, 1)):
+        put(value, count)
+    code_of_bytes(24)  # green
+    code_of_bytes(0)  # red
+    single = [1, 0, 0, 0]  # a code of one symbol, 0
+    bits.extend(single * 3)
+    blocks = (side // 4) ** 2
+    for block in range(blocks):
+        for value in (block & 255, block >> 8):
+            bits.extend(int(bit) for bit in f"{value:08b}")
+    bits.extend(single * 5 * blocks)
+    body = np.packbits(np.array(bits, np.uint8), bitorder="little").tobytes()
+    body += bytes(len(body) % 2)
+    return struct.pack("<4sI4s4sI", b"RIFF", 12 + len(body), b"WEBP", b"VP8L", len(body)) + body
+
+
 _LOSSLESS = {"lossless": True, "exact": True, "method": 0, "quality": 0}
 KINDS: Mapping[str, Make] = {
     "PNG RGB": saved("RGB", "PNG", compress_level=1),

@@ -1,16 +1,19 @@
 """What decoding takes: the bound of `decoding_bytes`, and the budget that images wait for."""
 
+import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.workers.engine import demo
-from tests.workers.engine.images import KINDS, exif, measure
+from tests.workers.engine.images import KINDS, exif, measure, webp_of_many_codes
 from workers.engine import codec
 from workers.engine.budget import DecodeBudget
 from workers.engine.config import EngineConfig, Sizing
@@ -23,6 +26,7 @@ from workers.engine.header import (
     default_max_pixels,
     output_size,
     read_header,
+    table_bytes,
 )
 
 MIB = 2**20
@@ -37,7 +41,8 @@ def test_decoding_takes_no_more_than_is_said(tmp_path: Path, kind: str) -> None:
     header = read_header(path.read_bytes())
     sizes = [(header.width, header.height), output_size(header.width, header.height, Sizing())]
     for size in sizes if header.format == "JPEG" else sizes[:1]:  # others are decoded whole, whatever is wanted
-        assert 0 < measure(path, size).bytes <= decoding_bytes(header, size) + path.stat().st_size
+        bound = decoding_bytes(header, size) + path.stat().st_size
+        assert 0 < measure(path, size).bytes <= bound  # without tables: an ordinary file has few
 
 
 def test_a_small_file_of_many_pixels_takes_no_more_than_is_said(tmp_path: Path) -> None:
@@ -51,11 +56,31 @@ def test_a_small_file_of_many_pixels_takes_no_more_than_is_said(tmp_path: Path) 
     assert peak < 350 * MIB
 
 
+def test_a_webp_of_many_codes_takes_no_more_than_is_said(tmp_path: Path) -> None:
+    """295 KB, one megapixel, and 360 MB of tables."""
+    path = tmp_path / "image"
+    path.write_bytes(webp_of_many_codes(1024))
+    header = read_header(path.read_bytes())
+    peak = measure(path, (512, 512)).bytes
+    assert decoding_bytes(header, (512, 512)) < peak <= decoding_bytes(header, (512, 512)) + table_bytes(header)
+
+
+def test_what_may_have_many_codes_is_decoded_alone() -> None:
+    budget = DecodeBudget(256 * MIB)
+    with budget.spend_on(read_header(webp_of_many_codes(1024)), (512, 512)):
+        assert budget._free == 0
+    with budget.spend_on(Header("WebP", 1024, 1024), (512, 512)):  # a lossy one
+        assert budget._free > 200 * MIB
+    assert budget._free == 256 * MIB
+
+
+@pytest.mark.parametrize("block", [b"VP8L", b"ALPH", b"ANMF"])
+def test_lossless_pixels_are_found_wherever_they_are(block: bytes) -> None:
+    chunks = struct.pack("<4sII", b"VP8X", 10, 0) + bytes(6) + struct.pack("<4sI", block, 100) + bytes(100)
+    assert read_header(struct.pack("<4sI4s", b"RIFF", 4 + len(chunks), b"WEBP") + chunks).lossless == 100
+
+
 def small_webp(side: int) -> bytes:
-    from io import BytesIO
-
-    from PIL import Image
-
     file = BytesIO()
     Image.new("RGB", (side, side), (200, 10, 10)).save(file, "WEBP", lossless=True, exif=exif(6))
     return file.getvalue()
@@ -75,7 +100,7 @@ def test_what_the_front_end_lets_in_can_be_decoded(
     if height > 0:
         header = Header(kind, width, height, orientation)
         assert decoding_bytes(header, output_size(width, height, Sizing())) <= decode_bytes
-        if min(width, height) >= 512:  # of others, the blocks of a JPEG reach far beyond the image
+        if min(width, height) >= 2048 and decode_bytes >= 256 * MIB:  # else what does not go by pixels counts, too
             assert decoding_bytes(header, (width, height)) <= decode_bytes
 
 
