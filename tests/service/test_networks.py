@@ -32,12 +32,10 @@ def in_a_network_of_its_own() -> None:
     here, others = [f"fd00::{n:x}" for n in range(1, 41)], [f"fd00:0:0:{n:x}::1" for n in range(1, 6)]
     for address in here + others:
         subprocess.run(["ip", "-6", "addr", "add", f"{address}/64", "dev", "lo", "nodad"], check=True)
-    with Service("echo", **LIMITS, SERVER__HOST=here[0]) as service:
-        port = service.client.base_url.port or 0
-        told = {
-            "one network": refused(here[0], port, here[:30]),
-            "with others": refused(here[0], port, here[:18] + others),
-        }
+    told = {}
+    for name, sources in {"one network": here[:30], "with others": here[:18] + others}.items():
+        with Service("echo", **LIMITS, SERVER__HOST=here[0]) as service:
+            told[name] = refused(here[0], service.client.base_url.port or 0, sources)
     print(json.dumps(told))
 
 
