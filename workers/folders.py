@@ -11,6 +11,8 @@ from pathlib import Path
 PRIVATE, NOT_SHARED = 0o700, 0o755  # modes of folders
 OTHERS_WRITE = 0o022
 ROOT = 0
+# Where compilers keep what they make: by these variables, else in these folders of the cache (see `workers.process`).
+COMPILER_CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 
 
 def prepare(cache: str) -> Path:
@@ -19,8 +21,10 @@ def prepare(cache: str) -> Path:
     Raises OSError or RuntimeError, when it cannot be made or written to, or when others can write to it.
     """
     folder = Path(cache).expanduser().absolute()
-    make(folder, PRIVATE)
-    refuse_if_shared(folder)
+    caches = [Path(os.environ.get(variable) or folder / name) for variable, name in COMPILER_CACHES.items()]
+    for each in (folder, *caches):
+        make(each, PRIVATE)
+        refuse_if_shared(each)
     with tempfile.TemporaryFile(dir=folder):
         pass
     try:
@@ -45,9 +49,9 @@ def refuse_if_shared(folder: Path) -> None:
     """Raise PermissionError for a folder that somebody else can write to: the code in it is run."""
     status = folder.stat()
     if status.st_uid not in {os.geteuid(), ROOT}:
-        reason = f"it belongs to user {status.st_uid}: choose a folder of your own, as the code in it is run"
+        reason = f"{folder} belongs to user {status.st_uid}: choose a folder of your own, as the code in it is run"
     elif status.st_mode & OTHERS_WRITE:
-        reason = f"other users can write to it, and the code in it is run: chmod go-w {shlex.quote(str(folder))}"
+        reason = f"other users can write to {folder}, and the code in it is run: chmod go-w {shlex.quote(str(folder))}"
     else:
         return
     raise PermissionError(reason)

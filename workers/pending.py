@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from scheduler.messages import JobId, Outcome
+from scheduler.messages import Job, JobId, Outcome
 from workers import wire
 from workers.engine.contract import Task
 
@@ -19,6 +19,10 @@ class Terms:
     length: float = 1.0
     priority: int = 0
     surcharge: float = 0.0
+
+    def job(self, number: JobId) -> Job:
+        """The job that the scheduler is told of."""
+        return Job(number, self.deadline, self.work, self.client, self.length, self.priority, self.surcharge)
 
 
 @dataclass(frozen=True, slots=True)

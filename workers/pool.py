@@ -100,7 +100,7 @@ class Pool:
         """
         pending = self._pending.pack(task)
         self._last_job += 1
-        job = m.Job(self._last_job, terms.deadline, terms.work, terms.client, terms.length, terms.priority, terms.surcharge)
+        job = terms.job(self._last_job)
         try:
             self._pending.add(job.id, pending)
             if watch is not None:
@@ -207,12 +207,12 @@ class Pool:
             case m.Kill():
                 loop.call_later(RETRY_SECONDS, self._kill_again, command, tries - 1)
             case m.Start(_, worker, slot, generation):
-                reason = "The server could not hand the image to a worker; its log says why."
+                reason = "it could not be handed to a worker; the log says why"
                 loop.call_soon(self._notice, m.Failed(worker, slot, generation, reason, m.Blame.SERVICE))
             case m.Cancel():
                 pass  # the slot comes free when the image is finished
             case m.Reply(job):
-                self._answer(job, m.Broken("The server could not take the image from its worker; its log says why."))
+                self._answer(job, m.Broken("it could not be taken from its worker; the log says why"))
             case m.Exit(failure):
                 self._exit(failure)
             case _ as unreachable:
@@ -235,8 +235,8 @@ class Pool:
     def _reply(self, job: m.JobId, outcome: m.Outcome) -> None:
         picture = b""
         if isinstance(outcome, m.Done) and self._pending.is_awaited(job):
-            output = self._processes.memory(outcome.worker).output(outcome.slot)
-            picture = bytes(output[: outcome.image.length])
+            with self._processes.memory(outcome.worker).output(outcome.slot) as output:
+                picture = bytes(output[: outcome.image.length])
         self._answer(job, outcome, picture)
 
     def _answer(self, job: m.JobId, outcome: m.Outcome, picture: bytes = b"") -> None:

@@ -84,8 +84,10 @@ class Processes:
 
     def _on_sentinel(self, worker: WorkerId, child: Child) -> None:
         self._forget(child)
-        child.hang_up()  # an ended process does not mind; one that has only closed its sentinel is not to be waited for
-        self._when_ended(worker, child)
+        try:
+            child.hang_up()  # an ended process does not mind; one that has only closed its sentinel is not waited for
+        finally:
+            self._when_ended(worker, child)
 
     def _when_ended(self, worker: WorkerId, child: Child) -> None:
         """Wait without holding up the event loop: a GPU's driver may take a while to let go of a process."""

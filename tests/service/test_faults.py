@@ -1,6 +1,7 @@
 """Killed workers, killed servers, clients that leave, deadlines, a full queue, a drain: the real processes."""
 
 import os
+import resource
 import signal
 import socket
 import time
@@ -143,6 +144,21 @@ def test_a_worker_cannot_take_the_memory_away_that_it_shares_with_the_server() -
                 os.truncate(shared, size)
         assert service.generate().status_code == 200
         assert service.process.poll() is None
+
+
+def test_a_worker_that_cannot_be_started_for_want_of_descriptors_is_started_when_there_are_some() -> None:
+    with Service("echo", WORKERS__CPU_WORKERS=2) as service:
+        victim = service.wait_until_ready(2).readiness()["workers"][0]["process"]
+        server = service.process.pid
+        before = resource.prlimit(server, resource.RLIMIT_NOFILE)
+        used = len(list(Path(f"/proc/{server}/fd").iterdir()))
+        resource.prlimit(server, resource.RLIMIT_NOFILE, (used, before[1]))
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: "Too many open files" in str(service.readiness()["workers"][0]["last_loss"]))
+        assert service.generate().status_code == 200  # by the other worker
+        resource.prlimit(server, resource.RLIMIT_NOFILE, before)
+        service.wait_until_ready(2)
+        assert service.generate().status_code == 200
 
 
 def test_a_deadline_that_passes_is_answered_and_frees_its_slot() -> None:

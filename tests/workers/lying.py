@@ -12,6 +12,7 @@ from workers.slots import SlotMemory
 
 LIE = "CONTOUR_TEST_LIE"  # a variable: what the process says; without it, it is an honest one
 FLOOD = "flood"
+HIDE = "hide"  # its own sentinel: it looks as if it had ended
 NAN, INFINITY = float("nan"), float("inf")
 COSTS = Costs(4, (0.1, 0.1), 0.0)
 TIMES = (0.0, 0.1, 0.0, 0.0)
@@ -67,6 +68,10 @@ def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
     die_with_parent(setup.parent)
     while lie == FLOOD:
         wire.send(channel, wire.Released(0, 0))
+    if lie == HIDE:
+        os.closerange(3, channel.fileno())
+        os.closerange(channel.fileno() + 1, 256)
+        time.sleep(60)
     if lie not in EARLY:
         wire.send(channel, wire.Ready(COSTS, "CPU", None))
         wire.receive_order(channel)

@@ -2,13 +2,16 @@
 
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from workers.folders import leftovers, make, prepare, replace_file
+from tests.service.running import ROOT, surroundings
+from workers.folders import COMPILER_CACHES, leftovers, make, prepare, replace_file
 
 SOMEBODY = 64999
 
@@ -49,10 +52,10 @@ def test_a_cache_that_others_can_write_to_is_refused_until_they_cannot(tmp_path:
     folder = tmp_path / "it's shared"
     folder.mkdir()
     folder.chmod(shared)
-    with pytest.raises(PermissionError, match="other users can write to it, and the code in it is run") as refused:
+    with pytest.raises(PermissionError, match="other users can write to .+, and the code in it is run") as refused:
         prepare(str(folder))
     assert list(folder.iterdir()) == []
-    remedy = str(refused.value).partition(": ")[2]
+    remedy = str(refused.value).rpartition(": ")[2]
     assert remedy.startswith("chmod go-w ")
     assert os.system(remedy) == 0
     assert prepare(str(folder)) == folder
@@ -65,11 +68,45 @@ def test_a_cache_that_only_we_can_write_to_is_taken_as_it_is(tmp_path: Path, all
     assert mode(tmp_path) == allowed
 
 
+@pytest.mark.parametrize("variable", COMPILER_CACHES)
+def test_a_compilers_own_cache_is_held_to_the_same(
+    tmp_path: Path, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "elsewhere"
+    monkeypatch.setenv(variable, str(place))
+    with umask(0):
+        prepare(str(tmp_path / "cache"))
+    assert mode(place) == 0o700
+    assert not (tmp_path / "cache" / COMPILER_CACHES[variable]).exists()
+    place.chmod(0o777)
+    with pytest.raises(PermissionError, match=f"chmod go-w {place}"):
+        prepare(str(tmp_path / "cache"))
+
+
+def test_what_an_earlier_version_left_in_the_cache_is_held_to_the_same(tmp_path: Path) -> None:
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton").chmod(0o775)
+    with pytest.raises(PermissionError, match=f"chmod go-w {tmp_path}/triton"):
+        prepare(str(tmp_path))
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
 def test_a_cache_of_somebody_else_is_refused(tmp_path: Path) -> None:
     os.chown(tmp_path, SOMEBODY, SOMEBODY)
-    with pytest.raises(PermissionError, match=f"it belongs to user {SOMEBODY}: choose a folder of your own"):
+    with pytest.raises(PermissionError, match=f"{tmp_path} belongs to user {SOMEBODY}: choose a folder of your own"):
         prepare(str(tmp_path))
+
+
+def test_the_service_does_not_start_with_a_cache_that_others_can_write_to(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    command = [sys.executable, "-m", "app", "--config", "configs/echo.yaml", "--port", "0"]
+    environment = surroundings(WORKERS__CACHE=tmp_path)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"workers.cache is {tmp_path}, ")
+    assert done.stderr.endswith(
+        f"other users can write to {tmp_path}, and the code in it is run: chmod go-w {tmp_path}\n"
+    )
 
 
 def test_a_folder_that_is_there_keeps_its_mode(tmp_path: Path) -> None:

@@ -78,6 +78,22 @@ def test_it_costs_the_worker_that_sent_it_and_no_job(lie: str, monkeypatch: pyte
     asyncio.run(scenario())
 
 
+def test_a_worker_that_only_looks_as_if_it_had_ended_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.child.main", lying.main)
+    monkeypatch.setenv(lying.LIE, lying.HIDE)
+
+    async def scenario() -> None:
+        seen = Seen()
+        async with running(seen) as pool:
+            await until(lambda: any(isinstance(event, m.WorkerLost) for event in seen.events))
+            del os.environ[lying.LIE]
+            assert (await make(pool)).picture == TASK.picture
+        lost = [event.reason for event in seen.events if isinstance(event, m.WorkerLost)]
+        assert set(lost) == {"killed by SIGKILL"}
+
+    asyncio.run(scenario())
+
+
 def test_a_worker_that_never_stops_reporting_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.child.main", lying.main)
     monkeypatch.setenv(lying.LIE, lying.FLOOD)
