@@ -7,15 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 
 from tests.workers.engine import demo
 from workers.engine.config import EngineConfig, Weights
 from workers.engine.model import read
+from workers.engine.runtimes.sessions import Session
 from workers.engine.trust import UnsafeModelError, check
 from workers.engine.weights import COMPONENTS
 
+FLOAT = onnx.TensorProto.FLOAT
 QUANTISED = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 CONFIGS = ("unet/config.json", "controlnet/config.json", "vae/config.json", "text_encoder/config.json")
 WORDS = ("tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json")
@@ -118,3 +122,29 @@ def test_the_folders_that_are_served_pass(folder: Path) -> None:
     plant(folder / "tokenizer/tokenizer_config.json", tokenizer_file=None, special_tokens_map_file="./x.json")
     check(*(path for path in folder.iterdir() if path.is_dir()))
     assert read(configured(folder), torch.float32).tokenizer("a").input_ids
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "{}/secret.bin", "link.bin"])
+def test_an_onnx_file_reads_no_weights_outside_its_folder(tmp_path: Path, location: str) -> None:
+    """ONNX Runtime itself refuses to; this holds it to that."""
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    np.arange(4, dtype=np.float32).tofile(tmp_path / "secret.bin")
+    (inner / "link.bin").symlink_to(tmp_path / "secret.bin")
+    (inner / "good.bin").write_bytes((tmp_path / "secret.bin").read_bytes())
+    assert add_file(inner, "good.bin")(torch.zeros(4), torch.ones(4)).tolist() == [1, 2, 3, 4]
+    with pytest.raises(Exception, match="External data path"):
+        add_file(inner, location.format(tmp_path))
+
+
+def add_file(folder: Path, location: str) -> Session:
+    """An ONNX file that adds weights that lie elsewhere."""
+    weights = onnx.TensorProto(name="w", data_type=FLOAT, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+    for key, value in (("location", location), ("offset", "0"), ("length", "16")):
+        weights.external_data.add(key=key, value=value)
+    ends = [onnx.helper.make_tensor_value_info(name, FLOAT, [4]) for name in ("x", "y")]
+    add = onnx.helper.make_node("Add", ["x", "w"], ["y"])
+    graph = onnx.helper.make_graph([add], "graph", ends[:1], ends[1:], [weights])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return Session(folder / "model.onnx", torch.device("cpu"))
