@@ -28,6 +28,7 @@ def summary(run: Run) -> dict[str, Any]:
         "faults from outside": dict(outside.most_common()),
         "faults of engines": dict(engine.most_common()),
         "faults of clients": {kind: sum(record.kind == kind for record in requests) for kind in CLIENTS},
+        "attacks": sum(record.kind.startswith("attack: ") for record in requests),
         "servers": dict(Counter(life.end for life in lives)),
         "workers lost, at least": sum(life.scrapes[-1].losses for life in lives if life.scrapes),
         "pictures started again, at least": sum(life.scrapes[-1].retries for life in lives if life.scrapes),

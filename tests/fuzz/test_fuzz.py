@@ -17,7 +17,7 @@ from tests.fuzz.service import answers
 from workers.engine import codec
 
 EXAMPLES = 1500
-EXAMPLES_OF_REQUESTS = 50  # besides the known attacks, of which there are more
+EXAMPLES_OF_REQUESTS = 300  # besides the known attacks, of which there are more
 PATIENCE = 200.0  # seconds for all of them, which take some five; those over sockets some twenty
 
 
