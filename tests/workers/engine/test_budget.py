@@ -1,6 +1,8 @@
 """What decoding takes: the bound of `decoding_bytes`, and the budget that images wait for."""
 
 import struct
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -54,6 +56,38 @@ def test_a_small_file_of_many_pixels_takes_no_more_than_is_said(tmp_path: Path) 
     peak = measure(path, (512, 512)).bytes
     assert peak <= decoding_bytes(header, (512, 512))
     assert peak < 350 * MIB
+
+
+FOUR_AT_ONCE = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from tests.workers.engine import demo
+from workers.engine.contract import Task
+
+def kib(name):
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[name].split()[0])
+
+engine = demo.engine(replace(demo.CONFIG, decode_bytes=600 * 2**20))
+task = Task(Path(sys.argv[1]).read_bytes(), "", 0)
+engine.prepare(demo.task())
+Path("/proc/self/clear_refs").write_text("5")
+before = kib("VmRSS")
+with ThreadPoolExecutor(4) as threads:
+    assert len({prepared.edges.shape for prepared in threads.map(engine.prepare, [task] * 4)}) == 1
+print(1024 * (kib("VmHWM") - before))
+"""
+
+
+def test_four_large_images_at_once_stay_within_the_budget(tmp_path: Path) -> None:
+    """Once 2.5 GB."""
+    path = tmp_path / "image"
+    path.write_bytes(small_webp(6324))
+    arguments = [sys.executable, "-c", FOUR_AT_ONCE, str(path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=300)
+    assert int(done.stdout) <= 600 * MIB
 
 
 def test_a_webp_of_many_codes_takes_no_more_than_is_said(tmp_path: Path) -> None:
