@@ -12,7 +12,6 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import assert_never
 
 from scheduler import messages as m
@@ -23,7 +22,7 @@ from workers.engine.contract import Condition, Task
 from workers.pending import Answer, PendingJobs, Terms
 from workers.process import Setup
 from workers.processes import Processes
-from workers.reports import event_of, summary
+from workers.reports import Device, event_of, summary
 from workers.slots import SlotLayout
 from workers.watching import Watch, Watching
 
@@ -43,14 +42,6 @@ class NothingServedError(RuntimeError):
 
 
 Observer = Callable[[m.Event, Sequence[m.Command]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """What a worker said of its device when it became ready; `uuid` is NVML's, None on a CPU."""
-
-    name: str
-    uuid: str | None
 
 
 class Pool:
@@ -297,8 +288,7 @@ class Pool:
         end = self._processes.reap(worker)
         log.error("worker %s is lost: %s", worker, end.reason)
         self._notice(m.WorkerLost(worker, end.reason, end.outside))
-        view = self._view(worker)
-        if view.state is m.WorkerState.OUT:
+        if (view := self._view(worker)).state is m.WorkerState.OUT:
             log.error("worker %s is out of service for a while: %s", worker, view.reason)
 
     def _view(self, worker: m.WorkerId) -> m.WorkerView:

@@ -3,6 +3,7 @@
 A worker decodes what strangers send. So the pool checks each report before it uses any slot, length or number in it.
 """
 
+from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
 from scheduler import messages as m
@@ -15,6 +16,14 @@ MAX_STEPS = 1_000_000  # of an image
 DAY = 86_400.0  # seconds
 
 ReportEvent: TypeAlias = m.WorkerReady | m.Measured | m.Stepped | m.Finished | m.Failed | m.Released
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What a worker said of its device when it became ready; `uuid` is NVML's, None on a CPU."""
+
+    name: str
+    uuid: str | None
 
 
 def event_of(worker: m.WorkerId, report: wire.Report) -> ReportEvent | None:

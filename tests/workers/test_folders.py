@@ -52,7 +52,7 @@ def test_a_cache_that_others_can_write_to_is_refused_until_they_cannot(tmp_path:
     folder = tmp_path / "it's shared"
     folder.mkdir()
     folder.chmod(shared)
-    with pytest.raises(PermissionError, match="other users can write to .+, and the code in it is run") as refused:
+    with pytest.raises(PermissionError, match=r"other users can write to .+, and the code in it is run") as refused:
         prepare(str(folder))
     assert list(folder.iterdir()) == []
     remedy = str(refused.value).rpartition(": ")[2]

@@ -1,0 +1,83 @@
+"""A pool with real workers in which something fails, and what must hold afterwards."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+
+import pytest
+
+from scheduler import messages as m
+from scheduler.core import Scheduler
+from scheduler.policy import Limits
+from tests.workers.test_pool import ECHO, PATIENCE, TASK, Seen, make, until
+from workers.devices import DeviceSpec
+from workers.pool import Answer, Pool
+from workers.process import Setup
+from workers.slots import SlotLayout
+
+JOBS = 6
+FailOnce: TypeAlias = Callable[..., list[str]]
+LAYOUT = SlotLayout(ECHO.slots, 2**16, 2**16)
+
+
+class Fault(Exception):
+    """What no part of the service expects."""
+
+
+def failing_once(monkeypatch: pytest.MonkeyPatch) -> FailOnce:
+    """Replace a method: the first call that `when` picks raises, all others do what they did; its name when it has."""
+
+    def fail_once(owner: object, name: str, error: Exception, when: Callable[..., bool] = lambda *_: True) -> list[str]:
+        method, raised = getattr(owner, name), list[str]()
+
+        def instead(*arguments: Any) -> Any:
+            if not raised and when(*arguments):
+                raised.append(name)
+                raise error
+            return method(*arguments)
+
+        monkeypatch.setattr(owner, name, instead)
+        return raised
+
+    return fail_once
+
+
+@asynccontextmanager
+async def two_workers(seen: Seen | None = None) -> AsyncIterator[Pool]:
+    """A pool with two real workers; afterwards nothing of any job may be left, and there may be no process."""
+    setups = [Setup(DeviceSpec(name, "cpu", None), ECHO, threads=1) for name in ("cpu0", "cpu1")]
+    core = Scheduler(["cpu0", "cpu1"], Limits(restart_pause=0.05, out_pause=0.05))
+    pool = Pool(setups, core, LAYOUT, seen or Seen())
+    task = asyncio.create_task(pool.run())
+    yield pool
+    pool.drain(PATIENCE)
+    await asyncio.wait_for(task, PATIENCE)
+    assert_nothing_is_left(pool)
+    assert not pool.processes
+
+
+def assert_nothing_is_left(pool: Pool) -> None:
+    pool.core.check()
+    assert (pool.core.running, pool.core.queue_depth) == (0, 0)
+    assert list(pool._pending) == []
+    assert pool._watching._watches == {}
+
+
+def assert_timer_is_set(pool: Pool) -> None:
+    assert pool._timer is not None
+    assert not pool._timer.cancelled()
+
+
+def all_are_ready(pool: Pool) -> bool:
+    return all(view.state is m.WorkerState.READY for view in pool.core.workers())
+
+
+async def every_slot_works(pool: Pool) -> None:
+    """As many jobs as there are slots, at the same time, each with its image."""
+    await until(lambda: all_are_ready(pool))
+    assert [answer.picture for answer in await asyncio.gather(*(make(pool) for _ in range(4)))] == [TASK.picture] * 4
+
+
+def kinds(answers: Sequence[Answer]) -> list[str]:
+    return sorted(type(answer.outcome).__name__ for answer in answers)
