@@ -1,11 +1,17 @@
 """One client's connection: uvicorn's protocol with bounds on what is kept, and with our errors.
 
+An answer may come before the whole request was read: 403, 413, 503. To close a socket with unread bytes resets the
+connection, and a reset destroys what the client has not read yet: the very answer that says why (RFC 9112, 9.6). So at
+first only our side is closed, and for a moment what still comes is read and dropped, as other servers do.
+
 Uvicorn keeps heads and trailers of any length, and as many pipelined requests as a client cares to send. It also loses
 the body of a request that offers an upgrade, as Java's HTTP client does at first (RFC 9110 7.8: it may be ignored), and
 of several requests on a connection that is lost, only the last is told.
 """
 
+import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import httptools
 from uvicorn._types import ASGI3Application
@@ -14,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from app.errors import Error, Problem, respond
 
 MAX_PIPELINED = 100  # requests that wait for the answer to the one before them
+LINGER_SECONDS, LINGER_BYTES = 2.0, 32 * 2**20  # that a client may go on to send before it reads its answer
 
 
 class Connection(HttpToolsProtocol):
@@ -26,9 +33,23 @@ class Connection(HttpToolsProtocol):
     _unused = 0
     _refusal: Problem | None = None
     _running: RequestResponseCycle | None = None
+    _dropped = 0  # bytes, since our side was closed
+    _in_message = False  # a head has begun, and its body has not ended
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client connects."""
+        super().connection_made(_LingeringTransport(transport, self))  # type: ignore[arg-type]
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether the client is in the middle of a request."""
+        return self._in_message
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, which calls the methods below."""
+        if self.transport.is_closing():
+            self._drop(len(data))
+            return
         self._unset_keepalive_if_required()
         self._unused += len(data)
         try:
@@ -45,6 +66,7 @@ class Connection(HttpToolsProtocol):
         """A head begins."""
         super().on_message_begin()
         self._unused = 0
+        self._in_message = True
 
     def on_headers_complete(self) -> None:
         """A head is complete. What is raised here comes back out of the parser as HttpParserError."""
@@ -68,12 +90,18 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """A body is complete."""
         if not self._offers_upgrade():
+            self._in_message = False
             super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left, or we have closed."""
         self._abandon()
         super().connection_lost(exc)
+
+    def _drop(self, length: int) -> None:
+        self._dropped += length
+        if self._dropped > LINGER_BYTES:
+            self.transport.abort()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
@@ -107,10 +135,38 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_reading()  # uvicorn must not ask for it when the transport is closed
         response = respond(problem)
         headers = [b"%b: %b\r\n" % header for header in (*response.raw_headers, (b"connection", b"close"))]
-        self.transport.write(b"".join([STATUS_LINE[response.status_code], *headers, b"\r\n", response.body]))
+        body = b"" if self.parser.get_method() == b"HEAD" else response.body
+        self.transport.write(b"".join([STATUS_LINE[response.status_code], *headers, b"\r\n", body]))
+        self._in_message = self._in_message or self._unused > 0  # whatever it was, there may be more of it
         self.transport.close()
         self._abandon()
 
     def _head_too_large(self) -> Problem:
         detail = f"The request's line and headers take more than {self.max_head_bytes} bytes."
         return Problem(Error.HEAD_TOO_LARGE, detail)
+
+
+class _LingeringTransport:
+    """A transport whose `close` lets the client read what was written, although it is still sending."""
+
+    def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
+        self._transport = transport
+        self._connection = connection
+        self._closing = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._closing or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self.is_closing():
+            return
+        if not self._connection.is_sending:
+            self._transport.close()
+            return
+        self._closing = True
+        self._transport.write_eof()
+        self._connection.flow.resume_reading()
+        self._connection.loop.call_later(LINGER_SECONDS, self._transport.close)

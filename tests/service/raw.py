@@ -29,6 +29,7 @@ class Answer:
         assert problem["detail"]
         return str(problem["type"]).removeprefix("urn:contour:problem:")
 
+
 JSON = "Content-Type: application/json"
 
 

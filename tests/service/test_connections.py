@@ -14,7 +14,9 @@ from tests.service.raw import BODY, LENGTH, answers, chunked, connect, exchange,
 from tests.service.running import Service, good_request, until
 
 CHUNKED = "Transfer-Encoding: chunked"
-KEPT = b"POST /generation/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + LENGTH.encode() + b"\r\n"
+KEPT = (
+    b"POST /generation/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + LENGTH.encode() + b"\r\n"
+)
 FLOOD = 50 * 2**20  # bytes of a head, a trailer or a pipeline that has no end
 KEPT_OF_A_FLOOD = 8 * 2**20  # a head's limit and a read are 0.3 MiB; the rest is what the interpreter does by the way
 
@@ -112,8 +114,8 @@ def test_a_length_over_the_limit_is_refused_before_the_body_comes(echo: Service)
 
 def test_chunks_over_the_limit_end_the_request_when_they_have_come(echo: Service) -> None:
     refused = echo.sample("contour_requests_total", outcome="too-large")
-    with pytest.raises(ConnectionError):  # it closes while we still send
-        exchange(echo, head(CHUNKED) + chunked(b'{"text": "' + bytes(48 * 2**20), 2**20))
+    (answer,) = exchange(echo, head(CHUNKED) + chunked(b'{"text": "' + bytes(48 * 2**20), 2**20))
+    assert (answer.status, answer.problem) == (413, "too-large")
     assert echo.sample("contour_requests_total", outcome="too-large") == refused + 1
 
 
@@ -213,6 +215,32 @@ def test_bodies_that_trickle_disturb_nobody(echo: Service) -> None:
     assert [answers(read(connection))[0].status for connection in trickling] == [200] * 20
     for connection in trickling:
         connection.close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "begin", "status"),
+    [
+        (("Origin: https://evil.example",), b"{", 403),
+        (("Content-Type: text/plain",), b"", 415),
+        (("Content-Type: multipart/form-data; boundary=X",), b"nothing of a form", 400),
+        (("X-API-Key: any", "Content-Encoding: gzip"), b"", 415),
+    ],
+    ids=["origin", "type", "form", "coding"],
+)
+def test_an_answer_before_the_body_has_come_is_not_lost(
+    echo: Service, headers: tuple[str, ...], begin: bytes, status: int
+) -> None:
+    with connect(echo) as connection:
+        connection.sendall(head(*headers, f"Content-Length: {8 * 2**20}") + begin)
+        for _ in range(63):  # the client reads only when it has sent all that it likes to
+            connection.sendall(b" " * 2**17)
+            time.sleep(0.002)
+        assert [answer.status for answer in answers(read(connection))] == [status]
+
+
+def test_a_refused_head_is_answered_without_a_body(echo: Service) -> None:
+    (answer,) = exchange(echo, head("Content-Length: x", method="HEAD", path="/"))
+    assert (answer.status, answer.body) == (400, b"")
 
 
 def test_unknown_paths_and_methods_are_named_and_counted(echo: Service) -> None:
