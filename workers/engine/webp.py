@@ -15,7 +15,10 @@ from workers.engine.header import Buffer, riff_chunks, uint24
 
 _ANIMATED, _ALPHA = 0x02, 0x10  # flags of the VP8X chunk
 _FRAME_HEADER = 16  # bytes of an ANMF chunk before the frame's own chunks
-_DAMAGED = "The WebP picture is damaged or cut short."
+_LEAST_BYTES = 32  # OpenCV takes no file of fewer, though there are some, of a single colour
+_DAMAGED = "The WebP image is damaged or cut short."
+
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would log each file that it cannot read
 
 
 def decode(data: Buffer, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -27,13 +30,14 @@ def decode(data: Buffer, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 def _still(data: Buffer, size: tuple[int, int]) -> NDArray[np.uint8]:
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        file = bytes(data).ljust(_LEAST_BYTES, b"\0")  # no copy, if there is nothing to do
+        pixels = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise BadPictureError(_DAMAGED) from error
     if pixels is None:
         raise BadPictureError(_DAMAGED)
     if pixels.shape[1::-1] != size:
-        raise BadPictureError("The WebP picture declares more than one size.")
+        raise BadPictureError("The WebP image declares more than one size.")
     return pixels.astype(np.uint8, copy=False)
 
 
@@ -44,7 +48,7 @@ def _first_frame(data: memoryview, size: tuple[int, int]) -> NDArray[np.uint8]:
         raise BadPictureError(_DAMAGED)
     x, y, width, height = 2 * uint24(frame, 0), 2 * uint24(frame, 3), uint24(frame, 6) + 1, uint24(frame, 9) + 1
     if x + width > size[0] or y + height > size[1]:
-        raise BadPictureError("The WebP picture has a frame larger than itself.")
+        raise BadPictureError("The WebP image has a frame larger than itself.")
     pixels = _still(_file(frame), (width, height))
     if (width, height) == size:
         return pixels

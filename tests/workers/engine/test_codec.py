@@ -289,3 +289,16 @@ def test_texts_of_a_png_are_not_decompressed() -> None:
     data = png(header, zlib.compress(bytes(8 * 9)), *texts)
     assert pixel(data) == (0, 0, 0)
     assert without_texts(data) == png(header, zlib.compress(bytes(8 * 9)))
+
+
+def test_the_smallest_webp_is_decoded() -> None:
+    """28 bytes: one black pixel, all of whose codes have one symbol."""
+    data = b"RIFF\x14\0\0\0WEBPVP8L\x08\0\0\0" + bytes.fromhex("2f00000000888808")
+    assert (len(data), codec.decode(data).tolist()) == (28, [[[0, 0, 0]]])
+
+
+def test_a_damaged_webp_leaves_no_trace_on_the_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    for data in (b"RIFF\x14\0\0\0WEBPVP8L\x08\0\0\0", file_of(colours(), "WebP")[:60]):
+        with pytest.raises(BadPictureError):
+            codec.decode(data + bytes(20))
+    assert capfd.readouterr().err == ""
