@@ -58,6 +58,9 @@ class PendingJobs:
     def __iter__(self) -> Iterator[JobId]:
         return iter(list(self._jobs))
 
+    def __contains__(self, job: JobId) -> bool:
+        return job in self._jobs
+
     def __getitem__(self, job: JobId) -> Pending:
         return self._jobs[job]
 

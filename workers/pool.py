@@ -30,6 +30,7 @@ __all__ = ["Answer", "Device", "NothingServedError", "Observer", "Pool", "Terms"
 
 log = logging.getLogger("contour.pool")
 
+COPIED_AT_ONCE = 2**21  # bytes of files, in one turn of the event loop; the file that exceeds it is copied whole
 STANDING_SECONDS = 1.0  # between two words to who watches a job that waits
 RETRY_SECONDS = 0.1  # before what has failed is tried again
 TRIES = 20  # of that
@@ -66,6 +67,7 @@ class Pool:
         self._last_job = 0
         self._observe = observe
         self._timer: asyncio.TimerHandle | None = None
+        self._copied = 0  # bytes, into slots, in this turn of the event loop
         self._drained = asyncio.Event()
         self._failure = ""
 
@@ -197,9 +199,8 @@ class Pool:
                 loop.call_soon(self._notice, m.WorkerLost(worker, f"cannot be started: {error}"))
             case m.Kill():
                 loop.call_later(RETRY_SECONDS, self._kill_again, command, tries - 1)
-            case m.Start(_, worker, slot, generation):
-                reason = "it could not be handed to a worker; the log says why"
-                loop.call_soon(self._notice, m.Failed(worker, slot, generation, reason, m.Blame.SERVICE))
+            case m.Start():
+                loop.call_soon(self._notice, _never_started(command))
             case m.Cancel():
                 pass  # the slot comes free when the image is finished
             case m.Reply(job):
@@ -215,13 +216,32 @@ class Pool:
             self._carry_out(command, tries)
 
     def _start(self, command: m.Start) -> None:
-        pending = self._pending[command.job]
+        """Copy a task into its slot and tell the worker; the next time round, if much was copied in this turn.
+
+        To copy a large file takes 10 ms, and one event may start as many jobs as there are slots.
+        """
+        pending, loop = self._pending[command.job], asyncio.get_running_loop()
+        if self._copied > COPIED_AT_ONCE:
+            loop.call_soon(self._start_later, command)
+            return
+        if not self._copied:
+            loop.call_soon(self._forget_copied)
+        self._copied += len(pending.picture)
         with self._processes.memory(command.worker).input(command.slot) as slot:
             pending.write(slot)
         self._watching.started(command)
         # Last: a worker that has been told uses the slot, so nothing may fail after this.
         run = wire.Run(command.slot, command.generation, len(pending.picture), len(pending.wish))
         self._processes.send(command.worker, run)
+
+    def _start_later(self, command: m.Start) -> None:
+        if command.job in self._pending:
+            self._carry_out(command)
+        else:  # its client has left meanwhile, and no worker will report that the slot is empty
+            self._notice(_never_started(command))
+
+    def _forget_copied(self) -> None:
+        self._copied = 0
 
     def _reply(self, job: m.JobId, outcome: m.Outcome) -> None:
         picture = b""
@@ -301,3 +321,8 @@ class Pool:
         for job in self._pending:
             self._answer(job, m.Draining())
         await self._processes.close()
+
+
+def _never_started(command: m.Start) -> m.Failed:
+    reason = "it could not be handed to a worker; the log says why"
+    return m.Failed(command.worker, command.slot, command.generation, reason, m.Blame.SERVICE)

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -43,11 +44,13 @@ class Seen:
 
 
 @asynccontextmanager
-async def running(seen: Observer | None = None, workers: int = 1, engine: EngineConfig = ECHO) -> AsyncIterator[Pool]:
+async def running(
+    seen: Observer | None = None, workers: int = 1, engine: EngineConfig = ECHO, room: int = 2**20
+) -> AsyncIterator[Pool]:
     names = [f"cpu{number}" for number in range(workers)]
     core = Scheduler(names, Limits(restart_pause=0.05))
     setups = [Setup(DeviceSpec(name, "cpu", None), engine, threads=1) for name in names]
-    pool = Pool(setups, core, SlotLayout(engine.slots, 2**20, 2**20), seen or Seen())
+    pool = Pool(setups, core, SlotLayout(engine.slots, room, room), seen or Seen())
     task = asyncio.create_task(pool.run())
     yield pool
     pool.drain(PATIENCE)
@@ -174,5 +177,25 @@ def test_a_pool_whose_workers_are_all_out_of_service_ends_and_says_why() -> None
         assert isinstance(answer.outcome, m.Draining)
         with pytest.raises(NothingServedError, match=r"cpu0 is out of service: .*engine\.model is missing"):
             await asyncio.wait_for(task, PATIENCE)
+
+    asyncio.run(scenario())
+
+
+def test_large_files_are_copied_in_several_turns_and_one_that_is_cancelled_meanwhile_frees_its_slot() -> None:
+    echo = Echo(steps=2, step_seconds=0.02, reencode=False)
+    large = replace(TASK, picture=TASK.picture + bytes(3 * 2**20))  # PNG ignores what follows its end
+
+    async def scenario() -> None:
+        async with running(engine=EngineConfig(kind="echo", slots=8, echo=echo), room=2**22) as pool:
+            await make(pool)
+            for cancelled in range(8):
+                terms = Terms(time.monotonic() + PATIENCE)
+                jobs = [asyncio.create_task(pool.generate(large, terms)) for _ in range(8)]
+                await asyncio.sleep(0)  # all are submitted now, and some are still to be copied
+                jobs.pop(cancelled).cancel()
+                answers = await asyncio.wait_for(asyncio.gather(*jobs), PATIENCE)
+                assert [answer.picture for answer in answers] == [large.picture] * 7
+            await until(lambda: pool.core.running == 0)
+            assert [view.restarts for view in pool.core.workers()] == [0]
 
     asyncio.run(scenario())
