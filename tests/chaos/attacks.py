@@ -29,8 +29,7 @@ REFUSED = "422", "400", "503"  # of interfaces whose errors have no type
 def attacks() -> Iterator[Kind]:
     """All of them, and edges for a client that attacks nobody."""
     for kind in (*_forms(), *_json(), *_pages(), *_images(), *_others()):
-        # It would lose its answer if the server closed a connection that it still sends on.
-        yield replace(kind, source=ATTACKER, headers={"Connection": "keep-alive", **kind.headers})
+        yield replace(kind, source=ATTACKER)
     yield replace(_edges("edges", 2), ends=frozenset({"done", "draining"}))
 
 
