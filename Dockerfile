@@ -73,7 +73,7 @@ RUN python -m compileall -q --invalidation-mode unchecked-hash app scheduler wor
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    HOME=/var/cache/contour \
+    HOME=/var/cache/contour/private \
     HF_HUB_OFFLINE=1 \
     HF_HUB_DISABLE_TELEMETRY=1 \
     DO_NOT_TRACK=1 \

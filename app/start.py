@@ -44,7 +44,7 @@ def prepared(config: Path, environ: Mapping[str, str]) -> Settings:
     try:
         prepare(cache)
     except (OSError, RuntimeError) as error:
-        raise StartError(f"workers.cache is {cache}, which cannot be written to: {error}") from None
+        raise StartError(f"workers.cache is {cache}, which cannot be used: {error}") from None
     configure(settings.server.log_level, suitable(settings.server.log_format))
     sys.set_int_max_str_digits(MAX_DIGITS)
     keep_freed_memory()

@@ -17,6 +17,7 @@ from workers.confinement import drop_privileges
 from workers.devices import DeviceSpec
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Engine
+from workers.folders import COMPILER_CACHES
 from workers.logs import LogFormat, configure
 from workers.slots import SlotMemory
 from workers.worker import Worker, end
@@ -84,7 +85,7 @@ def _settle(setup: Setup) -> None:
     os.environ["OMP_NUM_THREADS"] = str(setup.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if setup.cache is not None:
-        for name, kind in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+        for name, kind in COMPILER_CACHES.items():
             os.environ.setdefault(name, str(Path(setup.cache).expanduser() / kind))
 
 

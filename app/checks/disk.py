@@ -8,6 +8,7 @@ from pathlib import Path
 from app.checks.finding import GIB, Finding, Level, Subject, size
 from workers.config import home_folder
 from workers.engine.weights import absent
+from workers.folders import refuse_if_shared
 
 CACHE_BYTES = GIB  # what compilers make of one model takes less; a guess on the safe side
 
@@ -25,13 +26,23 @@ def _cache(given: str) -> Finding:
     folder = home_folder(given)
     if folder is None:
         return Finding("cache", Level.MISSING, f"workers.cache is {given}, but this user has no home", remedy)
-    if flaw := unwritable(folder):
-        return Finding("cache", Level.MISSING, f"workers.cache: {folder} cannot be written to: {flaw}", remedy)
+    if flaw := unwritable(folder) or shared(folder):
+        return Finding("cache", Level.MISSING, f"workers.cache: {folder} cannot be used: {flaw}", remedy)
     free = shutil.disk_usage(existing(folder)).free
     text = f"{folder} can be written to, {size(free)} free"
     if free < CACHE_BYTES:
         return Finding("cache", Level.WARNING, text, "make room: what compilers make is kept there")
     return Finding("cache", Level.OK, text)
+
+
+def shared(folder: Path) -> str:
+    """Why a cache cannot be trusted: somebody else can write to it. Empty if nobody can."""
+    try:
+        if folder.exists():  # one that is not there yet is made for us alone
+            refuse_if_shared(folder)
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _models(subject: Subject, given: str) -> Finding:

@@ -65,7 +65,7 @@ def test_a_cache_that_cannot_be_written_to_stops_the_start_and_is_named(cache: P
     environment = os.environ | {"CONTOUR_WORKERS__CACHE": "/no/such/folder"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
-    assert done.stderr.startswith("workers.cache is /no/such/folder, which cannot be written to: ")
+    assert done.stderr.startswith("workers.cache is /no/such/folder, which cannot be used: ")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
