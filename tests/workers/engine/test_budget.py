@@ -122,7 +122,7 @@ def small_webp(side: int) -> bytes:
 
 @given(
     st.sampled_from(get_args(Format)),
-    st.integers(64 * MIB, 4096 * MIB),
+    st.integers(256 * MIB, 4096 * MIB),  # as `auto` has it; with less, a flat panorama may be refused later
     st.integers(1, 65_535),
     st.floats(0.5, 1),
     st.sampled_from([1, 6]),
@@ -134,7 +134,7 @@ def test_what_the_front_end_lets_in_can_be_decoded(
     if height > 0:
         header = Header(kind, width, height, orientation)
         assert decoding_bytes(header, output_size(width, height, Sizing())) <= decode_bytes
-        if min(width, height) >= 2048 and decode_bytes >= 256 * MIB:  # else what does not go by pixels counts, too
+        if min(width, height) >= 2048:  # else what does not go by pixels counts, too
             assert decoding_bytes(header, (width, height)) <= decode_bytes
 
 
