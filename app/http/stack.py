@@ -21,15 +21,13 @@ EXPOSED_HEADERS = ("ETag", "Retry-After", "Server-Timing", "X-Request-Id")  # th
 def middlewares(settings: Settings, desk: Desk, access: Access) -> Sequence[Middleware]:
     """What every request passes, in this order; says in the log what anybody may do."""
     server = settings.server
-    stack = [
-        Middleware(SafeHeaders),
-        Middleware(OriginGuard, hosts(server), [each.lower() for each in server.allowed_origins], desk.turn_away),
-    ]
-    if server.allowed_origins:
+    origins = [each.lower() for each in server.allowed_origins]  # as browsers write them
+    stack = [Middleware(SafeHeaders), Middleware(OriginGuard, hosts(server), origins, desk.turn_away)]
+    if origins:
         stack.append(
             Middleware(
                 CORSMiddleware,
-                allow_origins=server.allowed_origins,
+                allow_origins=origins,
                 allow_methods=["*"],
                 allow_headers=["*"],
                 expose_headers=EXPOSED_HEADERS,

@@ -183,7 +183,7 @@ def test_a_pool_whose_workers_are_all_out_of_service_ends_and_says_why() -> None
 
 def test_large_files_are_copied_in_several_turns_and_one_that_is_cancelled_meanwhile_frees_its_slot() -> None:
     echo = Echo(steps=2, step_seconds=0.02, reencode=False)
-    large = replace(TASK, picture=TASK.picture + bytes(3 * 2**20))  # PNG ignores what follows its end
+    large = replace(TASK, picture=bytes(TASK.picture) + bytes(3 * 2**20))  # PNG ignores what follows its end
 
     async def scenario() -> None:
         async with running(engine=EngineConfig(kind="echo", slots=8, echo=echo), room=2**22) as pool:
