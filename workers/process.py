@@ -84,6 +84,7 @@ def _settle(setup: Setup) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = setup.device.token or ""
     os.environ["OMP_NUM_THREADS"] = str(setup.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # a worker fetches and reports nothing
     if setup.cache is not None:
         for name, kind in COMPILER_CACHES.items():
             os.environ.setdefault(name, str(Path(setup.cache).expanduser() / kind))

@@ -146,13 +146,13 @@ class Worker:
         if tenant.dropped:
             self._release(prepared.slot)
             return
+        tenant.began = time.monotonic()  # before the text is encoded, which counts as denoising
         try:
             self.engine.admit(prepared.slot, prepared.content)
         except OutOfMemoryError as error:
             self._lack(prepared.slot, error)
             return
-        tenant.options, tenant.prepare = prepared.options, prepared.seconds
-        tenant.admitted, tenant.began = True, time.monotonic()
+        tenant.options, tenant.prepare, tenant.admitted = prepared.options, prepared.seconds, True
 
     def _drop(self, order: wire.Drop) -> None:
         tenant = self._tenants.get(order.slot)

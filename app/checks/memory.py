@@ -7,10 +7,12 @@ from pathlib import Path
 from app.checks.finding import GIB, Finding, Level, Subject, size
 from app.checks.weights import bytes_of_weights
 from app.start import slot_layout
-from workers.cores import GROUPS, MEMBERSHIP
+from workers.cores import GROUPS, MEMBERSHIP, group_folders
 from workers.slots import SlotMemory
 
 MEMINFO = Path("/proc/meminfo")
+# A group's limit and what it has taken, in the second and the first version of control groups.
+USAGE_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 # What a worker took with the small model (422 MB without files and shared memory), whose weights are next to nothing.
 WORKER_BYTES, ECHO_BYTES = 0.4 * GIB, 0.05 * GIB
 
@@ -39,12 +41,10 @@ def available_bytes(meminfo: Path = MEMINFO, groups: Path = GROUPS, membership: 
 
 def _left(groups: Path, membership: Path) -> Iterator[int]:
     """What the groups of this process, and all above them, leave it. In a container those at the top are its own."""
-    with suppress(OSError):
-        path = next((line[3:] for line in membership.read_text().splitlines() if line.startswith("0::")), "/")
-        group = groups / path.strip("/")
-        for folder in (group, *group.parents):
+    for folder in group_folders("memory", groups, membership):
+        for limit, taken in USAGE_FILES:
             with suppress(OSError, ValueError):  # no such file, or "max": no limit
-                yield int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
+                yield int((folder / limit).read_text()) - int((folder / taken).read_text())
 
 
 def _shared(subject: Subject) -> Finding:

@@ -8,7 +8,7 @@ import runpy
 import sys
 
 SHORT = ("overhead", "decision", "startup", "demo")
-BENCHMARKS = (*SHORT, "latency", "overload", "runtimes", "soak", "stalls")
+BENCHMARKS = (*SHORT, "decoding", "latency", "overload", "runtimes", "soak", "stalls")
 
 
 def main() -> None:
