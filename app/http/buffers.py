@@ -60,7 +60,7 @@ class BodyBuffers:
     def _take(self, client: str, taken: int) -> None:
         total, own = self._total + taken, self._held[client] + taken
         if own > self._most - total:
-            detail = f"Bodies of {self._total} bytes are being worked on already; try again in {RETRY_SECONDS:g} s."
+            detail = f"There is no room for this body beside those in hand; try again in {RETRY_SECONDS:g} s."
             raise Problem(Error.BUSY, detail, retry_after=RETRY_SECONDS)
         self._total, self._held[client] = total, own
 
