@@ -11,9 +11,7 @@ Node: TypeAlias = dict[str, Any]
 JSON = "application/json"
 BINARY: Node = {"type": "string", "format": "binary"}
 OF_MIDDLEWARE = {Error.FOREIGN_ORIGIN, Error.UNKNOWN_HOST}
-ANYWHERE = tuple(
-    error for error in Error if error in {*OF_CONNECTIONS, *OF_MIDDLEWARE, Error.METHOD, Error.INTERNAL}
-)
+ANYWHERE = tuple(error for error in Error if error in {*OF_CONNECTIONS, *OF_MIDDLEWARE, Error.METHOD, Error.INTERNAL})
 
 HEADERS: Mapping[str, Node] = {
     "X-Request-Id": {"description": "The request's name in the log.", "schema": {"type": "string"}},
