@@ -17,16 +17,8 @@ from tests.fuzz.requests import BOUNDARY, Headers, Request, form, part
 
 GENERATION, EDGES, TXT2IMG, EDITS = "/generation/", "/edges", "/sdapi/v1/txt2img", "/v1/images/edits"
 POSTS = (
-    GENERATION,
-    GENERATION,
-    "/generation",
-    EDGES,
-    TXT2IMG,
-    TXT2IMG,
-    EDITS,
-    EDITS,
-    "/sdapi/v1/options",
-    "/sdapi/v1/interrupt",
+    *(GENERATION, GENERATION, "/generation", EDGES, TXT2IMG, TXT2IMG, EDITS, EDITS),
+    *("/sdapi/v1/options", "/sdapi/v1/interrupt"),
 )
 PATHS = (
     *POSTS,
