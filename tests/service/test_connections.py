@@ -119,6 +119,13 @@ def test_chunks_over_the_limit_end_the_request_when_they_have_come(echo: Service
     assert echo.sample("contour_requests_total", outcome="too-large") == refused + 1
 
 
+def test_a_body_in_tiny_chunks_is_refused(echo: Service) -> None:
+    body = BODY[:-1] + b', "filler": "' + b"x" * 40_000 + b'"}'
+    (answer,) = exchange(echo, head(CHUNKED) + chunked(body, 1))
+    assert (answer.status, answer.problem) == (400, "broken-http")
+    assert exchange(echo, head(CHUNKED) + chunked(body, 64))[0].status == 200
+
+
 def test_a_coded_body_is_refused(echo: Service) -> None:
     (answer,) = exchange(echo, head(LENGTH, "Content-Encoding: gzip") + BODY)
     assert (answer.status, answer.problem) == (415, "unsupported-media-type")
