@@ -3,6 +3,7 @@
 import base64
 import hmac
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -70,6 +71,7 @@ def _refusal(detail: str, reason: str) -> Problem:
     return Problem(Error.UNAUTHORIZED, detail, headers={"WWW-Authenticate": f'Bearer realm="contour"{reason}'})
 
 
+@lru_cache(maxsize=1024)
 def client_of(host: str) -> str:
     """Whose an address is: an IPv4 address is one client, and so are all addresses of a /64 of IPv6."""
     try:

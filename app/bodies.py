@@ -31,6 +31,7 @@ BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]") 
 # Bodies above this are decoded by a thread: the event loop answers others meanwhile.
 LARGE_BYTES = 2**20
 VALUE_STARTS = (b",", b"[", b"{")  # every value in JSON but the first follows one of these
+FEW = 100  # that are looked for one by one
 # Escapes are decoded slowly. Base64 in lines, or with its slashes escaped as PHP does it, has half as many at most.
 ESCAPES, MAX_ESCAPES = (b"\\",), 1_000_000
 PICTURES = ("image/png", "image/jpeg", "image/jpg", "image/webp")  # by their type; what they are, their content decides
@@ -56,7 +57,7 @@ async def wanted(request: Request, rules: Rules, answering: Answering) -> Wanted
     """What a request asks for, whatever form it comes in. Raises Problem."""
     kind = media_type(request)
     if is_json(kind):
-        fields = await json_body(request, rules, _json)
+        fields = await json_body(request, rules, _json, flat=True)
         image = await in_thread_if_large(len(fields.input_image_base64), pictures.decoded, fields.input_image_base64)
         return understood(fields, image, pictures.JSON_NAME, rules, answering)
     if kind == "multipart/form-data":
@@ -122,12 +123,24 @@ async def read(request: Request, most: int) -> bytes:
     return b"".join([chunk async for chunk in _chunks(request, most)])
 
 
-async def json_body(request: Request, rules: Rules, decoder: "msgspec.json.Decoder[T]", most: int | None = None) -> T:
-    """A body of JSON of at most `most` bytes, or as many as any body may have. Raises Problem."""
+async def json_body(
+    request: Request,
+    rules: Rules,
+    decoder: "msgspec.json.Decoder[T]",
+    most: int | None = None,
+    *,
+    flat: bool = False,
+) -> T:
+    """A body of JSON of at most `most` bytes, or as many as any body may have. Raises Problem.
+
+    `flat`: what is decoded has no lists and no mappings. Then nothing is built of a value that is not asked for, and a
+    body that is not large need not be searched for how many there are.
+    """
     if not is_json(kind := media_type(request)):
         raise unsupported(kind, "JSON (application/json)")
     body = await read(request, rules.max_body_bytes if most is None else most)
-    return await in_thread_if_large(len(body), parsed_json, body, decoder, rules.max_json_values)
+    values = None if flat and len(body) <= LARGE_BYTES else rules.max_json_values
+    return await in_thread_if_large(len(body), parsed_json, body, decoder, values)
 
 
 async def in_thread_if_large(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -137,12 +150,12 @@ async def in_thread_if_large(size: int, work: Callable[P, T], *args: P.args, **k
     return await asyncio.to_thread(work, *args, **kwargs)
 
 
-def parsed_json(body: bytes, decoder: "msgspec.json.Decoder[T]", max_values: int = JSON_VALUES) -> T:
+def parsed_json(body: bytes, decoder: "msgspec.json.Decoder[T]", max_values: int | None = JSON_VALUES) -> T:
     """JSON of at most about `max_values` values. Raises Problem, which names the field to blame."""
     # Counted before anything is built of it: a decoder checks the length of a list when the list is there.
-    if _count(body, VALUE_STARTS) > max_values:
+    if max_values is not None and _count(body, VALUE_STARTS) > max_values:
         raise Problem(Error.BROKEN_JSON, f"It holds more than {max_values} values; no request needs so many.")
-    if _count(body, ESCAPES) > MAX_ESCAPES:
+    if len(body) > MAX_ESCAPES and _count(body, ESCAPES) > MAX_ESCAPES:
         raise Problem(Error.BROKEN_JSON, f"It holds more than {MAX_ESCAPES} escaped characters; send them in UTF-8.")
     try:
         return decoder.decode(body)
@@ -155,10 +168,18 @@ def parsed_json(body: bytes, decoder: "msgspec.json.Decoder[T]", max_values: int
 
 
 def _count(body: bytes, characters: Iterable[bytes]) -> int:
-    found = 0
-    for character in characters:  # one at a time: other threads may run between two of them, but not within one
-        found += body.count(character)
-    return found
+    """How many of some characters there are; one pass for each, between which other threads may run."""
+    return sum([_count_one(body, character) for character in characters])
+
+
+def _count_one(body: bytes, character: bytes) -> int:
+    """As `body.count`, and ten times as fast where there are few, as in a body that is nearly all base64."""
+    at = -1
+    for found in range(FEW):
+        at = body.find(character, at + 1)  # memchr, by vectors; count looks at each byte by itself
+        if at < 0:
+            return found
+    return body.count(character)
 
 
 def query(request: Request) -> dict[str, str]:

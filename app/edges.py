@@ -87,7 +87,7 @@ class Edges:
         """The picture file, and what the client calls it."""
         kind = bodies.media_type(request)
         if bodies.is_json(kind):
-            encoded = (await bodies.json_body(request, self._rules, _json)).input_image_base64
+            encoded = (await bodies.json_body(request, self._rules, _json, flat=True)).input_image_base64
             return await bodies.in_thread_if_large(len(encoded), pictures.decoded, encoded), pictures.JSON_NAME
         if kind in bodies.PICTURES:
             return await bodies.read(request, self._rules.max_body_bytes), None

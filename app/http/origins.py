@@ -9,10 +9,10 @@ asking first; only reading the answer needs a permission (CORS). So what is sent
   "same origin". What it cannot change is the Host header, which still has its name. So Host must be one of ours.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from ipaddress import ip_address
 
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -24,11 +24,13 @@ ANY = "*"
 PAGES = ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/metrics")
 PAGE_FOLDERS = ("/docs/", "/page/")
 LOOPBACK_NAMES = ("localhost", ".localhost")
+MAX_HOST_CHARS = 255  # that a name in DNS may have (RFC 1035, 2.3.4)
 UNSPECIFIED = ("0.0.0.0", "::")  # noqa: S104 - what people write when they mean this machine
 
 Refuse = Callable[[Request, Problem], Response]
 
 
+@lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
     """Whether a host, a name or an address, can only be this machine."""
     try:
@@ -60,16 +62,23 @@ class OriginGuard:
             await self._app(scope, receive, send)
 
     def _problem(self, scope: Scope) -> Problem | None:
-        headers = Headers(scope=scope)
-        if not all(self._is_ours(host, scope) for host in headers.getlist("host")):
-            return _unknown_host(headers["host"])
-        if _is_page(scope) or self._may_use(headers):
+        hosts, origin, site = [], None, None
+        for name, value in scope["headers"]:  # once, as every request pays for it
+            if name == b"host":
+                hosts.append(value.decode("latin-1").lower())
+            elif name == b"origin":
+                origin = value.decode("latin-1").lower()
+            elif name == b"sec-fetch-site":
+                site = value.decode("latin-1")
+        for host in hosts:
+            if not self._is_ours(host_of(host), scope):
+                return _unknown_host(host)
+        if _is_page(scope) or self._may_use(hosts, origin, site):
             return None
-        return _foreign(headers)
+        return _foreign(origin)
 
-    def _is_ours(self, host_and_port: str, scope: Scope) -> bool:
-        host = host_of(host_and_port)
-        return (
+    def _is_ours(self, host: str, scope: Scope) -> bool:
+        return len(host) <= MAX_HOST_CHARS and (
             ANY in self._hosts
             or host in self._hosts
             or host in UNSPECIFIED
@@ -79,28 +88,22 @@ class OriginGuard:
             or (scope.get("server") is not None and host == scope["server"][0])
         )
 
-    def _may_use(self, headers: Headers) -> bool:
-        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-        if ANY in self._origins or (origin is not None and origin.lower() in self._origins):
+    def _may_use(self, hosts: Sequence[str], origin: str | None, site: str | None) -> bool:
+        if ANY in self._origins or origin in self._origins:
             return True
         if site == "same-origin" and origin != "null":  # no page can set this header; a proxy may have changed Host
             return True
-        own = origin is None or _authority(origin) == headers.get("host", "").lower()
+        own = origin is None or origin.partition("://")[2] in hosts  # its scheme may have changed at a proxy
         return own and site in (None, "same-origin", "none")  # none: a person, who typed the address
 
 
 def host_of(host_and_port: str) -> str:
-    """The host of a Host header, in lower case, without port, brackets and the dot of the root."""
-    host = host_and_port.strip().lower()
+    """The host of a Host header in lower case, without port, brackets and the dot of the root."""
+    host = host_and_port.strip()
     if host.startswith("["):
         return host[1:].partition("]")[0]
     name, colon, port = host.rpartition(":")
     return (name if colon and ":" not in name and not port.strip("0123456789") else host).rstrip(".")
-
-
-def _authority(origin: str) -> str:
-    """The host and port of an Origin: what Host is for a page of ours. A scheme may have changed at a proxy."""
-    return origin.lower().partition("://")[2]
 
 
 def _is_page(scope: Scope) -> bool:
@@ -114,7 +117,6 @@ def _unknown_host(host: str) -> Problem:
     return Problem(Error.UNKNOWN_HOST, detail)
 
 
-def _foreign(headers: Headers) -> Problem:
-    origin = headers.get("origin")
+def _foreign(origin: str | None) -> Problem:
     page = "A page of another origin" if origin is None else f"A page of {quoted(origin)}"
     return Problem(Error.FOREIGN_ORIGIN, f"{page} may not use this service; server.allowed_origins permits origins.")
