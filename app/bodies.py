@@ -7,7 +7,9 @@ that take seconds for a megabyte, or that make text of which no UTF-8 can be mad
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import ParamSpec, TypeVar
 from urllib.parse import parse_qsl
 
@@ -143,11 +145,15 @@ async def json_body(
     return await in_thread_if_large(len(body), parsed_json, body, decoder, values)
 
 
+# One, so that one large body at a time takes the memory and the interpreter's lock that decoding needs.
+_large_bodies = ThreadPoolExecutor(1, "large-bodies")
+
+
 async def in_thread_if_large(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """The result of `work`, whose time goes with `size` bytes; not on the event loop's time if these are many."""
     if size <= LARGE_BYTES:
         return work(*args, **kwargs)
-    return await asyncio.to_thread(work, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_large_bodies, partial(work, *args, **kwargs))
 
 
 def parsed_json(body: bytes, decoder: "msgspec.json.Decoder[T]", max_values: int | None = JSON_VALUES) -> T:

@@ -24,6 +24,7 @@ from workers.memory import memory_limit
 __all__ = ["ServerConfig", "Settings", "SettingsError", "load"]
 
 DAY = 86400  # seconds
+VERBATIM = [("server", "api_key"), ("server", "api_key_file")]  # text in a variable as it is: an empty one is no key
 MIN_KEY_CHARS = 16
 LEAST_BUFFERED_BYTES, MOST_BUFFERED_BYTES = 256 * 2**20, 2 * 2**30
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -120,7 +121,7 @@ class Settings:
 
 def load(path: Path, environ: Mapping[str, str]) -> Settings:
     """Read a configuration file and the variables over it. Raises SettingsError."""
-    document = Document.read(path, environ, verbatim=[("server", "api_key")])
+    document = Document.read(path, environ, VERBATIM)
     settings = document.convert(Settings)
     if (keys := settings.server.api_key_file) is not None:
         settings = replace(settings, server=replace(settings.server, api_key_file=str(path.parent / keys)))

@@ -41,4 +41,6 @@ def forget_secrets(environ: MutableMapping[str, str]) -> list[str]:
 def _is_secret(name: str, value: str) -> bool:
     if _NEEDED.match(name):
         return False
+    if name.startswith("CONTOUR_") and "key" in value.lower():  # a whole section as YAML may hold one
+        return True
     return bool(_SECRET.search(name) or (_PASSWORD.search(value) and not _PROXY.search(name)))

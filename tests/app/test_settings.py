@@ -353,6 +353,15 @@ def test_a_key_that_is_empty_or_short_stops_the_start(tmp_path: Path, key: str) 
     assert "short" not in line
 
 
+@pytest.mark.parametrize("path", ["", " ", "~", "null"])
+def test_a_variable_without_a_key_file_stops_the_start(tmp_path: Path, path: str) -> None:
+    """It would else override the file of the configuration, and serve everybody."""
+    (tmp_path / "keys").write_text(f"{KEY}\n")
+    text = f"{ECHO}\nserver: {{api_key_file: keys}}"
+    [line] = refusal(tmp_path, text, CONTOUR_SERVER__API_KEY_FILE=path)
+    assert line.startswith("environment variable CONTOUR_SERVER__API_KEY_FILE: server.api_key_file ")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [

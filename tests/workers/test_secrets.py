@@ -13,6 +13,7 @@ from workers.secrets import PR_SET_DUMPABLE, forget_secrets
 SECRETS = {
     "CONTOUR_SERVER__API_KEY": "k",
     "CONTOUR_SERVER__API_KEY_FILE": "/keys",
+    "CONTOUR_SERVER": "{api_key: k}",
     "HF_TOKEN": "t",
     "HUGGING_FACE_HUB_TOKEN": "t",
     "OTEL_EXPORTER_OTLP_HEADERS": "authorization=x",

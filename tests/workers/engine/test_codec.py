@@ -16,7 +16,7 @@ from workers.engine import codec
 from workers.engine.codec import Pixels
 from workers.engine.config import Canny, Output
 from workers.engine.contract import BadPictureError
-from workers.engine.header import jpeg_scale, read_header, without_texts
+from workers.engine.header import jpeg_scale, jpeg_scans, read_header, without_texts
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -302,3 +302,24 @@ def test_a_damaged_webp_leaves_no_trace_on_the_standard_error(capfd: pytest.Capt
         with pytest.raises(BadPictureError):
             codec.decode(data + bytes(20))
     assert capfd.readouterr().err == ""
+
+
+def test_a_film_behind_a_photograph_is_no_part_of_it() -> None:
+    """Phones append one: in millions of bytes, any two come often."""
+    photograph = codec.encode(np.full((3000, 4000, 3), 90, np.uint8), Output(format="jpeg"))
+    film = np.random.default_rng(1).integers(0, 256, 16 * 2**20, np.uint8).tobytes()
+    assert film.count(b"\xff\xda") > 200
+    assert jpeg_scans(photograph + film) == 1
+    assert np.array_equal(codec.decode_to(photograph + film, 512, 384), codec.decode_to(photograph, 512, 384))
+
+
+@pytest.mark.parametrize(
+    "hidden", [b"\xff\xfe\x00\x06\xff\xd9\xff\xd9", b"\xff\xfe\x00\x04\xff\xd9", b"\xff\xff\xff\x01"]
+)
+def test_an_end_in_a_comment_hides_no_scans(hidden: bytes) -> None:
+    image = Image.effect_noise((64, 64), 50).convert("RGB")
+    file = BytesIO()
+    image.save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    second = data.index(b"\xff\xda", data.index(b"\xff\xda") + 2)
+    assert jpeg_scans(data[:second] + hidden + data[second:]) == jpeg_scans(data) == data.count(b"\xff\xda")
