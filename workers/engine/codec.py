@@ -34,9 +34,8 @@ _MAX_PIXELS = 178_956_970  # where Pillow would call it a bomb; a guard for call
 # JPEG's own limit. A WebP of 210 bytes may declare 13,697,032 x 8 pixels and keeps libwebp busy for minutes.
 _MAX_SIDE = 65_535
 # Each scan of a progressive JPEG goes over all pixels, some 2 ns for each, and takes a few bytes: 200 KB can hold 1,000
-# scans of 40 million pixels, a minute. Pictures have some ten scans. However few its pixels, a scan has its costs.
-_MAX_SCANNED_PIXELS = 10**9
-_SCAN_PIXELS = 2**20
+# scans of 40 million pixels, a minute. Encoders make some ten scans.
+_MAX_SCANNED_PIXELS, _MAX_SCANS = 10**9, 100
 _THUMBNAIL_SIDE, _THUMBNAIL = 128, Output(format="jpeg", quality=80)
 _UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, zlib.error)
 
@@ -135,7 +134,7 @@ def _open(data: Buffer, header: Header, size: tuple[int, int]) -> Image.Image:
 
 
 def _open_jpeg(data: Buffer, header: Header) -> ImageFile.ImageFile:
-    most = _MAX_SCANNED_PIXELS // max(header.width * header.height, _SCAN_PIXELS)
+    most = min(_MAX_SCANS, _MAX_SCANNED_PIXELS // (header.width * header.height))
     # To walk over all markers takes time: it is not needed where there are few of these bytes anywhere.
     if bytes(data).count(START_OF_SCAN) > most and (scans := jpeg_scans(data)) > most:
         raise BadPictureError(f"The JPEG picture goes over its pixels too often: {scans} scans.")
