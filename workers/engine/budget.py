@@ -9,38 +9,51 @@ from workers.engine.contract import BadPictureError
 from workers.engine.header import Header, decoding_bytes, table_bytes
 
 _MIB = 2**20
+_LARGE_PART = 8  # an image that needs more than this part of the budget is large
+_SMALL_PART = 4  # this part of the budget, once more, is for the small ones together
 
 
 class DecodeBudget:
     """Bytes for images that are being decoded. May be used by several threads at once.
 
-    Whoever finds too few free waits for its turn: first come, first served, so that small images do not keep a large
-    one waiting for ever.
+    Large images take seconds, and are decoded one at a time. Small ones do not wait for them: else one client with a
+    few large files would delay everybody. In all, no more than `capacity` and a quarter of it is spent.
     """
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = self._free = capacity
-        self._waiting: deque[object] = deque()
-        self._changed = Condition()
+        self._capacity = capacity
+        self._small = _Lane(capacity // _SMALL_PART)
+        self._large = _Lane(1)
 
     @contextmanager
     def spend_on(self, header: Header, size: tuple[int, int]) -> Iterator[None]:
         """Hold what it takes to decode an image to a size (width, height). Raises BadPictureError if that is too much.
 
-        What is too much for the whole budget would wait for ever. A lossless WebP takes all of it if its codes may need
-        so much: hardly any does, and which do is known only when it is decoded, so it is decoded alone.
+        A lossless WebP may need all of the budget for its codes. Hardly any does, and which do is known only when it is
+        decoded, so it counts as large.
         """
         needed = decoding_bytes(header, size)
         if needed > self._capacity:
             raise BadPictureError(_refusal(header, size, needed, self._capacity))
-        needed = min(needed + table_bytes(header), self._capacity)
-        self._take(needed)
-        try:
-            yield
-        finally:
-            self._give_back(needed)
+        needed += table_bytes(header)
+        if needed > self._capacity // _LARGE_PART:
+            with self._large.hold(1):
+                yield
+        else:
+            with self._small.hold(needed):
+                yield
 
-    def _take(self, needed: int) -> None:
+
+class _Lane:
+    """Bytes, or places, that are shared: first come, first served."""
+
+    def __init__(self, capacity: int) -> None:
+        self._free = capacity
+        self._waiting: deque[object] = deque()
+        self._changed = Condition()
+
+    @contextmanager
+    def hold(self, needed: int) -> Iterator[None]:
         turn = object()
         with self._changed:
             self._waiting.append(turn)
@@ -48,11 +61,12 @@ class DecodeBudget:
             self._waiting.popleft()
             self._free -= needed
             self._changed.notify_all()  # there may be enough for the next one, too
-
-    def _give_back(self, taken: int) -> None:
-        with self._changed:
-            self._free += taken
-            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += needed
+                self._changed.notify_all()
 
 
 def _refusal(header: Header, size: tuple[int, int], needed: int, capacity: int) -> str:

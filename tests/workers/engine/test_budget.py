@@ -4,7 +4,9 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
 from typing import get_args
@@ -34,6 +36,7 @@ from workers.engine.header import (
 MIB = 2**20
 IMAGE = Header("PNG", 1000, 1000)
 NEEDED = decoding_bytes(IMAGE, (512, 512))
+SMALL, LARGE = Header("PNG", 64, 64), Header("PNG", 5000, 5000)  # of a budget of 256 MiB
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,13 +102,10 @@ def test_a_webp_of_many_codes_takes_no_more_than_is_said(tmp_path: Path) -> None
     assert decoding_bytes(header, (512, 512)) < peak <= decoding_bytes(header, (512, 512)) + table_bytes(header)
 
 
-def test_what_may_have_many_codes_is_decoded_alone() -> None:
-    budget = DecodeBudget(256 * MIB)
-    with budget.spend_on(read_header(webp_of_many_codes(1024)), (512, 512)):
-        assert budget._free == 0
-    with budget.spend_on(Header("WebP", 1024, 1024), (512, 512)):  # a lossy one
-        assert budget._free > 200 * MIB
-    assert budget._free == 256 * MIB
+def test_what_may_have_many_codes_counts_as_large() -> None:
+    lossless, lossy = read_header(webp_of_many_codes(1024)), Header("WebP", 1024, 1024)
+    assert runs_beside(LARGE, lossy)
+    assert not runs_beside(LARGE, lossless)
 
 
 @pytest.mark.parametrize("block", [b"VP8L", b"ALPH", b"ANMF"])
@@ -160,34 +160,53 @@ def test_what_is_too_much_for_the_budget_is_refused_with_what_to_send() -> None:
         pass
 
 
-def test_images_wait_until_there_is_enough_and_in_order() -> None:
-    budget, order = DecodeBudget(2 * NEEDED), list[int]()
-    small = Header("PNG", 64, 64)
-    large = Header("PNG", 1400, 1400)  # nearly the whole budget
-    started = threading.Event()
+def runs_beside(one: Header, other: Header) -> bool:
+    """Whether an image is decoded while another one is."""
+    budget, begun = DecodeBudget(256 * MIB), threading.Event()
 
-    def decode(number: int, header: Header) -> None:
-        started.set()
-        with budget.spend_on(header, (64, 64)):
+    def decode() -> None:
+        with budget.spend_on(other, (64, 64)):
+            begun.set()
+
+    with ThreadPoolExecutor(1) as threads:
+        with budget.spend_on(one, (64, 64)):
+            threads.submit(decode)
+            beside = begun.wait(0.5)
+        assert begun.wait(30)
+    return beside
+
+
+def test_large_images_are_decoded_one_at_a_time_and_small_ones_beside_them() -> None:
+    assert not runs_beside(LARGE, LARGE)
+    assert runs_beside(LARGE, SMALL)
+    assert runs_beside(SMALL, LARGE)
+    assert runs_beside(SMALL, SMALL)
+
+
+def test_small_images_wait_in_order_for_what_is_theirs() -> None:
+    budget, order = DecodeBudget(256 * MIB), list[int]()
+
+    def decode(number: int) -> None:
+        with budget.spend_on(IMAGE, (512, 512)):
             order.append(number)
 
-    with ThreadPoolExecutor(2) as threads:
-        with budget.spend_on(IMAGE, (512, 512)):
-            first = threads.submit(decode, 1, large)
-            while not budget._waiting:
-                started.wait(0.01)
-            second = threads.submit(decode, 2, small)  # there would be room for it, but it came later
-            while len(budget._waiting) < 2:
-                started.wait(0.01)
-            assert order == []
-        first.result(timeout=30)
-        second.result(timeout=30)
-    assert order == [1, 2]
+    held = 64 * MIB // NEEDED  # as many as there is room for
+    with ThreadPoolExecutor(4) as threads, ExitStack() as stack:
+        for _ in range(held):
+            stack.enter_context(budget.spend_on(IMAGE, (512, 512)))
+        waiting = []
+        for number in range(4):
+            waiting.append(threads.submit(decode, number))
+            time.sleep(0.05)  # so that they come in this order
+        assert order == []
+        stack.close()
+        for each in waiting:
+            each.result(timeout=30)
+    assert order == [0, 1, 2, 3]
 
 
-def test_never_more_than_the_budget_is_spent() -> None:
-    capacity = 3 * NEEDED
-    budget, lock, spent, most = DecodeBudget(capacity), threading.Lock(), 0, 0
+def test_never_more_than_their_part_is_spent_on_small_images() -> None:
+    budget, lock, spent, most = DecodeBudget(128 * MIB), threading.Lock(), 0, 0
 
     def decode(side: int) -> None:
         nonlocal spent, most
@@ -196,21 +215,20 @@ def test_never_more_than_the_budget_is_spent() -> None:
             with lock:
                 spent += decoding_bytes(header, (64, 64))
                 most = max(most, spent)
+            time.sleep(0.001)
             with lock:
                 spent -= decoding_bytes(header, (64, 64))
 
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(decode, [200 + 7 * n % 1200 for n in range(400)]))
-    assert NEEDED < most <= capacity
-    assert (budget._free, len(budget._waiting)) == (capacity, 0)
+        list(threads.map(decode, [200 + 7 * n % 800 for n in range(400)]))
+    assert NEEDED < most <= 32 * MIB
 
 
 def test_what_fails_gives_its_share_back() -> None:
-    budget = DecodeBudget(NEEDED)
-    for _ in range(3):
-        with pytest.raises(ZeroDivisionError), budget.spend_on(IMAGE, (512, 512)):
+    budget = DecodeBudget(256 * MIB)
+    for header in [SMALL, LARGE] * 20:
+        with pytest.raises(ZeroDivisionError), budget.spend_on(header, (64, 64)):
             raise ZeroDivisionError
-    assert budget._free == NEEDED
 
 
 def test_engines_decode_within_their_budget() -> None:
