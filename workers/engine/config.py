@@ -141,8 +141,8 @@ class EngineConfig:
     """Everything that decides what a picture looks like, and how many are made at once (`slots` per worker).
 
     `runtime` is what runs the networks. `onnxruntime` reads the files that `workers.convert` put into the folder
-    `onnx`. `decode_bytes` is the memory in which a worker decodes images, several at a time: others wait (auto: an
-    eighth of the memory there is, at least 256 MiB, at most 1 GiB).
+    `onnx`. `decode_bytes` is the memory in which a worker decodes a large image, one at a time; small ones have a
+    quarter more (auto: an eighth of the memory there is, at least 256 MiB, at most 1 GiB).
     """
 
     kind: Literal["diffusion", "echo"] = "diffusion"
