@@ -26,6 +26,7 @@ from workers.engine.denoiser import coldest
 from workers.engine.graphs import Recorder
 from workers.engine.header import output_size, read_header
 from workers.engine.measure import Measurements
+from workers.engine.noise import draw
 from workers.engine.options import Scales, canny_of, scales_of
 from workers.engine.plan import Plan
 from workers.engine.runtime import AnyModel
@@ -114,9 +115,7 @@ class DiffusionEngine:
             pixels = codec.decode_to(task.picture, width, height)
         edges = codec.edges(pixels, canny)
         shape = (4, height // self._model.latent_scale, width // self._model.latent_scale)
-        generator = torch.Generator().manual_seed(task.seed)
-        # One by one, as diffusers draws them.
-        noise = torch.stack([torch.randn(shape, generator=generator) for _ in range(plan.matrix.noises)])
+        noise = draw(task.seed, shape, plan.matrix.noises)
         return Prepared(self._prompts(task), noise, edges, plan, scales)
 
     @torch.no_grad()
