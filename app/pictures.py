@@ -38,7 +38,7 @@ def from_base64(text: str, name: str) -> bytes:
 
 
 def measured(picture: bytes, rules: Rules, blamed: str | None) -> Header:
-    """What the picture's header declares. Raises Problem for one that is too large, or none."""
+    """What the image's header declares. Raises Problem for one that is too large or too long, and for other files."""
     if len(picture) > rules.max_picture_bytes:
         raise too_large(f"The picture has {len(picture)} bytes", rules.max_picture_bytes, "bytes", blamed)
     try:
@@ -48,6 +48,10 @@ def measured(picture: bytes, rules: Rules, blamed: str | None) -> Header:
     if header.width * header.height > rules.max_pixels:
         what = f"The picture is {header.width} x {header.height} pixels"
         raise too_large(what, rules.max_pixels, "pixels in all", blamed)
+    try:
+        output_size(header.width, header.height, rules.sizing)
+    except BadPictureError as error:
+        raise Problem(Error.INVALID_PICTURE, str(error), blamed) from None
     return header
 
 

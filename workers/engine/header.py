@@ -99,12 +99,17 @@ def read_header(data: Buffer) -> Header:
 
 
 def output_size(width: int, height: int, sizing: Sizing) -> tuple[int, int]:
-    """(width, height) in pixels of the picture that is made from one of `width` x `height`.
+    """(width, height) in pixels of the image that is made from one of `width` x `height`.
 
     The rule of ControlNet's own demo (lllyasviel/ControlNet, annotator/util.py, `resize_image`): the short side becomes
-    `short_side`, then both are rounded to multiples. A picture too long for `long_side` is made smaller as a whole.
+    `short_side`, then both are rounded to multiples. An image too long for `long_side` is made smaller as a whole.
+    Rounding moves a side by half a multiple at most. Raises BadPictureError where the short side would be less than
+    that: a whole multiple, which is the least, would then stretch it without bound.
     """
-    scale = min(sizing.short_side / min(width, height), sizing.long_side / max(width, height))
+    longest = _longest(sizing)
+    if max(width, height) * sizing.multiple > 2 * longest * min(width, height):
+        raise BadPictureError(_too_long(width, height, sizing))
+    scale = min(sizing.short_side / min(width, height), longest / max(width, height))
     return _rounded(width * scale, sizing), _rounded(height * scale, sizing)
 
 
@@ -165,9 +170,23 @@ def without_texts(data: Buffer) -> Buffer:
     return b"".join((*kept, view[at:])) if kept else data
 
 
+def _longest(sizing: Sizing) -> int:
+    """The longest side that is a multiple."""
+    return max(sizing.long_side // sizing.multiple, 1) * sizing.multiple
+
+
 def _rounded(side: float, sizing: Sizing) -> int:
-    most = max(sizing.long_side // sizing.multiple, 1)
-    return min(max(round(side / sizing.multiple), 1), most) * sizing.multiple
+    return min(max(round(side / sizing.multiple), 1) * sizing.multiple, _longest(sizing))
+
+
+def _too_long(width: int, height: int, sizing: Sizing) -> str:
+    tenths = -(-10 * max(width, height) // min(width, height))  # rounded up: it is more than what works
+    ratio = f"{tenths // 10}.{tenths % 10}".removesuffix(".0")
+    return (
+        f"This image is {width} x {height} ({f'{ratio}:1' if width > height else f'1:{ratio}'}); with a short side of "
+        f"{sizing.short_side} and a long side of {sizing.long_side} pixels, shapes up to "
+        f"{2 * _longest(sizing) // sizing.multiple}:1 work. Crop it or add borders."
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- formats

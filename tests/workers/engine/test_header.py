@@ -4,7 +4,7 @@ import sys
 import time
 from contextlib import suppress
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -156,7 +156,7 @@ def test_whatever_is_damaged_it_answers_or_refuses(kind: str, draw: st.DataObjec
         ((768, 1024), (512, 704)),
         ((4000, 3000), (704, 512)),
         ((4000, 1000), (1024, 256)),  # too long: made smaller as a whole
-        ((100_000, 10), (1024, 64)),
+        ((3200, 100), (1024, 64)),  # the short side comes to 32, half a multiple
         ((1, 1), (512, 512)),
     ],
 )
@@ -164,18 +164,53 @@ def test_sizes_follow_the_demos_rule(given_size: tuple[int, int], expected: tupl
     assert output_size(*given_size, Sizing(short_side=512, long_side=1024, multiple=64)) == expected
 
 
-@given(
-    st.integers(1, 10**6),
-    st.integers(1, 10**6),
-    st.integers(64, 2048),
-    st.integers(64, 4096),
-    st.sampled_from([8, 16, 32, 64]),
+def sizings() -> st.SearchStrategy[Sizing]:
+    """As a configuration may have them: both sides multiples, the short one not above the long one."""
+
+    def sizing(multiple: Literal[8, 16, 32, 64], sides: tuple[int, int]) -> Sizing:
+        short, long = (side // multiple * multiple for side in sorted(sides))
+        return Sizing(short_side=short, long_side=long, multiple=multiple)
+
+    multiples: st.SearchStrategy[Literal[8, 16, 32, 64]] = st.sampled_from([8, 16, 32, 64])
+    return st.builds(sizing, multiples, st.tuples(st.integers(64, 2048), st.integers(64, 4096)))
+
+
+def shapes() -> st.SearchStrategy[tuple[int, int]]:
+    """Any; and those about as long as the longest that work."""
+    near = st.builds(lambda short, ratio: (short, round(short * ratio)), st.integers(1, 10**5), st.floats(1, 2100))
+    either = near | near.map(lambda sides: sides[::-1])
+    return st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)) | either
+
+
+@given(shapes(), sizings())
+def test_each_side_is_rounded_to_the_nearest_multiple_or_the_shape_is_refused(
+    shape: tuple[int, int], sizing: Sizing
+) -> None:
+    multiple, longest = sizing.multiple, 2 * sizing.long_side // sizing.multiple
+    if max(shape) > longest * min(shape):
+        with pytest.raises(BadPictureError, match=f"shapes up to {longest}:1 work"):
+            output_size(*shape, sizing)
+        return
+    made = output_size(*shape, sizing)
+    assert all(side % multiple == 0 and multiple <= side <= sizing.long_side for side in made)
+    assert (made[0] >= made[1]) == (shape[0] >= shape[1]) or made[0] == made[1]
+    # Some image of the shape that was sent is, on each side, within half a multiple of what is made.
+    most = min((side + multiple / 2) / sent for side, sent in zip(made, shape, strict=True))
+    least = max((side - multiple / 2) / sent for side, sent in zip(made, shape, strict=True))
+    assert least <= most * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("shape", "ratio"),
+    [((5000, 100), "(50:1)"), ((100, 5000), "(1:50)"), ((3201, 100), "(32.1:1)"), ((1, 10**6), "(1:1000000)")],
 )
-def test_sizes_are_multiples_and_bounded(width: int, height: int, short: int, long: int, multiple: int) -> None:
-    sizing = Sizing(short_side=short, long_side=long, multiple=multiple)  # type: ignore[arg-type]
-    made = output_size(width, height, sizing)
-    assert all(side % multiple == 0 and multiple <= side <= long for side in made)
-    assert (made[0] >= made[1]) == (width >= height) or made[0] == made[1]
+def test_a_shape_that_would_be_stretched_is_refused_with_those_that_work(shape: tuple[int, int], ratio: str) -> None:
+    with pytest.raises(BadPictureError) as refused:
+        output_size(*shape, Sizing(short_side=256, long_side=512, multiple=32))
+    assert str(refused.value) == (
+        f"This image is {shape[0]} x {shape[1]} {ratio}; with a short side of 256 and a long side of 512 pixels, "
+        "shapes up to 32:1 work. Crop it or add borders."
+    )
 
 
 def test_reading_headers_imports_neither_torch_nor_a_codec() -> None:
