@@ -7,7 +7,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,7 +29,8 @@ MIN_KEY_CHARS = 16
 LEAST_BUFFERED_BYTES, MOST_BUFFERED_BYTES = 256 * 2**20, 2 * 2**30
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.IGNORECASE)
-HOST = re.compile(r"(\*\.)?[a-z0-9._-]+|[0-9a-f:.]+", re.IGNORECASE)
+HOST = re.compile(r"(\*\.)?[a-z0-9._-]+", re.IGNORECASE)
+DEFAULT_PORT = re.compile(r"http://.*:80|https://.*:443", re.IGNORECASE)  # which browsers leave out of an origin
 Bytes = Annotated[int, Meta(ge=1024, le=2**30)]
 Seconds = Annotated[float, Meta(gt=0, le=DAY)]
 Secret = Annotated[str, Meta(extra={"secret": True})]
@@ -202,13 +203,21 @@ def _access_problems(server: ServerConfig) -> Iterator[Problem]:
             text = f"is {proxy!r}, but must be an address or a network, such as 10.0.0.0/8"
             yield Problem(("server", "trusted_proxies", str(n)), text)
     for n, host in enumerate(server.allowed_hosts):
-        if host != "*" and not HOST.fullmatch(host):
+        if host != "*" and not (HOST.fullmatch(host) or _is_address(host)):
             text = f"is {show(host)}, but must be a host name without port, *.NAME for all names below one, or *"
             yield Problem(("server", "allowed_hosts", str(n)), text)
     for n, origin in enumerate(server.allowed_origins):
-        if origin != "*" and not ORIGIN.fullmatch(origin):
+        if origin != "*" and (not ORIGIN.fullmatch(origin) or DEFAULT_PORT.fullmatch(origin)):
             text = f"is {show(origin)}, but must be an origin as browsers write it, such as https://example.com, or *"
             yield Problem(("server", "allowed_origins", str(n)), text)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -9,7 +9,8 @@ asking first; only reading the answer needs a permission (CORS). So what is sent
   "same origin". What it cannot change is the Host header, which still has its name. So Host must be one of ours.
 """
 
-from collections.abc import Callable, Collection, Sequence
+import re
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from ipaddress import ip_address
 
@@ -23,6 +24,8 @@ ANY = "*"
 # Anybody may link to a page, and a link sends no Origin worth checking; probes show nothing of any client.
 PAGES = ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/metrics")
 PAGE_FOLDERS = ("/docs/", "/page/")
+CHECKED = (b"host", b"origin", b"sec-fetch-site")
+HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s\[\]:@,]+))(?::\d{0,5})?")  # RFC 9110, 7.2, in lower case
 MAX_HOST_CHARS = 255  # that a name in DNS may have (RFC 1035, 2.3.4)
 UNSPECIFIED = ("0.0.0.0", "::")  # noqa: S104 - what people write when they mean this machine
 
@@ -61,20 +64,17 @@ class OriginGuard:
             await self._app(scope, receive, send)
 
     def _problem(self, scope: Scope) -> Problem | None:
-        hosts, origin, site = [], None, None
+        found: dict[bytes, str] = {}
         for name, value in scope["headers"]:  # once, as every request pays for it
-            if name == b"host":
-                hosts.append(value.decode("latin-1").lower())
-            elif name == b"origin":
-                origin = value.decode("latin-1").lower()
-            elif name == b"sec-fetch-site":
-                site = value.decode("latin-1")
-        for host in hosts:
-            if not self._is_ours(host_of(host), scope):
-                return _unknown_host(host)
-        if _is_page(scope) or self._may_use(hosts, origin, site):
+            if name in CHECKED:  # of several, which no browser sends, all are joined, so that none is passed over
+                text = value.decode("latin-1").strip().lower()
+                found[name] = f"{found[name]}, {text}" if name in found else text
+        host = found.get(b"host")
+        if host is not None and not self._is_ours(host_of(host), scope):
+            return _unknown_host(host)
+        if _is_page(scope) or self._may_use(host, found.get(b"origin"), found.get(b"sec-fetch-site")):
             return None
-        return _foreign(origin)
+        return _foreign(found.get(b"origin"))
 
     def _is_ours(self, host: str, scope: Scope) -> bool:
         return len(host) <= MAX_HOST_CHARS and (
@@ -87,22 +87,19 @@ class OriginGuard:
             or (scope.get("server") is not None and host == scope["server"][0])
         )
 
-    def _may_use(self, hosts: Sequence[str], origin: str | None, site: str | None) -> bool:
+    def _may_use(self, host: str | None, origin: str | None, site: str | None) -> bool:
         if ANY in self._origins or origin in self._origins:
             return True
         if site == "same-origin" and origin != "null":  # no page can set this header; a proxy may have changed Host
             return True
-        own = origin is None or origin.partition("://")[2] in hosts  # its scheme may have changed at a proxy
+        own = origin is None or origin.partition("://")[2] == host  # its scheme may have changed at a proxy
         return own and site in (None, "same-origin", "none")  # none: a person, who typed the address
 
 
-def host_of(host_and_port: str) -> str:
-    """The host of a Host header in lower case, without port, brackets and the dot of the root."""
-    host = host_and_port.strip()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    name, colon, port = host.rpartition(":")
-    return (name if colon and ":" not in name and not port.strip("0123456789") else host).rstrip(".")
+def host_of(header: str) -> str:
+    """The host of a Host header in lower case, without port, brackets and the dot of the root; empty if it is none."""
+    found = HOST.fullmatch(header)
+    return "" if found is None else found[1] or found[2].removesuffix(".")
 
 
 def _is_page(scope: Scope) -> bool:
@@ -111,8 +108,7 @@ def _is_page(scope: Scope) -> bool:
 
 
 def _unknown_host(host: str) -> Problem:
-    name = quoted(host_of(host))
-    detail = f"The Host header is {name}, which is no name of this service; server.allowed_hosts adds names."
+    detail = f"The Host header is {quoted(host)}, which is no name of this service; server.allowed_hosts adds names."
     return Problem(Error.UNKNOWN_HOST, detail)
 
 

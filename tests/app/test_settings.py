@@ -370,6 +370,8 @@ def test_a_variable_without_a_key_file_stops_the_start(tmp_path: Path, path: str
         ("allowed_origins", "a.example", "is 'a.example', but must be an origin as browsers write it"),
         ("allowed_origins", "https://a.example/", "is 'https://a.example/', but must be an origin"),
         ("allowed_origins", "null", "is 'null', but must be an origin"),
+        ("allowed_origins", "https://a.example:443", "is 'https://a.example:443', but must be an origin"),
+        ("allowed_hosts", "a:80", "is 'a:80', but must be a host name without port"),
     ],
 )
 def test_what_is_no_host_or_origin_is_told(tmp_path: Path, key: str, value: str, told: str) -> None:

@@ -124,6 +124,12 @@ def test_other_origins_are_refused_although_one_is_allowed(opened: Service) -> N
         "localhost.evil.example",
         "127.0.0.1.evil.example",
         "10.0.0.1",
+        "evillocalhost",
+        "user@localhost",
+        "evil.example, localhost",
+        "localhost..",
+        "[::1].evil.example",
+        "[::1%evil]",
         "",
         "[::2]:80",
     ],
@@ -157,6 +163,14 @@ def test_allowed_hosts_are_known(opened: Service) -> None:
     assert {opened.client.get("/settings.json", headers={"Host": host}).status_code for host in known} == {200}
     unknown = ("lan.example", "evil.example", "xart.example", "art.example.evil.example")
     assert {opened.client.get("/settings.json", headers={"Host": host}).status_code for host in unknown} == {403}
+
+
+@pytest.mark.parametrize("name", ["Origin", "Sec-Fetch-Site"])
+def test_two_of_a_header_are_refused(echo: Service, name: str) -> None:
+    ours = {"Origin": echo.url, "Sec-Fetch-Site": "same-origin"}[name]
+    for values in ((ours, EVIL), (EVIL, ours), (ours, ours)):
+        headers = [(name, value) for value in values]
+        assert echo.client.get("/settings.json", headers=headers).status_code == 403
 
 
 def test_two_hosts_are_refused_if_one_is_unknown(echo: Service) -> None:
