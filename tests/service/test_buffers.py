@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.service.memory import peak_bytes, resident_bytes
 from tests.service.raw import connect, head, read
 from tests.service.running import PATIENCE, Service, good_request, until
+from workers.allocator import KEPT_BYTES
 
 BUDGET = 128 * 2**20
 OWN_BYTES = BUDGET // 4  # of one client: half is left free for others, and a body counts twice, as its image is decoded
@@ -79,6 +81,24 @@ def test_a_body_that_was_answered_is_counted_no_more(small: Service) -> None:
         assert small.generate(filler=filler).status_code == 200
         assert small.generate(steps=0, filler=filler).status_code == 422
         assert small.client.post("/nothing", content=filler).status_code == 404
+
+
+def test_finished_bodies_of_every_kind_leave_little_behind(small: Service) -> None:
+    """Most of what is freed is kept for the next one, within bounds: `workers.allocator`."""
+    before = resident_bytes(small.process.pid)
+    length = 7 * 2**20
+    kinds = [
+        {"filler": "x" * length},
+        {"filler": "\U0001f600" * (length // 4)},
+        {"input_image_base64": "A" * length},
+        {"input_image_base64": ("A" * 76 + "\n") * (length // 78)},
+        {"negative_prompt": "é" * (length // 2)},
+    ]
+    with ThreadPoolExecutor(4) as clients:
+        statuses = set(clients.map(lambda n: small.generate(**kinds[n % len(kinds)]).status_code, range(60)))
+    assert statuses <= {200, 422, 503}
+    grown = peak_bytes(small.process.pid) - before
+    assert grown < BUDGET + KEPT_BYTES, f"{grown / 2**20:.0f} MiB"
 
 
 def test_a_budget_that_holds_no_largest_body_stops_the_start() -> None:
