@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
 
 from workers.engine import webp
 from workers.engine.config import Canny, Output
@@ -25,8 +24,8 @@ from workers.engine.header import (
     Header,
     jpeg_scans,
     read_header,
-    without_texts,
 )
+from workers.engine.png import deep_transparency, open_png
 
 Pixels: TypeAlias = NDArray[np.uint8]
 
@@ -66,8 +65,10 @@ def decode_to(data: Buffer, width: int, height: int) -> Pixels:
 
 
 def _scaled(data: Buffer, header: Header, size: tuple[int, int]) -> Pixels:
-    if header.format != "WebP":
-        return resize(_pixels(_open(data, header, size)), *size)
+    if header.format == "PNG":
+        return resize(_png_pixels(data, header), *size)
+    if header.format == "JPEG":
+        return resize(_pixels(_loaded(_open_jpeg(data, header), header, size)), *size)
     pixels = webp.decode(data, _stored_size(header))
     if pixels.shape[2] == 4:
         _composite(pixels)
@@ -115,25 +116,36 @@ def thumbnail(pixels: Pixels) -> bytes:
     return encode(resize(pixels, width, height), _THUMBNAIL)
 
 
+def _png_pixels(data: Buffer, header: Header) -> Pixels:
+    pixels = _pixels(_loaded(open_png(data), header))
+    if found := deep_transparency(data):
+        # In a second pass, so that there is one image of Pillow's in memory at a time.
+        high, low = found
+        image = _loaded(open_png(data, low_bytes=True), header)
+        for band in _bands(image.height, image.width):
+            lows = np.asarray(image.crop((0, band.start, image.width, band.stop)))
+            pixels[band][(pixels[band] == high).all(axis=2) & (lows == low).all(axis=2)] = 255
+    return pixels
+
+
 def _stored_size(header: Header) -> tuple[int, int]:
     """(width, height) as they are in the file, before it is turned."""
     return (header.height, header.width) if header.orientation >= SIDES_SWAPPED else (header.width, header.height)
 
 
-def _open(data: Buffer, header: Header, size: tuple[int, int]) -> Image.Image:
-    """The image, decoded at no less than a size (width, height) that is enough."""
-    # The plugins are called by name: Image.open would warn of large images, which the front end has judged already.
-    image = _open_jpeg(data, header) if header.format == "JPEG" else PngImageFile(BytesIO(without_texts(data)))
+def _loaded(image: ImageFile.ImageFile, header: Header, size: tuple[int, int] | None = None) -> Image.Image:
+    """The image with its pixels; a JPEG's are decoded at no less than a size (width, height) that is enough."""
     # Two readers that disagree on the size could be used to smuggle a large image past the limit.
     if image.size != _stored_size(header):
         raise BadPictureError(f"The {header.format} picture declares more than one size.")
-    if isinstance(image, JpegImageFile):
+    if size and isinstance(image, JpegImageFile):
         image.draft(None, size)
     image.load()
     return image
 
 
 def _open_jpeg(data: Buffer, header: Header) -> ImageFile.ImageFile:
+    # The plugins are called by name: Image.open would warn of large images, which the front end has judged already.
     most = min(_MAX_SCANS, _MAX_SCANNED_PIXELS // (header.width * header.height))
     # To walk over all markers takes time: it is not needed where there are few of these bytes anywhere.
     if bytes(data).count(START_OF_SCAN) > most and (scans := jpeg_scans(data)) > most:

@@ -21,8 +21,8 @@ Format: TypeAlias = Literal["PNG", "JPEG", "WebP"]
 Buffer: TypeAlias = bytes | memoryview
 _Stored: TypeAlias = tuple[int, int, bytes, int]  # width, height, EXIF block and lossless bytes as they are in the file
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_CHUNK = 12  # bytes of a chunk besides its body
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_CHUNK = 12  # bytes of a chunk besides its body
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION_TAG = 0x0112
 SIDES_SWAPPED = 5  # orientations 5 to 8 lie on their side
@@ -53,8 +53,6 @@ DEFAULT_MAX_PIXELS = 40_000_000
 BAND_PIXELS = 2**18  # are converted at a time
 _FIXED_BYTES = 8 * 2**20  # what a band takes, on its way through up to six copies, and what libraries keep
 _MAX_ENTRIES = 256  # of an EXIF directory, looked at; cameras write some 20, and there is room for 65,535
-# Chunks of a PNG that Pillow would decompress, up to 64 MiB of them, and that its pixels do not need.
-_COMPRESSED = frozenset({b"iCCP", b"iTXt", b"zTXt"})
 _OTHERS = {
     b"GIF8": "a GIF",
     b"BM": "a BMP",
@@ -160,16 +158,6 @@ def default_max_pixels(decode_bytes: int) -> int:
     return min(DEFAULT_MAX_PIXELS, decode_bytes // MAX_BYTES_PER_PIXEL)
 
 
-def without_texts(data: Buffer) -> Buffer:
-    """A PNG file without what would be decompressed besides its pixels: texts and a colour profile."""
-    view, kept, at = memoryview(data), [], 0
-    for start, name, body in _png_chunks(view):
-        if name in _COMPRESSED:
-            kept.append(view[at:start])
-            at = start + len(body) + _PNG_CHUNK
-    return b"".join((*kept, view[at:])) if kept else data
-
-
 def _longest(sizing: Sizing) -> int:
     """The longest side that is a multiple."""
     return max(sizing.long_side // sizing.multiple, 1) * sizing.multiple
@@ -194,7 +182,7 @@ def _too_long(width: int, height: int, sizing: Sizing) -> str:
 
 def _reader(data: Buffer) -> tuple[Format, Callable[[memoryview], _Stored]]:
     start = bytes(data[:16])
-    if start.startswith(_PNG):
+    if start.startswith(PNG_SIGNATURE):
         return "PNG", _read_png
     if start.startswith(_JPEG):
         return "JPEG", _read_jpeg
@@ -217,18 +205,19 @@ def _read_png(data: memoryview) -> _Stored:
     if bytes(data[12:16]) != b"IHDR":
         raise BadPictureError("The PNG picture does not begin with its header.")
     width, height = unpack_from(">II", data, 16)
-    exif = [body for _, name, body in _png_chunks(data) if name == b"eXIf"]
+    exif = [body for _, name, body in png_chunks(data) if name == b"eXIf"]
     return width, height, bytes(exif[0]) if exif else b"", 0
 
 
-def _png_chunks(data: memoryview) -> Iterator[tuple[int, bytes, memoryview]]:
-    at, last = len(_PNG), len(data) - 8
+def png_chunks(data: memoryview) -> Iterator[tuple[int, bytes, memoryview]]:
+    """Place, name and body of each chunk of a PNG file."""
+    at, last = len(PNG_SIGNATURE), len(data) - 8
     for _ in _parts(data, "PNG"):
         if at > last:
             return
         length, name = unpack_from(">I4s", data, at)
         yield at, name, data[at + 8 : at + 8 + length]
-        at += _PNG_CHUNK + length
+        at += PNG_CHUNK + length
 
 
 def _read_jpeg(data: memoryview) -> _Stored:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Make: TypeAlias = Callable[[int, int, bytes], bytes]  # of width, height and EXIF block
-_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def deep(channels: int) -> Make:
 def interlaced(width: int, height: int, block: bytes) -> bytes:
     """An RGBA PNG in seven passes, which Pillow reads and does not write."""
     pixels = np.asarray(noise("RGBA", width, height))
-    rows = b"".join(_passed(pixels[y::down, x::across]) for x, y, across, down in _ADAM7)
+    rows = b"".join(_passed(pixels[y::down, x::across]) for x, y, across, down in ADAM7)
     return png(struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 1), zlib.compress(rows, 1))
 
 
@@ -77,14 +77,21 @@ def _passed(pixels: NDArray[np.uint8]) -> bytes:
     return np.hstack([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)]).tobytes()
 
 
-def png(header: bytes, pixels: bytes, *others: tuple[bytes, bytes]) -> bytes:
-    """A PNG of its chunks; `others` come before the pixels."""
+def png(header: bytes, pixels: bytes, *others: tuple[bytes, bytes], bad: bytes = b"") -> bytes:
+    """A PNG of its chunks; `others` come before the pixels. Chunks with the name `bad` have a wrong checksum."""
     chunks = ((b"IHDR", header), *others, (b"IDAT", pixels), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, body) for name, body in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, body, name == bad) for name, body in chunks)
 
 
-def _chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+def _chunk(name: bytes, body: bytes, bad: bool) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body) ^ bad)
+
+
+def deep_with_transparency(width: int, height: int, block: bytes) -> bytes:
+    """A PNG of 16-bit RGB with a transparent colour, which is decoded twice."""
+    data = deep(3)(width, height, block)
+    transparency = png(b"", b"", (b"tRNS", bytes(6)))[20:38]
+    return data[:33] + transparency + data[33:]
 
 
 def animation(width: int, height: int, block: bytes) -> bytes:
@@ -142,6 +149,7 @@ KINDS: Mapping[str, Make] = {
     "PNG palette, tRNS": saved("P", "PNG", compress_level=1, transparency=7),
     "PNG grey, 16 bit": deep(1),
     "PNG RGBA, 16 bit": deep(4),
+    "PNG RGB, 16 bit, tRNS": deep_with_transparency,
     "PNG RGBA, interlaced": interlaced,
     "JPEG": saved("RGB", "JPEG"),
     "JPEG progressive": saved("RGB", "JPEG", progressive=True, subsampling=0),
