@@ -1,4 +1,4 @@
-"""Images as clients have them, by every way in: a shape that would be stretched is refused from the header alone."""
+"""Images as clients have them, by every way in."""
 
 import base64
 import struct
@@ -64,3 +64,11 @@ def test_the_longest_shape_that_works_is_taken(echo: Service, size: tuple[int, i
     edges = WAYS["edges, raw"](echo.client, data)
     assert edges.status_code == 200
     assert struct.unpack(">II", edges.content[16:24]) == tuple(1024 if side == 3200 else 64 for side in size)
+
+
+def test_a_photograph_without_its_end_marker_is_taken(echo: Service) -> None:
+    data = file_of(Image.linear_gradient("L"), "JPEG")
+    whole, cut = (echo.generate(input_image_base64=encoded(part)) for part in (data, data[:-2]))
+    assert (whole.status_code, cut.status_code) == (200, 200)
+    assert whole.json()["output_image_base64"] == cut.json()["output_image_base64"]
+    assert echo.generate(input_image_base64=encoded(data[:-9])).status_code == 422

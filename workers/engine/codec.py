@@ -1,5 +1,6 @@
 """Picture files to pixels and back. Pixels are RGB, uint8, [height, width, 3]."""
 
+import hashlib
 import struct
 import zlib
 from collections.abc import Iterator
@@ -12,19 +13,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from workers.engine import webp
+from workers.engine import jpeg, webp
 from workers.engine.config import Canny, Output
 from workers.engine.contract import BadPictureError
 from workers.engine.contract import Format as FileFormat
 from workers.engine.header import (
     BAND_PIXELS,
     SIDES_SWAPPED,
-    START_OF_SCAN,
     Buffer,
     Header,
-    jpeg_scans,
     read_header,
 )
+from workers.engine.jpeg import END_OF_IMAGE, START_OF_SCAN
 from workers.engine.png import deep_transparency, open_png
 
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -35,6 +35,7 @@ _MAX_SIDE = 65_535
 # Each scan of a progressive JPEG goes over all pixels, some 2 ns for each, and takes a few bytes: 200 KB can hold 1,000
 # scans of 40 million pixels, a minute. Encoders make some ten scans.
 _MAX_SCANNED_PIXELS, _MAX_SCANS = 10**9, 100
+_OTHER_DATA = bytes([0xA5, 0x3C, 0x96, 0x5B]) * 16  # than the zeros that libjpeg adds; from its first bit on
 _THUMBNAIL_SIDE, _THUMBNAIL = 128, Output(format="jpeg", quality=80)
 _UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, zlib.error)
 
@@ -68,7 +69,7 @@ def _scaled(data: Buffer, header: Header, size: tuple[int, int]) -> Pixels:
     if header.format == "PNG":
         return resize(_png_pixels(data, header), *size)
     if header.format == "JPEG":
-        return resize(_pixels(_loaded(_open_jpeg(data, header), header, size)), *size)
+        return resize(_pixels(_jpeg(data, header, size)), *size)
     pixels = webp.decode(data, _stored_size(header))
     if pixels.shape[2] == 4:
         _composite(pixels)
@@ -144,11 +145,49 @@ def _loaded(image: ImageFile.ImageFile, header: Header, size: tuple[int, int] | 
     return image
 
 
+def _jpeg(data: Buffer, header: Header, size: tuple[int, int]) -> Image.Image:
+    try:
+        return _loaded(_open_jpeg(data, header), header, size)
+    except OSError as error:
+        # Without its frames, which hold an image that is in memory until they are gone.
+        failure = error.with_traceback(None)
+    if "truncated" not in str(failure) or not jpeg.has_all_scans(data):
+        raise failure
+    return _jpeg_without_end(data, header, size, failure)
+
+
+def _jpeg_without_end(data: Buffer, header: Header, size: tuple[int, int], failure: OSError) -> Image.Image:
+    """A JPEG file that lacks its end marker and nothing else: what follows its data is then of no effect.
+
+    libjpeg takes zeros for data that is missing, and only warns, which Pillow does not tell. So the file is decoded
+    twice, once with other data added: where pixels are missing, that changes them. There is one image in memory at a
+    time.
+    """
+    cut = bytes(data).rstrip(b"\xff")  # half a marker
+    changed = _digest(_loaded(_open_jpeg(_continued(cut), header), header, size))
+    image = _loaded(_open_jpeg(cut + END_OF_IMAGE, header), header, size)
+    if _digest(image) != changed:
+        raise failure
+    return image
+
+
+def _continued(cut: bytes) -> bytes:
+    """A JPEG file with other data than it had, or would have had after its next restart marker."""
+    return b"".join((cut, _OTHER_DATA, jpeg.next_restart(cut), _OTHER_DATA, END_OF_IMAGE))
+
+
+def _digest(image: Image.Image) -> bytes:
+    digest = hashlib.blake2b()
+    for band in _bands(image.height, image.width):
+        digest.update(image.crop((0, band.start, image.width, band.stop)).tobytes())
+    return digest.digest()
+
+
 def _open_jpeg(data: Buffer, header: Header) -> ImageFile.ImageFile:
     # The plugins are called by name: Image.open would warn of large images, which the front end has judged already.
     most = min(_MAX_SCANS, _MAX_SCANNED_PIXELS // (header.width * header.height))
     # To walk over all markers takes time: it is not needed where there are few of these bytes anywhere.
-    if bytes(data).count(START_OF_SCAN) > most and (scans := jpeg_scans(data)) > most:
+    if bytes(data).count(START_OF_SCAN) > most and (scans := jpeg.scans(data)) > most:
         raise BadPictureError(f"The JPEG picture goes over its pixels too often: {scans} scans.")
     return JpegImageFile(BytesIO(data))
 

@@ -5,7 +5,6 @@ compares it with its own limit. Pillow would warn of such claims (or, for WebP, 
 the few bytes are read here. Layouts: PNG 3rd edition 5 and 11; ITU T.81 B.1; RFC 9649; Exif 2.32 4.6.
 """
 
-import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,21 +20,16 @@ Format: TypeAlias = Literal["PNG", "JPEG", "WebP"]
 Buffer: TypeAlias = bytes | memoryview
 _Stored: TypeAlias = tuple[int, int, bytes, int]  # width, height, EXIF block and lossless bytes as they are in the file
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_CHUNK = 12  # bytes of a chunk besides its body
+PNG_SIGNATURE, PNG_CHUNK = b"\x89PNG\r\n\x1a\n", 12  # bytes of a chunk besides its body
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION_TAG = 0x0112
 SIDES_SWAPPED = 5  # orientations 5 to 8 lie on their side
-_BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})  # JPEG markers without a length: TEM, RST0-7, SOI
+BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})  # JPEG markers without a length: TEM, RST0-7, SOI
 _HEADER_ENDS = frozenset({0xD9, 0xDA})  # EOI, SOS
-START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
-# Any marker but those among compressed data: a byte of 255 is followed by 0 there, or by the number of a restart.
-_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
-_NOT_FRAMES = frozenset({0xC4, 0xC8, 0xCC})  # the markers among C0-CF that do not start a frame: DHT, JPG, DAC
+NOT_FRAMES = frozenset({0xC4, 0xC8, 0xCC})  # the markers among C0-CF that do not start a frame: DHT, JPG, DAC
 # Chunks or segments that a file may consist of: some, and one for each so many bytes (libpng cuts pixels into 8 KiB).
 # A hostile file consists of millions of empty ones, over which Pillow would go for seconds.
 _SOME_PARTS = 1000
-_SOME_MARKERS = 10_000  # of a JPEG, among its scans
 _PART_BYTES = 4096
 # Bytes for each pixel while a file is decoded, in its costliest kind (`tests/bench/decoding.py` measures them):
 _PNG_BYTES = 7  # Pillow's image of 4, and ours of 3
@@ -194,7 +188,7 @@ def _reader(data: Buffer) -> tuple[Format, Callable[[memoryview], _Stored]]:
     raise BadPictureError(f"The picture must be a PNG, JPEG or WebP file; this is {other}.")
 
 
-def _parts(data: memoryview, kind: Format, some: int = _SOME_PARTS) -> Iterator[None]:
+def parts(data: memoryview, kind: Format, some: int = _SOME_PARTS) -> Iterator[None]:
     """As many turns as a file of this length may have parts. Raises BadPictureError after that."""
     most = some + len(data) // _PART_BYTES
     yield from repeat(None, most)
@@ -212,7 +206,7 @@ def _read_png(data: memoryview) -> _Stored:
 def png_chunks(data: memoryview) -> Iterator[tuple[int, bytes, memoryview]]:
     """Place, name and body of each chunk of a PNG file."""
     at, last = len(PNG_SIGNATURE), len(data) - 8
-    for _ in _parts(data, "PNG"):
+    for _ in parts(data, "PNG"):
         if at > last:
             return
         length, name = unpack_from(">I4s", data, at)
@@ -225,7 +219,7 @@ def _read_jpeg(data: memoryview) -> _Stored:
     for marker, body in _jpeg_segments(data):
         if marker == 0xE1 and not exif and bytes(body[:6]) == b"Exif\0\0":
             exif = bytes(body[6:])
-        elif 0xC0 <= marker <= 0xCF and marker not in _NOT_FRAMES:
+        elif 0xC0 <= marker <= 0xCF and marker not in NOT_FRAMES:
             size = size or unpack_from(">xHH", body)
     if size is None:
         raise BadPictureError("The JPEG picture does not declare its size.")
@@ -235,13 +229,13 @@ def _read_jpeg(data: memoryview) -> _Stored:
 
 def _jpeg_segments(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     at = 2
-    for _ in _parts(data, "JPEG"):
+    for _ in parts(data, "JPEG"):
         fill, marker = data[at], data[at + 1]
         if fill != 0xFF:
             raise BadPictureError("The JPEG picture is damaged: its header is out of step.")
         if marker == 0xFF:
             at += 1
-        elif marker in _BARE_MARKERS:
+        elif marker in BARE_MARKERS:
             at += 2
         elif marker in _HEADER_ENDS:
             return
@@ -249,19 +243,6 @@ def _jpeg_segments(data: memoryview) -> Iterator[tuple[int, memoryview]]:
             (length,) = unpack_from(">H", data, at + 2)
             yield marker, data[at + 4 : at + 2 + length]
             at += 2 + length
-
-
-def jpeg_scans(data: Buffer) -> int:
-    """The scans of a JPEG file. What follows its end does not count: phones append a film there."""
-    scans, at = 0, 2
-    for _ in _parts(memoryview(data), "JPEG", _SOME_MARKERS):
-        found = _MARKER.search(data, at)
-        if found is None or found[0] == _END_OF_IMAGE or found.end() + 2 > len(data):
-            return scans
-        at, scans = found.end(), scans + (found[0] == START_OF_SCAN)
-        if found[0][1] not in _BARE_MARKERS:
-            at += int(unpack_from(">H", data, at)[0])
-    return scans
 
 
 def _read_webp(data: memoryview) -> _Stored:
@@ -284,7 +265,7 @@ def _read_webp(data: memoryview) -> _Stored:
 def riff_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
     """Name and body of each chunk of a WebP file."""
     at, last = 12, len(data) - 8
-    for _ in _parts(data, "WebP"):
+    for _ in parts(data, "WebP"):
         if at > last:
             return
         name, length = unpack_from("<4sI", data, at)

@@ -94,6 +94,11 @@ def deep_with_transparency(width: int, height: int, block: bytes) -> bytes:
     return data[:33] + transparency + data[33:]
 
 
+def without_end(width: int, height: int, block: bytes) -> bytes:
+    """A progressive JPEG without its last marker, which is decoded three times."""
+    return saved("CMYK", "JPEG", progressive=True)(width, height, block)[:-2]
+
+
 def animation(width: int, height: int, block: bytes) -> bytes:
     """A WebP whose first frame covers all but two pixels of each side, so that it must be put on a canvas."""
     still = noise("RGBA", width - 2, height - 2)
@@ -154,6 +159,7 @@ KINDS: Mapping[str, Make] = {
     "JPEG": saved("RGB", "JPEG"),
     "JPEG progressive": saved("RGB", "JPEG", progressive=True, subsampling=0),
     "JPEG progressive CMYK": saved("CMYK", "JPEG", progressive=True),
+    "JPEG progressive CMYK, without its end": without_end,
     "WebP": saved("RGB", "WebP", method=0),
     "WebP, alpha": saved("RGBA", "WebP", method=0),
     "WebP lossless": saved("RGB", "WebP", **_LOSSLESS),
