@@ -42,6 +42,7 @@ TYPES = (
 )
 
 T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 P = ParamSpec("P")
 
 _json = msgspec.json.Decoder(GenerationRequest, strict=False)
@@ -92,8 +93,8 @@ def understood(
         fields.text,
         fields.random_seed,
         options(fields, answering.file_format, previews=answering.previews),
-        fields.number_of_images,
-        fields.priority,
+        1 if fields.number_of_images is None else fields.number_of_images,
+        fields.priority or 0,
         blamed,
     )
 
@@ -215,7 +216,7 @@ async def form(request: Request, rules: Rules) -> tuple[dict[str, str], list[tup
     texts = {name: value for name, value in parts.multi_items() if isinstance(value, str)}
     files = [(name, await value.read()) for name, value in parts.multi_items() if isinstance(value, UploadFile)]
     await parts.close()
-    return texts, files
+    return texts, [(name, file) for name, file in files if file]  # an empty one is what browsers send for none
 
 
 def _form_type(request: Request) -> Headers:
@@ -257,10 +258,12 @@ async def _chunks(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
         yield chunk
 
 
-def converted(given: Mapping[str, object], kind: type[T]) -> T:
-    """The fields of a form or a query, where numbers are texts as well. Raises Problem."""
+def converted(given: Mapping[str, object], kind: type[S]) -> S:
+    """The fields of a form or a query, where numbers are texts as well, and an empty one is not set. Raises Problem."""
+    optional = {field.encode_name for field in msgspec.structs.fields(kind) if not field.required}
     try:
-        return msgspec.convert(dict(given), kind, strict=False)
+        filled = {name: value for name, value in given.items() if value != "" or name not in optional}
+        return msgspec.convert(filled, kind, strict=False)
     except msgspec.ValidationError as error:
         raise _invalid(error) from None
 

@@ -27,16 +27,18 @@ class EdgesRequest(msgspec.Struct, frozen=True):
     """A body of JSON. Unknown fields are ignored."""
 
     input_image_base64: msgspec.Raw
+    canny_low: int | None = None
+    canny_high: int | None = None
 
 
 class Thresholds(msgspec.Struct, frozen=True):
-    """The query, with what is configured where it says nothing. Unknown parameters are ignored."""
+    """The query. Unknown parameters are ignored."""
 
-    canny_low: int
-    canny_high: int
+    canny_low: int | None = None
+    canny_high: int | None = None
 
 
-_json = msgspec.json.Decoder(EdgesRequest)
+_json = msgspec.json.Decoder(EdgesRequest, strict=False)
 
 
 class Edges:
@@ -56,7 +58,7 @@ class Edges:
         self._access = access
         self._edging = edging
         self._rules = rules
-        self._thresholds = {"canny_low": canny.low, "canny_high": canny.high}
+        self._configured = Thresholds(canny.low, canny.high)
         self._metrics = metrics
         self._draining = draining
 
@@ -68,8 +70,9 @@ class Edges:
         ticket.client = self._access.client(request)
         if self._draining():
             raise _problem(ClosingError(), None)
-        canny = self._canny(request)
-        picture, blamed = await self._picture(request)
+        in_query = bodies.converted(bodies.query(request), Thresholds)
+        picture, blamed, in_body = await self._body(request)
+        canny = self._canny(in_body, in_query)
         header = pictures.measured(picture, self._rules, blamed)
         size = output_size(header.width, header.height, self._rules.sizing)
         try:
@@ -78,19 +81,22 @@ class Edges:
             raise _problem(error, blamed) from None
         return Response(png, media_type=PNG)
 
-    def _canny(self, request: Request) -> Canny:
-        wanted = bodies.converted({**self._thresholds, **bodies.query(request)}, Thresholds)
-        self._rules.check_numbers(msgspec.structs.asdict(wanted))
-        return Canny(low=wanted.canny_low, high=wanted.canny_high)
+    def _canny(self, *chosen: Thresholds | EdgesRequest) -> Canny:
+        """The first of each threshold that is chosen, else the configured one."""
+        for each in chosen:
+            self._rules.check_numbers({"canny_low": each.canny_low, "canny_high": each.canny_high})
+        lows, highs = zip(*((each.canny_low, each.canny_high) for each in (*chosen, self._configured)), strict=True)
+        return Canny(low=next(filter(None, lows)), high=next(filter(None, highs)))
 
-    async def _picture(self, request: Request) -> tuple[bytes, str | None]:
-        """The picture file, and what the client calls it."""
+    async def _body(self, request: Request) -> tuple[bytes, str | None, Thresholds | EdgesRequest]:
+        """The image file, what the client calls it, and the thresholds beside it."""
         kind = bodies.media_type(request)
         if bodies.is_json(kind):
-            encoded = (await bodies.json_body(request, self._rules, _json, flat=True)).input_image_base64
-            return await bodies.in_thread_if_large(len(encoded), pictures.decoded, encoded), pictures.JSON_NAME
+            asked = await bodies.json_body(request, self._rules, _json, flat=True)
+            encoded = asked.input_image_base64
+            return await bodies.in_thread_if_large(len(encoded), pictures.decoded, encoded), pictures.JSON_NAME, asked
         if kind in bodies.PICTURES:
-            return await bodies.read(request, self._rules.max_body_bytes), None
+            return await bodies.read(request, self._rules.max_body_bytes), None, Thresholds()
         raise bodies.unsupported(kind, TYPES)
 
 

@@ -11,7 +11,7 @@ from app.settings import Settings
 from workers.engine.config import Sizing
 from workers.engine.contract import Format, Options
 
-SEED_MIN, SEED_MAX = -(2**63), 2**64 - 1  # what torch.Generator.manual_seed takes
+SEED_MIN, SEED_MAX = -(2**63), 2**64 - 1  # 64 bits, signed or unsigned; each is another image
 SEEDS = SEED_MAX + 1 - SEED_MIN
 PRIORITY = 10
 # Values in a body of JSON: requests of real clients have a few hundred; a million would be gigabytes of objects.
@@ -21,7 +21,7 @@ AS_THEY_ARE: Mapping[str, str] = {}
 
 
 class OptionalFields(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request may say besides; what it leaves out is as configured."""
+    """What a request may say besides. What is missing or null is as configured."""
 
     negative_prompt: str | None = None
     steps: int | None = None
@@ -29,9 +29,9 @@ class OptionalFields(msgspec.Struct, frozen=True, kw_only=True):
     control_scale: float | None = None
     canny_low: int | None = None
     canny_high: int | None = None
-    temperature: float = 1.0
-    number_of_images: int = 1
-    priority: int = 0
+    temperature: float | None = None
+    number_of_images: int | None = None
+    priority: int | None = None
 
 
 class Fields(OptionalFields, frozen=True, kw_only=True):
@@ -175,7 +175,7 @@ def options(fields: OptionalFields, file_format: Format | None = None, *, previe
         control_scale=fields.control_scale,
         canny_low=fields.canny_low,
         canny_high=fields.canny_high,
-        temperature=fields.temperature,
+        temperature=1.0 if fields.temperature is None else fields.temperature,
         format=file_format,
         previews=previews,
     )

@@ -116,7 +116,7 @@ def _planned(given: argparse.Namespace, settings: Settings, fields: Fields) -> _
 
 
 def _plan(given: argparse.Namespace, settings: Settings, fields: Fields) -> Plan:
-    each = seeds(fields.random_seed, fields.number_of_images)
+    each = seeds(fields.random_seed, fields.number_of_images or 1)
     return plan(given.picture, given.out, each, settings.engine.output.format, given.format)
 
 

@@ -61,8 +61,8 @@ def describe(settings: Settings) -> Node:
     fields = FieldSchemas(settings)
     _, schemas = msgspec.json.schema_components(STRUCTS, ref_template="#/components/schemas/{name}")
     query = schemas.pop("Fields")
-    body = schemas["GenerationRequest"]
-    body["properties"] = fields.body(body["properties"], body["required"])
+    for body in (schemas[GenerationRequest.__name__], schemas[EdgesRequest.__name__]):
+        body["properties"] = fields.body(body["properties"], body["required"])
     schemas[edges.BODY]["properties"][JSON_NAME] = body["properties"][JSON_NAME]
     schemas[generation.FORM] = generation.form(fields, query)
     schemas[generation.EVENT] = generation.event()

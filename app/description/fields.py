@@ -89,4 +89,7 @@ def _defaults(settings: Settings, rules: Rules) -> dict[str, Any]:
         "control_scale": engine.control_scale,
         "canny_low": engine.canny.low,
         "canny_high": engine.canny.high,
+        "temperature": 1.0,
+        "number_of_images": 1,
+        "priority": 0,
     }

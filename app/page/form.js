@@ -80,7 +80,7 @@ export class Form {
     const changed = [...this.#sliders, ...this.#edgeSliders].filter((each) => each.changed);
     const fields = { text, random_seed: seed, ...Object.fromEntries(changed.map((each) => [each.name, each.value])) };
     const negative = this.#negative.value.trim();
-    return negative === this.#negativeDefault ? fields : { ...fields, negative_prompt: negative };
+    return negative === this.#negativeDefault ? fields : { ...fields, negative_prompt: negative || " " };
   }
 
   #reset() {

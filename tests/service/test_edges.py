@@ -111,9 +111,27 @@ def assert_problem(answer: httpx.Response, status: int, slug: str, field: str | 
 
 
 @pytest.mark.parametrize("name", ["canny_low", "canny_high"])
-@pytest.mark.parametrize("value", ["0", "2001", "-1", "much", "1.5", "", "null"])
+@pytest.mark.parametrize("value", ["0", "2001", "-1", "much", "1.5"])
 def test_thresholds_out_of_range_are_refused_by_name(service: Service, name: str, value: str) -> None:
     assert_problem(ask(service, query={name: value}), 422, "invalid-field", name)
+
+
+def test_a_threshold_that_is_not_set_is_as_configured(service: Service) -> None:
+    configured = ask(service).content
+    for query in ({"canny_low": ""}, {"canny_low": "", "canny_high": ""}, {"canny_high": "null"}):
+        assert ask(service, query=query).content == configured
+
+
+def test_thresholds_beside_the_image_in_json_count(service: Service) -> None:
+    encoded = {"input_image_base64": base64.b64encode(PICTURE).decode()}
+    query = ask(service, query={"canny_low": "20", "canny_high": "60"}).content
+    assert query != ask(service).content
+    for both in ({"canny_low": 20, "canny_high": 60}, {"canny_low": "20", "canny_high": "60"}):
+        assert service.client.post("/edges", json=encoded | both).content == query
+    unset = service.client.post("/edges", json=encoded | {"canny_low": None, "canny_high": None})
+    assert unset.content == ask(service).content
+    refused = service.client.post("/edges", json=encoded | {"canny_low": 0})
+    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "canny_low")
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,6 @@ def test_what_common_clients_send_besides_does_no_harm(ours: OpenAI) -> None:
         ({"mask": PICTURE}, "mask", "A mask cannot be followed"),
         ({"markup": PICTURE}, "markup", "Markup cannot be followed"),
         ({"background": "transparent"}, "background", "Invalid enum value 'transparent'"),
-        ({"size": "large"}, "size", "matching regex"),
         ({"output_format": "gif"}, "output_format", "Invalid enum value 'gif'"),
         ({"stream": True, "n": 2}, "n", "A stream tells of one picture, but n is 2."),
         ({"stream": True, "partial_images": 4}, "partial_images", "<= 3"),

@@ -78,7 +78,7 @@ class Images:
         if (kind := bodies.media_type(request)) != "multipart/form-data":
             raise bodies.unsupported(kind, "a form (multipart/form-data)")
         texts, files = await bodies.form(request, self._maker.rules)
-        given = texts.keys() | {name for name, _ in files}
+        given = {name for name, text in texts.items() if text} | {name for name, _ in files}
         for name, detail in UNUSED.items():
             if name in given:
                 raise Problem(Error.INVALID_FIELD, detail, name)

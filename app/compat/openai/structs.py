@@ -11,7 +11,6 @@ from workers.engine.contract import Format
 MOST_PARTIALS = 3
 
 Name = Annotated[str, Meta(max_length=200)]
-Size = Annotated[str, Meta(max_length=200, pattern="^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")]
 
 
 class EditForm(OptionalFields, frozen=True, kw_only=True):
@@ -24,7 +23,7 @@ class EditForm(OptionalFields, frozen=True, kw_only=True):
     prompt: str
     model: Name | None = None
     n: int | None = None
-    size: Size = "auto"
+    size: Name = "auto"
     response_format: Literal["b64_json", "url"] = "b64_json"
     output_format: Format = "png"
     background: Literal["auto", "opaque"] = "auto"
