@@ -62,8 +62,9 @@ class Application:
         self.pool = build_pool(settings, placement, cores, metrics.observe)
         metrics.registry.register(PoolCollector(self.pool))
         metrics.registry.register(EngineCollector(self.pool))
-        if nvml is not None:
-            metrics.registry.register(DeviceCollector(self.pool, nvml))
+        devices = None if nvml is None else DeviceCollector(self.pool, nvml)
+        if devices is not None:
+            metrics.registry.register(devices)
         access = Access(read_keys(settings.server))
         self._tracing = _tracing(environ)
         desk = Desk(metrics, self._tracing, log_requests=settings.server.log_requests)
@@ -77,7 +78,12 @@ class Application:
         compatible = routes(desk, access, maker, settings)
         endpoints = Endpoints(generation, finding, health, description, Docs(), Page(settings), compatible)
         self.asgi: Starlette = create_app(
-            desk, endpoints, metrics.registry, self._lifespan, middlewares(settings, desk, access)
+            desk,
+            endpoints,
+            metrics.registry,
+            self._lifespan,
+            middlewares(settings, desk, access),
+            (lambda: None) if devices is None else devices.read,
         )
         _announce(settings, placement)
 

@@ -25,6 +25,9 @@ requests_log = logging.getLogger("contour.request")
 ABANDONED = "abandoned"
 PATH_CHARS = 200  # of a path, in the log: what the router refuses may be as long as a head
 ID_BYTES = 8
+# Of the event loop, in which all images of a request are submitted and what is refused at once comes back: a task for
+# the request, one for each image, and the way back through both.
+TURNS_TO_REFUSE = 6
 LEFT = 499  # the status for who has left, as nginx has it: nobody will read it
 
 
@@ -107,9 +110,10 @@ class Desk:
             return (b"", ABANDONED) if problem is None else (told(problem), problem.error.slug)
 
         task = asyncio.ensure_future(making)
-        await asyncio.sleep(0)  # the pool answers at once where it can
-        if task.done():
-            task.result()
+        for _ in range(TURNS_TO_REFUSE):
+            await asyncio.sleep(0)
+            if task.done():
+                task.result()
         return EventStream(feed, task, last)
 
     async def refuse(self, request: Request, error: Exception) -> Response:

@@ -1,6 +1,7 @@
 """Server-sent events (WHATWG HTML, 9.2): how a picture comes along, told while it does."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from typing import TypeAlias, assert_never
 
@@ -9,8 +10,11 @@ import pybase64
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.errors import Error
 from scheduler.messages import Standing
 from workers.watching import Advanced, News, Previewed, Started
+
+log = logging.getLogger("contour.events")
 
 MEDIA_TYPE = "text/event-stream"
 QUIET_SECONDS = 15.0  # after which a comment keeps proxies from taking the connection for dead
@@ -130,8 +134,8 @@ class EventStream(Response):
         outcome = "abandoned"
         try:
             await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if sending.done() and sending.exception() is None:
-                outcome = sending.result()
+            if sending.done():
+                outcome = _outcome(sending)
         finally:
             for task in (sending, leaving, self._making):
                 task.cancel()
@@ -152,6 +156,17 @@ class EventStream(Response):
         last, outcome = self._last(self._making)
         await _body(send, self._feed.take() + last, more=False)
         return outcome
+
+
+def _outcome(sending: "asyncio.Task[str]") -> str:
+    """How a stream ended. An error of ours is none of the client's, which it would look like if it were not told."""
+    error = sending.exception()
+    if error is None:
+        return sending.result()
+    if isinstance(error, OSError):  # how some servers tell that the client has left
+        return "abandoned"
+    log.error("a stream of events failed", exc_info=error)
+    return Error.INTERNAL.slug
 
 
 async def disconnected(receive: Receive) -> None:

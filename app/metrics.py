@@ -1,7 +1,7 @@
 """Every Prometheus metric of the service, declared in one place. All of them live in the front-end process."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from app.errors import Error
 from scheduler import messages as m
 from workers.pool import Pool
-from workers.telemetry import Nvml
+from workers.telemetry import Nvml, Reading
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 OF_CONNECTIONS = (Error.BROKEN_HTTP, Error.HEAD_TOO_LARGE, Error.SLOW, Error.CONNECTIONS)  # there was no whole request
@@ -164,7 +164,7 @@ class PoolCollector(Collector):
     pool: Pool
 
     def collect(self) -> Iterator[Metric]:
-        """Read the state. Only counts are looked at, so this may run beside the event loop."""
+        """Read the state, on the event loop."""
         core = self.pool.core
         yield GaugeMetricFamily("contour_queue_depth", "Jobs waiting for a slot.", core.queue_depth)
         yield GaugeMetricFamily("contour_running", "Jobs in a slot of a worker.", core.running)
@@ -190,7 +190,7 @@ class EngineCollector(Collector):
     pool: Pool
 
     def collect(self) -> Iterator[Metric]:
-        """Read the state. A worker's condition is replaced whole, so this may run beside the event loop."""
+        """Read the state, on the event loop."""
         kernels = GaugeMetricFamily(
             "contour_worker_attention_kernel",
             "1 for the kernel that was chosen for a shape: rows x heads, queries x keys x head size.",
@@ -212,15 +212,21 @@ class EngineCollector(Collector):
         yield from (kernels, graphs, held, fallbacks)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class DeviceCollector(Collector):
     """What NVML says of each worker's device. A reading that a device does not support is left out."""
 
     pool: Pool
     nvml: Nvml
+    _readings: list[tuple[str, str, Reading]] = field(default_factory=list)
+
+    def read(self) -> None:
+        """Ask NVML, in any thread; some milliseconds a device."""
+        devices = [(worker, device.uuid) for worker, device in list(self.pool.devices.items())]
+        self._readings = [(worker, uuid, self.nvml.read(uuid)) for worker, uuid in devices if uuid is not None]
 
     def collect(self) -> Iterator[Metric]:
-        """Ask NVML; some milliseconds a device."""
+        """What was read last."""
         labels = ["worker", "uuid"]
         gauges = {
             "utilization": GaugeMetricFamily("contour_device_utilization_ratio", "Time kernels ran.", labels=labels),
@@ -234,14 +240,11 @@ class DeviceCollector(Collector):
         throttled = GaugeMetricFamily(
             "contour_device_throttled", "1 for each reason that clocks are held down.", labels=[*labels, "reason"]
         )
-        for worker, device in list(self.pool.devices.items()):
-            if device.uuid is None:
-                continue
-            reading = self.nvml.read(device.uuid)
+        for worker, uuid, reading in self._readings:
             for name, family in gauges.items():
-                _add(family, [worker, device.uuid], getattr(reading, name))
+                _add(family, [worker, uuid], getattr(reading, name))
             for reason in reading.throttle_reasons or ():
-                throttled.add_metric([worker, device.uuid, reason], 1.0)
+                throttled.add_metric([worker, uuid, reason], 1.0)
         yield from gauges.values()
         yield throttled
         xids = CounterMetricFamily("contour_device_xid_errors", "XID errors since the start.", labels=["uuid", "xid"])

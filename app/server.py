@@ -44,13 +44,17 @@ def create_app(
     registry: CollectorRegistry,
     lifespan: Lifespan,
     middleware: Sequence[Middleware],
+    read_devices: Callable[[], None] = lambda: None,
 ) -> Starlette:
-    """The ASGI application. Both spellings of a path answer directly: nobody is redirected."""
+    """The ASGI application. `read_devices` is called in a thread before each scrape of `registry`.
+
+    Both spellings of a path answer directly: nobody is redirected.
+    """
 
     async def metrics(request: Request) -> Response:
-        # In a thread: NVML takes milliseconds a device, and requests are not to wait for a scrape.
-        text = await asyncio.to_thread(generate_latest, registry)
-        return Response(text, media_type=CONTENT_TYPE_LATEST)
+        await asyncio.to_thread(read_devices)  # NVML takes milliseconds a device, and requests are not to wait for it
+        # On the event loop: it reads the scheduler's state, which nothing else may change meanwhile.
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     app = Starlette(
         routes=[

@@ -93,3 +93,28 @@ def test_a_client_that_leaves_cancels_the_work() -> None:
         assert ended == ["abandoned"]
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"), [(RuntimeError("of ours"), "internal"), (ConnectionResetError(), "abandoned")], ids=str
+)
+def test_an_error_of_ours_is_not_taken_for_a_client_that_left(
+    error: Exception, outcome: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        connection = Connection()
+        ended: list[str] = []
+
+        def fails(task: "asyncio.Task[bytes]") -> tuple[bytes, str]:
+            raise error
+
+        async def make() -> bytes:
+            return b"{}"
+
+        made = EventStream(Feed(), asyncio.ensure_future(make()), fails)
+        made.ended = ended.append
+        await made({}, connection.receive, connection.send)
+        assert ended == [outcome]
+
+    asyncio.run(scenario())
+    assert ("a stream of events failed" in caplog.text) == (outcome == "internal")

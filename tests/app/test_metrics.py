@@ -39,7 +39,10 @@ def samples(registry: CollectorRegistry) -> dict[tuple[str, tuple[tuple[str, str
 def test_each_workers_gpu_is_shown_and_what_it_does_not_tell_is_left_out() -> None:
     pool = SimpleNamespace(devices={"gpu0": Device("NVIDIA H100", "GPU-1"), "cpu0": Device("CPU", None)})
     registry = CollectorRegistry()
-    registry.register(DeviceCollector(cast(Any, pool), cast(Any, OneGpu())))
+    devices = DeviceCollector(cast(Any, pool), cast(Any, OneGpu()))
+    registry.register(devices)
+    assert not [name for name, labels in samples(registry) if ("worker", "gpu0") in labels]  # nothing is read meanwhile
+    devices.read()
     labels = (("uuid", "GPU-1"), ("worker", "gpu0"))
     assert samples(registry) == {
         ("contour_device_utilization_ratio", labels): 0.83,

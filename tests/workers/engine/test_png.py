@@ -91,7 +91,7 @@ def cases() -> Iterator[tuple[str, bytes, NDArray[np.float64]]]:
         samples = samples_of(depth, colour)
         transparent = transparency_of(samples, depth, colour)
         for interlaced in (False, True):
-            for of_file in {None, transparent}:
+            for of_file in dict.fromkeys((None, transparent)):
                 name = f"{depth} bits, type {colour}" + ", interlaced" * interlaced + ", tRNS" * (of_file is not None)
                 data = file_of(samples, depth, colour, interlaced, of_file)
                 yield name, data, expected(samples, depth, colour, of_file)
