@@ -209,6 +209,7 @@ class Scheduler:
 
     def _end_if_all_are_out(self, now: float) -> None:
         """Whoever started this service can do more than wait: start it again, or elsewhere."""
+        self._wake_workers(now)  # one whose pause is over by now is spawned again, and not out any more
         self._failure = self._fleet.failure
         if self._failure:
             self._until = now
@@ -232,11 +233,14 @@ class Scheduler:
     def _ring(self, now: float) -> None:
         for job in self._jobs.deadlines.due(now):
             self._give_up(self._jobs[job], m.Expired())
-        for worker in self._fleet.alarms.due(now):
-            self._look_at(now, worker)
+        self._wake_workers(now)
         if self._until is not None and self._until <= now:
             for ticket in self._jobs:
                 self._reply(ticket, m.Draining())
+
+    def _wake_workers(self, now: float) -> None:
+        for worker in self._fleet.alarms.due(now):
+            self._look_at(now, worker)
 
     def _look_at(self, now: float, worker: Worker) -> None:
         match worker.state:

@@ -132,3 +132,15 @@ def test_one_that_is_out_has_no_process_to_lose_and_none_that_is_ready() -> None
         core.handle(1.0, WorkerLost("gpu0", "again"))
     with pytest.raises(IllegalEvent, match="gpu0 is out"):
         core.handle(1.0, ready("gpu0", GPU))
+
+
+def test_when_the_last_is_lost_after_the_pause_of_another_is_over_that_one_is_tried_again() -> None:
+    """No Tick came in between: the event loop was busy, say."""
+    core = scheduler(ready("gpu0"), ready("gpu1"), **LIMITS)
+    core.handle(0.0, Faulted("gpu0", "XID 79"))
+    lose(core, "gpu0", now=0.0)
+    core.handle(1.0, Faulted("gpu1", "XID 79"))
+    core.handle(1.0, Submitted(job(1)))
+    assert core.handle(101.0, WorkerLost("gpu1", "killed")) == [Spawn("gpu0")]
+    assert (core.state_of("gpu0"), core.state_of("gpu1")) == (WorkerState.LOADING, WorkerState.OUT)
+    assert core.queue_depth == 1
