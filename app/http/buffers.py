@@ -14,6 +14,8 @@ from app.errors import Error, Problem
 
 # A body is kept until it is read, and so is the image decoded from it, until its request is answered.
 COPIES = 2
+# Of each body, not counted: so whoever has filled its share can still ask how its jobs are, and end them.
+FREE_BYTES = 2**14
 RETRY_SECONDS = 2.0  # there is room when some request is answered, which nobody knows better
 
 
@@ -41,14 +43,15 @@ class BodyBuffers:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        client, held = "", 0
+        client, length, held = "", 0, 0
 
         async def receive_counted() -> Message:
-            nonlocal client, held
+            nonlocal client, length, held
             message = await receive()
-            if body := message.get("body"):
+            length += len(message.get("body", b""))
+            if length > FREE_BYTES:
                 client = client or self._client(HTTPConnection(scope))
-                self._take(client, taken := COPIES * len(body))
+                self._take(client, taken := COPIES * (length - FREE_BYTES) - held)
                 held += taken
             return message
 

@@ -67,7 +67,10 @@ def test_unfinished_bodies_stay_within_the_budget_and_others_are_served(small: S
         assert {problem["type"] for problem in refusals} == {"urn:contour:problem:busy"}
         assert all(isinstance(problem["retry_after"], int) for problem in refusals)
         assert grown < OWN_BYTES * 1.5 + len(held) * CONNECTION_BYTES, f"{grown / 2**20:.0f} MiB"
-        # One client has all that it may have. Another one finds room.
+        # One client has all that it may have. What is small still gets through, and another client finds room.
+        assert small.client.post("/sdapi/v1/interrupt", json={"id_task": "x"}).status_code == 200
+        assert small.generate().status_code == 200
+        assert small.generate(filler="x" * 6 * 2**20).status_code == 503
         with connect_from(small, "127.0.0.2") as other:
             body = json.dumps(good_request()).encode()
             other.sendall(head(f"Content-Length: {len(body)}") + body)
