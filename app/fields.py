@@ -9,7 +9,7 @@ import msgspec
 from app.errors import Error, Problem, quoted
 from app.settings import Settings
 from workers.engine.config import Sizing
-from workers.engine.contract import Format, Options
+from workers.engine.contract import ControlImage, Format, Options
 
 SEED_MIN, SEED_MAX = -(2**63), 2**64 - 1  # 64 bits, signed or unsigned; each is another image
 SEEDS = SEED_MAX + 1 - SEED_MIN
@@ -29,6 +29,7 @@ class OptionalFields(msgspec.Struct, frozen=True, kw_only=True):
     control_scale: float | None = None
     canny_low: int | None = None
     canny_high: int | None = None
+    control_image: ControlImage | None = None
     temperature: float | None = None
     number_of_images: int | None = None
     priority: int | None = None
@@ -175,6 +176,7 @@ def options(fields: OptionalFields, file_format: Format | None = None, *, previe
         control_scale=fields.control_scale,
         canny_low=fields.canny_low,
         canny_high=fields.canny_high,
+        control_image=fields.control_image or "photo",
         temperature=1.0 if fields.temperature is None else fields.temperature,
         format=file_format,
         previews=previews,

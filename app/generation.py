@@ -1,8 +1,11 @@
 """`POST /generation/`: a body in, in one of its forms; pictures, a stream of events or a problem out."""
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import Awaitable, Sequence
+from itertools import accumulate
 from typing import TypeVar
+from urllib.parse import quote
 
 import msgspec
 import pybase64
@@ -21,17 +24,23 @@ from app.negotiation import preferred
 from workers.engine.contract import Format
 
 JSON = "application/json"
+HEADER_CHARS = 1000  # of a warning
+HEADER_SAFE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"  # all printable ASCII but the percent sign
 FORMATS: dict[str, Format] = {"image/jpeg": "jpeg", "image/png": "png", "image/webp": "webp"}
 
 T = TypeVar("T")
 
 
 class GenerationAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The answer: `request_id` as it came, and a JPEG or PNG in standard base64; all, where several were wanted."""
+    """The answer: `request_id` as it came, and an image in standard base64; all images, where several were wanted.
+
+    `warnings` is there when the request was not followed to the letter, such as when the prompt was cut.
+    """
 
     request_id: int
     output_image_base64: str
     output_images_base64: list[str] | None = None
+    warnings: list[str] | None = None
 
 
 class Generation:
@@ -61,7 +70,10 @@ class Generation:
             return await self._stream(request, wanted, client, ticket)
         pictures = ticket.pictures = await unless_gone(request, self._maker.make(request, wanted, client))
         body = pictures[0].file if file_format is not None else _json(wanted.request_id, pictures)
-        return Response(body, headers={"Server-Timing": _timing(pictures[0], ticket.seconds)}, media_type=kind)
+        response = Response(body, headers={"Server-Timing": _timing(pictures[0], ticket.seconds)}, media_type=kind)
+        for warning in warnings_of(pictures) if file_format is not None else ():
+            response.headers.append("X-Contour-Warning", _in_header(warning))
+        return response
 
     async def _stream(self, request: Request, wanted: Wanted, client: str, ticket: Ticket) -> Response:
         """Tell how it goes. What is refused at once is answered as without a stream."""
@@ -99,7 +111,21 @@ def _json(request_id: int, pictures: Sequence[Picture]) -> bytes:
     body = b'{"request_id":%d,"output_image_base64":"%b"' % (request_id, encoded[0])
     if len(encoded) > 1:
         body += b',"output_images_base64":[%b]' % b",".join(b'"%b"' % each for each in encoded)
+    if warnings := warnings_of(pictures):
+        body += b',"warnings":%b' % msgspec.json.encode(warnings)
     return body + b"}"
+
+
+def warnings_of(pictures: Sequence[Picture]) -> list[str]:
+    """What the client should know about its images, each sentence once."""
+    return list(dict.fromkeys(warning for picture in pictures for warning in picture.warnings))
+
+
+def _in_header(warning: str) -> str:
+    """A sentence as a header may hold it: ASCII, all else percent-encoded, and cut to what every proxy passes on."""
+    characters = [quote(character, safe=HEADER_SAFE) for character in warning]
+    most = bisect_right(list(accumulate(map(len, characters))), HEADER_CHARS)
+    return "".join(characters[:most])
 
 
 def _timing(picture: Picture, total: float) -> str:

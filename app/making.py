@@ -37,7 +37,8 @@ class ClientGoneError(Exception):
 class Picture:
     """A finished picture: its file, who made it, and the seconds that each stage took.
 
-    `submitted` and `finished` are moments of time.perf_counter.
+    `submitted` and `finished` are moments of time.perf_counter. `warnings`: sentences for the client, such as that its
+    prompt was cut.
     """
 
     file: bytes
@@ -45,6 +46,7 @@ class Picture:
     stages: dict[str, float]
     submitted: float
     finished: float
+    warnings: tuple[str, ...] = ()
 
 
 class Maker:
@@ -99,7 +101,8 @@ class Maker:
             "encode": image.encode,
         }
         self._metrics.stages(stages)
-        return Picture(answer.picture, answer.outcome.worker, stages, submitted, time.perf_counter())
+        finished = time.perf_counter()
+        return Picture(answer.picture, answer.outcome.worker, stages, submitted, finished, image.warnings)
 
 
 async def _all(making: Sequence[Coroutine[Any, Any, Picture]]) -> list[Picture]:

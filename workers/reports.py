@@ -35,8 +35,8 @@ def event_of(worker: m.WorkerId, report: wire.Report) -> ReportEvent | None:
             return m.Measured(worker, costs)
         case wire.Stepped(done):
             return m.Stepped(worker, tuple((slot, taken) for slot, taken, _ in done))
-        case wire.Finished(slot, generation, length, prepare, denoise, decode, encode):
-            return m.Finished(worker, slot, generation, m.Image(length, prepare, denoise, decode, encode))
+        case wire.Finished(slot, generation, length, prepare, denoise, decode, encode, warnings):
+            return m.Finished(worker, slot, generation, m.Image(length, prepare, denoise, decode, encode, warnings))
         case wire.Failed(slot, generation, reason, blame):
             return m.Failed(worker, slot, generation, reason, blame)
         case wire.Released(slot, generation):
@@ -67,9 +67,9 @@ def is_possible(report: wire.Report, layout: SlotLayout) -> bool:  # noqa: PLR09
             return all(slot in slots and 1 <= taken <= total <= MAX_STEPS for slot, taken, total in done)
         case wire.Preview(slot, _, jpeg):
             return slot in slots and len(jpeg) <= wire.MAX_PREVIEW
-        case wire.Finished(slot, _, length, prepare, denoise, decode, encode):
-            durations = (prepare, denoise, decode, encode)
-            return slot in slots and 1 <= length <= layout.output_bytes and all(map(_is_duration, durations))
+        case wire.Finished(slot, _, length, prepare, denoise, decode, encode, warnings):
+            possible = slot in slots and 1 <= length <= layout.output_bytes and warnings == wire.as_warnings(warnings)
+            return possible and all(map(_is_duration, (prepare, denoise, decode, encode)))
         case wire.Failed(slot, _, reason):
             return slot in slots and len(reason) <= wire.REASON_CHARS
         case wire.Released(slot):

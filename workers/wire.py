@@ -6,7 +6,7 @@ generation drops it.
 
 import socket
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -14,10 +14,11 @@ import msgspec
 from scheduler.messages import Blame, Costs
 from workers.engine.contract import Condition, Options, Task
 
-MAX_MESSAGE = 65_536  # bytes; the longest real messages are `Ending`, cut to REASON_CHARS, `Changed` and `Preview`
+MAX_MESSAGE = 65_536  # bytes; the longest real messages: `Ending`, `Finished`, `Changed` and `Preview`, each bounded
 MAX_PREVIEW = 16_384  # bytes of a preview's file: a thumbnail of nothing but noise has 14,433
 WISH_BYTES = 1024  # of a `Wish` in msgpack, but for its texts, at most
 REASON_CHARS = 2_000
+MAX_WARNINGS, WARNING_CHARS = 4, 1_000  # of a `Finished`
 NAMED_SHAPES, NAMED_COUNTS = 256, 64  # in a `Changed`, of each kind
 NAME_CHARS = 80
 
@@ -78,7 +79,7 @@ class Preview(_Message, frozen=True):
 
 
 class Finished(_Message, frozen=True):
-    """The output slot holds `length` bytes of picture file. Durations in seconds."""
+    """The output slot holds `length` bytes of picture file. Durations in seconds. `warnings` are for the client."""
 
     slot: int
     generation: int
@@ -87,6 +88,7 @@ class Finished(_Message, frozen=True):
     denoise: float
     decode: float
     encode: float
+    warnings: tuple[str, ...] = ()
 
 
 class Failed(_Message, frozen=True):
@@ -149,6 +151,11 @@ def unpack(picture: bytes, wish: bytes | memoryview) -> Task:
 def as_reason(text: str) -> str:
     """Text that fits into the reason of a report. An error may quote what cannot be encoded, such as a file's name."""
     return text[:REASON_CHARS].encode(errors="replace").decode()
+
+
+def as_warnings(warnings: Sequence[str]) -> tuple[str, ...]:
+    """Warnings that fit into a report."""
+    return tuple(text[:WARNING_CHARS].encode(errors="replace").decode() for text in warnings[:MAX_WARNINGS])
 
 
 def shortened(condition: Condition) -> Condition:

@@ -45,6 +45,7 @@ class _Tenant:
 
     generation: int
     options: Options = AS_CONFIGURED
+    warnings: tuple[str, ...] = ()
     prepare: float = 0.0
     began: float = 0.0
     shown: float = -math.inf  # when a preview was last wanted
@@ -153,6 +154,7 @@ class Worker:
             self._lack(prepared.slot, error)
             return
         tenant.options, tenant.prepare, tenant.admitted = prepared.options, prepared.seconds, True
+        tenant.warnings = wire.as_warnings(prepared.content.warnings)
 
     def _drop(self, order: wire.Drop) -> None:
         tenant = self._tenants.get(order.slot)
@@ -270,7 +272,8 @@ class Worker:
             return
         self.memory.output(slot)[: len(data)] = data
         denoise, decode, encode = denoised - tenant.began, collected - denoised, time.monotonic() - collected
-        self._leave(wire.Finished(slot, tenant.generation, len(data), tenant.prepare, denoise, decode, encode))
+        durations = (tenant.prepare, denoise, decode, encode)
+        self._leave(wire.Finished(slot, tenant.generation, len(data), *durations, tenant.warnings))
 
     def _leave(self, report: wire.Finished | wire.Failed) -> None:
         """Empty the slot, then say so: in this order, as the slot's next order may follow the report immediately."""

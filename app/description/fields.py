@@ -18,6 +18,9 @@ MEANINGS = {
     "control_scale": "How closely the edges are followed.",
     "canny_low": "Canny's lower threshold: an edge goes on where it is above it.",
     "canny_high": "Canny's upper threshold: an edge begins where it is above it.",
+    "control_image": (
+        "What the image is: a `photo`, in which edges are found, or `edges`, white on black, used as they are."
+    ),
     "temperature": "Divides the logits of the softmax in the ControlNet's attention layers.",
     "number_of_images": "So many pictures are made, each with the next seed.",
     "priority": "Of the jobs of one client, those of higher priority go first.",
@@ -60,7 +63,8 @@ class FieldSchemas:
         node = generated.get("anyOf", [generated])[0]
         if name not in MEANINGS:
             return dict(node)
-        node = {"description": MEANINGS[name], "type": node["type"]} | self._limits(name)
+        kind = {key: node[key] for key in ("type", "enum") if key in node}
+        node = {"description": MEANINGS[name], "type": "string", **kind} | self._limits(name)
         default = generated.get("default")
         default = self._defaults.get(name, default)
         return node if default is None else node | {"default": default}
@@ -89,6 +93,7 @@ def _defaults(settings: Settings, rules: Rules) -> dict[str, Any]:
         "control_scale": engine.control_scale,
         "canny_low": engine.canny.low,
         "canny_high": engine.canny.high,
+        "control_image": "photo",
         "temperature": 1.0,
         "number_of_images": 1,
         "priority": 0,

@@ -91,4 +91,4 @@ def _made() -> Node:
         **{kind: {"schema": BINARY, "examples": examples.file(kind)} for kind in FORMATS},
         events.MEDIA_TYPE: {"schema": schema(EVENT), "examples": examples.stream()},
     }
-    return answer("What was made.", content, "X-Request-Id", "Server-Timing", "Cache-Control")
+    return answer("What was made.", content, "X-Request-Id", "Server-Timing", "X-Contour-Warning", "Cache-Control")

@@ -16,6 +16,10 @@ ANYWHERE = tuple(error for error in Error if error in {*OF_CONNECTIONS, *OF_MIDD
 HEADERS: Mapping[str, Node] = {
     "X-Request-Id": {"description": "The request's name in the log.", "schema": {"type": "string"}},
     "Server-Timing": {"description": "The stages, in milliseconds.", "schema": {"type": "string"}},
+    "X-Contour-Warning": {
+        "description": "Where the request was not followed to the letter; quotes are percent-encoded.",
+        "schema": {"type": "string"},
+    },
     "Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}},
     "Allow": {"description": "The methods that are taken.", "schema": {"type": "string"}},
     "WWW-Authenticate": {"description": "How to bring an API key.", "schema": {"type": "string"}},

@@ -6,8 +6,8 @@ from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from scheduler.messages import Costs
 
-Prepared = TypeVar("Prepared")
 Format: TypeAlias = Literal["jpeg", "png", "webp"]
+ControlImage: TypeAlias = Literal["photo", "edges"]
 
 
 class BadPictureError(ValueError):
@@ -18,6 +18,17 @@ class BadOptionError(ValueError):
     """What a task asks for cannot be done by this model or sampler; the message is for the client."""
 
 
+class HasWarnings(Protocol):
+    """What `Engine.prepare` returns. `warnings`: sentences for the client, about a request that was not followed
+    to the letter."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]: ...  # noqa: D102 - said above
+
+
+Prepared = TypeVar("Prepared", bound=HasWarnings)
+
+
 class OutOfMemoryError(RuntimeError):
     """There is not enough memory for what was asked; the engine is as it was before, and works on."""
 
@@ -26,9 +37,10 @@ class OutOfMemoryError(RuntimeError):
 class Options:
     """What a task wants otherwise than the configuration says; None is as configured.
 
-    `negative` is what the picture should not show. `temperature`, in (0, 1], divides the logits of the softmax in the
-    ControlNet's attention layers, and nothing else; in half precision, below 1/256 it counts as that. `format` is the
-    file's. `previews`: somebody wants to watch.
+    `negative` is what the picture should not show. `control_image`: the input is a photo, in which edges are found, or
+    an edge map, white on black, which is used as it is. `temperature`, in (0, 1], divides the logits of the softmax in
+    the ControlNet's attention layers, and nothing else; in half precision, below 1/256 it counts as that. `format` is
+    the file's. `previews`: somebody wants to watch.
     """
 
     negative: str | None = None
@@ -37,6 +49,7 @@ class Options:
     control_scale: float | None = None
     canny_low: int | None = None
     canny_high: int | None = None
+    control_image: ControlImage = "photo"
     temperature: float = 1.0
     format: Format | None = None
     previews: bool = False

@@ -23,6 +23,7 @@ class Echoed:
 
     picture: Pixels | bytes
     steps: int
+    warnings: tuple[str, ...] = ()
 
 
 class EchoEngine:

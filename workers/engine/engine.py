@@ -58,6 +58,7 @@ class Prepared:
     edges: Pixels
     plan: Plan
     scales: Scales
+    warnings: tuple[str, ...] = ()
 
 
 class DiffusionEngine:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import Any
 
 import pytest
 
@@ -16,11 +17,11 @@ TASK = Task(png(64, 64), "a square", 1)
 ALWAYS = 1.0
 
 
-def engine(faults: Faults) -> Engine[object]:
+def engine(faults: Faults) -> Engine[Any]:
     return build(EngineConfig(kind="echo", slots=2, echo=Echo(steps=2, reencode=False), faults=faults), "cpu")
 
 
-def running(faults: Faults) -> Engine[object]:
+def running(faults: Faults) -> Engine[Any]:
     made = engine(faults)
     made.admit(0, made.prepare(TASK))
     return made
@@ -87,7 +88,7 @@ def test_another_process_has_another_fate(monkeypatch: pytest.MonkeyPatch) -> No
     assert fate(1) != fate(2)
 
 
-def _refused(made: Engine[object]) -> bool:
+def _refused(made: Engine[Any]) -> bool:
     try:
         made.prepare(TASK)
     except OutOfMemoryError:
