@@ -66,7 +66,7 @@ def _seconds_to_places(now: float, places: int, jobs: Jobs, fleet: Fleet) -> flo
 def _in_time(now: float, ticket: Ticket, jobs: Jobs, fleet: Fleet, share: float) -> Taken | Rejected | Overdrawn:
     """Whether a job is done before its deadline, by all that is known, and within its client's share of that time."""
     job, strength, budget = ticket.job, fleet.strength, ticket.job.deadline - now
-    rate, service = _rate(jobs, fleet), strength.service * ticket.load * fleet.drag
+    rate, service = _rate(jobs, fleet), strength.service * ticket.load
     wait = (jobs.waiting_work + fleet.backlog) / rate
     grain = strength.grain * jobs.largest_work
     seconds = None if jobs.waiting else _seconds_if_started(now, job, fleet)
@@ -82,7 +82,7 @@ def _in_time(now: float, ticket: Ticket, jobs: Jobs, fleet: Fleet, share: float)
 
 def _rate(jobs: Jobs, fleet: Fleet) -> float:
     """Nominal pictures a second, as they are at present, and with a margin where there is a queue."""
-    return fleet.strength.throughput / fleet.drag / (policy.MARGIN if jobs.waiting else 1)
+    return fleet.strength.throughput / (policy.MARGIN if jobs.waiting else 1)
 
 
 def _ahead(ticket: Ticket, budget: float, jobs: Jobs, fleet: Fleet) -> Taken | None:

@@ -8,7 +8,7 @@ from scheduler import policy
 from scheduler.agenda import Agenda
 from scheduler.errors import IllegalEvent, require
 from scheduler.messages import Costs, Job, WorkerId, WorkerLost, WorkerState
-from scheduler.policy import Drag, Limits, Strength, Wait
+from scheduler.policy import Limits, Slowdown, Strength, Wait
 from scheduler.records import Tenant, Ticket, Worker
 from scheduler.shelves import Shelves
 
@@ -28,7 +28,6 @@ class Fleet:
         self._known = Strength()  # of all that were ever ready, by what they measured last
         self._speeds: Agenda[WorkerId] = Agenda()  # those, by seconds for one picture
         self._shelves = Shelves()
-        self._drag = Drag()
         self.running = 0
         self.backlog = 0.0
         """What is left of the pictures that run, in nominal pictures."""
@@ -57,16 +56,11 @@ class Fleet:
         """The worker that a job should start on now, or why it should wait. `behind` jobs queue behind it."""
         if not self.ready.workers:
             return Wait.NO_WORKER
-        return self._shelves.choose(job, now, behind / self.ready.workers, self.drag)
-
-    @property
-    def drag(self) -> float:
-        """How many times longer than predicted everything takes at present."""
-        return self._drag.factor
+        return self._shelves.choose(job, now, behind / self.ready.workers)
 
     def seconds_if_joined(self, worker: Worker, job: Job) -> float:
         """When a picture is done that a worker starts now."""
-        return worker.joined_by(job).end * self.drag
+        return worker.joined_by(job).end
 
     def empty(self, avoid: WorkerId | None) -> Worker | None:
         """The fastest empty worker; not `avoid` while another is ready."""
@@ -99,7 +93,7 @@ class Fleet:
         if not strength.workers:
             return None
         place = min(self._seconds_to_end(oldest), self.backlog / strength.throughput) if oldest is not None else 0.0
-        return (place + work / strength.throughput) * self.drag
+        return place + work / strength.throughput
 
     def _avoided(self, avoid: WorkerId | None) -> Worker | None:
         return self._workers[avoid] if avoid is not None and self.ready.workers > 1 else None
@@ -122,12 +116,12 @@ class Fleet:
         return tenant
 
     def step(self, now: float, worker: Worker, done: Sequence[tuple[int, int]]) -> None:
-        """Note how far the pictures in a worker are, and whether the step took as long as it should."""
+        """Note how far the images in a worker are, and correct its costs by how long the step took."""
         stepped, worker.heard, worker.stepped, worker.asked = worker.stepped, now, now, None
         works = [worker.tenants[slot].work for slot, _ in done if slot in worker.tenants]
         # Where all take their first step, the device may have waited for them to be prepared.
         if stepped is not None and works and any(steps > 1 for _, steps in done):
-            self._drag.add(now - stepped, policy.step_seconds(worker.measured, len(works), sum(works)))
+            self._correct(worker, now - stepped, policy.step_seconds(worker.measured, len(works), sum(works)))
         for slot, steps in done:
             tenant = worker.tenants.get(slot)
             if tenant is not None:
@@ -138,6 +132,14 @@ class Fleet:
         tenant.left = max(0, min(left, tenant.left))
         if tenant.ticket is not None:
             self.backlog += tenant.rest - before
+
+    def _correct(self, worker: Worker, taken: float, expected: float) -> None:
+        """Scale a worker's costs, up or down, once its steps take noticeably longer or shorter than they say."""
+        worker.slowdown.add(taken, expected)
+        factor = worker.slowdown.factor
+        if worker.state is WorkerState.READY and not 1 / policy.NOTICEABLE <= factor <= policy.NOTICEABLE:
+            self._reprice(worker, policy.scaled(worker.measured, factor))
+            worker.slowdown.accept()
 
     def forsake(self, tenant: Tenant) -> None:
         """Its job is answered: the slot is leaving."""
@@ -173,6 +175,7 @@ class Fleet:
 
     def welcome(self, now: float, worker: Worker, costs: Costs) -> None:
         """It is ready."""
+        worker.slowdown = Slowdown()
         self._price(worker, costs)
         assert worker.pace is not None
         self.ready.add(worker.pace)
@@ -182,7 +185,11 @@ class Fleet:
         self._rearrange(worker)
 
     def reprice(self, worker: Worker, costs: Costs) -> None:
-        """It is ready, and a picture costs it something else than before."""
+        """It has measured itself again, which replaces what was learned from its steps."""
+        worker.slowdown = Slowdown()
+        self._reprice(worker, costs)
+
+    def _reprice(self, worker: Worker, costs: Costs) -> None:
         assert worker.pace is not None
         before = sum([tenant.rest for tenant in worker.batch])
         self.ready.remove(worker.pace)

@@ -6,7 +6,7 @@ Predictions are in seconds from now. They take a device to be busy with steps al
 
 from bisect import bisect_right, insort_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from operator import attrgetter
 from typing import Annotated
@@ -20,6 +20,7 @@ ROUNDING = 1e-9  # relative; sums that differ by less are equal
 CROWD = 10.0  # jobs behind each picture that runs, when admission matters: a deadline is ten pictures long by default
 SOONEST_RETRY = 0.001  # seconds
 ACCIDENTS = 5  # a worker ended from outside is hardly its jobs' doing: so many weigh as much as one that may be
+NOTICEABLE = 1.03  # how far a worker's steps may be off, up or down, before its costs are corrected
 MARGIN = 1.1  # on the wait in a queue: what is taken to the edge of its deadline would miss it by the least delay
 
 
@@ -122,15 +123,15 @@ class Joining:
     waited: float
     waited_busy: float
 
-    def objection(self, now: float, behind: float, drag: float = 1.0) -> Wait | None:
-        """Why it should not join; None if it should. Steps take `drag` times as long as was measured.
+    def objection(self, now: float, behind: float) -> Wait | None:
+        """Why it should not join; None if it should.
 
         The others' deadlines are to hold with a step to spare, as that is how far what is known of them lags behind.
         It should when the sum of the ends is then no later. Each of the `behind` jobs in the queue behind it ends as
         much later as the device is busy longer: the longer the queue, the more throughput counts.
         """
         for deadline, alone, together in self.others:
-            if now + alone * drag <= deadline < now + (together + self.step) * drag:
+            if now + alone <= deadline < now + together + self.step:
                 return Wait.DEADLINE
         joined, waited = self.joined + behind * self.joined_busy, self.waited + behind * self.waited_busy
         return None if joined <= waited * (1 + ROUNDING) else Wait.SLOWER
@@ -213,28 +214,39 @@ def _spread(costs: Costs, count: int) -> list[Picture]:
 
 
 @dataclass(slots=True)
-class Drag:
-    """How much longer than predicted steps take, lately: other work on the machine, a device that is throttled.
+class Slowdown:
+    """How many times longer than expected a worker's steps take at present.
 
-    It begins with a second that was as predicted. A step counts for at most HICCUP times what was expected, as one that
-    is stopped for a while says little of the next.
+    Above 1: other work runs on the machine, or the device is throttled. Below 1: other work ran while the worker
+    measured itself. It starts with one second of steps as expected. One step counts for at most HICCUP times what was
+    expected, because a worker that was stopped for a while says little about its next step.
     """
 
     taken: float = 1.0
     expected: float = 1.0
 
-    KEPT = 0.98  # of what was before, with each step: some fifty steps count
+    KEPT = 0.98  # of the past, with each step: about fifty steps count
     HICCUP = 5.0
 
     def add(self, taken: float, expected: float) -> None:
-        """One more step."""
+        """Count one more step: the seconds that it took, and those that it should have taken."""
         self.taken = self.KEPT * self.taken + min(taken, self.HICCUP * expected)
         self.expected = self.KEPT * self.expected + expected
 
     @property
     def factor(self) -> float:
-        """1 where all is as predicted, or faster."""
-        return max(1.0, self.taken / self.expected)
+        """1 if steps take as long as expected."""
+        return self.taken / self.expected
+
+    def accept(self) -> None:
+        """From now on, expect steps to take as long as they do."""
+        self.expected = self.taken
+
+
+def scaled(costs: Costs, factor: float) -> Costs:
+    """The costs of a worker on which everything takes `factor` times as long."""
+    steps = tuple(seconds * factor for seconds in costs.step_seconds)
+    return replace(costs, step_seconds=steps, fixed_seconds=costs.fixed_seconds * factor)
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Optional
 
 from scheduler.messages import Costs, Job, WorkerId, WorkerState, WorkerView
-from scheduler.policy import Joining, Pace, Picture, joining, steps_of
+from scheduler.policy import Joining, Pace, Picture, Slowdown, joining, steps_of
 
 if TYPE_CHECKING:
     from scheduler.agenda import Agenda
@@ -55,12 +55,17 @@ class Tenant(Picture):
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """A device and whatever process it has now. `costs` and `pace` outlive the process: the best guess for the next."""
+    """A device and whatever process it has now.
+
+    `costs` are as the process measured them, corrected by the steps it has taken since. They and `pace` outlive the
+    process: the best guess for the next.
+    """
 
     id: WorkerId
     state: WorkerState = WorkerState.NEW
     costs: Costs | None = None
     pace: Pace | None = None
+    slowdown: Slowdown = field(default_factory=Slowdown)  # how its steps compare with `costs`
     tenants: dict[int, Tenant] = field(default_factory=dict)
     free: list[int] = field(default_factory=list)  # a heap of slots
     alone: bool = False  # a suspect is in it

@@ -21,14 +21,14 @@ class Shelves:
         self._closed: Agenda[Worker] = Agenda()  # room, but a suspect is in it, or waits for it to be empty
         self._held: Worker | None = None  # the one that a suspect waits for
 
-    def choose(self, job: Job, now: float, behind: float, drag: float) -> Worker | Wait:
+    def choose(self, job: Job, now: float, behind: float) -> Worker | Wait:
         """The worker that a job should start on now, or why it should wait. `behind` jobs a worker queue behind it."""
         if (empty := self._open[0].first()) is not None:
             return empty
         reasons = []
         for shelf in self._open:
             if (worker := shelf.first()) is not None:
-                objection = worker.joined_by(job).objection(now, behind, drag)
+                objection = worker.joined_by(job).objection(now, behind)
                 if objection is None:
                     return worker
                 reasons.append(objection)

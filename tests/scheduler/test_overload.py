@@ -5,7 +5,7 @@ from itertools import count
 import pytest
 
 from scheduler.messages import Costs, Done, Expired, Rejected
-from scheduler.policy import Drag
+from scheduler.policy import Slowdown
 from tests.scheduler.toy import Toy
 
 ECHO = Costs(steps=20, step_seconds=(0.05,) * 4, fixed_seconds=0.0)  # four pictures a second
@@ -42,20 +42,20 @@ def test_who_waited_in_vain_makes_room_for_those_who_did_not() -> None:
     assert ends[20:] == [Done] * 4
 
 
-def test_drag_follows_the_steps_and_is_never_below_one() -> None:
-    drag = Drag()
-    assert drag.factor == 1.0
+def test_the_slowdown_follows_the_steps_up_and_down() -> None:
+    slowdown = Slowdown()
+    assert slowdown.factor == 1.0
     for _ in range(300):
-        drag.add(0.15, 0.1)
-    assert drag.factor == pytest.approx(1.5, rel=0.01)
+        slowdown.add(0.15, 0.1)
+    assert slowdown.factor == pytest.approx(1.5, rel=0.01)
     for _ in range(300):
-        drag.add(0.05, 0.1)
-    assert drag.factor == 1.0
+        slowdown.add(0.05, 0.1)
+    assert slowdown.factor == pytest.approx(0.5, rel=0.01)
 
 
 def test_a_step_that_was_stopped_for_a_while_is_one_step() -> None:
-    drag = Drag()
+    slowdown = Slowdown()
     for _ in range(300):
-        drag.add(0.1, 0.1)
-    drag.add(600.0, 0.1)
-    assert drag.factor < 1.1
+        slowdown.add(0.1, 0.1)
+    slowdown.add(600.0, 0.1)
+    assert slowdown.factor < 1.1

@@ -105,14 +105,18 @@ class Toy:
         device = self.devices[worker]
         device.busy = bool(device.left)
         if device.busy:
-            self._after(device.step(), lambda: self._stepped(worker, list(device.left)))
+            slots = list(device.left)
+            self._after(device.step(), lambda: self._stepped(worker, slots))
 
     def _stepped(self, worker: str, slots: list[int]) -> None:
         device = self.devices[worker]
-        for slot in slots:
+        # What was prepared during the step advances too, for nothing, as predictions know no step boundaries. It is not
+        # reported with the others: the step was as long as theirs is.
+        ended = list(device.left)
+        for slot in ended:
             device.left[slot] -= 1
         self._tell(Stepped(worker, tuple((slot, device.steps[slot] - device.left[slot]) for slot in slots)))
-        for slot in [slot for slot in slots if not device.left[slot]]:
+        for slot in [slot for slot in ended if not device.left[slot]]:
             del device.left[slot]
             start = self._starts[worker, slot]
             report = Finished(worker, slot, start.generation, IMAGE)
