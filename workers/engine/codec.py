@@ -55,14 +55,14 @@ def decode_to(data: Buffer, width: int, height: int) -> Pixels:
     """
     header = read_header(data)
     if header.width * header.height > _MAX_PIXELS or max(header.width, header.height) > _MAX_SIDE:
-        raise BadPictureError(f"The picture is too large: {header.width} x {header.height} pixels.")
+        raise BadPictureError(f"The image is too large: {header.width} x {header.height} pixels.")
     size = (height, width) if header.orientation >= SIDES_SWAPPED else (width, height)
     try:
         return _upright(_scaled(data, header, size), header.orientation)
     except BadPictureError:
         raise
     except _UNREADABLE as error:
-        raise BadPictureError(f"The {header.format} picture is damaged or cut short ({error}).") from error
+        raise BadPictureError(f"The {header.format} image is damaged or cut short; send the whole file, or save it anew.") from error
 
 
 def _scaled(data: Buffer, header: Header, size: tuple[int, int]) -> Pixels:
@@ -89,6 +89,11 @@ def resize(pixels: Pixels, width: int, height: int) -> Pixels:
 def edges(pixels: Pixels, canny: Canny) -> Pixels:
     """Canny edges of RGB pixels: 255 on an edge and 0 elsewhere, [height, width]."""
     return cv2.Canny(pixels, canny.low, canny.high).astype(np.uint8, copy=False)
+
+
+def grey(pixels: Pixels) -> Pixels:
+    """RGB pixels as grey levels [height, width]; those of a grey image stay as they are."""
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.uint8, copy=False)
 
 
 def encode(pixels: Pixels, output: Output, file_format: FileFormat | None = None) -> bytes:
@@ -138,7 +143,7 @@ def _loaded(image: ImageFile.ImageFile, header: Header, size: tuple[int, int] | 
     """The image with its pixels; a JPEG's are decoded at no less than a size (width, height) that is enough."""
     # Two readers that disagree on the size could be used to smuggle a large image past the limit.
     if image.size != _stored_size(header):
-        raise BadPictureError(f"The {header.format} picture declares more than one size.")
+        raise BadPictureError(f"The {header.format} image declares more than one size; save it anew.")
     if size and isinstance(image, JpegImageFile):
         image.draft(None, size)
     image.load()
@@ -188,7 +193,7 @@ def _open_jpeg(data: Buffer, header: Header) -> ImageFile.ImageFile:
     most = min(_MAX_SCANS, _MAX_SCANNED_PIXELS // (header.width * header.height))
     # To walk over all markers takes time: it is not needed where there are few of these bytes anywhere.
     if bytes(data).count(START_OF_SCAN) > most and (scans := jpeg.scans(data)) > most:
-        raise BadPictureError(f"The JPEG picture goes over its pixels too often: {scans} scans.")
+        raise BadPictureError(f"The JPEG image goes over its pixels too often ({scans} scans); save it anew.")
     return JpegImageFile(BytesIO(data))
 
 

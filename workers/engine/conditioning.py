@@ -1,10 +1,17 @@
-"""The client's words as tensors: tokens on any thread, text features and keys/values on the device's thread."""
+"""The client's words as tensors: tokens on any thread, text features and keys/values on the device's thread.
 
+CLIP's text encoder has 77 positions, of which the first and the last are marks: it reads 75 tokens. A longer text is
+cut there, and the answer says what was not read. The web UI encodes such a text in pieces of 75 tokens instead; that
+would give prompts of several lengths, while here all images of a batch share one shape.
+"""
+
+import json
+import logging
 import math
 import re
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +26,19 @@ if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
+_log = logging.getLogger(__name__)
+
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 TEXT_TOKENS = 77  # positions of CLIP's text encoder
+READ_TOKENS = TEXT_TOKENS - 2  # but for the marks of beginning and end
+_QUOTED_CHARS = 300  # of a text that was not read, in a warning
+
+
+class Prompt(NamedTuple):
+    """A text as 77 token numbers. `warning` says what of it was cut off; it is empty where nothing was."""
+
+    tokens: tuple[int, ...]
+    warning: str = ""
 
 
 class Tokens:
@@ -31,24 +49,51 @@ class Tokens:
 
     def __init__(self, tokenizer: "CLIPTokenizer", prompting: Prompting) -> None:
         self._tokenizer = tokenizer
-        self._prompting = prompting
+        self._suffix = prompting.suffix
         self._lock = threading.Lock()
+        configured = self._prompt("The configured negative prompt", prompting.negative)
+        if configured.warning:
+            _log.warning("%s", configured.warning)
+        self.configured_negative = configured.tokens
 
-    def positive(self, text: str) -> tuple[int, ...]:
-        """The client's text with the suffix after it: 77 numbers. What does not fit is cut off, the suffix first."""
-        return self._encode(text + self._prompting.suffix)
+    def positive(self, text: str) -> Prompt:
+        """The client's text with the suffix after it. What does not fit is cut off, so the suffix first."""
+        return self._prompt("The prompt", text, self._suffix)
 
-    def negative(self, text: str | None = None) -> tuple[int, ...]:
+    def negative(self, text: str | None = None) -> Prompt:
         """What the picture should not show; as configured if nothing else is said."""
-        return self._encode(self._prompting.negative if text is None else text)
+        return Prompt(self.configured_negative) if text is None else self._prompt("The negative prompt", text)
 
-    def _encode(self, text: str) -> tuple[int, ...]:
+    def _prompt(self, name: str, text: str, suffix: str = "") -> Prompt:
         if _LONE_SURROGATE.search(text):
             raise BadOptionError("The prompt contains half a surrogate pair, which is not a character: remove it.")
-        # Setting the padding borrows the tokenizer; from a second thread that fails with "Already borrowed".
+        # The first call sets the padding, which borrows the tokenizer; from a second thread that fails with "Already
+        # borrowed".
         with self._lock:
-            encoded = self._tokenizer(text, padding="max_length", truncation=True, max_length=TEXT_TOKENS)
-        return tuple(encoded.input_ids)
+            encoded = self._tokenizer(text + suffix, verbose=False)  # or it would log that the text is too long
+        numbers = encoded.input_ids
+        if len(numbers) <= TEXT_TOKENS:
+            return Prompt((*numbers, *[self._tokenizer.pad_token_id] * (TEXT_TOKENS - len(numbers))))
+        begins = [begin for begin, _ in encoded.encodings[0].offsets[1:-1]]  # where in the text each token does
+        return Prompt((*numbers[: TEXT_TOKENS - 1], numbers[-1]), _cut(name, text, suffix, begins))
+
+
+def _cut(name: str, text: str, suffix: str, begins: list[int]) -> str:
+    """The warning for a text of which only the first tokens are read, from where in it each begins."""
+    own, first = sum(begin < len(text) for begin in begins), begins[READ_TOKENS]
+    unread = _quoted((text + suffix)[first:] if own <= READ_TOKENS else text[first:])
+    if own <= READ_TOKENS:
+        room = f"The model reads {READ_TOKENS} tokens. {name} has {own}, so the configured suffix was cut."
+        return f"{room} Not read: {unread}."
+    besides = ", nor the configured suffix" if suffix else ""
+    return f"{name} has {own} tokens; the model reads the first {READ_TOKENS}. Not read: {unread}{besides}."
+
+
+def _quoted(text: str) -> str:
+    """A text in quotation marks, on one line, of bounded length."""
+    text = text.strip()
+    short = text if len(text) <= _QUOTED_CHARS else text[: _QUOTED_CHARS - 3] + "..."
+    return json.dumps(short, ensure_ascii=False)
 
 
 class TextEncoder:

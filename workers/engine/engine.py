@@ -19,15 +19,16 @@ from workers.engine import codec
 from workers.engine.batch import Newcomer, Size
 from workers.engine.budget import DecodeBudget
 from workers.engine.codec import Pixels
+from workers.engine.conditioning import Prompt
 from workers.engine.config import EngineConfig
-from workers.engine.contract import Condition, Format, OutOfMemoryError, Stepped, Task
+from workers.engine.contract import Condition, Format, Options, OutOfMemoryError, Stepped, Task
 from workers.engine.decoding import Decoding, fetch
 from workers.engine.denoiser import coldest
 from workers.engine.graphs import Recorder
 from workers.engine.header import output_size, read_header
 from workers.engine.measure import Measurements
 from workers.engine.noise import draw
-from workers.engine.options import Scales, canny_of, scales_of
+from workers.engine.options import Scales, canny_of, scales_of, warnings_of
 from workers.engine.plan import Plan
 from workers.engine.runtime import AnyModel
 from workers.engine.speed import Workshop
@@ -51,7 +52,7 @@ def _memory_is_asked_for() -> Iterator[None]:
 @dataclass(frozen=True, eq=False, slots=True)
 class Prepared:
     """A picture that is ready for the device: tokens of each row, noise [noises, 4, h, w] float32, edges uint8
-    [8h, 8w], and its own of sampler and scales."""
+    [8h, 8w], its own of sampler and scales, and what its client should know."""
 
     prompts: tuple[tuple[int, ...], ...]
     noise: Tensor
@@ -109,15 +110,18 @@ class DiffusionEngine:
         """
         options = task.options
         plan, scales = self._model.plans.of(options.steps), scales_of(options, self._config, self._coldest)
-        canny = canny_of(options, self._config.canny)
         header = read_header(task.picture)
         width, height = size = output_size(header.width, header.height, self._config.size)
         with self._budget.spend_on(header, size):
             pixels = codec.decode_to(task.picture, width, height)
-        edges = codec.edges(pixels, canny)
+        edges = self._edges(pixels, options)
         shape = (4, height // self._model.latent_scale, width // self._model.latent_scale)
         noise = draw(task.seed, shape, plan.matrix.noises)
-        return Prepared(self._prompts(task), noise, edges, plan, scales)
+        prompts = self._prompts(task)
+        warnings = (*(prompt.warning for prompt in prompts), *warnings_of(options, scales, edges))
+        return Prepared(
+            tuple(prompt.tokens for prompt in prompts), noise, edges, plan, scales, tuple(filter(None, warnings))
+        )
 
     @torch.no_grad()
     @_memory_is_asked_for()
@@ -249,12 +253,17 @@ class DiffusionEngine:
         self._finals[slot] = (workspace, workspace.batch.final_latents(slot))
         workspace.batch.remove(slot)
 
+    def _edges(self, pixels: Pixels, options: Options) -> Pixels:
+        if options.control_image == "edges":
+            return codec.grey(pixels)
+        return codec.edges(pixels, canny_of(options, self._config.canny))
+
     def _hint(self, edges: Pixels) -> Tensor:
         picture = upload(torch.from_numpy(edges), self._model.device).to(self._model.dtype) / 255
         return self._model.hint(picture)
 
-    def _prompts(self, task: Task) -> tuple[tuple[int, ...], ...]:
-        """Tokens of an image's rows; the unconditional row comes first."""
+    def _prompts(self, task: Task) -> tuple[Prompt, ...]:
+        """Prompts of an image's rows; the unconditional row comes first."""
         tokens, positive = self._model.tokens, self._model.tokens.positive(task.text)
         return (tokens.negative(task.options.negative), positive) if self._workshop.recipe.rows == 2 else (positive,)
 

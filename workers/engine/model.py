@@ -150,7 +150,7 @@ def assemble(config: EngineConfig, parts: Parts, device: str) -> Model:
         controlnet=parts.controlnet,
         vae=parts.vae,
         tokens=tokens,
-        text=TextConditioning(encoder, encoder.width, dtype, place, tokens.negative()),
+        text=TextConditioning(encoder, encoder.width, dtype, place, tokens.configured_negative),
         plans=plans,
         device=place,
         dtype=dtype,

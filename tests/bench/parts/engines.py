@@ -117,7 +117,7 @@ def _before_the_steps(bench: Bench, subject: Subject) -> dict[str, Any]:
     prompts = itertools.count()
 
     def text() -> None:
-        model.text.keys_values(model.tokens.positive(f"prompt {next(prompts)}"))
+        model.text.keys_values(model.tokens.positive(f"prompt {next(prompts)}").tokens)
 
     def admit(prompt: str) -> None:
         engine.admit(0, engine.prepare(bench.task(prompt)))

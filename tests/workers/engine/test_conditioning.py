@@ -1,3 +1,5 @@
+import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -6,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.workers.engine import demo
-from workers.engine.conditioning import TextConditioning, TextEncoder, Tokens
+from workers.engine.conditioning import Prompt, TextConditioning, TextEncoder, Tokens
 from workers.engine.config import Prompting
 from workers.engine.constants import keys_values, keys_values_widths
 
@@ -40,8 +42,8 @@ def text_conditioning(configured: str = "") -> tuple[TextConditioning, CountingE
 
 
 def test_the_suffix_follows_the_clients_words() -> None:
-    assert tokens(suffix=", neon").positive("a red circle") == plain("a red circle, neon")
-    assert tokens(suffix=", neon", negative="gray").negative() == plain("gray")
+    assert tokens(suffix=", neon").positive("a red circle").tokens == plain("a red circle, neon")
+    assert tokens(suffix=", neon", negative="gray").negative().tokens == plain("gray")
 
 
 CONTROLS = "".join(map(chr, range(32)))
@@ -57,13 +59,14 @@ BACKWARDS = "\u202etoor \u0645\u0631\u0628\u0639 \u05d0\u05d3\u05d5\u05dd"
     ids=lambda text: ascii(text[:12]),
 )
 def test_any_text_becomes_77_tokens(text: str) -> None:
-    assert len(tokens(suffix=", neon").positive(text)) == 77
+    assert tokens(suffix=", neon").positive(text).tokens == plain(f"{text}, neon")
 
 
 def test_many_threads_may_ask_at_once() -> None:
     asked = [f"a red circle number {n}" * (n % 7 + 1) for n in range(400)]
     with ThreadPoolExecutor(8) as threads:
-        assert list(threads.map(tokens().positive, asked)) == [plain(text) for text in asked]
+        made = list(threads.map(tokens().positive, asked))
+    assert [prompt.tokens for prompt in made] == [plain(text) for text in asked]
 
 
 def test_a_prompt_becomes_the_keys_and_values_of_both_networks() -> None:
@@ -95,3 +98,77 @@ def test_the_text_is_understood_as_the_text_encoder_alone_understands_it() -> No
     networks = (demo.parts().unet, demo.parts().controlnet)
     expected = torch.cat([keys_values(network, features) for network in networks], dim=1)
     assert demo.relative_error(text.keys_values(plain("a red circle")), expected) <= 1e-5
+
+
+# --------------------------------------------------------------------------------------- texts that are not read whole
+
+WORDS = ("red", "blue", "gray", "star", "circle", "heart")  # each is one token of the small model
+
+
+def words(count: int) -> str:
+    return " ".join(WORDS[n % len(WORDS)] for n in range(count))
+
+
+def test_what_the_model_reads_whole_needs_no_word() -> None:
+    assert tokens().positive(words(75)).warning == tokens().negative(words(75)).warning == ""
+    assert tokens(suffix=", neon").positive(words(73)).warning == ""
+
+
+def test_a_text_that_is_cut_is_quoted_from_where_it_is_cut() -> None:
+    text = f"{words(75)} A Green\u2003ring, and \u00c9toile!"
+    assert tokens().positive(text).tokens == plain(words(75))
+    prompt, negative = tokens().positive(text), tokens().negative(text)
+    assert prompt.warning.startswith("The prompt has ")
+    assert prompt.warning.endswith('; the model reads the first 75. Not read: "A Green\u2003ring, and \u00c9toile!".')
+    assert negative.warning == prompt.warning.replace("The prompt", "The negative prompt")
+
+
+def test_the_number_of_tokens_is_that_of_the_text() -> None:
+    assert " has 76 tokens; " in tokens().positive(words(76)).warning
+    assert " has 90 tokens; " in tokens(suffix=", neon").positive(words(90)).warning
+
+
+def test_a_word_that_is_cut_in_the_middle_is_quoted_from_there() -> None:
+    (unread,) = _unread(tokens().positive(f"{words(74)} zzzz"))
+    assert 0 < len(unread) < 4
+    assert "zzzz".endswith(unread)
+
+
+def test_the_suffix_is_cut_before_the_clients_words() -> None:
+    prompt = tokens(suffix=", blue star heart").positive(words(73))
+    assert prompt.tokens == plain(f"{words(73)}, blue")
+    assert prompt.warning == (
+        'The model reads 75 tokens. The prompt has 73, so the configured suffix was cut. Not read: "star heart".'
+    )
+
+
+def test_a_text_that_is_cut_leaves_no_suffix() -> None:
+    assert (
+        tokens(suffix=", neon")
+        .positive(f"{words(75)} star heart")
+        .warning.endswith('Not read: "star heart", nor the configured suffix.')
+    )
+
+
+def test_a_text_that_just_fits_leaves_no_suffix() -> None:
+    assert _unread(tokens(suffix=", neon").positive(words(75))) == [", neon"]
+
+
+def test_a_long_text_is_quoted_in_part_and_on_one_line() -> None:
+    warning = tokens().positive(words(75) + ' "quoted"\n' + "star " * 20_000).warning
+    assert len(warning) < 500
+    assert "\n" not in warning
+    assert warning.endswith('..."' + ".")
+
+
+def test_a_configured_negative_prompt_that_is_cut_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    made = tokens(negative=words(75) + " star")
+    assert made.negative() == (plain(words(75)), "")
+    assert [record.getMessage() for record in caplog.records] == [
+        'The configured negative prompt has 76 tokens; the model reads the first 75. Not read: "star".'
+    ]
+
+
+def _unread(prompt: Prompt) -> list[str]:
+    """What a warning quotes."""
+    return [json.loads(quote) for quote in re.findall(r'Not read: (".*")', prompt.warning)]

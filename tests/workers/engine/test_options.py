@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from io import BytesIO
 from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tests.workers.engine import demo
@@ -15,19 +17,21 @@ from tests.workers.engine.demo import CONFIG, Reference, relative_error
 from tests.workers.engine.recorder import recorder
 from tests.workers.engine.three import engine as recorded
 from workers.engine import codec
+from workers.engine.codec import Pixels
 from workers.engine.config import Canny, EngineConfig, Output
 from workers.engine.contract import BadOptionError, Options, Stepped, Task
 from workers.engine.engine import DiffusionEngine
 from workers.engine.options import canny_of
 
 TOLERANCE = 1e-4  # as in test_equivalence.py
-FOUR = replace(CONFIG, slots=4)
+FIVE = replace(CONFIG, slots=5)
 Asked: TypeAlias = dict[str, Any]
 MIXED: tuple[Asked, ...] = (
     {"steps": 3, "guidance_scale": 1.0, "control_scale": 0.3},
     {"steps": 7, "guidance_scale": 6.5, "negative": "a blue square"},
     {"guidance_scale": 0.5, "control_scale": 1.7, "negative": "ignored, as nothing guides", "canny_low": 20},
     {"steps": 5, "control_scale": 0.0, "negative": "", "canny_low": 300, "canny_high": 700},
+    {"control_image": "edges", "steps": 6},
 )
 
 
@@ -44,7 +48,7 @@ def tasks(mixed: tuple[Asked, ...] = MIXED) -> list[Task]:
 
 
 def shades() -> bytes:
-    """Circles of several contrasts, the weakest of which only low thresholds find."""
+    """Circles of several contrasts, the weakest of which only low thresholds find; grey levels, as an edge map."""
     pixels = np.full((64, 64, 3), 128, np.uint8)
     for n, contrast in enumerate((12, 40, 90)):
         cv2.circle(pixels, (18 + 14 * n, 32), 9, (128 + contrast,) * 3, -1)
@@ -54,10 +58,15 @@ def shades() -> bytes:
 def by_diffusers(config: EngineConfig, engine: DiffusionEngine, task: Task, options: Asked) -> Tensor:
     """Final latents by the pipeline alone, with the edges that its thresholds make."""
     prepared = engine.prepare(replace(task, options=Options()))
-    gray = codec.decode(task.picture)
-    low, high = (options.get(key, default) for key, default in (("canny_low", 100), ("canny_high", 200)))
-    prepared = replace(prepared, edges=cv2.Canny(gray, low, high).astype(np.uint8))
+    prepared = replace(prepared, edges=control_image(task.picture, options))
     return Reference(as_configured(config, options), demo.parts()).latents(prepared, seed=task.seed)
+
+
+def control_image(picture: bytes, options: Asked) -> Pixels:
+    if options.get("control_image") == "edges":
+        return np.asarray(Image.open(BytesIO(picture)).convert("L"))
+    low, high = (options.get(key, default) for key, default in (("canny_low", 100), ("canny_high", 200)))
+    return cv2.Canny(codec.decode(picture), low, high).astype(np.uint8)
 
 
 def together(engine: DiffusionEngine, wanted: list[Task]) -> list[Tensor]:
@@ -75,11 +84,11 @@ def together(engine: DiffusionEngine, wanted: list[Task]) -> list[Tensor]:
 @pytest.fixture(scope="module")
 def shared() -> DiffusionEngine:
     """An engine for tests that leave it empty."""
-    return demo.engine(FOUR)
+    return demo.engine(FIVE)
 
 
 def test_each_picture_of_a_batch_comes_out_as_it_asks(shared: DiffusionEngine) -> None:
-    expected = [by_diffusers(FOUR, shared, task, asked) for task, asked in zip(tasks(), MIXED, strict=True)]
+    expected = [by_diffusers(FIVE, shared, task, asked) for task, asked in zip(tasks(), MIXED, strict=True)]
     for actual, each in zip(together(shared, tasks()), expected, strict=True):
         assert relative_error(actual, each) <= TOLERANCE
 
@@ -95,6 +104,7 @@ def test_every_option_matters(shared: DiffusionEngine) -> None:
         {"canny_low": 20},
         {"canny_high": 700},
         {"temperature": 0.3},
+        {"control_image": "edges"},
     )
     for change in changes:
         (latents,) = together(shared, tasks((change,)))
@@ -143,7 +153,7 @@ def test_a_slot_forgets_what_its_last_picture_asked_for(shared: DiffusionEngine)
 def test_recorded_steps_serve_pictures_whatever_they_ask_for(shared: DiffusionEngine) -> None:
     """Nothing is recorded for an option, and what is replayed makes the same pictures."""
     fake = recorder()
-    engine = recorded(FOUR, fake)
+    engine = recorded(FIVE, fake)
     engine.warm_up()
     before = len(fake.pools)
     for actual, expected in zip(together(engine, tasks()), together(shared, tasks()), strict=True):
@@ -159,7 +169,7 @@ def test_pictures_in_the_middle_of_their_steps_do_not_notice_one_that_joins(shar
         shared.step()
         shared.admit(slot, shared.prepare(task))
     assert relative_error(demo.run(shared, 0), expected) <= 1e-5
-    for slot in range(4):
+    for slot in range(len(MIXED)):
         shared.discard(slot)
 
 
@@ -200,7 +210,7 @@ def test_each_picture_has_its_own_temperature(shared: DiffusionEngine, controlne
     actual = together(shared, tasks(mixed))
     for task, latents in zip(tasks(mixed), actual, strict=True):
         controlnet.set_attn_processor(Tempered(task.options.temperature))
-        expected = by_diffusers(FOUR, shared, task, {"control_scale": 1.5})
+        expected = by_diffusers(FIVE, shared, task, {"control_scale": 1.5})
         assert relative_error(latents, expected) <= TOLERANCE
 
 

@@ -146,7 +146,7 @@ def load(config: EngineConfig, device: str) -> OnnxModel:
     tokens, encode = Tokens(tokenizer, config.prompt), partial(_encode, sessions["text"], width, dtype)
     return OnnxModel(
         tokens=tokens,
-        text=TextConditioning(encode, width, dtype, place, tokens.negative()),
+        text=TextConditioning(encode, width, dtype, place, tokens.configured_negative),
         plans=plans_of(config.sampler, scheduler),
         device=place,
         dtype=dtype,
