@@ -32,6 +32,7 @@ log = logging.getLogger("contour.pool")
 
 COPIED_AT_ONCE = 2**21  # bytes of files, in one turn of the event loop; the file that exceeds it is copied whole
 STANDING_SECONDS = 1.0  # between two words to who watches a job that waits
+WORTH_LOGGING = 0.1  # of a change in what a step costs, relative
 RETRY_SECONDS = 0.1  # before what has failed is tried again
 TRIES = 20  # of that
 DRAIN_GRACE = 5.0  # seconds after the end of a drain, when the pool ends whatever the scheduler says
@@ -60,6 +61,7 @@ class Pool:
     ) -> None:
         self.core = core
         self.devices: dict[m.WorkerId, Device] = {}
+        self._step_seconds: dict[m.WorkerId, float] = {}  # as logged last
         self.conditions: dict[m.WorkerId, Condition] = {}  # how each worker's engine runs, where there is news of it
         self._processes = Processes(setups, layout, self._read, self._bury)
         self._pending = PendingJobs(layout.input_bytes)
@@ -291,15 +293,23 @@ class Pool:
             self._handle(event)
         match report:
             case wire.Ready(costs, device, uuid):
-                self.devices[worker] = Device(device, uuid)
+                self.devices[worker], self._step_seconds[worker] = Device(device, uuid), costs.step_seconds[0]
                 log.info("worker %s is ready on %s: %.3f s a step", worker, device, costs.step_seconds[0])
             case wire.Measured(costs):
-                log.info("worker %s now takes %.3f s a step", worker, costs.step_seconds[0])
+                log.log(self._news(worker, costs), "Worker %s: %.3f s per step", worker, costs.step_seconds[0])
             case wire.Preview():
                 self._watching.previewed(worker, report)
             case wire.Changed(condition):
                 self.conditions[worker] = condition
                 log.info("worker %s runs with %s", worker, summary(condition))
+
+    def _news(self, worker: m.WorkerId, costs: m.Costs) -> int:
+        """The level to log a worker's new costs at: an idle one measures itself every minute."""
+        seconds, known = costs.step_seconds[0], self._step_seconds.get(worker)
+        if known is not None and abs(seconds - known) <= WORTH_LOGGING * known:
+            return logging.DEBUG
+        self._step_seconds[worker] = seconds
+        return logging.INFO
 
     def _bury(self, worker: m.WorkerId, child: Child) -> None:
         """The process has ended. What it managed to report still counts; then its jobs go elsewhere."""

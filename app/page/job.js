@@ -13,8 +13,8 @@ const TYPES = { "/9j/": "image/jpeg", iVBO: "image/png", UklG: "image/webp" }; /
 export class Job extends EventTarget {
   /** @type {"sent" | "queued" | "running" | "done" | "failed" | "cancelled"} */
   phase = "sent";
-  /** @type {{position: number, seconds: number | null} | null} */
-  standing = null;
+  /** @type {Map<number, {position: number, seconds: number | null}>} places in the queue, by image */
+  #standings = new Map();
   /** @type {Forming[]} */
   forming;
   /** @type {Result | null} */
@@ -37,6 +37,11 @@ export class Job extends EventTarget {
 
   get live() {
     return ["sent", "queued", "running"].includes(this.phase);
+  }
+
+  /** The place of the image that starts first, as it is what the person waits for. */
+  get standing() {
+    return [...this.#standings.values()].sort((a, b) => a.position - b.position)[0] ?? null;
   }
 
   /** Seconds since it was sent. */
@@ -84,7 +89,7 @@ export class Job extends EventTarget {
     const image = this.forming[data.image ?? 0];
     if (name === "queued" && this.phase !== "running") {
       this.phase = "queued";
-      this.standing = data;
+      this.#standings.set(data.image ?? 0, data);
     } else if (name === "started") this.phase = "running";
     else if (name === "step") {
       this.phase = "running";

@@ -73,7 +73,8 @@ def test_only_the_worker_whose_steps_are_slow_is_priced_so() -> None:
         core.handle(0.0, Submitted(job(number)))
     for taken in range(1, 20):
         core.handle(0.05 * taken, stepped("gpu1", taken))
-        core.handle(0.05 * taken, stepped("gpu0", 1 + taken // 4))
+        if taken % 4 == 0:
+            core.handle(0.05 * taken, stepped("gpu0", taken // 4))
     assert core.predicted_seconds == pytest.approx(seconds_alone(GPU), rel=0.03)
     core.handle(1.0, Finished("gpu0", 0, 1, IMAGE))
     core.handle(1.0, Finished("gpu1", 0, 2, IMAGE))
@@ -85,6 +86,6 @@ def test_a_worker_that_measures_itself_again_starts_afresh() -> None:
     for _ in range(10):
         toy.submit(100.0)
     toy.run(60.0)
-    assert toy.core.predicted_seconds == pytest.approx(3 * seconds_alone(GPU), rel=0.1)
+    assert toy.core.predicted_seconds == pytest.approx(3 * seconds_alone(GPU), rel=0.15)
     toy.core.handle(60.0, Measured("device0", GPU))
     assert toy.core.predicted_seconds == seconds_alone(GPU)

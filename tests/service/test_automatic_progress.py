@@ -70,6 +70,23 @@ def test_of_several_pictures_the_share_of_all_steps_is_told(slow: Service) -> No
         assert len(made.result().json()["images"]) == 2
 
 
+def test_of_several_images_that_wait_the_place_of_the_first_is_told(slow: Service) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(txt2img, slow, body())
+        running(slow, lambda told: told["progress"] > 0)
+        made = threads.submit(txt2img, slow, body({"batch_size": 3, "force_task_id": "task(three)"}))
+        told: list[dict[str, Any]] = []
+
+        def waits() -> bool:
+            told.append(progress(slow, id_task="task(three)"))
+            return told[-1]["textinfo"] is not None
+
+        until(waits)
+        assert told[-1]["textinfo"] == "It waits; 0 start before it."
+        assert len(made.result().json()["images"]) == 3
+        assert first.result().status_code == 200
+
+
 def test_interrupting_gives_no_picture_and_frees_the_worker(slow: Service) -> None:
     before = slow.sample("contour_requests_total", outcome="abandoned")
     with ThreadPoolExecutor(1) as threads, client(slow, username="any", password=KEY) as api:

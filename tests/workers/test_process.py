@@ -201,6 +201,15 @@ def test_how_the_engine_runs_is_told_when_it_is_ready_and_when_that_changes(tell
     assert changes == [wire.Changed(telling.condition(graphs=1, fallbacks=1))]
 
 
+def test_an_idle_worker_measures_itself_again_and_reports_it(teller: Worker) -> None:
+    heard = teller.hear()
+    ready = next(heard)
+    assert isinstance(ready, wire.Ready)
+    # Graph and measurement make it three times as fast as it was when it started.
+    expected = tuple(each / 3 for each in ready.costs.step_seconds)
+    assert any(isinstance(report, wire.Measured) and report.costs.step_seconds == expected for report in heard)
+
+
 def test_a_picture_is_decoded_beside_the_steps_of_others_and_its_stages_add_up(teller: Worker) -> None:
     heard = teller.hear()
     teller.run(0, 1)

@@ -8,6 +8,7 @@ from scheduler.messages import Costs
 
 Format: TypeAlias = Literal["jpeg", "png", "webp"]
 ControlImage: TypeAlias = Literal["photo", "edges"]
+Embedding: TypeAlias = Literal["full", "source", "none"]
 
 
 class BadPictureError(ValueError):
@@ -40,7 +41,8 @@ class Options:
     `negative` is what the picture should not show. `control_image`: the input is a photo, in which edges are found, or
     an edge map, white on black, which is used as it is. `temperature`, in (0, 1], divides the logits of the softmax in
     the ControlNet's attention layers, and nothing else; in half precision, below 1/256 it counts as that. `format` is
-    the file's. `previews`: somebody wants to watch.
+    the file's. `previews`: somebody wants to watch. `embed_metadata`: what the file tells of itself: all that made it,
+    only that a model made it, or nothing.
     """
 
     negative: str | None = None
@@ -53,6 +55,7 @@ class Options:
     temperature: float = 1.0
     format: Format | None = None
     previews: bool = False
+    embed_metadata: Embedding = "none"
 
 
 AS_CONFIGURED = Options()
@@ -109,6 +112,9 @@ class Engine(Protocol[Prepared]):
 
     def costs(self) -> Costs:
         """What was measured last; equal to what it was before if nothing has been measured since."""
+
+    def measure_again(self) -> None:
+        """Measure what a step costs once more, while no slot is taken: the machine may have been busy before."""
 
     def prepare(self, task: Task) -> Prepared:
         """Decode, resize, find edges, tokenise: all that needs no device.

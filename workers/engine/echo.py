@@ -48,6 +48,9 @@ class EchoEngine:
         echo = self._config.echo
         return Costs(echo.steps, (echo.step_seconds,) * self.slots, self._fixed_seconds)
 
+    def measure_again(self) -> None:
+        """Nothing changes: a step costs what the configuration says."""
+
     def prepare(self, task: Task) -> Echoed:
         """Decode the picture, or take its bytes unread.
 

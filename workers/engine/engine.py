@@ -103,6 +103,11 @@ class DiffusionEngine:
         """Of the nominal picture, the square of `size.short_side`; a bucket's step as it is since it was compiled."""
         return self._measurements.costs()
 
+    @torch.no_grad()
+    def measure_again(self) -> None:
+        """Take the fastest of a few steps of one placeholder image, and scale all costs by it."""
+        self._measurements.refresh()
+
     def prepare(self, task: Task) -> Prepared:
         """Decode, resize, find edges, tokenise, and draw the noise.
 

@@ -58,6 +58,10 @@ class FaultyEngine:
             os._exit(EXIT_CODE)
         return stepped
 
+    def measure_again(self) -> None:
+        """Measure the engine inside."""
+        self._engine.measure_again()
+
     def finish(self, slot: int) -> object:
         """Raises OutOfMemoryError by chance; the picture is in its slot then, as it was."""
         self._refuse_memory("finish", self._faults.finish_memory)

@@ -76,6 +76,22 @@ class Measurements:
             if not self._step_seconds:
                 raise
 
+    def refresh(self) -> None:
+        """Time a step of the smallest bucket again and scale all costs by the result, up or down.
+
+        Other work on the machine slows everything by about the same factor, and can only slow it: so the fastest of
+        the runs counts. Without memory for it, everything stays.
+        """
+        bucket = min(self._step_seconds)
+        try:
+            times = self._times([partial(self._engine.rehearse, bucket)] * _REPEATS)
+        except torch.OutOfMemoryError:
+            return
+        factor = min(times) / self._step_seconds[bucket]
+        self._costs = None
+        self._fixed_seconds *= factor
+        self._step_seconds = {each: seconds * factor for each, seconds in self._step_seconds.items()}
+
     def _step(self, pictures: int) -> float:
         bucket = next(each for each in self._buckets if each >= pictures)
         known = sorted(self._step_seconds)
@@ -84,8 +100,12 @@ class Measurements:
         return float(np.interp(bucket, known, [self._step_seconds[each] for each in known]))
 
     def _seconds(self, actions: Iterable[Callable[[], object]]) -> float:
-        """The median time of actions, until enough is spent on them; the first is warm-up, but where it takes long it
-        is the only one and counts."""
+        """The median time of actions; the first is warm-up, but where it takes long it is the only one and counts."""
+        times = self._times(actions)
+        return median(times[1:] or times)
+
+    def _times(self, actions: Iterable[Callable[[], object]]) -> list[float]:
+        """How long each action takes, until enough is spent on them."""
         times = []
         for action in actions:
             start = time.perf_counter()
@@ -94,7 +114,7 @@ class Measurements:
             times.append(time.perf_counter() - start)
             if sum(times) > _ENOUGH_S and (len(times) > 1 or times[0] > _LONG_S):
                 break
-        return median(times[1:] or times)
+        return times
 
     def _all_but_steps(self, task: Task) -> None:
         engine = self._engine

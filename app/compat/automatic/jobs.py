@@ -36,16 +36,17 @@ class Job:
         self._steps = steps
         self._done = [0] * images
         self._running_since: float | None = None
-        self._standing: Standing | None = None
+        self._standings: dict[int, Standing] = {}  # of the images that wait
         self._preview: bytes | None = None
 
     def follow(self, image: int, news: News) -> None:
         """Something is new."""
         match news:
             case Standing():
-                self._standing = news
+                self._standings[image] = news
             case Started():
-                self._standing = None
+                self._standings.pop(image, None)
+                self._done[image] = 0  # it may have run before, on a worker that was lost
                 self._running_since = self._running_since or time.monotonic()
             case Advanced(done, total):
                 self._done[image], self._steps = done, total
@@ -81,6 +82,13 @@ class Job:
         if self._running_since is None or not share:
             return (self._standing and self._standing.seconds) or 0.0
         return (time.monotonic() - self._running_since) * (1 - share) / share
+
+    @property
+    def _standing(self) -> Standing | None:
+        """The place of the image that starts first; None once one has started."""
+        if self._running_since is not None:
+            return None
+        return min(self._standings.values(), key=lambda standing: standing.position, default=None)
 
     def _text(self) -> str | None:
         return None if self._standing is None else f"It waits; {self._standing.position} start before it."

@@ -1,6 +1,7 @@
 """The engine's contract: slots, determinism, and neighbours that do not disturb one another."""
 
 import logging
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -189,6 +190,40 @@ def test_warming_up_measures_every_batch_size_and_leaves_the_engine_empty() -> N
     assert len(costs.step_seconds) == 3
     assert all(0 < seconds < 5 for seconds in (*costs.step_seconds, costs.fixed_seconds))
     assert engine.step() == []
+
+
+def test_a_start_on_a_busy_machine_is_forgotten_when_it_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = demo.engine()
+    rehearse = engine.rehearse
+
+    def delayed(bucket: int) -> None:
+        time.sleep(0.5)
+        rehearse(bucket)
+
+    with monkeypatch.context() as busy:
+        busy.setattr(engine, "rehearse", delayed)
+        before = engine.warm_up()
+        engine.measure_again()
+        assert engine.costs().step_seconds[0] >= 0.5
+    engine.measure_again()
+    after = engine.costs()
+    factor = after.step_seconds[0] / before.step_seconds[0]
+    assert factor < 0.5
+    assert after.step_seconds == pytest.approx([seconds * factor for seconds in before.step_seconds])
+    assert after.fixed_seconds == pytest.approx(before.fixed_seconds * factor)
+    assert engine.step() == []
+
+
+def test_without_memory_to_measure_again_what_was_measured_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = demo.engine()
+    before = engine.warm_up()
+
+    def refused(bucket: int) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(engine, "rehearse", refused)
+    engine.measure_again()
+    assert engine.costs() == before
 
 
 def test_a_sampler_of_one_step_can_be_warmed_up_too() -> None:
