@@ -37,6 +37,8 @@ log = logging.getLogger("contour.worker")
 SHORTAGES = 8  # pictures in a row without memory, after which a new process is to have a try
 PREVIEW_SECONDS = 0.25  # between two previews of a picture
 IDLE_SECONDS = 2.0  # between two looks at an engine that has nothing to do: it may be compiling in the background
+REMEASURE_SOONEST, REMEASURE_SECONDS = 2.0, 60.0  # between measurements of an idle engine; each waits twice as long
+REMEASURE_PAUSE = 20  # times as long as a measurement takes, at least: a request that comes meanwhile waits for it
 
 
 @dataclass(slots=True)
@@ -85,6 +87,8 @@ class Worker:
     _hands: ThreadPoolExecutor = field(init=False)
     _artist: ThreadPoolExecutor = field(init=False)
     _told: Condition = field(default_factory=Condition)
+    _remeasure_pause: float = REMEASURE_SOONEST
+    _remeasure_at: float = field(default_factory=lambda: time.monotonic() + REMEASURE_SOONEST)
     _shortages: int = 0  # pictures in a row that lacked memory
     _stopping: bool = False
 
@@ -125,9 +129,26 @@ class Worker:
             try:
                 mail = self._inbox.get(timeout=wait)
             except queue.Empty:
+                if not self._tenants:
+                    self._measure_again()
                 return
             self._open(mail)
             wait = 0.0
+
+    def _measure_again(self) -> None:
+        """Nothing is to be done: measure the engine again, so that no start on a busy machine is remembered for long.
+
+        It is reported even if nothing has changed, as it also replaces what the scheduler concluded from past steps.
+        """
+        began = time.monotonic()
+        if began < self._remeasure_at:
+            return
+        self.engine.measure_again()
+        self.costs = self.engine.costs()
+        wire.send(self.channel, wire.Measured(self.costs))
+        now = time.monotonic()
+        self._remeasure_pause = min(2 * self._remeasure_pause, REMEASURE_SECONDS)
+        self._remeasure_at = now + max(self._remeasure_pause, REMEASURE_PAUSE * (now - began))
 
     def _open(self, mail: _Mail) -> None:
         match mail:
