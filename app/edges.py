@@ -13,6 +13,7 @@ from app.errors import Error, Problem
 from app.fields import Rules
 from app.generation import unless_gone
 from app.metrics import Metrics
+from app.negotiation import negotiated
 from workers.edger import FailedError, Wanted
 from workers.edging import ClosingError, CrowdedError, Edging, EdgingError, LostError, SlowError
 from workers.engine.config import Canny
@@ -70,6 +71,7 @@ class Edges:
         ticket.client = self._access.client(request)
         if self._draining():
             raise _problem(ClosingError(), None)
+        negotiated(request, [PNG])
         in_query = bodies.converted(bodies.query(request), Thresholds)
         picture, blamed, in_body = await self._body(request)
         canny = self._canny(in_body, in_query)

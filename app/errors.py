@@ -2,7 +2,8 @@
 
 import dataclasses
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from http import HTTPStatus
 from math import ceil
@@ -15,10 +16,12 @@ from starlette.responses import Response
 MEDIA_TYPE = "application/problem+json"
 # A problem's body is at most 4 KB: it has its detail twice, once for the field to blame.
 DETAIL_BYTES = 1500
+MAX_ERRORS, ERRORS_BYTES = 20, 1800  # fields that one answer tells of
 FIELD_CHARS = 100
 QUOTED_CHARS = 100  # of a client's value, in a message
 LONG_BITS = 330  # an integer of more than these has more than 99 digits
 CUT = "..."
+JSON_BYTES = 6  # that JSON takes at most for a character, as in \u0001
 # What is made for one client is kept by no cache, and is never taken for another type than it says.
 SAFE_HEADERS: Mapping[str, str] = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
@@ -34,6 +37,7 @@ class Error(Enum):
     UNKNOWN_HOST = "unknown-host", HTTPStatus.FORBIDDEN, "This service does not answer under this host name"
     NOT_FOUND = "not-found", HTTPStatus.NOT_FOUND, "There is nothing at this path"
     METHOD = "method-not-allowed", HTTPStatus.METHOD_NOT_ALLOWED, "This path does not take this method"
+    NOT_ACCEPTABLE = "not-acceptable", HTTPStatus.NOT_ACCEPTABLE, "No form of the answer is one that you accept"
     SLOW = "request-timeout", HTTPStatus.REQUEST_TIMEOUT, "The request took too long to arrive"
     TOO_LARGE = "too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request is larger than this service takes"
     OVERDRAWN = "overdrawn", HTTPStatus.TOO_MANY_REQUESTS, "This client has its share of the queue already"
@@ -86,7 +90,8 @@ class ProblemBody(msgspec.Struct, frozen=True, omit_defaults=True):
 class Problem(Exception):
     """Raise it to answer with an error. `field` is the JSON key to blame; `retry_after` is in seconds.
 
-    Both texts are cut to a length that keeps the answer small, whatever they quote: see `quoted`.
+    Both texts are cut to a length that keeps the answer small, whatever they quote: see `quoted`. `errors` are all
+    fields to blame, `field` first; see `Faults`.
     """
 
     error: Error
@@ -94,10 +99,62 @@ class Problem(Exception):
     field: str | None = None
     retry_after: float | None = None
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    errors: Sequence[FieldError] = ()
 
     def __post_init__(self) -> None:
         self.detail = _cut_to_bytes(self.detail, DETAIL_BYTES)
         self.field = self.field and self.field[:FIELD_CHARS]
+        if self.field is not None and not self.errors:
+            self.errors = (FieldError(self.field, self.detail),)
+
+
+class Faults:
+    """Collects what is wrong with the fields of a request, so that one answer tells of all of it.
+
+    The first problem gives the answer its type and status. Of a field, the first is told.
+    """
+
+    def __init__(self) -> None:
+        self._problems: list[Problem] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._problems)
+
+    def add(self, problem: Problem) -> None:
+        """Note a problem. Raises it where it blames no field: then there is nothing to go on with."""
+        if problem.field is None:
+            raise problem
+        self._problems.append(problem)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note the Problem that is raised within, instead of raising it."""
+        try:
+            yield
+        except Problem as problem:
+            self.add(problem)
+
+    def check(self) -> None:
+        """Raises all that was noted, as one Problem."""
+        if len(self._problems) == 1:
+            raise self._problems[0]
+        if self._problems:
+            raise self._joined()
+
+    def _joined(self) -> Problem:
+        told: dict[str, FieldError] = {}
+        for problem in self._problems:
+            for each in problem.errors:
+                told.setdefault(each.field, each)
+        errors, room = [], ERRORS_BYTES
+        for each in told.values():
+            room -= len(msgspec.json.encode(each))
+            if errors and (room < 0 or len(errors) == MAX_ERRORS):
+                break
+            errors.append(each)
+        more = len(told) - len(errors)
+        detail = " ".join(each.detail for each in errors) + (f" And {more} more fields are wrong." if more else "")
+        return Problem(self._problems[0].error, detail, errors[0].field, errors=errors)
 
 
 def respond(problem: Problem) -> Response:
@@ -108,9 +165,8 @@ def respond(problem: Problem) -> Response:
 def problem_body(problem: Problem) -> bytes:
     """A problem as JSON."""
     error = problem.error
-    errors = [] if problem.field is None else [FieldError(problem.field, problem.detail)]
     later = None if problem.retry_after is None else whole_seconds(problem.retry_after)
-    return msgspec.json.encode(ProblemBody(error.type, error.title, int(error.status), problem.detail, errors, later))
+    return msgspec.json.encode(ProblemBody(error.type, error.title, int(error.status), problem.detail, list(problem.errors), later))
 
 
 def problem_headers(problem: Problem) -> dict[str, str]:
@@ -171,10 +227,15 @@ def _cut(text: str, most: int) -> str:
 
 
 def _cut_to_bytes(text: str, most: int) -> str:
-    if len(text) * 4 <= most:  # UTF-8 takes at most four bytes for a character
+    """At most so many bytes of JSON."""
+    if len(text) * JSON_BYTES <= most:
         return text
-    encoded = text.encode("utf-8", "replace")
-    return text if len(encoded) <= most else encoded[: most - len(CUT)].decode("utf-8", "ignore") + CUT
+    text = text.encode("utf-8", "replace").decode()
+    cut = text
+    while (size := len(msgspec.json.encode(cut)) - 2) > most:
+        text = text[: len(text) * most // size - len(CUT)]
+        cut = text + CUT
+    return cut
 
 
 async def on_exception(request: Request, error: Exception) -> Response:

@@ -9,7 +9,7 @@ import msgspec
 from app.errors import Error, Problem, quoted
 from app.settings import Settings
 from workers.engine.config import Sizing
-from workers.engine.contract import ControlImage, Format, Options
+from workers.engine.contract import ControlImage, Embedding, Format, Options
 
 SEED_MIN, SEED_MAX = -(2**63), 2**64 - 1  # 64 bits, signed or unsigned; each is another image
 SEEDS = SEED_MAX + 1 - SEED_MIN
@@ -30,6 +30,8 @@ class OptionalFields(msgspec.Struct, frozen=True, kw_only=True):
     canny_low: int | None = None
     canny_high: int | None = None
     control_image: ControlImage | None = None
+    output_format: Format | None = None
+    embed_metadata: Embedding | None = None
     temperature: float | None = None
     number_of_images: int | None = None
     priority: int | None = None
@@ -101,6 +103,7 @@ class Rules:
     steps: int
     ranges: Mapping[str, Range]
     file_format: Format
+    embed_metadata: Embedding
 
     @classmethod
     def of(cls, settings: Settings) -> "Rules":
@@ -129,6 +132,7 @@ class Rules:
             steps,
             ranges,
             engine.output.format,
+            server.embed_metadata,
         )
 
     def check(self, fields: Fields | GenerationRequest, called: Mapping[str, str] = AS_THEY_ARE) -> None:
@@ -137,6 +141,8 @@ class Rules:
             if (text := getattr(fields, name)) is not None:
                 self._check_text(text, called.get(name, name))
         self.check_numbers({name: getattr(fields, name) for name in self.ranges}, called)
+        if fields.control_image == "edges":
+            _check_edge_map(fields, called)
 
     def _check_text(self, text: str, blamed: str) -> None:
         if len(text) > self.max_text_chars:
@@ -157,6 +163,13 @@ class Rules:
                 raise Problem(Error.INVALID_FIELD, f"{blamed} is {quoted(number)}; it must be {allowed}.", blamed)
 
 
+def _check_edge_map(fields: OptionalFields, called: Mapping[str, str]) -> None:
+    names = [called.get(name, name) for name in ("canny_low", "canny_high") if getattr(fields, name) is not None]
+    if names:
+        detail = f"control_image is edges: no edges are searched for in an edge map. Leave out {' and '.join(names)}."
+        raise Problem(Error.INVALID_FIELD, detail, names[0])
+
+
 def drawn_seed() -> int:
     """For a request that names none."""
     return secrets.randbelow(DRAWN_SEEDS)
@@ -167,8 +180,14 @@ def seeds(first: int, images: int) -> list[int]:
     return [(first - SEED_MIN + n) % SEEDS + SEED_MIN for n in range(images)]
 
 
-def options(fields: OptionalFields, file_format: Format | None = None, *, previews: bool = False) -> Options:
-    """What they mean to an engine."""
+def options(
+    fields: OptionalFields,
+    file_format: Format | None = None,
+    *,
+    previews: bool = False,
+    embed_metadata: Embedding = "none",
+) -> Options:
+    """What they mean to an engine. `file_format` and `embed_metadata` hold where the fields say nothing else."""
     return Options(
         negative=fields.negative_prompt,
         steps=fields.steps,
@@ -178,6 +197,7 @@ def options(fields: OptionalFields, file_format: Format | None = None, *, previe
         canny_high=fields.canny_high,
         control_image=fields.control_image or "photo",
         temperature=1.0 if fields.temperature is None else fields.temperature,
-        format=file_format,
+        format=fields.output_format or file_format,
         previews=previews,
+        embed_metadata=fields.embed_metadata or embed_metadata,
     )

@@ -16,11 +16,11 @@ from app import bodies, events
 from app.access import Access
 from app.bodies import Answering
 from app.desk import Desk, Ticket
-from app.errors import Error, Problem, problem_body
+from app.errors import Error, Problem, problem_body, quoted
 from app.events import Feed
 from app.fields import Wanted
 from app.making import ClientGoneError, Maker, Picture
-from app.negotiation import preferred
+from app.negotiation import negotiated, preferred
 from workers.engine.contract import Format
 
 JSON = "application/json"
@@ -60,9 +60,12 @@ class Generation:
 
     async def _generate(self, request: Request, ticket: Ticket) -> Response:
         client = ticket.client = self._access.client(request)
-        kind = preferred(",".join(request.headers.getlist("accept")), self._offers)
-        streams, file_format = kind == events.MEDIA_TYPE, FORMATS.get(kind)
-        wanted = await bodies.wanted(request, self._maker.rules, Answering(file_format, streams))
+        kind = negotiated(request, self._offers)
+        streams = kind == events.MEDIA_TYPE
+        wanted = await bodies.wanted(request, self._maker.rules, Answering(FORMATS.get(kind), streams))
+        if kind in FORMATS and (named := wanted.options.format) is not None:
+            kind = _of_format(request, named)
+        file_format = FORMATS.get(kind)
         if file_format is not None and wanted.images > 1:
             detail = f"number_of_images is {wanted.images}, but {kind} holds one picture; ask for {JSON}."
             raise Problem(Error.INVALID_FIELD, detail, "number_of_images")
@@ -119,6 +122,16 @@ def _json(request_id: int, pictures: Sequence[Picture]) -> bytes:
 def warnings_of(pictures: Sequence[Picture]) -> list[str]:
     """What the client should know about its images, each sentence once."""
     return list(dict.fromkeys(warning for picture in pictures for warning in picture.warnings))
+
+
+def _of_format(request: Request, named: Format) -> str:
+    """The type of an image of the format that a request names. Raises Problem where it accepts none such."""
+    kind = next(kind for kind, name in FORMATS.items() if name == named)
+    accept = ",".join(request.headers.getlist("accept"))
+    if preferred(accept, [kind]) is None:
+        detail = f"output_format is {named}, but Accept is {quoted(accept)}, which {kind} is not; leave one of them out."
+        raise Problem(Error.INVALID_FIELD, detail, "output_format")
+    return kind
 
 
 def _in_header(warning: str) -> str:

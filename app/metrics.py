@@ -25,6 +25,7 @@ OF_CONNECTIONS = (Error.BROKEN_HTTP, Error.HEAD_TOO_LARGE, Error.SLOW, Error.CON
 OF_EDGES = (
     Error.BROKEN_JSON,
     Error.UNAUTHORIZED,
+    Error.NOT_ACCEPTABLE,
     Error.TOO_LARGE,
     Error.MEDIA_TYPE,
     Error.INVALID_FIELD,

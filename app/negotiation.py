@@ -2,13 +2,29 @@
 
 from collections.abc import Sequence
 
+from starlette.requests import Request
+
+from app.errors import Error, Problem, quoted
+
 MAX_RANGES = 100  # of an Accept header, looked at; browsers send some ten, and a head has room for thirty thousand
 
 
-def preferred(accept: str, offers: Sequence[str]) -> str:
-    """The offer that a client likes best; of several, and for a client that likes none of them, the first of these."""
-    ranges = [_range(part) for part in accept.split(",", MAX_RANGES)[:MAX_RANGES] if part.strip()]
-    return max(offers, key=lambda offer: _quality(offer, ranges)) if ranges else offers[0]
+def negotiated(request: Request, offers: Sequence[str]) -> str:
+    """The offer that a request likes best. Raises Problem where it accepts none of them."""
+    accept = ",".join(request.headers.getlist("accept"))
+    if (kind := preferred(accept, offers)) is None:
+        detail = f"Accept is {quoted(accept)}, but this can be answered by {', '.join(offers)} only."
+        raise Problem(Error.NOT_ACCEPTABLE, detail)
+    return kind
+
+
+def preferred(accept: str, offers: Sequence[str]) -> str | None:
+    """The offer that a client likes best, and of several the first of these; None where it accepts none of them."""
+    ranges = [_range(part) for part in accept.split(",", MAX_RANGES)[:MAX_RANGES] if part.partition(";")[0].strip()]
+    if not ranges:
+        return offers[0]
+    best = max(offers, key=lambda offer: _quality(offer, ranges))
+    return best if _quality(best, ranges) > 0 else None
 
 
 def _quality(offer: str, ranges: Sequence[tuple[str, float]]) -> float:
@@ -26,7 +42,7 @@ def _range(part: str) -> tuple[str, float]:
         key, _, value = parameter.partition("=")
         if key.strip() == "q":
             try:
-                return name, min(max(float(value), 0.0), 1.0)
+                return name, min(max(0.0, float(value)), 1.0)  # in this order, as NaN is then 0
             except ValueError:
                 return name, 0.0
     return name, 1.0

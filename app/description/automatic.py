@@ -40,7 +40,8 @@ WHICH = (
     "It is named by its `force_task_id` or its request id, and belongs to the same client: the same API key, else the "
     "same address. Without a name it is the latest of the API key, or of the address with `server.shared_progress`."
 )
-TXT2IMG = tuple(error for error in Error if error not in {*BEFORE, Error.NOT_FOUND, Error.BROKEN_FORM})
+NOT_THERE = {*BEFORE, Error.NOT_FOUND, Error.BROKEN_FORM, Error.NOT_ACCEPTABLE}
+TXT2IMG = tuple(error for error in Error if error not in NOT_THERE)
 FOUND = (*LOOKED_UP, Error.INVALID_FIELD)
 SETTING = (*FOUND, Error.BROKEN_JSON, Error.TOO_LARGE, Error.MEDIA_TYPE)
 

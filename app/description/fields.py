@@ -21,6 +21,10 @@ MEANINGS = {
     "control_image": (
         "What the image is: a `photo`, in which edges are found, or `edges`, white on black, used as they are."
     ),
+    "output_format": "The image file's format; an `Accept` that names another one contradicts it.",
+    "embed_metadata": (
+        "What the image file says of itself: in `full` all that made it, in `source` only that a model made it, or `none`."
+    ),
     "temperature": "Divides the logits of the softmax in the ControlNet's attention layers.",
     "number_of_images": "So many pictures are made, each with the next seed.",
     "priority": "Of the jobs of one client, those of higher priority go first.",
@@ -94,6 +98,8 @@ def _defaults(settings: Settings, rules: Rules) -> dict[str, Any]:
         "canny_low": engine.canny.low,
         "canny_high": engine.canny.high,
         "control_image": "photo",
+        "output_format": rules.file_format,
+        "embed_metadata": rules.embed_metadata,
         "temperature": 1.0,
         "number_of_images": 1,
         "priority": 0,

@@ -26,7 +26,7 @@ DIALECT = Dialect(TAG, "OpenAI", respond, ErrorAnswer)
 CALLED = {"prompt": "text", "n": "number_of_images", "seed": "random_seed"}
 EVENT = f"{DIALECT.prefix}.EditEvent"
 LOOKED_UP = (Error.UNAUTHORIZED, Error.INTERNAL)
-ERRORS = tuple(error for error in Error if error not in {*BEFORE, Error.BROKEN_JSON})
+ERRORS = tuple(error for error in Error if error not in {*BEFORE, Error.BROKEN_JSON, Error.NOT_ACCEPTABLE})
 
 
 def schemas(fields: FieldSchemas) -> Node:

@@ -28,6 +28,7 @@ EXAMPLES: Mapping[Error, Problem] = {
         Problem(Error.UNAUTHORIZED, "Send an API key, as Authorization: Bearer KEY or as X-API-Key: KEY."),
         Problem(Error.NOT_FOUND, "There is nothing at /picture; pictures are made at /generation/."),
         Problem(Error.METHOD, "PUT is not taken at /generation/; allowed: POST."),
+        Problem(Error.NOT_ACCEPTABLE, "Accept is 'image/avif', but this can be answered by image/png only."),
         Problem(Error.SLOW, "The request's body took more than 60 s to arrive."),
         Problem(Error.TOO_LARGE, "The body has 99999999 bytes; at most 33554432 bytes are taken."),
         Problem(Error.OVERDRAWN, "Others are to find room as well; try again in 4 s.", retry_after=4),

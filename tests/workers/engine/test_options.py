@@ -58,7 +58,7 @@ def shades() -> bytes:
 def by_diffusers(config: EngineConfig, engine: DiffusionEngine, task: Task, options: Asked) -> Tensor:
     """Final latents by the pipeline alone, with the edges that its thresholds make."""
     prepared = engine.prepare(replace(task, options=Options()))
-    prepared = replace(prepared, edges=control_image(task.picture, options))
+    prepared = replace(prepared, edges=control_image(bytes(task.picture), options))
     return Reference(as_configured(config, options), demo.parts()).latents(prepared, seed=task.seed)
 
 
