@@ -30,7 +30,7 @@ def run(arguments: Sequence[str]) -> int:
     """Serve until a signal ends it; the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        settings = prepared(options.config, _environment(options))
+        settings = prepared(options.config, os.environ, _flags(options))
     except StartError as error:
         print(error, file=sys.stderr)
         return 2
@@ -59,10 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _environment(options: argparse.Namespace) -> Mapping[str, str]:
-    """The environment with the flags on top, as they are the same kind of override."""
-    flags = {"CONTOUR_SERVER__HOST": options.host, "CONTOUR_SERVER__PORT": options.port}
-    return os.environ | {name: value for name, value in flags.items() if value is not None}
+def _flags(options: argparse.Namespace) -> Mapping[str, str]:
+    """Flags by the keys that they override."""
+    flags = {"server.host": options.host, "server.port": options.port}
+    return {key: value for key, value in flags.items() if value is not None}
 
 
 class _Service:

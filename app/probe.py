@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from app.settings import VERBATIM, ServerConfig
+from app.settings import ServerConfig
 from workers.document import Document, SettingsError
 
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what is listened to, and where that is reached
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m app.probe", description=__doc__)
     parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"), help="a YAML file, see configs/")
     try:
-        document = Document.read(parser.parse_args(arguments).config, os.environ, VERBATIM)
+        document = Document.read(parser.parse_args(arguments).config, os.environ)
         status = ready(document.section("server", ServerConfig))
     except (SettingsError, OSError, HTTPException) as error:
         print(f"not ready: {error}", file=sys.stderr)

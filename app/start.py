@@ -4,10 +4,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from app import __version__
 from app.settings import Settings, SettingsError, load
 from scheduler.core import Scheduler
 from workers.allocator import keep_freed_memory
 from workers.devices import Placement
+from workers.engine.metadata import About
 from workers.engine.runtimes.files import RuntimeProblem, check
 from workers.engine.weights import absent
 from workers.folders import prepare
@@ -27,13 +29,13 @@ class StartError(Exception):
     """Nothing can be started; the message says why, and what to do."""
 
 
-def prepared(config: Path, environ: Mapping[str, str]) -> Settings:
+def prepared(config: Path, environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> Settings:
     """Read a configuration, see that what it names is there, and set this process up for it.
 
     Raises StartError.
     """
     try:
-        settings = load(config, environ)
+        settings = load(config, environ, flags)
     except SettingsError as error:
         raise StartError(str(error)) from None
     if missing := absent(settings.engine):
@@ -70,6 +72,11 @@ def slot_layout(settings: Settings) -> SlotLayout:
     )
 
 
+def about(settings: Settings) -> About:
+    """What images say of this service."""
+    return About(settings.server.model_name, f"Contour {__version__}")
+
+
 def build_pool(settings: Settings, placement: Placement, cores: int, observe: Observer) -> Pool:
     """A pool with a worker for each device; they share `cores`."""
     threads = settings.workers.threads_per_worker(cores, len(placement.devices))
@@ -83,6 +90,7 @@ def build_pool(settings: Settings, placement: Placement, cores: int, observe: Ob
                 settings.server.log_level,
                 settings.workers.cache,
                 suitable(settings.server.log_format),
+                about(settings),
             )
             for device in placement.devices
         ],

@@ -8,10 +8,10 @@ from typing import Annotated, Literal, TypeVar
 
 from msgspec import Meta
 
-from workers.document import Problem
 from workers.engine.config import Canny, EngineConfig, Lora, Sizing, Weights
 from workers.engine.weights import is_folder, named_loras
 from workers.fetching.store import find
+from workers.schema import Problem
 
 AnyWeights = TypeVar("AnyWeights", bound=Weights)
 
@@ -23,22 +23,22 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True, kw_only=True)
 class WorkersConfig:
-    """How many processes work, and what each is given.
-
-    `cpu_workers` counts where no GPU is used; `threads` is what each worker computes with (auto: the cores divided
-    among the workers). Each slot of a worker has room for a result of `output_bytes`. What compilers make is kept in
-    the folder `cache` for the next start; TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR go before it. Weights that
-    `workers.fetch` prepared are in the folder `models`. A GPU that reports an error (XID) other than `harmless_xids` is
-    taken out of service; these are an application's own, or mended by the GPU (NVIDIA's k8s-device-plugin passes over
-    the same).
-    """
+    """How many processes work, and what each is given."""
 
     cpu_workers: Annotated[int, Meta(ge=1, le=256)] = 1
+    """Worker processes, where no GPU is used."""
     threads: Annotated[int, Meta(ge=1, le=1024)] | Literal["auto"] = "auto"
+    """Threads that each worker computes with; `auto` divides the cores among the workers."""
     output_bytes: Annotated[int, Meta(ge=2**16, le=2**30)] = 16 * 2**20
+    """Memory for the result in each slot of a worker."""
     cache: Annotated[str, Meta(min_length=1)] = "~/.cache/contour"
+    """The folder where compilers keep their work for the next start; TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR go
+    before it."""
     models: Annotated[str, Meta(min_length=1)] = "~/.cache/contour/models"
+    """The folder of weights that `workers.fetch` prepared."""
     harmless_xids: list[int] = field(default_factory=lambda: [13, 31, 43, 45, 68, 109])
+    """Errors (XID) after which a GPU stays in service: an application's own, or mended by the GPU itself. The default
+    is that of NVIDIA's k8s-device-plugin."""
 
     def threads_per_worker(self, cores: int, workers: int) -> int:
         """Threads that each of `workers` processes computes with on a machine with `cores`."""

@@ -1,30 +1,31 @@
-"""A configuration file and the environment variables that override it, checked against dataclasses.
+"""A configuration file with what overrides it, checked against dataclasses.
 
-YAML says what it says once: duplicate keys are errors. A variable named `CONTOUR_` and the key's path in upper case,
-joined by `__`, overrides that key, with its value read as YAML: `CONTOUR_ENGINE__SAMPLER__STEPS=10`.
+A variable named `CONTOUR_` and the key's path in upper case, joined by `__`, overrides that key, and a flag overrides
+both: `CONTOUR_ENGINE__SAMPLER__STEPS=10`. The key's type says how its text is read (`schema.typed`). An empty variable
+is not set, unless the key is text that may be empty.
 """
 
-import difflib
-import functools
-import math
+import errno
 import re
-from collections.abc import Collection, Hashable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin
 
 import msgspec
-import yaml
-from msgspec import inspect
+
+from workers import yamlfile
+from workers.schema import NOT_SET, Problem, hints, nearest, problems, section_in, show, typed
+from workers.yamlfile import Key, NotYamlError
+
+__all__ = ["Document", "Problem", "SettingsError", "show"]
 
 PREFIX = "CONTOUR_"
 SEPARATOR = "__"
-SHOWN_CHARS = 60  # of a wrong value, in a message
 
 # Kubernetes puts such variables into the containers beside a service named contour: they are not ours.
 SERVICE_LINK = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 
-Key: TypeAlias = tuple[str, ...]
 T = TypeVar("T")
 
 
@@ -33,44 +34,50 @@ class SettingsError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """What is wrong with the value of a key."""
+class Override:
+    """A value from outside the file; `source` names the variable or flag."""
 
+    source: str
     key: Key
     text: str
 
 
 class Document:
-    """The tree of a configuration file with the overrides in it, and where each value came from."""
+    """The tree of a configuration file, its overrides, and where each value came from."""
 
-    def __init__(self, path: Path, tree: dict[str, Any], origins: Mapping[Key, str]) -> None:
+    def __init__(self, path: Path, tree: dict[str, Any], lines: Mapping[Key, int], overrides: list[Override]) -> None:
         self.path = path
         self._tree = tree
-        self._origins = origins
+        self._lines = lines
+        self._overrides = overrides
+        self._applied: dict[Key, Override] = {}
 
     @classmethod
-    def read(cls, path: Path, environ: Mapping[str, str], verbatim: Collection[Key] = ()) -> "Document":
-        """Read a file and apply the overrides; those of `verbatim` are text as it is. Raises SettingsError."""
+    def read(cls, path: Path, environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> "Document":
+        """Read a file and find its overrides; `flags` is text by dotted key. Raises SettingsError."""
         try:
-            tree = _parse(path.read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{path}: cannot be read: {error}") from error
+            tree, lines = yamlfile.read(path.read_text(encoding="utf-8"))
+        except NotYamlError as error:
+            raise SettingsError(f"{path}{error}") from None
+        except UnicodeDecodeError:
+            raise SettingsError(f"{path}: cannot be read: it is not text in UTF-8") from None
+        except OSError as error:
+            raise SettingsError(f"{path}: cannot be read: {_why(error, path)}") from None
         if not isinstance(tree, dict):
             raise SettingsError(f"{path}: must hold keys and values, found {show(tree)}")
-        origins: dict[Key, str] = {}
-        for name in sorted(filter(lambda name: _is_ours(name, environ[name]), environ), key=len):
-            key = tuple(name.removeprefix(PREFIX).lower().split(SEPARATOR))
-            text = environ[name]
-            _put(tree, key, text if key in verbatim else _parse(text, f"environment variable {name}"), name)
-            origins[key] = name
-        return cls(path, tree, origins)
+        return cls(path, tree, lines, [*_variables(environ), *_flags(flags or {})])
 
     def convert(self, schema: type[T]) -> T:
         """All of it as a dataclass. Raises SettingsError."""
+        for override in self._overrides:
+            self._apply(override, schema, ())
         return self._build(schema, self._tree, ())
 
     def section(self, name: str, schema: type[T]) -> T:
         """One top-level key of it as a dataclass. Raises SettingsError."""
+        for override in self._overrides:
+            if override.key[0] == name:
+                self._apply(override, schema, (name,))
         return self._build(schema, self._tree.get(name, {}), (name,))
 
     def refuse(self, problems: list[Problem]) -> None:
@@ -78,61 +85,65 @@ class Document:
         if problems:
             raise SettingsError("\n".join(f"{self._where(problem.key)} {problem.text}" for problem in problems))
 
+    def origin(self, key: Key) -> str:
+        """Where the value of a key came from: a file with its line, a variable, a flag, or the default."""
+        if not self._has(key):
+            return "default"
+        if (override := self._override_of(key)) is not None:
+            return override.source
+        line = next((self._lines[key[:end]] for end in range(len(key), 0, -1) if key[:end] in self._lines), None)
+        return "default" if line is None else f"{self.path}:{line}"
+
     def _build(self, schema: type[T], found: Any, key: Key) -> T:
-        self.refuse(list(_problems(schema, found, key)))
+        self.refuse(list(problems(schema, found, key)))
         return msgspec.convert(found, schema)
 
+    def _apply(self, override: Override, schema: type, prefix: Key) -> None:
+        kind = _kind_at(schema, override.key[len(prefix) :])
+        try:
+            value = typed(override.text, kind)
+        except NotYamlError as error:
+            raise SettingsError(f"{override.source}{error}") from None
+        if value is not NOT_SET:
+            _put(self._tree, override, value)
+            self._applied[override.key] = override
+
+    def _has(self, key: Key) -> bool:
+        found: Any = self._tree
+        for part in key:
+            if not isinstance(found, dict) or part not in found:
+                return isinstance(found, list)
+            found = found[part]
+        return True
+
+    def _override_of(self, key: Key) -> Override | None:
+        """What overrides a key, a section above it, or something in it."""
+        found = [override for each, override in self._applied.items() if each[: len(key)] == key[: len(each)]]
+        return max(found, key=lambda override: len(override.key), default=None)
+
     def _where(self, key: Key) -> str:
-        on_the_way = [origin for origin in self._origins if origin[: len(key)] == key[: len(origin)]]
-        if not on_the_way:
-            return f"{self.path}: {_dotted(key)}"
-        return f"environment variable {self._origins[max(on_the_way, key=len)]}: {_dotted(key)}"
+        override = self._override_of(key)
+        return f"{self.path if override is None else override.source}: {_dotted(key)}"
 
 
-def show(value: Any) -> str:
-    """A value as messages quote it."""
-    match value:
-        case None:
-            return "empty"
-        case bool():
-            return str(value).lower()
-        case _:
-            text = repr(value)
-            return text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 3]}..."
+def _why(error: OSError, path: Path) -> str:
+    reason = error.strerror or "the system does not say why"
+    if error.errno != errno.ENOENT or not path.parent.is_dir():
+        return reason
+    return f"{reason}{nearest(path.name, [each.name for each in path.parent.glob('*.y*ml')]).removesuffix('.')}"
 
 
-# ------------------------------------------------------------------------------------------------------------ reading
+def _variables(environ: Mapping[str, str]) -> Iterator[Override]:
+    """Sections before their keys, so that a variable for a key adds to one for its section."""
+    for name in sorted(filter(lambda name: _is_ours(name, environ[name]), environ), key=len):
+        key = tuple(name.removeprefix(PREFIX).lower().split(SEPARATOR))
+        yield Override(f"environment variable {name}", key, environ[name])
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML without duplicate keys, in which 1e-3 is a number as it is in YAML 1.2 and in JSON."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for name, _ in node.value:
-            if not isinstance(name, yaml.ScalarNode) or name.tag == "tag:yaml.org,2002:merge":
-                continue
-            if name.value in seen:
-                problem = f"the key {name.value} is there twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, name.start_mark)
-            seen.add(name.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise SettingsError(f"{where}{line}: is not YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{where}: is not YAML: {error}") from error
+def _flags(flags: Mapping[str, str]) -> Iterator[Override]:
+    for dotted, text in flags.items():
+        key = tuple(dotted.split("."))
+        yield Override(f"--{key[-1]}", key, text)
 
 
 def _is_ours(name: str, value: str) -> bool:
@@ -143,150 +154,32 @@ def _is_ours(name: str, value: str) -> bool:
     return not SERVICE_LINK.fullmatch(name) and not (name.endswith("_PORT") and "://" in value)
 
 
-def _put(tree: dict[str, Any], key: Key, value: Any, name: str) -> None:
-    """Set a value in the tree, making the mappings on the way to it."""
-    for end, part in enumerate(key[:-1], 1):
+def _kind_at(schema: type, key: Key) -> Any:
+    """The type of a key in a dataclass; any where there is none: the key is refused later, with the nearest."""
+    kind: Any = schema
+    for part in key:
+        section = section_in(kind)
+        if section is not None:
+            kind = hints(section).get(part, Any)
+        else:
+            kind = get_args(kind)[1] if get_origin(kind) is dict else Any
+    return kind
+
+
+def _put(tree: dict[str, Any], override: Override, value: Any) -> None:
+    """Set a value in the tree, making the mappings on the way to it. Raises SettingsError."""
+    *path, last = override.key
+    for end, part in enumerate(path, 1):
         inner = tree.setdefault(part, {})
         if inner is None:
             inner = tree[part] = {}
         if not isinstance(inner, dict):
-            raise SettingsError(f"environment variable {name}: {_dotted(key[:end])} has a value, so it has no keys")
+            above = override.key[:end]
+            what = "is a list: set all of it at once" if isinstance(inner, list) else "has a value, so it has no keys"
+            raise SettingsError(f"{override.source}: {_dotted(above)} {what}")
         tree = inner
-    tree[key[-1]] = value
-
-
-# ----------------------------------------------------------------------------------------------------------- checking
-
-
-def _problems(kind: Any, found: Any, key: Key) -> Iterator[Problem]:
-    """All that is wrong with a value that should be of a type. Mappings are checked key by key."""
-    schema = _dataclass_in(kind)
-    if get_origin(kind) is list and isinstance(found, list):
-        for n, item in enumerate(found):
-            yield from _problems(get_args(kind)[0], item, (*key, str(n)))
-    elif schema is None or (found is None and schema is not kind):
-        yield from _value_problems(kind, found, key)
-    elif not isinstance(found, dict):
-        yield Problem(key, f"is {show(found)}, but must have keys ({_listed(schema)}); leave it out for the defaults")
-    else:
-        yield from _key_problems(schema, found, key)
-
-
-def _key_problems(schema: type, found: dict[Any, Any], key: Key) -> Iterator[Problem]:
-    hints = get_type_hints(schema, include_extras=True)
-    for name, value in found.items():
-        if name in hints:
-            yield from _problems(hints[name], value, (*key, name))
-        else:
-            yield Problem((*key, str(name)), f"is not a setting{_nearest(str(name), hints)} Allowed: {_listed(schema)}")
-    for field in fields(schema):
-        if field.default is MISSING and field.default_factory is MISSING and field.name not in found:
-            yield Problem((*key, field.name), f"is missing: it must be {_allowed(hints[field.name])}")
-
-
-def _value_problems(kind: Any, found: Any, key: Key) -> Iterator[Problem]:
-    try:
-        msgspec.convert(found, kind)
-        fine = not isinstance(found, float) or math.isfinite(found)
-    except msgspec.ValidationError:
-        fine = False
-    if not fine:
-        shown = "not shown" if _is_secret(kind) else show(found)
-        yield Problem(key, f"is {shown}, but must be {_allowed(kind)}")
-
-
-def _is_secret(kind: Any) -> bool:
-    metas = [each for each in get_args(kind) if isinstance(each, msgspec.Meta)]
-    return any((meta.extra or {}).get("secret") for meta in metas) or any(map(_is_secret, get_args(kind)))
-
-
-def _dataclass_in(kind: Any) -> type | None:
-    """The type itself, or the member of `X | None`, that is a dataclass."""
-    if get_origin(kind) is list:
-        return None
-    return next((t for t in (kind, *get_args(kind)) if isinstance(t, type) and is_dataclass(t)), None)
-
-
-def _nearest(name: str, names: Mapping[str, Any]) -> str:
-    matches = difflib.get_close_matches(name.lower(), names, n=1)
-    return f"; did you mean {matches[0]}?" if matches else "."
-
-
-def _listed(schema: type) -> str:
-    return ", ".join(field.name for field in fields(schema))
+    tree[last] = value
 
 
 def _dotted(key: Key) -> str:
     return ".".join(key)
-
-
-def _allowed(kind: Any) -> str:
-    return _describe(inspect.type_info(kind))
-
-
-@functools.singledispatch
-def _describe(kind: inspect.Type) -> str:
-    """What values a type takes, in words."""
-    return type(kind).__name__.removesuffix("Type").lower()
-
-
-@_describe.register
-def _(kind: inspect.UnionType) -> str:
-    return " or ".join(_describe(member) for member in kind.types)
-
-
-@_describe.register
-def _(kind: inspect.LiteralType) -> str:
-    return "one of " * (len(kind.values) > 1) + ", ".join(str(value) for value in kind.values)
-
-
-@_describe.register
-def _(kind: inspect.IntType) -> str:
-    return f"a whole number{_range(kind)}"
-
-
-@_describe.register
-def _(kind: inspect.FloatType) -> str:
-    return f"a number{_range(kind)}"
-
-
-@_describe.register
-def _(kind: inspect.StrType) -> str:
-    pattern = f" that matches {kind.pattern}" if kind.pattern else ""
-    return "text" + " that is not empty" * bool(kind.min_length) + pattern
-
-
-@_describe.register
-def _(kind: inspect.BoolType) -> str:
-    return "true or false"
-
-
-@_describe.register
-def _(kind: inspect.NoneType) -> str:
-    return "empty"
-
-
-@_describe.register
-def _(kind: inspect.ListType) -> str:
-    return f"a list of: {_describe(kind.item_type)}"
-
-
-@_describe.register
-def _(kind: inspect.TupleType) -> str:
-    return "[" + ", ".join(_describe(item) for item in kind.item_types) + "]"
-
-
-@_describe.register
-def _(kind: inspect.DataclassType) -> str:
-    return f"keys ({_listed(kind.cls)})"
-
-
-@_describe.register
-def _(kind: inspect.DictType) -> str:
-    return "a mapping of names to values"
-
-
-def _range(kind: inspect.IntType | inspect.FloatType) -> str:
-    low = f" from {kind.ge}" * (kind.ge is not None) + f" above {kind.gt}" * (kind.gt is not None)
-    high = f" up to {kind.le}" * (kind.le is not None) + f" below {kind.lt}" * (kind.lt is not None)
-    return low + high

@@ -1,12 +1,14 @@
 """What a configuration may say, and what the person who wrote a wrong one is told."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from app.settings import Settings, SettingsError, load, read_keys
+from app.settings import ServerConfig, Settings, SettingsError, load, read_keys
 from workers.engine.config import Canny, Output, Sampler, Weights
 
+ECHO = "engine: {kind: echo}"
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
@@ -138,18 +140,146 @@ def test_a_wrong_variable_is_named(tmp_path: Path) -> None:
 def test_an_unknown_variable_stops_the_start(tmp_path: Path) -> None:
     assert refusal(tmp_path, "engine: {kind: echo}", CONTOUR_SERVER__PROT="1", CONTOUR_DEBUG="1") == [
         "environment variable CONTOUR_DEBUG: debug is not a setting. Allowed: server, scheduler, workers, engine",
-        "environment variable CONTOUR_SERVER__PROT: server.prot is not a setting; did you mean port? Allowed: host, "
-        "port, max_body_bytes, max_picture_bytes, max_pixels, max_buffered_bytes, max_text_chars, max_images, "
-        "model_name, deadline, max_deadline, drain_seconds, log_level, log_format, log_requests, api_key, "
-        "api_key_file, allowed_hosts, allowed_origins, shared_progress, trusted_proxies, header_seconds, "
-        "max_header_bytes, body_seconds, keep_alive_seconds, max_connections",
+        "environment variable CONTOUR_SERVER__PROT: server.prot is not a setting; did you mean port? Allowed: "
+        + ", ".join(field.name for field in fields(ServerConfig)),
     ]
 
 
-def test_a_variable_that_is_not_yaml_is_named(tmp_path: Path) -> None:
-    [line] = refusal(tmp_path, "engine: {kind: echo}", CONTOUR_ENGINE__PROMPT__SUFFIX=", best")
+def test_a_variable_that_should_be_yaml_and_is_not_is_named(tmp_path: Path) -> None:
+    assert refusal(tmp_path, ECHO, CONTOUR_SERVER__ALLOWED_HOSTS="[a, b") == [
+        "environment variable CONTOUR_SERVER__ALLOWED_HOSTS, line 1, column 6: is not YAML: "
+        "a bracket is not closed, or a comma is missing"
+    ]
 
-    assert line.startswith("environment variable CONTOUR_ENGINE__PROMPT__SUFFIX, line 1, column 1: is not YAML")
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "dreamshaper #8",
+        ", best quality",
+        "  two spaces",
+        "::",
+        ":",
+        "null",
+        "true",
+        "007",
+        "1e3",
+        "a: b",
+        "{x",
+        "*",
+        "",
+    ],
+)
+def test_a_variable_for_text_is_that_text(tmp_path: Path, text: str) -> None:
+    found = settings(
+        tmp_path,
+        "server: {model_name: old}\nengine: {kind: echo, prompt: {suffix: old}}",
+        CONTOUR_ENGINE__PROMPT__SUFFIX=text,
+        CONTOUR_SERVER__MODEL_NAME=text,
+    )
+    assert found.engine.prompt.suffix == text
+    assert found.server.model_name == (text or "echo")
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("server.host", "::", "::"),
+        ("server.port", " 8080 ", 8080),
+        ("server.port", "007", 7),
+        ("server.deadline", "auto", "auto"),
+        ("server.deadline", "1e1", 10.0),
+        ("server.max_pixels", "5000", 5000),
+        ("server.log_requests", "no", False),
+        ("server.log_requests", "0", False),
+        ("server.shared_progress", "On", True),
+        ("server.allowed_hosts", "[a.example, 'b.example']", ["a.example", "b.example"]),
+        ("server.allowed_hosts", '["a.example"]', ["a.example"]),
+        ("server.allowed_hosts", "[]", []),
+        ("engine.speed.compile", "true", True),
+        ("engine.speed.compile", "auto", "auto"),
+        ("engine.speed.sizes", "[[512, 768]]", [(512, 768)]),
+        ("engine.size.multiple", "32", 32),
+        ("engine.sampler.options", "{use_karras_sigmas: true}", {"use_karras_sigmas": True}),
+        ("engine.canny", '{"low": 7, "high": 9}', Canny(low=7, high=9)),
+        ("engine.model", "{path: ./m}", Weights(path="/m")),
+        ("engine.model", "null", None),
+    ],
+)
+def test_a_variable_is_read_as_its_key_is_typed(tmp_path: Path, key: str, text: str, value: object) -> None:
+    found: object = settings(tmp_path, ECHO, **{f"CONTOUR_{key.replace('.', '__').upper()}": text})
+    for part in key.split("."):
+        found = getattr(found, part)
+    assert found == (Weights(path=str(tmp_path / "m")) if value == Weights(path="/m") else value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "told"),
+    [
+        ("server.port", "http", "is 'http', but must be a whole number from 0 up to 65535"),
+        ("server.port", "80.5", "is 80.5, but must be a whole number from 0 up to 65535"),
+        ("server.deadline", "nan", "is nan, but must be a number above 0 up to 86400 or auto"),
+        ("server.deadline", "soon", "is 'soon', but must be a number above 0 up to 86400 or auto"),
+        ("server.log_level", "loud", "is 'loud', but must be one of debug, error, info, warning"),
+        ("server.log_requests", "maybe", "is 'maybe', but must be true or false"),
+        ("server.allowed_hosts", "a.example", "is 'a.example', but must be a list of: text"),
+        ("server.host", "[::]", "is '[::]', but must be an address such as 127.0.0.1, 0.0.0.0 or ::"),
+        ("server.host", "0.0.0.0:80", "is '0.0.0.0:80', but must be an address such as 127.0.0.1"),
+        ("engine.canny", "null", "is empty, but must have keys (low, high); leave it out for the defaults"),
+    ],
+)
+def test_a_variable_that_does_not_fit_its_key_is_told(tmp_path: Path, key: str, text: str, told: str) -> None:
+    name = f"CONTOUR_{key.replace('.', '__').upper()}"
+    [line] = refusal(tmp_path, ECHO, **{name: text})
+    assert line.startswith(f"environment variable {name}: {key} {told}")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "server.host",
+        "server.port",
+        "server.deadline",
+        "server.log_level",
+        "server.log_requests",
+        "server.allowed_hosts",
+    ],
+)
+def test_an_empty_variable_is_not_set(tmp_path: Path, key: str) -> None:
+    text = "server: {host: h, port: 1, deadline: 2, log_level: error, log_requests: false, allowed_hosts: [a]}\n" + ECHO
+    name = f"CONTOUR_{key.replace('.', '__').upper()}"
+    assert settings(tmp_path, text, **{name: ""}) == settings(tmp_path, text)
+
+
+def test_an_empty_variable_for_a_section_is_not_set(tmp_path: Path) -> None:
+    found = settings(tmp_path, "engine: {kind: echo, canny: {low: 9}}", CONTOUR_ENGINE__CANNY="", CONTOUR_ENGINE="")
+    assert found.engine.canny.low == 9
+
+
+def test_a_part_of_a_list_cannot_be_set(tmp_path: Path) -> None:
+    text = "server: {allowed_hosts: [a]}"
+    assert refusal(tmp_path, text, CONTOUR_SERVER__ALLOWED_HOSTS__0="b") == [
+        "environment variable CONTOUR_SERVER__ALLOWED_HOSTS__0: server.allowed_hosts is a list: set all of it at once"
+    ]
+
+
+def test_a_flag_goes_before_a_variable_and_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(ECHO)
+    environ = {"CONTOUR_SERVER__PORT": "1", "CONTOUR_SERVER__HOST": "h"}
+    server = load(path, environ, {"server.host": "::", "server.port": "2"}).server
+    assert (server.host, server.port) == ("::", 2)
+    with pytest.raises(SettingsError, match=r"^--port: server\.port is 'x', but must be a whole number"):
+        load(path, environ, {"server.port": "x"})
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("CONTOUR_SEVER__PORT", "server"), ("CONTOUR_ENGINE__PROMPTS__SUFFIX", "prompt")]
+)
+def test_a_misspelt_variable_is_refused_with_the_nearest_key(tmp_path: Path, name: str, nearest: str) -> None:
+    [line] = refusal(tmp_path, ECHO, **{name: "1"})
+    assert line.startswith(f"environment variable {name}: ")
+    assert f"is not a setting; did you mean {nearest}?" in line
 
 
 def test_a_variable_below_a_value_is_named(tmp_path: Path) -> None:
@@ -212,6 +342,30 @@ def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("server:\n\tport: 1", ", line 2, column 1: is not YAML: there is a tab; indent with spaces"),
+        ("server: {host: @a}", ", line 1, column 16: is not YAML: text that begins with one of @ ` % needs quotes"),
+        ("server: {host: 'a}", ", line 1, column 19: is not YAML: a quotation mark is not closed"),
+        ("server: host: a", ", line 1, column 13: is not YAML: there is a second ':' on a line"),
+        ("server: &a {host: *a}", ": is nested without end"),
+        ("server: &a [*a]", ": is nested without end"),
+        ("a: " + "[" * 5000, ": is nested without end"),
+        ("server: {port: !!int x}", ": is not YAML: a number in it cannot be read"),
+        ("server: {host: !!binary x}", ", line 1, column 16: is not YAML: look at the indentation"),
+        ("a: \0", ", line 1: is not YAML: it has a character that no text should have"),
+    ],
+)
+def test_what_is_not_yaml_is_told_with_its_place_and_what_to_do(tmp_path: Path, text: str, told: str) -> None:
+    [line] = refusal(tmp_path, text)
+    assert line.startswith(f"my.yaml{told}")
+
+
+def test_what_looks_like_a_date_is_text(tmp_path: Path) -> None:
+    assert settings(tmp_path, ECHO + "\nserver: {model_name: 2024-13-45}").server.model_name == "2024-13-45"
+
+
 @pytest.mark.parametrize("text", ["", "- a", "word"])
 def test_a_file_without_keys_is_an_error(tmp_path: Path, text: str) -> None:
     [line] = refusal(tmp_path, text)
@@ -220,8 +374,15 @@ def test_a_file_without_keys_is_an_error(tmp_path: Path, text: str) -> None:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"none\.yaml: cannot be read: .*No such file"):
+    (tmp_path / "nine.yaml").write_text(ECHO)
+    with pytest.raises(SettingsError, match=r"none\.yaml: cannot be read: No such file.*; did you mean nine\.yaml\?$"):
         load(tmp_path / "none.yaml", {})
+
+
+def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_bytes(b"a: \xff")
+    with pytest.raises(SettingsError, match=r"my\.yaml: cannot be read: it is not text in UTF-8$"):
+        load(tmp_path / "my.yaml", {})
 
 
 # -------------------------------------------------------------------------------------------------- impossible values
@@ -299,7 +460,6 @@ def test_threads_share_the_cores(tmp_path: Path) -> None:
 
 # --------------------------------------------------------------------------------------------------------------- keys
 
-ECHO = "engine: {kind: echo}"
 KEY = "of-16-characters"
 MAKE_ONE = "`openssl rand -hex 16` makes one. Leave it out to serve everybody"
 

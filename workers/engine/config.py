@@ -12,123 +12,141 @@ _LEAST_DECODE_BYTES, _MOST_DECODE_BYTES = 2**28, 2**30  # where the memory there
 Chance = Annotated[float, Meta(ge=0, le=1)]
 
 
+SafetensorsFile = Annotated[str, Meta(pattern=r"\.safetensors$")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Where a part of the model lies: a local folder, or a hub repository with its pinned revision (a commit hash).
-
-    A single-file checkpoint is named by its own path, or by `file` in a repository; `workers.fetch` converts it.
-    """
+    """Where a part of the model lies."""
 
     path: Annotated[str, Meta(min_length=1)]
+    """A folder (`./x`, `../x` or `/x`, relative to the configuration file), a `.safetensors` file, or a repository on
+    the hub (`owner/name`)."""
     revision: str | None = None
-    file: Annotated[str, Meta(pattern=r"\.safetensors$")] | None = None
+    """The commit of a repository: 40 hexadecimal digits."""
+    file: SafetensorsFile | None = None
+    """A single-file checkpoint in the folder or repository; `workers.fetch` converts it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora(Weights):
-    """A low-rank change of the model's weights, in a file of a folder or repository, weighed by `scale`."""
+    """A low-rank change of the model's weights."""
 
-    file: Annotated[str, Meta(pattern=r"\.safetensors$")] = "pytorch_lora_weights.safetensors"
+    file: SafetensorsFile = "pytorch_lora_weights.safetensors"
+    """The file in the folder or repository."""
     scale: Annotated[float, Meta(ge=-4, le=4)] = 1.0
+    """How strongly the change counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """A diffusers scheduler by class name, with its options, e.g. `{use_karras_sigmas: true}`.
-
-    A request may ask for up to `max_steps`, or for `steps` if these are more; each picture that runs has memory for as
-    many.
-    """
+    """A scheduler of diffusers."""
 
     name: Annotated[str, Meta(min_length=1)] = "UniPCMultistepScheduler"
+    """Its class name."""
     steps: Annotated[int, Meta(ge=1, le=1000)] = 20
+    """Denoising steps of a request that does not say how many."""
     max_steps: Annotated[int, Meta(ge=1, le=1000)] = 50
+    """The most steps that a request may ask for, unless `steps` is more; each running image has memory for as many."""
     options: dict[str, Any] = field(default_factory=dict)
+    """Its options, such as `{use_karras_sigmas: true}`; others are as the model's own scheduler has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompting:
-    """What is added to the client's words: `suffix` is appended, `negative` is what the picture should not show."""
+    """What is added to the client's prompts."""
 
     suffix: str = ""
+    """Text that is appended to every prompt."""
     negative: str = ""
+    """The negative prompt of a request that has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizing:
-    """The picture is scaled so that its short side is `short_side` pixels and the long one at most `long_side`, both
-    rounded to multiples of `multiple`."""
+    """The size of images: the input is scaled to it, its aspect kept."""
 
     short_side: Annotated[int, Meta(ge=64, le=2048)] = 512
+    """Pixels of the short side."""
     long_side: Annotated[int, Meta(ge=64, le=4096)] = 1024
+    """Pixels of the long side, at most."""
     multiple: Literal[8, 16, 32, 64] = 64
+    """Both sides are rounded to multiples of this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Canny:
-    """Thresholds of the edge detector, in steps of 8-bit intensity."""
+    """The edge detector's thresholds, in steps of 8-bit intensity."""
 
     low: Annotated[int, Meta(ge=1, le=2000)] = 100
+    """An edge goes on while the gradient is above this."""
     high: Annotated[int, Meta(ge=1, le=2000)] = 200
+    """An edge begins where the gradient is above this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """The file that the client gets; `quality` is JPEG's."""
+    """The file that a client gets, unless it asks for another."""
 
     format: Literal["jpeg", "png"] = "jpeg"
+    """Its format."""
     quality: Annotated[int, Meta(ge=1, le=100)] = 95
+    """JPEG's quality."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Echo:
-    """`kind: echo`: no model, the picture comes back after `steps` of `step_seconds` each.
-
-    `reencode: false` returns the very bytes that came, unread.
-    """
+    """`kind: echo`: there is no model, and the input comes back."""
 
     steps: Positive = 1
+    """Steps that an image takes."""
     step_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    """Seconds that a step takes, however many images share it."""
     reencode: bool = True
+    """Decode and encode the image; `false` returns the bytes that came, unread."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """What is done for speed; none of it changes a picture beyond rounding. The defaults are the fastest.
-
-    `graphs`: record each step as a CUDA graph, for pictures of `sizes` (width, height; the square of `size.short_side`
-    if empty) before the first request, for others at first use while these take up to `other_sizes_gib` of the GPU's
-    memory. `compile`: have torch compile the networks while they serve (auto: on a GPU). `attention`: a kernel, or the
-    fastest for each shape, measured at start (auto); sdpa leaves it to torch, as where one cannot be used. `beside`:
-    run the ControlNet beside the UNet's encoder, and the VAE beside the steps of others. `time_convolutions`: have
-    cuDNN time its algorithms when a shape is first met, instead of guessing; then two starts may round differently.
-    """
+    """What is done for speed. The defaults are the fastest; nothing here changes an image beyond rounding."""
 
     graphs: bool = True
+    """Record each step as a CUDA graph."""
     compile: bool | Literal["auto"] = "auto"
+    """Have torch compile the networks while they serve; `auto` does so on a GPU."""
     attention: AttentionKernel = "auto"
+    """The attention kernel; `auto` measures which is fastest for each shape, `sdpa` leaves the choice to torch. Where
+    the kernel cannot be used, torch chooses too."""
     beside: bool = True
+    """Run the ControlNet beside the UNet's encoder, and the VAE beside other images' steps."""
     time_convolutions: bool = False
+    """Have cuDNN time its algorithms for each new shape instead of guessing; then two starts may round differently."""
     sizes: list[tuple[Side, Side]] = field(default_factory=list)
+    """Sizes (width, height) whose graphs are recorded before the first request; if empty, the square of
+    `size.short_side`. Others are recorded when they are first used."""
     other_sizes_gib: Annotated[float, Meta(ge=0)] = 4.0
+    """GPU memory for the graphs of other sizes, in GiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """What goes wrong on purpose, to test everything around an engine: never where pictures are wanted.
-
-    Each is a chance per call. `prepare_memory`, `step_memory`, `finish_memory`: the device has no memory left.
-    `exit`: the process ends when a step is taken and not yet reported. `hang`: a step takes `hang_seconds`.
-    `seed` and the process id decide, so that a process that is started again has another fate.
-    """
+    """Faults on purpose, to test everything around an engine: never where images are wanted. Each is a chance for each
+    call; `seed` and the process id decide, so that a restarted process has another fate."""
 
     prepare_memory: Chance = 0.0
+    """The device has no memory left to prepare an image."""
     step_memory: Chance = 0.0
+    """The device has no memory left for a step."""
     finish_memory: Chance = 0.0
+    """The device has no memory left to finish an image."""
     exit: Chance = 0.0
+    """The process ends after a step that it has not reported."""
     hang: Chance = 0.0
+    """A step takes `hang_seconds`."""
     hang_seconds: Annotated[float, Meta(ge=0)] = 3600.0
+    """How long it takes then."""
     seed: int = 0
+    """Which faults happen."""
 
     @property
     def wanted(self) -> bool:
@@ -138,32 +156,47 @@ class Faults:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Everything that decides what a picture looks like, and how many are made at once (`slots` per worker).
-
-    `runtime` is what runs the networks. `onnxruntime` reads the files that `workers.convert` put into the folder
-    `onnx`. `decode_bytes` is the memory in which a worker decodes a large image, one at a time; small ones have a
-    quarter more (auto: an eighth of the memory there is, at least 256 MiB, at most 1 GiB).
-    """
+    """What decides how an image looks, and how many a worker makes at once."""
 
     kind: Literal["diffusion", "echo"] = "diffusion"
+    """`diffusion` makes images with a model; `echo` returns the input, for load tests."""
     runtime: Literal["torch", "onnxruntime"] = "torch"
+    """What runs the networks."""
     onnx: Annotated[str, Meta(min_length=1)] = "~/.cache/contour/onnx"
+    """The folder where `workers.convert` puts the files that `onnxruntime` reads."""
     model: Weights | None = None
+    """The model: UNet, VAE, text encoder and tokenizer, as diffusers lays them out."""
     controlnet: Weights | None = None
+    """The ControlNet."""
     loras: list[Lora] = field(default_factory=list)
+    """LoRAs that are fused into the weights at start."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """The number format to compute in; `auto` is float16 on a GPU and float32 elsewhere."""
     slots: Annotated[int, Meta(ge=1, le=64)] = 4
+    """Images that a worker makes at the same time."""
     decode_bytes: Annotated[int, Meta(ge=64 * 2**20)] | Literal["auto"] = "auto"
+    """Memory in which a worker decodes a large image, one at a time; small ones have a quarter more. `auto` is an
+    eighth of the machine's memory, at least 256 MiB and at most 1 GiB."""
     guidance_scale: Annotated[float, Meta(ge=0, le=50)] = 7.5
+    """How closely the prompt is followed; up to 1 is no guidance, at half the work of a step."""
     control_scale: Annotated[float, Meta(ge=0, le=2)] = 1.0
+    """How closely the edges are followed; 0 ignores them."""
     sampler: Sampler = field(default_factory=Sampler)
+    """How noise becomes an image."""
     prompt: Prompting = field(default_factory=Prompting)
+    """What is added to the client's prompts."""
     size: Sizing = field(default_factory=Sizing)
+    """The size of images: the input is scaled to it, its aspect kept."""
     canny: Canny = field(default_factory=Canny)
+    """The edge detector's thresholds, in steps of 8-bit intensity."""
     output: Output = field(default_factory=Output)
+    """The file that a client gets, unless it asks for another."""
     speed: Speed = field(default_factory=Speed)
+    """What is done for speed. The defaults are the fastest; nothing here changes an image beyond rounding."""
     echo: Echo = field(default_factory=Echo)
+    """For `kind: echo`."""
     faults: Faults = field(default_factory=Faults)
+    """Faults on purpose, for tests."""
 
     def dtype_on(self, *, cuda: bool) -> str:
         """The number format to compute in: `auto` is float16 on a GPU and float32 elsewhere."""

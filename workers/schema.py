@@ -1,0 +1,278 @@
+"""Settings as dataclasses: what is wrong with a value, what a variable's text means, and each type in words.
+
+The types are Python's own, with bounds as `msgspec.Meta`. Two marks in `Meta.extra` mean something here: `secret` is
+never shown; `needed` is never empty, not even as a variable that counts as not set.
+"""
+
+import ast
+import difflib
+import functools
+import math
+import re
+import textwrap
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from inspect import cleandoc, getsource
+from itertools import pairwise
+from typing import Any, Final, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import inspect
+
+from workers import yamlfile
+from workers.yamlfile import Key, NotYamlError
+
+SHOWN_CHARS = 60  # of a wrong value, in a message
+WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+CREDENTIALS = re.compile(r"//[^/@\s]+@")  # in a URL
+
+
+class NotSet:
+    """What an empty variable means, where empty is no value."""
+
+
+NOT_SET: Final = NotSet()
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with the value of a key."""
+
+    key: Key
+    text: str
+
+
+def hints(schema: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, with their bounds."""
+    return get_type_hints(schema, include_extras=True)
+
+
+def section_in(kind: Any) -> type | None:
+    """The type itself, or the member of `X | None`, that is a dataclass."""
+    if get_origin(kind) is list:
+        return None
+    return next((t for t in (kind, *get_args(kind)) if isinstance(t, type) and is_dataclass(t)), None)
+
+
+def meanings(schema: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass, from its source."""
+    found: dict[str, str] = {}
+    for each in reversed(schema.__mro__[:-1]):
+        (source,) = ast.parse(textwrap.dedent(getsource(each))).body
+        for field, text in pairwise(getattr(source, "body", ())):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(said))):
+                    found[name] = " ".join(cleandoc(said).split())
+    return found
+
+
+def marked(kind: Any, mark: str) -> bool:
+    """Whether a type, or a part of it, is marked in `Meta.extra`."""
+    metas = [each for each in get_args(kind) if isinstance(each, msgspec.Meta)]
+    return any((meta.extra or {}).get(mark) for meta in metas) or any(marked(each, mark) for each in get_args(kind))
+
+
+# ---------------------------------------------------------------------------------------------------------- variables
+
+
+def typed(text: str, kind: Any) -> Any:
+    """What the text of a variable means for a key of a type; NOT_SET if it is empty where that is no value.
+
+    For text it is that text. For a number, a truth value or a word it is that, without spaces around it; text that is
+    none is given back, to be refused as such. Lists, mappings and sections are read as YAML. Raises NotYamlError.
+    """
+    members = _members(kind)
+    texts = [member for member in members if isinstance(member, inspect.StrType)]
+    if not text.strip() and not marked(kind, "needed"):
+        may_be_empty = texts and len(members) == 1 and not texts[0].min_length
+        return text if texts and (text or may_be_empty) else NOT_SET
+    if texts:
+        return text
+    words = (inspect.BoolType, inspect.IntType, inspect.FloatType, inspect.LiteralType, inspect.NoneType)
+    if all(isinstance(member, words) for member in members):
+        return _word(text.strip(), members)
+    if isinstance(members[0], inspect.AnyType):
+        return _anything(text)
+    return yamlfile.read(text)[0]
+
+
+def _members(kind: Any) -> tuple[inspect.Type, ...]:
+    info = inspect.type_info(kind)
+    info = info.type if isinstance(info, inspect.Metadata) else info
+    if isinstance(info, inspect.UnionType):
+        return tuple(each.type if isinstance(each, inspect.Metadata) else each for each in info.types)
+    return (info,)
+
+
+def _word(text: str, members: Iterable[inspect.Type]) -> Any:
+    for member in members:
+        match member:
+            case inspect.LiteralType(values=values) if text in map(str, values):
+                return next(value for value in values if str(value) == text)
+            case inspect.BoolType() if text.lower() in WORDS:
+                return WORDS[text.lower()]
+            case inspect.IntType() | inspect.FloatType() if (number := _number(text)) is not None:
+                return number
+    return text
+
+
+def _number(text: str) -> int | float | None:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return None
+
+
+def _anything(text: str) -> Any:
+    """A number, a truth value, a list or a mapping, where the text is one; else the text."""
+    try:
+        value = yamlfile.read(text)[0]
+    except NotYamlError:
+        return text
+    return text if isinstance(value, str) else value
+
+
+# ----------------------------------------------------------------------------------------------------------- checking
+
+
+def problems(kind: Any, found: Any, key: Key) -> Iterator[Problem]:
+    """All that is wrong with a value that should be of a type. Mappings are checked key by key."""
+    schema = section_in(kind)
+    if get_origin(kind) is list and isinstance(found, list):
+        for n, item in enumerate(found):
+            yield from problems(get_args(kind)[0], item, (*key, str(n)))
+    elif schema is None or (found is None and schema is not kind):
+        yield from _value_problems(kind, found, key)
+    elif not isinstance(found, dict):
+        yield Problem(key, f"is {show(found)}, but must have keys ({_listed(schema)}); leave it out for the defaults")
+    else:
+        yield from _key_problems(schema, found, key)
+
+
+def _key_problems(schema: type, found: dict[Any, Any], key: Key) -> Iterator[Problem]:
+    known = hints(schema)
+    for name, value in found.items():
+        if name in known:
+            yield from problems(known[name], value, (*key, name))
+        else:
+            text = f"is not a setting{nearest(str(name).lower(), known)} Allowed: {_listed(schema)}"
+            yield Problem((*key, str(name)), text)
+    for field in fields(schema):
+        if field.default is MISSING and field.default_factory is MISSING and field.name not in found:
+            yield Problem((*key, field.name), f"is missing: it must be {allowed(known[field.name])}")
+
+
+def _value_problems(kind: Any, found: Any, key: Key) -> Iterator[Problem]:
+    try:
+        msgspec.convert(found, kind)
+        fine = not isinstance(found, float) or math.isfinite(found)
+    except msgspec.ValidationError:
+        fine = False
+    if not fine:
+        shown = "not shown" if marked(kind, "secret") else show(found)
+        yield Problem(key, f"is {shown}, but must be {allowed(kind)}")
+
+
+# ------------------------------------------------------------------------------------------------------------ wording
+
+
+def show(value: Any) -> str:
+    """A value as messages quote it, without credentials of a URL."""
+    match value:
+        case None:
+            return "empty"
+        case bool():
+            return str(value).lower()
+        case _:
+            text = CREDENTIALS.sub("//***@", repr(value))
+            return text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 3]}..."
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the known one that is most like it, if any is."""
+    matches = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {matches[0]}?" if matches else "."
+
+
+def allowed(kind: Any) -> str:
+    """What values a type takes, in words."""
+    return _describe(inspect.type_info(kind))
+
+
+def _listed(schema: type) -> str:
+    return ", ".join(field.name for field in fields(schema))
+
+
+@functools.singledispatch
+def _describe(kind: inspect.Type) -> str:
+    return type(kind).__name__.removesuffix("Type").lower()
+
+
+@_describe.register
+def _(kind: inspect.Metadata) -> str:
+    return _describe(kind.type)
+
+
+@_describe.register
+def _(kind: inspect.UnionType) -> str:
+    return " or ".join(_describe(member) for member in kind.types)
+
+
+@_describe.register
+def _(kind: inspect.LiteralType) -> str:
+    return "one of " * (len(kind.values) > 1) + ", ".join(str(value) for value in kind.values)
+
+
+@_describe.register
+def _(kind: inspect.IntType) -> str:
+    return f"a whole number{_range(kind)}"
+
+
+@_describe.register
+def _(kind: inspect.FloatType) -> str:
+    return f"a number{_range(kind)}"
+
+
+@_describe.register
+def _(kind: inspect.StrType) -> str:
+    pattern = f" that matches {kind.pattern}" if kind.pattern else ""
+    length = f" of at most {kind.max_length} characters" if kind.max_length else ""
+    return "text" + " that is not empty" * bool(kind.min_length) + length + pattern
+
+
+@_describe.register
+def _(kind: inspect.BoolType) -> str:
+    return "true or false"
+
+
+@_describe.register
+def _(kind: inspect.NoneType) -> str:
+    return "empty"
+
+
+@_describe.register
+def _(kind: inspect.ListType) -> str:
+    return f"a list of: {_describe(kind.item_type)}"
+
+
+@_describe.register
+def _(kind: inspect.TupleType) -> str:
+    return "[" + ", ".join(_describe(item) for item in kind.item_types) + "]"
+
+
+@_describe.register
+def _(kind: inspect.DataclassType) -> str:
+    return f"keys ({_listed(kind.cls)})"
+
+
+@_describe.register
+def _(kind: inspect.DictType) -> str:
+    return "a mapping of names to values"
+
+
+def _range(kind: inspect.IntType | inspect.FloatType) -> str:
+    low = f" from {kind.ge}" * (kind.ge is not None) + f" above {kind.gt}" * (kind.gt is not None)
+    high = f" up to {kind.le}" * (kind.le is not None) + f" below {kind.lt}" * (kind.lt is not None)
+    return low + high
