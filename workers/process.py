@@ -17,6 +17,7 @@ from workers.confinement import drop_privileges
 from workers.devices import DeviceSpec
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Engine
+from workers.engine.metadata import About, Metadata
 from workers.folders import COMPILER_CACHES
 from workers.logs import LogFormat, configure
 from workers.slots import SlotMemory
@@ -35,6 +36,7 @@ class Setup:
     log_level: str = "info"
     cache: str | None = None  # the folder for what compilers make
     log_format: LogFormat = "human"
+    about: About = field(default_factory=About)
     parent: int = field(default_factory=os.getpid)
 
 
@@ -51,7 +53,7 @@ def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
             engine = _load(setup)
             costs = engine.warm_up()
         wire.send(channel, wire.Ready(costs, *_describe(setup.device)))
-        Worker(engine, channel, memory, costs).run()
+        Worker(engine, channel, memory, costs, Metadata(setup.engine, setup.about)).run()
     except Exception as error:  # noqa: BLE001 - crash-only: the pool learns why and runs the pictures elsewhere
         end(channel, error)
 

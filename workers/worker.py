@@ -21,15 +21,14 @@ from typing import Any, NoReturn, TypeAlias
 from scheduler.messages import Blame, Costs
 from workers import wire
 from workers.engine.contract import (
-    AS_CONFIGURED,
     BadOptionError,
     BadPictureError,
     Condition,
     Engine,
-    Options,
     OutOfMemoryError,
     Stepped,
 )
+from workers.engine.metadata import Metadata, Provenance
 from workers.slots import SlotMemory
 
 log = logging.getLogger("contour.worker")
@@ -46,7 +45,7 @@ class _Tenant:
     """The picture in a slot. `admitted`: the engine has it, since `began`. `dropped`: nobody wants it any more."""
 
     generation: int
-    options: Options = AS_CONFIGURED
+    made_from: Provenance = field(default_factory=Provenance)
     warnings: tuple[str, ...] = ()
     prepare: float = 0.0
     began: float = 0.0
@@ -59,7 +58,7 @@ class _Tenant:
 @dataclass(frozen=True, slots=True)
 class _Prepared:
     slot: int
-    options: Options
+    made_from: Provenance
     seconds: float
     content: Any
 
@@ -82,6 +81,7 @@ class Worker:
     channel: socket.socket
     memory: SlotMemory
     costs: Costs  # as they were told last
+    metadata: Metadata
     _inbox: "queue.SimpleQueue[_Mail]" = field(default_factory=queue.SimpleQueue)
     _tenants: dict[int, _Tenant] = field(default_factory=dict)
     _hands: ThreadPoolExecutor = field(init=False)
@@ -174,7 +174,7 @@ class Worker:
         except OutOfMemoryError as error:
             self._lack(prepared.slot, error)
             return
-        tenant.options, tenant.prepare, tenant.admitted = prepared.options, prepared.seconds, True
+        tenant.made_from, tenant.prepare, tenant.admitted = prepared.made_from, prepared.seconds, True
         tenant.warnings = wire.as_warnings(prepared.content.warnings)
 
     def _drop(self, order: wire.Drop) -> None:
@@ -216,7 +216,7 @@ class Worker:
         """Have a preview made of a picture that somebody watches, now and then, and one at a time."""
         tenant, now = self._tenants[picture.slot], time.monotonic()
         drawn = tenant.drawing is None or tenant.drawing.done()
-        if not (tenant.options.previews and drawn and now >= tenant.shown + PREVIEW_SECONDS):
+        if not (tenant.made_from.options.previews and drawn and now >= tenant.shown + PREVIEW_SECONDS):
             return
         tenant.shown = now
         try:
@@ -268,14 +268,14 @@ class Worker:
         began = time.monotonic()
         prepared = self._guard(order.slot, order.generation, lambda: self._prepared(order))
         if prepared is not None:
-            options, content = prepared
-            self._inbox.put(_Prepared(order.slot, options, time.monotonic() - began, content))
+            made_from, content = prepared
+            self._inbox.put(_Prepared(order.slot, made_from, time.monotonic() - began, content))
 
-    def _prepared(self, order: wire.Run) -> tuple[Options, Any]:
+    def _prepared(self, order: wire.Run) -> tuple[Provenance, Any]:
         data = self.memory.input(order.slot)
         end = order.picture_bytes + order.wish_bytes
         task = wire.unpack(bytes(data[: order.picture_bytes]), data[order.picture_bytes : end])
-        return task.options, self.engine.prepare(task)
+        return Provenance.of(task), self.engine.prepare(task)
 
     def _draw(self, slot: int, generation: int, preview: object) -> None:
         jpeg = self.engine.draw(preview)
@@ -288,7 +288,7 @@ class Worker:
         """Wait for the pixels of a picture whose last step was taken at `denoised`, encode and report them."""
         pixels = self.engine.collect(decoding)  # an error means that the device has failed: the process ends
         collected = time.monotonic()
-        data = self._guard(slot, tenant.generation, lambda: self._file(pixels, tenant.options))
+        data = self._guard(slot, tenant.generation, lambda: self._file(pixels, tenant.made_from))
         if data is None:
             return
         self.memory.output(slot)[: len(data)] = data
@@ -301,8 +301,8 @@ class Worker:
         self._inbox.put(_Gone(report.slot))
         wire.send(self.channel, report)
 
-    def _file(self, pixels: object, options: Options) -> bytes:
-        data = self.engine.encode(pixels, options.format)
+    def _file(self, pixels: object, made_from: Provenance) -> bytes:
+        data = self.metadata.embed(self.engine.encode(pixels, made_from.options.format), made_from)
         room = self.memory.layout.output_bytes
         if len(data) > room:
             raise ValueError(f"the picture has {len(data)} bytes, its slot {room}: raise workers.output_bytes")
