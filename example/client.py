@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make one picture; the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        picture = generate(options.url, options.image, options.prompt, options.seed, options.timeout, options.api_key)
+        picture, warnings = generate(options)
+        for warning in warnings:
+            print(warning, file=sys.stderr)
         print(save(picture, options.out))
     except (ClientError, OSError) as error:
         print(error, file=sys.stderr)
@@ -41,21 +43,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def generate(url: str, image: Path, prompt: str, seed: int, timeout: float, api_key: str = "") -> bytes:
-    """Ask for a picture that keeps the edges of `image`. Raises ClientError, or OSError when `image` cannot be read."""
+def generate(options: argparse.Namespace) -> tuple[bytes, list[str]]:
+    """Ask for an image that keeps the edges of `options.image`; it, and what the service has to say about it.
+
+    Raises ClientError, or OSError when `options.image` cannot be read.
+    """
     asked = {
         "request_id": random.getrandbits(31),
-        "text": prompt,
-        "input_image_base64": base64.b64encode(image.read_bytes()).decode(),
-        "random_seed": seed,
+        "text": options.prompt,
+        "input_image_base64": base64.b64encode(options.image.read_bytes()).decode(),
+        "random_seed": options.seed,
     }
-    address = url.rstrip("/") + "/generation/"
-    answer = _post(address, asked, timeout, api_key)
+    if options.control_image is not None:
+        asked["control_image"] = options.control_image
+    address = options.url.rstrip("/") + "/generation/"
+    answer = _post(address, asked, options.timeout, options.api_key)
     try:
         content = json.loads(answer)
         if content["request_id"] != asked["request_id"]:
             raise ClientError(f"{address} answered request {content['request_id']}, not {asked['request_id']}")
-        return base64.b64decode(content["output_image_base64"], validate=True)
+        return base64.b64decode(content["output_image_base64"], validate=True), content.get("warnings", [])
     except (ValueError, KeyError, TypeError) as error:
         raise ClientError(f"{address} did not answer as the service does: {answer[:SHOWN_BYTES]!r}") from error
 
@@ -74,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image", type=Path, default=HERE / "input.png", help="the picture to send (%(default)s)")
     parser.add_argument("--prompt", default=PROMPT, help="what to show (%(default)s)")
     parser.add_argument("--seed", type=int, default=1234, help="the same seed gives the same picture (%(default)s)")
+    what = "what the image is: a photo, in which edges are found, or edges already, white on black (photo)"
+    parser.add_argument("--control-image", choices=("photo", "edges"), help=what)
     parser.add_argument("--out", type=Path, help="the file to write (output.jpg or output.png)")
     key = os.environ.get(KEY_VARIABLE, "")
     parser.add_argument("--api-key", default=key, help=f"where the service asks for one; best as ${KEY_VARIABLE}")

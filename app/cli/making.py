@@ -27,6 +27,7 @@ from workers.secrets import forget_secrets
 
 LONG = 10 * 365 * 86400.0  # seconds: nobody sets a deadline here
 TICK_SECONDS = 0.5
+NAMED = 10  # pictures in a message
 
 
 class HopelessError(Exception):
@@ -59,6 +60,7 @@ class Maker:
         self._fields = fields
         self._ledger = ledger
         self._again = again
+        self._warned: dict[str, dict[Path, None]] = {}  # and the pictures, each once, in order
         self._options: Options = options(fields, plan.file_format)
         self._engine = digest_of(settings.engine)
         self._items = [item for item in plan.items if self._is_wanted(item)]
@@ -72,6 +74,7 @@ class Maker:
         async with asyncio.TaskGroup() as group:
             for _ in range(width):
                 group.create_task(self._work(items, pool, progress))
+        self._warn_rest()
 
     def _is_wanted(self, item: Item) -> bool:
         """Whether a picture is to be made; one that cannot be is told of."""
@@ -111,6 +114,7 @@ class Maker:
             return False
         if not isinstance(answer.outcome, m.Done):
             raise error_of(answer.outcome, None)
+        self._warn(item, answer.outcome.image.warnings)
         await asyncio.to_thread(self._save, item, self._recipe(picture, item), answer.picture)
         self.tally.made += 1
         hand_over(item.target)
@@ -139,6 +143,21 @@ class Maker:
                     recipe=recipe,
                 )
             )
+
+    def _warn(self, item: Item, warnings: Sequence[str]) -> None:
+        """Tell what a person should know of a picture; the same of others is told by `_warn_rest`."""
+        for warning in warnings:
+            sources = self._warned.setdefault(warning, {})
+            if not sources:
+                say(f"{item.source}: {warning}")
+            sources[item.source] = None
+
+    def _warn_rest(self) -> None:
+        """Name the other pictures that the same was to be said of."""
+        for warning, (_, *others) in self._warned.items():
+            if others:
+                names = ", ".join(map(str, others[:NAMED])) + ", ..." * (len(others) > NAMED)
+                say(f"The same goes for {names}: {warning}")
 
     def _fail(self, item: Item, reason: str) -> None:
         say(f"{item.source}: {reason}")

@@ -2,10 +2,12 @@
 
 import argparse
 import secrets
+from typing import get_args
 
 from app.cli.errors import CommandError
 from app.errors import Problem
 from app.fields import Fields, Rules
+from workers.engine.contract import ControlImage
 
 SEED_BITS = 32  # of a seed that is drawn: enough, and short enough to be told
 # The flag of each field; their ranges are those of the service.
@@ -19,6 +21,7 @@ FLAGS = {
     "control_scale": "--control-scale",
     "canny_low": "--canny-low",
     "canny_high": "--canny-high",
+    "control_image": "--control-image",
     "temperature": "--temperature",
 }
 
@@ -38,6 +41,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("control_scale", float, "how closely the edges are followed")
     add("canny_low", int, "lower threshold of the edge detector")
     add("canny_high", int, "upper threshold of the edge detector")
+    parser.add_argument(
+        FLAGS["control_image"],
+        choices=get_args(ControlImage),
+        help="what the pictures are: photos, in which edges are found, or edges already, white on black",
+    )
     add("temperature", float, "above 0 and up to 1: sharpens the attention of the ControlNet", default=1.0)
 
 

@@ -93,6 +93,25 @@ def test_what_is_sent_is_the_wire_format(tmp_path: Path) -> None:
     }
 
 
+def test_an_edge_map_is_called_one(tmp_path: Path) -> None:
+    with serving(picture) as service:
+        client(tmp_path, "--url", service.url, "--control-image", "edges")
+
+    [(_, _, content)] = service.asked
+    assert content["control_image"] == "edges"
+
+
+def test_what_the_service_warns_of_is_told(tmp_path: Path) -> None:
+    def warned(content: dict[str, Any]) -> tuple[int, str, bytes]:
+        status, kind, body = picture(content)
+        return status, kind, json.dumps({**json.loads(body), "warnings": ["The prompt was cut."]}).encode()
+
+    with serving(warned) as service:
+        done = client(tmp_path, "--url", service.url)
+
+    assert (done.returncode, done.stderr) == (0, "The prompt was cut.\n")
+
+
 def test_its_own_picture_is_found_from_anywhere(tmp_path: Path) -> None:
     with serving(picture) as service:
         client(tmp_path, "--url", service.url)
