@@ -107,13 +107,9 @@ class Settings:
     """All settings, one section for each package."""
 
     server: ServerConfig = field(default_factory=ServerConfig)
-    """The HTTP server."""
     scheduler: Limits = field(default_factory=Limits)
-    """The queue, and what becomes of workers that fail."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
-    """The worker processes."""
     engine: EngineConfig = field(default_factory=EngineConfig)
-    """The model, and what images look like."""
 
     @property
     def max_pixels(self) -> int:
@@ -141,7 +137,7 @@ def read(path: Path, environ: Mapping[str, str], flags: Mapping[str, str] | None
     document = Document.read(path, environ, flags)
     settings = document.convert(Settings)
     if (keys := settings.server.api_key_file) is not None:
-        settings = replace(settings, server=replace(settings.server, api_key_file=str(path.parent / keys)))
+        settings = replace(settings, server=replace(settings.server, api_key_file=str(path.parent.absolute() / keys)))
     problems = [*server_problems(settings), *scheduler_problems(settings.scheduler), *engine_problems(settings.engine)]
     document.refuse(problems)
     return settings, document

@@ -26,28 +26,28 @@ MARGIN = 1.1  # on the wait in a queue: what is taken to the edge of its deadlin
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How much the scheduler takes on, and how long it waits for a worker. Times in seconds."""
+    """The queue, and when a worker is given up. Times in seconds."""
 
     max_queue: Annotated[int, msgspec.Meta(ge=1)] = 256
-    """Jobs waiting, at most."""
+    """The most images that wait."""
     client_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
-    """Of what is free in the queue, in places and in time, at most this part is one client's; 1 turns that off."""
+    """The part of the free queue, in places and in time, that one client may take; 1 turns that off."""
     attempts: Annotated[int, msgspec.Meta(ge=1)] = 2
-    """A job that lost this many workers is poisoned; one that somebody ended from outside counts for a fifth."""
+    """How many workers an image may crash before it is given up; one that was ended from outside counts for a fifth."""
     silence_factor: Annotated[float, msgspec.Meta(ge=1)] = 8.0
-    """A worker that is silent for this many times its expected step is killed ..."""
+    """A worker is killed when a step takes this many times as long as expected, and `silence_floor` at least."""
     silence_floor: Annotated[float, msgspec.Meta(gt=0)] = 20.0
-    """... but never before this long."""
+    """The shortest silence for which a worker is killed."""
     load_timeout: Annotated[float, msgspec.Meta(gt=0)] = 900.0
-    """A worker that is not ready this long after `Spawn` is killed."""
+    """A worker is killed when it is not ready this long after its start."""
     restart_pause: Annotated[float, msgspec.Meta(ge=0)] = 0.5
-    """Before a worker that finished nothing is spawned again; doubles with every such loss."""
+    """The pause before a worker that finished nothing is started again; it doubles each time."""
     restart_pause_max: Annotated[float, msgspec.Meta(ge=0)] = 30.0
-    """Where that doubling ends."""
+    """The longest such pause."""
     out_after: Annotated[int, msgspec.Meta(ge=1)] = 5
-    """A worker that was lost so often without finishing a picture is out of service; when all are, the service ends."""
+    """A worker that died so often without finishing an image is out of service; when all are, the service ends."""
     out_pause: Annotated[float, msgspec.Meta(ge=0)] = 300.0
-    """Else it is tried again after this long. A worker that was ready for as long has all its tries again."""
+    """How long it is out of service before it is tried again; being ready for as long wins back all tries."""
 
 
 class Wait(StrEnum):

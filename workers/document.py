@@ -133,6 +133,11 @@ def _why(error: OSError, path: Path) -> str:
     return f"{reason}{nearest(path.name, [each.name for each in path.parent.glob('*.y*ml')]).removesuffix('.')}"
 
 
+def variable(key: Key) -> str:
+    """The name of the variable that overrides a key."""
+    return PREFIX + SEPARATOR.join(key).upper()
+
+
 def _variables(environ: Mapping[str, str]) -> Iterator[Override]:
     """Sections before their keys, so that a variable for a key adds to one for its section."""
     for name in sorted(filter(lambda name: _is_ours(name, environ[name]), environ), key=len):

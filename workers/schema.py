@@ -66,6 +66,11 @@ def meanings(schema: type) -> dict[str, str]:
     return found
 
 
+def about(schema: type) -> str:
+    """The docstring of a dataclass, on one line."""
+    return " ".join((schema.__doc__ or "").split())
+
+
 def marked(kind: Any, mark: str) -> bool:
     """Whether a type, or a part of it, is marked in `Meta.extra`."""
     metas = [each for each in get_args(kind) if isinstance(each, msgspec.Meta)]

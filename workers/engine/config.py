@@ -40,7 +40,7 @@ class Lora(Weights):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """A scheduler of diffusers."""
+    """How noise becomes an image: a scheduler of diffusers."""
 
     name: Annotated[str, Meta(min_length=1)] = "UniPCMultistepScheduler"
     """Its class name."""
@@ -96,7 +96,7 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Echo:
-    """`kind: echo`: there is no model, and the input comes back."""
+    """What `kind: echo` does, which has no model and gives the input back."""
 
     steps: Positive = 1
     """Steps that an image takes."""
@@ -130,8 +130,8 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """Faults on purpose, to test everything around an engine: never where images are wanted. Each is a chance for each
-    call; `seed` and the process id decide, so that a restarted process has another fate."""
+    """Faults on purpose, for tests: never where images are wanted. Each is the chance of a call to fail; `seed` and the
+    process id decide, so that a restarted process has another fate."""
 
     prepare_memory: Chance = 0.0
     """The device has no memory left to prepare an image."""
@@ -182,21 +182,13 @@ class EngineConfig:
     control_scale: Annotated[float, Meta(ge=0, le=2)] = 1.0
     """How closely the edges are followed; 0 ignores them."""
     sampler: Sampler = field(default_factory=Sampler)
-    """How noise becomes an image."""
     prompt: Prompting = field(default_factory=Prompting)
-    """What is added to the client's prompts."""
     size: Sizing = field(default_factory=Sizing)
-    """The size of images: the input is scaled to it, its aspect kept."""
     canny: Canny = field(default_factory=Canny)
-    """The edge detector's thresholds, in steps of 8-bit intensity."""
     output: Output = field(default_factory=Output)
-    """The file that a client gets, unless it asks for another."""
     speed: Speed = field(default_factory=Speed)
-    """What is done for speed. The defaults are the fastest; nothing here changes an image beyond rounding."""
     echo: Echo = field(default_factory=Echo)
-    """For `kind: echo`."""
     faults: Faults = field(default_factory=Faults)
-    """Faults on purpose, for tests."""
 
     def dtype_on(self, *, cuda: bool) -> str:
         """The number format to compute in: `auto` is float16 on a GPU and float32 elsewhere."""
