@@ -302,7 +302,7 @@ class Worker:
         wire.send(self.channel, report)
 
     def _file(self, pixels: object, made_from: Provenance) -> bytes:
-        data = self.metadata.embed(self.engine.encode(pixels, made_from.options.format), made_from)
+        data = self.metadata.embed(self.engine.encode(pixels, made_from.options), made_from)
         room = self.memory.layout.output_bytes
         if len(data) > room:
             raise ValueError(f"the picture has {len(data)} bytes, its slot {room}: raise workers.output_bytes")

@@ -10,7 +10,7 @@ import numpy as np
 
 from workers import process, worker
 from workers.engine.config import EngineConfig
-from workers.engine.contract import Format, OutOfMemoryError
+from workers.engine.contract import AS_CONFIGURED, Options, OutOfMemoryError
 from workers.engine.echo import EchoEngine
 from workers.process import Setup
 from workers.slots import SlotMemory
@@ -58,8 +58,8 @@ class ShowingEngine(EchoEngine):
                 return bytes(2**20)
         return super().draw(preview)
 
-    def encode(self, pixels: object, file_format: Format | None = None) -> bytes:
-        file = super().encode(pixels, file_format)
+    def encode(self, pixels: object, options: Options = AS_CONFIGURED) -> bytes:
+        file = super().encode(pixels, options)
         if _brightness(pixels) == Asks.DRAWN_LATE:
             self._encoded.set()
         return file
@@ -72,7 +72,7 @@ def _brightness(pixels: object) -> int:
 def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
     """Entry point of such a process, instead of `workers.process.main`."""
     with (
-        patch.object(process, "_load", lambda setup: ShowingEngine(setup.engine)),
+        patch.object(process, "_load", lambda setup, trials: ShowingEngine(setup.engine)),
         patch.object(worker, "PREVIEW_SECONDS", float(os.environ.get(PAUSE, "0"))),
     ):
         process.main(setup, channel, memory)

@@ -96,11 +96,16 @@ def grey(pixels: Pixels) -> Pixels:
     return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.uint8, copy=False)
 
 
-def encode(pixels: Pixels, output: Output, file_format: FileFormat | None = None) -> bytes:
-    """The picture file of RGB pixels; `output` says in which format, if nothing else does."""
+def encode(
+    pixels: Pixels, output: Output, file_format: FileFormat | None = None, quality: int | None = None
+) -> bytes:
+    """The picture file of RGB pixels; `output` has the format, and the quality of a JPEG or WebP, if nothing else does.
+
+    A PNG has no quality: it loses nothing.
+    """
     wanted = file_format or output.format
-    quality = {"jpeg": cv2.IMWRITE_JPEG_QUALITY, "webp": cv2.IMWRITE_WEBP_QUALITY}
-    options = [quality[wanted], output.quality] if wanted in quality else []
+    keys = {"jpeg": cv2.IMWRITE_JPEG_QUALITY, "webp": cv2.IMWRITE_WEBP_QUALITY}
+    options = [keys[wanted], quality or output.quality] if wanted in keys else []
     written, file = cv2.imencode(f".{wanted}", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
     if not written:
         raise RuntimeError(f"OpenCV cannot write {pixels.shape} as {wanted}")

@@ -41,8 +41,8 @@ class Options:
     `negative` is what the picture should not show. `control_image`: the input is a photo, in which edges are found, or
     an edge map, white on black, which is used as it is. `temperature`, in (0, 1], divides the logits of the softmax in
     the ControlNet's attention layers, and nothing else; in half precision, below 1/256 it counts as that. `format` is
-    the file's. `previews`: somebody wants to watch. `embed_metadata`: what the file tells of itself: all that made it,
-    only that a model made it, or nothing.
+    the file's, and so is `quality` (1 .. 100, of a JPEG or WebP). `previews`: somebody wants to watch.
+    `embed_metadata`: what the file tells of itself: all that made it, only that a model made it, or nothing.
     """
 
     negative: str | None = None
@@ -54,6 +54,7 @@ class Options:
     control_image: ControlImage = "photo"
     temperature: float = 1.0
     format: Format | None = None
+    quality: int | None = None
     previews: bool = False
     embed_metadata: Embedding = "none"
 
@@ -140,8 +141,8 @@ class Engine(Protocol[Prepared]):
     def collect(self, decoding: object) -> object:
         """Wait until the device has decoded a finished picture, and return what `encode` takes."""
 
-    def encode(self, pixels: object, file_format: Format | None = None) -> bytes:
-        """The bytes of the picture file that the client gets; in the configured format if there is None."""
+    def encode(self, pixels: object, options: Options = AS_CONFIGURED) -> bytes:
+        """The bytes of the picture file that the client gets, in the format and the quality that it asks for."""
 
     def preview(self, slot: int) -> object | None:
         """Have the device show what a running picture looks like so far, and return what `draw` takes.

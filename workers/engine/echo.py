@@ -10,7 +10,7 @@ from workers.engine import codec
 from workers.engine.budget import DecodeBudget
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
-from workers.engine.contract import Condition, Format, Stepped, Task
+from workers.engine.contract import AS_CONFIGURED, Condition, Options, Stepped, Task
 from workers.engine.header import read_header
 from workers.memory import memory_limit
 
@@ -98,11 +98,11 @@ class EchoEngine:
         """There is nothing to tell."""
         return Condition()
 
-    def encode(self, pixels: object, file_format: Format | None = None) -> bytes:
+    def encode(self, pixels: object, options: Options = AS_CONFIGURED) -> bytes:
         """The picture file; what passed unread is returned as it is."""
         if isinstance(pixels, bytes):
             return pixels
-        return codec.encode(np.asarray(pixels, np.uint8), self._config.output, file_format)
+        return codec.encode(np.asarray(pixels, np.uint8), self._config.output, options.format, options.quality)
 
     def preview(self, slot: int) -> object | None:
         """The picture, if it was read."""

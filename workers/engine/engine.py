@@ -21,7 +21,7 @@ from workers.engine.budget import DecodeBudget
 from workers.engine.codec import Pixels
 from workers.engine.conditioning import Prompt
 from workers.engine.config import EngineConfig
-from workers.engine.contract import Condition, Format, Options, OutOfMemoryError, Stepped, Task
+from workers.engine.contract import AS_CONFIGURED, Condition, Options, OutOfMemoryError, Stepped, Task
 from workers.engine.decoding import Decoding, fetch
 from workers.engine.denoiser import coldest
 from workers.engine.graphs import Recorder
@@ -188,9 +188,9 @@ class DiffusionEngine:
         assert isinstance(decoding, Decoding)
         return decoding.wait()
 
-    def encode(self, pixels: object, file_format: Format | None = None) -> bytes:
+    def encode(self, pixels: object, options: Options = AS_CONFIGURED) -> bytes:
         """The picture file that the client gets."""
-        return codec.encode(np.asarray(pixels, np.uint8), self._config.output, file_format)
+        return codec.encode(np.asarray(pixels, np.uint8), self._config.output, options.format, options.quality)
 
     @torch.no_grad()
     @_memory_is_asked_for()

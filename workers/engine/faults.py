@@ -9,7 +9,7 @@ from typing import Any
 
 from scheduler.messages import Costs
 from workers.engine.config import Faults
-from workers.engine.contract import Condition, Engine, Format, OutOfMemoryError, Stepped, Task
+from workers.engine.contract import AS_CONFIGURED, Condition, Engine, Options, OutOfMemoryError, Stepped, Task
 
 log = logging.getLogger("contour.faults")
 
@@ -77,9 +77,9 @@ class FaultyEngine:
         """Pass the pixels on."""
         return self._engine.collect(decoding)
 
-    def encode(self, pixels: object, file_format: Format | None = None) -> bytes:
+    def encode(self, pixels: object, options: Options = AS_CONFIGURED) -> bytes:
         """Pass the file on."""
-        return self._engine.encode(pixels, file_format)
+        return self._engine.encode(pixels, options)
 
     def preview(self, slot: int) -> object | None:
         """Pass it on."""

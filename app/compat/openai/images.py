@@ -1,7 +1,9 @@
 """`POST /v1/images/edits`: a picture and a prompt in, pictures with the same edges out."""
 
+import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 import pybase64
@@ -17,10 +19,10 @@ from app.compat.openai.models import Models
 from app.compat.openai.partials import Partials, size_of, told
 from app.compat.openai.structs import CompletedEvent, EditedImage, EditForm, ImagesAnswer
 from app.desk import Desk, Ticket
-from app.errors import Error, Problem
+from app.errors import Error, Problem, plain
 from app.events import event
 from app.fields import Fields, OptionalFields, Wanted, drawn_seed
-from app.generation import unless_gone
+from app.generation import unless_gone, warnings_of
 from app.making import Maker, Picture
 
 PICTURE = "image"
@@ -29,6 +31,12 @@ UNUSED = {
     "mask": "A mask cannot be followed: all of the picture is made anew. Leave it out.",
     "markup": "Markup cannot be followed: a prompt and the picture's edges are all that counts. Leave it out.",
 }
+IDLE = {
+    "quality": "steps decides it",
+    "input_fidelity": "control_scale decides how closely the edges are kept",
+}
+FIXED_SIZE = re.compile(r"\d+x\d+", re.IGNORECASE)
+MOST_QUALITY = 100
 CALLED = {"text": "prompt", "number_of_images": "n"}
 
 
@@ -71,7 +79,10 @@ class Images:
         pictures = ticket.pictures = await unless_gone(request, self._maker.make(request, wanted, client))
         data = [_image(each, seed, form) for each, seed in zip(pictures, wanted.seeds(), strict=True)]
         size = size_of(pictures[0].file)
-        answer = ImagesAnswer(int(time.time()), data, self._models.name, size, form.output_format)
+        warnings = _warnings(form, pictures, size)
+        answer = ImagesAnswer(
+            int(time.time()), data, self._models.name, size, form.output_format, warnings=warnings or msgspec.UNSET
+        )
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     async def _form(self, request: Request) -> tuple[EditForm, bytes]:
@@ -96,9 +107,16 @@ class Images:
         async def made() -> bytes:
             (picture,) = ticket.pictures = await self._maker.make(request, wanted, ticket.client, partials.follow)
             encoded, size = pybase64.b64encode_as_string(picture.file), size_of(picture.file)
-            return told(
-                CompletedEvent(encoded, int(time.time()), size, form.output_format, wanted.seed, self._models.name)
+            completed = CompletedEvent(
+                encoded,
+                int(time.time()),
+                size,
+                form.output_format,
+                wanted.seed,
+                self._models.name,
+                warnings=_warnings(form, [picture], size) or msgspec.UNSET,
             )
+            return told(completed)
 
         return await self._desk.stream(
             ticket, partials.feed, made(), lambda problem: event("error", error_body(problem))
@@ -112,7 +130,30 @@ def _wanted(form: EditForm, picture: bytes, maker: Maker) -> Wanted:
     given, called = (form.random_seed, CALLED) if form.seed is None else (form.seed, CALLED | {"random_seed": "seed"})
     fields = Fields(text=form.prompt, random_seed=drawn_seed() if given is None else given, **ours)
     answering = Answering(form.output_format, previews=form.stream and form.partial_images > 0)
-    return bodies.understood(fields, picture, PICTURE, maker.rules, answering, called)
+    understood = bodies.understood(fields, picture, PICTURE, maker.rules, answering, called)
+    return replace(understood, options=replace(understood.options, quality=_quality(form)))
+
+
+def _quality(form: EditForm) -> int | None:
+    """That of the files, 1 to 100. Raises Problem where there is none."""
+    if form.output_compression is None or form.output_compression == MOST_QUALITY:
+        return form.output_compression
+    if form.output_format == "png":
+        text = f"output_compression is {form.output_compression}, but a PNG loses nothing; ask for jpeg or webp."
+        raise Problem(Error.INVALID_FIELD, text, "output_compression")
+    return max(form.output_compression, 1)
+
+
+def _warnings(form: EditForm, pictures: Sequence[Picture], size: str) -> list[str]:
+    """What was not followed, and what else the client should know of its images, which are of a size."""
+    found = [
+        f"{name} is {plain(value)}, which changes nothing here: {why}."
+        for name, why in IDLE.items()
+        if (value := getattr(form, name)) not in (None, "auto")
+    ]
+    if FIXED_SIZE.fullmatch(form.size) and form.size.lower() != size:
+        found.append(f"size is {form.size}, but it follows the image: {size}.")
+    return found + warnings_of(pictures)
 
 
 def _image(picture: Picture, seed: int, form: EditForm) -> EditedImage:

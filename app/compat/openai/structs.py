@@ -16,8 +16,9 @@ Name = Annotated[str, Meta(max_length=200)]
 class EditForm(OptionalFields, frozen=True, kw_only=True):
     """The fields of the form beside its file `image`; OpenAI's, and this service's own.
 
-    `n` is number_of_images, `seed` is random_seed; without one, one is drawn. `size` may be anything, as the size
-    follows the picture. What OpenAI has besides (quality, input_fidelity, user, ...) changes nothing.
+    `n` is number_of_images, `seed` is random_seed; without one, one is drawn. `output_compression` is the quality of a
+    JPEG or WebP, as configured by default. `size`, `quality` and `input_fidelity` may be anything and change nothing;
+    the answer's `warnings` say so. What OpenAI has besides (user, moderation, ...) means nothing here.
     """
 
     prompt: str
@@ -26,6 +27,9 @@ class EditForm(OptionalFields, frozen=True, kw_only=True):
     size: Name = "auto"
     response_format: Literal["b64_json", "url"] = "b64_json"
     output_format: Format = "png"
+    output_compression: Annotated[int, Meta(ge=0, le=100)] | None = None
+    quality: Name | None = None
+    input_fidelity: Name | None = None
     background: Literal["auto", "opaque"] = "auto"
     stream: bool = False
     partial_images: Annotated[int, Meta(ge=0, le=MOST_PARTIALS)] = 0
@@ -42,7 +46,10 @@ class EditedImage(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ImagesAnswer(msgspec.Struct, frozen=True):
-    """The pictures, and what they are. `model` is what made them, whatever name was asked for."""
+    """The pictures, and what they are. `model` is what made them, whatever name was asked for.
+
+    `warnings` is there when the request was not followed to the letter, such as when the prompt was cut.
+    """
 
     created: int
     data: list[EditedImage]
@@ -50,6 +57,7 @@ class ImagesAnswer(msgspec.Struct, frozen=True):
     size: str
     output_format: Format
     background: Literal["opaque"] = "opaque"
+    warnings: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class TokenDetails(msgspec.Struct, frozen=True):
@@ -92,6 +100,7 @@ class CompletedEvent(msgspec.Struct, frozen=True, tag_field="type", tag="image_e
     background: Literal["opaque"] = "opaque"
     quality: Literal["auto"] = "auto"
     usage: Usage = Usage()
+    warnings: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Model(msgspec.Struct, frozen=True):
