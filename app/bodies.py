@@ -5,31 +5,27 @@ that take seconds for a megabyte, or that make text of which no UTF-8 can be mad
 """
 
 import asyncio
-import re
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import msgspec
-from python_multipart.multipart import parse_options_header
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from app import pictures
-from app.errors import QUOTED_CHARS, Error, Problem, plain, quoted
+from app import field_types, forms, pictures
+from app.errors import Error, Faults, Problem, plain, quoted
 from app.fields import AS_THEY_ARE, JSON_VALUES, Fields, GenerationRequest, Rules, Wanted, options
+from app.json_syntax import MARK, broken
 from workers.engine.contract import Format
 
-UTF8_BYTES, SHORT_TEXT_BYTES = 4, 2**16  # of a character, at most; of a text that is refused in words of its own
-FORM_TYPE_CHARS = 500  # of a form's Content-Type, looked at: more than its name and the longest boundary take
+UTF8_BYTES = 4  # of a character, at most
 MAX_LENGTH_DIGITS = 18  # of a Content-Length that is worth reading
+BODY = "body"  # what is blamed for an image that is the body, beside fields that are wrong
 FORM_FILE = "input_image"  # what a form calls the picture
-MAX_PARTS = 32  # of a form or a query: more than there are fields
-BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")  # RFC 2046, 5.1.1
+URL_ENCODED = "application/x-www-form-urlencoded"
 # Bodies above this are decoded by a thread: the event loop answers others meanwhile.
 LARGE_BYTES = 2**20
 VALUE_STARTS = (b",", b"[", b"{")  # every value in JSON but the first follows one of these
@@ -58,20 +54,47 @@ class Answering:
 
 async def wanted(request: Request, rules: Rules, answering: Answering) -> Wanted:
     """What a request asks for, whatever form it comes in. Raises Problem."""
-    kind = media_type(request)
+    kind, faults = media_type(request), Faults()
     if is_json(kind):
-        fields = await json_body(request, rules, _json, flat=True)
-        image = await in_thread_if_large(len(fields.input_image_base64), pictures.decoded, fields.input_image_base64)
-        return understood(fields, image, pictures.JSON_NAME, rules, answering)
+        fields = await json_body(request, rules, _json, flat=True, faults=faults)
+        image = await image_of_json(fields.input_image_base64, faults)
+        return understood(fields, image, pictures.JSON_NAME, rules, answering, faults=faults)
     if kind == "multipart/form-data":
         texts, files = await form(request, rules)
-        if (picture := dict(files).get(FORM_FILE)) is None:
-            raise Problem(Error.INVALID_FIELD, f"The form has no file {FORM_FILE}.", FORM_FILE)
-        return understood(converted(texts, Fields), picture, FORM_FILE, rules, answering)
+        given = converted(texts, Fields, faults, rules.ranges)
+        file = b""
+        with faults.noted():
+            file = await image_of_form(texts, files, FORM_FILE, (FORM_FILE, pictures.JSON_NAME))
+        return understood(given, file, FORM_FILE, rules, answering, faults=faults)
     if kind in PICTURES:
-        fields_of_query = converted(query(request), Fields)
-        return understood(fields_of_query, await read(request, rules.max_body_bytes), None, rules, answering)
+        given = converted(query(request), Fields, faults, rules.ranges)
+        file = await image_alone(request, rules)
+        return understood(given, file, None, rules, answering, faults=faults)
     raise unsupported(kind, TYPES)
+
+
+async def image_of_json(encoded: msgspec.Raw, faults: Faults) -> bytes:
+    """The image of a body of JSON; empty, and a fault noted, where there is none."""
+    try:
+        return await in_thread_if_large(len(encoded), pictures.decoded, encoded)
+    except Problem as problem:
+        faults.add(problem)
+        return b""
+
+
+async def image_of_form(
+    texts: Mapping[str, str], files: Sequence[tuple[str, bytes]], name: str, names: Collection[str]
+) -> bytes:
+    """The one image of a form: a file, or base64 as a text, by one of some names. Raises Problem."""
+    image = forms.image(texts, files, name, names)
+    work = partial(pictures.from_base64, image) if isinstance(image, str) else partial(pictures.from_file, image)
+    return await in_thread_if_large(len(image), work, name)
+
+
+async def image_alone(request: Request, rules: Rules) -> bytes:
+    """The image that is the body. Raises Problem."""
+    body = await read(request, rules.max_body_bytes)
+    return await in_thread_if_large(len(body), pictures.from_file, body, None)
 
 
 def understood(
@@ -81,18 +104,25 @@ def understood(
     rules: Rules,
     answering: Answering,
     called: Mapping[str, str] = AS_THEY_ARE,
+    faults: Faults | None = None,
 ) -> Wanted:
     """What some fields ask for. `called` is what an interface calls them, `blamed` what it calls the picture.
 
-    Raises Problem.
+    `faults` are those that were found so far. Raises Problem for all that there are.
     """
-    rules.check(fields, called)
+    faults = Faults() if faults is None else faults
+    for problem in rules.faults(fields, called):
+        faults.add(problem)
+    if faults:  # else the image is looked at when it is time for it
+        with faults.noted():
+            pictures.measured(picture, rules, blamed or BODY)
+        faults.check()
     return Wanted(
         fields.request_id,
         picture,
         fields.text,
         fields.random_seed,
-        options(fields, answering.file_format, previews=answering.previews),
+        options(fields, answering.file_format, previews=answering.previews, embed_metadata=rules.embed_metadata),
         1 if fields.number_of_images is None else fields.number_of_images,
         fields.priority or 0,
         blamed,
@@ -113,6 +143,8 @@ def unsupported(kind: str, types: str) -> Problem:
     form, but no JSON, without asking first (Fetch, "CORS-safelisted request-header").
     """
     found = f"is {quoted(kind)}" if kind else "has no Content-Type"
+    if kind == URL_ENCODED:
+        found += ", as curl -d sends it unless it is told otherwise"
     return Problem(Error.MEDIA_TYPE, f"The body {found}; send {types}, and say so in Content-Type.")
 
 
@@ -133,9 +165,11 @@ async def json_body(
     most: int | None = None,
     *,
     flat: bool = False,
+    faults: Faults | None = None,
 ) -> T:
     """A body of JSON of at most `most` bytes, or as many as any body may have. Raises Problem.
 
+    Fields of wrong types are added to `faults`, if there are some to add to; what they are then, `field_types` says.
     `flat`: what is decoded has no lists and no mappings. Then nothing is built of a value that is not asked for, and a
     body that is not large need not be searched for how many there are.
     """
@@ -143,7 +177,7 @@ async def json_body(
         raise unsupported(kind, "JSON (application/json)")
     body = await read(request, rules.max_body_bytes if most is None else most)
     values = None if flat and len(body) <= LARGE_BYTES else rules.max_json_values
-    return await in_thread_if_large(len(body), parsed_json, body, decoder, values)
+    return await in_thread_if_large(len(body), parsed_json, body, decoder, values, faults, rules.ranges)
 
 
 # One, so that one large body at a time takes the memory and the interpreter's lock that decoding needs.
@@ -157,21 +191,50 @@ async def in_thread_if_large(size: int, work: Callable[P, T], *args: P.args, **k
     return await asyncio.get_running_loop().run_in_executor(_large_bodies, partial(work, *args, **kwargs))
 
 
-def parsed_json(body: bytes, decoder: "msgspec.json.Decoder[T]", max_values: int | None = JSON_VALUES) -> T:
-    """JSON of at most about `max_values` values. Raises Problem, which names the field to blame."""
+def parsed_json(
+    body: bytes,
+    decoder: "msgspec.json.Decoder[T]",
+    max_values: int | None = JSON_VALUES,
+    faults: Faults | None = None,
+    ranges: Mapping[str, object] = AS_THEY_ARE,
+    called: str = "The body",
+) -> T:
+    """JSON of at most about `max_values` values. Raises Problem, which names the fields to blame.
+
+    Fields of wrong types are added to `faults` instead, if there are some to add to. `called` is what a message calls
+    the JSON.
+    """
     # Counted before anything is built of it: a decoder checks the length of a list when the list is there.
     if max_values is not None and _count(body, VALUE_STARTS) > max_values:
-        raise Problem(Error.BROKEN_JSON, f"It holds more than {max_values} values; no request needs so many.")
+        raise Problem(Error.BROKEN_JSON, f"The JSON has more than {max_values} values; no request needs so many.")
     if len(body) > MAX_ESCAPES and _count(body, ESCAPES) > MAX_ESCAPES:
-        raise Problem(Error.BROKEN_JSON, f"It holds more than {MAX_ESCAPES} escaped characters; send them in UTF-8.")
+        raise Problem(Error.BROKEN_JSON, f"The JSON has more than {MAX_ESCAPES} escaped characters; send UTF-8.")
+    body = body.removeprefix(MARK)  # RFC 8259, 8.1
     try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise _invalid(error) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Problem(Error.BROKEN_JSON, f"{error}.") from None
-    except RecursionError:
-        raise Problem(Error.BROKEN_JSON, "It is nested too deeply.") from None
+        try:
+            return decoder.decode(body)
+        except msgspec.ValidationError as error:
+            return _as_far_as_it_is_right(body, decoder, faults, ranges, called, error)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise broken(body, error) from None
+
+
+def _as_far_as_it_is_right(
+    body: bytes,
+    decoder: "msgspec.json.Decoder[T]",
+    faults: Faults | None,
+    ranges: Mapping[str, object],
+    called: str,
+    error: Exception,
+) -> T:
+    kind: Any = decoder.type
+    if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+        raise field_types.of_value(body, kind, called)
+    found = Faults() if faults is None else faults
+    made: Any = field_types.of_json(body, kind, found, ranges, called, error)
+    if faults is None:
+        found.check()
+    return cast("T", made)
 
 
 def _count(body: bytes, characters: Iterable[bytes]) -> int:
@@ -193,90 +256,49 @@ def query(request: Request) -> dict[str, str]:
     """The fields of the query, of several of a name the last. Raises Problem for what is not UTF-8."""
     try:
         text = request.scope["query_string"].decode()
-        return dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_PARTS))
+        return dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=forms.MAX_PARTS))
     except UnicodeDecodeError:
         raise Problem(Error.INVALID_FIELD, "The query is not UTF-8; percent-encode text in UTF-8.") from None
     except ValueError:
-        raise Problem(Error.INVALID_FIELD, f"The query has more than {MAX_PARTS} fields.") from None
+        raise Problem(Error.INVALID_FIELD, f"The query has more than {forms.MAX_PARTS} fields.") from None
 
 
 async def form(request: Request, rules: Rules) -> tuple[dict[str, str], list[tuple[str, bytes]]]:
     """The fields of a form, of several of a name the last; and its files, with their names. Raises Problem."""
-    parser = _FormParser(
-        _form_type(request),
-        _chunks(request, rules.max_body_bytes),
-        max_files=MAX_PARTS,
-        max_fields=MAX_PARTS,
-        max_part_size=UTF8_BYTES * rules.max_text_chars + SHORT_TEXT_BYTES,  # of a text; the body bounds files
-    )
-    try:
-        parts = await parser.parse()
-    except MultiPartException as error:
-        raise Problem(Error.BROKEN_FORM, f"It cannot be read: {error.message}") from None
-    texts = {name: value for name, value in parts.multi_items() if isinstance(value, str)}
-    files = [(name, await value.read()) for name, value in parts.multi_items() if isinstance(value, UploadFile)]
-    await parts.close()
-    return texts, [(name, file) for name, file in files if file]  # an empty one is what browsers send for none
-
-
-def _form_type(request: Request) -> Headers:
-    """The type of a form with nothing but its boundary. Raises Problem for a boundary that RFC 2046 does not allow."""
-    _, parameters = parse_options_header(request.headers["content-type"][:FORM_TYPE_CHARS])
-    boundary = parameters.get(b"boundary", b"").decode("latin-1")
-    if not BOUNDARY.fullmatch(boundary):
-        detail = "Its Content-Type needs a boundary of 1 to 70 characters (RFC 2046); an HTTP library makes one."
-        raise Problem(Error.BROKEN_FORM, detail)
-    return Headers({"content-type": f'multipart/form-data; boundary="{boundary}"'})
-
-
-class _FormParser(MultiPartParser):
-    """Takes text as UTF-8 only. Keeps files in memory, where the body's limit bounds them: there may be no disk."""
-
-    spool_max_size = 2**30
-
-    def on_part_end(self) -> None:
-        """A part is there. Starlette's own would take text that is not UTF-8 for Latin-1."""
-        part = self._current_part
-        if part.file is not None:
-            super().on_part_end()
-            return
-        try:
-            self.items.append((part.field_name, part.data.decode()))
-        except UnicodeDecodeError:
-            raise MultiPartException(f"the field {quoted(part.field_name)} is not UTF-8.") from None
+    chunks = _chunks(request, rules.max_body_bytes)
+    return await forms.parsed(request.headers["content-type"], chunks, UTF8_BYTES * rules.max_text_chars)
 
 
 async def _chunks(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and (len(declared) > MAX_LENGTH_DIGITS or int(declared) > limit):
-        raise pictures.too_large(f"The body has {plain(declared)} bytes", limit, "bytes")
+        raise _too_long(f"The body has {plain(declared)} bytes", limit)
     length = 0
     async for chunk in request.stream():
         length += len(chunk)
         if length > limit:
-            raise pictures.too_large("The body goes on", limit, "bytes")
+            raise _too_long("The body is longer", limit)
         yield chunk
 
 
-def converted(given: Mapping[str, object], kind: type[S]) -> S:
-    """The fields of a form or a query, where numbers are texts as well, and an empty one is not set. Raises Problem."""
+def _too_long(what: str, limit: int) -> Problem:
+    return pictures.too_large(what, limit, "bytes", "server.max_body_bytes", pictures.SMALLER)
+
+
+def converted(
+    given: Mapping[str, object], kind: type[S], faults: Faults | None = None, ranges: Mapping[str, object] = AS_THEY_ARE
+) -> S:
+    """The fields of a form or a query, where numbers are texts as well, and an empty one is not set.
+
+    Raises Problem; but fields of wrong types are added to `faults`, if there are some to add to.
+    """
     optional = {field.encode_name for field in msgspec.structs.fields(kind) if not field.required}
+    filled = {name: value for name, value in given.items() if value != "" or name not in optional}
     try:
-        filled = {name: value for name, value in given.items() if value != "" or name not in optional}
         return msgspec.convert(filled, kind, strict=False)
-    except msgspec.ValidationError as error:
-        raise _invalid(error) from None
-
-
-def _invalid(error: msgspec.ValidationError) -> Problem:
-    """The problem of a field of a wrong type. msgspec quotes a wrong value whole, between its own words."""
-    message = str(error)
-    short = message if len(message) <= QUOTED_CHARS * 2 else f"{message[:QUOTED_CHARS]}...{message[-QUOTED_CHARS:]}"
-    return Problem(Error.INVALID_FIELD, f"{short}.", _blamed(message))
-
-
-def _blamed(message: str) -> str | None:
-    """The field that a message of msgspec speaks of: "... - at `$.text`" or "... missing required field `text`"."""
-    before, _, path = message.rpartition(" `")
-    name = path.rstrip("`").removeprefix("$.")
-    return name if before and name.isidentifier() else None
+    except msgspec.ValidationError:
+        found = Faults() if faults is None else faults
+        made = field_types.of_fields(filled, kind, found, ranges)
+    if faults is None:
+        found.check()
+    return made

@@ -146,7 +146,8 @@ class Faults:
         for problem in self._problems:
             for each in problem.errors:
                 told.setdefault(each.field, each)
-        errors, room = [], ERRORS_BYTES
+        errors: list[FieldError] = []
+        room = ERRORS_BYTES
         for each in told.values():
             room -= len(msgspec.json.encode(each))
             if errors and (room < 0 or len(errors) == MAX_ERRORS):
@@ -166,7 +167,9 @@ def problem_body(problem: Problem) -> bytes:
     """A problem as JSON."""
     error = problem.error
     later = None if problem.retry_after is None else whole_seconds(problem.retry_after)
-    return msgspec.json.encode(ProblemBody(error.type, error.title, int(error.status), problem.detail, list(problem.errors), later))
+    return msgspec.json.encode(
+        ProblemBody(error.type, error.title, int(error.status), problem.detail, list(problem.errors), later)
+    )
 
 
 def problem_headers(problem: Problem) -> dict[str, str]:

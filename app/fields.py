@@ -1,12 +1,12 @@
 """The fields of a request: what they are called, which values are taken here, and what they mean to an engine."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
 
-from app.errors import Error, Problem, quoted
+from app.errors import Error, Faults, Problem, quoted
 from app.settings import Settings
 from workers.engine.config import Sizing
 from workers.engine.contract import ControlImage, Embedding, Format, Options
@@ -135,39 +135,53 @@ class Rules:
             server.embed_metadata,
         )
 
-    def check(self, fields: Fields | GenerationRequest, called: Mapping[str, str] = AS_THEY_ARE) -> None:
-        """Raises Problem where a field is out of its range. `called` is what an interface calls fields."""
+    def check(self, fields: Fields | GenerationRequest) -> None:
+        """Raises Problem for all that is out of its range."""
+        found = Faults()
+        for problem in self.faults(fields):
+            found.add(problem)
+        found.check()
+
+    def faults(self, fields: Fields | GenerationRequest, called: Mapping[str, str] = AS_THEY_ARE) -> Iterator[Problem]:
+        """What is out of its range. `called` is what an interface calls fields."""
         for name in ("text", "negative_prompt"):
             if (text := getattr(fields, name)) is not None:
-                self._check_text(text, called.get(name, name))
-        self.check_numbers({name: getattr(fields, name) for name in self.ranges}, called)
+                yield from self._text_faults(text, called.get(name, name))
+        yield from self.number_faults({name: getattr(fields, name) for name in self.ranges}, called)
         if fields.control_image == "edges":
-            _check_edge_map(fields, called)
+            yield from _edge_map_faults(fields, called)
 
-    def _check_text(self, text: str, blamed: str) -> None:
+    def _text_faults(self, text: str, blamed: str) -> Iterator[Problem]:
         if len(text) > self.max_text_chars:
             detail = f"{blamed} has {len(text)} characters; at most {self.max_text_chars} are taken."
-            raise Problem(Error.INVALID_FIELD, detail, blamed)
+            yield Problem(Error.INVALID_FIELD, detail, blamed)
         try:
             text.encode()
         except UnicodeEncodeError as error:
             code = f"U+{ord(text[error.start]):04X}"
             detail = f"{blamed} has half of a surrogate pair ({code}), which is no character; send it as UTF-8."
-            raise Problem(Error.INVALID_FIELD, detail, blamed) from None
+            yield Problem(Error.INVALID_FIELD, detail, blamed)
 
     def check_numbers(self, numbers: Mapping[str, float | None], called: Mapping[str, str] = AS_THEY_ARE) -> None:
         """Raises Problem where one of some fields is out of its range; None is in any."""
+        for problem in self.number_faults(numbers, called):
+            raise problem
+
+    def number_faults(
+        self, numbers: Mapping[str, float | None], called: Mapping[str, str] = AS_THEY_ARE
+    ) -> Iterator[Problem]:
+        """Those of some fields that are out of their ranges; None is in any."""
         for name, number in numbers.items():
             allowed, blamed = self.ranges[name], called.get(name, name)
             if number is not None and number not in allowed:
-                raise Problem(Error.INVALID_FIELD, f"{blamed} is {quoted(number)}; it must be {allowed}.", blamed)
+                yield Problem(Error.INVALID_FIELD, f"{blamed} is {quoted(number)}; it must be {allowed}.", blamed)
 
 
-def _check_edge_map(fields: OptionalFields, called: Mapping[str, str]) -> None:
+def _edge_map_faults(fields: OptionalFields, called: Mapping[str, str]) -> Iterator[Problem]:
     names = [called.get(name, name) for name in ("canny_low", "canny_high") if getattr(fields, name) is not None]
     if names:
         detail = f"control_image is edges: no edges are searched for in an edge map. Leave out {' and '.join(names)}."
-        raise Problem(Error.INVALID_FIELD, detail, names[0])
+        yield Problem(Error.INVALID_FIELD, detail, names[0])
 
 
 def drawn_seed() -> int:

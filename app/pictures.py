@@ -5,54 +5,72 @@ import contextlib
 import msgspec
 import pybase64
 
-from app.errors import Error, Problem
+from app import base64_text
+from app.errors import Error, Problem, plain
+from app.field_types import KINDS
 from app.fields import Rules
+from app.json_syntax import broken
 from workers.engine.contract import BadPictureError
 from workers.engine.header import Header, output_size, read_header
 
 JSON_NAME = "input_image_base64"
 QUOTE = ord('"')
 DECODING_SECONDS = {"PNG": 21e-9, "JPEG": 3e-9, "WebP": 15e-9}  # a pixel: python -m tests.bench.decoding
-WHITESPACE = b" \t\r\n\v\f"
+SMALLER = "Scale it down, or save it as a JPEG."
 
 
 def decoded(encoded: msgspec.Raw, name: str = JSON_NAME) -> bytes:
-    """Decode standard base64 in a JSON string; a `data:` prefix and whitespace are tolerated. Raises Problem."""
+    """Decode base64 in a JSON string, which the client calls `name`. Raises Problem."""
     json = memoryview(encoded)
     if json[0] == QUOTE:
         # What nearly everybody sends needs no JSON decoding: base64 has no escapes.
         with contextlib.suppress(ValueError):
-            return pybase64.b64decode(json[1:-1], validate=True)
+            image = pybase64.b64decode(json[1:-1], validate=True)
+            if image.startswith(base64_text.IMAGES):
+                return image
     return from_base64(_text(encoded, name), name)
 
 
 def from_base64(text: str, name: str) -> bytes:
     """The same, of a string. Raises Problem, which blames the field `name`."""
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
+    return base64_text.decode(text, name)
+
+
+def from_file(data: bytes, name: str | None) -> bytes:
+    """An image file; some clients send a `data:` URI in its place. Raises Problem, which blames the field `name`."""
+    if data[: len(base64_text.URI)].lower() != base64_text.URI.encode():
+        return data
     try:
-        # As bytes: to translate a text that is not ASCII takes seconds, in which nobody else is heard.
-        return pybase64.b64decode(text.encode("ascii").translate(None, WHITESPACE), validate=True)
-    except ValueError:
-        raise Problem(Error.INVALID_FIELD, f"{name} is not standard base64 (RFC 4648, 4).", name) from None
+        return base64_text.decode(data.decode("ascii", "replace"), name or "The body")
+    except Problem as problem:
+        raise Problem(problem.error, problem.detail, name) from None
 
 
 def measured(picture: bytes, rules: Rules, blamed: str | None) -> Header:
     """What the image's header declares. Raises Problem for one that is too large or too long, and for other files."""
     if len(picture) > rules.max_picture_bytes:
-        raise too_large(f"The picture has {len(picture)} bytes", rules.max_picture_bytes, "bytes", blamed)
+        what = f"The image has {len(picture)} bytes"
+        raise too_large(what, rules.max_picture_bytes, "bytes", "server.max_picture_bytes", SMALLER, blamed)
     try:
         header = read_header(picture)
     except BadPictureError as error:
         raise Problem(Error.INVALID_PICTURE, str(error), blamed) from None
     if header.width * header.height > rules.max_pixels:
-        what = f"The picture is {header.width} x {header.height} pixels"
-        raise too_large(what, rules.max_pixels, "pixels in all", blamed)
+        what = f"The image is {header.width} x {header.height}, which is {header.width * header.height} pixels"
+        advice = f"Scale it down to at most {_largest(header, rules.max_pixels)}."
+        raise too_large(what, rules.max_pixels, "pixels", "server.max_pixels", advice, blamed)
     try:
         output_size(header.width, header.height, rules.sizing)
     except BadPictureError as error:
         raise Problem(Error.INVALID_PICTURE, str(error), blamed) from None
     return header
+
+
+def _largest(header: Header, max_pixels: int) -> str:
+    """The largest size of the same shape that is taken; an image that is all length has at least one row."""
+    scale = (max_pixels / (header.width * header.height)) ** 0.5
+    width, height = max(int(header.width * scale), 1), max(int(header.height * scale), 1)
+    return f"{min(width, max_pixels // height)} x {min(height, max_pixels)}"
 
 
 def effort(header: Header, steps: int | None, rules: Rules) -> tuple[float, float]:
@@ -66,15 +84,18 @@ def decoding_seconds(header: Header) -> float:
     return header.width * header.height * DECODING_SECONDS[header.format]
 
 
-def too_large(what: str, limit: int, unit: str, field: str | None = None) -> Problem:
-    """The problem of something that is larger than is taken."""
-    return Problem(Error.TOO_LARGE, f"{what}; at most {limit} {unit} are taken.", field)
+def too_large(what: str, limit: int, unit: str, setting: str, advice: str, field: str | None = None) -> Problem:
+    """The problem of something that is larger than is taken; `setting` is where its limit is set."""
+    return Problem(Error.TOO_LARGE, f"{what}; at most {limit} {unit} are taken ({setting}). {advice}", field)
 
 
 def _text(encoded: msgspec.Raw, name: str) -> str:
     try:
         return msgspec.json.decode(encoded, type=str)
-    except msgspec.ValidationError as error:
-        raise Problem(Error.INVALID_FIELD, f"{error} - at `$.{name}`.", name) from None
+    except msgspec.ValidationError:
+        found = KINDS.get(bytes(memoryview(encoded)[:1])) or plain(bytes(memoryview(encoded)[:100]).decode())
+        raise Problem(
+            Error.INVALID_FIELD, f"{name} is {found}; it must be the image file as base64 text.", name
+        ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Problem(Error.BROKEN_JSON, f"{error}.") from None
+        raise broken(bytes(encoded), error) from None

@@ -54,7 +54,7 @@ def fields() -> Iterator[Bad]:
     wrong: Mapping[str, list[object]] = {
         "request_id": ["abc", None, True, 1.5, [1], {}],
         "text": [None, 5, ["a"], "x" * 10_001],
-        "input_image_base64": [None, 7, "***", "QUJDRA", "-_-_", "é"],
+        "input_image_base64": [None, 7, "***", "QUJDR", "é"],
         "random_seed": ["", "0x10", None, False, 0.5, -(2**63) - 1, 2**64],
     }
     for name, values in wrong.items():
@@ -70,11 +70,11 @@ def bodies() -> Iterator[Bad]:
     yield Bad("NaN", b'{"request_id": NaN}', 400, "broken-json")
     yield Bad("no UTF-8", b'{"text": "\xff\xfe"}', 400, "broken-json")
     yield Bad("half a surrogate", b'{"text": "\\ud800"}', 400, "broken-json")
-    yield Bad("a byte order mark", b"\xef\xbb\xbf" + json_with(), 400, "broken-json")
     yield Bad("deep nesting", b'{"a":' * 100_000, 400, "broken-json")
     yield Bad("a list", b"[]", 422, "invalid-field")
     yield Bad("a string", b'"hello"', 422, "invalid-field")
-    yield Bad("a number of 5,000 digits", b'{"request_id":' + b"9" * 5000 + b"}", 422, "invalid-field", "request_id")
+    number = json_with().replace(b'"request_id": 7', b'"request_id": ' + b"9" * 5000)
+    yield Bad("a number of 5,000 digits", number, 422, "invalid-field", "request_id")
     yield Bad("a huge body", b" " * (33 * 2**20), 413, "too-large")
 
 

@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias, assert_never
 
 from workers.engine.config import Sizing
 from workers.engine.contract import BadPictureError
+from workers.engine.foreign import kind_of
 
 Format: TypeAlias = Literal["PNG", "JPEG", "WebP"]
 Buffer: TypeAlias = bytes | memoryview
@@ -47,15 +48,6 @@ DEFAULT_MAX_PIXELS = 40_000_000
 BAND_PIXELS = 2**18  # are converted at a time
 _FIXED_BYTES = 8 * 2**20  # what a band takes, on its way through up to six copies, and what libraries keep
 _MAX_ENTRIES = 256  # of an EXIF directory, looked at; cameras write some 20, and there is room for 65,535
-_OTHERS = {
-    b"GIF8": "a GIF",
-    b"BM": "a BMP",
-    b"II*\0": "a TIFF",
-    b"MM\0*": "a TIFF",
-    b"<svg": "an SVG",
-    b"<?xml": "XML",
-    b"%PDF": "a PDF",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +73,13 @@ def read_header(data: Buffer) -> Header:
     try:
         width, height, exif, lossless = read(memoryview(data))
     except (struct.error, IndexError):
-        raise BadPictureError(f"The {kind} picture ends within its header.") from None
+        raise BadPictureError(
+            f"The {kind} image is cut short: it has {len(data)} bytes and ends within its header."
+        ) from None
     if width < 1 or height < 1:
-        raise BadPictureError(f"The {kind} picture declares a size of {width} x {height} pixels.")
+        raise BadPictureError(
+            f"The {kind} image declares a size of {width} x {height} pixels; nothing can be made of that."
+        )
     orientation = _orientation(exif)
     if orientation >= SIDES_SWAPPED:
         width, height = height, width
@@ -183,21 +179,20 @@ def _reader(data: Buffer) -> tuple[Format, Callable[[memoryview], _Stored]]:
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return "WebP", _read_webp
     if not start:
-        raise BadPictureError("The picture is empty.")
-    other = next((name for magic, name in _OTHERS.items() if start.startswith(magic)), "another kind of file")
-    raise BadPictureError(f"The picture must be a PNG, JPEG or WebP file; this is {other}.")
+        raise BadPictureError("The image is empty (0 bytes); send a PNG, JPEG or WebP file.")
+    raise BadPictureError(f"The image must be a PNG, JPEG or WebP file; this is {kind_of(data)}.")
 
 
 def parts(data: memoryview, kind: Format, some: int = _SOME_PARTS) -> Iterator[None]:
     """As many turns as a file of this length may have parts. Raises BadPictureError after that."""
     most = some + len(data) // _PART_BYTES
     yield from repeat(None, most)
-    raise BadPictureError(f"The {kind} picture consists of more than {most} parts.")
+    raise BadPictureError(f"The {kind} image consists of more than {most} parts; save it anew with another program.")
 
 
 def _read_png(data: memoryview) -> _Stored:
     if bytes(data[12:16]) != b"IHDR":
-        raise BadPictureError("The PNG picture does not begin with its header.")
+        raise BadPictureError("The PNG image is damaged: it does not begin with its header.")
     width, height = unpack_from(">II", data, 16)
     exif = [body for _, name, body in png_chunks(data) if name == b"eXIf"]
     return width, height, bytes(exif[0]) if exif else b"", 0
@@ -222,7 +217,7 @@ def _read_jpeg(data: memoryview) -> _Stored:
         elif 0xC0 <= marker <= 0xCF and marker not in NOT_FRAMES:
             size = size or unpack_from(">xHH", body)
     if size is None:
-        raise BadPictureError("The JPEG picture does not declare its size.")
+        raise BadPictureError("The JPEG image is damaged: it does not declare its size.")
     height, width = size
     return width, height, exif, 0
 
@@ -232,7 +227,7 @@ def _jpeg_segments(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     for _ in parts(data, "JPEG"):
         fill, marker = data[at], data[at + 1]
         if fill != 0xFF:
-            raise BadPictureError("The JPEG picture is damaged: its header is out of step.")
+            raise BadPictureError("The JPEG image is damaged: its header cannot be followed.")
         if marker == 0xFF:
             at += 1
         elif marker in BARE_MARKERS:
@@ -259,7 +254,7 @@ def _read_webp(data: memoryview) -> _Stored:
             width, height = unpack_from("<HH", data, 26)
             return width & 0x3FFF, height & 0x3FFF, b"", 0
         case _:
-            raise BadPictureError("The WebP picture does not begin with its header.")
+            raise BadPictureError("The WebP image is damaged: it does not begin with its header.")
 
 
 def riff_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:

@@ -16,7 +16,7 @@ from workers.engine.header import Buffer, riff_chunks, uint24
 _ANIMATED, _ALPHA = 0x02, 0x10  # flags of the VP8X chunk
 _FRAME_HEADER = 16  # bytes of an ANMF chunk before the frame's own chunks
 _LEAST_BYTES = 32  # OpenCV takes no file of fewer, though there are some, of a single colour
-_DAMAGED = "The WebP image is damaged or cut short."
+_DAMAGED = "The WebP image is damaged or cut short; send the whole file, or save it anew."
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would log each file that it cannot read
 
@@ -37,7 +37,7 @@ def _still(data: Buffer, size: tuple[int, int]) -> NDArray[np.uint8]:
     if pixels is None:
         raise BadPictureError(_DAMAGED)
     if pixels.shape[1::-1] != size:
-        raise BadPictureError("The WebP image declares more than one size.")
+        raise BadPictureError("The WebP image declares more than one size; save it anew.")
     return pixels.astype(np.uint8, copy=False)
 
 
@@ -48,7 +48,7 @@ def _first_frame(data: memoryview, size: tuple[int, int]) -> NDArray[np.uint8]:
         raise BadPictureError(_DAMAGED)
     x, y, width, height = 2 * uint24(frame, 0), 2 * uint24(frame, 3), uint24(frame, 6) + 1, uint24(frame, 9) + 1
     if x + width > size[0] or y + height > size[1]:
-        raise BadPictureError("The WebP image has a frame larger than itself.")
+        raise BadPictureError("The WebP image has a frame larger than itself; save it anew.")
     pixels = _still(_file(frame), (width, height))
     if (width, height) == size:
         return pixels

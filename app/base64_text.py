@@ -1,0 +1,121 @@
+"""Base64 as people send it, and what they send in its place.
+
+Taken: standard and URL-safe base64, with or without padding, with white space anywhere, percent-encoded, and all of it
+as a `data:` URI (RFC 2397, RFC 4648). All else is refused by what it is.
+"""
+
+import re
+from urllib.parse import unquote_to_bytes
+
+import pybase64
+
+from app.errors import Error, Problem, quoted
+from workers.engine.foreign import kind_of
+
+WHITESPACE = b" \t\r\n\v\f"
+TO_STANDARD = bytes.maketrans(b"-_", b"+/")
+IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
+URI = "data:"
+URI_HEAD_CHARS = 300  # within which a data: URI has its comma
+SHORT_CHARS = 4096  # of a path or a URL
+SMALL_CHARS = 300  # fewer than any useful image has in base64
+URL = re.compile(r"\s*(?:https?|ftps?|s3|gs|blob)://?\S", re.IGNORECASE)
+PATH = re.compile(r"\s*(?:file:|~/|\.{1,2}[/\\]|[A-Z]:[/\\]|\\\\|/\w[^\n]*[/.])", re.IGNORECASE)
+FILE_NAME = re.compile(r"\s*[^\n/\\<>{}]{1,200}\.(?:png|jpe?g|webp|gif|bmp|tiff?|heic|avif|svg)\s*", re.IGNORECASE)
+HEXADECIMAL = re.compile(
+    r"\s*(?:0x|\\x)?(?:89(?:\\x|[ :])?50(?:\\x|[ :])?4e|ff(?:\\x|[ :])?d8(?:\\x|[ :])?ff|52494646)", re.IGNORECASE
+)
+PYTHON_BYTES = re.compile(r"\s*b['\"]")
+BINARY = re.compile("[\x89\ufffd]PNG|[\xff\ufffd][\xd8\ufffd][\xff\ufffd]|.{0,7}[\\x00-\\x08]")
+WORDS = ("null", "none", "undefined", "nan", "true", "false", "string", "image", "[object object]", "[object blob]")
+OUTSIDE = re.compile(r"[^A-Za-z0-9+/=_\s-]")
+SEND = "send the file's bytes as base64"
+
+
+def decode(text: str, name: str) -> bytes:
+    """The bytes of a text, which the client calls `name`. Raises Problem."""
+    if not text.strip():
+        raise Problem(Error.INVALID_PICTURE, f"{name} is empty; {SEND}.", name)
+    media_type, data = _parted(text, name)
+    image = _decoded(data)
+    if image is None:
+        raise Problem(Error.INVALID_FIELD, f"{name} {_mistaken(data) or _at_fault(data)}", name)
+    checked(image, data, name)
+    if media_type and not image.startswith(IMAGES):
+        told = f"{name} is a data: URI of {quoted(media_type)} that holds {kind_of(image)}; send a PNG, JPEG or WebP."
+        raise Problem(Error.INVALID_PICTURE, told, name)
+    return image
+
+
+def checked(image: bytes, text: str, name: str) -> None:
+    """Raises Problem where something else than base64 happens to be made of its letters alone."""
+    if image.startswith(IMAGES):
+        return
+    if told := _mistaken(text, short=len(text) < SMALL_CHARS):
+        raise Problem(Error.INVALID_FIELD, f"{name} {told}", name)
+
+
+def _parted(text: str, name: str) -> tuple[str, str]:
+    """The media type of a data: URI, empty for other texts, and what is to be decoded. Raises Problem."""
+    start = text[:URI_HEAD_CHARS].lstrip()
+    if start[: len(URI)].lower() != URI:
+        return "", text
+    head, comma, _ = start.partition(",")
+    if not comma:
+        raise Problem(Error.INVALID_FIELD, f"{name} is a data: URI without data; {_example()}.", name)
+    media_type, *parameters = head[len(URI) :].lower().replace(" ", "").split(";")
+    data = text.partition(",")[2]
+    if "base64" not in parameters and not (_decoded(data) or b"").startswith(IMAGES):
+        told = f"{name} is a data: URI of {quoted(media_type or 'text/plain')} that is not base64; {_example()}."
+        raise Problem(Error.INVALID_FIELD, told, name)
+    return media_type, data
+
+
+def _example() -> str:
+    return "send data:image/png;base64,... or the base64 alone"
+
+
+def _decoded(text: str) -> bytes | None:
+    try:
+        # As bytes: to translate a text that is not ASCII takes seconds, in which nobody else is heard.
+        data = text.encode("ascii")
+        if b"%" in data:
+            data = unquote_to_bytes(data)
+        data = data.translate(TO_STANDARD, WHITESPACE).rstrip(b"=")
+        return pybase64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+    except ValueError:
+        return None
+
+
+def _mistaken(text: str, *, short: bool = True) -> str | None:  # noqa: PLR0911 - one for each mistake
+    """What a text is that is not base64, and what to do. `short`: it may be a path without a dot, or a word."""
+    start = text[:SHORT_CHARS]
+    if HEXADECIMAL.match(start):
+        return "is an image in hexadecimal; encode the file's bytes as base64."
+    if URL.match(start):
+        return f"is a URL; this service does not fetch images: {SEND}."
+    if PYTHON_BYTES.match(start):
+        return "is how Python prints bytes (b'...'); send base64.b64encode(data).decode()."
+    if BINARY.match(start):
+        return "holds the bytes of a file as text; encode them as base64."
+    if not short:
+        return None
+    if (PATH.match(start) or FILE_NAME.fullmatch(start)) and len(text) < SHORT_CHARS and "\n" not in text.strip():
+        return f"is a path; this service cannot read your files: {SEND}."
+    if text.strip().lower() in WORDS:
+        return f"is {quoted(text)}; {SEND}."
+    if start.lstrip()[:1] in ("{", "["):
+        return f"is JSON in a text; {SEND}."
+    if start.lstrip()[:1] == "<":
+        return f"is {kind_of(start.lstrip().encode('utf-8', 'replace'))} as text; {SEND} of a PNG, JPEG or WebP."
+    return None
+
+
+def _at_fault(text: str) -> str:
+    if found := OUTSIDE.search(text):
+        letter = quoted(found[0])
+        return f"is not base64: its character {found.start() + 1} is {letter}, and base64 has A-Z, a-z, 0-9, + and /."
+    bare = text.rstrip().rstrip("=")
+    if "=" in bare:
+        return f"is not base64: its character {bare.index('=') + 1} is '=', which is only at the end of base64."
+    return f"is not base64: {len(bare)} letters are one too many or too few. It was cut off, or has lost some."

@@ -1,0 +1,122 @@
+"""Where a body stops being JSON, and what to send instead: in words for people, not for those who know our parser."""
+
+import re
+
+from app.errors import Error, Problem, quoted
+
+AROUND = 20  # characters shown of the place
+MARK = b"\xef\xbb\xbf"  # the byte order mark of UTF-8, which some editors and shells put before a text
+POSITION = re.compile(r"\(byte (\d+)\)$")  # in msgspec's messages
+HALF = re.compile(rb"\\u(d[89ab][0-9a-f]{2}(?!\\ud[c-f])|d[c-f][0-9a-f]{2})", re.IGNORECASE)
+WORD, WORD_BYTES = re.compile(rb"-?[A-Za-z]\w*"), 20
+NUMBERS = "Write numbers like 12, 0.5 or -3: no leading zeros or points, no plus sign, no hexadecimal."
+LITERALS = {b"none": "null", b"undefined": "null", b"nil": "null", b"true": "true", b"false": "false", b"null": "null"}
+FILES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
+UTF16, UTF32 = (b"\xff\xfe", b"\xfe\xff"), (b"\xff\xfe\0\0", b"\0\0\xfe\xff")
+SPACE = b" \t\r\n"
+
+
+def broken(body: bytes, error: Exception) -> Problem:
+    """The problem of a body that is no JSON; `error` is msgspec's."""
+    return Problem(Error.BROKEN_JSON, _other(body) or _at(body, error))
+
+
+def _other(body: bytes) -> str | None:
+    """What a body is that does not even look like JSON."""
+    start = body[:100].lstrip()
+    if not start:
+        return "The body is empty. Send a JSON object."
+    if body.startswith((*UTF32, *UTF16)) or b"\0" in body[:4]:
+        return "The body is text in UTF-16 or UTF-32. Send it as UTF-8."
+    if start.startswith(FILES):
+        return "The body is an image file, not JSON. Say so in Content-Type, or send JSON with the file as base64."
+    if start.startswith(b"--"):
+        return "The body is a form (multipart/form-data), not JSON. Say so in Content-Type; an HTTP library does."
+    if start.startswith(b"<"):
+        return "The body is HTML or XML, not JSON. Send a JSON object."
+    if re.match(rb"[\w.%+\[\]-]+=", start):
+        return "The body is a URL-encoded form, not JSON. Send a JSON object, or a form as multipart/form-data."
+    if start[:1] == b"@":
+        return "The body is a file's name, not its content. With curl, use --data @FILE, without quotes around the @."
+    return None
+
+
+def _at(body: bytes, error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "The JSON is nested too deeply."
+    if isinstance(error, UnicodeDecodeError) or not _is_utf8(body):
+        return _not_utf8(body)
+    if half := HALF.search(body):
+        return f"{_place(body, half.start())} half of a surrogate pair, which is no character. Send text as UTF-8."
+    if (found := POSITION.search(str(error))) is None:
+        return f"The JSON is cut off: it ends after {len(body)} bytes, before it is complete."
+    at, advice = _advice(body, int(found[1]), str(error))
+    return f"{_place(body, at)} found {_shown(body, at)}. {advice}"
+
+
+def _advice(body: bytes, at: int, error: str) -> tuple[int, str]:
+    """Where a mistake is, and what to send there."""
+    if "trailing characters" in error:
+        return at - 1, "The JSON ends before that; send one JSON value in a request."
+    if "escape" in error:
+        return body.rfind(b"\\", 0, at + 1), r"In JSON text, write a backslash as \\ (as in C:\\images)."
+    here, before = body[at : at + 1], body[:at].rstrip(SPACE)[-1:]
+    for applies, advice in (
+        ("trailing comma" in error, "Remove the comma before it."),
+        (here != b"" and here < b" ", r"In JSON text, write line breaks as \n and tabs as \t."),
+        (here == b"'", "JSON uses double quotes, for names and for text."),
+        (here in (b"/", b"#"), "JSON has no comments."),
+        (here in (b"\xe2", b"\xc2"), 'JSON uses straight double quotes (") and plain spaces.'),
+        ("keys" in error, "Put the names of fields in double quotes."),
+        ("expected ':'" in error, "Put a colon after the name of the field."),
+        ("number" in error or (here.isalpha() and before.isdigit()), NUMBERS),
+        ("expected ','" in error, "Put a comma between two fields or values, or close the bracket."),
+    ):
+        if applies:
+            return at, advice
+    if (word := _word(body, at)) is not None:
+        return word
+    return at, NUMBERS if here in (b"+", b"-", b".") else "Put text in double quotes."
+
+
+def _word(body: bytes, at: int) -> tuple[int, str] | None:
+    """Where a word is that is no JSON value, and what to write; the parser may have read some of its letters."""
+    first = max(at - WORD_BYTES, 0)
+    found = next((each for each in WORD.finditer(body, first, at + WORD_BYTES) if each.end() >= at - 1), None)
+    if found is None or found.start() > at:
+        return None
+    word = found[0].lower().removeprefix(b"-")
+    if word in (b"nan", b"inf", b"infinity"):
+        return found.start(), "JSON has no such number; leave the field out."
+    return found.start(), f"Write {LITERALS[word]}." if word in LITERALS else "Put text in double quotes."
+
+
+def _shown(body: bytes, at: int) -> str:
+    """The word or the character at a place."""
+    text = body[at : at + 4 * AROUND].decode("utf-8", "replace")
+    found = re.match(r"-?\w+|.", text, re.DOTALL)
+    return "the end" if found is None else quoted(found[0], AROUND)
+
+
+def _place(body: bytes, at: int) -> str:
+    """The line and the column, both from 1 as editors count them."""
+    line = body.count(b"\n", 0, at) + 1
+    column = len(body[body.rfind(b"\n", 0, at) + 1 : at].decode("utf-8", "replace")) + 1
+    return f"Line {line}, column {column}:"
+
+
+def _is_utf8(body: bytes) -> bool:
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _not_utf8(body: bytes) -> str:
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        byte = body[error.start]
+        return f"{_place(body, error.start)} the byte 0x{byte:02X} is not UTF-8. Send text as UTF-8."
+    return "The body has half of a surrogate pair, which is no character. Send text as UTF-8."

@@ -1,0 +1,119 @@
+"""Names for files that are no PNG, JPEG or WebP, so that whoever sent one learns what it is and what to do.
+
+By the first bytes alone. Signatures: the formats' own specifications, as collected in PRONOM and in file(1).
+"""
+
+import re
+from typing import TypeAlias
+
+Buffer: TypeAlias = bytes | memoryview
+
+_START_BYTES = 512  # looked at; a text may begin with space, a declaration and comments
+_BRANDS = {  # of ISO media files (ISO/IEC 14496-12, 4.3), which all begin with a box `ftyp`
+    b"avif": "an AVIF image",
+    b"avis": "an AVIF image",
+    b"heic": "a HEIC image, as phones save them",
+    b"heix": "a HEIC image, as phones save them",
+    b"heim": "a HEIC image, as phones save them",
+    b"heis": "a HEIC image, as phones save them",
+    b"hevc": "a HEIC image, as phones save them",
+    b"hevx": "a HEIC image, as phones save them",
+    b"mif1": "a HEIF image",
+    b"msf1": "a HEIF image",
+    b"crx ": "a raw photograph (CR3)",
+    b"qt  ": "a QuickTime video",
+    b"M4A ": "an MP4 audio file",
+}
+_SIGNATURES = (
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (b"GIF8", "a GIF image"),
+    (b"II*\0", "a TIFF image or a raw photograph"),
+    (b"MM\0*", "a TIFF image or a raw photograph"),
+    (b"II+\0", "a TIFF image"),
+    (b"MM\0+", "a TIFF image"),
+    (b"II\xbc\x01", "a JPEG XR image"),
+    (b"8BPS", "a Photoshop file"),
+    (b"gimp xcf", "a GIMP file"),
+    (b"\0\0\1\0", "an icon (ICO)"),
+    (b"qoif", "a QOI image"),
+    (b"DDS ", "a DDS image"),
+    (b"v/1\1", "an OpenEXR image"),
+    (b"#?RADIANCE", "a Radiance HDR image"),
+    (b"%PDF", "a PDF"),
+    (b"%!PS", "a PostScript file"),
+    (b"PK\3\4", "a ZIP archive or an office document"),
+    (b"PK\5\6", "an empty ZIP archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"BZh", "a bzip2 archive"),
+    (b"\xfd7zXZ\0", "an xz archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive"),
+    (b"\x1a\x45\xdf\xa3", "a WebM or Matroska video"),
+    (b"OggS", "an Ogg file"),
+    (b"ID3", "an MP3 file"),
+    (b"fLaC", "a FLAC file"),
+    (b"\xd0\xcf\x11\xe0", "an old office document"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x7fELF", "a program"),
+    (b"MZ", "a program"),
+    (b"SQLite format 3", "an SQLite database"),
+)
+_RIFF = {b"AVI ": "an AVI video", b"WAVE": "a WAV file"}
+_BMP = re.compile(rb"BM.{4}\0\0\0\0", re.DOTALL)  # its two letters alone begin many a text
+_NETPBM = re.compile(rb"P[1-7][\s#]")
+_ENCODED = re.compile(rb"(data:|iVBORw0KGgo|/9j/|UklGR)", re.IGNORECASE)  # of a PNG, a JPEG and a WebP
+_MARKUP = (
+    (re.compile(rb"<svg[\s>]", re.IGNORECASE), "an SVG drawing"),
+    (re.compile(rb"<!doctype html|<html[\s>]|<head[\s>]|<body[\s>]", re.IGNORECASE), "an HTML page"),
+    (re.compile(rb"\A\s*<\?xml|\A\s*<[a-z]", re.IGNORECASE), "XML"),
+)
+
+
+def kind_of(data: Buffer) -> str:
+    """What a file is, for a sentence: "a GIF image"; "a file of another kind" where that is all that can be said."""
+    start = bytes(data[:_START_BYTES])
+    if not start.strip(b"\0"):
+        return "nothing but zeros"
+    for magic, name in _SIGNATURES:
+        if start.startswith(magic):
+            return name
+    if start[4:8] == b"ftyp":
+        return _media(start)
+    if start[:4] == b"RIFF":
+        return _RIFF.get(start[8:12], "a RIFF file")
+    if _BMP.match(start):
+        return "a BMP image"
+    return _text(start) or "a file of another kind"
+
+
+def _media(start: bytes) -> str:
+    """An ISO media file, by its brand or else by one of those that it is compatible with."""
+    brands = [start[8:12], *(start[at : at + 4] for at in range(16, min(len(start), 64), 4))]
+    generic = (b"mif1", b"msf1")  # "some HEIF": HEIC and AVIF both say so, and say more among the others
+    known = [brand for brand in brands if brand in _BRANDS]
+    return next((_BRANDS[brand] for brand in (*(b for b in known if b not in generic), *known)), "an MP4 video")
+
+
+def _text(start: bytes) -> str | None:
+    text = start.removeprefix(b"\xef\xbb\xbf")
+    for pattern, name in _MARKUP:
+        if pattern.search(text):
+            return name
+    if _NETPBM.match(text):
+        return "a Netpbm image"
+    if _ENCODED.match(text.lstrip()):
+        return "an image that is still encoded as base64 text: decode it, or encode it only once"
+    if text.lstrip()[:1] in (b"{", b"["):
+        return "JSON text"
+    if text.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "text in UTF-16"
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(text) - 3:  # else a character that is cut at our end
+            return None
+    return "text" if not re.search(rb"[\0-\x08\x0e-\x1f]", text) else None
