@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from app import __version__
-from app.settings import Settings, SettingsError, load
+from app.settings import Settings, SettingsError, located, read
 from scheduler.core import Scheduler
 from workers.allocator import keep_freed_memory
+from workers.console import command
 from workers.devices import Placement
 from workers.engine.metadata import About
 from workers.engine.runtimes.files import RuntimeProblem, check
@@ -15,6 +16,7 @@ from workers.engine.weights import absent
 from workers.folders import prepare
 from workers.logs import configure, suitable
 from workers.pool import Observer, Pool
+from workers.preflight import problems
 from workers.process import Setup
 from workers.slots import SlotLayout
 from workers.wire import WISH_BYTES
@@ -35,18 +37,22 @@ def prepared(config: Path, environ: Mapping[str, str], flags: Mapping[str, str] 
     Raises StartError.
     """
     try:
-        settings = load(config, environ, flags)
+        settings, document = read(config, environ, flags)
+        settings = located(settings, config.parent)
+        document.refuse(problems(settings.engine))
     except SettingsError as error:
         raise StartError(str(error)) from None
     if missing := absent(settings.engine):
         listed = "\n  ".join(missing)
-        get = f"python -m workers.fetch {config}"
+        get = command("-m", "workers.fetch", config)
         raise StartError(f"These weights are not on this machine:\n  {listed}\nGet them with: {get}")
     cache = settings.workers.cache
     try:
         prepare(cache)
-    except (OSError, RuntimeError) as error:
-        raise StartError(f"workers.cache is {cache}, which cannot be used: {error}") from None
+    except OSError as error:
+        raise StartError(f"workers.cache is {cache}, which cannot be used: {error.strerror or error}") from None
+    except RuntimeError:
+        raise StartError(f"workers.cache is {cache}, but this user has no home folder") from None
     configure(settings.server.log_level, suitable(settings.server.log_format))
     sys.set_int_max_str_digits(MAX_DIGITS)
     keep_freed_memory()
@@ -91,6 +97,7 @@ def build_pool(settings: Settings, placement: Placement, cores: int, observe: Ob
                 settings.workers.cache,
                 suitable(settings.server.log_format),
                 about(settings),
+                workers=len(placement.devices),
             )
             for device in placement.devices
         ],

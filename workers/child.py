@@ -18,10 +18,14 @@ REPORTS_AT_ONCE = 64  # of one worker, after which the event loop turns: one tha
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Why a process ended; `outside`: it was killed by somebody who is not its parent, and not for want of memory."""
+    """Why a process ended; `outside`: it was killed by somebody who is not its parent, and not for want of memory.
+
+    `tried`: what it was trying then (`engine.trials`).
+    """
 
     reason: str
     outside: bool
+    tried: tuple[str, ...] = ()
 
 
 class Child:
@@ -36,6 +40,7 @@ class Child:
         self.channel, theirs = wire.channel()
         self._process = context.Process(target=main, args=(setup, theirs, memory), name=f"worker {setup.device.id}")
         self._last_words = ""
+        self._tries: tuple[str, ...] = ()
         self._layout = memory.layout
         self._condemned = False
         self._rejected = False
@@ -91,6 +96,8 @@ class Child:
             if isinstance(report, wire.Ending):
                 self._last_words = report.reason
                 continue
+            if isinstance(report, wire.Trying):
+                self._tries = report.names
             self.loaded = self.loaded or isinstance(report, wire.Ready)
             yield report
 
@@ -124,7 +131,7 @@ class Child:
         code = self._process.exitcode
         self._process.close()
         self.channel.close()
-        return End(self._last_words or ending(code), self._ended_from_outside(code))
+        return End(self._last_words or ending(code), self._ended_from_outside(code), self._tries)
 
     def _ended_from_outside(self, code: int | None) -> bool:
         signalled = code in {-signal.SIGKILL, -signal.SIGTERM}

@@ -114,6 +114,11 @@ class Pool:
         asyncio.get_running_loop().call_later(seconds + DRAIN_GRACE, self._drained.set)
         self._notice(m.Drain(time.monotonic() + seconds))
 
+    def kill(self) -> None:
+        """End every worker in the middle of what it does, once a drain of no time has answered everybody."""
+        for worker in self._processes.ids:
+            self._processes.kill(worker)
+
     def fault(self, uuids: Collection[str], reason: str) -> None:
         """A GPU is unwell: whatever works on it, by NVML's UUID of it or of a part of it, is taken out of service."""
         for worker, device in list(self.devices.items()):
@@ -317,6 +322,9 @@ class Pool:
         self.conditions.pop(worker, None)
         end = self._processes.reap(worker)
         log.error("worker %s is lost: %s", worker, end.reason)
+        if end.tried:
+            log.error("worker %s ended while it tried %s; it starts again without", worker, " and ".join(end.tried))
+            self._processes.do_without(worker, end.tried)
         self._notice(m.WorkerLost(worker, end.reason, end.outside))
         if (view := self._view(worker)).state is m.WorkerState.OUT:
             log.error("worker %s is out of service for a while: %s", worker, view.reason)

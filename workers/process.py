@@ -5,6 +5,7 @@ import gc
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,15 +15,18 @@ from typing import Any
 from workers import wire
 from workers.allocator import keep_freed_memory
 from workers.confinement import drop_privileges
+from workers.cores import available_cores
 from workers.devices import DeviceSpec
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Engine
 from workers.engine.metadata import About, Metadata
+from workers.engine.trials import Trials
 from workers.folders import COMPILER_CACHES
 from workers.logs import LogFormat, configure
 from workers.slots import SlotMemory
 from workers.worker import Worker, end
 
+SWITCH_SECONDS = 5e-4  # after which a thread that computes in Python, as the compiler does, lets the steps' thread run
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15  # <linux/prctl.h>
 
 
@@ -37,6 +41,8 @@ class Setup:
     cache: str | None = None  # the folder for what compilers make
     log_format: LogFormat = "human"
     about: About = field(default_factory=About)
+    workers: int = 1  # of this machine, which share its cores
+    without: frozenset[str] = frozenset()  # what ended this device's last processes (`engine.trials`)
     parent: int = field(default_factory=os.getpid)
 
 
@@ -50,7 +56,7 @@ def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
     drop_privileges()
     try:
         with _no_garbage():
-            engine = _load(setup)
+            engine = _load(setup, Trials(lambda names: wire.send(channel, wire.Trying(names)), setup.without))
             costs = engine.warm_up()
         wire.send(channel, wire.Ready(costs, *_describe(setup.device)))
         Worker(engine, channel, memory, costs, Metadata(setup.engine, setup.about)).run()
@@ -86,6 +92,9 @@ def _settle(setup: Setup) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = setup.device.token or ""
     os.environ["OMP_NUM_THREADS"] = str(setup.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # torch's compiler would start a process for each core of the machine, in each worker.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, available_cores() // setup.workers)))
+    sys.setswitchinterval(SWITCH_SECONDS)
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # a worker fetches and reports nothing
     if setup.cache is not None:
         for name, kind in COMPILER_CACHES.items():
@@ -113,10 +122,10 @@ def _no_garbage() -> Iterator[None]:
     gc.enable()
 
 
-def _load(setup: Setup) -> Engine[Any]:
+def _load(setup: Setup, trials: Trials) -> Engine[Any]:
     from workers.engine import build
 
-    return build(setup.engine, "cuda:0" if setup.device.kind == "cuda" else "cpu")
+    return build(setup.engine, "cuda:0" if setup.device.kind == "cuda" else "cpu", trials)
 
 
 def _describe(device: DeviceSpec) -> tuple[str, str | None]:

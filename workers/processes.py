@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 from scheduler.messages import WorkerId
 from workers import wire
@@ -62,6 +63,11 @@ class Processes:
             raise
         self._children[worker] = child
         log.info("worker %s starts (process %d)", worker, child.pid)
+
+    def do_without(self, worker: WorkerId, names: Collection[str]) -> None:
+        """Have a worker's next processes not try these again (`engine.trials`)."""
+        setup = self._setups[worker]
+        self._setups[worker] = replace(setup, without=setup.without | frozenset(names))
 
     def kill(self, worker: WorkerId) -> None:
         """End a worker's process at once. It may have none, where starting it has just failed."""

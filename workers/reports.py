@@ -9,6 +9,7 @@ from typing import TypeAlias, assert_never
 from scheduler import messages as m
 from workers import wire
 from workers.engine.contract import Condition
+from workers.engine.trials import TRIALS
 from workers.slots import SlotLayout
 
 DEVICE_CHARS = 256  # of a device's name, and of its UUID
@@ -41,7 +42,7 @@ def event_of(worker: m.WorkerId, report: wire.Report) -> ReportEvent | None:
             return m.Failed(worker, slot, generation, reason, blame)
         case wire.Released(slot, generation):
             return m.Released(worker, slot, generation)
-        case wire.Preview() | wire.Changed() | wire.Ending():
+        case wire.Preview() | wire.Changed() | wire.Trying() | wire.Ending():
             return None
         case _ as unreachable:
             assert_never(unreachable)
@@ -55,7 +56,7 @@ def summary(condition: Condition) -> str:
     return f"{kernels} attention kernels chosen, {graphs} graphs in {mib:.0f} MiB, {fallbacks} fallbacks"
 
 
-def is_possible(report: wire.Report, layout: SlotLayout) -> bool:  # noqa: PLR0911 - one line for each report
+def is_possible(report: wire.Report, layout: SlotLayout) -> bool:  # noqa: C901, PLR0911 - one line for each report
     """Whether every slot, length and number in a report is one that a worker with this memory can have."""
     slots = range(layout.count)
     match report:
@@ -77,6 +78,8 @@ def is_possible(report: wire.Report, layout: SlotLayout) -> bool:  # noqa: PLR09
         case wire.Changed(condition):
             counts = [condition.graph_bytes, *(number for _, number in (*condition.graphs, *condition.fallbacks))]
             return condition == wire.shortened(condition) and min(counts) >= 0
+        case wire.Trying(names):
+            return TRIALS.issuperset(names)
         case wire.Ending(reason):
             return len(reason) <= wire.REASON_CHARS
         case _ as unreachable:

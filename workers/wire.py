@@ -113,13 +113,19 @@ class Changed(_Message, frozen=True):
     condition: Condition
 
 
+class Trying(_Message, frozen=True):
+    """What is being tried from now on that may end this process (`engine.trials`)."""
+
+    names: tuple[str, ...]
+
+
 class Ending(_Message, frozen=True):
     """Last words: why the worker is about to exit."""
 
     reason: str
 
 
-Report: TypeAlias = Ready | Measured | Stepped | Preview | Finished | Failed | Released | Changed | Ending
+Report: TypeAlias = Ready | Measured | Stepped | Preview | Finished | Failed | Released | Changed | Trying | Ending
 
 _encoder = msgspec.msgpack.Encoder()
 _orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)

@@ -109,7 +109,7 @@ def condition(graphs: int, fallbacks: int) -> Condition:
 def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
     """Entry point of such a process, instead of `workers.process.main`."""
     with (
-        patch.object(process, "_load", lambda setup: TellingEngine(setup.engine)),
+        patch.object(process, "_load", lambda setup, trials: TellingEngine(setup.engine)),
         patch.object(worker, "IDLE_SECONDS", IDLE_SECONDS),
     ):
         process.main(setup, channel, memory)

@@ -6,17 +6,20 @@ from workers.engine.ahead import read_ahead
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Engine
 from workers.engine.timing import timed
+from workers.engine.trials import Trials
 
 if TYPE_CHECKING:
     from workers.engine.runtime import AnyModel
 
 
-def build(config: EngineConfig, device: str) -> Engine[Any]:
+def build(config: EngineConfig, device: str, trials: Trials | None = None) -> Engine[Any]:
     """The engine that a configuration asks for, on a torch device ("cpu", "cuda:0"); the echo engine needs none.
+
+    `trials` are told what may end this process.
 
     Raises MissingWeightsError, UnsafeModelError, LoraError, UnsupportedModelError and UnsupportedSamplerError.
     """
-    engine = _whole(config, device)
+    engine = _whole(config, device, trials)
     if not config.faults.wanted:
         return engine
     from workers.engine.faults import FaultyEngine
@@ -24,7 +27,7 @@ def build(config: EngineConfig, device: str) -> Engine[Any]:
     return FaultyEngine(engine, config.faults)
 
 
-def _whole(config: EngineConfig, device: str) -> Engine[Any]:
+def _whole(config: EngineConfig, device: str, trials: Trials | None) -> Engine[Any]:
     # torch and diffusers take seconds to import: only the engine that needs them pays.
     if config.kind == "echo":
         from workers.engine.echo import EchoEngine
@@ -35,7 +38,7 @@ def _whole(config: EngineConfig, device: str) -> Engine[Any]:
     with timed("torch imported"):
         from workers.engine.engine import DiffusionEngine
 
-    return DiffusionEngine(config, _model(config, device))
+    return DiffusionEngine(config, _model(config, device), trials=trials)
 
 
 def _model(config: EngineConfig, device: str) -> "AnyModel":

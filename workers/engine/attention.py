@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 
 from workers.engine.kernels import PLAIN, Kernel, listed, summary
+from workers.engine.takeover import WrongResultError
+from workers.engine.trials import Trials
+from workers.engine.trials import attention as trial_of
 
 _log = logging.getLogger(__name__)
 
@@ -33,10 +36,6 @@ _BURSTS, _CALLS = 5, 8
 _HEAD_START_CYCLES = 2_000_000  # a millisecond: the host launches a burst meanwhile, so that its own pace is not timed
 
 
-class WrongResultError(ArithmeticError):
-    """A kernel ran, but what it computed is not attention."""
-
-
 class Attention:
     """Scaled dot-product attention by the fastest kernel that was measured for its shape.
 
@@ -44,9 +43,10 @@ class Attention:
     its argument keeps the device busy.
     """
 
-    def __init__(self, kernels: Sequence[Kernel], timer: Timer | None = None) -> None:
+    def __init__(self, kernels: Sequence[Kernel], timer: Timer | None = None, trials: Trials | None = None) -> None:
         self._kernels = tuple(kernels)
         self._timer = timer or device_seconds
+        self._trials = trials or Trials()
         self._chosen: dict[Shape, Kernel] = {}
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
@@ -94,11 +94,12 @@ class Attention:
         try:
             inputs = [_random_like(tensor, seed) for seed, tensor in enumerate(given)]
             expected = textbook_attention(*inputs)
-        except torch.OutOfMemoryError:
-            return seconds, {"measuring": "there is not enough memory for it"}
+        except Exception as error:  # noqa: BLE001 - nearly always there is not enough memory for it
+            return seconds, {"measuring": summary(error)}
         for kernel in self._kernels:
             try:
-                seconds[kernel.name] = self._try(kernel, shape, inputs, expected)
+                with self._trials.of(trial_of(kernel.name)):
+                    seconds[kernel.name] = self._try(kernel, shape, inputs, expected)
             except Exception as error:  # noqa: BLE001 - a kernel refuses a shape in its own way, and is left out
                 out[kernel.name] = summary(error)
                 _log.debug("attention %s: without %s: %s", _name(shape), kernel.name, out[kernel.name])

@@ -7,6 +7,7 @@ picture brings its own matrix.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +20,9 @@ from workers.engine.options import Scales
 from workers.engine.plan import Placed
 from workers.engine.runtime import AnyModel
 from workers.engine.streams import upload
+from workers.engine.takeover import Place
 
+_TRIAL_GUIDANCE = 2.0  # such that both rows count, and rounding errors are not multiplied by more
 Size = tuple[int, int]  # height and width of the latents
 
 
@@ -71,9 +74,12 @@ class Batch:
         self._model = model
         self._recipe = recipe
         self._size = size
-        self._predict = dict.fromkeys(recipe.buckets, predict)
         self.graphs = graphs
-        self._upgraded: set[int] = set()
+        # Recording runs the step: of nobody's entry then, which is as good as new after it.
+        self._places = {
+            bucket: Place(graphs, bucket, predict, partial(self._step, bucket), partial(self._choose, bucket, ()))
+            for bucket in recipe.buckets
+        }
         self._buckets = recipe.buckets
         self._buffers = self._allocate()
         self._running: dict[int, Stepped] = {}  # by slot, as the host knows it
@@ -92,7 +98,7 @@ class Batch:
     @property
     def upgraded(self) -> int:
         """How many buckets run compiled networks."""
-        return len(self._upgraded)
+        return sum(place.upgraded for place in self._places.values())
 
     def admit(self, slot: int, newcomer: Newcomer) -> None:
         """Let a picture take part from the next step on."""
@@ -150,14 +156,15 @@ class Batch:
 
     def prepare(self, bucket: int) -> None:
         """Record a bucket's step, if that can be done, before it is needed."""
-        self._graph(bucket)
+        self._places[bucket].prepare()
 
-    def upgrade(self, bucket: int, predict: Predict) -> None:
-        """Run a bucket with other networks from the next step on."""
-        self._predict[bucket] = predict
-        self._upgraded.add(bucket)
-        self.graphs.drop(bucket)
-        self._graph(bucket)
+    def upgrade(self, bucket: int, predict: Predict, times: Tensor) -> None:
+        """Run a bucket with other networks from the next step on, if they agree with those that it runs with.
+
+        `times` [N, total] are time projections to try them with. Raises what `Place.offer` does.
+        """
+        moment = self._invented(bucket, times)
+        self._places[bucket].offer(predict, lambda networks: networks(moment), self._model.dtype)
 
     def rehearse(self, bucket: int) -> None:
         """Take a step of a bucket without pictures in it: it takes as long as any, and nothing comes of it."""
@@ -165,17 +172,14 @@ class Batch:
 
     def try_out(self, bucket: int, predict: Predict) -> None:
         """Run networks on a bucket's shapes, and drop what they predict; from any thread, whatever else runs."""
-        nobody = torch.full((bucket,), self._recipe.slots, device=self._model.device)
-        predict(self._gather(nobody))
+        predict(self._of_nobody(bucket))
 
     def _run(self, slots: Sequence[int], bucket: int) -> None:
-        graph = self._graph(bucket)
-        self._choose(bucket, slots)
-        graph()
+        def use(step: Work) -> None:
+            self._choose(bucket, slots)
+            step()
 
-    def _graph(self, bucket: int) -> Work:
-        # Recording runs the step: of nobody's entry then, which is as good as new after it.
-        return self.graphs.of(bucket, lambda: self._step(bucket), rehearsal=lambda: self._choose(bucket, ()))
+        self._places[bucket].run(use, real=bool(slots))
 
     def _choose(self, bucket: int, slots: Sequence[int]) -> None:
         if self._chosen.get(bucket) != slots:
@@ -193,10 +197,22 @@ class Batch:
         self._buckets = smaller
         self.graphs.fallbacks.note("step: out of memory", f"{self._size}: from now on {smaller[-1]} at a time")
 
-    def _step(self, bucket: int) -> None:
+    def _step(self, bucket: int, predict: Predict) -> None:
         """One step of the chosen entries, on the device alone."""
         chosen = self._buffers.chosen[bucket]
-        self._scatter(chosen, self._predict[bucket](self._gather(chosen)))
+        self._scatter(chosen, predict(self._gather(chosen)))
+
+    def _of_nobody(self, bucket: int) -> Moment:
+        return self._gather(torch.full((bucket,), self._recipe.slots, device=self._model.device))
+
+    def _invented(self, bucket: int, times: Tensor) -> Moment:
+        """What a step of a bucket may look like, laid out like any: noise, at timesteps all along the way."""
+        moment, generator = self._of_nobody(bucket), torch.Generator(self._model.device).manual_seed(bucket)
+        for tensor in (moment.latents, moment.text, moment.hint):
+            tensor.normal_(generator=generator)
+        moment.times.copy_(times[[n * len(times) // bucket for n in range(bucket)]])
+        moment.guidance_scale.fill_(_TRIAL_GUIDANCE)
+        return moment
 
     def _gather(self, chosen: Tensor) -> Moment:
         buffers, dtype = self._buffers, self._model.dtype

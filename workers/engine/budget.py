@@ -22,8 +22,8 @@ class DecodeBudget:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._small = _Lane(capacity // _SMALL_PART)
-        self._large = _Lane(1)
+        self._small = Lane(capacity // _SMALL_PART)
+        self._large = Lane(1)
 
     @contextmanager
     def spend_on(self, header: Header, size: tuple[int, int]) -> Iterator[None]:
@@ -44,7 +44,7 @@ class DecodeBudget:
                 yield
 
 
-class _Lane:
+class Lane:
     """Bytes, or places, that are shared: first come, first served."""
 
     def __init__(self, capacity: int) -> None:
@@ -54,6 +54,7 @@ class _Lane:
 
     @contextmanager
     def hold(self, needed: int) -> Iterator[None]:
+        """Wait for so many, and give them back afterwards."""
         turn = object()
         with self._changed:
             self._waiting.append(turn)

@@ -5,6 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -14,7 +15,6 @@ from workers.engine.graphs import Fallbacks
 log = logging.getLogger(__name__)
 
 Target: TypeAlias = tuple[Size, int | None]  # a size of latents, and a bucket of its steps or, None, its VAE
-_PATIENCE_S = 600.0  # for the engine to take over what was compiled, which it does between steps
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -26,13 +26,21 @@ class _Compiled:
 class Compiler:
     """Compiles one target after the other in a thread of its own, each when the engine has taken over the last.
 
-    `compile_one` does it; it holds the `turn`, so that nothing is recorded meanwhile.
+    `compile_one` does it; it holds the `turn`, so that nothing is recorded meanwhile. It waits for what is `before`,
+    the turn of this worker among others, without holding that.
     """
 
-    def __init__(self, compile_one: Callable[[Target], None], turn: threading.Lock, fallbacks: Fallbacks) -> None:
+    def __init__(
+        self,
+        compile_one: Callable[[Target], None],
+        turn: threading.Lock,
+        fallbacks: Fallbacks,
+        before: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._compile_one = compile_one
         self._turn = turn
         self._fallbacks = fallbacks
+        self._before = before
         self._targets: queue.Queue[Target] = queue.Queue()
         self._compiled: queue.SimpleQueue[_Compiled] = queue.SimpleQueue()
         self._asked: set[Target] = set()
@@ -70,18 +78,19 @@ class Compiler:
     def _compile(self, target: Target) -> None:
         began = time.monotonic()
         try:
-            with self._turn:
+            with self._before(), self._turn:
                 self._compile_one(target)
-        except Exception as error:  # noqa: BLE001 - pictures are made without it, only slower
-            self._fallbacks.note("compile: failed", f"{_name(target)}: {type(error).__name__}: {error}")
+        except BaseException as error:  # noqa: BLE001 - images are made without it, only slower
+            self._fallbacks.note("compile: failed", f"{name(target)}: {type(error).__name__}: {error}")
             self._targets.task_done()
             return
-        log.info("%s compiled in %.1f s", _name(target), time.monotonic() - began)
+        log.info("%s compiled in %.1f s", name(target), time.monotonic() - began)
         compiled = _Compiled(target)
         self._compiled.put(compiled)
-        compiled.taken.wait(_PATIENCE_S)
+        compiled.taken.wait()  # while the engine tries it, nothing is compiled
 
 
-def _name(target: Target) -> str:
+def name(target: Target) -> str:
+    """A target in words."""
     (height, width), bucket = target
     return f"latents of {height}x{width}, {'VAE' if bucket is None else f'batch of {bucket}'}"

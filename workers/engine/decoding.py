@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from workers.engine.codec import Pixels
-from workers.engine.graphs import Graphs
+from workers.engine.graphs import Graphs, Work
 from workers.engine.runtime import AnyModel, Decode
 from workers.engine.streams import Aside
+from workers.engine.takeover import Place
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -42,10 +43,9 @@ class Decoder:
 
     def __init__(self, model: AnyModel, decode: Decode, size: tuple[int, int], aside: Aside, graphs: Graphs) -> None:
         self._aside = aside
-        self._decode = decode
+        self._dtype = model.dtype
         self.graphs = graphs
-        self.upgraded = False
-        """Whether it runs a compiled VAE."""
+        self._place = Place(graphs, "VAE", decode, self._work)
         height, width = (side * model.latent_scale for side in size)
         # The graph's own: what is in main memory cannot be among them, as each picture needs its own there.
         self._latents = torch.zeros(4, *size, device=model.device)
@@ -56,15 +56,23 @@ class Decoder:
         """Bytes of device memory, without the graph."""
         return self._latents.nbytes + self._pixels.nbytes
 
+    @property
+    def upgraded(self) -> bool:
+        """Whether it runs a compiled VAE."""
+        return self._place.upgraded
+
     def prepare(self) -> None:
         """Record the VAE, if that can be done, before it is needed."""
-        self.graphs.of("VAE", self._work)
+        self._place.prepare()
 
     def upgrade(self, decode: Decode) -> None:
-        """Decode by another function from the next picture on."""
-        self._decode, self.upgraded = decode, True
-        self.graphs.drop("VAE")
-        self.prepare()
+        """Decode by another function from the next image on, if it agrees with the present one.
+
+        Raises what `Place.offer` does.
+        """
+        generator = torch.Generator(self._latents.device).manual_seed(0)
+        noise = torch.empty_like(self._latents).normal_(generator=generator)
+        self._place.offer(decode, lambda function: function(noise), self._dtype)
 
     def try_out(self, decode: Decode) -> None:
         """Run a function on latents of this size, and drop what it makes; from any thread, whatever else runs."""
@@ -72,7 +80,9 @@ class Decoder:
 
     def start(self, latents: Tensor) -> Decoding:
         """Have final latents [4, h, w] decoded after all that is queued now, beside what is queued later."""
-        decode = self.graphs.of("VAE", self._work)
+        return self._place.run(lambda decode: self._start(latents, decode))
+
+    def _start(self, latents: Tensor, decode: Work) -> Decoding:
         with self._aside.fork():
             self._latents.copy_(latents)
             if latents.is_cuda:
@@ -80,5 +90,5 @@ class Decoder:
             decode()
             return fetch(self._pixels)
 
-    def _work(self) -> None:
-        self._pixels.copy_(self._decode(self._latents))
+    def _work(self, decode: Decode) -> None:
+        self._pixels.copy_(decode(self._latents))

@@ -6,9 +6,10 @@ The sampler's arithmetic is a matrix (`sampler.py`), the running state lies in b
 
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -34,19 +35,34 @@ from workers.engine.runtime import AnyModel
 from workers.engine.speed import Workshop
 from workers.engine.streams import upload
 from workers.engine.timing import timed
+from workers.engine.trials import Trials
 from workers.engine.workspace import Workspace
 from workers.memory import memory_limit
 
 _STEPS_AHEAD = 1
 
 
-@contextmanager
-def _memory_is_asked_for() -> Iterator[None]:
-    """Tells in the contract's words that there is not enough; the rest of torch's message is advice to programmers."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(str(error).partition(". ")[0]) from error
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _on_device(
+    method: Callable[Concatenate["DiffusionEngine", P], T],
+) -> Callable[Concatenate["DiffusionEngine", P], T]:
+    """A method that gives the device work: not while torch's compiler times kernels on it.
+
+    It tells in the contract's words that memory is lacking; the rest of torch's message is advice to programmers.
+    """
+
+    @wraps(method)
+    def run(engine: "DiffusionEngine", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.no_grad(), engine.turn():
+            try:
+                return method(engine, *args, **kwargs)
+            except torch.OutOfMemoryError as error:
+                raise OutOfMemoryError(str(error).partition(". ")[0]) from error
+
+    return run
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -65,15 +81,18 @@ class Prepared:
 class DiffusionEngine:
     """Stable Diffusion with a ControlNet on one device; implements `contract.Engine`.
 
-    `recorder` stands in for the device's own.
+    `recorder` stands in for the device's own. `trials` are told what may end this process.
     """
 
-    def __init__(self, config: EngineConfig, model: AnyModel, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, model: AnyModel, recorder: Recorder | None = None, trials: Trials | None = None
+    ) -> None:
         self.slots = config.slots
         self._config = config
         self._model = model
         self._budget = DecodeBudget(config.decode_budget(memory_limit()))
-        self._workshop = Workshop(config, model, recorder)
+        self._workshop = Workshop(config, model, recorder, trials)
+        self.turn = self._workshop.turns.take
         self._homes: dict[int, Workspace] = {}  # slot -> where it runs
         self._finals: dict[int, tuple[Workspace, Tensor]] = {}  # slot -> final latents that wait for `finish`
         self._pace = _Pace(model.device)
@@ -95,7 +114,8 @@ class DiffusionEngine:
         with timed("costs measured"):
             self._measurements.take_all()
         with timed("colours of previews fitted to the VAE"):
-            self._show(torch.zeros(4, *self._nominal, device=self._model.device)).wait()
+            if (shown := self._show(torch.zeros(4, *self._nominal, device=self._model.device))) is not None:
+                shown.wait()
         self._workshop.start_compiling()
         return self.costs()
 
@@ -103,7 +123,7 @@ class DiffusionEngine:
         """Of the nominal picture, the square of `size.short_side`; a bucket's step as it is since it was compiled."""
         return self._measurements.costs()
 
-    @torch.no_grad()
+    @_on_device
     def measure_again(self) -> None:
         """Take the fastest of a few steps of one placeholder image, and scale all costs by it."""
         self._measurements.refresh()
@@ -128,8 +148,7 @@ class DiffusionEngine:
             tuple(prompt.tokens for prompt in prompts), noise, edges, plan, scales, tuple(filter(None, warnings))
         )
 
-    @torch.no_grad()
-    @_memory_is_asked_for()
+    @_on_device
     def admit(self, slot: int, prepared: Prepared) -> None:
         """Put a prepared picture into a free slot.
 
@@ -139,8 +158,7 @@ class DiffusionEngine:
             raise ValueError(f"slot {slot} is not free")
         self._homes[slot] = self._workshop.with_room(lambda: self._place(slot, prepared))
 
-    @torch.no_grad()
-    @_memory_is_asked_for()
+    @_on_device
     def step(self) -> list[Stepped]:
         """Advance every running picture by one denoising step, each size in a batch of its own.
 
@@ -162,8 +180,7 @@ class DiffusionEngine:
         """The final latents [4, h, w], float32, of a picture that took its last step. Raises ValueError before that."""
         return self._final(slot)[1]
 
-    @torch.no_grad()
-    @_memory_is_asked_for()
+    @_on_device
     def finish(self, slot: int) -> Decoding:
         """Have a picture that took its last step decoded, and free its slot.
 
@@ -192,13 +209,12 @@ class DiffusionEngine:
         """The picture file that the client gets."""
         return codec.encode(np.asarray(pixels, np.uint8), self._config.output, options.format, options.quality)
 
-    @torch.no_grad()
-    @_memory_is_asked_for()
+    @_on_device
     def preview(self, slot: int) -> Decoding | None:
         """Have the device colour the latents that a running picture's last step points at.
 
-        None before its first, and where the sampler does not tell. Raises ValueError when it does not run, and
-        OutOfMemoryError.
+        None before its first, where the sampler does not tell, and where no colours were found. Raises ValueError
+        when it does not run, and OutOfMemoryError.
         """
         if slot not in self._homes:
             raise ValueError(f"slot {slot} holds no picture that runs")
@@ -245,8 +261,9 @@ class DiffusionEngine:
         workspace.batch.admit(slot, Newcomer(noise, hint, text, plan, prepared.scales))
         return workspace
 
-    def _show(self, latents: Tensor) -> Decoding:
-        return fetch(self._workshop.colours(latents))
+    def _show(self, latents: Tensor) -> Decoding | None:
+        colours = self._workshop.colours
+        return None if colours is None else fetch(colours(latents))
 
     def _final(self, slot: int) -> tuple[Workspace, Tensor]:
         if slot not in self._finals:

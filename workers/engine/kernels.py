@@ -6,21 +6,25 @@ chosen, whatever the flags are when it runs.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from workers.engine import apart
 from workers.engine.config import AttentionKernel
+from workers.engine.takeover import check
 
 _log = logging.getLogger(__name__)
 
 Run: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 _REASON_CHARS = 200
+_HEAD_SIZES = (40, 64, 80, 160)  # of Stable Diffusion's levels, and of its text encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +83,27 @@ _CANDIDATES = (
 )
 
 
-def kernels(device: torch.device, wanted: AttentionKernel = "auto") -> tuple[Kernel, ...]:
-    """The kernels to choose from on a device; those that it lacks are logged.
+def kernels(
+    device: torch.device,
+    wanted: AttentionKernel = "auto",
+    note: Callable[[str, object], None] = lambda reason, detail: None,
+    without: Collection[str] = (),
+) -> tuple[Kernel, ...]:
+    """The kernels to choose from on a device; those that it lacks are logged, and `note` is told of those that fail.
 
-    `wanted` leaves that one alone. Where there is nothing to choose from it is `PLAIN`, torch's own choice: on a CPU,
-    and where the wanted one is missing.
+    `wanted` leaves that one alone, `without` leaves some out. Where there is nothing to choose from it is `PLAIN`,
+    torch's own choice: on a CPU, and where the wanted one is missing.
     """
-    candidates = [each for each in _CANDIDATES if wanted in ("auto", each.name)]
+    candidates = [each for each in _CANDIDATES if wanted in ("auto", each.name) and each.name not in without]
     missing = {each.name: why for each in candidates if (why := _missing(each.name, device))}
+    failed = {_XFORMERS.name} & missing.keys() if device.type == "cuda" and _is_installed(_XFORMERS.name) else set()
+    for name in failed:
+        note(f"attention: {name} fails", missing[name])
     found = tuple(each for each in candidates if each.name not in missing)
     if wanted != "auto" and missing:
         _log.warning("engine.speed.attention: %s cannot be used: %s; torch chooses instead", wanted, missing[wanted])
-    elif missing and found:
-        _log.info("attention: not to be had here: %s", listed(missing))
+    elif found and missing.keys() - failed:
+        _log.info("Attention kernels not available here: %s", listed({k: missing[k] for k in missing.keys() - failed}))
     return found or (PLAIN,)
 
 
@@ -105,23 +117,33 @@ def _missing(name: str, device: torch.device) -> str:
         case "cudnn" if not torch.backends.cudnn.is_available():
             return "torch was built without it"
         case "xformers":
-            return _flaw(_XFORMERS, device)
+            return apart.flaw_of(name, device) if _is_installed(name) else "it is not installed"
         case _:
             return ""
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # it is imported, and does not say from where
+        return True
 
 
 def flaws(device: torch.device) -> dict[str, str]:
     """Of each kernel why it cannot be used on a device, empty if it can: each is tried. A CPU has torch's own."""
     if device.type != "cuda":
         return {PLAIN.name: ""}
-    return {each.name: _missing(each.name, device) or _flaw(each, device) for each in _CANDIDATES}
+    return {each.name: _missing(each.name, device) or flaw(each.name, device) for each in _CANDIDATES}
 
 
-def _flaw(kernel: Kernel, device: torch.device) -> str:
-    """Why a kernel does not run on a device. Beside a torch that it was not built for, xformers may import and fail."""
+def flaw(name: str, device: torch.device) -> str:
+    """Why a kernel does not run on a device, where it may do so in this process; empty if it runs, and is right."""
+    kernel = next(each for each in _CANDIDATES if each.name == name)
     try:
-        sample = torch.zeros(1, 1, 8, 64, dtype=torch.float16, device=device)
-        kernel.run(sample, sample, sample).sum().item()
+        for size in _HEAD_SIZES:
+            generator = torch.Generator(device).manual_seed(size)
+            sample = torch.empty(2, 8, 64, size, dtype=torch.float16, device=device).normal_(generator=generator)
+            check(kernel.run(sample, sample, sample), PLAIN.run(sample, sample, sample), torch.float16)
     except Exception as error:  # noqa: BLE001 - they fail in as many ways as there are versions of them
         return summary(error)
     return ""

@@ -67,14 +67,15 @@ class Measurements:
     def take(self, bucket: int) -> None:
         """Measure a step of a bucket, with whatever runs standing still.
 
-        Without memory for it, what was known or estimated stays. Raises torch.OutOfMemoryError while nothing is known.
+        Where it fails, as for want of memory, what was known or estimated stays; while nothing is, it raises the error.
         """
-        self._costs = None
         try:
             self._step_seconds[bucket] = self._seconds([partial(self._engine.rehearse, bucket)] * _REPEATS)
-        except torch.OutOfMemoryError:
+        except Exception as error:
             if not self._step_seconds:
                 raise
+            _log.warning("a step of %d images cannot be measured: %s", bucket, error)
+        self._costs = None
 
     def refresh(self) -> None:
         """Time a step of the smallest bucket again and scale all costs by the result, up or down.

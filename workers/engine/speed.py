@@ -1,9 +1,9 @@
 """What makes the engine fast: where its graphs, compiled networks and streams are put together."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from threading import Lock
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -11,15 +11,19 @@ from torch import Tensor
 from workers.engine.attention import Attention
 from workers.engine.batch import Batch, Recipe, Size
 from workers.engine.compiling import Compiler, Target
-from workers.engine.config import EngineConfig, rows_of
+from workers.engine.compiling import name as words_for
+from workers.engine.config import AttentionKernel, EngineConfig, rows_of
 from workers.engine.contract import Condition
 from workers.engine.decoding import Decoder
-from workers.engine.graphs import Fallbacks, Graphs, Recorder, Studio, recorder_for
-from workers.engine.kernels import kernels
+from workers.engine.graphs import Fallbacks, Graphs, Recorder, Studio, first_line, recorder_for
+from workers.engine.kernels import Kernel, kernels
 from workers.engine.plan import Placed, Plan
 from workers.engine.preview import Colours, fit
 from workers.engine.runtime import AnyModel, Ways
 from workers.engine.streams import Aside, upload
+from workers.engine.trials import COMPILING, GRAPHS, Trials
+from workers.engine.trials import attention as trial_of
+from workers.engine.turns import DeviceTurns, hold_while_timing, one_worker_at_a_time
 from workers.engine.workspace import Workspace, Workspaces
 
 T = TypeVar("T")
@@ -33,19 +37,31 @@ _MODE_ON_CUDA = "max-autotune-no-cudagraphs"  # the graphs are ours
 class Workshop:
     """Makes the workspaces, and improves them while they are used."""
 
-    def __init__(self, config: EngineConfig, model: AnyModel, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, model: AnyModel, recorder: Recorder | None = None, trials: Trials | None = None
+    ) -> None:
         self._config = config
         self._model = model
         self._threads = torch.get_num_threads()
-        self._attention = Attention(kernels(model.device, config.speed.attention))
+        self.turns = DeviceTurns()
+        """Held by whoever gives the device work, but for the compiler's own."""
+        self._fallbacks = Fallbacks()
+        self._trials = trials or Trials()
+        self._trials.settle = self._settle
+        for name in sorted(self._trials.without):
+            detail = f"the last process of this device ended while it tried {name}; restart the service to try again"
+            self._fallbacks.note(f"{name}: off after a crash", detail)
+        self._recorder = recorder
+        self._attention = Attention(self._kernels(), trials=self._trials)
         self._ways = model.ways(self._attention, _MODE_ON_CUDA if self._on_cuda else None)
         self._by_torch = self._ways.compiled is not None
         if recorder is None and config.speed.graphs and self._by_torch:
             recorder = recorder_for(model.device)
+        if GRAPHS in self._trials.without:
+            recorder = None
         self._recorder = recorder
-        self._fallbacks = Fallbacks()
         turn = Lock()
-        self._studio = Studio(recorder, self._fallbacks, self._make_room, turn)
+        self._studio = Studio(recorder, self._fallbacks, self._make_room, turn, self._trials)
         # One pool for what runs on one stream: steps and text on the main one, the VAE on its own.
         self._main_pool, self._vae_pool = self._pool(), self._pool(aside=True)
         self._text = Graphs(self._studio, self._main_pool)
@@ -53,7 +69,7 @@ class Workshop:
         # The same for all targets: torch keeps cuBLAS workspaces for each stream, for good.
         self._compile_stream = torch.cuda.Stream(model.device) if self._on_cuda else None
         self._compile_aside = self._aside()
-        self._compiler = Compiler(self._compile, turn, self._fallbacks)
+        self._compiler = Compiler(self._compile, turn, self._fallbacks, one_worker_at_a_time)
         rows = rows_of(config.guidance_scale)
         self.recipe = Recipe(config.slots, rows, buckets(config.slots, exact=recorder is None))
         self._placed = lru_cache(_PLACED_PLANS)(self._place)
@@ -71,6 +87,8 @@ class Workshop:
     def start_compiling(self) -> None:
         """Compile the networks for the configured sizes in the background; what one picture alone needs comes first."""
         wanted = self._config.speed.compile
+        if COMPILING in self._trials.without:
+            return
         if self._by_torch and (wanted is True or (wanted == "auto" and self._on_cuda)):
             first, *others = self.recipe.buckets
             for part in (first, None, *others):
@@ -78,15 +96,30 @@ class Workshop:
                     self._compiler.ask((size, part))
 
     def upgrade(self) -> Iterator[Target]:
-        """Take over what has been compiled, and yield it. Between steps: a picture's next step is made by it."""
+        """Take over what has been compiled, and yield it. Between steps: a picture's next step is made by it.
+
+        It proves itself first, here, where it is to run. What does not is not taken over.
+        """
         for size, bucket in self._compiler.ready():
             if (space := self.spaces.get(size)) is None or (compiled := self._compiled) is None:
                 continue
+            try:
+                with self._trials.of(COMPILING):
+                    self._take_over(space, bucket, compiled)
+            except Exception as error:  # noqa: BLE001 - whatever it is, images are made without
+                detail = f"{words_for((size, bucket))}: {type(error).__name__}: {first_line(error)}"
+                self._fallbacks.note("compile: not taken over", detail)
+            else:
+                yield size, bucket
+
+    def _take_over(self, space: Workspace, bucket: int | None, compiled: Ways) -> None:
+        # To compile again here would keep everybody waiting for minutes.
+        with torch.compiler.set_stance("fail_on_recompile"):
             if bucket is None:
                 space.decoder.upgrade(compiled.decode)
             else:
-                space.batch.upgrade(bucket, compiled.predict(self._step_aside))
-            yield size, bucket
+                times = self.placed(self._model.plans.usual).times
+                space.batch.upgrade(bucket, compiled.predict(self._step_aside), times)
 
     def with_room(self, work: Callable[[], T]) -> T:
         """The result of a work. If it lacks memory, it is done once more in what can be made free.
@@ -113,9 +146,13 @@ class Workshop:
         return self._placed(plan)
 
     @cached_property
-    def colours(self) -> Colours:
-        """What latents look like, by this model's VAE."""
-        return fit(self._ways.decode, self._model.device)
+    def colours(self) -> Colours | None:
+        """What latents look like, by this model's VAE; None where that could not be found out."""
+        try:
+            return fit(self._ways.decode, self._model.device)
+        except Exception as error:  # noqa: BLE001 - images are made without previews
+            self._fallbacks.note("previews: off", f"{type(error).__name__}: {first_line(error)}")
+            return None
 
     def condition(self) -> Condition:
         """Kernels, graphs and fallbacks."""
@@ -165,7 +202,7 @@ class Workshop:
         torch.set_num_threads(self._threads)  # a thread's own setting, which compiled code is bound to
         # torch counts all passes at all shapes as one function's recompilations, and gives up after eight.
         unlimited = compiler_config.patch(recompile_limit=_COMPILED_AT_MOST)
-        with unlimited, torch.no_grad(), torch.cuda.stream(self._compile_stream):
+        with self._trials.of(COMPILING), unlimited, torch.no_grad(), torch.cuda.stream(self._compile_stream):
             if bucket is None:
                 space.decoder.try_out(compiled.decode)
             else:
@@ -175,7 +212,13 @@ class Workshop:
     @cached_property
     def _compiled(self) -> Ways | None:
         """Made when something is compiled: torch's compiler takes 0.5 s to import, and a model is ready without it."""
+        if self._on_cuda:
+            hold_while_timing(self.turns.take)
         return self._ways.compiled and self._ways.compiled()
+
+    def _kernels(self) -> Sequence[Kernel]:
+        without = [name for name in get_args(AttentionKernel) if trial_of(name) in self._trials.without]
+        return kernels(self._model.device, self._config.speed.attention, self._fallbacks.note, without)
 
     def _aside(self) -> Aside:
         return Aside(self._model.device if self._config.speed.beside and self._by_torch else None)

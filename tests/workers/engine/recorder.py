@@ -19,6 +19,7 @@ class FakeRecorder:
     replays: int = 0
     settled: int = 0
     trimmed: int = 0
+    broken: bool = False  # then no recording can be replayed
 
     def pool(self, *, aside: bool = False) -> object:
         made = object()
@@ -42,6 +43,8 @@ class FakeRecorder:
         self.trimmed += 1
 
     def _replay(self, work: Work) -> None:
+        if self.broken:
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
         self.replays += 1
         work()
 

@@ -89,22 +89,51 @@ def test_what_cannot_be_recorded_runs_as_it_is() -> None:
     assert works.fallbacks.counts() == (("graph: not recordable", 1),)
 
 
-def test_another_kind_of_error_is_not_hidden_and_the_turn_is_given_back() -> None:
-    turn = Lock()
-    works = graphs(recorder([ValueError("a mistake")]), turn=turn)
-    with pytest.raises(ValueError, match="a mistake"):
-        works.of("step", Counted())
+@pytest.mark.parametrize("error", [ValueError("a mistake"), AssertionError(), KeyError("missing"), MemoryError()])
+def test_whatever_error_it_is_the_work_runs_as_it_is_and_the_turn_is_given_back(error: Exception) -> None:
+    turn, work = Lock(), Counted()
+    works = graphs(recorder([error]), turn=turn)
+    assert works.of("step", work) is work
     assert not turn.locked()
+    assert works.fallbacks.counts() == (("graph: not recordable", 1),)
 
 
-def test_while_networks_are_compiled_nothing_is_recorded() -> None:
+def test_while_networks_are_compiled_nothing_is_recorded_and_that_is_counted_once() -> None:
     fake, work, turn = recorder(), Counted(), Lock()
     works = graphs(fake, turn=turn)
     with turn:
-        assert works.of("step", work) is work
+        for _ in range(3):
+            assert works.of("step", work) is work
     works.of("step", work)()
     assert fake.replays == 1
-    assert works.fallbacks.counts() == ()
+    assert works.fallbacks.counts() == (("graph: waits for the compiler", 1),)
+
+
+def test_a_graph_that_cannot_be_replayed_is_given_up_and_its_work_done() -> None:
+    fake, work = recorder(), Counted()
+    works = graphs(fake)
+    works.of("step", work)()
+    fake.broken = True
+    runs = work.runs
+    for _ in range(2):
+        works.of("step", work)()
+    assert work.runs == runs + 2
+    assert (len(works), works.fallbacks.counts()) == (0, (("graph: not replayed", 1),))
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["recording", "replay"])
+def test_a_graph_stays_where_the_one_that_is_to_replace_it_fails(broken: bool) -> None:
+    fake, old, new = recorder(), Counted(), Counted()
+    works = graphs(fake)
+    works.of("step", old)
+    fake.broken = broken
+    fake.failures.extend([] if broken else [AssertionError()])
+    with pytest.raises((RuntimeError, AssertionError)):
+        works.replace("step", new, lambda: None)
+    fake.broken = False
+    runs = old.runs
+    works.of("step", old)()
+    assert (old.runs, len(works), works.fallbacks.counts()) == (runs + 1, 1, ())
 
 
 def test_a_dropped_graph_is_recorded_anew_when_the_device_is_done_with_it() -> None:

@@ -26,10 +26,11 @@ from tests.workers.engine.rivals import (
     inputs,
     random,
 )
+from workers.engine import apart
 from workers.engine import kernels as kernels_module
 from workers.engine.attention import Attention
 from workers.engine.config import AttentionKernel
-from workers.engine.kernels import PLAIN, Kernel, kernels
+from workers.engine.kernels import PLAIN, Kernel, flaw, kernels
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -154,11 +155,10 @@ def test_torch_knows_every_operator_and_what_it_returns_on_cuda(name: str) -> No
 
 @pytest.fixture
 def plays_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A torch that was built with all its kernels; what is put on a GPU lies on the CPU."""
-    zeros = torch.zeros
+    """A torch that was built with all its kernels; others are tried here, on the CPU."""
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
-    monkeypatch.setattr(torch, "zeros", lambda *shape, dtype, device: zeros(*shape, dtype=dtype))
+    monkeypatch.setattr(apart, "flaw_of", lambda name, device: flaw(name, CPU))
 
 
 def names(found: tuple[Kernel, ...]) -> list[str]:
@@ -177,7 +177,7 @@ def test_a_torch_without_some_kernels_has_the_others(
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: False)
     assert names(kernels(CUDA)) == ["flash", "efficient", "xformers", "math"]
-    assert caplog.messages == ["attention: not to be had here: cudnn (torch was built without it)"]
+    assert caplog.messages == ["Attention kernels not available here: cudnn (torch was built without it)"]
 
 
 def test_without_xformers_there_is_one_line_in_the_log(
@@ -186,23 +186,33 @@ def test_without_xformers_there_is_one_line_in_the_log(
     caplog.set_level(logging.INFO)
     monkeypatch.setitem(sys.modules, "xformers", None)
     monkeypatch.delitem(sys.modules, "xformers.ops", raising=False)
-    assert names(kernels(CUDA)) == ["flash", "cudnn", "efficient", "math"]
-    assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("attention: not to be had here: xformers (ModuleNotFoundError: ")
+    noted: list[str] = []
+    assert names(kernels(CUDA, note=lambda reason, detail: noted.append(reason))) == [
+        "flash",
+        "cudnn",
+        "efficient",
+        "math",
+    ]
+    assert caplog.messages == ["Attention kernels not available here: xformers (it is not installed)"]
+    assert noted == []
 
 
 @pytest.mark.parametrize("error", [OSError("undefined symbol"), NotImplementedError("No operator found\n for ...")])
-def test_an_xformers_that_does_not_run_beside_this_torch_is_one_line_in_the_log(
-    error: Exception, xformers: ModuleType, plays_cuda: None, caplog: pytest.LogCaptureFixture
+def test_an_xformers_that_does_not_run_beside_this_torch_is_counted(
+    error: Exception, xformers: ModuleType, plays_cuda: None
 ) -> None:
     def fail(*tensors: Tensor) -> Tensor:
         raise error
 
-    caplog.set_level(logging.INFO)
     xformers.memory_efficient_attention_forward = fail  # type: ignore[attr-defined]
-    assert names(kernels(CUDA)) == ["flash", "cudnn", "efficient", "math"]
-    reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    assert caplog.messages == [f"attention: not to be had here: xformers ({reason})"]
+    noted: list[tuple[str, object]] = []
+    found = kernels(CUDA, note=lambda reason, detail: noted.append((reason, detail)))
+    assert names(found) == ["flash", "cudnn", "efficient", "math"]
+    assert noted == [("attention: xformers fails", f"{type(error).__name__}: {str(error).splitlines()[0]}")]
+
+
+def test_what_ended_the_last_process_is_left_out(plays_cuda: None) -> None:
+    assert "cudnn" not in names(kernels(CUDA, without=["cudnn"]))
 
 
 def test_one_kernel_can_be_asked_for(plays_cuda: None) -> None:

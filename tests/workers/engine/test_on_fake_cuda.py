@@ -61,7 +61,7 @@ def step(model: Model, guidance: float, bucket: int) -> list[Call]:
     with fake_cuda():
         batch = batch_of(model, guidance, (bucket,))
     with fake_cuda() as calls:
-        batch._step(bucket)
+        batch._step(bucket, batch._places[bucket]._plain)
     return calls
 
 

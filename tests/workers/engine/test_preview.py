@@ -1,6 +1,6 @@
 """Previews of the small model's pictures: what they look like, and that nothing else comes of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import permutations
 from pathlib import Path
@@ -97,6 +97,7 @@ def test_previews_come_closer_to_the_picture(made: list[Made]) -> None:
 def test_no_other_order_of_the_channels_resembles_both(engine: DiffusionEngine, made: list[Made]) -> None:
     def resembling(order: tuple[int, ...]) -> bool:
         colours = engine._workshop.colours
+        assert colours is not None
         return all(resembles(colours(each.latents[list(order)]).numpy(), each.picture) for each in made)
 
     assert [order for order in permutations(range(4)) if resembling(order)] == [(0, 1, 2, 3)]
@@ -107,8 +108,24 @@ def test_the_map_is_the_same_each_time_and_warming_up_fits_it() -> None:
     engine.warm_up()
     assert "colours" in vars(engine._workshop)
     again = fit(engine._model.ways(lambda *_: torch.empty(0), None).decode, torch.device("cpu"))
-    assert torch.equal(engine._workshop.colours.weights, again.weights)
-    assert torch.equal(engine._workshop.colours.bias, again.bias)
+    found = engine._workshop.colours
+    assert found is not None
+    assert torch.equal(found.weights, again.weights)
+    assert torch.equal(found.bias, again.bias)
+
+
+def test_where_no_colours_are_found_images_are_made_without_previews() -> None:
+    engine = demo.engine()
+
+    def broken(latents: torch.Tensor) -> torch.Tensor:
+        raise AssertionError
+
+    engine._workshop._ways = replace(engine._workshop._ways, decode=broken)
+    assert engine._workshop.colours is None
+    engine.admit(0, engine.prepare(demo.task(0, previews=True)))
+    engine.step()
+    assert engine.preview(0) is None
+    assert engine.condition().fallbacks == (("previews: off", 1),)
 
 
 # ------------------------------------------------------------------------------------------- as the contract has it

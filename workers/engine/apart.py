@@ -1,0 +1,106 @@
+"""Attention kernels that are not torch's own, tried in a process of their own before they are used in this one.
+
+A kernel that was built for another torch or another GPU may end its process, or leave a CUDA error behind after which
+the process cannot use its device any more. What was found is kept in the compiler's cache, by all that it depends on:
+the process takes 4 s, most of them to import torch.
+
+python -m workers.engine.apart KERNEL cuda:0 tries one, and writes why it cannot be used.
+"""
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from workers.engine.turns import CACHE
+from workers.folders import replace_file
+
+PATIENCE_S = 120.0  # torch may have to be imported from a cold disk, and all devices at once
+_ROOT = Path(__file__).parents[2]
+
+
+def flaw_of(kernel: str, device: torch.device) -> str:
+    """Why a kernel cannot be used on a device; empty if it can. Its name is that of its package."""
+    file = _cached(kernel, device)
+    if file is not None and (known := _read(file)) is not None:
+        return known
+    found, lasting = _ask(kernel, device)
+    if file is not None and lasting:
+        _write(file, found)
+    return found
+
+
+def _ask(kernel: str, device: torch.device) -> tuple[str, bool]:
+    """The flaw, and whether it would be the same another time."""
+    command = [sys.executable, "-m", "workers.engine.apart", kernel, str(device), str(os.getpid())]
+    try:
+        asked = subprocess.run(  # noqa: S603 - our own module
+            command, cwd=_ROOT, capture_output=True, timeout=PATIENCE_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"a process that tried it did not end within {PATIENCE_S:g} s", False
+    except OSError as error:
+        return f"no process could be started to try it: {error}", False
+    if asked.returncode:
+        how = f"by signal {-asked.returncode}" if asked.returncode < 0 else f"with exit code {asked.returncode}"
+        return f"it ended a process that tried it, {how}", True
+    return asked.stdout.decode(errors="replace").rpartition("\n")[2], True
+
+
+def _cached(kernel: str, device: torch.device) -> Path | None:
+    """The file for what is known of it; None where nothing is kept."""
+    folder = os.environ.get(CACHE)
+    if folder is None:
+        return None
+    try:
+        package = version(kernel)
+    except PackageNotFoundError:  # it does not say what it is
+        return None
+    where: tuple[object, ...] = (str(device),)
+    if device.type == "cuda":
+        where = (torch.cuda.get_device_name(device), _driver_version())
+    facts = json.dumps([kernel, package, torch.__version__, *where])
+    return Path(folder) / f"contour-{kernel}-{sha256(facts.encode()).hexdigest()[:16]}.json"
+
+
+def _driver_version() -> int:
+    """Of CUDA, as the driver says."""
+    number = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
+    return number.value
+
+
+def _read(file: Path) -> str | None:
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _write(file: Path, found: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, json.dumps(found).encode())
+    except OSError:
+        return  # it is found out again the next time
+
+
+def main(kernel: str, device: str, parent: str) -> int:
+    """Try a kernel and write why it cannot be used, as the last line; the exit code."""
+    from workers.engine.kernels import flaw
+    from workers.process import die_with_parent
+
+    die_with_parent(int(parent))
+    sys.stdout.write("\n" + flaw(kernel, torch.device(device)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

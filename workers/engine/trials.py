@@ -1,0 +1,64 @@
+"""What is being tried for the first time, told to the pool before it can kill this process.
+
+A crash in a kernel, a driver or a compiler cannot be caught. So the name of what is tried is told first, and taken back
+when it has gone well. What is still being tried when the process ends is not tried by its successor: the pool hands the
+names on (`Setup.without`). Example: the worker tells "compiled networks", torch's compiler ends it by SIGSEGV, and the
+next process of that device serves with the networks as they are.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from threading import Lock
+from typing import TypeAlias, get_args
+
+from workers.engine.config import AttentionKernel
+
+Tell: TypeAlias = Callable[[tuple[str, ...]], None]
+
+
+def attention(kernel: str) -> str:
+    """The name of the trial of an attention kernel."""
+    return f"attention kernel {kernel}"
+
+
+COMPILING, GRAPHS = "compiled networks", "CUDA graphs"
+TRIALS = frozenset({COMPILING, GRAPHS, *map(attention, get_args(AttentionKernel))})
+
+
+class Trials:
+    """Tells what is being tried. `without`: what ended the last process of this device. For several threads."""
+
+    def __init__(self, tell: Tell = lambda names: None, without: Collection[str] = ()) -> None:
+        self.without = frozenset(without)
+        self.settle: Callable[[], object] = lambda: None
+        """Waits for the device, and raises if that has failed. Set by who has a device."""
+        self._tell = tell
+        self._running: Counter[str] = Counter()
+        self._lock = Lock()
+        self._lost = False
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Try something. Whatever it raises is passed on; where the device fails with it, the trial does not end."""
+        self._count(name, 1)
+        try:
+            yield
+        finally:
+            self._settle()
+            self._count(name, -1)
+
+    def _settle(self) -> None:
+        try:
+            self.settle()
+        except BaseException:
+            self._lost = True  # what is tried from now on fails as well, and is not to blame
+            raise
+
+    def _count(self, name: str, change: int) -> None:
+        with self._lock:
+            if self._lost:
+                return
+            self._running[name] += change
+            self._running += Counter()  # drops the zeros
+            self._tell(tuple(self._running))
