@@ -1,17 +1,24 @@
 """`/`: the page for people, and the files that it is made of; `/settings.json`: what it must know of this service."""
 
+import logging
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.fields import Rules
 from app.files import Files
 from app.settings import Settings
+from workers.engine.config import EngineConfig
+
+log = logging.getLogger("contour.page")
 
 FOLDER = Path(__file__).parent / "page"
 INDEX = "index.html"
+ABOUT = "about.json"  # in a model's folder
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -30,6 +37,13 @@ class Taken(msgspec.Struct, frozen=True):
     text_chars: int
 
 
+class About(msgspec.Struct, frozen=True):
+    """What a model knows, and prompts that show it: for models that know less than people expect."""
+
+    text: Annotated[str, Meta(max_length=500)]
+    prompts: Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=12)]
+
+
 class PageSettings(msgspec.Struct, frozen=True):
     """What the page must know of the service: its model, whether it asks for an API key, what it takes.
 
@@ -41,6 +55,7 @@ class PageSettings(msgspec.Struct, frozen=True):
     negative_prompt: str
     fields: dict[str, Setting]
     taken: Taken
+    about: About | None
 
 
 class Page:
@@ -83,4 +98,20 @@ def page_settings(settings: Settings) -> PageSettings:
         negative_prompt=engine.prompt.negative,
         fields={name: Setting(defaults[name], each.low, each.high) for name, each in ranges.items()},
         taken=Taken(rules.max_picture_bytes, rules.max_pixels, rules.max_text_chars),
+        about=_about(engine),
     )
+
+
+def _about(engine: EngineConfig) -> About | None:
+    """What the model's folder says of it in `about.json`, if it does."""
+    if engine.model is None or engine.model.path is None:
+        return None
+    path = Path(engine.model.path) / ABOUT
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=About)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        form = '{"text": at most 500 characters, "prompts": at most 12 texts}'
+        log.warning("The page shows nothing of %s: it cannot be read as %s", path, form)
+        return None

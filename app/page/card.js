@@ -2,12 +2,18 @@
 
 import { Compare } from "./compare.js";
 import { make, parts, say, show } from "./dom.js";
+import { seedOf } from "./seeds.js";
 import { failed, facts, fileName, phase } from "./wording.js";
 
 /**
  * @typedef {import("./job.js").Job} Job
  * @typedef {import("./job.js").Result} Result
- * @typedef {{again: (result: Result) => void, reuse: (image: Blob) => void, retry: (job: Job) => void, closed: (card: Card) => void}} Actions
+ * @typedef {import("./job.js").Wanted} Wanted
+ * @typedef {{
+ *   again: (result: Result) => void, reuse: (image: Blob) => void, refill: (result: Result, seed: string) => void,
+ *   retry: (wanted: Wanted) => void, enlarge: (image: Blob, words: string) => void, save: (results: Result[]) => void,
+ *   remove: (result: Result) => void, closed: (card: Card) => void,
+ * }} Actions
  */
 
 const TICK = 200; // ms
@@ -26,6 +32,9 @@ export class Card {
   #ticking;
   /** @type {Compare | null} */
   #compare = null;
+  /** @type {Result | null} */
+  result = null;
+  #chosen = 0; // of several images
 
   /** @param {string} text @param {Actions} actions */
   constructor(text, actions) {
@@ -37,7 +46,6 @@ export class Card {
     this.root.setAttribute("aria-labelledby", title.id);
     this.#part.close.addEventListener("click", () => this.close());
     this.#part.cancel.addEventListener("click", () => this.#job?.cancel());
-    this.#part.retry.addEventListener("click", () => this.#job && actions.retry(this.#job));
   }
 
   /** Whether it is about work that goes on. */
@@ -54,7 +62,7 @@ export class Card {
     this.#actions.closed(this);
   }
 
-  /** Show how a job goes, to its end. @param {Job} job */
+  /** Show how a job goes, to its end; done when the card has its size. @param {Job} job */
   follow(job) {
     this.#job = job;
     this.#part.close.hidden = true;
@@ -63,27 +71,48 @@ export class Card {
     job.addEventListener("change", () => this.#progress(job));
     this.#ticking = setInterval(() => this.#tick(job), TICK);
     this.#progress(job);
+    return Promise.allSettled([...this.#part.stage.querySelectorAll(".ground")].map((image) => image.decode()));
   }
 
   /** Show a result. @param {Result} result */
   finish(result) {
     clearInterval(this.#ticking);
-    const { done, progress, close, stage, beside, again } = this.#part;
+    const { done, progress, close, stage, beside } = this.#part;
+    this.result = result;
     progress.hidden = true;
     close.hidden = done.hidden = false;
-    this.#compare = new Compare();
+    this.#compare = new Compare(() => this.#actions.enlarge(result.images[this.#chosen], described(result)));
     stage.replaceChildren(this.#compare.root);
     if (result.images.length > 1) stage.append(this.#choice(result));
     beside.replaceChildren(...this.#befores(result));
     this.#compare.before(result.picture, YOURS);
     this.#choose(result, 0);
     this.root.dataset.phase = "done";
-    again.addEventListener("click", () => this.#actions.again(result));
+    this.#offer(result);
+    this.#warn(result.warnings ?? []);
   }
 
-  /** The place where a picture forms: over its edges, as long as there is nothing of it. @param {any} wanted */
+  /** What can be done with a result. @param {Result} result */
+  #offer(result) {
+    const { again, reuse, refill, all, delete: remove } = this.#part;
+    const seed = () => seedOf(result.fields.random_seed, this.#chosen);
+    again.addEventListener("click", () => this.#actions.again(result));
+    reuse.addEventListener("click", () => this.#actions.reuse(result.images[this.#chosen]));
+    refill.addEventListener("click", () => this.#actions.refill(result, seed()));
+    all.addEventListener("click", () => this.#actions.save([result]));
+    remove.addEventListener("click", () => this.#actions.remove(result));
+    all.hidden = result.images.length === 1;
+  }
+
+  /** @param {string[]} warnings */
+  #warn(warnings) {
+    this.#part.warnings.replaceChildren(...warnings.map((each) => make("li", { dir: "auto" }, each)));
+    this.#part.warnings.hidden = !warnings.length;
+  }
+
+  /** The place where an image forms: over its edges, as long as there is nothing of it. @param {any} wanted */
   #forming(wanted) {
-    const ground = make("img", { className: wanted.edges ? "ground edges" : "ground", alt: "" });
+    const ground = make("img", { className: wanted.edges ? `ground ${looks(wanted)}` : "ground", alt: "" });
     show(ground, wanted.edges ?? wanted.picture);
     return make("div", { className: "forming" }, ground, make("img", { className: "preview", alt: "", hidden: true }));
   }
@@ -99,7 +128,7 @@ export class Card {
     });
     this.#tick(job);
     if (job.phase === "done" && job.result) this.finish(job.result);
-    else if (job.phase === "failed" && job.failure) this.#fail(job);
+    else if (job.phase === "failed" && job.failure) this.fail(job.wanted, job.failure);
     else if (job.phase === "cancelled") this.close();
   }
 
@@ -110,10 +139,11 @@ export class Card {
     say(this.#part.clock, `${job.seconds.toFixed(1)} s`);
   }
 
-  /** @param {Job} job */
-  #fail(job) {
+  /** Show why there is no result. @param {Wanted} wanted @param {import("./service.js").Failure} failure */
+  fail(wanted, failure) {
     clearInterval(this.#ticking);
-    const { title, detail, retryAfter } = failed(/** @type {any} */ (job.failure));
+    const { title, detail, retryAfter } = failed(/** @type {any} */ (failure));
+    this.#part.retry.onclick = () => this.#actions.retry(wanted);
     for (const part of ["progress", "stage", "beside"]) this.#part[part].hidden = true;
     this.#part.close.hidden = this.#part.problem.hidden = false;
     say(this.#part["problem-title"], title);
@@ -127,10 +157,10 @@ export class Card {
     if (seconds > 0) this.#ticking = setTimeout(() => this.#countDown(seconds - 1), 1000);
   }
 
-  /** Which of several pictures is shown. @param {Result} result */
+  /** Which of several images is shown. @param {Result} result */
   #choice(result) {
     const buttons = result.images.map((image, i) => {
-      const thumb = make("img", { alt: `Picture ${i + 1} of ${result.images.length}` });
+      const thumb = make("img", { alt: `Image ${i + 1} of ${result.images.length}` });
       show(thumb, image);
       const button = make("button", { type: "button", "aria-pressed": String(i === 0) }, thumb);
       button.addEventListener("click", () => {
@@ -139,32 +169,33 @@ export class Card {
       });
       return button;
     });
-    return make("div", { className: "choice", role: "group", "aria-label": "Pictures" }, ...buttons);
+    return make("div", { className: "choice", role: "group", "aria-label": "Images" }, ...buttons);
   }
 
   /** @param {Result} result @param {number} i */
   #choose(result, i) {
     const image = result.images[i];
-    this.#compare?.after(image, `Result: ${result.fields.text}`);
+    this.#chosen = i;
+    this.#compare?.after(image, described(result));
     const { download } = this.#part;
     URL.revokeObjectURL(download.href);
     Object.assign(download, { href: URL.createObjectURL(image), download: fileName(result, i) });
-    this.#part.reuse.onclick = () => this.#actions.reuse(image);
-    say(this.#part.facts, facts(result, i));
+    const said = facts(result, i).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", { dir: "auto" }, value)));
+    this.#part.facts.replaceChildren(...said);
   }
 
-  /** What the result can be compared with, when it is there. @param {{picture: Blob, edges: Blob | null}} shown */
-  #befores({ picture, edges }) {
-    const both = /** @type {[string, Blob | null][]} */ ([[YOURS, picture], ["Edges", edges]]);
-    const choices = both.flatMap(([name, image]) => (image ? [this.#before(name, image)] : []));
+  /** What the result can be compared with, when it is there. @param {Wanted} wanted */
+  #befores(wanted) {
+    const both = /** @type {[string, Blob | null, string][]} */ ([[YOURS, wanted.picture, ""], ["Edges", wanted.edges, looks(wanted)]]);
+    const choices = both.flatMap(([name, image, look]) => (image ? [this.#before(name, image, look)] : []));
     const group = make("div", { role: "radiogroup", "aria-labelledby": this.#name }, ...choices);
     return [make("p", { id: this.#name }, this.#compare ? "Compare with" : "Made from"), group];
   }
 
-  /** @param {string} name @param {Blob} image */
-  #before(name, image) {
+  /** @param {string} name @param {Blob} image @param {string} look its class */
+  #before(name, image, look) {
     const compare = this.#compare;
-    const thumb = make("img", { alt: "", className: name === YOURS ? "" : "edges" });
+    const thumb = make("img", { alt: "", className: look });
     show(thumb, image);
     const pick = make("input", { type: "radio", name: this.#name, checked: compare && name === YOURS, disabled: !compare });
     // A click on what is chosen already is to show it, too.
@@ -177,3 +208,9 @@ export class Card {
     return make("label", {}, pick, thumb, make("span", {}, name));
   }
 }
+
+/** @param {Result} result */
+const described = (result) => `Result: ${result.fields.text}`;
+
+/** The class of an image of edges: lines that were found are thin. @param {Wanted} wanted */
+const looks = ({ options }) => (options?.control_image === "edges" ? "" : "edges");

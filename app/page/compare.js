@@ -1,6 +1,9 @@
-/** Before and after, one over the other, with a slider between them. */
+/** Before and after, one over the other, with a slider between them. A click beside the handle enlarges. */
 
-import { make, show } from "./dom.js";
+import { byId, make, show } from "./dom.js";
+
+const HANDLE = 29; // pixels around the handle's middle in which a press takes it, and that it keeps from the sides
+const MOVED = 5; // pixels, from which on a press is no click
 
 export class Compare {
   root;
@@ -8,11 +11,32 @@ export class Compare {
   #before = make("img", { className: "before", alt: "" });
   #range = make("input", { type: "range", min: 0, max: 100, value: 0, "aria-label": "How much of before is shown" });
   #name = "";
+  /** @type {{x: number, y: number, value: string} | null} a press that may become a click */
+  #pressed = null;
+  #enlarge;
 
-  constructor() {
+  /** @param {() => void} enlarge */
+  constructor(enlarge) {
+    this.#enlarge = enlarge;
     const handle = make("span", { className: "handle", "aria-hidden": "true" });
-    this.root = make("div", { className: "compare" }, this.#after, this.#before, this.#range, handle);
-    this.#range.addEventListener("input", () => this.#tell());
+    const button = make("button", { type: "button", className: "icon enlarge", "aria-label": "Zoom", title: "Zoom" });
+    button.append(byId("zoom-icon").content.cloneNode(true));
+    button.addEventListener("click", enlarge);
+    this.root = make("div", { className: "compare" }, this.#after, this.#before, this.#range, handle, button);
+    this.#range.addEventListener("input", () => {
+      if (!this.#pressed) this.#tell();
+    });
+    this.#range.addEventListener("pointerdown", this.#press);
+    this.#range.addEventListener("pointermove", this.#drag);
+    this.#range.addEventListener("click", () => {
+      if (this.#taken()) this.#enlarge();
+    });
+    this.#range.addEventListener("pointercancel", () => this.#taken()); // the finger scrolls the page
+    this.#range.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
+      if (event.key !== "Enter") return;
+      event.preventDefault();
+      this.#enlarge();
+    });
     this.#tell();
   }
 
@@ -35,10 +59,35 @@ export class Compare {
     this.#tell();
   }
 
-  /** Let go of the pictures. */
+  /** Let go of the images. */
   close() {
     show(this.#after, null);
     show(this.#before, null);
+  }
+
+  // A slider jumps to where it is pressed. Here it does so only when the press turns out to be a drag.
+  /** @param {PointerEvent} event */
+  #press = ({ clientX: x, clientY: y }) => {
+    const { left, width } = this.#range.getBoundingClientRect();
+    const { value } = this.#range;
+    const handle = Math.min(Math.max((width * Number(value)) / 100, HANDLE), width - HANDLE);
+    this.#pressed = Math.abs(x - left - handle) > HANDLE ? { x, y, value } : null;
+  };
+
+  /** @param {PointerEvent} event */
+  #drag = ({ clientX, clientY }) => {
+    if (!this.#pressed || Math.hypot(clientX - this.#pressed.x, clientY - this.#pressed.y) < MOVED) return;
+    this.#pressed = null;
+    this.#tell();
+  };
+
+  /** Take back where a press moved the slider, if it was no drag; whether it was none. */
+  #taken() {
+    if (!this.#pressed) return false;
+    this.#range.value = this.#pressed.value;
+    this.#pressed = null;
+    this.#tell();
+    return true;
   }
 
   #tell() {

@@ -1,54 +1,88 @@
-/** The edges of the picture, kept up to date. */
+/** The edges of the image, kept up to date; where there are none, the reason and a way on. */
 
-import { byId, show } from "./dom.js";
+import { byId, say, show } from "./dom.js";
+import { isBlack } from "./line-art.js";
 import { edges } from "./service.js";
+import { briefly } from "./wording.js";
 
 const PAUSE = 150; // ms that a slider must rest
 
+/**
+ * @typedef {{picture: Blob | null, thresholds: {canny_low: number, canny_high: number}, asTheyAre: boolean}} Asked
+ * @typedef {{failed: (failure: any) => void, lower: () => void, enterKey: () => void}} Actions
+ */
+
 export class Edges {
-  /** @type {Blob | null} of the picture and the thresholds as they are */
+  /** @type {Blob | null} of the image and the thresholds as they are */
   current = null;
+  failing = false; // the latest edges could not be had
   #image = byId("edges-image");
   #frame = byId("edges-frame");
   #asked = new AbortController();
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
-  #failed;
+  #actions;
+  /** @type {Asked | null} */
+  #latest = null;
 
-  /** @param {(failure: any) => void} failed is told of a failure, or null when there is none any more */
-  constructor(failed) {
-    this.#failed = failed;
+  /** @param {Actions} actions `failed` is told of a failure, or null when there is none any more */
+  constructor(actions) {
+    this.#actions = actions;
   }
 
   /**
    * Find the edges anew, when the hand rests.
-   * @param {Blob | null} picture
-   * @param {{canny_low: number, canny_high: number}} thresholds
+   * @param {Asked} asked
    * @param {number} pause ms
    */
-  update(picture, thresholds, pause = PAUSE) {
+  update(asked, pause = PAUSE) {
     clearTimeout(this.#timer);
     this.#asked.abort();
     this.#asked = new AbortController();
+    this.#latest = asked;
     this.current = null;
-    if (!picture) return this.#show(null);
+    if (!asked.picture) return this.#show(null);
     this.#frame.setAttribute("aria-busy", "true");
+    if (this.#image.hidden) this.#state("Finding edges");
     const { signal } = this.#asked;
-    this.#timer = setTimeout(() => this.#find(picture, thresholds, signal), pause);
+    this.#timer = setTimeout(() => this.#find(asked, signal), pause);
   }
 
-  /** @param {Blob} picture @param {any} thresholds @param {AbortSignal} signal */
-  async #find(picture, thresholds, signal) {
+  again() {
+    if (this.#latest) this.update(this.#latest, 0);
+  }
+
+  /** @param {Asked} asked @param {AbortSignal} signal */
+  async #find({ picture, thresholds, asTheyAre }, signal) {
     try {
-      const found = await edges(picture, thresholds, signal);
+      const found = asTheyAre ? picture : await edges(/** @type {Blob} */ (picture), thresholds, signal);
+      const black = await isBlack(/** @type {Blob} */ (found));
       if (signal.aborted) return;
-      this.#failed(null);
+      this.failing = false;
+      this.#actions.failed(null);
+      this.#image.classList.toggle("as-they-are", asTheyAre);
       this.#show(found);
+      if (black) this.#nothing(thresholds, asTheyAre);
     } catch (error) {
       if (signal.aborted) return;
       this.#show(null);
-      this.#failed(error);
+      this.#fail(error);
     }
+  }
+
+  /** @param {{canny_low: number, canny_high: number}} thresholds @param {boolean} asTheyAre */
+  #nothing({ canny_high: high }, asTheyAre) {
+    if (asTheyAre) return this.#state("This image is black: it has no lines.");
+    if (high <= 1) return this.#state("No edges in this image. Choose another one.");
+    this.#state("No edges: lower the thresholds", "Lower them", () => this.#actions.lower());
+  }
+
+  /** @param {any} failure */
+  #fail(failure) {
+    this.failing = true;
+    this.#actions.failed(failure);
+    if (failure.status === 401) this.#state(briefly(failure), "Enter the key", () => this.#actions.enterKey());
+    else this.#state(briefly(failure), "Try again", () => this.again());
   }
 
   /** @param {Blob | null} found */
@@ -56,5 +90,16 @@ export class Edges {
     this.current = found;
     show(this.#image, found);
     this.#frame.setAttribute("aria-busy", "false");
+    this.#state("");
+  }
+
+  /** @param {string} text @param {string} [label] of the button @param {() => void} [action] */
+  #state(text, label = "", action = () => {}) {
+    const button = byId("edges-state-do");
+    say(byId("edges-state-text"), text);
+    say(button, label);
+    button.hidden = !label;
+    button.onclick = action;
+    byId("edges-state").hidden = !text;
   }
 }

@@ -1,6 +1,7 @@
-/** What is asked for, besides the picture: words, seed and settings. */
+/** What is asked for, besides the image: prompt, seed and settings. */
 
-import { byId, say } from "./dom.js";
+import { byId, make, say } from "./dom.js";
+import { tokens, WINDOW } from "./prompt-length.js";
 import { isSeed, randomSeed } from "./seeds.js";
 import { Slider } from "./sliders.js";
 
@@ -11,7 +12,7 @@ const EDGE_KINDS = [
   { name: "canny_high", label: "Strong edges from", step: 1, to: STRONG_EDGES },
 ];
 const KINDS = [
-  { name: "number_of_images", label: "Pictures", step: 1, hint: "Each with the next seed." },
+  { name: "number_of_images", label: "Images", step: 1, hint: "Each with the next seed." },
   { name: "steps", label: "Steps", step: 1, to: 60, hint: "More take longer, and are finer up to a point." },
   { name: "guidance_scale", label: "Guidance", step: 0.1, to: 20, hint: "How closely the prompt is followed." },
   { name: "control_scale", label: "Control", step: 0.05, hint: "How closely the edges are followed." },
@@ -21,43 +22,87 @@ const KINDS = [
 export class Form {
   #text = byId("prompt");
   #seed = byId("seed");
+  #newSeed = byId("new-seed");
   #negative = byId("negative");
+  #asEdges = byId("as-edges");
   #negativeDefault;
+  #seedUsed = false;
   /** @type {Slider[]} */
   #sliders;
   /** @type {Slider[]} */
   #edgeSliders;
+  #changed;
 
   /**
    * @param {any} settings of the service
-   * @param {() => void} edgesChanged
+   * @param {(edges: boolean) => void} changed with whether the edges change by it
    */
-  constructor(settings, edgesChanged) {
+  constructor(settings, changed) {
+    this.#changed = changed;
     const guided = settings.fields.guidance_scale.maximum > 1;
     const kinds = KINDS.filter(({ name }) => guided || name !== "guidance_scale");
     this.#sliders = kinds.map((kind) => new Slider(kind, settings.fields[kind.name]));
     this.#edgeSliders = EDGE_KINDS.map((kind) => new Slider(kind, settings.fields[kind.name]));
     byId("sliders").append(...this.#sliders.flatMap((each) => each.elements));
     byId("thresholds").append(...this.#edgeSliders.flatMap((each) => each.elements));
-    byId("thresholds").addEventListener("input", (/** @type {any} */ event) => {
-      this.#keepOrder(event.target.name);
-      edgesChanged();
-    });
     byId("negative-row").hidden = !guided;
     this.#text.maxLength = this.#negative.maxLength = settings.taken.text_chars;
     this.#negativeDefault = settings.negative_prompt;
-    byId("dice").addEventListener("click", () => (this.#seed.value = randomSeed()));
-    byId("defaults").addEventListener("click", () => {
-      this.#reset();
-      edgesChanged();
-    });
+    this.#offerPrompts(settings.about);
     this.#reset();
     this.#seed.value = randomSeed();
+    this.#listen();
+  }
+
+  /** All of it, to be kept and put back. */
+  get state() {
+    return {
+      text: this.#text.value,
+      negative: this.#negative.value,
+      seed: this.#seed.value,
+      seedUsed: this.#seedUsed,
+      newSeed: this.#newSeed.checked,
+      asEdges: this.#asEdges.checked,
+      more: byId("more").open,
+      values: this.#values,
+    };
+  }
+
+  /** @param {ReturnType<typeof this.state>} state */
+  set state(state) {
+    this.#text.value = state.text;
+    this.#negative.value = state.negative;
+    this.#seed.value = state.seed;
+    this.#seedUsed = state.seedUsed;
+    this.#newSeed.checked = state.newSeed;
+    this.#asEdges.checked = state.asEdges;
+    byId("more").open = state.more;
+    for (const each of this.#all) each.value = state.values[each.name] ?? each.standard;
+    this.#told(true);
+  }
+
+  /**
+   * Put back what made a result, whose seed was `seed`.
+   * @param {import("./job.js").Result} result
+   * @param {string} seed
+   */
+  refill({ fields, options = fields }, seed) {
+    this.state = {
+      ...this.state,
+      text: fields.text,
+      negative: (options.negative_prompt ?? this.#negativeDefault).trim(),
+      seed,
+      seedUsed: false,
+      newSeed: false,
+      asEdges: options.control_image === "edges",
+      values: options,
+    };
   }
 
   /** @param {string} text */
   set text(text) {
     this.#text.value = text;
+    this.#told();
   }
 
   get thresholds() {
@@ -65,27 +110,102 @@ export class Form {
     return { canny_low: low, canny_high: high };
   }
 
+  get asEdges() {
+    return this.#asEdges.checked;
+  }
+
+  /** Halve the thresholds, which finds fainter edges. */
+  lowerThresholds() {
+    for (const each of this.#edgeSliders) each.value = Math.max(1, Math.floor(each.value / 2));
+    this.#told(true);
+  }
+
   /**
-   * The fields of a request, those alone that differ from the configuration; null if one is wrong, which is said.
-   * @returns {Record<string, unknown> | null}
+   * What to ask for, or null if a field is wrong, which is said. `fields` are those that differ from the configuration,
+   * `options` all settings as they are.
+   * @returns {{fields: Record<string, unknown>, options: Record<string, unknown>} | null}
    */
   read() {
     const text = this.#text.value.trim();
     const seed = this.#seed.value.trim();
-    if (!text) return this.#complain(this.#text, "Say in a few words what the picture should show.");
-    if (!isSeed(seed)) {
-      return this.#complain(this.#seed, "The seed is a whole number; the dice finds one.");
-    }
+    if (!text) return this.#complain(this.#text, "Say in a few words what the image should show.");
+    if (!isSeed(seed)) return this.#complain(this.#seed, "The seed must be a whole number. The dice draws one.");
     this.#complain(null, "");
-    const changed = [...this.#sliders, ...this.#edgeSliders].filter((each) => each.changed);
-    const fields = { text, random_seed: seed, ...Object.fromEntries(changed.map((each) => [each.name, each.value])) };
     const negative = this.#negative.value.trim();
-    return negative === this.#negativeDefault ? fields : { ...fields, negative_prompt: negative || " " };
+    const edges = this.asEdges ? [] : this.#edgeSliders;
+    const changed = [...this.#sliders, ...edges].filter((each) => each.changed);
+    const fields = { text, random_seed: this.#nextSeed(seed), ...valuesOf(changed) };
+    const control = this.asEdges ? { control_image: "edges" } : {};
+    const without = negative === this.#negativeDefault ? {} : { negative_prompt: negative || " " };
+    const options = { ...valuesOf([...this.#sliders, ...edges]), ...control, negative_prompt: negative };
+    return { fields: { ...fields, ...control, ...without }, options };
+  }
+
+  get #all() {
+    return [...this.#sliders, ...this.#edgeSliders];
+  }
+
+  get #values() {
+    return valuesOf(this.#all);
+  }
+
+  #listen() {
+    byId("thresholds").addEventListener("input", (/** @type {any} */ event) => this.#keepOrder(event.target.name));
+    this.#seed.addEventListener("input", () => {
+      this.#seedUsed = this.#newSeed.checked = false; // whoever types a seed wants this one
+    });
+    byId("dice").addEventListener("click", () => {
+      this.#seed.value = randomSeed();
+      this.#seedUsed = false;
+      this.#told();
+    });
+    byId("defaults").addEventListener("click", () => {
+      this.#reset();
+      this.#told(true);
+    });
+    byId("more").addEventListener("toggle", () => this.#told());
+    byId("compose").addEventListener("input", (/** @type {any} */ event) => {
+      this.#told(event.target === this.#asEdges || byId("thresholds").contains(event.target));
+    });
+  }
+
+  /** The seed of the field; another one, if it was used and each request is to have its own. @param {string} seed */
+  #nextSeed(seed) {
+    const next = this.#newSeed.checked && this.#seedUsed ? randomSeed() : seed;
+    this.#seed.value = next;
+    this.#seedUsed = true;
+    this.#told();
+    return next;
   }
 
   #reset() {
-    [...this.#sliders, ...this.#edgeSliders].forEach((each) => each.reset());
+    this.#all.forEach((each) => each.reset());
     this.#negative.value = this.#negativeDefault;
+    this.#asEdges.checked = false;
+  }
+
+  /** Something is another than before. @param {boolean} edges whether the edges change by it */
+  #told(edges = false) {
+    byId("thresholds").hidden = this.asEdges;
+    say(byId("prompt-hint"), tooLong(this.#text.value));
+    say(byId("negative-hint"), tooLong(this.#negative.value) || "What it should not show.");
+    this.#changed(edges);
+  }
+
+  /** @param {{text: string, prompts: string[]} | null} about what the model knows */
+  #offerPrompts(about) {
+    if (!about) return;
+    say(byId("about-text"), about.text);
+    const chips = about.prompts.map((prompt) => {
+      const chip = make("button", { type: "button", dir: "auto" }, prompt);
+      chip.addEventListener("click", () => {
+        this.text = prompt;
+        this.#text.focus();
+      });
+      return make("li", {}, chip);
+    });
+    byId("about-prompts").append(...chips);
+    byId("about").hidden = false;
   }
 
   /** @param {string} moved */
@@ -103,4 +223,15 @@ export class Form {
     field?.focus();
     return null;
   }
+}
+
+/** @param {Slider[]} sliders */
+function valuesOf(sliders) {
+  return Object.fromEntries(sliders.map((each) => [each.name, each.value]));
+}
+
+/** @param {string} text */
+function tooLong(text) {
+  const count = tokens(text);
+  return count > WINDOW ? `About ${count} tokens. The model reads ${WINDOW} at a time, so the end may count less.` : "";
 }

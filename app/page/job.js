@@ -3,10 +3,13 @@
 import { blobOf, Failure, generate } from "./service.js";
 
 /**
- * @typedef {{fields: Record<string, any>, picture: Blob, edges: Blob | null}} Wanted
+ * `fields` is what is sent, `options` all settings that it stands for, those of the configuration included.
+ * @typedef {{fields: Record<string, any>, options: Record<string, any>, picture: Blob, edges: Blob | null}} Wanted
  * @typedef {{done: number, total: number, preview: string | null}} Forming
- * @typedef {{id: number, fields: Record<string, any>, picture: Blob, edges: Blob | null, images: Blob[], seconds: number}} Result
+ * @typedef {Wanted & {id: number, images: Blob[], seconds: number, warnings: string[]}} Result
  */
+
+let latest = 0; // id of a result
 
 const TYPES = { "/9j/": "image/jpeg", iVBO: "image/png", UklG: "image/webp" }; // by how their base64 begins
 
@@ -99,13 +102,13 @@ export class Job extends EventTarget {
     else if (name === "done") this.#finish(data);
   }
 
-  /** @param {{output_image_base64: string, output_images_base64?: string[]}} answer */
+  /** @param {{output_image_base64: string, output_images_base64?: string[], warnings?: string[]}} answer */
   #finish(answer) {
     const files = answer.output_images_base64 ?? [answer.output_image_base64];
     const images = files.map((file) => blobOf(file, Reflect.get(TYPES, file.slice(0, 4)) ?? "image/jpeg"));
-    const { fields, picture, edges } = this.wanted;
     this.phase = "done";
-    this.result = { id: Date.now(), fields, picture, edges, images, seconds: this.seconds };
+    latest = Math.max(Date.now(), latest + 1);
+    this.result = { ...this.wanted, id: latest, images, seconds: this.seconds, warnings: answer.warnings ?? [] };
   }
 
   #changed() {

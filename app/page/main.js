@@ -1,14 +1,21 @@
 /** The page: its parts, and what one has to do with another. */
 
+import { Availability } from "./availability.js";
 import { Card } from "./card.js";
 import { announce, byId, say } from "./dom.js";
+import { Draft } from "./draft.js";
 import { Edges } from "./edges.js";
 import { Form } from "./form.js";
 import { Job } from "./job.js";
+import { inverted, isLight } from "./line-art.js";
+import { notice } from "./notice.js";
 import { Recent } from "./recent.js";
+import { saveAll } from "./save.js";
 import { randomSeed } from "./seeds.js";
-import { key, settings } from "./service.js";
+import { Failure, key, settings } from "./service.js";
 import { Source } from "./source.js";
+import { Title } from "./title.js";
+import { Zoom } from "./zoom.js";
 
 /**
  * @typedef {import("./job.js").Wanted} Wanted
@@ -16,31 +23,57 @@ import { Source } from "./source.js";
  */
 
 const MOST_FINISHED = 6; // cards; older ones are in the strip
+const RETRY = 2500; // ms until the settings are asked for again
+const LEAVING = 1000; // ms; requests that fail meanwhile failed because the page is left
 
 class Page {
   /** @type {Card[]} */
   #cards = [];
   #form;
   #source;
-  #edges = new Edges((failure) => this.#edgesFailed(failure));
-  #recent = new Recent((result) => this.#open(result));
+  #draft = new Draft();
+  #title = new Title();
+  #zoom = new Zoom();
+  #leaving = false;
+  #edges = new Edges({
+    failed: (failure) => this.#edgesFailed(failure),
+    lower: () => this.#form.lowerThresholds(),
+    enterKey: () => this.#askForKey(),
+  });
+  #recent = new Recent({ open: (result) => this.#open(result), remove: (result) => this.#remove(result) });
+  #availability = new Availability(() => this.#edges.failing && this.#edges.again());
 
   /** @param {any} configured */
   constructor(configured) {
     say(byId("model"), configured.model);
     byId("model").hidden = false;
     byId("key-section").hidden = !configured.needs_key || Boolean(key.get());
-    this.#form = new Form(configured, () => this.#edges.update(this.#source.picture, this.#form.thresholds));
-    this.#source = new Source(configured.taken.picture_bytes, (prompt) => {
-      if (prompt) this.#form.text = prompt;
-      this.#edges.update(this.#source.picture, this.#form.thresholds, 0);
-    });
+    this.#form = new Form(configured, (edges) => this.#formChanged(edges));
+    this.#source = new Source(
+      configured.taken.picture_bytes,
+      (prompt) => this.#imageChanged(prompt),
+      (sketch) => this.#draft.keepSketch(sketch),
+    );
+    this.#listen();
+    if (this.#draft.form) this.#form.state = this.#draft.form;
+    this.#recent.load();
+    this.#restore();
+    this.#availability.look();
+  }
+
+  #listen() {
     byId("compose").addEventListener("submit", (/** @type {Event} */ event) => {
       event.preventDefault();
       this.#submit();
     });
     addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !byId("sketch").open) this.#submit();
+      const elsewhere = document.querySelector("dialog[open]");
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !elsewhere) this.#submit();
+    });
+    addEventListener("beforeunload", (event) => {
+      if (this.#title.busy) event.preventDefault();
+      this.#leaving = true;
+      setTimeout(() => (this.#leaving = false), LEAVING); // whoever is asked may stay
     });
     byId("key-use").addEventListener("click", () => this.#useKey());
     byId("key").addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
@@ -48,39 +81,83 @@ class Page {
       event.preventDefault();
       this.#useKey();
     });
-    this.#recent.load();
+    byId("invert").addEventListener("click", async () => {
+      if (this.#source.picture) this.#source.take(await inverted(this.#source.picture), "The image is inverted.");
+    });
+  }
+
+  /** Put back what a reload took away. Requests on their way it has ended: the server stops when nobody listens. */
+  async #restore() {
+    const { image, sketch, jobs } = await this.#draft.load();
+    if (image && !this.#source.picture) this.#source.put(image);
+    if (sketch) this.#source.sketch.restore(sketch);
+    for (const { name, wanted } of jobs) {
+      const detail = "The page was reloaded or left before this was done, so the server stopped working on it.";
+      this.#add(wanted.fields.text, name).fail(wanted, new Failure({ title: "Stopped", detail }));
+    }
+  }
+
+  /** @param {boolean} edges whether the edges change by it */
+  #formChanged(edges) {
+    this.#draft.keepForm(this.#form.state);
+    if (edges) this.#updateEdges();
+  }
+
+  /** @param {string | null} prompt that comes with the image */
+  #imageChanged(prompt) {
+    this.#draft.keepImage(this.#source.picture);
+    if (prompt) this.#form.text = prompt;
+    this.#updateEdges(0);
+  }
+
+  /** @param {number} [pause] ms */
+  #updateEdges(pause) {
+    const { picture } = this.#source;
+    const { thresholds, asEdges } = this.#form;
+    this.#edges.update({ picture, thresholds, asTheyAre: asEdges }, pause);
+    this.#offerInversion(picture, asEdges);
+  }
+
+  /** @param {Blob | null} picture @param {boolean} asEdges */
+  async #offerInversion(picture, asEdges) {
+    const offered = picture !== null && asEdges && (await isLight(picture));
+    if (picture === this.#source.picture) byId("invert-row").hidden = !offered;
   }
 
   #submit() {
     const { picture } = this.#source;
     if (!picture) {
-      this.#source.complain(/** @type {any} */ ({ message: "First choose, draw or paste a picture." }));
+      this.#source.complain(/** @type {any} */ ({ message: "First choose, draw or paste an image." }));
       byId("empty").querySelector("button").focus();
       return;
     }
-    const fields = this.#form.read();
-    if (fields) this.#generate({ fields, picture, edges: this.#edges.current });
+    const read = this.#form.read();
+    if (read) this.#generate({ ...read, picture, edges: this.#edges.current });
   }
 
   /** @param {Wanted} wanted */
   #generate(wanted) {
     const job = new Job(wanted);
     const card = this.#add(wanted.fields.text);
-    card.follow(job);
+    const kept = this.#draft.keepJob(wanted);
+    const sized = card.follow(job);
+    this.#title.follow(job);
     announce("Sent.");
     let before = job.phase;
     job.addEventListener("change", () => {
       if (job.phase !== before) this.#turned(job);
       before = job.phase;
+      if (!job.live && !this.#leaving) this.#draft.forgetJob(kept);
     });
     job.run();
-    card.root.scrollIntoView({ block: "nearest" });
+    // To progress and Cancel: a small screen shows them above the image.
+    sized.then(() => card.root.scrollIntoView({ block: matchMedia("(max-width: 820px)").matches ? "start" : "nearest" }));
   }
 
   /** A job is in another phase. @param {Job} job */
   #turned(job) {
-    if (job.phase === "queued") announce("It waits for its turn.");
-    if (job.phase === "running") announce("It is being made.");
+    if (job.phase === "queued") announce("Waiting in the queue.");
+    if (job.phase === "running") announce("Generating.");
     if (job.phase === "done" && job.result) {
       announce(`Done: ${job.wanted.fields.text}`);
       this.#recent.add(job.result);
@@ -89,26 +166,58 @@ class Page {
       announce("Cancelled.");
       byId("generate").focus();
     }
-    if (/** @type {any} */ (job.failure)?.status === 401) this.#askForKey();
+    const { status } = /** @type {any} */ (job.failure) ?? {};
+    if (status === 401) this.#askForKey();
+    if (status === 0 || status === 503) this.#availability.look();
+  }
+
+  /** Show a recent result, with all that made it in the form. @param {Result} result */
+  #open(result) {
+    const there = this.#cards.find((each) => each.result?.id === result.id);
+    const card = there ?? this.#add(result.fields.text);
+    if (!there) card.finish(result);
+    card.root.scrollIntoView({ block: "nearest" });
+    card.root.focus();
+    this.#refill(result, result.fields.random_seed);
+  }
+
+  /** @param {Result} result @param {string} seed */
+  #refill(result, seed) {
+    const [form, picture] = [this.#form.state, this.#source.picture];
+    if (picture !== result.picture) this.#source.put(result.picture);
+    this.#form.refill(result, seed);
+    if (JSON.stringify(form) === JSON.stringify(this.#form.state)) return;
+    notice("The form has this result's settings now.", () => {
+      this.#source.put(picture);
+      this.#form.state = form;
+    });
   }
 
   /** @param {Result} result */
-  #open(result) {
-    const card = this.#add(result.fields.text);
-    card.finish(result);
-    card.root.focus();
+  async #remove(result) {
+    await this.#recent.remove(result);
+    this.#cards.find((each) => each.result?.id === result.id)?.close();
+    notice("Result deleted.", () => this.#recent.add(result));
   }
 
-  /** @param {string} text */
-  #add(text) {
+  /** @param {string} text @param {string} [kept] the name of the draft's job that goes with the card */
+  #add(text, kept) {
     const card = new Card(text, {
-      again: ({ fields, picture, edges }) => this.#generate({ fields: { ...fields, random_seed: randomSeed() }, picture, edges }),
-      reuse: (image) => this.#source.take(image, "The result is the picture now."),
-      retry: (job) => {
+      again: ({ fields, options, picture, edges }) =>
+        this.#generate({ fields: { ...fields, random_seed: randomSeed() }, options, picture, edges }),
+      reuse: (image) => this.#source.take(image, "The result is the image now."),
+      refill: (result, seed) => this.#refill(result, seed),
+      enlarge: (image, words) => this.#zoom.open(image, words),
+      save: saveAll,
+      remove: (result) => this.#remove(result),
+      retry: (wanted) => {
         card.close();
-        this.#generate(job.wanted);
+        this.#generate(wanted);
       },
-      closed: (closed) => this.#drop(closed),
+      closed: (closed) => {
+        if (kept) this.#draft.forgetJob(kept);
+        this.#drop(closed);
+      },
     });
     this.#cards.unshift(card);
     byId("cards").prepend(card.root);
@@ -128,6 +237,7 @@ class Page {
   #edgesFailed(failure) {
     this.#source.complain(failure);
     if (failure?.status === 401) this.#askForKey();
+    if (failure?.status === 0) this.#availability.look();
   }
 
   #askForKey() {
@@ -139,12 +249,29 @@ class Page {
     key.set(byId("key").value.trim());
     byId("key-section").hidden = true;
     announce("The key is used from now on.");
-    if (this.#source.picture) this.#edges.update(this.#source.picture, this.#form.thresholds, 0);
+    if (this.#source.picture) this.#updateEdges(0);
     byId("prompt").focus();
   }
 }
 
-settings().then(
-  (configured) => new Page(configured),
-  (failure) => say(byId("form-error"), `${failure.title}. ${failure.message}`),
-);
+/** @type {ReturnType<typeof setTimeout> | undefined} */
+let starting;
+
+async function start() {
+  clearTimeout(starting);
+  let configured;
+  try {
+    configured = await settings();
+  } catch (failure) {
+    const { title, detail } = /** @type {any} */ (failure);
+    say(byId("server-text"), `${title}. ${detail}`);
+    byId("server-retry").onclick = start;
+    byId("server").hidden = false;
+    starting = setTimeout(start, RETRY);
+    return;
+  }
+  byId("compose").inert = false;
+  new Page(configured);
+}
+
+start();

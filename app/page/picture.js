@@ -1,32 +1,47 @@
-/** A picture as the service takes it: PNG, JPEG or WebP, and not larger than makes sense. */
+/** An image as the service takes it: PNG, JPEG or WebP, and not larger than makes sense. */
 
 import { Failure } from "./service.js";
 
-const TAKEN = ["image/png", "image/jpeg", "image/webp"];
 const SIDE = 2048; // pixels; models see less, and a telephone's photograph would take long on its way
+const DRAWN_SIDE = 1024; // pixels of an SVG that says no size of its own
 const QUALITY = 0.95;
+const SMALLER = 0.7; // each time that a file is still too large
+
+const TAKEN = ["image/png", "image/jpeg", "image/webp"];
+const PHOTOGRAPHS = ["image/jpeg", "image/heic", "image/avif"]; // lossy already: a PNG of them is large and no better
+
+/** Kinds of file by how they begin, as their names may be wrong: [pattern of the first bytes, type, what people call it]. */
+const KINDS = /** @type {[RegExp, string, string][]} */ ([
+  [/^\x89PNG/, "image/png", "PNG"],
+  [/^\xff\xd8\xff/, "image/jpeg", "JPEG"],
+  [/^RIFF....WEBP/s, "image/webp", "WebP"],
+  [/^GIF8/, "image/gif", "GIF"],
+  [/^BM/, "image/bmp", "BMP"],
+  [/^....ftypavi[fs]/s, "image/avif", "AVIF"],
+  [/^....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)/s, "image/heic", "HEIC"],
+  [/^(?:II\*\0|MM\0\*)/, "image/tiff", "TIFF"],
+  [/^(?:\xff\x0a|\0\0\0\x0cJXL )/, "image/jxl", "JPEG XL"],
+  [/^8BPS/, "image/vnd.adobe.photoshop", "Photoshop"],
+  [/^%PDF/, "application/pdf", "PDF"],
+]);
 
 /**
- * The same picture, made anew only where it is too large, or of a kind that only the browser reads.
- * Raises Failure where it is none.
+ * The same image, made anew only where it is too large, or of a kind that only the browser reads.
+ * Raises Failure where it cannot be read.
  * @param {Blob} blob
  * @param {number} bytes that are taken
  * @returns {Promise<Blob>}
  */
 export async function fitting(blob, bytes) {
+  const [type] = await kindOf(blob);
   const { image, width, height } = await opened(blob);
   const scale = Math.min(1, SIDE / Math.max(width, height));
-  if (scale === 1 && TAKEN.includes(blob.type) && blob.size <= bytes) return blob;
-  const canvas = document.createElement("canvas");
-  canvas.width = Math.max(1, Math.round(width * scale));
-  canvas.height = Math.max(1, Math.round(height * scale));
-  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
-  const lossless = !["image/jpeg", "image/heic", "image/avif"].includes(blob.type) && scale === 1;
-  context.fillStyle = "white";
-  context.fillRect(0, 0, canvas.width, canvas.height);
-  context.imageSmoothingQuality = "high";
-  context.drawImage(image, 0, 0, canvas.width, canvas.height);
-  return encoded(canvas, lossless ? "image/png" : "image/jpeg");
+  if (scale === 1 && TAKEN.includes(type) && blob.size <= bytes) return blob.type === type ? blob : new Blob([blob], { type });
+  let made = await drawn(image, width * scale, height * scale, PHOTOGRAPHS.includes(type) || scale < 1 ? "image/jpeg" : "image/png");
+  for (let smaller = scale; made.size > bytes && smaller * width > 64; smaller *= SMALLER) {
+    made = await drawn(image, width * smaller, height * smaller, "image/jpeg");
+  }
+  return made;
 }
 
 /**
@@ -37,12 +52,13 @@ export async function fitting(blob, bytes) {
  */
 export function encoded(canvas, type) {
   return new Promise((resolve, reject) => {
-    canvas.toBlob((made) => (made ? resolve(made) : reject(unreadable())), type, QUALITY);
+    const failure = new Failure({ title: "", detail: "This browser could not write the image: it is too large." });
+    canvas.toBlob((made) => (made ? resolve(made) : reject(failure)), type, QUALITY);
   });
 }
 
 /**
- * A picture that can be drawn, and its size. Raises Failure.
+ * An image that can be drawn, and its size. Raises Failure.
  * @param {Blob} blob
  */
 export async function opened(blob) {
@@ -51,13 +67,49 @@ export async function opened(blob) {
   try {
     await image.decode();
   } catch {
-    throw unreadable();
+    throw await unreadable(blob);
   } finally {
     URL.revokeObjectURL(image.src);
   }
-  return { image, width: image.naturalWidth, height: image.naturalHeight };
+  return { image, width: image.naturalWidth || DRAWN_SIDE, height: image.naturalHeight || DRAWN_SIDE };
 }
 
-function unreadable() {
-  return new Failure({ title: "This is no picture", detail: "This file cannot be read as a picture. Try a PNG, JPEG or WebP." });
+/** Type and name of what a file is; of what is in none of our kinds, the type that the browser says, and "". @param {Blob} blob */
+async function kindOf(blob) {
+  const bytes = new Uint8Array(await blob.slice(0, 16).arrayBuffer());
+  const beginning = String.fromCharCode(...bytes);
+  const [, type, name] = KINDS.find(([pattern]) => pattern.test(beginning)) ?? [null, blob.type, ""];
+  return [type, name];
+}
+
+/** @param {HTMLImageElement} image @param {number} width @param {number} height @param {string} type */
+function drawn(image, width, height, type) {
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.max(1, Math.round(width));
+  canvas.height = Math.max(1, Math.round(height));
+  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  context.fillStyle = "white";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.imageSmoothingQuality = "high";
+  context.drawImage(image, 0, 0, canvas.width, canvas.height);
+  return encoded(canvas, type);
+}
+
+/** @param {Blob} blob */
+async function unreadable(blob) {
+  const [type, name] = await kindOf(blob);
+  return new Failure({ title: "", detail: reason(type, name) });
+}
+
+/** Why a file cannot be used, and what to do. @param {string} type @param {string} name */
+function reason(type, name) {
+  if (type === "image/heic") {
+    return (
+      "This browser can't read HEIC images. Save the photo as JPEG and choose it again. " +
+      "iPhones take JPEG with Settings, Camera, Formats, Most Compatible."
+    );
+  }
+  if (name && TAKEN.includes(type)) return `This ${name} file can't be read. It may be damaged.`;
+  if (name) return `This browser can't read ${name} files. Save it as PNG or JPEG and choose it again.`;
+  return "That file isn't an image. Choose a PNG, JPEG or WebP.";
 }

@@ -1,6 +1,7 @@
 /** The strip of recent results. */
 
 import { announce, byId, make, say } from "./dom.js";
+import { saveAll } from "./save.js";
 import { Store } from "./store.js";
 
 /** @typedef {import("./job.js").Result} Result */
@@ -13,12 +14,13 @@ export class Recent {
   #clear = byId("recent-clear");
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #asking;
-  #opened;
+  #actions;
 
-  /** @param {(result: Result) => void} opened */
-  constructor(opened) {
-    this.#opened = opened;
+  /** @param {{open: (result: Result) => void, remove: (result: Result) => void}} actions */
+  constructor(actions) {
+    this.#actions = actions;
     this.#clear.addEventListener("click", () => this.#ask());
+    byId("recent-save").addEventListener("click", () => saveAll(this.#store.all));
   }
 
   async load() {
@@ -30,6 +32,15 @@ export class Recent {
   async add(result) {
     await this.#store.add(result);
     this.#show();
+  }
+
+  /** @param {Result} result */
+  async remove(result) {
+    const place = this.#store.all.findIndex((each) => each.id === result.id);
+    await this.#store.remove(result);
+    const focused = this.#list.contains(document.activeElement);
+    this.#show();
+    if (focused) (this.#list.children[place] ?? this.#list.lastElementChild)?.querySelector("button").focus();
   }
 
   #show() {
@@ -44,8 +55,10 @@ export class Recent {
     const image = make("img", { src: URL.createObjectURL(result.images[0]), alt: words });
     const button = make("button", { type: "button", title: result.fields.text }, image);
     if (result.images.length > 1) button.append(make("span", { className: "count" }, String(result.images.length)));
-    button.addEventListener("click", () => this.#opened(result));
-    return make("li", {}, button);
+    button.addEventListener("click", () => this.#actions.open(result));
+    const remove = make("button", { type: "button", className: "remove", "aria-label": `Delete: ${result.fields.text}`, title: "Delete" }, "×");
+    remove.addEventListener("click", () => this.#actions.remove(result));
+    return make("li", {}, button, remove);
   }
 
   /** What is gone is gone: so the button asks first. */
@@ -55,7 +68,7 @@ export class Recent {
       this.#calm();
       await this.#store.clear();
       this.#show();
-      announce("Recent results are removed.");
+      announce("Recent results removed.");
       byId("results-title").focus();
       return;
     }

@@ -1,8 +1,15 @@
-/** The service, as the page speaks to it. Every failure becomes a Failure, in words. */
+/**
+ * The service, as the page speaks to it. Every failure becomes a Failure, in words.
+ *
+ * All addresses are relative, so the page also works behind a proxy that serves it below a path of its own.
+ */
 
 import { events } from "./events.js";
 
 const KEY = "contour-key";
+const CHECK = "Check that you are online and that the server is running, then try again.";
+const SILENT = { title: "No answer from the server", detail: CHECK };
+const LOST = { title: "The connection to the server was lost", detail: CHECK };
 
 /**
  * What went wrong, for a person to read.
@@ -22,6 +29,15 @@ export const key = {
   /** @param {string} value */
   set: (value) => sessionStorage.setItem(KEY, value),
 };
+
+/** Whether it can make images now, and whether it is shutting down. @returns {Promise<{ready: boolean, draining: boolean}>} */
+export async function readiness() {
+  try {
+    return await (await fetch("readyz")).json(); // 503 has the same body
+  } catch (error) {
+    throw understood(error);
+  }
+}
 
 /** What the service is, and what it takes. */
 export async function settings() {
@@ -45,7 +61,7 @@ export async function edges(picture, thresholds, signal) {
 }
 
 /**
- * Ask for pictures; the events of their making, `done` or a Failure last.
+ * Ask for images; the events of their making, `done` or a Failure last.
  * @param {Record<string, unknown>} fields as the API names them
  * @param {Blob} picture
  * @param {AbortSignal} signal aborting it cancels the work, too
@@ -53,7 +69,8 @@ export async function edges(picture, thresholds, signal) {
 export async function* generate(fields, picture, signal) {
   const body = new FormData();
   for (const [name, value] of Object.entries(fields)) body.append(name, String(value));
-  body.append("input_image", picture, "picture");
+  body.append("embed_metadata", "full"); // what made a file stands in it, for whoever downloads it
+  body.append("input_image", picture, "image");
   const headers = { Accept: "text/event-stream" };
   const response = await call("generation/", { method: "POST", body, headers, signal });
   try {
@@ -64,9 +81,9 @@ export async function* generate(fields, picture, signal) {
       if (event.name === "done") return;
     }
   } catch (error) {
-    throw understood(error);
+    throw understood(error, LOST);
   }
-  throw lost();
+  throw new Failure(LOST);
 }
 
 /**
@@ -100,22 +117,15 @@ async function refusal(response) {
   const problem = await response.json().catch(() => null);
   const wait = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
   return new Failure({
-    title: problem?.title ?? `The service answered ${response.status}`,
-    detail: problem?.detail ?? "It did not say why. Whoever runs it may find more in its log.",
+    title: problem?.title ?? `The server answered ${response.status}`,
+    detail: problem?.detail ?? "It gave no reason. Its log may say more.",
     status: response.status,
     retryAfter: Number.isNaN(wait) ? null : wait,
   });
 }
 
-/** @param {unknown} error */
-function understood(error) {
+/** @param {unknown} error @param {{title: string, detail: string}} what it means, if it is the network's */
+function understood(error, what = SILENT) {
   if (error instanceof Failure || (error instanceof DOMException && error.name === "AbortError")) return error;
-  return lost();
-}
-
-function lost() {
-  return new Failure({
-    title: "The connection to the service was lost",
-    detail: "Nothing came back. See whether the network is there and the service runs, then try again.",
-  });
+  return new Failure(what);
 }

@@ -4,6 +4,8 @@ import { byId, make } from "./dom.js";
 import { encoded, opened } from "./picture.js";
 import { Drawing } from "./strokes.js";
 
+/** @typedef {import("./draft.js").Sketched} Sketched */
+
 const COLOURS = {
   Black: "#141414", Grey: "#828282", White: "#ffffff", Red: "#dc2328", Orange: "#f58c19", Yellow: "#fae132",
   Green: "#2da541", Cyan: "#3ccdd7", Blue: "#234bdc", Purple: "#822db4", Pink: "#f591c3", Brown: "#784623",
@@ -11,6 +13,7 @@ const COLOURS = {
 const SIDE = 768; // pixels of a new drawing
 const STEP = 8; // that an arrow key moves, FAR with Shift
 const FAR = 48;
+const MOST_POINTS = 100_000; // of a drawing that is kept over a reload
 /** @type {Record<string, [number, number]>} */
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
@@ -25,36 +28,56 @@ export class Sketch {
   #pen = null;
   /** @type {[number, number]} */
   #at = [0, 0];
-  /** @type {(drawing: Blob) => void} */
+  /** @type {Blob | null} what is drawn on */
+  #ground = null;
   #use;
+  #changed;
 
-  /** @param {(drawing: Blob) => void} use */
-  constructor(use) {
+  /**
+   * @param {(drawing: Blob) => void} use
+   * @param {(sketch: Sketched | null) => void} changed is told of the drawing after each stroke, of null when it is empty
+   */
+  constructor(use, changed) {
     this.#use = use;
+    this.#changed = changed;
     byId("swatches").append(...Object.entries(COLOURS).map(([name, colour]) => this.#swatch(name, colour)));
     this.#canvas.addEventListener("pointerdown", this.#pointerDown);
     this.#canvas.addEventListener("pointermove", this.#pointerMove);
-    for (const end of ["pointerup", "pointercancel"]) this.#canvas.addEventListener(end, () => (this.#pen = null));
+    for (const end of ["pointerup", "pointercancel"]) this.#canvas.addEventListener(end, () => this.#lift());
     this.#canvas.addEventListener("keydown", this.#keyDown);
     this.#canvas.addEventListener("blur", () => this.#lift());
     this.#dialog.addEventListener("click", this.#button);
+    this.#dialog.addEventListener("close", () => this.#tell());
     this.#dialog.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
       if (event.key.toLowerCase() === "z" && (event.ctrlKey || event.metaKey)) this.#undo();
     });
   }
 
   /**
-   * Begin, on a picture or on white.
+   * Begin, on an image or on white.
    * @param {Blob | null} ground
    */
   async open(ground) {
     if (ground) {
       const { image, width, height } = await opened(ground);
       const scale = SIDE / Math.max(width, height);
+      this.#ground = ground;
       this.#drawing.begin(Math.round(width * scale), Math.round(height * scale), image);
     } else if (this.#drawing.empty) {
+      this.#ground = null;
       this.#drawing.begin(SIDE, SIDE);
     }
+    this.#show();
+  }
+
+  /** Go on with a drawing from before a reload. @param {Sketched} sketch */
+  async restore({ strokes, width, height, ground, open }) {
+    this.#ground = ground;
+    this.#drawing.begin(width, height, ground && (await opened(ground)).image, strokes);
+    if (open) this.#show();
+  }
+
+  #show() {
     this.#at = [this.#canvas.width / 2, this.#canvas.height / 2];
     this.#erase(false);
     this.#dialog.showModal();
@@ -116,7 +139,7 @@ export class Sketch {
     switch (button?.getAttribute("data-pen")) {
       case "erase": return this.#erase(!this.#erasing);
       case "undo": return this.#undo();
-      case "clear": return this.#drawing.clear();
+      case "clear": return this.#clear();
       case "cancel": return this.#dialog.close();
       case "use": return this.#finish();
     }
@@ -129,12 +152,27 @@ export class Sketch {
 
   #undo() {
     this.#lift();
-    if (this.#drawing.undoable) this.#drawing.undo();
+    this.#drawing.undo();
+    this.#tell();
+  }
+
+  #clear() {
+    this.#drawing.clear();
+    this.#tell();
   }
 
   #lift() {
+    if (this.#pen !== null) this.#tell();
     this.#pen = null;
     this.#cursor.hidden = true;
+  }
+
+  #tell() {
+    const { strokes, hasGround, empty } = this.#drawing;
+    if (strokes.reduce((sum, { points }) => sum + points.length, 0) > MOST_POINTS) return;
+    const { width, height } = this.#canvas;
+    const sketch = { strokes, width, height, ground: hasGround ? this.#ground : null, open: this.#dialog.open };
+    this.#changed(empty ? null : sketch);
   }
 
   /** @param {boolean} erasing */

@@ -51,13 +51,18 @@ export class Slider {
     this.#tell();
   }
 
-  /** Whether it says something else than the service's configuration. */
+  /** The configuration's value. */
+  get standard() {
+    return this.#range.default;
+  }
+
+  /** Whether it says something else than the configuration. */
   get changed() {
-    return this.value !== this.#range.default;
+    return this.value !== this.standard;
   }
 
   reset() {
-    this.value = this.#range.default;
+    this.value = this.standard;
   }
 
   #tell() {

@@ -1,4 +1,4 @@
-/** Where the picture comes from: dropped, pasted, chosen, photographed, drawn, an example, or an earlier result. */
+/** Where the image comes from: dropped, pasted, chosen, photographed, drawn, an example, or an earlier result. */
 
 import { announce, byId, make, say, show } from "./dom.js";
 import { encoded, fitting, opened } from "./picture.js";
@@ -14,17 +14,19 @@ const EXAMPLES = [
 export class Source {
   /** @type {Blob | null} */
   picture = null;
+  sketch;
   #bytes;
   #changed;
-  #sketch = new Sketch((drawing) => this.take(drawing, "Your drawing is the picture now."));
 
   /**
    * @param {number} bytes that the service takes
    * @param {(prompt: string | null) => void} changed an example brings a prompt along
+   * @param {(sketch: import("./draft.js").Sketched | null) => void} drawn is told of the drawing after each stroke
    */
-  constructor(bytes, changed) {
+  constructor(bytes, changed, drawn) {
     this.#bytes = bytes;
     this.#changed = changed;
+    this.sketch = new Sketch((drawing) => this.take(drawing, "Your drawing is the image now."), drawn);
     byId("examples").append(...EXAMPLES.map(([name, prompt]) => this.#example(name, prompt)));
     byId("photograph").hidden = navigator.maxTouchPoints === 0;
     byId("compose").addEventListener("click", this.#button);
@@ -34,20 +36,29 @@ export class Source {
   }
 
   /**
-   * Use a picture from now on.
+   * Use an image from now on.
    * @param {Blob} blob
-   * @param {string} told to who listens
+   * @param {string} told to screen readers
    * @param {string | null} prompt
    */
-  async take(blob, told = "The picture is there.", prompt = null) {
+  async take(blob, told = "The image is there.", prompt = null) {
+    let fit;
     try {
-      this.picture = await fitting(blob, this.#bytes);
+      fit = await fitting(blob, this.#bytes);
     } catch (error) {
       return this.complain(/** @type {Failure} */ (error));
     }
-    show(byId("input-image"), this.picture);
-    this.#arrange();
     announce(told);
+    this.put(fit, prompt);
+  }
+
+  /** Use an image that fits already, or none. @param {Blob | null} picture @param {string | null} prompt */
+  put(picture, prompt = null) {
+    this.picture = picture;
+    show(byId("input-image"), picture);
+    this.complain(null);
+    byId("empty").hidden = Boolean(picture);
+    for (const id of ["pair", "picture-tools", "edge-options"]) byId(id).hidden = !picture;
     this.#changed(prompt);
   }
 
@@ -56,17 +67,8 @@ export class Source {
     say(byId("picture-error"), failure ? failure.message : "");
   }
 
-  #arrange() {
-    this.complain(null);
-    byId("empty").hidden = Boolean(this.picture);
-    for (const id of ["pair", "picture-tools", "thresholds"]) byId(id).hidden = !this.picture;
-  }
-
   #remove() {
-    this.picture = null;
-    show(byId("input-image"), null);
-    this.#arrange();
-    this.#changed(null);
+    this.put(null);
     byId("empty").querySelector("button").focus();
   }
 
@@ -78,7 +80,7 @@ export class Source {
       const { image: drawn, width, height } = await opened(await (await fetch(image.src)).blob());
       const canvas = make("canvas", { width, height });
       canvas.getContext("2d").drawImage(drawn, 0, 0);
-      await this.take(await encoded(canvas, "image/png"), "The example is the picture now.", prompt);
+      await this.take(await encoded(canvas, "image/png"), "The example is the image now.", prompt);
       byId("prompt").focus();
     });
     return make("li", {}, button);
@@ -90,7 +92,7 @@ export class Source {
     switch (button?.getAttribute("data-do")) {
       case "choose": return byId("file").click();
       case "photograph": return byId("camera").click();
-      case "draw": return this.#sketch.open(this.picture);
+      case "draw": return this.sketch.open(this.picture);
       case "remove": return this.#remove();
     }
   };
@@ -105,13 +107,11 @@ export class Source {
 
   /** @param {DataTransfer | null} offered @param {Event} event */
   #offered(offered, event) {
-    const file = [...(offered?.files ?? [])].find((each) => each.type.startsWith("image/"));
-    if (file) {
-      event.preventDefault();
-      this.take(file);
-    } else if (offered?.files.length) {
-      this.complain(new Failure({ title: "", detail: "This file is no picture." }));
-    }
+    const files = [...(offered?.files ?? [])];
+    if (!files.length) return;
+    event.preventDefault();
+    // A file of a kind that the system does not know has no type: what it is, is seen when it is read.
+    this.take(files.find((each) => each.type.startsWith("image/")) ?? files[0]);
   }
 
   #listenToDrops() {

@@ -1,27 +1,69 @@
-/** Recent results, in this browser (IndexedDB) and nowhere else. Where that is not to be had, until the page is left. */
+/** What this browser keeps, in IndexedDB and nowhere else. Without IndexedDB, as in some private windows, nothing is kept. */
 
 /** @typedef {import("./job.js").Result} Result */
 
-const NAME = "contour";
-const RESULTS = "results";
-const MOST = 30;
+const MOST = 30; // results
 
-export class Store {
+/** The records of one database, by their `id`. */
+export class Table {
   /** @type {IDBDatabase | null} */
   #database = null;
+  #name;
+  #records;
+
+  /** @param {string} name of the database @param {string} records what they are called in it */
+  constructor(name, records) {
+    this.#name = name;
+    this.#records = records;
+  }
+
+  /** All records, by ascending `id`. @returns {Promise<any[]>} */
+  async open() {
+    try {
+      const request = indexedDB.open(this.#name, 1);
+      request.onupgradeneeded = () => request.result.createObjectStore(this.#records, { keyPath: "id" });
+      this.#database = await settled(request);
+      return await settled(this.#database.transaction(this.#records).objectStore(this.#records).getAll());
+    } catch {
+      this.#database = null;
+      return [];
+    }
+  }
+
+  /** Whether there was room. @param {any} record */
+  put = (record) => this.#write((records) => records.put(record));
+
+  /** @param {IDBValidKey} id */
+  delete = (id) => this.#write((records) => records.delete(id));
+
+  clear = () => this.#write((records) => records.clear());
+
+  /** @param {(records: IDBObjectStore) => void} change */
+  async #write(change) {
+    if (!this.#database) return true;
+    try {
+      const transaction = this.#database.transaction(this.#records, "readwrite");
+      change(transaction.objectStore(this.#records));
+      // A request may succeed and its transaction still fail: only the transaction knows whether there is room.
+      await new Promise((resolve, reject) => {
+        transaction.oncomplete = resolve;
+        transaction.onabort = reject;
+      });
+      return true;
+    } catch {
+      return false;
+    }
+  }
+}
+
+/** Recent results, the newest first. */
+export class Store {
+  #table = new Table("contour", "results");
   /** @type {Result[]} */
   #kept = [];
 
-  /** What was kept, the newest first. */
   async open() {
-    try {
-      const request = indexedDB.open(NAME, 1);
-      request.onupgradeneeded = () => request.result.createObjectStore(RESULTS, { keyPath: "id" });
-      this.#database = await settled(request);
-      this.#kept = (await settled(this.#results("readonly").getAll())).reverse();
-    } catch {
-      this.#database = null; // a private window, perhaps
-    }
+    this.#kept = (await this.#table.open()).reverse();
     return this.#kept;
   }
 
@@ -29,40 +71,27 @@ export class Store {
     return this.#kept;
   }
 
-  /**
-   * Keep a result; the oldest go.
-   * @param {Result} result
-   */
+  /** Keep a result; the oldest go. @param {Result} result */
   async add(result) {
-    this.#kept = [result, ...this.#kept];
-    while (this.#kept.length > MOST) await this.#drop();
-    while (this.#kept.length && !(await this.#written(result))) await this.#drop();
+    this.#kept = [result, ...this.#kept].sort((one, other) => other.id - one.id);
+    while (this.#kept.length > MOST) await this.#dropOldest();
+    while (this.#kept.length && !(await this.#table.put(result))) await this.#dropOldest();
+  }
+
+  /** @param {Result} result */
+  async remove(result) {
+    this.#kept = this.#kept.filter((each) => each.id !== result.id);
+    await this.#table.delete(result.id);
   }
 
   async clear() {
     this.#kept = [];
-    if (this.#database) await settled(this.#results("readwrite").clear());
+    await this.#table.clear();
   }
 
-  async #drop() {
+  async #dropOldest() {
     const oldest = this.#kept.pop();
-    if (this.#database && oldest) await settled(this.#results("readwrite").delete(oldest.id));
-  }
-
-  /** Whether there was room. @param {Result} result */
-  async #written(result) {
-    try {
-      if (this.#database) await settled(this.#results("readwrite").put(result));
-      return true;
-    } catch {
-      return false;
-    }
-  }
-
-  /** @param {IDBTransactionMode} mode */
-  #results(mode) {
-    const database = /** @type {IDBDatabase} */ (this.#database);
-    return database.transaction(RESULTS, mode).objectStore(RESULTS);
+    if (oldest) await this.#table.delete(oldest.id);
   }
 }
 

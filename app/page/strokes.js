@@ -18,26 +18,31 @@ export class Drawing {
     this.#context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   }
 
+  get strokes() {
+    return this.#strokes;
+  }
+
+  /** Whether it was begun on an image, which is still there. */
+  get hasGround() {
+    return this.#ground !== null;
+  }
+
   /** Whether there is anything on it. */
   get empty() {
     return this.#strokes.length === 0 && !this.#ground;
   }
 
-  /** Whether there is a stroke to take back. */
-  get undoable() {
-    return this.#strokes.length > 0;
-  }
-
   /**
-   * Begin anew, on a picture or on white.
+   * Begin anew, on an image or on white.
    * @param {number} width
    * @param {number} height
    * @param {CanvasImageSource | null} ground
+   * @param {Stroke[]} strokes that are there already
    */
-  begin(width, height, ground = null) {
+  begin(width, height, ground = null, strokes = []) {
     Object.assign(this.#canvas, { width, height });
     this.#ground = ground;
-    this.#strokes = [];
+    this.#strokes = strokes;
     this.#paint();
   }
 

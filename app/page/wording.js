@@ -13,7 +13,7 @@ export function phase(job) {
   if (job.phase === "queued") return queued(/** @type {any} */ (job.standing));
   const done = job.forming.reduce((sum, each) => sum + each.done, 0);
   const total = job.forming.length * Math.max(...job.forming.map((each) => each.total)); // those that wait have as many
-  if (!total) return "Looking at the picture";
+  if (!total) return "Starting";
   if (done === total) return "Finishing";
   const left = job.secondsLeft;
   return `Step ${done} of ${total}${left === null ? "" : `, ${about(left)} left`}`;
@@ -21,9 +21,9 @@ export function phase(job) {
 
 /** @param {{position: number, seconds: number | null}} standing */
 function queued({ position, seconds }) {
-  const place = position ? `${position} before it` : "Next in line";
-  if (seconds === null) return `${place}, as soon as the model is ready`;
-  return `${place}, begins in ${about(seconds)}`;
+  const place = position ? `Waiting, ${position} ahead` : "Next in line";
+  if (seconds === null) return `${place}; starts when the model has loaded`;
+  return `${place}; starts in ${about(seconds)}`;
 }
 
 /** @param {number} seconds */
@@ -34,17 +34,42 @@ function about(seconds) {
 
 /** A failure, and what to do. @param {import("./service.js").Failure & {title?: string, retryAfter?: number, status?: number}} failure */
 export function failed(failure) {
-  const detail = failure.status === 401 ? `${failure.message} There is a field for it above.` : failure.message;
+  const detail = failure.status === 401 ? `${failure.message} Enter it at the top of the page.` : failure.message;
   return { title: `${failure.title}.`, detail, retryAfter: failure.retryAfter };
 }
 
-/** @param {Result} result @param {number} i */
+/** A short name for a failure, where there is little room. @param {any} failure */
+export function briefly(failure) {
+  switch (failure.status) {
+    case 0: return "No answer from the server";
+    case 401: return "API key needed";
+    case 429: return "Too many requests";
+    case 503: return "The server is busy";
+    default: return "The edges can't be shown";
+  }
+}
+
+/** What made image `i` of a result: names and values. @param {Result} result @param {number} i @returns {[string, string][]} */
 export function facts(result, i) {
-  const { steps, negative_prompt: negative } = result.fields;
-  const said = [`Seed ${seedOf(result.fields.random_seed, i)}`, `${result.seconds.toFixed(1)} s`];
-  if (steps) said.push(`${steps} steps`);
-  if (negative) said.push(`without ${negative}`);
-  return said.join(" · ");
+  // Results that were kept by an earlier version have no options: of them only what was sent is known.
+  const { options = result.fields } = result;
+  const line = options.control_image === "edges";
+  const all = /** @type {[string, any][]} */ ([
+    ["Seed", seedOf(result.fields.random_seed, i)],
+    ["Steps", options.steps],
+    ["Guidance", options.guidance_scale],
+    ["Control", options.control_scale],
+    ["Temperature", options.temperature],
+    ["Edges", line ? "the image itself" : thresholds(options)],
+    ["Negative prompt", options.negative_prompt?.trim()],
+    ["Time", `${result.seconds.toFixed(1)} s`],
+  ]);
+  return all.flatMap(([name, value]) => (value === undefined || value === "" ? [] : [[name, String(value)]]));
+}
+
+/** @param {Record<string, any>} options */
+function thresholds({ canny_low: low, canny_high: high }) {
+  return low === undefined || high === undefined ? undefined : `${low} to ${high}`;
 }
 
 /** @param {Result} result @param {number} i */

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from example.demo_model import about
 from example.demo_model.networks import noise_schedule
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def _save(folder: Path, parts: dict[str, Any]) -> None:
     pipeline.save_pretrained(folder)
     for file in folder.rglob("*.json"):
         _tidy(file)
+    about.write(folder)
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)  # weights are written for their owner alone
 

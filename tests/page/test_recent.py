@@ -7,7 +7,7 @@ from tests.service.running import png
 
 
 def thumbs(visit: Visit) -> Locator:
-    return visit.page.locator("#recent-list button")
+    return visit.page.locator("#recent-list li")
 
 
 def test_results_outlive_the_page_and_are_shown_again(visit: Visit) -> None:
@@ -22,7 +22,7 @@ def test_results_outlive_the_page_and_are_shown_again(visit: Visit) -> None:
     card = visit.cards.filter(has_text="the older")
     expect(card).to_be_focused()
     assert (pixels_of(downloaded(visit, card)) == pixels_of(made)).all()
-    card.get_by_role("button", name="Use as picture").click()
+    card.get_by_role("button", name="Use as image").click()
     expect(visit.page.locator("#edges-image")).to_be_visible()
 
 

@@ -95,8 +95,15 @@ class Visit:
 def downloaded(visit: Visit, card: Locator) -> bytes:
     """The file that a card's button saves."""
     with visit.page.expect_download() as saving:
-        card.get_by_text("Download").click()
+        card.get_by_role("link", name="Download").click()
     return Path(saving.value.path()).read_bytes()
+
+
+def facts(card: Locator) -> dict[str, str]:
+    """What a card says made its image, by name."""
+    return dict(
+        card.locator(".facts div").evaluate_all("all => all.map(each => [...each.children].map(it => it.textContent))")
+    )
 
 
 def pixels_of(file: bytes) -> Pixels:
