@@ -7,11 +7,10 @@ nothing. Works that share a pool share its memory: they must run one after the o
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 
@@ -20,8 +19,6 @@ from workers.engine.trials import GRAPHS, Trials
 log = logging.getLogger(__name__)
 
 Work: TypeAlias = Callable[[], object]
-_REHEARSALS = 2  # before recording: libraries choose kernels and allocate their workspaces at the first
-_MOST_LOST_POOLS = 8  # each keeps its memory until the process ends
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -41,7 +38,7 @@ class Recorder(Protocol):
     def record(self, work: Work, pool: object) -> Recording:
         """Run a work a few times, and record it. Raises torch.OutOfMemoryError, and whatever else goes wrong.
 
-        Then the pool can be used for other works, and what was recorded in it before can be replayed.
+        Then nothing more is to be recorded in the pool, but what was recorded in it before can be replayed.
         """
 
     def settle(self) -> None:
@@ -49,107 +46,6 @@ class Recorder(Protocol):
 
     def trim(self) -> None:
         """Give the device memory that nothing uses any more."""
-
-
-@dataclass(eq=False, slots=True)
-class _CudaPool:
-    """A pool by torch's handle, which is another after a recording has broken off. `aside`: as in `Recorder.pool`."""
-
-    handle: Any
-    aside: bool
-
-
-class CudaRecorder:
-    """Records CUDA graphs on two streams of its own.
-
-    Two, because torch keeps a workspace of cuBLAS for each stream, and a graph goes on using the one of the stream that
-    it was recorded on, wherever it is replayed. So graphs that run at the same time must come from different ones.
-
-    A recording that breaks off in CUDA leaves much behind. `torch.cuda.graph` stays on the recording stream. Both of
-    torch's allocators take the recording for going on: that of the device can be told otherwise, that of pinned memory
-    refuses every further recording in this pool. And so does the generator of random numbers, which then fails every
-    replay of every graph, until some recording has ended well.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._streams = {aside: torch.cuda.Stream(device) for aside in (False, True)}
-        self._lost: list[torch.cuda.CUDAGraph] = []  # kept, as the allocator of pinned memory may ask them
-
-    def pool(self, *, aside: bool = False) -> _CudaPool:
-        """A new pool of memory; `aside`: for works that are replayed beside those of other pools."""
-        return _CudaPool(torch.cuda.graph_pool_handle(), aside)
-
-    def record(self, work: Work, pool: object) -> Recording:
-        """Rehearse on the pool's recording stream, then record."""
-        assert isinstance(pool, _CudaPool)
-        if len(self._lost) >= _MOST_LOST_POOLS:
-            raise RuntimeError(f"{_MOST_LOST_POOLS} recordings have broken off, so nothing more is recorded")
-        self.settle()
-        stream = self._streams[pool.aside]
-        with torch.cuda.stream(stream):  # comes back to the present stream even where torch.cuda.graph does not
-            for _ in range(_REHEARSALS):
-                work()
-            self.settle()
-            torch.cuda.empty_cache()
-            before = torch.cuda.memory_reserved(self._device)
-            graph = torch.cuda.CUDAGraph()
-            try:
-                self._capture(graph, work, pool)
-            except BaseException as error:
-                torch.cuda.set_stream(stream)
-                self._clean_up_after(graph, pool)
-                if isinstance(error.__context__, torch.OutOfMemoryError):  # that the recording broke off is its effect
-                    raise error.__context__ from error
-                raise
-        return Recording(graph.replay, torch.cuda.memory_reserved(self._device) - before)
-
-    def _capture(self, graph: torch.cuda.CUDAGraph, work: Work, pool: _CudaPool) -> None:
-        # Only this thread's calls are watched: others may allocate meanwhile.
-        with torch.cuda.graph(graph, pool.handle, self._streams[pool.aside], capture_error_mode="thread_local"):
-            work()
-
-    def _clean_up_after(self, graph: torch.cuda.CUDAGraph, pool: _CudaPool) -> None:
-        """Make a pool usable after a recording in it has failed, with the recording stream as the current one."""
-        if torch.cuda.is_current_stream_capturing():
-            with suppress(RuntimeError):
-                graph.capture_end()
-        ended_well = _has_ended(graph)
-        with suppress(RuntimeError):
-            graph.reset()
-        if ended_well:  # the work has failed, and CUDA has not: torch has put everything in order
-            return
-        with suppress(RuntimeError):  # this allocator may know already
-            torch._C._cuda_endAllocateToPool(self._device.index or 0, pool.handle)  # noqa: SLF001
-        self._lost.append(graph)
-        if torch.cuda.is_current_stream_capturing():  # it cannot be helped
-            self._streams[pool.aside] = torch.cuda.Stream(self._device)
-        # What was recorded in the old pool keeps that one alive, and can be replayed.
-        pool.handle = torch.cuda.graph_pool_handle()
-        trifle = torch.cuda.CUDAGraph()
-        self._capture(trifle, partial(torch.zeros, 1, device=self._device), pool)
-        trifle.reset()
-
-    def settle(self) -> None:
-        """Wait for the device."""
-        torch.cuda.synchronize(self._device)
-
-    def trim(self) -> None:
-        """Empty torch's cache."""
-        torch.cuda.empty_cache()
-
-
-def _has_ended(graph: torch.cuda.CUDAGraph) -> bool:
-    try:
-        graph.pool()  # only a recording that has ended tells
-    except RuntimeError:
-        return False
-    return True
-
-
-def recorder_for(device: torch.device) -> Recorder | None:
-    """What records works on a device; None where they are run as they are."""
-    return CudaRecorder(device) if device.type == "cuda" else None
 
 
 class Fallbacks:
@@ -183,12 +79,34 @@ class Studio:
     trials: Trials = field(default_factory=Trials)
 
 
+class Pool:
+    """Memory that graphs share. `aside`: as in `Recorder.pool`.
+
+    After a recording in it has failed there is another in its place, as torch may refuse to record in the old one. The
+    graphs that it has keep the old one alive.
+    """
+
+    def __init__(self, *, aside: bool = False) -> None:
+        self._aside = aside
+        self._made: object | None = None
+
+    def record(self, recorder: Recorder, work: Work) -> Recording:
+        """Record a work. Raises what the recorder raises."""
+        if self._made is None:
+            self._made = recorder.pool(aside=self._aside)
+        try:
+            return recorder.record(work, self._made)
+        except BaseException:
+            self._made = recorder.pool(aside=self._aside)
+            raise
+
+
 class Graphs:
     """The graphs of some works that share a pool, by key."""
 
-    def __init__(self, studio: Studio, pool: object | None = None) -> None:
+    def __init__(self, studio: Studio, pool: Pool | None = None) -> None:
         self._studio = studio
-        self._pool = pool
+        self._pool = pool or Pool()
         self._recordings: dict[Hashable, Recording] = {}
         self._hopeless: set[Hashable] = set()
         self._delayed: set[Hashable] = set()
@@ -286,15 +204,13 @@ class Graphs:
             self._studio.fallbacks.note("graph: waits for the compiler", f"{key} runs without until it has finished")
 
     def _record(self, recorder: Recorder, work: Work) -> Recording:
-        if self._pool is None:
-            self._pool = recorder.pool()
         try:
-            return recorder.record(work, self._pool)
+            return self._pool.record(recorder, work)
         except torch.OutOfMemoryError:
             recorder.trim()
             if not self._studio.make_room():
                 raise
-        return recorder.record(work, self._pool)
+        return self._pool.record(recorder, work)
 
 
 def first_line(error: BaseException) -> str:

@@ -15,10 +15,11 @@ from workers.engine.compiling import name as words_for
 from workers.engine.config import AttentionKernel, EngineConfig, rows_of
 from workers.engine.contract import Condition
 from workers.engine.decoding import Decoder
-from workers.engine.graphs import Fallbacks, Graphs, Recorder, Studio, first_line, recorder_for
+from workers.engine.graphs import Fallbacks, Graphs, Pool, Recorder, Studio, first_line
 from workers.engine.kernels import Kernel, kernels
 from workers.engine.plan import Placed, Plan
 from workers.engine.preview import Colours, fit
+from workers.engine.recording import recorder_for
 from workers.engine.runtime import AnyModel, Ways
 from workers.engine.streams import Aside, upload
 from workers.engine.trials import COMPILING, GRAPHS, Trials
@@ -63,7 +64,7 @@ class Workshop:
         turn = Lock()
         self._studio = Studio(recorder, self._fallbacks, self._make_room, turn, self._trials)
         # One pool for what runs on one stream: steps and text on the main one, the VAE on its own.
-        self._main_pool, self._vae_pool = self._pool(), self._pool(aside=True)
+        self._main_pool, self._vae_pool = Pool(), Pool(aside=True)
         self._text = Graphs(self._studio, self._main_pool)
         self._step_aside, self._vae_aside = self._aside(), self._aside()
         # The same for all targets: torch keeps cuBLAS workspaces for each stream, for good.
@@ -184,7 +185,7 @@ class Workshop:
 
     def _workspace(self, size: Size, kept: bool) -> Workspace:
         # What may be dropped again has pools of its own, or its memory would not come back.
-        main, vae = (self._main_pool, self._vae_pool) if kept else (self._pool(), self._pool(aside=True))
+        main, vae = (self._main_pool, self._vae_pool) if kept else (Pool(), Pool(aside=True))
         predict = self._ways.predict(self._step_aside)
         batch = Batch(self._model, self.recipe, size, predict, Graphs(self._studio, main))
         decoder = Decoder(self._model, self._ways.decode, size, self._vae_aside, Graphs(self._studio, vae))
@@ -222,9 +223,6 @@ class Workshop:
 
     def _aside(self) -> Aside:
         return Aside(self._model.device if self._config.speed.beside and self._by_torch else None)
-
-    def _pool(self, *, aside: bool = False) -> object | None:
-        return None if self._recorder is None else self._recorder.pool(aside=aside)
 
     def _settle(self) -> None:
         if self._recorder is not None:
