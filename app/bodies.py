@@ -7,7 +7,7 @@ that take seconds for a megabyte, or that make text of which no UTF-8 can be mad
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast
 from urllib.parse import parse_qsl
@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from starlette.requests import Request
 
-from app import field_types, forms, pictures
+from app import field_types, forms, other_names, pictures
 from app.errors import Error, Faults, Problem, plain, quoted
 from app.fields import AS_THEY_ARE, JSON_VALUES, Fields, GenerationRequest, Rules, Wanted, options
 from app.json_syntax import MARK, broken
@@ -41,7 +41,7 @@ T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
 P = ParamSpec("P")
 
-_json = msgspec.json.Decoder(GenerationRequest, strict=False)
+_json = msgspec.json.Decoder(other_names.with_others(GenerationRequest), strict=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +58,29 @@ async def wanted(request: Request, rules: Rules, answering: Answering) -> Wanted
     if is_json(kind):
         fields = await json_body(request, rules, _json, flat=True, faults=faults)
         image = await image_of_json(fields.input_image_base64, faults)
-        return understood(fields, image, pictures.JSON_NAME, rules, answering, faults=faults)
+        made = understood(fields, image, pictures.JSON_NAME, rules, answering, faults=faults)
+        return _with_warnings(made, other_names.sent_in(fields))
     if kind == "multipart/form-data":
         texts, files = await form(request, rules)
         given = converted(texts, Fields, faults, rules.ranges)
         file = b""
         with faults.noted():
             file = await image_of_form(texts, files, FORM_FILE, (FORM_FILE, pictures.JSON_NAME))
-        return understood(given, file, FORM_FILE, rules, answering, faults=faults)
+        made = understood(given, file, FORM_FILE, rules, answering, faults=faults)
+        return _with_warnings(made, {name for name, text in texts.items() if text})
     if kind in PICTURES:
-        given = converted(query(request), Fields, faults, rules.ranges)
+        texts = query(request)
+        given = converted(texts, Fields, faults, rules.ranges)
         file = await image_alone(request, rules)
-        return understood(given, file, None, rules, answering, faults=faults)
+        made = understood(given, file, None, rules, answering, faults=faults)
+        return _with_warnings(made, {name for name, text in texts.items() if text})
     raise unsupported(kind, TYPES)
+
+
+def _with_warnings(wanted: Wanted, sent: set[str]) -> Wanted:
+    """The same, with a word on each field that was sent by a name that is not ours; the image is there."""
+    warnings = tuple(other_names.warnings({*sent, pictures.JSON_NAME})) if sent else ()
+    return replace(wanted, warnings=warnings) if warnings else wanted
 
 
 async def image_of_json(encoded: msgspec.Raw, faults: Faults) -> bytes:
@@ -115,7 +125,8 @@ def understood(
         faults.add(problem)
     if faults:  # else the image is looked at when it is time for it
         with faults.noted():
-            pictures.measured(picture, rules, blamed or BODY)
+            if picture:  # else that is a fault already
+                pictures.measured(picture, rules, blamed or BODY)
         faults.check()
     return Wanted(
         fields.request_id,

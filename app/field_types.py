@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 from msgspec.structs import FieldInfo
 
+from app import other_names
 from app.errors import Error, Faults, Problem, plain, quoted
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -39,11 +40,9 @@ def of_json(
     body is no object, and msgspec's DecodeError where it is no JSON.
     """
     try:
-        loose = _loose(kind).decode(body)
+        given = given_in(loose(kind).decode(body))
     except msgspec.ValidationError:
         raise Problem(Error.INVALID_FIELD, _no_object(called, msgspec.Raw(body), kind)) from None
-    given = {name: getattr(loose, name) for name in loose.__struct_fields__}
-    given = {name: value for name, value in given.items() if value is not msgspec.UNSET}
     made = of_fields(given, kind, faults, ranges)
     if not faults:  # each last value of a field can be taken, but not all that were given
         name = path[1] if (path := PATH.search(str(error))) else "A field"
@@ -53,7 +52,10 @@ def of_json(
 
 
 def of_fields(given: Mapping[str, Any], kind: type[S], faults: Faults, ranges: Mapping[str, object]) -> S:
-    """The same of fields by their names, each JSON (`msgspec.Raw`) or a text. Those that are not wanted are ignored."""
+    """The same of fields by their names, each JSON (`msgspec.Raw`) or a text. Those that are not wanted are ignored.
+
+    Raises msgspec's DecodeError, or UnicodeDecodeError, where text in JSON is none.
+    """
     values: dict[str, Any] = {}
     for field in _fields(kind):
         name = field.encode_name
@@ -66,7 +68,7 @@ def of_fields(given: Mapping[str, Any], kind: type[S], faults: Faults, ranges: M
             try:
                 values[field.name] = _converted(given[name], field.type)
                 continue
-            except (msgspec.DecodeError, UnicodeDecodeError):  # of which ValidationError is one
+            except msgspec.ValidationError:
                 faults.add(Problem(Error.INVALID_FIELD, _wrong(name, given[name], field.type, ranges), name))
         if field.required:
             values[field.name] = NEUTRAL[_bare(field.type)]
@@ -81,6 +83,8 @@ def of_value(value: bytes, kind: Any, called: str) -> Problem:
 def missing(field: FieldInfo, given: Collection[str]) -> Problem:
     """The problem of a field that is needed and was not sent; `given` are the names of those that were."""
     name = field.encode_name
+    if (other := other_names.called(name, given)) is not None:
+        return Problem(Error.INVALID_FIELD, f"{name} is missing; you sent {other}: call it {name}.", name)
     wanted = IMAGE if field.type is msgspec.Raw else _expected(field.type)
     told = f"{name} is missing." if field.type is str else f"{name} is missing; it must be {wanted}."
     return Problem(Error.INVALID_FIELD, told, name)
@@ -92,10 +96,20 @@ def _fields(kind: type[msgspec.Struct]) -> tuple[FieldInfo, ...]:
 
 
 @lru_cache(maxsize=64)
-def _loose(kind: type[msgspec.Struct]) -> "msgspec.json.Decoder[msgspec.Struct]":
-    """Takes an object with any values in the fields of a struct, and builds nothing of the others."""
-    names = [(field.encode_name, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for field in _fields(kind)]
-    return msgspec.json.Decoder(msgspec.defstruct("Loose", names))
+def loose(kind: type[msgspec.Struct], more: tuple[str, ...] = ()) -> "msgspec.json.Decoder[msgspec.Struct]":
+    """Takes an object with any values in the fields of a struct and some `more`, and builds nothing of the others."""
+    names = [*(field.encode_name for field in _fields(kind)), *more]
+    fields = [
+        (f"field{n}", msgspec.Raw | msgspec.UnsetType, msgspec.field(default=msgspec.UNSET, name=name))
+        for n, name in enumerate(names)
+    ]
+    return msgspec.json.Decoder(msgspec.defstruct("Loose", fields))
+
+
+def given_in(made: msgspec.Struct) -> dict[str, msgspec.Raw]:
+    """The fields that were there, of what `loose` has decoded."""
+    values = {field.encode_name: getattr(made, field.name) for field in _fields(type(made))}
+    return {name: value for name, value in values.items() if value is not msgspec.UNSET}
 
 
 @lru_cache(maxsize=256)

@@ -73,7 +73,7 @@ class Range:
 class Wanted:
     """A request that was understood: `images` pictures are wanted, the first made with `seed`, the next with the next.
 
-    `blamed` is what the client calls its picture.
+    `blamed` is what the client calls its picture. `warnings` tell of fields that were sent and are ignored.
     """
 
     request_id: int
@@ -84,6 +84,7 @@ class Wanted:
     images: int = 1
     priority: int = 0
     blamed: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def seeds(self) -> list[int]:
         """The seed of each picture."""
@@ -104,6 +105,7 @@ class Rules:
     ranges: Mapping[str, Range]
     file_format: Format
     embed_metadata: Embedding
+    keeps_size: bool = False  # images come back at the size that they came with
 
     @classmethod
     def of(cls, settings: Settings) -> "Rules":
@@ -133,6 +135,7 @@ class Rules:
             ranges,
             engine.output.format,
             server.embed_metadata,
+            keeps_size=engine.kind == "echo",
         )
 
     def check(self, fields: Fields | GenerationRequest) -> None:

@@ -24,7 +24,7 @@ from app.negotiation import negotiated, preferred
 from workers.engine.contract import Format
 
 JSON = "application/json"
-HEADER_CHARS = 1000  # of a warning
+HEADER_WARNINGS, HEADER_CHARS = 4, 1000  # of them; of each
 HEADER_SAFE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"  # all printable ASCII but the percent sign
 FORMATS: dict[str, Format] = {"image/jpeg": "jpeg", "image/png": "png", "image/webp": "webp"}
 
@@ -59,7 +59,7 @@ class Generation:
         return await self._desk.serve(request, self._generate)
 
     async def _generate(self, request: Request, ticket: Ticket) -> Response:
-        client = ticket.client = self._access.client(request)
+        ticket.client = self._access.client(request)
         kind = negotiated(request, self._offers)
         streams = kind == events.MEDIA_TYPE
         wanted = await bodies.wanted(request, self._maker.rules, Answering(FORMATS.get(kind), streams))
@@ -70,21 +70,22 @@ class Generation:
             detail = f"number_of_images is {wanted.images}, but {kind} holds one picture; ask for {JSON}."
             raise Problem(Error.INVALID_FIELD, detail, "number_of_images")
         if streams:
-            return await self._stream(request, wanted, client, ticket)
-        pictures = ticket.pictures = await unless_gone(request, self._maker.make(request, wanted, client))
-        body = pictures[0].file if file_format is not None else _json(wanted.request_id, pictures)
+            return await self._stream(request, wanted, ticket)
+        pictures = ticket.pictures = await unless_gone(request, self._maker.make(request, wanted, ticket))
+        body = pictures[0].file if file_format is not None else _json(wanted, pictures)
         response = Response(body, headers={"Server-Timing": _timing(pictures[0], ticket.seconds)}, media_type=kind)
-        for warning in warnings_of(pictures) if file_format is not None else ():
+        warnings = (*wanted.warnings, *warnings_of(pictures)) if file_format is not None else ()
+        for warning in warnings[:HEADER_WARNINGS]:
             response.headers.append("X-Contour-Warning", _in_header(warning))
         return response
 
-    async def _stream(self, request: Request, wanted: Wanted, client: str, ticket: Ticket) -> Response:
+    async def _stream(self, request: Request, wanted: Wanted, ticket: Ticket) -> Response:
         """Tell how it goes. What is refused at once is answered as without a stream."""
         feed = Feed()
 
         async def made() -> bytes:
-            ticket.pictures = await self._maker.make(request, wanted, client, feed.follow)
-            return events.event("done", _json(wanted.request_id, ticket.pictures))
+            ticket.pictures = await self._maker.make(request, wanted, ticket, feed.follow)
+            return events.event("done", _json(wanted, ticket.pictures))
 
         return await self._desk.stream(
             ticket, feed, made(), lambda problem: events.event("error", problem_body(problem))
@@ -108,13 +109,13 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
         working.cancel()
 
 
-def _json(request_id: int, pictures: Sequence[Picture]) -> bytes:
+def _json(wanted: Wanted, pictures: Sequence[Picture]) -> bytes:
     """Written around the base64 by hand: the pictures pass through no JSON encoder."""
     encoded = [pybase64.b64encode(picture.file) for picture in pictures]
-    body = b'{"request_id":%d,"output_image_base64":"%b"' % (request_id, encoded[0])
+    body = b'{"request_id":%d,"output_image_base64":"%b"' % (wanted.request_id, encoded[0])
     if len(encoded) > 1:
         body += b',"output_images_base64":[%b]' % b",".join(b'"%b"' % each for each in encoded)
-    if warnings := warnings_of(pictures):
+    if warnings := [*wanted.warnings, *warnings_of(pictures)]:
         body += b',"warnings":%b' % msgspec.json.encode(warnings)
     return body + b"}"
 
@@ -129,7 +130,7 @@ def _of_format(request: Request, named: Format) -> str:
     kind = next(kind for kind, name in FORMATS.items() if name == named)
     accept = ",".join(request.headers.getlist("accept"))
     if preferred(accept, [kind]) is None:
-        detail = f"output_format is {named}, but Accept is {quoted(accept)}, which {kind} is not; leave one of them out."
+        detail = f"output_format is {named}, but Accept is {quoted(accept)}, which {kind} is not; leave one out."
         raise Problem(Error.INVALID_FIELD, detail, "output_format")
     return kind
 

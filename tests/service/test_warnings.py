@@ -162,7 +162,7 @@ def test_a_format_and_an_accept_that_contradict_each_other_are_refused(echo: Ser
     answer = echo.client.post("/generation/", json=good_request(output_format="webp"), headers={"accept": "image/png"})
     assert answer.status_code == 422
     assert answer.json()["detail"] == (
-        "output_format is webp, but Accept is 'image/png', which image/webp is not; leave one of them out."
+        "output_format is webp, but Accept is 'image/png', which image/webp is not; leave one out."
     )
     both = {"accept": "image/png, image/webp;q=0.1"}
     answer = echo.client.post("/generation/", json=good_request(output_format="webp"), headers=both)
@@ -195,7 +195,7 @@ def test_openais_compression_is_the_quality_of_the_file(echo: Service) -> None:
     ("field", "value", "told"),
     [
         ("output_compression", "50", "output_compression is 50, but a PNG loses nothing; ask for jpeg or webp."),
-        ("output_compression", "101", "output_compression is '101'; it must be a whole number from 0 to 100."),
+        ("output_compression", "101", "output_compression is 101; it must be a whole number from 0 to 100."),
         ("output_format", "avif", "output_format is 'avif'; it must be jpeg, png or webp."),
         ("background", "transparent", "background is 'transparent'; it must be auto or opaque."),
         ("response_format", "file", "response_format is 'file'; it must be b64_json or url."),

@@ -1,0 +1,77 @@
+"""What other services call the fields of a request. Unknown fields are ignored, but who sends one of these is told."""
+
+from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any, TypeVar
+
+import msgspec
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
+    "text": ("prompt", "positive_prompt", "caption", "inputs"),
+    "random_seed": ("seed", "randomSeed"),
+    "request_id": ("id", "requestId"),
+    "input_image_base64": (
+        *("image", "input_image", "image_base64", "image_b64", "init_image", "init_images", "images", "image_url"),
+        "inputImageBase64",
+    ),
+    "negative_prompt": ("negative", "neg_prompt", "negativePrompt"),
+    "steps": ("num_inference_steps", "num_steps", "inference_steps", "sampling_steps"),
+    "guidance_scale": ("cfg_scale", "cfg", "guidance", "guidanceScale"),
+    "control_scale": (
+        *("controlnet_conditioning_scale", "conditioning_scale", "control_strength", "control_weight"),
+        "controlnet_scale",
+    ),
+    "canny_low": ("low_threshold", "canny_low_threshold", "threshold_low", "threshold_a"),
+    "canny_high": ("high_threshold", "canny_high_threshold", "threshold_high", "threshold_b"),
+    "number_of_images": ("num_images", "n", "num_images_per_prompt", "batch_size", "num_outputs", "num_samples"),
+    "output_format": ("format", "image_format", "file_format", "response_format"),
+}
+OURS: Mapping[str, str] = {other: ours for ours, others in OTHER_NAMES.items() for other in others}
+WITHOUT: Mapping[str, str] = {
+    "width": "the size follows the image",
+    "height": "the size follows the image",
+    "size": "the size follows the image",
+    "strength": "the image counts by its edges alone; control_scale says how closely they are kept",
+    "mask": "all of the image is made anew",
+    "sampler": "the sampler is that of the configuration",
+    "scheduler": "the sampler is that of the configuration",
+}
+NULL = b"null"
+_others = attrgetter(*OURS, *WITHOUT)
+_NONE_SENT = (msgspec.UNSET,) * (len(OURS) + len(WITHOUT))
+
+
+@lru_cache(maxsize=8)
+def with_others(kind: type[S]) -> type[S]:
+    """A struct with the other names of its fields besides, so that decoding it shows which of them were sent."""
+    fields = [(name, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for name in (*OURS, *WITHOUT)]
+    return msgspec.defstruct(kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True)  # type: ignore[return-value]
+
+
+def sent_in(body: msgspec.Struct) -> set[str]:
+    """Names of all fields that are set in a struct `with_others`; none where no other name was sent, as mostly."""
+    if _others(body) == _NONE_SENT:
+        return set()
+    given = ((name, getattr(body, name)) for name in body.__struct_fields__)
+    return {name for name, value in given if value not in (None, msgspec.UNSET) and not _is_null(value)}
+
+
+def _is_null(value: Any) -> bool:
+    return isinstance(value, msgspec.Raw) and bytes(memoryview(value)[:5]).strip() == NULL
+
+
+def called(ours: str, sent: Collection[str]) -> str | None:
+    """The other name by which a field was sent, if it was."""
+    return next((other for other in OTHER_NAMES.get(ours, ()) if other in sent), None)
+
+
+def warnings(sent: Collection[str]) -> Iterator[str]:
+    """What to tell of fields that were sent and ignored."""
+    for name in sorted(sent):
+        if (ours := OURS.get(name)) is not None and ours not in sent:
+            yield f"{name} was ignored: here it is called {ours}."
+        elif (why := WITHOUT.get(name)) is not None:
+            yield f"{name} was ignored: {why}."
