@@ -5,7 +5,7 @@ import re
 import secrets
 import shlex
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 PRIVATE, NOT_SHARED = 0o700, 0o755  # modes of folders
@@ -62,8 +62,8 @@ def no_follow(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
-def replace_file(path: Path, content: bytes, before: Callable[[], None] = lambda: None) -> Path:
-    """Write a file whole or not at all; its path. `before` is called when all of it is on the disk, but not yet there.
+def replace_file(path: Path, content: bytes) -> Path:
+    """Write a file whole or not at all; its path.
 
     Who is killed meanwhile may leave a file with a name as `leftovers` finds it.
     """
@@ -74,7 +74,6 @@ def replace_file(path: Path, content: bytes, before: Callable[[], None] = lambda
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            before()
             new.replace(path)
         finally:
             new.unlink(missing_ok=True)

@@ -9,17 +9,18 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+import msgspec
+
+from app.cli import results
 from app.cli.errors import CommandError
-from app.cli.ledger import Ledger, digest_of
 from app.cli.making import HopelessError, InterruptedByError, Maker, make
-from app.cli.order import add_flags, order
+from app.cli.order import add_flags, first_seed, order
 from app.cli.plan import Plan, plan
 from app.cli.progress import say
-from app.fields import Fields, Rules, options, seeds
+from app.fields import Fields, Rules, seeds
 from app.settings import Settings
 from app.start import StartError, check_runtime, prepared
 from workers.cores import available_cores
@@ -69,60 +70,47 @@ def _environment(given: argparse.Namespace) -> Mapping[str, str]:
     return {LOG_FORMAT: "human"} | quiet | os.environ
 
 
-@dataclass(frozen=True, slots=True)
-class _Order:
-    """All that is asked for, and the ledger of the folder that it goes to."""
-
-    fields: Fields
-    plan: Plan
-    ledger: Ledger | None
-
-
 def _generate(given: argparse.Namespace, settings: Settings) -> int:
     fields = order(given, Rules.of(settings))
-    wanted = _planned(given, settings, fields)
-    with wanted.ledger or nullcontext():
-        maker = Maker(settings, wanted.plan, wanted.fields, wanted.ledger, again=given.again)
+    planned = _plan(given, settings, fields)
+    if planned.folder is None:
+        _writable(planned.items[0].target.parent)
+    with nullcontext() if planned.folder is None else results.taken(planned.folder):
+        fields, planned = _resumed(given, settings, fields, planned)
+        maker = Maker(settings, planned, fields, again=given.again)
         try:
             if len(maker):
                 _make(settings, maker)
         except InterruptedByError as error:
-            say(f"{_summary(maker, wanted)}; interrupted" + "; the same command goes on" * (wanted.ledger is not None))
+            say(f"{_summary(maker)}; interrupted" + "; the same command goes on" * (planned.folder is not None))
             return SIGNALLED + error.signal
         except HopelessError as error:
-            say(f"{_summary(maker, wanted)}; given up: {error}")
+            say(f"{_summary(maker)}; given up: {error}")
             return FAILED
-        if wanted.ledger is not None or maker.tally.failed:
-            say(_summary(maker, wanted))
+        if planned.folder is not None or maker.tally.failed:
+            say(_summary(maker))
         return FAILED if maker.tally.failed else 0
 
 
-def _planned(given: argparse.Namespace, settings: Settings, fields: Fields) -> _Order:
-    """What is to be made; a seed that nobody chose is that of the interrupted command. Raises CommandError."""
-    planned = _plan(given, settings, fields)
-    if planned.folder is None:
-        _writable(planned.items[0].target.parent)
-        _tell_seed(given, fields, "drawn")
-        return _Order(fields, planned, None)
-    ledger = Ledger(planned.folder, {item.target.name for item in planned.items})
-    former = ledger.seed(fields.text, options(fields, planned.file_format), digest_of(settings.engine))
-    if given.random_seed is None and former is not None and not given.again:
-        fields = Fields(**{name: getattr(fields, name) for name in fields.__struct_fields__} | {"random_seed": former})
-        planned = _plan(given, settings, fields)
-        _tell_seed(given, fields, "as before; --again draws another")
-    else:
-        _tell_seed(given, fields, "drawn")
-    return _Order(fields, planned, ledger)
+def _resumed(given: argparse.Namespace, settings: Settings, fields: Fields, planned: Plan) -> tuple[Fields, Plan]:
+    """The same, where nobody chose a seed with that of the interrupted command."""
+    if given.random_seed is not None:
+        return fields, planned
+    former = None
+    if planned.folder is not None and not given.again:
+        former = results.Recipe(settings, fields, planned.file_format).former_seed(planned.folder)
+    if former is None:
+        say(f"seed {fields.random_seed} (drawn)")
+        return fields, planned
+    seed = first_seed(former, fields.number_of_images or 1)
+    say(f"seed {seed} (as before; --again draws another)")
+    fields = msgspec.structs.replace(fields, random_seed=seed)
+    return fields, _plan(given, settings, fields)
 
 
 def _plan(given: argparse.Namespace, settings: Settings, fields: Fields) -> Plan:
     each = seeds(fields.random_seed, fields.number_of_images or 1)
     return plan(given.picture, given.out, each, settings.engine.output.format, given.format)
-
-
-def _tell_seed(given: argparse.Namespace, fields: Fields, how: str) -> None:
-    if given.random_seed is None:
-        say(f"seed {fields.random_seed} ({how})")
 
 
 def _writable(folder: Path) -> None:
@@ -146,11 +134,11 @@ def _make(settings: Settings, maker: Maker) -> None:
 
 
 def _tell_devices(placement: Placement) -> None:
-    say(f"on {', '.join(device.id for device in placement.devices)}: {placement.reason}")
+    say(placement.reason)
 
 
-def _summary(maker: Maker, wanted: _Order) -> str:
+def _summary(maker: Maker) -> str:
     tally = maker.tally
-    there = f", {tally.skipped} there already" if wanted.ledger is not None else ""
+    there = f", {tally.skipped} there already" if maker.folder is not None else ""
     names = ", ".join(str(path) for path in tally.failed[:NAMED]) + ", ..." * (len(tally.failed) > NAMED)
     return f"{tally.made} made{there}" + f", {len(tally.failed)} failed: {names}" * bool(tally.failed)

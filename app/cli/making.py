@@ -9,18 +9,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from app.cli.ledger import Entry, Ledger, Recipe, digest, digest_of, named
+from app.cli import results
 from app.cli.plan import Item, Plan
 from app.cli.progress import Progress, hand_over, say
 from app.errors import Problem
-from app.fields import Fields, Rules, options
+from app.fields import Fields, Rules
 from app.making import error_of
 from app.pictures import effort, measured
 from app.settings import Settings
 from app.start import build_pool
 from scheduler import messages as m
 from workers.devices import Placement
-from workers.engine.contract import Options, Task
 from workers.folders import replace_file
 from workers.pool import NothingServedError, Pool, Terms
 from workers.secrets import forget_secrets
@@ -52,18 +51,18 @@ class Tally:
 
 
 class Maker:
-    """Makes the pictures of a plan. `ledger` says which are there, if they are of a folder; `again` makes them anew."""
+    """Makes the pictures of a plan; of a folder those that are not there, or all of them `again`."""
 
-    def __init__(self, settings: Settings, plan: Plan, fields: Fields, ledger: Ledger | None, *, again: bool) -> None:
+    def __init__(self, settings: Settings, plan: Plan, fields: Fields, *, again: bool) -> None:
         self.tally = Tally()
+        self.folder = plan.folder
         self._rules = Rules.of(settings)
-        self._fields = fields
-        self._ledger = ledger
-        self._again = again
+        self._recipe = results.Recipe(settings, fields, plan.file_format)
         self._warned: dict[str, dict[Path, None]] = {}  # and the pictures, each once, in order
-        self._options: Options = options(fields, plan.file_format)
-        self._engine = digest_of(settings.engine)
-        self._items = [item for item in plan.items if self._is_wanted(item)]
+        if plan.folder is not None:
+            results.tidy(plan.folder, {item.target.name for item in plan.items})
+        everything = again or plan.folder is None
+        self._items = [item for item in plan.items if everything or self._is_wanted(item)]
 
     def __len__(self) -> int:
         return len(self._items)
@@ -78,20 +77,18 @@ class Maker:
 
     def _is_wanted(self, item: Item) -> bool:
         """Whether a picture is to be made; one that cannot be is told of."""
-        if self._ledger is None or self._again or not item.target.exists():
+        if not item.target.exists():
             return True
+        if (told := results.read(item.target)) is None:
+            self._fail(item, f"{item.target} is not from here, or was changed: move it, or replace it by --again")
+            return False
         try:
-            recipe = self._recipe(item.source.read_bytes(), item)
+            is_there = self._recipe.made(told, item.source.read_bytes(), item.seed)
         except OSError as error:
             self._fail(item, error.strerror or str(error))
             return False
-        if self._ledger.has(item.target, recipe):
-            self.tally.skipped += 1
-            return False
-        if not self._ledger.owns(item.target):
-            self._fail(item, f"{item.target} is not from here, or was changed: move it, or replace it by --again")
-            return False
-        return True
+        self.tally.skipped += is_there
+        return not is_there
 
     async def _work(self, items: Iterator[Item], pool: Pool, progress: Progress) -> None:
         for item in items:
@@ -107,42 +104,18 @@ class Maker:
     async def _make(self, item: Item, pool: Pool, progress: Progress) -> bool:
         """Make a picture; False if the pool has ended. Raises Problem and OSError."""
         picture = await asyncio.to_thread(item.source.read_bytes)
-        work, length = effort(measured(picture, self._rules, None), self._options.steps, self._rules)
-        task = Task(picture, self._fields.text, item.seed, self._options)
+        task = self._recipe.task(picture, item.seed)
+        work, length = effort(measured(picture, self._rules, None), task.options.steps, self._rules)
         answer = await pool.generate(task, Terms(time.monotonic() + LONG, work, "", length), progress.watch(item))
         if isinstance(answer.outcome, m.Draining):
             return False
         if not isinstance(answer.outcome, m.Done):
             raise error_of(answer.outcome, None)
         self._warn(item, answer.outcome.image.warnings)
-        await asyncio.to_thread(self._save, item, self._recipe(picture, item), answer.picture)
+        await asyncio.to_thread(replace_file, item.target, answer.picture)
         self.tally.made += 1
         hand_over(item.target)
         return True
-
-    def _recipe(self, picture: bytes, item: Item) -> Recipe:
-        return Recipe(
-            prompt=self._fields.text,
-            seed=item.seed,
-            options=self._options,
-            picture=digest(picture),
-            engine=self._engine,
-        )
-
-    def _save(self, item: Item, recipe: Recipe, data: bytes) -> None:
-        replace_file(item.target, data, lambda: self._enter(item, recipe, data))
-
-    def _enter(self, item: Item, recipe: Recipe, data: bytes) -> None:
-        if self._ledger is not None:
-            self._ledger.enter(
-                Entry(
-                    file=named(item.target),
-                    sha256=digest(data),
-                    source=named(item.source),
-                    first_seed=self._fields.random_seed,
-                    recipe=recipe,
-                )
-            )
 
     def _warn(self, item: Item, warnings: Sequence[str]) -> None:
         """Tell what a person should know of a picture; the same of others is told by `_warn_rest`."""

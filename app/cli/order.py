@@ -10,6 +10,8 @@ from app.fields import Fields, Rules
 from workers.engine.contract import ControlImage
 
 SEED_BITS = 32  # of a seed that is drawn: enough, and short enough to be told
+# A command makes at most so many images of one; drawn seeds are multiples, so that the seed of any tells the first.
+SEEDS_APART = 64
 # The flag of each field; their ranges are those of the service.
 FLAGS = {
     "text": "prompt",
@@ -50,8 +52,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def draw() -> int:
-    """A seed."""
-    return secrets.randbits(SEED_BITS)
+    """The first seed of a command."""
+    return secrets.randbits(SEED_BITS) // SEEDS_APART * SEEDS_APART
+
+
+def first_seed(seed: int, images: int) -> int:
+    """The first of the seeds of so many images, by any of them, where it was drawn."""
+    return seed if images == 1 else seed // SEEDS_APART * SEEDS_APART
 
 
 def order(given: argparse.Namespace, rules: Rules) -> Fields:

@@ -1,16 +1,19 @@
 """A folder of pictures: what is made, what is left alone, and how it goes on when it was interrupted."""
 
 import os
+import re
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from app.cli.ledger import NAME, Entry, Ledger, Recipe
+from app.cli import results
 from tests.cli.command import ECHO, PROMPT, generate, lines_of, run, running
 from tests.service.running import PATIENCE, alive, descendants, png, until
-from workers.engine.contract import Options
+from workers.engine.embedding import embed
 
 COUNT = 6
 # One at a time, so that there is always something left to do.
@@ -116,27 +119,105 @@ def test_a_file_that_somebody_else_made_is_not_replaced(folder: Path) -> None:
 
 
 def test_two_commands_do_not_write_to_one_folder(folder: Path) -> None:
-    with running("generate", folder, PROMPT, *ECHO, **SLOW | {"ENGINE__ECHO__STEP_SECONDS": PATIENCE * 10}):
-        until((folder.with_name("in-out") / NAME).exists)
+    slow = SLOW | {"ENGINE__ECHO__STEP_SECONDS": PATIENCE * 10}
+    with running("generate", folder, PROMPT, *ECHO, **slow) as process:
+        until(lambda: bool(descendants(process.pid)))
         second = generate(folder)
     assert second.returncode == 2
-    assert "another command makes pictures there" in second.stderr
+    assert "another command makes images there" in second.stderr
+    assert generate(folder).returncode == 0  # the first was killed, and holds nothing any more
 
 
-def test_a_line_that_was_cut_off_spoils_no_other(tmp_path: Path) -> None:
-    recipe = Recipe(prompt=PROMPT, seed=1, options=Options(), picture="x", engine="y")
-    entry = Entry(file="a.jpg", sha256="z", source="a.png", first_seed=1, recipe=recipe)
-    with Ledger(tmp_path, ["a.jpg"]) as ledger:
-        ledger.enter(entry)
-    with (tmp_path / NAME).open("ab") as file:
-        file.write(b'{"file":"b.jp')
-    (tmp_path / ".a.jpg.123").write_bytes(b"half")
-    with Ledger(tmp_path, ["a.jpg"]) as ledger:
-        assert ledger.seed(PROMPT, Options(), "y") == 1
-        ledger.enter(Entry(file="c.jpg", sha256="z", source="c.png", first_seed=2, recipe=recipe))
-    with Ledger(tmp_path, ["a.jpg"]) as ledger:
-        assert ledger.seed(PROMPT, Options(), "y") == 2
-    assert hidden(tmp_path) == set()
+def test_what_a_killed_command_left_half_done_is_removed(folder: Path) -> None:
+    out = folder.with_name("in-out")
+    out.mkdir()
+    for name in (".0.jpg.123", ".0.jpg.mine", ".other.jpg.123"):
+        (out / name).write_bytes(b"half")
+    assert generate(folder).returncode == 0
+    assert hidden(out) == {".0.jpg.mine", ".other.jpg.123"}
+
+
+@pytest.mark.parametrize("file_format", ["png", "jpeg", "webp"])
+def test_nothing_is_written_but_images_and_these_tell_what_made_them(folder: Path, file_format: str) -> None:
+    out = folder.with_name("in-out")
+    assert generate(folder, "--format", file_format, "--seed", 5).returncode == 0
+    suffix = {"jpeg": "jpg"}.get(file_format, file_format)
+    assert {path.name for path in out.iterdir()} == {f"{n}.{suffix}" for n in range(COUNT)}
+    told = results.read(out / f"1.{suffix}")
+    assert told is not None
+    assert (told.seed, told.size) == (5, (65, 64))
+    assert f"{COUNT} there already" in generate(folder, "--format", file_format).stderr
+
+
+def test_several_images_of_each_go_on_with_the_seeds_that_were_drawn(folder: Path) -> None:
+    out = folder.with_name("in-out")
+    first = lines_of(generate(folder, "-n", 3))
+    assert len(first) == 3 * COUNT
+    for path in first[::2]:
+        Path(path).unlink()
+    done = generate(folder, "-n", 3)
+    assert "as before" in done.stderr
+    assert sorted(lines_of(done)) == sorted(first[::2])
+    assert {str(path) for path in out.iterdir()} == set(first)
+
+
+def test_another_configuration_makes_other_images(folder: Path) -> None:
+    assert generate(folder, "--seed", 5).returncode == 0
+    for overrides in ({"ENGINE__PROMPT__SUFFIX": ", sharp"}, {"ENGINE__OUTPUT__QUALITY": 80}):
+        assert len(lines_of(generate(folder, "--seed", 5, **overrides))) == COUNT
+    same = {"ENGINE__OUTPUT__QUALITY": 80, "ENGINE__SLOTS": 3, "ENGINE__CANNY__LOW": 100}  # only how, and a default
+    assert lines_of(generate(folder, "--seed", 5, **same)) == []
+
+
+def test_an_option_that_says_what_is_configured_changes_nothing(folder: Path) -> None:
+    assert generate(folder, "--seed", 5).returncode == 0
+    assert lines_of(generate(folder, "--seed", 5, "--canny-low", 100, "--guidance-scale", 7.5)) == []
+
+
+def test_another_version_of_the_program_does_not_make_all_again(folder: Path) -> None:
+    assert generate(folder, "--seed", 5).returncode == 0
+    for path in folder.with_name("in-out").iterdir():
+        with Image.open(path) as image:
+            text = image.getexif().get_ifd(0x8769)[0x9286].removeprefix(b"UNICODE\0").decode("utf-16-be")
+            image.save(path, quality=95)
+        path.write_bytes(embed(path.read_bytes(), re.sub("Contour .*", "Contour 9.9.9", text)))
+    assert lines_of(generate(folder, "--seed", 5)) == []
+
+
+def test_an_image_that_another_program_has_saved_is_not_replaced(folder: Path) -> None:
+    out = folder.with_name("in-out")
+    assert generate(folder, "--seed", 5).returncode == 0
+    with Image.open(out / "1.jpg") as image:
+        image.save(out / "1.jpg", exif=image.getexif(), xmp=image.info["xmp"])
+    with Image.open(out / "2.jpg") as image:
+        image.save(out / "2.jpg")
+    edited = {name: (out / name).read_bytes() for name in ("1.jpg", "2.jpg")}
+    done = generate(folder, "--seed", 6)
+    assert (done.returncode, len(lines_of(done))) == (1, COUNT - 2)
+    assert all(f"{out / name} is not from here, or was changed" in done.stderr for name in edited)
+    assert {name: (out / name).read_bytes() for name in edited} == edited
+
+
+def test_no_link_is_followed_to_write_and_no_folder_is_taken_for_an_image(folder: Path, tmp_path: Path) -> None:
+    out, other = folder.with_name("in-out"), tmp_path / "other.jpg"
+    out.mkdir()
+    (out / "0.jpg").symlink_to(tmp_path / "nothing.jpg")
+    (out / "1.jpg").mkdir()
+    assert generate(folder, "--seed", 5).returncode == 1
+    assert (out / "0.jpg").is_file()
+    assert not (out / "0.jpg").is_symlink()
+    assert not (tmp_path / "nothing.jpg").exists()
+    shutil.move(out / "2.jpg", other)
+    (out / "2.jpg").symlink_to(other)
+    before = other.read_bytes()
+    generate(folder, "--seed", 6)
+    assert (other.read_bytes(), (out / "2.jpg").is_symlink()) == (before, False)
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_started(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    done = generate(folder, "-o", tmp_path / "file" / "out")
+    assert (done.returncode, "cannot be written to" in done.stderr, "cpu" in done.stderr.lower()) == (2, True, False)
 
 
 def test_names_that_are_no_text_are_names_as_well(tmp_path: Path) -> None:

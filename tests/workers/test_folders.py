@@ -148,22 +148,26 @@ def test_no_link_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not (tmp_path / "nothing").exists()
 
 
-def test_the_names_of_unfinished_files_are_never_the_same_and_are_found(tmp_path: Path) -> None:
+def test_the_names_of_unfinished_files_are_never_the_same_and_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, seen = tmp_path / "image.png", list[Path]()
+    monkeypatch.setattr("workers.folders.os.fsync", lambda _: seen.extend(leftovers(tmp_path, {"image.png"})))
     for _ in range(20):
-        replace_file(path, b"new", lambda: seen.extend(leftovers(tmp_path, {"image.png"})))
+        replace_file(path, b"new")
     assert len(set(seen)) == 20
     assert list(leftovers(tmp_path, {"image.png"})) == []
 
 
-def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "image.png"
     path.write_bytes(b"old")
 
-    def fail() -> None:
+    def fail(_: int) -> None:
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr("workers.folders.os.fsync", fail)
     with pytest.raises(OSError, match="No space left"):
-        replace_file(path, b"new", fail)
+        replace_file(path, b"new")
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == b"old"

@@ -16,6 +16,7 @@ from struct import pack
 from workers.engine.header import PNG_SIGNATURE, read_header
 
 KEYWORD = "parameters"
+EXIF_IFD, USER_COMMENT, UNICODE = 0x8769, 0x9286, b"UNICODE\0"  # two tags, and what begins a comment in UTF-16
 # IPTC's word for what a trained model has made; cameras' own images and composites have others.
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 XMP = (
@@ -26,33 +27,48 @@ XMP = (
     '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
 ).encode()
 
-_EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
 _LONG, _UNDEFINED = 4, 7  # types of EXIF values
 _IFD_BYTES = 2 + 12 + 4  # of a directory with one entry
 _TIFF_HEADER = pack(">2sHI", b"MM", 42, 8)
-_UNICODE = b"UNICODE\0"
-_JPEG_EXIF, _JPEG_XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+_JPEG, _JPEG_EXIF, _JPEG_XMP = b"\xff\xd8", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _MAX_SEGMENT = 0xFFFF  # bytes of a JPEG segment, with the two of its length
 # UTF-16 units that fit into the EXIF of a JPEG.
-JPEG_UNITS = (_MAX_SEGMENT - 2 - len(_JPEG_EXIF + _TIFF_HEADER + _UNICODE) - 2 * _IFD_BYTES) // 2
+JPEG_UNITS = (_MAX_SEGMENT - 2 - len(_JPEG_EXIF + _TIFF_HEADER + UNICODE) - 2 * _IFD_BYTES) // 2
 _PNG_HEADER = len(PNG_SIGNATURE) + 25  # IHDR is always first, and always as long
 _WEBP_EXIF, _WEBP_XMP, _WEBP_ALPHA = 0x08, 0x04, 0x10  # flags of VP8X
+_LOSSLESS_ALPHA = 0x10  # of the last byte of a VP8L header
 
 
 def embed(file: bytes, text: str | None) -> bytes:
-    """The PNG, JPEG or WebP file with the XMP in it, and a text if there is one.
+    """The PNG, JPEG or WebP file with the XMP in it, and a text if there is one; a JPEG may have no room for it.
 
-    Raises BadPictureError for another file, and ValueError for a text that a JPEG cannot hold (`JPEG_UNITS`).
+    Raises BadPictureError for another file.
     """
+    blocks, view = _blocks(file, text), memoryview(file)
     if file.startswith(PNG_SIGNATURE):
-        return _png(file, text)
-    return _jpeg(file, text) if file.startswith(b"\xff\xd8") else _webp(file, text)
+        at = _PNG_HEADER
+    elif file.startswith(_JPEG):
+        has_jfif = file[2:4] == b"\xff\xe0"  # which comes first, by its own rules
+        at = 4 + struct.unpack_from(">H", file, 4)[0] if has_jfif else 2
+    else:
+        return _webp(file, _WEBP_XMP if text is None else _WEBP_XMP | _WEBP_EXIF, blocks)
+    return b"".join((view[:at], blocks, view[at:]))
 
 
-def _png(file: bytes, text: str | None) -> bytes:
-    view = memoryview(file)
-    blocks = _PNG_XMP if text is None else _png_text(text) + _PNG_XMP
-    return b"".join((view[:_PNG_HEADER], blocks, view[_PNG_HEADER:]))
+def holds(file: bytes, text: str) -> bool:
+    """Whether a file has its text and XMP as `embed` writes them. What another program has saved has not."""
+    return _blocks(file, text) in file
+
+
+def _blocks(file: bytes, text: str | None) -> bytes:
+    """What is to be put into a file, by its format."""
+    if file.startswith(PNG_SIGNATURE):
+        return _PNG_XMP if text is None else _png_text(text) + _PNG_XMP
+    exif = b"" if text is None else _exif(text)
+    if not file.startswith(_JPEG):
+        return _riff(b"EXIF", exif) + _WEBP_XMP_CHUNK if exif else _WEBP_XMP_CHUNK
+    has_room = 0 < len(exif) <= _MAX_SEGMENT - 2 - len(_JPEG_EXIF)
+    return _segment(_JPEG_EXIF + exif) + _JPEG_XMP_SEGMENT if has_room else _JPEG_XMP_SEGMENT
 
 
 def _png_text(text: str) -> bytes:
@@ -72,33 +88,21 @@ def _chunk(name: bytes, body: bytes) -> bytes:
     return b"".join((pack(">I4s", len(body), name), body, pack(">I", zlib.crc32(body, zlib.crc32(name)))))
 
 
-def _jpeg(file: bytes, text: str | None) -> bytes:
-    view = memoryview(file)
-    has_jfif = file[2:4] == b"\xff\xe0"  # which comes first, by its own rules
-    at = 4 + struct.unpack_from(">H", file, 4)[0] if has_jfif else 2
-    blocks = _JPEG_XMP_SEGMENT if text is None else _segment(_JPEG_EXIF + _exif(text)) + _JPEG_XMP_SEGMENT
-    return b"".join((view[:at], blocks, view[at:]))
-
-
 def _segment(body: bytes) -> bytes:
     """An APP1 segment."""
-    if len(body) + 2 > _MAX_SEGMENT:
-        raise ValueError(f"a JPEG segment of {len(body)} bytes is too long")
     return pack(">2sH", b"\xff\xe1", len(body) + 2) + body
 
 
-def _webp(file: bytes, text: str | None) -> bytes:
+def _webp(file: bytes, flags: int, blocks: bytes) -> bytes:
     """What the encoder writes as one chunk becomes a file of several, which begins by saying which there are."""
     header, view = read_header(file), memoryview(file)
-    name, flags = file[12:16], _WEBP_XMP if text is None else _WEBP_XMP | _WEBP_EXIF
+    name = file[12:16]
     if name == b"VP8X":
         flags, view = flags | file[20], view[18:]
-    elif name == b"VP8L" and file[24] & 0x10:
+    elif name == b"VP8L" and file[24] & _LOSSLESS_ALPHA:
         flags |= _WEBP_ALPHA
-    size = (side.to_bytes(3, "little") for side in (header.width - 1, header.height - 1))
-    extended = b"".join((pack("<4sII", b"VP8X", 10, flags), *size))
-    blocks = (b"" if text is None else _riff(b"EXIF", _exif(text))) + _WEBP_XMP_CHUNK
-    body = (b"WEBP", extended, view[12:], blocks)
+    width, height = (header.width - 1).to_bytes(3, "little"), (header.height - 1).to_bytes(3, "little")
+    body = (b"WEBP", pack("<4sII", b"VP8X", 10, flags), width, height, view[12:], blocks)
     return b"".join((pack("<4sI", b"RIFF", sum(map(len, body))), *body))
 
 
@@ -108,9 +112,9 @@ def _riff(name: bytes, body: bytes) -> bytes:
 
 def _exif(text: str) -> bytes:
     """A block of EXIF with a UserComment, in UTF-16 of the block's own byte order, which is big-endian."""
-    comment = _UNICODE + text.encode("utf-16-be", "replace")
-    first = _ifd(_EXIF_IFD, _LONG, 1, len(_TIFF_HEADER) + _IFD_BYTES)
-    second = _ifd(_USER_COMMENT, _UNDEFINED, len(comment), len(_TIFF_HEADER) + 2 * _IFD_BYTES)
+    comment = UNICODE + text.encode("utf-16-be", "replace")
+    first = _ifd(EXIF_IFD, _LONG, 1, len(_TIFF_HEADER) + _IFD_BYTES)
+    second = _ifd(USER_COMMENT, _UNDEFINED, len(comment), len(_TIFF_HEADER) + 2 * _IFD_BYTES)
     return b"".join((_TIFF_HEADER, first, second, comment))
 
 

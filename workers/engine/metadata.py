@@ -12,7 +12,7 @@ configuration that decides what images look like. So equal texts stand for equal
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 import msgspec
@@ -87,8 +87,12 @@ class Metadata:
         self._config = config
         self._about = about
         self._is_unread = config.kind == "echo" and not config.echo.reencode
-        means = {name: getattr(EngineConfig(), name) for name in _MEANS}
-        self._digest = digest(msgspec.json.encode(replace(config, **means), order="deterministic"))
+        usual = EngineConfig()
+        means = {name: getattr(usual, name) for name in _MEANS}
+        output = replace(config.output, format=usual.output.format)  # which a request may choose, and a file shows
+        # By its fields: msgspec would leave out defaults that nobody has written down.
+        decisive = asdict(replace(config, **means, output=output))
+        self._digest = digest(msgspec.json.encode(decisive, order="sorted"))
 
     def embed(self, file: bytes, made_from: Provenance) -> bytes:
         """The file of an image with the metadata that its options ask for.

@@ -1,0 +1,144 @@
+"""The folder that results go to: one command at a time writes there, and each image tells what it was made from.
+
+That is in the image itself (`workers.engine.metadata`), so nothing else is written down: what is there already, and the
+seed of a command that was interrupted, are read from the files.
+"""
+
+import fcntl
+import os
+import re
+import struct
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from app.cli.errors import CommandError
+from app.cli.plan import SUFFIXES
+from app.fields import Fields, options
+from app.settings import Settings
+from app.start import about
+from workers.engine.contract import Format, Task
+from workers.engine.embedding import EXIF_IFD, KEYWORD, UNICODE, USER_COMMENT, holds
+from workers.engine.metadata import VERSION, Metadata, Provenance, fitted
+from workers.folders import leftovers
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+_OURS = re.compile(rf", {VERSION}: Contour [^,]*$")
+_SEED = re.compile(r", Seed: (-?\d+)")
+_OF_ONE_IMAGE = re.compile(r", (Seed: -?\d+|Size: \d+x\d+|Input hash: [0-9a-f]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an image tells of itself, but for the version of the program: the text, and its size (width, height)."""
+
+    text: str
+    size: tuple[int, int]
+
+    @property
+    def seed(self) -> int:
+        """The seed it was made with."""
+        found = _SEED.search(_last_line(self.text))
+        assert found is not None
+        return int(found[1])
+
+
+def read(path: Path) -> Told | None:
+    """What an image tells, if this program has made it and no other has changed it."""
+    try:
+        file = path.read_bytes()
+        with Image.open(BytesIO(file), formats=("PNG", "JPEG", "WEBP")) as image:
+            text = str(image.info.get(KEYWORD, "")) if image.format == "PNG" else _comment(image)
+            size = image.size
+    except _UNREADABLE:
+        return None
+    if not (_OURS.search(text) and _SEED.search(_last_line(text)) and holds(file, text)):
+        return None
+    return Told(without_version(text), size)
+
+
+def _comment(image: Image.Image) -> str:
+    comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT, b"")
+    return comment.removeprefix(UNICODE).decode("utf-16-be", "replace") if isinstance(comment, bytes) else ""
+
+
+def without_version(text: str) -> str:
+    """The text as another version of this program would write it."""
+    return _OURS.sub("", text)
+
+
+class Recipe:
+    """All that a command's images are made with, but for the input and the seed of each."""
+
+    def __init__(self, settings: Settings, fields: Fields, file_format: Format) -> None:
+        self._text = fields.text
+        self._format = file_format
+        self._options = options(fields, file_format, embed_metadata="full")
+        self._metadata = Metadata(settings.engine, about(settings))
+
+    def task(self, picture: bytes, seed: int) -> Task:
+        """What is asked for, for one image."""
+        return Task(picture, self._text, seed, self._options)
+
+    def made(self, told: Told, picture: bytes, seed: int) -> bool:
+        """Whether an image tells that it was made so."""
+        return told.text == self._told(self.task(picture, seed), told.size)
+
+    def former_seed(self, folder: Path) -> int | None:
+        """The seed of the newest image in a folder that was made so, whatever its input."""
+        wanted = _request(self._told(self.task(b"", 0), (0, 0)))
+        told = map(read, _newest_first(folder, SUFFIXES[self._format]))
+        return next((each.seed for each in told if each is not None and _request(each.text) == wanted), None)
+
+    def _told(self, task: Task, size: tuple[int, int]) -> str:
+        text = self._metadata.infotext(Provenance.of(task), size)
+        return without_version(fitted(text) if self._format == "jpeg" else text)
+
+
+def _newest_first(folder: Path, suffix: str) -> Iterable[Path]:
+    entries = (entry for entry in os.scandir(folder) if entry.name.endswith(suffix) and entry.is_file())
+    files = [(entry.stat().st_mtime, entry.path) for entry in entries]
+    return (Path(path) for _, path in sorted(files, reverse=True))
+
+
+def _request(text: str) -> str:
+    line = _last_line(text)
+    return text.removesuffix(line) + _OF_ONE_IMAGE.sub("", line)
+
+
+def _last_line(text: str) -> str:
+    return text.rpartition("\n")[2]
+
+
+@contextmanager
+def taken(folder: Path) -> Iterator[None]:
+    """A folder, made if need be, that no other command of ours writes to meanwhile. Raises CommandError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise CommandError(f"{folder} cannot be written to: {error.strerror or error}") from None
+    try:
+        _lock(folder, descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(folder: Path, descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CommandError(f"{folder}: another command makes images there; wait for it") from None
+    except OSError:
+        return  # a file system without locks: two commands at once would only do the same work twice
+
+
+def tidy(folder: Path, names: Collection[str]) -> None:
+    """Remove what commands that were killed have left of files of these names."""
+    for path in list(leftovers(folder, names)):
+        path.unlink(missing_ok=True)
