@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeVar
 from msgspec import Meta
 
 from workers.engine.config import Canny, EngineConfig, Lora, Sizing, Weights
+from workers.engine.samplers import unknown
 from workers.engine.weights import is_folder, named_loras
 from workers.fetching.store import find
 from workers.schema import Problem
@@ -103,6 +104,7 @@ def engine_problems(engine: EngineConfig) -> list[Problem]:
         **_canny_problems(engine.canny),
         **_size_problems(engine.size),
         **_speed_problems(engine),
+        **_sampler_problems(engine),
     }
     return [Problem(("engine", *key.split(".")), text) for key, text in found.items()]
 
@@ -140,6 +142,11 @@ def _speed_problems(engine: EngineConfig) -> dict[str, str]:
         for n, size in enumerate(engine.speed.sizes)
         if any(side % multiple for side in size)
     }
+
+
+def _sampler_problems(engine: EngineConfig) -> dict[str, str]:
+    wrong = unknown(engine.sampler.name)
+    return {} if wrong is None else {"sampler.name": wrong}
 
 
 def _size_problems(size: Sizing) -> dict[str, str]:

@@ -1,8 +1,9 @@
-"""The configuration: whether it can be read, and what it asks for."""
+"""The configuration: whether it can be read, what it asks for, and whether that is there and fits together."""
 
 from collections.abc import Iterator
 
 from app.checks.finding import Finding, Level, Subject
+from workers.preflight import problems
 
 
 def check(subject: Subject) -> Iterator[Finding]:
@@ -13,6 +14,8 @@ def check(subject: Subject) -> Iterator[Finding]:
     else:
         text = f"{subject.config}: {engine.model.path}, run by {engine.runtime}"
         yield Finding("configuration", Level.OK, text)
+    for problem in problems(engine):
+        yield Finding("configuration", Level.MISSING, f"{'.'.join(problem.key)} {problem.text}")
     if engine.faults.wanted:
         text = f"engine.faults is set, so workers fail on purpose: {engine.faults}"
         yield Finding("configuration", Level.WARNING, text, "leave engine.faults out")

@@ -1,7 +1,7 @@
 """docs/configuration.md, made from the schema: each key with its variable, type, range, default and meaning."""
 
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields
 from typing import Any, get_args, get_origin
 
 from app.settings import Settings
@@ -49,10 +49,9 @@ def _sections(schema: type, key: Key) -> Iterator[str]:
         yield "\n".join(["| key, variable | values | default | meaning |", "|---|---|---|---|", *rows, ""])
     for field in fields(schema):
         kind = known[field.name]
-        if get_origin(kind) is list and is_dataclass(item := get_args(kind)[0]):
-            yield from _sections(item, (*key, f"{field.name}[]"))
-        elif (section := section_in(kind)) is not None:
-            yield from _sections(section, (*key, field.name))
+        listed = get_origin(kind) is list
+        if (section := section_in(get_args(kind)[0] if listed else kind)) is not None:
+            yield from _sections(section, (*key, f"{field.name}[]" if listed else field.name))
 
 
 def _row(key: Key, kind: Any, field: "Field[Any]", meaning: str) -> str:

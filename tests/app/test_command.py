@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.service.running import ROOT, Service
 
 
@@ -38,9 +40,30 @@ def test_a_wrong_configuration_stops_it_with_file_and_key(tmp_path: Path) -> Non
     assert "did you mean port?" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("engine: {sampler: {name: UniPCMultistepSchedular}}", "did you mean UniPCMultistepScheduler?"),
+        ("engine: {kind: echo}\nworkers: {cache: /dev/null/x}", "workers.cache is /dev/null/x, which cannot be used: "),
+        (
+            "engine: {model: {path: ./nowhere}, controlnet: {path: ./nowhere}}",
+            "engine.model.path is {folder}/nowhere, but there is no such folder",
+        ),
+    ],
+)
+def test_a_wrong_name_or_path_stops_it_before_any_worker(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(text)
+    done = start(path, tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told.format(folder=tmp_path) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "orker" not in done.stderr.replace("workers.cache", "")
+
+
 def test_it_says_what_it_serves_on_which_devices_where() -> None:
     with Service("demo", ENGINE__SAMPLER__STEPS=7) as service:
         said = "".join(service.log)
     assert "UniPCMultistepScheduler, 7 steps, guidance 2, short side 256 px" in said
-    assert "workers cpu0: on the CPU, as CUDA_VISIBLE_DEVICES is empty" in said
-    assert f"listens on {service.url}" in said
+    assert "CUDA_VISIBLE_DEVICES is empty; running on the CPU (1 worker)" in said
+    assert f"Listening on {service.url}" in said

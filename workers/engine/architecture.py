@@ -81,6 +81,18 @@ def check_config(network: Literal["UNet", "ControlNet"], config: Mapping[str, An
     _check_network(network, {**supported, "norm_num_groups": 32, **config}, supported)
 
 
+def check_fit(unet: Mapping[str, Any], controlnet: Mapping[str, Any], text_encoder: Mapping[str, Any]) -> None:
+    """As `check`, by the `config.json` of each, before any weights are read.
+
+    Raises UnsupportedModelError.
+    """
+    check_config("UNet", unet)
+    check_config("ControlNet", controlnet)
+    if all(key in config for key in _SHARED for config in (unet, controlnet)) and "hidden_size" in text_encoder:
+        rest = {"norm_num_groups": 32}
+        check(_UNET | rest | dict(unet), _CONTROLNET | rest | dict(controlnet), text_encoder["hidden_size"])
+
+
 def _check_network(name: str, config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
     for key, value in supported.items():
         if config[key] != value:

@@ -1,0 +1,216 @@
+"""What is found wrong with a configuration's names and paths before a worker starts."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from app.settings import SettingsError, load
+from tests.service.running import ROOT
+from workers.preflight import problems
+
+DEMO = ROOT / "configs/demo.yaml"
+TEXT = "engine:\n  model: {path: ./demo}\n  controlnet: {path: ./demo/controlnet}\n  size: {multiple: 32}\n"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A configuration of a copy of the small model, which may be spoilt."""
+    shutil.copytree(DEMO.with_suffix(""), tmp_path / "demo")
+    (tmp_path / "my.yaml").write_text(TEXT)
+    return tmp_path / "my.yaml"
+
+
+def told(config: Path, **environ: str) -> list[str]:
+    """The problems, each with its key, without the folder."""
+    variables = {f"CONTOUR_ENGINE__{name}": value for name, value in environ.items()}
+    found = problems(load(config, variables).engine)
+    return [f"{'.'.join(each.key)} {each.text}".replace(f"{config.parent}/", "") for each in found]
+
+
+def test_the_small_model_has_none_and_nothing_is_imported_to_find_that(config: Path) -> None:
+    assert told(config) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("UniPCMultistepSchedular", "UniPCMultistepScheduler"),
+        ("unipc", "UniPCMultistepScheduler"),
+        ("ddim", "DDIMScheduler"),
+        ("Euler Ancestral", "EulerAncestralDiscreteScheduler"),
+        ("DPMSolverMultiStepScheduler", "DPMSolverMultistepScheduler"),
+    ],
+)
+def test_a_misspelt_sampler_is_told_with_the_nearest(config: Path, name: str, near: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load(config, {"CONTOUR_ENGINE__SAMPLER__NAME": name})
+    assert str(refused.value) == (
+        f"environment variable CONTOUR_ENGINE__SAMPLER__NAME: engine.sampler.name is {name!r}, "
+        f"which is no sampler that this engine runs; did you mean {near}?"
+    )
+
+
+def test_a_sampler_like_no_other_is_told_with_all_there_are(config: Path) -> None:
+    with pytest.raises(SettingsError, match=r"is 'x', which is no sampler .*; allowed: .*DDIMScheduler, .*UniPC"):
+        load(config, {"CONTOUR_ENGINE__SAMPLER__NAME": "x"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"MODEL__PATH": "./dmeo"}, "model.path is dmeo, but there is no such folder; did you mean demo?"),
+        ({"MODEL__PATH": "./a/b"}, "model.path is a/b, but there is no such folder: nor is there a"),
+        (
+            {"MODEL__PATH": "./demo.safetensors"},
+            "model.path is demo.safetensors, but there is no such file",
+        ),
+        (
+            {"MODEL__PATH": "./demo/vae"},
+            "model.path is demo/vae, which is not a model as diffusers lays it out: there is no unet/config.json in it",
+        ),
+        (
+            {"CONTROLNET__PATH": "./demo"},
+            "controlnet.path is demo, which is not a ControlNet as diffusers lays it out: there is no config.json in it"
+            "; did you mean demo/controlnet?",
+        ),
+        (
+            {"CONTROLNET__PATH": "./demo/unet"},
+            "controlnet.path is demo/unet, but demo/unet/config.json is of a UNet2DConditionModel, "
+            "not of a ControlNetModel",
+        ),
+        (
+            {"LORAS": "[{path: ./demo/unet, file: diffusion_pytorch_modle.safetensors}]"},
+            "loras.0.file is diffusion_pytorch_modle.safetensors, but there is no such file in demo/unet; "
+            "did you mean diffusion_pytorch_model.safetensors?",
+        ),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_told(config: Path, changes: dict[str, str], line: str) -> None:
+    part = line.partition(".")[0]
+    assert next(each for each in told(config, **changes) if each.startswith(f"engine.{part}")) == f"engine.{line}"
+
+
+def rewrite(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no VAE": (lambda demo: shutil.rmtree(demo / "vae"), "there is no demo/vae/config.json"),
+    "no weights": (
+        lambda demo: (demo / "unet/diffusion_pytorch_model.safetensors").unlink(),
+        "there is no demo/unet/diffusion_pytorch_model.safetensors",
+    ),
+    "a pickle": (
+        lambda demo: (demo / "text_encoder/model.safetensors").rename(demo / "text_encoder/pytorch_model.bin"),
+        "there is no demo/text_encoder/model.safetensors, only pytorch_model.bin, a pickle",
+    ),
+    "no tokenizer": (
+        lambda demo: shutil.rmtree(demo / "tokenizer"),
+        "there is no demo/tokenizer/tokenizer_config.json",
+    ),
+    "no words": (
+        lambda demo: (demo / "tokenizer/tokenizer.json").unlink(),
+        "there is no demo/tokenizer/tokenizer.json, and no vocab.json",
+    ),
+    "no schedule": (lambda demo: shutil.rmtree(demo / "scheduler"), "there is no demo/scheduler/scheduler_config.json"),
+    "cut short": (
+        lambda demo: cut(demo / "vae/diffusion_pytorch_model.safetensors"),
+        "demo/vae/diffusion_pytorch_model.safetensors is no whole safetensors file",
+    ),
+    "a pointer": (
+        lambda demo: (demo / "unet/diffusion_pytorch_model.safetensors").write_text(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+        ),
+        "demo/unet/diffusion_pytorch_model.safetensors is no whole safetensors file: it is a pointer of Git LFS",
+    ),
+    "not JSON": (lambda demo: (demo / "unet/config.json").write_text("{"), "demo/unet/config.json is not JSON"),
+    "code": (
+        lambda demo: rewrite(demo / "unet/config.json", auto_map={"x": "y"}),
+        "demo/unet/config.json sets auto_map, which is refused",
+    ),
+    "another architecture": (
+        lambda demo: rewrite(demo / "unet/config.json", addition_embed_type="text_time"),
+        "addition_embed_type of the UNet is 'text_time'; this engine runs None only",
+    ),
+    "another text encoder": (
+        lambda demo: rewrite(demo / "text_encoder/config.json", hidden_size=7),
+        "cross_attention_dim of the UNet is 96, but the text encoder's hidden_size is 7",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(SPOILT))
+def test_a_model_that_is_spoilt_is_told(config: Path, name: str) -> None:
+    spoil, reason = SPOILT[name]
+    spoil(config.parent / "demo")
+    [line] = told(config)
+    assert line.startswith(f"engine.model.path is demo, but {reason}")
+
+
+def test_a_controlnet_of_another_model_is_told(config: Path) -> None:
+    rewrite(config.parent / "demo/controlnet/config.json", cross_attention_dim=2048)
+    [line] = told(config)
+    assert line.startswith(
+        "engine.controlnet.path is demo/controlnet, but cross_attention_dim is 96 in the UNet and 2048"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"SAMPLER__OPTIONS__USE_KARAS_SIGMAS": "true"},
+            "options.use_karas_sigmas is no option of UniPCMultistepScheduler; did you mean use_karras_sigmas?",
+        ),
+        (
+            {"SAMPLER__OPTIONS": "{use_karras_sigmas: maybe, timestep_spacing: trailin}"},
+            "options.use_karras_sigmas is 'maybe', but must be true or false",
+        ),
+        (
+            {"SAMPLER__OPTIONS": "{solver_order: 0}"},
+            "options.solver_order is 0, with which UniPCMultistepScheduler does not",
+        ),
+        (
+            {"SAMPLER__NAME": "DDIMScheduler", "SAMPLER__OPTIONS": "{clip_sample: true, prediction_type: epsilon}"},
+            "options.clip_sample is true, with which DDIMScheduler does not work here: leave it out",
+        ),
+        (
+            {"SAMPLER__NAME": "LCMScheduler", "SAMPLER__STEPS": "60"},
+            "steps is 60, which LCMScheduler cannot take: choose another number",
+        ),
+    ],
+)
+def test_a_sampler_that_does_not_work_is_tried_and_told(config: Path, changes: dict[str, str], line: str) -> None:
+    found = told(config, **changes)
+    assert found[0].startswith(f"engine.sampler.{line}")
+    assert len(found) == str(changes).count("trailin") + 1
+
+
+def test_a_sampler_that_this_models_schedule_does_not_fit_is_told(config: Path) -> None:
+    rewrite(config.parent / "demo/scheduler/scheduler_config.json", clip_sample=True)
+    [line] = told(config, SAMPLER__NAME="DDIMScheduler")
+    assert line.startswith("engine.sampler.name is DDIMScheduler, which does not work with this model's")
+    assert line.endswith("set engine.sampler.options: {clip_sample: false}")
+    assert told(config, SAMPLER__NAME="DDIMScheduler", SAMPLER__OPTIONS="{clip_sample: false}") == []
+
+
+def test_options_that_work_are_no_problem(config: Path) -> None:
+    options = "{use_karras_sigmas: true, algorithm_type: sde-dpmsolver++}"
+    assert told(config, SAMPLER__NAME="DPMSolverMultistepScheduler", SAMPLER__OPTIONS=options) == []
+
+
+def test_a_lora_of_another_model_is_told(config: Path) -> None:
+    key = "lora_unet_down_blocks_9_attentions_0_transformer_blocks_0_attn1_to_q"
+    tensors = {f"{key}.lora_down.weight": torch.zeros(4, 8), f"{key}.lora_up.weight": torch.zeros(8, 4)}
+    save_file(tensors, config.parent / "lora.safetensors")
+    [line] = told(config, LORAS="[{path: ., file: lora.safetensors}]")
+    assert line.startswith("engine.loras.0.file cannot be used: lora.safetensors: the UNet has no layer down_blocks_9")

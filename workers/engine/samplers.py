@@ -1,0 +1,85 @@
+"""Which schedulers of diffusers can be the sampler, told without importing diffusers, which takes seconds.
+
+A test holds the names to diffusers: they are those of which `sampler.py` makes a matrix.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from workers.engine.config import Sampler
+from workers.schema import show
+
+SAMPLERS = (
+    "CogVideoXDDIMScheduler",
+    "DDIMInverseScheduler",
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "IPNDMScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+)
+NEED_SCIPY = ("LMSDiscreteScheduler",)
+PROVEN_STEPS = range(4, 51)  # a test tries each sampler with these, on the schedules below
+# What a model's own scheduler may say for a sampler to be known to work with it; any value where there is none here.
+_PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "_class_name": (),
+    "_diffusers_version": (),
+    "beta_end": (0.012, 0.02),
+    "beta_schedule": ("scaled_linear", "linear"),
+    "beta_start": (0.00085, 0.0001),
+    "clip_sample": (False,),
+    "clip_sample_range": (),
+    "dynamic_thresholding_ratio": (),
+    "num_train_timesteps": (1000,),
+    "prediction_type": ("epsilon", "v_prediction"),
+    "rescale_betas_zero_snr": (False,),
+    "sample_max_value": (),
+    "set_alpha_to_one": (True, False),
+    "skip_prk_steps": (True,),
+    "steps_offset": (0, 1),
+    "thresholding": (False,),
+    "timestep_spacing": ("leading", "linspace", "trailing"),
+    "trained_betas": (None,),
+}
+
+
+def unknown(name: str) -> str | None:
+    """What is wrong with a sampler's name; None if nothing is."""
+    known = (*SAMPLERS, *NEED_SCIPY)
+    if name in known:
+        return None
+    short = {_short(each): each for each in known}
+    near = difflib.get_close_matches(_short(name), short, n=1) or [
+        each for each in short if each.startswith(_short(name))
+    ]
+    rest = f"did you mean {short[near[0]]}?" if near else f"allowed: {', '.join(known)}"
+    return f"is {show(name)}, which is no sampler that this engine runs; {rest}"
+
+
+def _short(name: str) -> str:
+    return name.lower().removesuffix("scheduler").replace("_", "").replace(" ", "")
+
+
+def is_proven(sampler: Sampler, base: Mapping[str, Any]) -> bool:
+    """Whether a sampler is known to work; else it must be tried. `base` is what the model's own scheduler says."""
+    plain = "clip_sample" in base and all(
+        key in _PLAIN and (not _PLAIN[key] or value in _PLAIN[key]) for key, value in base.items()
+    )
+    return plain and sampler.name in SAMPLERS and not sampler.options and sampler.steps in PROVEN_STEPS

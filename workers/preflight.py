@@ -1,0 +1,208 @@
+"""What a configuration names is there and fits: looked at before a worker starts, which would fail again and again.
+
+Files are checked here, by their names and beginnings. What only torch and diffusers can tell is asked of a process of
+its own (`workers.engine.tryout`), if a configuration has anything unusual.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from workers.engine import trust
+from workers.engine.architecture import UnsupportedModelError, check_fit
+from workers.engine.config import EngineConfig, Lora, Weights
+from workers.engine.samplers import is_proven
+from workers.engine.trust import UnsafeModelError
+from workers.engine.weights import (
+    COMPONENTS,
+    LANDMARKS,
+    folder_of,
+    is_folder,
+    is_single_file,
+    parts_of,
+)
+from workers.schema import Problem, nearest
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 180.0  # for torch and diffusers to be imported from a cold disk
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+CLASSES = {
+    "unet": "UNet2DConditionModel",
+    "controlnet": "ControlNetModel",
+    "vae": "AutoencoderKL",
+    "tokenizer": "CLIPTokenizer",
+}
+
+
+def problems(engine: EngineConfig) -> list[Problem]:
+    """What is wrong with the files and the sampler of a (located) configuration.
+
+    What must be fetched first is not looked at: `weights.absent` tells of that.
+    """
+    if engine.kind != "diffusion":
+        return []
+    found = [problem for name, weights in parts_of(engine) for problem in _readable_part(name, weights)]
+    folders = {name: folder_of(name, weights) for name, weights in parts_of(engine)}
+    model, controlnet = folders.get("model"), folders.get("controlnet")
+    if found or model is None or controlnet is None or None in folders.values():
+        return found
+    found = list(_misfits(model, controlnet))
+    return found or _tried(engine, model)
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def _readable_part(name: str, weights: Weights) -> list[Problem]:
+    try:
+        return list(_part_problems(name, weights))
+    except OSError as error:
+        text = f"is {weights.path}, but {error.filename or 'it'} cannot be read: {error.strerror or 'why is not told'}"
+        return [Problem(("engine", *name.split("."), "path"), text)]
+
+
+def _part_problems(name: str, weights: Weights) -> Iterator[Problem]:
+    key, path = ("engine", *name.split(".")), Path(weights.path)
+    if is_folder(weights) and not path.exists():
+        what = "file" if is_single_file(weights) else "folder"
+        yield Problem((*key, "path"), f"is {path}, but there is no such {what}{_neighbour(path)}")
+        return
+    if is_single_file(weights):
+        return
+    if (folder := folder_of(name, weights)) is None:
+        if is_folder(weights):
+            yield _not_such_a_part(name, weights, key)
+        return
+    if isinstance(weights, Lora):
+        flaws = _file_flaws(folder / weights.file)
+    elif name == "controlnet":
+        flaws = _component_flaws(folder, name)
+    else:
+        flaws = _model_flaws(folder)
+    for text in flaws:
+        yield Problem((*key, "path"), f"is {path}, but {text}")
+
+
+def _not_such_a_part(name: str, weights: Weights, key: tuple[str, ...]) -> Problem:
+    path = Path(weights.path)
+    if isinstance(weights, Lora):
+        near = _neighbour(path / weights.file)
+        return Problem((*key, "file"), f"is {weights.file}, but there is no such file in {path}{near}")
+    what = {"model": "a model", "controlnet": "a ControlNet"}[name]
+    text = f"is {path}, which is not {what} as diffusers lays it out: there is no {LANDMARKS[name]} in it"
+    inner = next((each.parent for each in sorted(path.glob(f"*/{LANDMARKS[name]}"))), None) if path.is_dir() else None
+    if inner is not None:
+        inner = inner if name == "controlnet" else inner.parent
+    return Problem((*key, "path"), text + (f"; did you mean {inner}?" if inner is not None else ""))
+
+
+def _neighbour(path: Path) -> str:
+    """The end of a sentence about a path that is not there: what is most like it beside it."""
+    try:
+        return nearest(path.name, [each.name for each in path.parent.iterdir()]).removesuffix(".")
+    except OSError:
+        return f": nor is there {path.parent}"
+
+
+def _model_flaws(folder: Path) -> Iterator[str]:
+    for component in ("unet", "vae", "text_encoder"):
+        yield from _component_flaws(folder / component, component)
+    tokenizer, scheduler = folder / "tokenizer", folder / "scheduler" / "scheduler_config.json"
+    if not (tokenizer / "tokenizer_config.json").is_file():
+        yield f"there is no {tokenizer / 'tokenizer_config.json'}"
+    elif not ((tokenizer / "tokenizer.json").is_file() or (tokenizer / "vocab.json").is_file()):
+        yield f"there is no {tokenizer / 'tokenizer.json'}, and no vocab.json"
+    if not scheduler.is_file():
+        yield f"there is no {scheduler}"
+    yield from _json_flaws(tokenizer, "tokenizer")
+    yield from _json_flaws(folder / "scheduler", "scheduler")
+
+
+def _component_flaws(folder: Path, component: str) -> Iterator[str]:
+    if not (folder / "config.json").is_file():
+        yield f"there is no {folder / 'config.json'}"
+        return
+    yield from _json_flaws(folder, component)
+    stem = folder / COMPONENTS[component]
+    paths = [path for end in ("", ".fp16") if (path := Path(f"{stem}{end}.safetensors")).is_file()]
+    flaws = [list(_file_flaws(path)) for path in paths]  # which one is read depends on the device
+    if not paths:
+        pickles = sorted(each.name for each in folder.iterdir() if each.suffix in PICKLES)
+        only = f", only {pickles[0]}, a pickle, which can run any code and is not read" if pickles else ""
+        yield f"there is no {stem}.safetensors{only}"
+    elif all(flaws):
+        yield from flaws[0]
+
+
+def _json_flaws(folder: Path, component: str) -> Iterator[str]:
+    try:
+        trust.check(folder)
+        path = folder / "config.json"
+        found = trust.read_object(path).get("_class_name") if path.is_file() else None
+        if found is not None and found != CLASSES.get(component, found):
+            yield f"{path} is of a {found}, not of a {CLASSES[component]}"
+    except UnsafeModelError as error:
+        yield str(error)
+
+
+def _file_flaws(path: Path) -> Iterator[str]:
+    """Reads the header of a safetensors file alone; how to read more, and to tell what else it is, takes imports."""
+    if _looks_whole(path):
+        return
+    from workers.fetching.errors import FetchError
+    from workers.fetching.tensors import shapes_in
+
+    try:
+        shapes_in(path)
+    except FetchError as error:
+        yield str(error)
+
+
+def _looks_whole(path: Path) -> bool:
+    with suppress(OSError, ValueError, LookupError, TypeError), path.open("rb") as file:
+        size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(length, size)))
+        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+        return bool(size == 8 + length + max(ends))
+    return False
+
+
+def _misfits(model: Path, controlnet: Path) -> Iterator[Problem]:
+    """Of networks that this engine does not run, or not together."""
+    parts = (model / "unet", controlnet, model / "text_encoder")
+    try:
+        check_fit(*(trust.read_object(folder / "config.json") for folder in parts))
+    except UnsupportedModelError as error:
+        part = "model" if "ControlNet" not in str(error) else "controlnet"
+        yield Problem(("engine", part, "path"), f"is {model if part == 'model' else controlnet}, but {error}")
+
+
+# --------------------------------------------------------------------------------------------------------------- trial
+
+
+def _tried(engine: EngineConfig, model: Path) -> list[Problem]:
+    """What torch and diffusers say, where they must be asked."""
+    base = trust.read_object(model / "scheduler" / "scheduler_config.json")
+    if is_proven(engine.sampler, base) and not engine.loras:
+        return []
+    command = [sys.executable, "-m", "workers.engine.tryout"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    with suppress(OSError, subprocess.TimeoutExpired, msgspec.DecodeError):  # then the workers will find out
+        done = subprocess.run(  # noqa: S603 - our own module
+            command,
+            cwd=ROOT,
+            env=environment,
+            input=msgspec.json.encode(engine),
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        told = msgspec.json.decode(done.stdout, type=list[tuple[tuple[str, ...], str]])
+        return [Problem(key, text) for key, text in told]
+    return []
