@@ -55,6 +55,8 @@ class Answering:
 async def wanted(request: Request, rules: Rules, answering: Answering) -> Wanted:
     """What a request asks for, whatever form it comes in. Raises Problem."""
     kind, faults = media_type(request), Faults()
+    if kind not in PICTURES:
+        _refuse_query(request)
     if is_json(kind):
         fields = await json_body(request, rules, _json, flat=True, faults=faults)
         image = await image_of_json(fields.input_image_base64, faults)
@@ -67,7 +69,7 @@ async def wanted(request: Request, rules: Rules, answering: Answering) -> Wanted
         with faults.noted():
             file = await image_of_form(texts, files, FORM_FILE, (FORM_FILE, pictures.JSON_NAME))
         made = understood(given, file, FORM_FILE, rules, answering, faults=faults)
-        return _with_warnings(made, {name for name, text in texts.items() if text})
+        return _with_warnings(made, {name for name, content in (*texts.items(), *files) if content})
     if kind in PICTURES:
         texts = query(request)
         given = converted(texts, Fields, faults, rules.ranges)
@@ -75,6 +77,16 @@ async def wanted(request: Request, rules: Rules, answering: Answering) -> Wanted
         made = understood(given, file, None, rules, answering, faults=faults)
         return _with_warnings(made, {name for name, text in texts.items() if text})
     raise unsupported(kind, TYPES)
+
+
+def _refuse_query(request: Request) -> None:
+    """Raises Problem where fields are in the query and the body is no image, but has fields of its own."""
+    if not request.scope["query_string"]:
+        return
+    for name, text in query(request).items():
+        if text and name in Fields.__struct_fields__:
+            detail = f"{name} is in the query, where fields count only if the body is the image. Put it into the body."
+            raise Problem(Error.INVALID_FIELD, detail, name)
 
 
 def _with_warnings(wanted: Wanted, sent: set[str]) -> Wanted:

@@ -14,7 +14,7 @@ ERRORS = tuple(error for error in Error if error is not Error.NOT_FOUND)
 FORM = "GenerationForm"  # the schema of the body as a form
 WORDS = """A body of JSON has all fields in it, the picture as base64. A form has them as parts, and the picture as the
 file `input_image`. The picture itself as the body has the others in the query, where `text` is needed then; with other
-bodies the query is not looked at. `Accept` chooses the answer: JSON, a picture, or events while it is made."""
+bodies, fields in the query are refused. `Accept` chooses the answer: JSON, a picture, or events while it is made."""
 EVENT = "GenerationEvent"
 EVENTS = """Server-sent events (`Accept: text/event-stream`), of which this is one: how it comes along, then `done` with
 the ordinary answer or `error` with the ordinary problem, as the last. What is wrong with the request itself is answered

@@ -125,3 +125,9 @@ def test_a_header_and_the_last_event_tell_it_too(echo: Service) -> None:
     streamed = echo.client.post("/generation/", json=body, headers={"accept": "text/event-stream"})
     data = streamed.text.strip().rpartition("data: ")[2]
     assert json.loads(data)["warnings"] == [told]
+
+
+def test_a_file_that_nothing_is_made_of_is_told_of(echo: Service) -> None:
+    files = {"input_image": png(64, 64), "mask": png(64, 64)}
+    answer = echo.client.post("/generation/", data={"text": "a"}, files=files)
+    assert warnings(answer) == ["mask was ignored: all of the image is made anew."]

@@ -210,3 +210,16 @@ def test_what_openais_interface_cannot_have_is_refused_by_name(
     assert answer.status_code == 400
     assert answer.json()["error"]["message"].startswith(told)
     assert answer.json()["error"]["param"] == field
+
+
+def test_fields_in_a_query_that_is_not_looked_at_are_refused(echo: Service) -> None:
+    json_body = echo.client.post("/generation/", params={"steps": 5, "x": 1}, json=good_request())
+    form = echo.client.post("/generation/", params={"steps": 5}, data={"text": "a"}, files={"input_image": png(64, 64)})
+    for answer in (json_body, form):
+        assert answer.status_code == 422
+        assert answer.json()["errors"][0]["field"] == "steps"
+        assert answer.json()["detail"] == (
+            "steps is in the query, where fields count only if the body is the image. Put it into the body."
+        )
+    for harmless in ({"steps": ""}, {"x": "1"}):
+        assert echo.client.post("/generation/", params=harmless, json=good_request()).status_code == 200
