@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
@@ -13,7 +13,7 @@ from app.compat.routes import routes
 from app.description import Description
 from app.desk import Desk
 from app.docs import Docs
-from app.edges import Edges
+from app.edges import EdgeFinder, Edges
 from app.fields import Rules
 from app.generation import Generation
 from app.health import Health
@@ -25,6 +25,7 @@ from app.server import Endpoints, create_app
 from app.settings import Settings, read_keys
 from app.start import StartError, build_pool, check_runtime
 from app.tracing import Tracing, tracing
+from scheduler import messages as m
 from workers import edges
 from workers.devices import Gpu, Placement, choose_devices
 from workers.edging import Edging, layout
@@ -51,15 +52,17 @@ class Application:
         nvml: Nvml | None,
         cores: int,
         ended: Callable[[], None] = lambda: None,
+        ready: Callable[[], None] = lambda: None,
     ) -> None:
         self.failure: BaseException | None = None  # why the pool has ended, if not by a drain
         self._settings = settings
         self._nvml = nvml
         self._ended = ended
+        self._ready: Callable[[], None] | None = ready
         placement = choose_devices(environ, nvml, settings.workers.cpu_workers)
         check_runtime(settings, placement)
         self.metrics = metrics = Metrics()
-        self.pool = build_pool(settings, placement, cores, metrics.observe)
+        self.pool = build_pool(settings, placement, cores, self._observe)
         metrics.registry.register(PoolCollector(self.pool))
         metrics.registry.register(EngineCollector(self.pool))
         devices = None if nvml is None else DeviceCollector(self.pool, nvml)
@@ -67,15 +70,16 @@ class Application:
             metrics.registry.register(devices)
         access = Access(read_keys(settings.server))
         self._tracing = _tracing(environ)
-        desk = Desk(metrics, self._tracing, log_requests=settings.server.log_requests)
+        self.desk = desk = Desk(metrics, self._tracing, log_requests=settings.server.log_requests)
         rules = Rules.of(settings)
         maker = Maker(self.pool, rules, settings.server, metrics)
         generation = Generation(desk, access, maker)
         self._edging = _edging(settings)
         canny, core = settings.engine.canny, self.pool.core
-        finding = Edges(desk, access, self._edging, rules, canny, metrics, lambda: core.draining)
+        finder = EdgeFinder(self._edging, rules, lambda: core.draining)
+        finding = Edges(desk, access, finder, rules, canny, metrics)
         health, description = Health(self.pool, placement.reason), Description(settings)
-        compatible = routes(desk, access, maker, settings)
+        compatible = routes(desk, access, maker, finder, metrics, settings)
         endpoints = Endpoints(generation, finding, health, description, Docs(), Page(settings), compatible)
         self.asgi: Starlette = create_app(
             desk,
@@ -86,6 +90,13 @@ class Application:
             (lambda: None) if devices is None else devices.read,
         )
         _announce(settings, placement)
+
+    def _observe(self, event: m.Event, commands: Sequence[m.Command]) -> None:
+        self.metrics.observe(event, commands)
+        if self._ready is not None and isinstance(event, m.WorkerReady):
+            # Later: what else the worker has reported by now belongs to the start, and is logged before.
+            asyncio.get_running_loop().call_soon(self._ready)
+            self._ready = None
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -108,9 +119,9 @@ class Application:
     def _note_end(self, running: "asyncio.Task[None]") -> None:
         self.failure = running.exception()
         if isinstance(self.failure, NothingServedError):
-            log.error("nothing can be served any more: %s", self.failure)
+            log.error("All workers have failed; shutting down: %s", self.failure)
         elif self.failure is not None:
-            log.error("the pool has failed", exc_info=self.failure)
+            log.error("The pool has failed; shutting down", exc_info=self.failure)
         self._ended()
 
     def _alarm(self, loop: asyncio.AbstractEventLoop, gpu: Gpu, xid: int) -> None:
@@ -139,16 +150,14 @@ def _edging(settings: Settings) -> Edging:
 def _announce(settings: Settings, placement: Placement) -> None:
     engine = settings.engine
     if engine.kind == "echo":
-        log.info("serves echo: pictures come back as they are")
+        log.info("Serving echo: images come back as they are")
     elif engine.model is not None:
         log.info(
-            "serves %s: %s, %d steps, guidance %g, short side %d px",
+            "Serving %s: %s, %d steps, guidance %g, short side %d px",
             engine.model.path,
             engine.sampler.name,
             engine.sampler.steps,
             engine.guidance_scale,
             engine.size.short_side,
         )
-    devices = ", ".join(device.id for device in placement.devices)
-    level = logging.INFO if placement.devices[0].kind == "cuda" else logging.WARNING
-    log.log(level, "workers %s: %s", devices, placement.reason)
+    log.log(logging.INFO if placement.devices[0].kind == "cuda" else logging.WARNING, placement.reason)

@@ -1,5 +1,6 @@
-"""`POST /edges`: a picture in, its edges out, as the model would see them. It takes no part in the queue."""
+"""`POST /edges`: an image in, its edges out, as the model would see them. It takes no part in the queue."""
 
+import logging
 from collections.abc import Callable
 
 import msgspec
@@ -9,13 +10,14 @@ from starlette.responses import Response
 from app import bodies, pictures
 from app.access import Access
 from app.desk import Desk, Ticket
-from app.errors import Error, Problem
+from app.errors import Error, Faults, Problem
 from app.fields import Rules
 from app.generation import unless_gone
 from app.metrics import Metrics
 from app.negotiation import negotiated
 from workers.edger import FailedError, Wanted
-from workers.edging import ClosingError, CrowdedError, Edging, EdgingError, LostError, SlowError
+from workers.edges import Work
+from workers.edging import ClosingError, CrowdedError, Edging, EdgingError, LostError, SlowError, at_resolution
 from workers.engine.config import Canny
 from workers.engine.contract import BadPictureError
 from workers.engine.header import output_size
@@ -42,63 +44,93 @@ class Thresholds(msgspec.Struct, frozen=True):
 _json = msgspec.json.Decoder(EdgesRequest, strict=False)
 
 
+class EdgeFinder:
+    """Decodes images in the edge process, for whichever endpoint needs it. Checks them by their headers before.
+
+    Its methods raise Problem, which blames the image by the name that its client gave it, and ClientGoneError.
+    """
+
+    def __init__(self, edging: Edging, rules: Rules, draining: Callable[[], bool]) -> None:
+        self._edging = edging
+        self._rules = rules
+        self._draining = draining
+
+    def check_open(self) -> None:
+        """Refuse new work while the service shuts down."""
+        if self._draining():
+            raise _problem(ClosingError(), None)
+
+    async def png(
+        self, request: Request, client: str, image: bytes, blamed: str | None, work: Work, short_side: int | None = None
+    ) -> bytes:
+        """A PNG of an image's edges or grey values, at the model's size or with another short side, in pixels."""
+        sizing = self._rules.sizing if short_side is None else at_resolution(self._rules.sizing, short_side)
+        header = pictures.measured(image, self._rules, blamed)
+        wanted = Wanted(image, output_size(header.width, header.height, sizing), work)
+        return await self._find(request, client, wanted, blamed)
+
+    async def range_of(self, request: Request, client: str, image: bytes, blamed: str) -> tuple[int, int]:
+        """The least and the greatest value of an image, of 0 to 255, at its full size."""
+        header = pictures.measured(image, self._rules, blamed)
+        wanted = Wanted(image, (header.width, header.height), "range")
+        low, high = await self._find(request, client, wanted, blamed)
+        return low, high
+
+    async def _find(self, request: Request, client: str, wanted: Wanted, blamed: str | None) -> bytes:
+        try:
+            return await unless_gone(request, self._edging.find(wanted, client))
+        except (BadPictureError, FailedError, EdgingError) as error:
+            raise _problem(error, blamed) from None
+
+
 class Edges:
-    """The endpoint. Everything about a request is checked by its header, before anything is decoded elsewhere."""
+    """The endpoint."""
 
     def __init__(
-        self,
-        desk: Desk,
-        access: Access,
-        edging: Edging,
-        rules: Rules,
-        canny: Canny,
-        metrics: Metrics,
-        draining: Callable[[], bool],
+        self, desk: Desk, access: Access, finder: EdgeFinder, rules: Rules, canny: Canny, metrics: Metrics
     ) -> None:
         self._desk = desk
         self._access = access
-        self._edging = edging
+        self._finder = finder
         self._rules = rules
         self._configured = Thresholds(canny.low, canny.high)
         self._metrics = metrics
-        self._draining = draining
 
     async def respond(self, request: Request) -> Response:
         """Answer one request, with a PNG or a problem."""
-        return await self._desk.serve(request, self._find, count=self._metrics.edges)
+        return await self._desk.serve(request, self._find, count=self._metrics.edges, level=logging.DEBUG)
 
     async def _find(self, request: Request, ticket: Ticket) -> Response:
         ticket.client = self._access.client(request)
-        if self._draining():
-            raise _problem(ClosingError(), None)
+        self._finder.check_open()
         negotiated(request, [PNG])
-        in_query = bodies.converted(bodies.query(request), Thresholds)
-        picture, blamed, in_body = await self._body(request)
-        canny = self._canny(in_body, in_query)
-        header = pictures.measured(picture, self._rules, blamed)
-        size = output_size(header.width, header.height, self._rules.sizing)
-        try:
-            png = await unless_gone(request, self._edging.find(Wanted(picture, size, canny), ticket.client))
-        except (BadPictureError, FailedError, EdgingError) as error:
-            raise _problem(error, blamed) from None
+        faults = Faults()
+        in_query = bodies.converted(bodies.query(request), Thresholds, faults, self._rules.ranges)
+        picture, blamed, in_body = await self._body(request, faults)
+        canny = self._canny(faults, in_body, in_query)
+        if faults and blamed is not None:
+            with faults.noted():
+                pictures.measured(picture, self._rules, blamed)
+        faults.check()
+        png = await self._finder.png(request, ticket.client, picture, blamed, canny)
         return Response(png, media_type=PNG)
 
-    def _canny(self, *chosen: Thresholds | EdgesRequest) -> Canny:
+    def _canny(self, faults: Faults, *chosen: Thresholds | EdgesRequest) -> Canny:
         """The first of each threshold that is chosen, else the configured one."""
         for each in chosen:
-            self._rules.check_numbers({"canny_low": each.canny_low, "canny_high": each.canny_high})
+            for problem in self._rules.number_faults({"canny_low": each.canny_low, "canny_high": each.canny_high}):
+                faults.add(problem)
         lows, highs = zip(*((each.canny_low, each.canny_high) for each in (*chosen, self._configured)), strict=True)
         return Canny(low=next(filter(None, lows)), high=next(filter(None, highs)))
 
-    async def _body(self, request: Request) -> tuple[bytes, str | None, Thresholds | EdgesRequest]:
+    async def _body(self, request: Request, faults: Faults) -> tuple[bytes, str | None, Thresholds | EdgesRequest]:
         """The image file, what the client calls it, and the thresholds beside it."""
         kind = bodies.media_type(request)
         if bodies.is_json(kind):
-            asked = await bodies.json_body(request, self._rules, _json, flat=True)
-            encoded = asked.input_image_base64
-            return await bodies.in_thread_if_large(len(encoded), pictures.decoded, encoded), pictures.JSON_NAME, asked
+            asked = await bodies.json_body(request, self._rules, _json, flat=True, faults=faults)
+            return await bodies.image_of_json(asked.input_image_base64, faults), pictures.JSON_NAME, asked
         if kind in bodies.PICTURES:
-            return await bodies.read(request, self._rules.max_body_bytes), None, Thresholds()
+            return await bodies.image_alone(request, self._rules), None, Thresholds()
         raise bodies.unsupported(kind, TYPES)
 
 
@@ -115,4 +147,4 @@ def _problem(error: Exception, blamed: str | None) -> Problem:
         case LostError():
             return Problem(Error.POISONED, str(error))
         case _:
-            return Problem(Error.INTERNAL, f"The edges of this picture could not be found: {error}")
+            return Problem(Error.INTERNAL, f"The edges of this image could not be found: {error}")

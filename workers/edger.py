@@ -9,7 +9,6 @@ import msgspec
 
 from workers import edges, wire
 from workers.child import ending
-from workers.engine.config import Canny
 from workers.engine.contract import BadPictureError
 from workers.slots import SlotLayout, SlotMemory
 
@@ -18,11 +17,11 @@ SPAWN = multiprocessing.get_context("spawn")
 
 @dataclass(frozen=True)
 class Wanted:
-    """A picture file, the size at which the model would see it (width, height), and the detector's thresholds."""
+    """An image file, the size to decode it to (width, height), and what is wanted of it."""
 
     picture: bytes
     size: tuple[int, int]
-    canny: Canny
+    work: edges.Work
 
 
 class FailedError(RuntimeError):
@@ -64,12 +63,12 @@ class Edger:
         await self._is_ready
 
     async def find(self, wanted: Wanted) -> bytes:
-        """A PNG of the edges. Raises BadPictureError, FailedError and GoneError."""
+        """The result: see `edges.Found`. Raises BadPictureError, FailedError and GoneError."""
         if self.gone.done():
             raise GoneError("it ended before it was asked")
         self._memory.input(edges.SLOT)[: len(wanted.picture)] = wanted.picture
         try:
-            edges.send(self._channel, edges.Find(len(wanted.picture), *wanted.size, wanted.canny))
+            edges.send(self._channel, edges.Find(len(wanted.picture), *wanted.size, wanted.work))
         except OSError as error:
             raise GoneError(f"it does not listen: {error}") from None
         self._awaited = self._loop.create_future()

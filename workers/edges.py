@@ -1,4 +1,4 @@
-"""The process that finds the edges of pictures for whoever wants to see them before anything is made of them.
+"""The process that decodes images for the front end: it finds their edges, and looks whether a mask is blank.
 
 It is apart from the front end because a hostile picture may end whatever decodes it, fill its memory or keep it busy,
 and apart from the workers because those have a device to keep busy. Once it has imported all that it needs, it can do
@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -33,6 +33,10 @@ SPARE_BYTES = 64 * 2**20  # for all that is not an image
 FIRST_TO_GO = "1000"  # what the kernel adds to a process's badness when it looks for one to end for want of memory
 
 
+# What is wanted of an image: its edges by Canny, its grey values as they are, or its least and its greatest value.
+Work: TypeAlias = Canny | Literal["grey", "range"]
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
     """All that the process is started with. `decoding_bytes`: the memory that an image may take to be decoded."""
@@ -48,12 +52,12 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Find(_Message, frozen=True):
-    """Find the edges of the picture file of `length` bytes in the input slot, at a size in pixels."""
+    """Decode the image file of `length` bytes in the input slot, at a size in pixels, and do some work on it."""
 
     length: int
     width: int
     height: int
-    canny: Canny
+    work: Work
 
 
 class Ready(_Message, frozen=True):
@@ -61,7 +65,7 @@ class Ready(_Message, frozen=True):
 
 
 class Found(_Message, frozen=True):
-    """The output slot holds a PNG of `length` bytes."""
+    """The output slot holds the result, of `length` bytes: a PNG; or two bytes, a range of values."""
 
     length: int
 
@@ -144,7 +148,7 @@ def _import() -> None:
 def _answer(order: Find, memory: SlotMemory, budget: DecodeBudget) -> Report:
     picture = memory.input(SLOT)[: order.length]
     try:
-        data = _edges(bytes(picture), order, budget)
+        data = _result(bytes(picture), order, budget)
         memory.output(SLOT)[: len(data)] = data
     except Exception as error:
         if lacks_memory(error):
@@ -157,8 +161,8 @@ def _answer(order: Find, memory: SlotMemory, budget: DecodeBudget) -> Report:
     return Found(len(data))
 
 
-def _edges(picture: bytes, order: Find, budget: DecodeBudget) -> bytes:
-    """A PNG of what the engine would see of a picture."""
+def _result(picture: bytes, order: Find, budget: DecodeBudget) -> bytes:
+    """A PNG of what the engine would see of an image; or the least and the greatest of its values, a byte each."""
     from workers.engine import codec
     from workers.engine.header import read_header
 
@@ -166,7 +170,10 @@ def _edges(picture: bytes, order: Find, budget: DecodeBudget) -> bytes:
     # Asked before: libjpeg and libwebp say that an image is damaged when they get no memory for it.
     with budget.spend_on(read_header(picture), size):
         pixels = codec.decode_to(picture, *size)
-    return codec.encode_grey(codec.edges(pixels, order.canny))
+    if order.work == "range":
+        return bytes((int(pixels.min()), int(pixels.max())))
+    found = codec.grey(pixels) if order.work == "grey" else codec.edges(pixels, order.work)
+    return codec.encode_grey(found)
 
 
 def lacks_memory(error: BaseException) -> bool:

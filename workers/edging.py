@@ -12,7 +12,7 @@ import logging
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from statistics import fmean
 
@@ -25,6 +25,8 @@ log = logging.getLogger("contour.edging")
 
 TRIES = 2  # processes that a picture may cost
 RECENT = 16  # how many of the last images their mean time is taken of
+RESOLUTIONS = (64, 2048)  # the least and the greatest short side, in pixels, of edges that are asked for
+LONGEST = 4096
 PNG_ROOM = 2**16  # bytes of a PNG beside a sixteenth more than its pixels, which is what noise takes
 
 
@@ -73,9 +75,16 @@ class Patience:
 
 
 def layout(picture_bytes: int, sizing: Sizing) -> SlotLayout:
-    """Room for the largest picture that is taken and for its edges."""
-    pixels = sizing.short_side * sizing.long_side
+    """Room for the largest image file that is taken, and for its edges at the largest size that may be asked for."""
+    largest = at_resolution(sizing, RESOLUTIONS[1])
+    pixels = max(sizing.short_side * sizing.long_side, largest.short_side * largest.long_side)
     return SlotLayout(1, picture_bytes, pixels * 17 // 16 + PNG_ROOM)
+
+
+def at_resolution(sizing: Sizing, short_side: int) -> Sizing:
+    """The same shapes with another short side, in pixels."""
+    long_side = max(short_side, short_side * sizing.long_side // sizing.short_side)
+    return replace(sizing, short_side=short_side, long_side=min(long_side, LONGEST))
 
 
 class FairQueue:
@@ -159,7 +168,9 @@ class Edging:
         return None if self._edger is None or self._edger.gone.done() else self._edger.pid
 
     async def find(self, wanted: Wanted, client: str = "") -> bytes:
-        """A PNG of the edges: grey, 255 on an edge and 0 elsewhere. `client` is whoever takes turns with others.
+        """The result: a grey PNG (edges: 255 on an edge and 0 elsewhere), or two bytes, the range of the values.
+
+        `client` is whoever takes turns with others.
 
         Cancelled while it waits, it leaves the queue; later, the picture is finished and forgotten.
         Raises BadPictureError, FailedError and the errors of this module; OSError when no process can be started.
@@ -232,13 +243,13 @@ class Edging:
             async with asyncio.timeout(self._patience.work):
                 return await edger.find(wanted)
         except TimeoutError:
-            log.error("the process that finds edges is killed: it took too long")
+            log.error("Killing the process that finds edges: it took too long")
             await edger.end()
             raise SlowError("It took too long to find the edges of this picture.") from None
         except GoneError as error:
             if self._closed:
                 raise ClosingError from None
-            log.error("the process that finds edges is lost: %s", error)
+            log.error("The process that finds edges exited: %s", error)
             await edger.end()
             return None
 
@@ -247,7 +258,7 @@ class Edging:
             raise ClosingError
         if self._edger is None or self._edger.gone.done():
             self._edger = Edger(self._setup, self._room)
-            log.info("a process that finds edges starts (process %d)", self._edger.pid)
+            log.info("Starting the process that finds edges (process %d)", self._edger.pid)
         return self._edger
 
     def _stay_awake(self) -> None:

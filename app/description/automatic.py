@@ -5,8 +5,10 @@ from typing import Any
 import msgspec
 
 from app.compat.automatic.catalogue import catalogue
+from app.compat.automatic.detect import IMAGES, DetectAnswer, DetectRequest
 from app.compat.automatic.errors import respond
 from app.compat.automatic.options import Options
+from app.compat.automatic.scripts import SCRIPT
 from app.compat.automatic.structs import (
     MAX_NAME,
     ControlNetUnit,
@@ -18,12 +20,13 @@ from app.compat.automatic.structs import (
     Txt2ImgAnswer,
     Txt2ImgRequest,
 )
-from app.compat.automatic.unit import MODULE, PICTURE, SCRIPT
+from app.compat.automatic.unit import CANNY, IMAGE, MODULES, NONE
 from app.description import examples
 from app.description.dialect import BEFORE, Dialect, operation
 from app.description.fields import FieldSchemas
 from app.description.nodes import BINARY, JSON, Node, answer, example, responses
 from app.errors import Error
+from app.metrics import OF_EDGES
 from app.settings import Settings
 
 TAG = "AUTOMATIC1111"
@@ -42,6 +45,7 @@ WHICH = (
 )
 NOT_THERE = {*BEFORE, Error.NOT_FOUND, Error.BROKEN_FORM, Error.NOT_ACCEPTABLE}
 TXT2IMG = tuple(error for error in Error if error not in NOT_THERE)
+DETECT = tuple(error for error in OF_EDGES if error not in BEFORE)
 FOUND = (*LOOKED_UP, Error.INVALID_FIELD)
 SETTING = (*FOUND, Error.BROKEN_JSON, Error.TOO_LARGE, Error.MEDIA_TYPE)
 
@@ -49,12 +53,12 @@ SETTING = (*FOUND, Error.BROKEN_JSON, Error.TOO_LARGE, Error.MEDIA_TYPE)
 def schemas(settings: Settings, fields: FieldSchemas) -> Node:
     """All that the operations refer to."""
     listed = [struct for value in catalogue(settings).values() if (struct := _struct(value))]
-    jobs = [JobName, ProgressAnswer, InterruptAnswer]
-    made = DIALECT.schemas([Txt2ImgRequest, Txt2ImgAnswer, Info, ControlNetUnit, *jobs, Options, *listed])
+    others = [JobName, ProgressAnswer, InterruptAnswer, DetectRequest, DetectAnswer, Options]
+    made = DIALECT.schemas([Txt2ImgRequest, Txt2ImgAnswer, Info, ControlNetUnit, *others, *listed])
     body, unit = made[DIALECT.name(Txt2ImgRequest)], made[DIALECT.name(ControlNetUnit)]
     body["properties"] |= {name: fields.json(ours, body["properties"][name]) for name, ours in CALLED.items()}
-    unit["properties"] |= {PICTURE: BINARY | {"format": "byte"}, "module": {"enum": [MODULE]}}
-    unit["required"] = [PICTURE, "module"]
+    unit["properties"] |= {IMAGE: BINARY | {"format": "byte"}, "module": {"enum": list(MODULES), "default": NONE}}
+    unit["required"] = [IMAGE]
     return made
 
 
@@ -63,7 +67,7 @@ def operations(settings: Settings, security: list[Node]) -> dict[str, Node]:
     without = {
         "name": "skip_current_image",
         "in": "query",
-        "description": "`true`, `1`, `yes` or `on`: without the picture.",
+        "description": "`true`, `1`, `yes` or `on`: without the image.",
         "schema": {"type": "string", "default": "false"},
     }
     return {
@@ -73,6 +77,7 @@ def operations(settings: Settings, security: list[Node]) -> dict[str, Node]:
                 "img2img", "Refused, always.", security, {}, DIALECT.problems([Error.INVALID_FIELD, *LOOKED_UP])
             )
         },
+        "/controlnet/detect": {"post": _detect(security)},
         "/sdapi/v1/progress": {
             "get": _operation(
                 "progress",
@@ -106,7 +111,7 @@ def _job_names() -> list[Node]:
 
 
 def _txt2img(security: list[Node]) -> Node:
-    unit = {PICTURE: examples.encoded("image/png"), "module": MODULE, "weight": 1.0}
+    unit = {IMAGE: examples.encoded("image/png"), "module": CANNY, "weight": 1.0}
     asked = {"prompt": examples.TEXT, "seed": 1234, "alwayson_scripts": {SCRIPT: {"args": [unit]}}}
     content = {
         "schema": {
@@ -122,16 +127,29 @@ def _txt2img(security: list[Node]) -> Node:
     }
     return _operation(
         "txt2img",
-        "Make pictures that keep the edges of the one in ControlNet's arguments.",
+        "Make images that keep the edges of the one in ControlNet's arguments.",
         security,
-        {200: _json("The pictures; none, if they were interrupted.", DIALECT.schema(Txt2ImgAnswer))},
+        {200: _json("The images; none, if they were interrupted.", DIALECT.schema(Txt2ImgAnswer))},
         DIALECT.problems(TXT2IMG),
         requestBody={"required": True, "content": {JSON: content}},
     )
 
 
+def _detect(security: list[Node]) -> Node:
+    asked = {"controlnet_module": CANNY, IMAGES: [examples.encoded("image/png")]}
+    content = {"schema": DIALECT.schema(DetectRequest), "examples": {"edges": example(asked, "A circle and a square")}}
+    return _operation(
+        "detect",
+        "See the edges of images as the model would.",
+        security,
+        {200: _json("Their edges.", DIALECT.schema(DetectAnswer))},
+        DIALECT.problems(DETECT),
+        requestBody={"required": True, "content": {JSON: content}},
+    )
+
+
 def _scripts() -> Node:
-    units = {"type": "array", "items": DIALECT.schema(ControlNetUnit), "minItems": 1, "maxItems": 1}
+    units = {"type": "array", "items": DIALECT.schema(ControlNetUnit), "minItems": 1}
     script = {"type": "object", "properties": {"args": units}, "required": ["args"]}
     return {"type": "object", "properties": {SCRIPT: script}, "required": [SCRIPT]}
 

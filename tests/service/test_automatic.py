@@ -61,7 +61,7 @@ def test_what_was_not_done_as_asked_for_is_noted(api: Any) -> None:
     assert noted == [
         "The sampler is UniPCMultistepScheduler, not Euler a.",
         "The noise schedule is that of the sampler, not Karras.",
-        "The size is 64 x 96, not 512 x 512: it follows the picture whose edges are kept.",
+        "The size is 64 x 96, not 512 x 512: it follows the image whose edges are kept.",
     ]
 
 
@@ -116,14 +116,13 @@ def test_pictures_that_nobody_wants_are_not_sent(echo: Service) -> None:
     [
         ({"alwayson_scripts": {}}, "0 units of ControlNet are enabled; one is needed"),
         ({"alwayson_scripts": None}, "0 units of ControlNet are enabled; one is needed"),
-        ({"alwayson_scripts": {"refiner": {"args": [True]}}}, "There is no script 'refiner' here"),
         ({"steps": 51}, "steps is 51; it must be from 1 to 50."),
         ({"cfg_scale": 50.5}, "cfg_scale is 50.5; it must be from 0 to 50."),
         ({"batch_size": 3, "n_iter": 3}, "batch_size times n_iter is 9; it must be from 1 to 8."),
         ({"batch_size": 0}, "batch_size is 0; it must be a whole number from 1 to 1000."),
         ({"seed": 2**64}, "seed is"),
         ({"prompt": "x" * 10_001}, "prompt has 10001 characters"),
-        ({"enable_hr": True}, "enable_hr is True, but a picture is made at one size"),
+        ({"enable_hr": True}, "enable_hr is True, but an image is made at one size"),
         ({"restore_faces": True}, "restore_faces is True"),
         ({"tiling": True}, "tiling is True"),
         ({"styles": ["oil"]}, "styles is ['oil'], but there are no styles here"),
@@ -147,20 +146,26 @@ def test_what_cannot_be_had_is_refused_in_words(echo: Service, fields: dict[str,
         ({"image": ""}, "image is missing"),
         ({"image": "no base64!"}, "image is not base64: its character 10"),
         ({"image": base64.b64encode(b"no picture").decode()}, "must be a PNG, JPEG or WebP file"),
-        ({"module": "none"}, "module is 'none', but edges are found here"),
-        ({"module": None}, "module is None, but edges are found here"),
-        ({"module": "openpose"}, "module is 'openpose', but edges are found here"),
-        ({"model": "control_v11p_sd15_openpose [cab727d4]"}, "ControlNet follows edges here"),
+        ({"module": "openpose"}, "module is 'openpose', which is not here. These are: 'canny' finds edges"),
+        ({"module": "invert (from white bg & black line)"}, "Invert the image yourself and send it with 'none'."),
+        ({"model": "control_v11p_sd15_openpose [cab727d4]"}, "the one model here follows edges: name one of 'canny'"),
         ({"weight": 2.5}, "weight is 2.5; it must be from 0 to 2."),
         ({"threshold_a": 2001}, "threshold_a is 2001; it must be from 1 to 2000."),
         ({"threshold_b": 0}, "threshold_b is 0; it must be from 1 to 2000."),
         ({"guidance_start": 0.1}, "guidance_start is 0.1"),
         ({"guidance_end": 0.9}, "guidance_end is 0.9"),
-        ({"control_mode": 1}, "control_mode is 1; it must be 0, that is, Balanced."),
+        ({"guidance": 0.9}, "guidance_end is 0.9"),
+        ({"control_mode": 1}, "control_mode is 1; it must be 0 or 'Balanced'."),
         ({"control_mode": "ControlNet is more important"}, "control_mode is 'ControlNet"),
-        ({"mask": ENCODED}, "mask is given, but all of the picture counts"),
-        ({"image": {"image": ENCODED, "mask": ENCODED}}, "mask is given"),
         ({"guessmode": True}, "guessmode is given"),
+        ({"processor_res": 1024}, "processor_res is 1024, but edges are found at the image's own size"),
+        ({"resize_mode": "Stretch"}, "resize_mode is 'Stretch', which is no mode of ControlNet"),
+        ({"input_mode": "batch"}, "input_mode is 'batch'; it must be 'simple'"),
+        ({"loopback": True}, "loopback is given, but a request has one image"),
+        ({"batch_images": "/home"}, "batch_images is given"),
+        ({"use_preview_as_input": True}, "use_preview_as_input is given"),
+        ({"ipadapter_input": ["x"]}, "ipadapter_input is given"),
+        ({"advanced_weighting": [1.0, 0.5]}, "advanced_weighting is given"),
     ],
 )
 def test_what_a_unit_cannot_have_is_refused_in_words(echo: Service, of_unit: dict[str, Any], told: str) -> None:
@@ -187,7 +192,7 @@ def test_the_client_raises_what_it_is_told(api: Any) -> None:
 
 
 def test_img2img_is_refused_in_words(echo: Service) -> None:
-    assert "send it to txt2img" in refusal(echo.client.post("/sdapi/v1/img2img", json={}))
+    assert "send it to /sdapi/v1/txt2img" in refusal(echo.client.post("/sdapi/v1/img2img", json={}))
 
 
 # ----------------------------------------------------------------------------------------------------- what there is
@@ -202,7 +207,7 @@ def test_the_client_finds_its_way(api: Any) -> None:
     assert "controlnet" in api.get_scripts()["txt2img"]
     assert api.controlnet_version() == 2
     assert api.controlnet_model_list() == ["echo-canny"]
-    assert api.controlnet_module_list() == ["canny"]
+    assert api.controlnet_module_list() == ["none", "canny"]
     result = api.txt2img(
         prompt="a circle",
         controlnet_units=[
@@ -210,6 +215,22 @@ def test_the_client_finds_its_way(api: Any) -> None:
         ],
     )
     assert len(result.images) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [
+        ("script-info", [{"name": "controlnet", "is_alwayson": True, "is_img2img": False, "args": []}]),
+        ("embeddings", {"loaded": {}, "skipped": {}}),
+        ("memory", {"ram": {"error": "unavailable"}, "cuda": {"error": "unavailable"}}),
+        ("cmd-flags", {}),
+        ("hypernetworks", []),
+        ("face-restorers", []),
+        ("latent-upscale-modes", []),
+    ],
+)
+def test_what_other_clients_ask_first_is_answered(echo: Service, name: str, there: Any) -> None:
+    assert echo.client.get(f"/sdapi/v1/{name}").json() == there
 
 
 def test_the_thresholds_of_canny_are_told_with_their_ranges(echo: Service) -> None:

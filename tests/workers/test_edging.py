@@ -69,7 +69,8 @@ def is_gone(process: int) -> bool:
 
 
 def assert_found(png: bytes, wanted: Wanted = WANTED) -> None:
-    assert np.array_equal(pixels_of(png), expected(wanted.picture, wanted.size, wanted.canny))
+    assert isinstance(wanted.work, Canny)
+    assert np.array_equal(pixels_of(png), expected(wanted.picture, wanted.size, wanted.work))
 
 
 # ------------------------------------------------------------------------------------------------------------- answers

@@ -1,30 +1,38 @@
 """A body of txt2img, and what it asks for in this service's own words."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from app.bodies import Answering, understood
-from app.compat.automatic import options
 from app.compat.automatic.errors import wrong
-from app.compat.automatic.options import Options
+from app.compat.automatic.options import Options, Overrides, overridden
+from app.compat.automatic.scripts import Scripts, is_nothing, read
 from app.compat.automatic.structs import ControlNetUnit, Txt2ImgRequest
-from app.compat.automatic.unit import PICTURE, unit
-from app.errors import quoted
+from app.compat.automatic.unit import CANNY, IMAGE, Mask, module_of, unit
+from app.errors import Faults, quoted
 from app.fields import Fields, Rules, Wanted, drawn_seed
 
-# What would make other pictures and cannot be had. None of them is refused while it is off.
+# What would make other images and cannot be had. None of them is refused while it is off.
 UNUSED = {
-    "enable_hr": "a picture is made at one size",
+    "enable_hr": "an image is made at one size",
     "restore_faces": "nothing restores faces here",
-    "tiling": "nothing makes pictures that can be tiled here",
+    "tiling": "nothing makes images that can be tiled here",
     "styles": "there are no styles here",
     "script_name": "there are no scripts here but ControlNet, in alwayson_scripts",
     "refiner_checkpoint": "there is one model here",
     "subseed_strength": "noise is of one seed here",
     "seed_resize_from_w": "noise is of one size here",
     "seed_resize_from_h": "noise is of one size here",
+    "eta": "the sampler's noise is as configured",
+    "s_churn": "the sampler's noise is as configured",
+    "s_noise": "the sampler's noise is as configured",
+    "s_min_uncond": "guidance is the same at all steps",
+    "save_images": "nothing is saved here; the images are in the answer",
+    "infotext": "it is not read here; send what it says as fields",
 }
+ONE_IS_DEFAULT = ("eta", "s_noise")
 CALLED = {
     "text": "prompt",
     "random_seed": "seed",
@@ -39,45 +47,80 @@ DRAWN = (None, -1)
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request as it came, without its scripts, and as it was understood."""
+    """A request as it came, without its scripts, and as it was understood.
+
+    `masks` are to be looked at before images are made. `notes` say what was not done as asked for.
+    """
 
     request: Txt2ImgRequest
-    unit: ControlNetUnit
+    module: str
     wanted: Wanted
+    masks: Sequence[Mask]
+    notes: Sequence[str]
 
 
 def asked(request: Txt2ImgRequest, rules: Rules, present: Options) -> Asked:
-    """What a body asks for. Raises Problem."""
+    """What a body asks for. Raises Problem, which tells of all that is wrong with it."""
+    faults = Faults()
     for name, why in UNUSED.items():
-        if _is_on(value := getattr(request, name)):
-            raise wrong(name, f"{name} is {quoted(value)}, but {why}; leave it out.")
-    options.check(request.override_settings or {}, present)
-    given, picture = unit(request.alwayson_scripts or {})
-    fields = _fields(request, given)
-    wanted = understood(fields, picture, PICTURE, rules, Answering("png", previews=True), CALLED)
-    return Asked(msgspec.structs.replace(request, alwayson_scripts={}), given, wanted)
+        if _is_on(name, value := getattr(request, name)):
+            faults.add(wrong(name, f"{name} is {quoted(value)}, but {why}; leave it out."))
+    with faults.noted():
+        overrides = overridden(request.override_settings or {}, present, rules.embed_metadata)
+    with faults.noted():
+        scripts = read(request.alwayson_scripts or {}, (request.prompt or "", request.negative_prompt or ""))
+        given, image, masks = unit(scripts.units, rules.sizing.short_side)
+    faults.check()
+    request, notes = _completed(request, scripts)
+    fields = _fields(request, given, overrides)
+    wanted = understood(fields, image, IMAGE, rules, Answering("png", previews=True), CALLED)
+    return Asked(request, module_of(given.module), wanted, masks, notes)
 
 
-def _is_on(value: object) -> bool:
-    if isinstance(value, str):
-        return value.lower() not in ("", "none")
-    return value > 0 if isinstance(value, int | float) else bool(value)
+def _is_on(name: str, value: object) -> bool:
+    if isinstance(value, int | float):
+        return value > 0 and not (value == 1 and name in ONE_IS_DEFAULT)
+    return not is_nothing(value)
 
 
-def _fields(request: Txt2ImgRequest, given: ControlNetUnit) -> Fields:
+def _completed(request: Txt2ImgRequest, scripts: Scripts) -> tuple[Txt2ImgRequest, list[str]]:
+    """A request with what only its scripts Seed and Sampler say, and notes of what they say otherwise than it does.
+
+    They repeat fields of the request. The web UI's API takes the fields, and so do we.
+    """
+    repeated = {
+        "seed": ("Seed", None if request.seed in DRAWN else request.seed, scripts.seed.seed),
+        "steps": ("Sampler", request.steps, scripts.sampler.steps),
+        "sampler_name": ("Sampler", request.sampler_name or request.sampler_index, scripts.sampler.sampler),
+        "scheduler": ("Sampler", request.scheduler, scripts.sampler.scheduler),
+    }
+    missing = {name: said for name, (_, field, said) in repeated.items() if field is None and said is not None}
+    notes = [
+        f"{name} is what the field says; the script {script} says otherwise."
+        for name, (script, field, said) in repeated.items()
+        if field is not None and said not in (None, -1, field) and name in ("seed", "steps")
+    ]
+    return msgspec.structs.replace(request, alwayson_scripts={}, **missing), notes
+
+
+def _fields(request: Txt2ImgRequest, given: ControlNetUnit, overrides: Overrides) -> Fields:
+    is_canny = module_of(given.module) == CANNY
     return Fields(
         text=request.prompt or "",
         random_seed=drawn_seed() if request.seed is None or request.seed in DRAWN else request.seed,
         negative_prompt=request.negative_prompt,
         steps=request.steps,
+        output_format=overrides.file_format,
+        embed_metadata=overrides.embed_metadata,
         guidance_scale=request.cfg_scale,
         number_of_images=(request.batch_size or 1) * (request.n_iter or 1),
         control_scale=given.weight,
-        canny_low=_threshold(given.threshold_a),
-        canny_high=_threshold(given.threshold_b),
+        control_image="photo" if is_canny else "edges",
+        canny_low=threshold(given.threshold_a) if is_canny else None,
+        canny_high=threshold(given.threshold_b) if is_canny else None,
     )
 
 
-def _threshold(given: float | None) -> int | None:
+def threshold(given: float | None) -> int | None:
     """None, that is, as configured, for what is negative."""
     return None if given is None or given < 0 else round(given)

@@ -1,11 +1,12 @@
-"""What clients ask for before they ask for pictures: which models, samplers and so on there are."""
+"""What clients ask for before they ask for images: which models, samplers and so on there are."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from app.compat.automatic.unit import MODULE, SCRIPT
+from app.compat.automatic.scripts import SCRIPT
+from app.compat.automatic.unit import CANNY, NONE
 from app.fields import Rules
 from app.settings import Settings
 
@@ -73,35 +74,51 @@ class Scripts(msgspec.Struct, frozen=True):
     img2img: list[str]
 
 
+class ScriptInfo(msgspec.Struct, frozen=True):
+    """An extension. Its arguments are not listed one by one: each is an object."""
+
+    name: str
+    is_alwayson: bool = True
+    is_img2img: bool = False
+    args: list[str] = []
+
+
 def catalogue(settings: Settings) -> Mapping[str, Any]:
     """What is answered, by path."""
     name = settings.server.model_name
-    models, modules = [f"{name}-{MODULE}"], [MODULE]
-    kind = ControlType(modules, models, MODULE, models[0])
+    models, modules = [f"{name}-{CANNY}"], [NONE, CANNY]
+    kind = ControlType(modules, models, CANNY, models[0])
+    unavailable = {"error": "unavailable"}  # as the web UI has it where it cannot tell
     return {
         "/sdapi/v1/sd-models": [SdModel(name, name, name)],
         "/sdapi/v1/samplers": [SamplerItem(settings.engine.sampler.name)],
         "/sdapi/v1/schedulers": [SchedulerItem()],
         "/sdapi/v1/scripts": Scripts([SCRIPT], []),
+        "/sdapi/v1/script-info": [ScriptInfo(SCRIPT)],
         "/sdapi/v1/upscalers": [],
         "/sdapi/v1/loras": [],
         "/sdapi/v1/sd-vae": [],
         "/sdapi/v1/prompt-styles": [],
+        "/sdapi/v1/hypernetworks": [],
+        "/sdapi/v1/face-restorers": [],
+        "/sdapi/v1/latent-upscale-modes": [],
+        "/sdapi/v1/embeddings": {"loaded": {}, "skipped": {}},
+        "/sdapi/v1/cmd-flags": {},
+        "/sdapi/v1/memory": {"ram": unavailable, "cuda": unavailable},
         "/controlnet/version": {"version": CONTROLNET_API},
         "/controlnet/settings": {"control_net_unit_count": 1},
         "/controlnet/model_list": {"model_list": models},
-        "/controlnet/module_list": {"module_list": modules, "module_detail": {MODULE: _detail(settings)}},
+        "/controlnet/module_list": {"module_list": modules, "module_detail": _details(settings)},
         "/controlnet/control_types": {"control_types": {"All": kind, "Canny": kind}},
     }
 
 
-def _detail(settings: Settings) -> ModuleDetail:
+def _details(settings: Settings) -> Mapping[str, ModuleDetail]:
     canny, ranges = settings.engine.canny, Rules.of(settings).ranges
     low, high = ranges["canny_low"], ranges["canny_high"]
-    return ModuleDetail(
-        [
-            None,
-            Slider("Canny Low Threshold", canny.low, low.low, low.high),
-            Slider("Canny High Threshold", canny.high, high.low, high.high),
-        ]
-    )
+    sliders = [
+        None,
+        Slider("Canny Low Threshold", canny.low, low.low, low.high),
+        Slider("Canny High Threshold", canny.high, high.low, high.high),
+    ]
+    return {NONE: ModuleDetail([]), CANNY: ModuleDetail(sliders)}

@@ -1,12 +1,14 @@
-"""What is told of pictures that were made: the JSON in `info`, and the text that the web UI writes below a picture."""
+"""What is told of images that were made: the JSON in `info`, and the text that the web UI writes below an image."""
 
 from collections.abc import Iterator, Sequence
 
+from app.compat.automatic import prompts
 from app.compat.automatic.asking import Asked
 from app.compat.automatic.jobs import Job
 from app.compat.automatic.structs import Info
-from app.compat.automatic.unit import MODULE
+from app.compat.automatic.unit import CANNY
 from app.fields import Rules
+from app.generation import warnings_of
 from app.making import Picture
 from app.settings import Settings
 from workers.engine.header import Header, read_header
@@ -16,7 +18,7 @@ SCHEDULE = "automatic"
 
 
 def info(asked: Asked, pictures: Sequence[Picture], settings: Settings, job: Job) -> Info:
-    """What the pictures were made with: what was asked for, else what is configured."""
+    """What the images were made with: what was asked for, else what is configured."""
     engine, options, wanted = settings.engine, asked.wanted.options, asked.wanted
     header, seeds = read_header(pictures[0].file), wanted.seeds()
     negative = engine.prompt.negative if options.negative is None else options.negative
@@ -51,16 +53,18 @@ def info(asked: Asked, pictures: Sequence[Picture], settings: Settings, job: Job
         infotexts=texts,
         job_timestamp=job.timestamp,
         task_id=job.task_id,
-        notes=list(_notes(asked, header, engine.sampler.name)),
+        notes=[*_notes(asked, header, engine.sampler.name), *warnings_of(pictures)],
     )
 
 
 def _control(asked: Asked, settings: Settings) -> str:
     canny, options = settings.engine.canny, asked.wanted.options
     weight = settings.engine.control_scale if options.control_scale is None else options.control_scale
+    if asked.module != CANNY:
+        return f"Module: {asked.module}, Weight: {weight:g}"
     low = canny.low if options.canny_low is None else options.canny_low
     high = canny.high if options.canny_high is None else options.canny_high
-    return f"Module: {MODULE}, Weight: {weight:g}, Threshold A: {low}, Threshold B: {high}"
+    return f"Module: {CANNY}, Weight: {weight:g}, Threshold A: {low}, Threshold B: {high}"
 
 
 def _infotext(prompt: str, negative: str, values: dict[str, object]) -> str:
@@ -71,6 +75,8 @@ def _infotext(prompt: str, negative: str, values: dict[str, object]) -> str:
 def _notes(asked: Asked, header: Header, sampler: str) -> Iterator[str]:
     """What every client sends, and many do not mean, is not refused."""
     request = asked.request
+    yield from asked.notes
+    yield from prompts.notes(request.prompt, request.negative_prompt)
     given = request.sampler_name or request.sampler_index
     if given and given != sampler:
         yield f"The sampler is {sampler}, not {given}."
@@ -79,4 +85,4 @@ def _notes(asked: Asked, header: Header, sampler: str) -> Iterator[str]:
     size = (request.width or header.width, request.height or header.height)
     if size != (header.width, header.height):
         text = f"The size is {header.width} x {header.height}, not {size[0]} x {size[1]}"
-        yield f"{text}: it follows the picture whose edges are kept."
+        yield f"{text}: it follows the image whose edges are kept."

@@ -1,16 +1,45 @@
-"""The web UI's settings, of which one is read by nearly every client: which model there is. Requests change none."""
+"""The web UI's settings, few of which mean anything here. A request may choose the files' format and what they tell."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 
 from app.compat.automatic.errors import wrong
-from app.errors import quoted
+from app.compat.automatic.scripts import is_nothing
+from app.errors import Faults, quoted
+from app.settings import Settings
+from workers.engine.contract import Embedding, Format
 
-MODEL = "sd_model_checkpoint"
-# Of what is saved, shown and named on the web UI's machine: nothing of that is done here, and pictures stay the same.
-HARMLESS = ("directories_", "do_not_", "enable_pnginfo", "grid_", "outdir_", "return_", "samples_", "save_", "show_")
+MODEL, SAMPLES_FORMAT, PNGINFO, QUALITY = "sd_model_checkpoint", "samples_format", "enable_pnginfo", "jpeg_quality"
+# Of what is saved, shown, named and kept in memory on the web UI's machine: images stay the same. Without save_images,
+# the web UI's API saves nothing either, whatever these say.
+HARMLESS = (
+    *("directories_", "do_not_", "grid_", "outdir_", "return_", "save_", "show_", "live_preview", "ui_", "add_"),
+    *("samples_save", "samples_filename", "sd_checkpoint", "batch_cond_uncond", "pad_cond_uncond", "persistent_cond"),
+    *("cross_attention", "img2img_", "interrogate_", "upscal", "face_restoration_model", "code_former_weight"),
+)
+# The web UI's defaults of settings that would make other images, where these are neither empty nor off.
+DEFAULTS: Mapping[str, tuple[object, ...]] = {
+    "emphasis": ("Original",),
+    "enable_emphasis": (True,),
+    "comma_padding_backtrack": (20,),
+    "eta_ancestral": (1,),
+    "s_noise": (1,),
+    "initial_noise_multiplier": (1,),
+    "uni_pc_variant": ("bh1",),
+    "uni_pc_skip_type": ("time_uniform",),
+    "uni_pc_order": (3,),
+    "uni_pc_lower_order_final": (True,),
+    "ddim_discretize": ("uniform",),
+    "sd_noise_schedule": ("Default",),
+    "randn_source": ("GPU", "CPU", "NV"),
+    "sd_vae_encode_method": ("Full",),
+    "sd_vae_decode_method": ("Full",),
+}
+CHOSEN = (SAMPLES_FORMAT, QUALITY, PNGINFO)
+FORMATS: Mapping[str, Format] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,26 +49,77 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     sd_vae: Literal["Automatic"] = "Automatic"
     CLIP_stop_at_last_layers: Literal[1] = 1
     samples_format: Literal["png"] = "png"
+    jpeg_quality: int = 95
+    enable_pnginfo: bool = False
     live_previews_enable: Literal[True] = True
     live_previews_image_format: Literal["jpeg"] = "jpeg"
     control_net_unit_count: Literal[1] = 1
 
 
-def check(wanted: Mapping[str, Any], options: Options) -> None:
-    """Raises Problem where a setting is wanted that would make other pictures, or that is not known."""
-    present = msgspec.structs.asdict(options)
+def present_options(settings: Settings) -> Options:
+    """Those of a configuration."""
+    server, output = settings.server, settings.engine.output
+    told = server.embed_metadata == "full"
+    return Options(sd_model_checkpoint=server.model_name, jpeg_quality=output.quality, enable_pnginfo=told)
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What a request chooses: its files' format, and what they tell of themselves; None is as configured."""
+
+    file_format: Format = "png"
+    embed_metadata: Embedding | None = None
+
+
+def overridden(wanted: Mapping[str, Any], present: Options, embedded: Embedding) -> Overrides:
+    """What `override_settings` ask for. `embedded` is what files tell by the configuration. Raises Problem."""
+    faults = Faults()
+    with faults.noted():
+        file_format = _format(wanted.get(SAMPLES_FORMAT))
+        quality = wanted.get(QUALITY)
+        if file_format != "png" and not is_nothing(quality) and quality != present.jpeg_quality:
+            text = f"{QUALITY} is {quoted(quality)}, but files are written at {present.jpeg_quality}; leave it out."
+            raise wrong(QUALITY, text)
+    with faults.noted():
+        check({name: value for name, value in wanted.items() if name not in CHOSEN}, present)
+    faults.check()
+    told = wanted.get(PNGINFO)
+    if told is None:
+        return Overrides(file_format)
+    less: Embedding = "none" if embedded == "none" else "source"
+    return Overrides(file_format, less if is_nothing(told) else "full")
+
+
+def check(wanted: Mapping[str, Any], present: Options) -> None:
+    """Raises Problem where a setting is wanted that would make other images, or that is not known."""
+    here, faults = msgspec.structs.asdict(present), Faults()
     for name, value in wanted.items():
-        if name.startswith(HARMLESS) or name.startswith("live_preview") or value is None:
+        if value is None or name.startswith(HARMLESS):
             continue
-        if name not in present:
-            raise wrong(name, f"There is no setting {quoted(name)} here; leave it out.")
-        if _plain(name, value) != present[name]:
-            text = f"{name} is {present[name]!r} here and cannot be changed by a request, to {quoted(value)} for one."
-            raise wrong(name, text)
+        if name in here:
+            if not _is_so(name, value, here[name]):
+                text = f"{name} is {here[name]!r} here and cannot be changed by a request, to {quoted(value)} for one."
+                faults.add(wrong(name, text))
+        elif not is_nothing(value) and value not in DEFAULTS.get(name, ()):
+            advice = f"Leave it out; a request may choose {SAMPLES_FORMAT} and {PNGINFO}."
+            faults.add(wrong(name, f"There is no setting {quoted(name)} here, to be {quoted(value)}. {advice}"))
+    faults.check()
+
+
+def _is_so(name: str, value: object, present: object) -> bool:
+    return _plain(name, value) == present or (is_nothing(value) and not isinstance(present, bool))
+
+
+def _format(wanted: object) -> Format:
+    if is_nothing(wanted):
+        return "png"
+    if isinstance(wanted, str) and (found := FORMATS.get(wanted.strip().lower())):
+        return found
+    raise wrong(SAMPLES_FORMAT, f"{SAMPLES_FORMAT} is {quoted(wanted)}; it must be one of {', '.join(FORMATS)}.")
 
 
 def _plain(name: str, value: object) -> object:
-    """A model without its hash and its file's suffix, as clients name it."""
+    """A model without its hash and its file's suffix, as clients name it; a number that came as text."""
     if name == MODEL and isinstance(value, str):
         return value.partition(" [")[0].removesuffix(".safetensors").removesuffix(".ckpt")
-    return value
+    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 9 else value

@@ -1,4 +1,4 @@
-"""What clients ask beside pictures: how far they are, to make no more of them, and what there is."""
+"""All paths of the interface, and what clients ask beside images: their progress, to end them, and what there is."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
@@ -13,14 +13,17 @@ from app import bodies
 from app.access import Access
 from app.compat.automatic import options
 from app.compat.automatic.catalogue import catalogue
+from app.compat.automatic.detect import Detect
 from app.compat.automatic.errors import respond
 from app.compat.automatic.jobs import Jobs
-from app.compat.automatic.options import Options
+from app.compat.automatic.options import present_options
 from app.compat.automatic.structs import MAX_ITEMS, InterruptAnswer, JobName, Name, ProgressAnswer, State
 from app.compat.automatic.txt2img import JSON, Txt2Img
 from app.desk import Desk, Ticket
+from app.edges import EdgeFinder
 from app.fields import Rules
 from app.making import Maker
+from app.metrics import Metrics
 from app.settings import Settings
 
 YES = ("true", "1", "yes", "on")
@@ -33,13 +36,16 @@ _job_name = msgspec.json.Decoder(JobName)
 class Service:
     """All paths of the interface."""
 
-    def __init__(self, desk: Desk, access: Access, maker: Maker, settings: Settings) -> None:
+    def __init__(
+        self, desk: Desk, access: Access, maker: Maker, finder: EdgeFinder, metrics: Metrics, settings: Settings
+    ) -> None:
         self._desk = desk
         self._access = access
         self._rules: Rules = maker.rules
         self._jobs = Jobs(latest=settings.server.shared_progress or settings.server.has_keys)
-        self._options = Options(sd_model_checkpoint=settings.server.model_name)
-        self._txt2img = Txt2Img(desk, access, maker, self._jobs, settings)
+        self._options = present_options(settings)
+        self._txt2img = Txt2Img(desk, access, maker, finder, self._jobs, settings)
+        self._detect = Detect(desk, access, finder, maker.rules, settings.engine.canny, metrics)
         self._catalogue = catalogue(settings)
 
     def routes(self) -> Sequence[Route]:
@@ -47,6 +53,7 @@ class Service:
         return [
             Route("/sdapi/v1/txt2img", self._txt2img.txt2img, methods=["POST"]),
             Route("/sdapi/v1/img2img", self._txt2img.img2img, methods=["POST"]),
+            Route("/controlnet/detect", self._detect.respond, methods=["POST"]),
             Route("/sdapi/v1/progress", self.progress),
             Route("/sdapi/v1/interrupt", self.interrupt, methods=["POST"]),
             Route("/sdapi/v1/options", self.options, methods=["GET", "POST"]),
@@ -77,7 +84,7 @@ class Service:
         return await self._desk.aside(request, work, respond)
 
     async def _listed(self, request: Request, client: str) -> Any:
-        return self._catalogue[request.scope["path"]]
+        return self._catalogue[request.scope["path"].rstrip("/")]
 
     async def _progress(self, request: Request, client: str) -> ProgressAnswer:
         query = bodies.query(request)

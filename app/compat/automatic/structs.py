@@ -21,51 +21,59 @@ Plain: TypeAlias = bool | Whole | Number | Name | None
 Setting: TypeAlias = Plain | Annotated[list[Plain], Meta(max_length=MAX_ITEMS)]
 
 
-class Script(msgspec.Struct, frozen=True):
-    """The arguments of an extension."""
-
-    args: Annotated[list[msgspec.Raw], Meta(max_length=MAX_ITEMS)] = []
-
-
 class MaskedImage(msgspec.Struct, frozen=True):
-    """A picture with a mask; there may be none."""
+    """An image with a mask; there may be none."""
 
-    image: str
+    image: str | None = None
     mask: str | None = None
 
 
-class ControlNetUnit(msgspec.Struct, frozen=True, kw_only=True):
-    """An argument of ControlNet: the picture, in base64 or as a data: URL, and how its edges count.
+Pair = Annotated[list[str | None], Meta(max_length=2)]  # an image, and perhaps a mask
 
-    `weight` is control_scale; `threshold_a` and `threshold_b` are canny_low and canny_high, as configured if they are
-    negative. `processor_res`, `pixel_perfect`, `resize_mode` and the like change nothing: the size follows the picture.
+
+class ControlNetUnit(msgspec.Struct, frozen=True, kw_only=True):
+    """An argument of ControlNet: the image, in base64 or as a data: URL, and how its edges count.
+
+    `module`: canny finds edges in the image; none takes it as an edge map, white on black. `weight` is control_scale;
+    `threshold_a` and `threshold_b` are canny_low and canny_high, as configured if they are negative. A mask must be
+    blank. `pixel_perfect`, `resize_mode` and `hr_option` change nothing, as the size follows the image.
     """
 
     enabled: bool | None = True
     module: Name | None = None
     model: Name | None = None
-    image: str | MaskedImage | None = None
-    input_image: str | MaskedImage | None = None  # what it was called once
+    image: str | MaskedImage | Pair | None = None
+    input_image: str | MaskedImage | Pair | None = None  # what it was called once
     weight: Number | None = None
     threshold_a: Number | None = None
     threshold_b: Number | None = None
     guidance_start: Number | None = 0.0
     guidance_end: Number | None = 1.0
+    guidance: Number | None = None  # what guidance_end was called once
     control_mode: Whole | Name | None = 0
-    mask: Any = None
-    mask_image: Any = None
-    effective_region_mask: Any = None
+    processor_res: Number | None = None
+    pixel_perfect: bool | None = False
+    resize_mode: Whole | Name | None = None
+    mask: str | None = None
+    mask_image: str | None = None
+    effective_region_mask: str | None = None
     advanced_weighting: Any = None
     guessmode: bool | None = False
     guess_mode: bool | None = False
+    input_mode: Name | None = None
+    batch_images: Any = None
+    loopback: bool | None = False
+    use_preview_as_input: bool | None = False
+    ipadapter_input: Any = None
+    animatediff_batch: bool | None = False
 
 
 class Txt2ImgRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The body. `cfg_scale` is guidance_scale, `batch_size` times `n_iter` is number_of_images, seed -1 draws one.
 
-    One picture is needed, in the arguments of ControlNet. Sampler, scheduler and size may be anything: `info` tells
-    what they were. `force_task_id` names the job for `progress` and `interrupt`: choose one that nobody guesses.
-    Unknown fields are ignored.
+    One image is needed, in the arguments of ControlNet. Scripts that are off ask for nothing; what is on is refused by
+    name. Sampler, scheduler and size may be anything: `info` tells what they were. `force_task_id` names the job for
+    `progress` and `interrupt`: choose one that nobody guesses. Unknown fields are ignored.
     """
 
     prompt: str | None = ""
@@ -82,7 +90,7 @@ class Txt2ImgRequest(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: Name | None = None
     force_task_id: Name | None = None
     send_images: bool | None = True
-    alwayson_scripts: Annotated[dict[Name, Script], Meta(max_length=MAX_ITEMS)] | None = None
+    alwayson_scripts: Annotated[dict[Name, msgspec.Raw], Meta(max_length=MAX_ITEMS)] | None = None
     override_settings: Annotated[dict[Name, Setting], Meta(max_length=MAX_ITEMS)] | None = None
     enable_hr: bool | None = False
     restore_faces: bool | None = False
@@ -93,10 +101,19 @@ class Txt2ImgRequest(msgspec.Struct, frozen=True, kw_only=True):
     subseed_strength: Number | None = 0.0
     seed_resize_from_w: Whole | None = -1
     seed_resize_from_h: Whole | None = -1
+    eta: Number | None = None
+    s_churn: Number | None = None
+    s_noise: Number | None = None
+    s_min_uncond: Number | None = None
+    save_images: bool | None = False
+    infotext: str | None = None
 
 
 class Txt2ImgAnswer(msgspec.Struct, frozen=True):
-    """The pictures as PNGs in base64, the request without its scripts, and an `Info` as JSON in a string."""
+    """The images in base64, the request without its scripts, and an `Info` as JSON in a string.
+
+    They are PNGs, unless `override_settings.samples_format` says jpg or webp.
+    """
 
     images: list[str]
     parameters: Txt2ImgRequest

@@ -1,6 +1,7 @@
-"""`POST /sdapi/v1/txt2img`: a prompt, and a picture in ControlNet's arguments."""
+"""`POST /sdapi/v1/txt2img`: a prompt, and an image in ControlNet's arguments."""
 
 import asyncio
+from dataclasses import replace
 
 import msgspec
 import pybase64
@@ -13,9 +14,10 @@ from app.compat.automatic.asking import Asked, asked
 from app.compat.automatic.errors import respond, wrong
 from app.compat.automatic.info import info
 from app.compat.automatic.jobs import Job, Jobs
-from app.compat.automatic.options import Options
+from app.compat.automatic.options import present_options
 from app.compat.automatic.structs import Txt2ImgAnswer, Txt2ImgRequest
 from app.desk import LEFT, Desk, Ticket
+from app.edges import EdgeFinder
 from app.generation import unless_gone
 from app.making import ClientGoneError, Maker, Picture
 from app.settings import Settings
@@ -29,16 +31,19 @@ INTERRUPTED = msgspec.json.encode(Txt2ImgAnswer([], Txt2ImgRequest(), '{"notes":
 class Txt2Img:
     """The endpoint."""
 
-    def __init__(self, desk: Desk, access: Access, maker: Maker, jobs: Jobs, settings: Settings) -> None:
+    def __init__(
+        self, desk: Desk, access: Access, maker: Maker, finder: EdgeFinder, jobs: Jobs, settings: Settings
+    ) -> None:
         self._desk = desk
         self._access = access
         self._maker = maker
+        self._finder = finder
         self._jobs = jobs
         self._settings = settings
-        self._options = Options(sd_model_checkpoint=settings.server.model_name)
+        self._options = present_options(settings)
 
     async def txt2img(self, request: Request) -> Response:
-        """Pictures; none, if they were interrupted."""
+        """Images; none, if they were interrupted."""
         response = await self._desk.serve(request, self._answer, respond)
         if response.status_code != LEFT:
             return response
@@ -51,14 +56,15 @@ class Txt2Img:
 
     async def _refuse(self, request: Request, ticket: Ticket) -> Response:
         ticket.client = self._access.client(request)
-        raise wrong("init_images", "A picture counts by its edges here: send it to txt2img, as ControlNet's image.")
+        text = "There is no img2img here, as only the edges of an image count: send it to /sdapi/v1/txt2img, as the"
+        raise wrong("init_images", f"{text} image of a ControlNet unit with module 'canny'.")
 
     async def _answer(self, request: Request, ticket: Ticket) -> Response:
         ticket.client = self._access.client(request)
-        what = await self._asked(request)
+        what = await self._asked(request, ticket.client)
         task_id, steps = what.request.force_task_id or ticket.name, what.wanted.options.steps or self._maker.rules.steps
         job = Job(task_id, ticket.name, what.wanted.images, steps)
-        pictures = ticket.pictures = await self._pictures(request, what, job, ticket.client)
+        pictures = ticket.pictures = await self._pictures(request, what, job, ticket)
         sent = pictures if what.request.send_images is not False else []
         answer = Txt2ImgAnswer(
             [pybase64.b64encode_as_string(picture.file) for picture in sent],
@@ -67,14 +73,18 @@ class Txt2Img:
         )
         return Response(msgspec.json.encode(answer), media_type=JSON)
 
-    async def _asked(self, request: Request) -> Asked:
+    async def _asked(self, request: Request, client: str) -> Asked:
         body = await bodies.json_body(request, self._maker.rules, _json)
-        size = sum(len(each) for script in (body.alwayson_scripts or {}).values() for each in script.args)
-        return await bodies.in_thread_if_large(size, asked, body, self._maker.rules, self._options)
+        size = sum(map(len, (body.alwayson_scripts or {}).values()))
+        what = await bodies.in_thread_if_large(size, asked, body, self._maker.rules, self._options)
+        del body  # with the text of its images
+        for mask in what.masks:
+            mask.check(*await self._finder.range_of(request, client, mask.file, mask.name))
+        return replace(what, masks=())
 
-    async def _pictures(self, request: Request, what: Asked, job: Job, client: str) -> list[Picture]:
-        with self._jobs.running(client, job):
-            job.making = asyncio.ensure_future(self._maker.make(request, what.wanted, client, job.follow))
+    async def _pictures(self, request: Request, what: Asked, job: Job, ticket: Ticket) -> list[Picture]:
+        with self._jobs.running(ticket.client, job):
+            job.making = asyncio.ensure_future(self._maker.make(request, what.wanted, ticket, job.follow))
             try:
                 return await unless_gone(request, job.making)
             except asyncio.CancelledError:

@@ -1,79 +1,161 @@
-"""ControlNet's arguments: the one picture whose edges count."""
+"""ControlNet's arguments: the one image whose edges count, and its masks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
 from app import pictures
 from app.bodies import parsed_json
 from app.compat.automatic.errors import wrong
-from app.compat.automatic.structs import ControlNetUnit, MaskedImage, Script
-from app.errors import quoted
+from app.compat.automatic.scripts import FIELD, SCRIPT, is_nothing
+from app.compat.automatic.structs import ControlNetUnit, MaskedImage, Name
+from app.errors import Faults, quoted
 
-SCRIPT, MODULE, PICTURE = "controlnet", "canny", "image"
-OFF = (b"null", b"false")
-NO_MODELS = ("", "none")
+CANNY, NONE = "canny", "none"
+MODULES = {CANNY: "finds edges in the image", NONE: "takes the image as an edge map, white on black"}
+IMAGE, REGION = "image", "effective_region_mask"
 BALANCED = (None, 0, "", "0", "Balanced")
+RESIZE_MODES = ("0", "1", "2", "3", "none")
+RESIZE_WORDS = ("resize", "fit", "fill")  # of all of their names
+PROCESSOR_RES = (64, 512)  # what clients send that choose none
+BLACK, WHITE = 5, 250  # a mask masks nothing if no value is above the one, or none below the other
 UNUSED = {
-    "mask": "all of the picture counts",
-    "mask_image": "all of the picture counts",
-    "effective_region_mask": "all of the picture counts",
     "advanced_weighting": "the weight is the same everywhere",
     "guessmode": "the prompt always counts",
     "guess_mode": "the prompt always counts",
+    "batch_images": "a request has one image",
+    "loopback": "a request has one image",
+    "use_preview_as_input": "there is no preview to use; send the image",
+    "ipadapter_input": "there is no IP-Adapter",
+    "animatediff_batch": "there is no AnimateDiff",
 }
 
-_json = msgspec.json.Decoder(ControlNetUnit, strict=False)
+_unit = msgspec.json.Decoder(ControlNetUnit, strict=False)
 
 
-def unit(scripts: Mapping[str, Script]) -> tuple[ControlNetUnit, bytes]:
-    """The one that is enabled, and its picture. Raises Problem where there is none, or what cannot be had."""
-    units = [each for name, script in scripts.items() for each in _units(name, script)]
+class _Switch(msgspec.Struct, frozen=True):
+    """The part of a unit that says whether the rest counts."""
+
+    enabled: bool | None = True
+
+
+_switch = msgspec.json.Decoder(_Switch, strict=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """An image file, and what its client calls it."""
+
+    name: str
+    file: bytes
+
+    def check(self, low: int, high: int) -> None:
+        """Raises Problem unless a mask whose values are from `low` to `high`, of 0 to 255, masks nothing."""
+        if low >= WHITE or (high <= BLACK and self.name != REGION):
+            return
+        text = f"{self.name} masks a part of the image, but all of it counts: leave the mask out."
+        raise wrong(self.name, text)
+
+
+def unit(args: Sequence[msgspec.Raw], short_side: int) -> tuple[ControlNetUnit, bytes, list[Mask]]:
+    """The one unit that is enabled, its image and its masks. `short_side` is the model's.
+
+    Raises Problem where there is no such unit, or where it asks for what cannot be had.
+    """
+    units = [parsed_json(each, _unit) for each in _enabled(args)]
     if len(units) != 1:
-        text = f"{len(units)} units of ControlNet are enabled; one is needed, in alwayson_scripts.controlnet.args,"
-        raise wrong("alwayson_scripts", f"{text} with module {MODULE!r} and the picture whose edges are to be kept.")
+        text = f"{len(units)} units of ControlNet are enabled; one is needed, in {FIELD}.{SCRIPT}.args,"
+        raise wrong(FIELD, f"{text} with the image and its module: {_modules()}.")
     (found,) = units
-    _check(found)
-    picture = _picture(found)
-    # Without the texts that the image came in: they would stay in memory for as long as the request waits.
-    return msgspec.structs.replace(found, image=None, input_image=None), picture
+    faults = Faults()
+    with faults.noted():
+        _check(found, short_side)
+    with faults.noted():
+        image, masks = _files(found)
+    faults.check()
+    # Without the texts that the files came in: they would stay in memory for as long as the request waits.
+    bare = msgspec.structs.replace(
+        found, image=None, input_image=None, mask=None, mask_image=None, effective_region_mask=None
+    )
+    return bare, image, masks
 
 
-def _units(name: str, script: Script) -> Iterator[ControlNetUnit]:
-    if name.lower() != SCRIPT:
-        if script.args and bytes(script.args[0]) not in OFF:  # whoever turns one off says so in the first argument
-            raise wrong("alwayson_scripts", f"There is no script {quoted(name)} here, but {SCRIPT!r}; leave it out.")
-        return
-    for each in map(bytes, script.args):
-        if each not in OFF and (found := parsed_json(each, _json)).enabled is not False:
-            yield found
+def module_of(name: Name | None, field: str = "module") -> str:
+    """The module that a client names, in any case; none is the default. Raises Problem."""
+    module = (name or NONE).strip().lower()
+    if module not in MODULES:
+        advice = ""
+        if module.startswith("invert"):
+            advice = " Invert the image yourself and send it with 'none'."
+        raise wrong(field, f"{field} is {quoted(name)}, which is not here. These are: {_modules()}.{advice}")
+    return module
 
 
-def _check(given: ControlNetUnit) -> None:
-    if (given.module or "none").lower() != MODULE:
-        text = f"module is {quoted(given.module)}, but edges are found here, by {MODULE!r}: send the picture itself."
-        raise wrong("module", text)
-    model = (given.model or "none").lower()
-    if model not in NO_MODELS and MODULE not in model:
-        text = f"model is {quoted(given.model)}, but ControlNet follows edges here: name one of {MODULE!r}."
+def _modules() -> str:
+    return ", ".join(f"{name!r} {does}" for name, does in MODULES.items())
+
+
+def _enabled(args: Sequence[msgspec.Raw]) -> Iterator[bytes]:
+    """Arguments that are no objects are none of a unit: the web UI's own page sends some."""
+    for raw in map(bytes, args):
+        if raw[:1] == b"{" and parsed_json(raw, _switch).enabled is not False:
+            yield raw
+
+
+def _check(given: ControlNetUnit, short_side: int) -> None:
+    module = module_of(given.module)
+    model = (given.model or NONE).lower()
+    if not is_nothing(model) and CANNY not in model:
+        text = f"model is {quoted(given.model)}, but the one model here follows edges: name one of {CANNY!r}."
         raise wrong("model", text)
+    end = given.guidance_end if given.guidance is None else given.guidance
     if (given.guidance_start or 0.0) > 0:
-        raise wrong("guidance_start", f"guidance_start is {given.guidance_start}, but ControlNet has all steps: 0.")
-    if given.guidance_end is not None and given.guidance_end < 1:
-        raise wrong("guidance_end", f"guidance_end is {given.guidance_end}, but ControlNet has all steps: 1.")
+        raise wrong("guidance_start", f"guidance_start is {given.guidance_start}; it must be 0: all steps are guided.")
+    if end is not None and end < 1:
+        raise wrong("guidance_end", f"guidance_end is {end}; it must be 1: all steps are guided.")
     if given.control_mode not in BALANCED:
-        raise wrong("control_mode", f"control_mode is {quoted(given.control_mode)}; it must be 0, that is, Balanced.")
+        raise wrong("control_mode", f"control_mode is {quoted(given.control_mode)}; it must be 0 or 'Balanced'.")
+    if module == CANNY and not given.pixel_perfect:
+        _check_resolution(given.processor_res, short_side)
+    _check_modes(given)
     for name, why in UNUSED.items():
-        if getattr(given, name):
+        if not is_nothing(getattr(given, name)):
             raise wrong(name, f"{name} is given, but {why}; leave it out.")
 
 
-def _picture(given: ControlNetUnit) -> bytes:
-    picture = given.image or given.input_image
-    if isinstance(picture, MaskedImage):
-        if picture.mask:
-            raise wrong("mask", f"mask is given, but {UNUSED['mask']}; leave it out.")
-        picture = picture.image
-    if not picture:
-        raise wrong(PICTURE, f"{PICTURE} is missing: the picture whose edges are to be kept, in base64.")
-    return pictures.from_base64(picture, PICTURE)
+def _check_resolution(resolution: float | None, short_side: int) -> None:
+    if resolution is not None and resolution > 0 and resolution not in {*PROCESSOR_RES, short_side}:
+        text = f"processor_res is {resolution:g}, but edges are found at the image's own size, whose short side is"
+        raise wrong("processor_res", f"{text} {short_side}: leave it out, or set pixel_perfect.")
+
+
+def _check_modes(given: ControlNetUnit) -> None:
+    resize = str(given.resize_mode).lower()
+    if resize not in RESIZE_MODES and not any(word in resize for word in RESIZE_WORDS):
+        text = f"resize_mode is {quoted(given.resize_mode)}, which is no mode of ControlNet: leave it out."
+        raise wrong("resize_mode", f"{text} The size follows the image.")
+    if given.input_mode and "simple" not in given.input_mode.lower():
+        raise wrong("input_mode", f"input_mode is {quoted(given.input_mode)}; it must be 'simple', for one image.")
+
+
+def _files(given: ControlNetUnit) -> tuple[bytes, list[Mask]]:
+    """The image file and the masks. Raises Problem."""
+    image, mask = _pair(given.image or given.input_image)
+    if not image:
+        raise wrong(IMAGE, f"{IMAGE} is missing: the image whose edges are to be kept, in base64.")
+    masks = {"mask": mask or given.mask, "mask_image": given.mask_image, REGION: given.effective_region_mask}
+    files = [Mask(name, pictures.from_base64(text, name)) for name, text in masks.items() if text]
+    return pictures.from_base64(image, IMAGE), files
+
+
+def _pair(given: str | MaskedImage | list[str | None] | None) -> tuple[str | None, str | None]:
+    """An image and its mask, in base64, as far as they are there."""
+    match given:
+        case MaskedImage():
+            return given.image, given.mask
+        case list():
+            image, mask, *_ = [*given, None, None]
+            return image, mask
+        case _:
+            return given, None

@@ -1,0 +1,121 @@
+"""`POST /controlnet/detect`: what ControlNet's preprocessors make of images, as its extension for the web UI has it."""
+
+import logging
+from typing import Annotated
+
+import msgspec
+import pybase64
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app import bodies, pictures
+from app.access import Access
+from app.compat.automatic.asking import threshold
+from app.compat.automatic.errors import respond, wrong
+from app.compat.automatic.structs import MAX_ITEMS, Name, Number
+from app.compat.automatic.unit import CANNY, Mask, module_of
+from app.desk import Desk, Ticket
+from app.edges import EdgeFinder
+from app.errors import quoted
+from app.fields import Rules
+from app.metrics import Metrics
+from workers.edges import Work
+from workers.edging import RESOLUTIONS
+from workers.engine.config import Canny
+
+IMAGES, MASKS, RESOLUTION = "controlnet_input_images", "controlnet_masks", "controlnet_processor_res"
+LOW, HIGH = "controlnet_threshold_a", "controlnet_threshold_b"
+JSON = "application/json"
+
+Texts = Annotated[list[str | None], Meta(max_length=MAX_ITEMS)]
+
+
+class DetectRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body. Module canny finds edges; none answers with the images as the model takes edge maps.
+
+    `controlnet_processor_res` is the short side of the answer, in pixels; what is missing or negative is as the model
+    takes it. Both thresholds are as configured if they are missing or negative. Masks must be blank.
+    """
+
+    controlnet_module: Name | None = None
+    controlnet_input_images: Texts | None = None
+    controlnet_images: Texts | None = None  # as some clients call them
+    controlnet_processor_res: Number | None = None
+    controlnet_threshold_a: Number | None = None
+    controlnet_threshold_b: Number | None = None
+    controlnet_masks: Texts | None = None
+
+
+class DetectAnswer(msgspec.Struct, frozen=True):
+    """Grey PNGs in base64: white edges on black."""
+
+    images: list[str]
+    info: str = "Success"
+
+
+_json = msgspec.json.Decoder(DetectRequest, strict=False)
+
+
+class Detect:
+    """The endpoint. Each image waits for its turn in the edge process, as one of `/edges` does."""
+
+    def __init__(
+        self, desk: Desk, access: Access, finder: EdgeFinder, rules: Rules, canny: Canny, metrics: Metrics
+    ) -> None:
+        self._desk = desk
+        self._access = access
+        self._finder = finder
+        self._rules = rules
+        self._canny = canny
+        self._metrics = metrics
+
+    async def respond(self, request: Request) -> Response:
+        """Answer one request."""
+        return await self._desk.serve(request, self._answer, respond, self._metrics.edges, level=logging.DEBUG)
+
+    async def _answer(self, request: Request, ticket: Ticket) -> Response:
+        ticket.client = self._access.client(request)
+        self._finder.check_open()
+        asked = await bodies.json_body(request, self._rules, _json)
+        work, short_side = self._work(asked), _short_side(asked.controlnet_processor_res)
+        images = self._images(asked)
+        for text in filter(None, asked.controlnet_masks or []):
+            mask = Mask(MASKS, await _decoded(text, MASKS))
+            mask.check(*await self._finder.range_of(request, ticket.client, mask.file, mask.name))
+        found = []
+        for text in images:
+            image = await _decoded(text, IMAGES)
+            png = await self._finder.png(request, ticket.client, image, IMAGES, work, short_side)
+            found.append(pybase64.b64encode_as_string(png))
+        return Response(msgspec.json.encode(DetectAnswer(found)), media_type=JSON)
+
+    def _work(self, asked: DetectRequest) -> Work:
+        if module_of(asked.controlnet_module, "controlnet_module") != CANNY:
+            return "grey"
+        low, high = threshold(asked.controlnet_threshold_a), threshold(asked.controlnet_threshold_b)
+        self._rules.check_numbers({"canny_low": low, "canny_high": high}, {"canny_low": LOW, "canny_high": HIGH})
+        return Canny(low=low or self._canny.low, high=high or self._canny.high)
+
+    def _images(self, asked: DetectRequest) -> list[str]:
+        images = [text for text in asked.controlnet_input_images or asked.controlnet_images or [] if text]
+        most = int(self._rules.ranges["number_of_images"].high)
+        if not 1 <= len(images) <= most:
+            text = f"{IMAGES} has {len(images)} images; it must have from 1 to {most}, each a file in base64."
+            raise wrong(IMAGES, text)
+        return images
+
+
+async def _decoded(text: str, name: str) -> bytes:
+    return await bodies.in_thread_if_large(len(text), pictures.from_base64, text, name)
+
+
+def _short_side(resolution: float | None) -> int | None:
+    """None, that is, as the model has it, for what is negative or missing. Raises Problem."""
+    if resolution is None or resolution < 0:
+        return None
+    least, most = RESOLUTIONS
+    if not least <= resolution <= most or resolution != int(resolution):
+        text = f"{RESOLUTION} is {quoted(resolution)}; it must be a whole number from {least} to {most}, or -1."
+        raise wrong(RESOLUTION, text)
+    return int(resolution)

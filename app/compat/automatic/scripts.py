@@ -1,0 +1,220 @@
+"""The web UI's scripts and extensions, in `alwayson_scripts`: which of them ask for something.
+
+Clients send all that the web UI has, nearly always switched off. What is off asks for nothing. What is on is refused by
+its name, but for ControlNet, and for three built-in scripts that repeat fields of the request: Seed, Sampler, Refiner.
+
+A script's arguments are a list without names, so that a script is off is told by a rule. Its first argument is its
+switch, nearly always: in `[false, 1.01, 1.02]` it is off. Before the switch there may be arguments that are empty, as
+in `[null, false, "0"]`. Arguments with names say so themselves: `[{"enable": false}]`.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+import msgspec
+
+from app.bodies import parsed_json
+from app.compat.automatic.errors import wrong
+from app.compat.automatic.structs import Name, Number, Whole
+from app.errors import Faults, plain
+
+SCRIPT, FIELD = "controlnet", "alwayson_scripts"
+CONTROLNET = ("controlnet", "sdforgecontrolnet", "controlnetintegrated", "sdwebuicontrolnet")
+# They show something, or change what is not here (LoRAs), whatever their arguments are.
+IDLE = ("apipayload", "comments", "extranetworks", "lorablockweight", "modelkeyword")
+# Where the switches are, in scripts whose first argument is none.
+SWITCHES = {"reactor": (1,), "roop": (1,), "segmentanything": (0, 9, 12)}
+DYNAMIC = "dynamicprompts"  # is on by default, and then does nothing unless the prompt has its syntax
+DYNAMIC_SYNTAX = re.compile(r"\{[^{}]*\||\{[^{}]*\$\$|\$\{|__[\w/*-]+__")
+# Combinatorial, magic prompt, feeling lucky, attention grabber, Jinja templates, no image generation.
+DYNAMIC_SWITCHES = (1, 3, 4, 5, 13, 14)
+NOTHING = ("", "none", "off", "false", "disabled", "automatic")
+DEPTH = 8  # of lists and objects in each other, looked at; deeper ones count as on
+
+Args: TypeAlias = Sequence[Any]
+Kind = TypeVar("Kind", bound=msgspec.Struct)
+
+_list = msgspec.json.Decoder(list[msgspec.Raw])
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_any = msgspec.json.Decoder()
+
+
+class SeedArgs(msgspec.Struct, frozen=True, array_like=True):
+    """What the script Seed has."""
+
+    seed: int | None = None
+    extra: bool | None = False
+    subseed: Any = None
+    subseed_strength: Number | None = 0.0
+    resize_from_w: Whole | None = 0
+    resize_from_h: Whole | None = 0
+
+
+class SamplerArgs(msgspec.Struct, frozen=True, array_like=True):
+    """What the script Sampler has."""
+
+    steps: Whole | None = None
+    sampler: Name | None = None
+    scheduler: Name | None = None
+
+
+class RefinerArgs(msgspec.Struct, frozen=True, array_like=True):
+    """What the script Refiner has."""
+
+    enable: bool | None = False
+    checkpoint: Name | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scripts:
+    """What scripts ask for: the arguments of ControlNet, and what Seed and Sampler say."""
+
+    units: Sequence[msgspec.Raw]
+    seed: SeedArgs
+    sampler: SamplerArgs
+
+
+def read(scripts: Mapping[str, msgspec.Raw], prompts: Sequence[str]) -> Scripts:
+    """What the scripts ask for. Raises Problem, which names each script that is on and cannot be followed."""
+    faults, units = Faults(), list[msgspec.Raw]()
+    seed, sampler = SeedArgs(), SamplerArgs()
+    for name, value in scripts.items():
+        with faults.noted():
+            match key := _key(name):
+                case _ if key in CONTROLNET:
+                    units += _arguments(value)
+                case "seed":
+                    _check_seed(seed := _named(name, value, SeedArgs))
+                case "sampler":
+                    sampler = _named(name, value, SamplerArgs)
+                case "refiner":
+                    refiner = _named(name, value, RefinerArgs)
+                    _check(name, refiner.enable is not True or is_nothing(refiner.checkpoint))
+                case _:
+                    _check(name, key in IDLE or _is_off(key, _values(value), prompts))
+    faults.check()
+    return Scripts(units, seed, sampler)
+
+
+def is_nothing(value: object, depth: int = DEPTH) -> bool:
+    """Whether a value is empty, zero, off or a word for these; of lists and mappings, whether they are off."""
+    match value:
+        case str():
+            return value.strip().lower() in NOTHING
+        case list():
+            return depth > 0 and is_off(value, depth - 1)
+        case dict():
+            return depth > 0 and _unit_is_off(value, depth - 1)
+        case _:
+            return not value
+
+
+def is_off(args: Args, depth: int = DEPTH) -> bool:
+    """Whether a script with these arguments is off, by the rule above."""
+    for each in args:
+        if each is False or (isinstance(each, str) and each.strip().lower() == "false"):
+            return True
+        if isinstance(each, dict):
+            return all(is_nothing(unit, depth) for unit in args if isinstance(unit, dict))
+        if not is_nothing(each, depth):
+            return False
+    return True
+
+
+def _is_off(key: str, args: Args, prompts: Sequence[str]) -> bool:
+    if key.startswith(DYNAMIC):
+        return is_off(args) or not (_any_is_on(args, DYNAMIC_SWITCHES) or any(map(DYNAMIC_SYNTAX.search, prompts)))
+    known = next((places for name, places in SWITCHES.items() if key.startswith(name)), None)
+    if known is not None and not any(isinstance(each, dict) for each in args):
+        return not _any_is_on(args, known)
+    return OFF.get(key, is_off)(args)
+
+
+def _adetailer_is_off(args: Args) -> bool:
+    """Off by its switch, or without a model, as the web UI has it by default."""
+    units = [each for each in args if isinstance(each, dict) and each.get("ad_tab_enable") is not False]
+    return (bool(args) and args[0] is False) or all(is_nothing(each.get("ad_model")) for each in units)
+
+
+def _animatediff_is_off(args: Args) -> bool:
+    """Its switch is off by default."""
+    units = [each for each in args if isinstance(each, dict)]
+    return all(is_nothing(each.get("enable")) for each in units) if units else is_off(args)
+
+
+def _fabric_is_off(args: Args) -> bool:
+    """Its first arguments are images that are liked or not; then comes its switch, or in old versions a number."""
+    return is_nothing(list(args[:2])) or is_off(args[2:3] if args[2:3] == [False] else args)
+
+
+OFF: Mapping[str, Callable[[Args], bool]] = {
+    "adetailer": _adetailer_is_off,
+    "animatediff": _animatediff_is_off,
+    "fabric": _fabric_is_off,
+}
+
+
+def _any_is_on(args: Args, places: Sequence[int]) -> bool:
+    return any(not is_nothing(args[place]) for place in places if place < len(args))
+
+
+def _unit_is_off(unit: Mapping[str, Any], depth: int) -> bool:
+    switches = [value for name, value in unit.items() if _is_switch(name)]
+    return all(is_nothing(value, depth) for value in switches or unit.values())
+
+
+def _is_switch(name: str) -> bool:
+    """Such as enable, enabled, is_enabled, active, isActive; not enable_something."""
+    return _key(name).removeprefix("is") in {"enable", "enabled", "active", "activate", "activated", "on"}
+
+
+def _key(name: str) -> str:
+    """A name in the form in which it is compared."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _check_seed(given: SeedArgs) -> None:
+    resized = min(given.resize_from_w or 0, given.resize_from_h or 0) > 0
+    _check("Seed", not given.extra or ((given.subseed_strength or 0) <= 0 and not resized))
+
+
+def _check(name: str, off: bool) -> None:
+    if not off:
+        advice = f"Switch it off or leave it out; of scripts, there is only {SCRIPT!r}."
+        raise wrong(f"{FIELD}.{name}", f"The script {plain(name)} is on, but this service does not have it. {advice}")
+
+
+# ------------------------------------------------------------------------------------------------------------ arguments
+
+
+def _arguments(value: msgspec.Raw) -> list[msgspec.Raw]:
+    """A script's arguments: a list in `args`, or what clients send in its place."""
+    fields = _fields(value)
+    if "args" in fields:
+        value = fields["args"]
+        fields = _fields(value)
+    raw = bytes(value)
+    if raw[:1] == b"[":
+        return parsed_json(raw, _list)
+    return [] if raw == b"null" or (raw[:1] == b"{" and not fields) else [value]
+
+
+def _fields(value: msgspec.Raw) -> dict[str, msgspec.Raw]:
+    """Those of an object; none of anything else."""
+    raw = bytes(value)
+    return parsed_json(raw, _object) if raw[:1] == b"{" else {}
+
+
+def _values(value: msgspec.Raw) -> list[Any]:
+    return [parsed_json(bytes(each), _any) for each in _arguments(value)]
+
+
+def _named(name: str, value: msgspec.Raw, kind: "type[Kind]") -> "Kind":
+    values = [None if each == "" else each for each in _values(value)]
+    try:
+        return msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError:
+        names = ", ".join(kind.__struct_fields__)
+        raise wrong(f"{FIELD}.{name}", f"The arguments of {plain(name)} must be [{names}].") from None
