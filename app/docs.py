@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from app.files import Files
 
@@ -25,3 +25,7 @@ class Docs:
     async def respond(self, request: Request) -> Response:
         """A file of the page, by default the page itself."""
         return self._files.respond(request, request.path_params.get("name", INDEX))
+
+    async def redirect(self, request: Request) -> Response:
+        """To the page, whose relative links need its path without the slash. Relative, as a proxy may have a prefix."""
+        return RedirectResponse("../docs", 308)

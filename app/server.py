@@ -1,7 +1,7 @@
 """Routes and lifespan, nothing else."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
@@ -48,7 +48,8 @@ def create_app(
 ) -> Starlette:
     """The ASGI application. `read_devices` is called in a thread before each scrape of `registry`.
 
-    Both spellings of a path answer directly: nobody is redirected.
+    A path answers directly with a slash at its end and without. Only the page of `/docs` is redirected, as its links
+    are relative.
     """
 
     async def metrics(request: Request) -> Response:
@@ -58,20 +59,21 @@ def create_app(
 
     app = Starlette(
         routes=[
-            Route("/generation/", endpoints.generation.respond, methods=["POST"]),
-            Route("/generation", endpoints.generation.respond, methods=["POST"]),
-            Route("/edges", endpoints.edges.respond, methods=["POST"]),
-            Route("/edges/", endpoints.edges.respond, methods=["POST"]),
-            Route("/healthz", endpoints.health.alive),
-            Route("/readyz", endpoints.health.ready),
-            Route("/metrics", metrics),
-            Route("/openapi.json", endpoints.description.respond),
-            Route("/docs", endpoints.docs.respond),
-            Route("/docs/{name}", endpoints.docs.respond),
             Route("/", endpoints.page.respond),
-            Route("/page/{name}", endpoints.page.respond),
-            Route("/settings.json", endpoints.page.settings),
-            *endpoints.compatible,
+            Route("/docs", endpoints.docs.respond),
+            Route("/docs/", endpoints.docs.redirect),
+            *with_slash(
+                Route("/generation", endpoints.generation.respond, methods=["POST"]),
+                Route("/edges", endpoints.edges.respond, methods=["POST"]),
+                Route("/healthz", endpoints.health.alive),
+                Route("/readyz", endpoints.health.ready),
+                Route("/metrics", metrics),
+                Route("/openapi.json", endpoints.description.respond),
+                Route("/docs/{name}", endpoints.docs.respond),
+                Route("/page/{name}", endpoints.page.respond),
+                Route("/settings.json", endpoints.page.settings),
+                *endpoints.compatible,
+            ),
         ],
         middleware=middleware,
         exception_handlers={HTTPException: desk.refuse, Exception: on_exception},
@@ -79,3 +81,11 @@ def create_app(
     )
     app.router.redirect_slashes = False
     return app
+
+
+def with_slash(*routes: Route) -> Iterator[Route]:
+    """Each route, and the same with a slash at its end; but not those with parameters."""
+    for route in routes:
+        yield route
+        if "{" not in route.path:
+            yield Route(f"{route.path}/", route.endpoint, methods=sorted(route.methods or ()))

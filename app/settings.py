@@ -83,7 +83,10 @@ class ServerConfig:
     """AUTOMATIC1111's interface: whether clients at one address see and end each other's work, as on a private
     machine."""
     trusted_proxies: list[str] = field(default_factory=list)
-    """Addresses and networks of proxies whose X-Forwarded-For is believed, such as `10.0.0.0/8`."""
+    """Addresses and networks of proxies whose X-Forwarded-For, -Proto and -Prefix are believed, as in `10.0.0.0/8`."""
+    root_path: str = ""
+    """The path of this service at its proxy, such as `/contour`, whether the proxy takes it off or not. A trusted proxy
+    may send X-Forwarded-Prefix instead."""
     header_seconds: Seconds = 10.0
     """How long the head of a request may take to arrive."""
     max_header_bytes: Annotated[int, Meta(ge=1024, le=2**20)] = 64 * 2**10

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.http import buffers
+from app.http.prefix import is_prefix
 from scheduler.policy import Limits
 from workers.engine.metadata import About, Metadata
 from workers.schema import Problem, show
@@ -97,6 +98,9 @@ def _access_problems(server: "ServerConfig") -> Iterator[Problem]:
         except ValueError:
             text = f"is {show(proxy)}, but must be an address or a network, such as 10.0.0.0/8"
             yield Problem(("server", "trusted_proxies", str(n)), text)
+    if not is_prefix(server.root_path):
+        text = f"is {show(server.root_path)}, but must begin with a slash and end without one, such as /contour"
+        yield Problem(("server", "root_path"), f"{text}; and it must not be a path of this service, such as /docs")
     for n, host in enumerate(server.allowed_hosts):
         if host != "*" and not (HOST.fullmatch(host) or _is_address(host)):
             text = f"is {show(host)}, but must be a host name without port, *.NAME for all names below one, or *"

@@ -16,6 +16,7 @@ from app.errors import ProblemBody
 from app.fields import Fields, GenerationRequest
 from app.generation import GenerationAnswer
 from app.health import Aliveness, Readiness
+from app.http.prefix import HEADER, prefix_of
 from app.page import Page, PageSettings
 from app.pictures import JSON_NAME
 from app.settings import Settings
@@ -46,14 +47,23 @@ TAGS = {
 
 
 class Description:
-    """Says what it was constructed with."""
+    """Answers with the description of the service, as it is found behind the prefix of a request's proxy."""
 
     def __init__(self, settings: Settings) -> None:
-        self._body = msgspec.json.encode(describe(settings))
+        self._document = describe(settings)
+        self._bodies = {"": msgspec.json.encode(self._document)}
+        if prefix := settings.server.root_path:
+            self._bodies[prefix] = self._at(prefix)
+        self._headers = {"Vary": HEADER} if settings.server.trusted_proxies else {}
 
     async def respond(self, request: Request) -> Response:
         """200, always."""
-        return Response(self._body, media_type=JSON)
+        prefix = prefix_of(request.scope)
+        body = self._bodies.get(prefix) or self._at(prefix)
+        return Response(body, headers=self._headers, media_type=JSON)
+
+    def _at(self, prefix: str) -> bytes:
+        return msgspec.json.encode({**self._document, "servers": [{"url": prefix}]})
 
 
 def describe(settings: Settings) -> Node:

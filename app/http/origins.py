@@ -103,7 +103,7 @@ def host_of(header: str) -> str:
 
 
 def _is_page(scope: Scope) -> bool:
-    path = scope["path"]
+    path = scope["path"].rstrip("/") or "/"
     return scope["method"] in {"GET", "HEAD"} and (path in PAGES or path.startswith(PAGE_FOLDERS))
 
 

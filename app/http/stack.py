@@ -10,6 +10,7 @@ from app.access import Access
 from app.desk import Desk
 from app.http.buffers import BodyBuffers
 from app.http.origins import ANY, OriginGuard, is_loopback
+from app.http.prefix import Proxied
 from app.http.safe_headers import SafeHeaders
 from app.settings import ServerConfig, Settings
 
@@ -22,7 +23,10 @@ def middlewares(settings: Settings, desk: Desk, access: Access) -> Sequence[Midd
     """What every request passes, in this order; says in the log what anybody may do."""
     server = settings.server
     origins = [each.lower() for each in server.allowed_origins]  # as browsers write them
-    stack = [Middleware(SafeHeaders), Middleware(OriginGuard, hosts(server), origins, desk.turn_away)]
+    stack = [Middleware(SafeHeaders)]
+    if server.trusted_proxies or server.root_path:
+        stack.append(Middleware(Proxied, server.trusted_proxies, server.root_path))
+    stack.append(Middleware(OriginGuard, hosts(server), origins, desk.turn_away))
     if origins:
         stack.append(
             Middleware(

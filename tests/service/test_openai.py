@@ -136,7 +136,11 @@ def test_what_common_clients_send_besides_does_no_harm(ours: OpenAI) -> None:
         ({"background": "transparent"}, "background", "background is 'transparent'; it must be auto or opaque."),
         ({"output_format": "gif"}, "output_format", "output_format is 'gif'; it must be "),
         ({"stream": True, "n": 2}, "n", "A stream tells of one picture, but n is 2."),
-        ({"stream": True, "partial_images": 4}, "partial_images", "partial_images is 4; it must be a whole number from 0 to 3."),
+        (
+            {"stream": True, "partial_images": 4},
+            "partial_images",
+            "partial_images is 4; it must be a whole number from 0 to 3.",
+        ),
     ],
 )
 def test_what_is_wrong_is_a_bad_request_that_names_the_field(
@@ -155,9 +159,10 @@ def test_a_picture_of_nothing_is_refused_in_words(ours: OpenAI) -> None:
         ours.images.generate(prompt=PROMPT)
 
 
-def test_a_form_is_asked_for_where_something_else_comes(echo: Service) -> None:
-    response = echo.client.post("/v1/images/edits", json={"prompt": PROMPT})
+def test_a_form_or_json_is_asked_for_where_something_else_comes(echo: Service) -> None:
+    response = echo.client.post("/v1/images/edits", content=b"x", headers={"Content-Type": "text/plain"})
     assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_media_type")
+    assert "send a form (multipart/form-data) or JSON (application/json)" in response.json()["error"]["message"]
 
 
 def test_there_is_one_model_and_any_other_is_not_found(ours: OpenAI) -> None:

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -14,15 +14,19 @@ from starlette.routing import Route
 from app import bodies
 from app.access import Access
 from app.bodies import Answering
+from app.compat.openai import references
 from app.compat.openai.errors import error_body, respond
 from app.compat.openai.models import Models
 from app.compat.openai.partials import Partials, size_of, told
+from app.compat.openai.references import NOT_SET
 from app.compat.openai.structs import CompletedEvent, EditedImage, EditForm, ImagesAnswer
 from app.desk import Desk, Ticket
-from app.errors import Error, Problem, plain
+from app.errors import Error, Faults, Problem
 from app.events import event
-from app.fields import Fields, OptionalFields, Wanted, drawn_seed
+from app.field_types import given_in, loose, of_fields
+from app.fields import Fields, OptionalFields, Rules, Wanted, drawn_seed
 from app.generation import unless_gone, warnings_of
+from app.json_syntax import broken
 from app.making import Maker, Picture
 
 PICTURE = "image"
@@ -37,7 +41,11 @@ IDLE = {
 }
 FIXED_SIZE = re.compile(r"\d+x\d+", re.IGNORECASE)
 MOST_QUALITY = 100
+TYPES = "a form (multipart/form-data) or JSON (application/json)"
 CALLED = {"text": "prompt", "number_of_images": "n"}
+
+
+_json_fields = loose(EditForm, (*references.FIELDS, *UNUSED))
 
 
 class Images:
@@ -70,13 +78,15 @@ class Images:
         raise Problem(Error.INVALID_FIELD, detail, PICTURE)
 
     async def _edit(self, request: Request, ticket: Ticket) -> Response:
-        client = ticket.client = self._access.client(request)
-        form, picture = await self._form(request)
-        self._models.check(form.model)
-        wanted = _wanted(form, picture, self._maker)
+        ticket.client = self._access.client(request)
+        faults = Faults()
+        form, picture, blamed = await self._form(request, faults)
+        with faults.noted():
+            self._models.check(form.model)
+        wanted = _wanted(form, picture, blamed, self._maker, faults)
         if form.stream:
             return await self._stream(request, form, wanted, ticket)
-        pictures = ticket.pictures = await unless_gone(request, self._maker.make(request, wanted, client))
+        pictures = ticket.pictures = await unless_gone(request, self._maker.make(request, wanted, ticket))
         data = [_image(each, seed, form) for each, seed in zip(pictures, wanted.seeds(), strict=True)]
         size = size_of(pictures[0].file)
         warnings = _warnings(form, pictures, size)
@@ -85,19 +95,24 @@ class Images:
         )
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
-    async def _form(self, request: Request) -> tuple[EditForm, bytes]:
-        if (kind := bodies.media_type(request)) != "multipart/form-data":
-            raise bodies.unsupported(kind, "a form (multipart/form-data)")
+    async def _form(self, request: Request, faults: Faults) -> tuple[EditForm, bytes, str]:
+        """The fields of a form or of JSON, the image, and what the client calls it."""
+        kind = bodies.media_type(request)
+        if bodies.is_json(kind):
+            return await self._json(request, faults)
+        if kind != "multipart/form-data":
+            raise bodies.unsupported(kind, TYPES)
         texts, files = await bodies.form(request, self._maker.rules)
-        given = {name for name, text in texts.items() if text} | {name for name, _ in files}
-        for name, detail in UNUSED.items():
-            if name in given:
-                raise Problem(Error.INVALID_FIELD, detail, name)
-        found = [file for name, file in files if name in PICTURES]
-        if len(found) != 1:
-            detail = f"The form has {len(found)} files {PICTURE}; send one."
-            raise Problem(Error.INVALID_FIELD, detail, PICTURE)
-        return bodies.converted(texts, EditForm), found[0]
+        _refuse_unused({name for name, text in texts.items() if text} | {name for name, _ in files}, faults)
+        form, image = bodies.converted(texts, EditForm, faults, self._maker.rules.ranges), b""
+        with faults.noted():
+            image = await bodies.image_of_form(texts, files, PICTURE, PICTURES)
+        return form, image, PICTURE
+
+    async def _json(self, request: Request, faults: Faults) -> tuple[EditForm, bytes, str]:
+        given = given_in(await bodies.json_body(request, self._maker.rules, _json_fields))
+        size = sum(map(len, given.values()))
+        return await bodies.in_thread_if_large(size, _of_json, given, faults, self._maker.rules)
 
     async def _stream(self, request: Request, form: EditForm, wanted: Wanted, ticket: Ticket) -> Response:
         if wanted.images > 1:
@@ -105,7 +120,7 @@ class Images:
         partials = Partials(form.partial_images)
 
         async def made() -> bytes:
-            (picture,) = ticket.pictures = await self._maker.make(request, wanted, ticket.client, partials.follow)
+            (picture,) = ticket.pictures = await self._maker.make(request, wanted, ticket, partials.follow)
             encoded, size = pybase64.b64encode_as_string(picture.file), size_of(picture.file)
             completed = CompletedEvent(
                 encoded,
@@ -123,15 +138,37 @@ class Images:
         )
 
 
-def _wanted(form: EditForm, picture: bytes, maker: Maker) -> Wanted:
+def _of_json(given: Mapping[str, msgspec.Raw], faults: Faults, rules: Rules) -> tuple[EditForm, bytes, str]:
+    given = {name: value for name, value in given.items() if bytes(memoryview(value)[:5]) not in NOT_SET}
+    image, blamed = b"", references.FIELDS[0]
+    try:
+        _refuse_unused({name for name in UNUSED if name in given and references.is_set(given[name])}, faults)
+        form = of_fields(given, EditForm, faults, rules.ranges)
+        with faults.noted():
+            image, blamed = references.image(given)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise broken(b"".join(map(bytes, given.values())), error) from None
+    return form, image, blamed
+
+
+def _refuse_unused(given: Collection[str], faults: Faults) -> None:
+    for name, detail in UNUSED.items():
+        if name in given:
+            faults.add(Problem(Error.INVALID_FIELD, detail, name))
+
+
+def _wanted(form: EditForm, picture: bytes, blamed: str, maker: Maker, faults: Faults) -> Wanted:
     ours = {name: getattr(form, name) for name in OptionalFields.__struct_fields__}
     if form.n is not None:
         ours["number_of_images"] = form.n
     given, called = (form.random_seed, CALLED) if form.seed is None else (form.seed, CALLED | {"random_seed": "seed"})
     fields = Fields(text=form.prompt, random_seed=drawn_seed() if given is None else given, **ours)
     answering = Answering(form.output_format, previews=form.stream and form.partial_images > 0)
-    understood = bodies.understood(fields, picture, PICTURE, maker.rules, answering, called)
-    return replace(understood, options=replace(understood.options, quality=_quality(form)))
+    quality = None
+    with faults.noted():
+        quality = _quality(form)
+    understood = bodies.understood(fields, picture, blamed, maker.rules, answering, called, faults)
+    return replace(understood, options=replace(understood.options, quality=quality))
 
 
 def _quality(form: EditForm) -> int | None:
@@ -147,7 +184,7 @@ def _quality(form: EditForm) -> int | None:
 def _warnings(form: EditForm, pictures: Sequence[Picture], size: str) -> list[str]:
     """What was not followed, and what else the client should know of its images, which are of a size."""
     found = [
-        f"{name} is {plain(value)}, which changes nothing here: {why}."
+        f"{name} is {value}, which changes nothing here: {why}."
         for name, why in IDLE.items()
         if (value := getattr(form, name)) not in (None, "auto")
     ]

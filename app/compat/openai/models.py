@@ -10,11 +10,12 @@ from starlette.routing import Route
 
 from app.access import Access
 from app.compat.openai.errors import MODEL_FIELD, respond
-from app.compat.openai.structs import Model, ModelList
+from app.compat.openai.structs import MAX_NAME, Model, ModelList
 from app.desk import Desk, Ticket
 from app.errors import Error, Problem, quoted
 
-# Beside its own name: many clients have OpenAI's built in. The answer says which model it was.
+# Beside its own name: many clients have OpenAI's built in, and there are more of them each year. The answer to an edit
+# says which model it was.
 ALIASES = ("gpt-image-", "chatgpt-image-", "dall-e-")
 
 
@@ -33,8 +34,8 @@ class Models:
 
     def check(self, asked: str | None) -> None:
         """Raises Problem for a model that is not here."""
-        if asked and asked != self.name and not asked.startswith(ALIASES):
-            self._refuse(asked)
+        if asked and asked != self.name and not (asked.startswith(ALIASES) and len(asked) <= MAX_NAME):
+            raise Problem(Error.NOT_FOUND, f"There is no model {quoted(asked)} here, but {self.name!r}.", MODEL_FIELD)
 
     def routes(self) -> Sequence[Route]:
         """Names may have slashes."""
@@ -54,9 +55,6 @@ class Models:
 
     async def _one(self, request: Request, ticket: Ticket) -> Response:
         ticket.client = self._access.client(request)
-        if request.path_params["id"] != self.name:
-            self._refuse(request.path_params["id"])
-        return Response(msgspec.json.encode(self._model), media_type="application/json")
-
-    def _refuse(self, asked: str) -> None:
-        raise Problem(Error.NOT_FOUND, f"There is no model {quoted(asked)} here, but {self.name!r}.", MODEL_FIELD)
+        asked = request.path_params["id"].removesuffix("/")
+        self.check(asked)
+        return Response(msgspec.json.encode(Model(asked, self._model.created)), media_type="application/json")

@@ -10,7 +10,8 @@ from workers.engine.contract import Format
 
 MOST_PARTIALS = 3
 
-Name = Annotated[str, Meta(max_length=200)]
+MAX_NAME = 200  # characters
+Name = Annotated[str, Meta(max_length=MAX_NAME)]
 
 
 class EditForm(OptionalFields, frozen=True, kw_only=True):

@@ -1,0 +1,54 @@
+"""The image of an edit that comes as JSON: OpenAI's references to images, if they have the image in them."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from app import pictures
+from app.errors import Error, Problem
+
+FIELDS = ("images", "image", "image[]")
+NOT_SET = (b"null", b'""', b"[]", b"{}")
+EXAMPLE = '{"image_url": "data:image/png;base64,..."}'
+
+
+def image(given: Mapping[str, msgspec.Raw]) -> tuple[bytes, str]:
+    """The one image of a body, and what the body calls it. Raises Problem."""
+    found = [each for name in FIELDS if name in given for each in _references(name, given[name])]
+    if len(found) != 1:
+        told = f"The body has {len(found)} images; send one, as images: [{EXAMPLE}]."
+        raise Problem(Error.INVALID_FIELD, told, FIELDS[0])
+    ((name, value),) = found
+    text, name = _text(name, value)
+    return pictures.from_base64(text, name), name
+
+
+def is_set(value: msgspec.Raw) -> bool:
+    """Whether a field says anything: an object of nothing but nulls does not."""
+    read = msgspec.json.decode(value)
+    return any(read.values()) if isinstance(read, dict) else bool(read)
+
+
+def _references(name: str, value: msgspec.Raw) -> Iterator[tuple[str, msgspec.Raw]]:
+    """Each image of a field, with its path."""
+    if bytes(memoryview(value)[:1]) == b"[":
+        for n, each in enumerate(msgspec.json.decode(value, type=list[msgspec.Raw])):
+            yield f"{name}[{n}]", each
+    else:
+        yield name, value
+
+
+def _text(name: str, value: msgspec.Raw) -> tuple[str, str]:
+    """The text that a reference has the image in, and its path. Raises Problem."""
+    found: Any = msgspec.json.decode(value)
+    if isinstance(found, dict):
+        if found.get("file_id"):
+            told = f"{name}.file_id names a file, but this service keeps no files; send {EXAMPLE}."
+            raise Problem(Error.INVALID_FIELD, told, f"{name}.file_id")
+        name, found = f"{name}.image_url", found.get("image_url")
+    if isinstance(found, dict):
+        name, found = f"{name}.url", found.get("url")
+    if not isinstance(found, str):
+        raise Problem(Error.INVALID_FIELD, f"{name} must be text with the image in it: {EXAMPLE}.", name)
+    return found, name

@@ -1,0 +1,430 @@
+"""What a client is told of its mistakes: what was found and what to send, in every interface, all of it at once."""
+
+import base64
+import json
+import re
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.service.running import Service, good_request, png
+
+PNG = png(64, 64)
+ENCODED = base64.b64encode(PNG).decode()
+NAME = "input_image_base64"
+# Words of the libraries that read requests. None of them helps who has never heard of these.
+PARSERS = re.compile(
+    r"Expected `|got `|msgspec|\$\.|array|malformed|\bobject missing|codec can't|Non-base64|invalid character|"
+    r"Invalid enum|validation|Traceback|is None\b|Errno|incorrect padding|truncated",
+    re.IGNORECASE,
+)
+FOOT = {"Content-Type": "application/json"}
+
+
+def generation(service: Service, image: Any) -> httpx.Response:
+    return service.client.post("/generation/", json=good_request(input_image_base64=image))
+
+
+def edges(service: Service, image: Any) -> httpx.Response:
+    return service.client.post("/edges", json={NAME: image})
+
+
+def txt2img(service: Service, image: Any) -> httpx.Response:
+    unit = {"module": "canny", "image": image}
+    return service.client.post(
+        "/sdapi/v1/txt2img", json={"prompt": "a circle", "alwayson_scripts": {"controlnet": {"args": [unit]}}}
+    )
+
+
+def form(service: Service, image: Any) -> httpx.Response:
+    files = {"input_image": (None, str(image)), "text": (None, "a circle")}
+    return service.client.post("/generation/", files=files)
+
+
+def edit_form(service: Service, image: Any) -> httpx.Response:
+    return service.client.post("/v1/images/edits", files={"image": (None, str(image)), "prompt": (None, "a circle")})
+
+
+INTERFACES = {
+    "/generation/": (generation, NAME),
+    "/edges": (edges, NAME),
+    "txt2img": (txt2img, "image"),
+    "a form": (form, "input_image"),
+    "an edit": (edit_form, "image"),
+}
+interfaces = pytest.mark.parametrize(("send", "name"), INTERFACES.values(), ids=INTERFACES)
+
+
+def told(answer: httpx.Response) -> str:
+    """The message, in whichever form an interface has it; in no parser's words, and small."""
+    assert 400 <= answer.status_code < 500, answer.text
+    assert len(answer.content) <= 4096
+    body = answer.json()
+    message: str = body["error"]["message"] if isinstance(body.get("error"), dict) else body["detail"]
+    assert not PARSERS.search(message), message
+    return message
+
+
+def lines(text: str) -> str:
+    return "\r\n".join(text[at : at + 76] for at in range(0, len(text), 76))
+
+
+TAKEN = {
+    "URL-safe": ENCODED.replace("+", "-").replace("/", "_"),
+    "unpadded": base64.b64encode(PNG + b"\0").decode().rstrip("="),
+    "padded too much": ENCODED.rstrip("=") + "====",
+    "white space around it": f"\n  {ENCODED}\t\r\n",
+    "in lines": lines(ENCODED),
+    "a data: URI": f"data:image/png;base64,{ENCODED}",
+    "a data: URI in capitals": f"DATA:IMAGE/PNG;BASE64,{ENCODED}",
+    "a data: URI after white space": f"  data:image/png;base64, {ENCODED}\n",
+    "a data: URI of another type": f"data:image/jpeg;base64,{ENCODED}",
+    "a data: URI of any bytes": f"data:application/octet-stream;base64,{ENCODED}",
+    "a data: URI without a type": f"data:;base64,{ENCODED}",
+    "a data: URI with a parameter": f"data:image/png;name=in.png;base64,{ENCODED}",
+    "a data: URI, URL-safe, unpadded, in lines": "Data:image/png;base64,"
+    + lines(ENCODED.replace("+", "-").replace("/", "_").rstrip("=")),
+    "percent-encoded": "data:image/png;base64," + ENCODED.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D"),
+}
+
+
+@interfaces
+@pytest.mark.parametrize("image", TAKEN.values(), ids=TAKEN)
+def test_base64_is_taken_as_people_send_it(
+    echo: Service, send: Callable[[Service, Any], httpx.Response], name: str, image: str
+) -> None:
+    answer = send(echo, image)
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("head", [b"data:image/png;base64,", b"DATA:image/png;base64,\n"])
+def test_a_data_uri_is_taken_in_place_of_a_file(echo: Service, head: bytes) -> None:
+    body = head + ENCODED.encode()
+    alone = echo.client.post("/generation/", params={"text": "x"}, content=body, headers={"Content-Type": "image/png"})
+    part = echo.client.post("/generation/", data={"text": "x"}, files={"input_image": ("in.png", body)})
+    edges = echo.client.post("/edges", content=body, headers={"Content-Type": "image/png"})
+    edit = echo.client.post("/v1/images/edits", data={"prompt": "x"}, files={"image": ("in.png", body)})
+    assert [each.status_code for each in (alone, part, edges, edit)] == [200] * 4
+
+
+# What is sent as an image; what must stand in the message.
+MISTAKEN: dict[str, tuple[str, str]] = {
+    "a URL": ("https://example.com/cat.png", "is a URL; this service does not fetch images: send the file's bytes"),
+    "a URL of a bucket": ("s3://bucket/cat.png", "is a URL"),
+    "a path": ("/home/me/cat.png", "is a path; this service cannot read your files: send the file's bytes as base64"),
+    "a path without a dot": ("/home/me/cats/cat1", "is a path"),
+    "a path of Windows": ("C:\\pictures\\cat.png", "is a path"),
+    "a path from home": ("~/cat.jpg", "is a path"),
+    "a file URL": ("file:///home/me/cat.png", "is a path"),
+    "a file name": ("cat.png", "is a path"),
+    "hexadecimal": (PNG.hex(), "is an image in hexadecimal"),
+    "Python's bytes": (str(base64.b64encode(PNG)), "is how Python prints bytes"),
+    "bytes as text": (PNG.decode("latin-1"), "holds the bytes of a file as text"),
+    "a word": ("undefined", "is 'undefined'; send the file's bytes as base64"),
+    "JavaScript's object": ("[object Object]", "is '[object Object]'"),
+    "numbers in a text": ("[137, 80, 78, 71]", "is JSON in a text"),
+    "a drawing": ("<svg xmlns='http://www.w3.org/2000/svg'/>", "is an SVG drawing as text"),
+    "a drawing in a data: URI": ("data:image/svg+xml;utf8,<svg/>", "is a data: URI of 'image/svg+xml' that is not"),
+    "a page in a data: URI": (
+        "data:text/html;base64," + base64.b64encode(b"<html></html>").decode(),
+        "is a data: URI of 'text/html' that holds an HTML page; send a PNG, JPEG or WebP.",
+    ),
+    "a data: URI without data": ("data:image/png;base64", "is a data: URI without data"),
+    "a wrong letter": (ENCODED[:40] + "!" + ENCODED[40:], "is not base64: its character 41 is '!'"),
+    "a letter that is none of ASCII": ("é" + ENCODED, "is not base64" ),
+    "two texts": ("QUJDRA==" + ENCODED, "is not base64: its character 7 is '='"),
+    "a letter too many": (ENCODED.rstrip("=")[:41], "is not base64: 41 letters"),
+    "base64 of base64": (base64.b64encode(ENCODED.encode()).decode(), "still encoded as base64 text"),
+    "base64 of a data: URI": (base64.b64encode(b"data:image/png;base64," + ENCODED.encode()).decode(), "still encoded"),
+    "a text": (base64.b64encode(b"a red circle").decode(), "must be a PNG, JPEG or WebP file; this is text."),
+    "half an image": (ENCODED[:40], "cut short"),
+}  # fmt: skip
+
+
+@interfaces
+@pytest.mark.parametrize(("image", "words"), MISTAKEN.values(), ids=MISTAKEN)
+def test_what_is_sent_in_place_of_base64_is_named(
+    echo: Service, send: Callable[[Service, Any], httpx.Response], name: str, image: str, words: str
+) -> None:
+    answer = send(echo, image)
+    message = told(answer)
+    assert words in message
+    assert blamed(answer) == [name]
+
+
+def blamed(answer: httpx.Response) -> list[str]:
+    """The fields that an answer names, as far as its interface has a place for them."""
+    body = answer.json()
+    if isinstance(body.get("error"), dict):
+        return [body["error"]["param"]]
+    if "errors" in body and isinstance(body["errors"], list):
+        return [each["field"] for each in body["errors"]]
+    return [word for word in ("image",) if word in body["detail"]]
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [(None, "null"), (5, "5"), ([137, 80], "a list"), ({"data": ENCODED}, "an object"), (True, "true"), ("", "empty")],
+)
+@pytest.mark.parametrize("send", [generation, edges])
+def test_what_is_no_text_is_named(
+    echo: Service, send: Callable[[Service, Any], httpx.Response], image: Any, words: str
+) -> None:
+    answer = send(echo, image)
+    assert f"{NAME} is {words}" in told(answer)
+    assert blamed(answer) == [NAME]
+
+
+def of(kind: str, **options: Any) -> bytes:
+    file = BytesIO()
+    Image.new("RGB", (32, 32), (200, 30, 30)).save(file, kind, **options)
+    return file.getvalue()
+
+
+def box(brand: bytes, *compatible: bytes) -> bytes:
+    body = b"ftyp" + brand + bytes(4) + b"".join(compatible)
+    return (len(body) + 4).to_bytes(4, "big") + body + bytes(100)
+
+
+FILES = {
+    "HEIC": (box(b"heic", b"mif1", b"heic"), "a HEIC image"),
+    "HEIC by its second name": (box(b"mif1", b"mif1", b"heic"), "a HEIC image"),
+    "AVIF": (of("AVIF"), "an AVIF image"),
+    "AVIF by its second name": (box(b"mif1", b"avif"), "an AVIF image"),
+    "JPEG XL": (b"\xff\x0a" + bytes(50), "a JPEG XL image"),
+    "JPEG XL in a container": (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(50), "a JPEG XL image"),
+    "JPEG 2000": (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(50), "a JPEG 2000 image"),
+    "TIFF": (of("TIFF"), "a TIFF image"),
+    "GIF": (of("GIF"), "a GIF image"),
+    "BMP": (of("BMP"), "a BMP image"),
+    "ICO": (of("ICO"), "an icon (ICO)"),
+    "PPM": (of("PPM"), "a Netpbm image"),
+    "SVG": (b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- drawn -->\n<svg width="9"/>', "an SVG drawing"),
+    "PDF": (b"%PDF-1.7\n" + bytes(50), "a PDF"),
+    "HTML": (b"\n<!DOCTYPE html><html><body>Not found</body></html>", "an HTML page"),
+    "XML": (b"<Error><Code>AccessDenied</Code></Error>", "XML"),
+    "JSON": (b'{"error": "expired"}', "JSON text"),
+    "MP4": (box(b"isom", b"iso2", b"mp41"), "an MP4 video"),
+    "MOV": (box(b"qt  "), "a QuickTime video"),
+    "WebM": (b"\x1a\x45\xdf\xa3" + bytes(50), "a WebM or Matroska video"),
+    "AVI": (b"RIFF\0\0\0\0AVI LIST" + bytes(50), "an AVI video"),
+    "ZIP": (b"PK\3\4" + bytes(50), "a ZIP archive"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(50), "a gzip archive"),
+    "Photoshop": (b"8BPS\0\1" + bytes(50), "a Photoshop file"),
+    "text": ("Größe: klein\n".encode(), "text"),
+    "zeros": (bytes(100), "nothing but zeros"),
+    "noise": (bytes(range(128, 228)), "a file of another kind"),
+}
+
+
+@pytest.mark.parametrize(("file", "kind"), FILES.values(), ids=FILES)
+def test_a_file_of_another_kind_is_named_in_every_interface(echo: Service, file: bytes, kind: str) -> None:
+    words = f"must be a PNG, JPEG or WebP file; this is {kind}"
+    for send in (generation, edges, txt2img):
+        assert words in told(send(echo, base64.b64encode(file).decode()))
+    for path, field, text in (("/generation/", "input_image", "text"), ("/v1/images/edits", "image", "prompt")):
+        answer = echo.client.post(path, data={text: "x"}, files={field: ("in.png", file, "image/png")})
+        assert words in told(answer)
+        assert blamed(answer) == [field]
+    for path in ("/generation/?text=x", "/edges"):
+        answer = echo.client.post(path, content=file, headers={"Content-Type": "image/png"})
+        assert words in told(answer)
+
+
+def test_a_photograph_that_is_too_large_is_refused_with_the_size_that_is_taken(echo: Service) -> None:
+    big = bytearray(PNG)
+    big[16:24] = (8000).to_bytes(4, "big") + (6000).to_bytes(4, "big")
+    for send, _ in INTERFACES.values():
+        answer = send(echo, base64.b64encode(bytes(big)).decode())
+        assert answer.status_code == 413
+        message = told(answer)
+        assert "8000 x 6000, which is 48000000 pixels; at most 1000000 pixels are taken (server.max_pixels)" in message
+        width, height = map(int, re.findall(r"at most (\d+) x (\d+)\.", message)[0])
+        assert 0.99 < width * height / 1_000_000 <= 1
+        assert width / height == pytest.approx(4 / 3, rel=0.01)
+
+
+# A body that should be JSON; what must stand in the message.
+BODIES: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "The body is empty. Send a JSON object."),
+    "space": (b" \n", "The body is empty."),
+    "single quotes": (b"{'text': 'a'}", 'Line 1, column 2: found "\'". JSON uses double quotes'),
+    "typographic quotes": ("{\n“text”: 1}".encode(), "Line 2, column 1: found '“'. JSON uses straight double quotes"),
+    "a comma at the end": (b'{\n "text": "a",\n}', "Line 3, column 1: found '}'. Remove the comma before it."),
+    "a comma at the end of a list": (b'{"x": [1,]}', "found ']'. Remove the comma before it."),
+    "a comma that is missing": (b'{"text": "a"\n "x": 1}', "Line 2, column 2: found '\"'. Put a comma"),
+    "a colon that is missing": (b'{"text" "a"}', "Put a colon after the name of the field."),
+    "names without quotes": (b"{text: 1}", "found 'text'. Put the names of fields in double quotes."),
+    "text without quotes": (b'{"text": circle}', "found 'circle'. Put text in double quotes."),
+    "NaN": (b'{"guidance_scale": NaN}', "found 'NaN'. JSON has no such number; leave the field out."),
+    "Infinity": (b'{"guidance_scale": -Infinity}', "found '-Infinity'. JSON has no such number"),
+    "Python's True": (b'{"x": True}', "found 'True'. Write true."),
+    "Python's None": (b'{"x": None}', "found 'None'. Write null."),
+    "JavaScript's undefined": (b'{"x": undefined}', "found 'undefined'. Write null."),
+    "a leading zero": (b'{"steps": 05}', "Write numbers like 12, 0.5 or -3"),
+    "a plus sign": (b'{"steps": +5}', "Write numbers like 12, 0.5 or -3"),
+    "hexadecimal": (b'{"steps": 0x5}', "Write numbers like 12, 0.5 or -3"),
+    "a comment": (b'{"x": 1 /* one */}', ""),
+    "a comment first": (b'{ // one\n"x": 1}', "found '/'. JSON has no comments."),
+    "a line break in a text": (b'{"text": "a\nb"}', r"write line breaks as \n and tabs as \t."),
+    "a path of Windows": (b'{"text": "C:\\images"}', "write a backslash as"),
+    "half of it": (b'{"text": "a', "The JSON is cut off: it ends after 11 bytes, before it is complete."),
+    "two of it": (b'{"text": "a"}{"text": "b"}', "found '{'. The JSON ends before that"),
+    "UTF-16": ('{"text": "a"}'.encode("utf-16"), "The body is text in UTF-16 or UTF-32. Send it as UTF-8."),
+    "UTF-16 without a mark": ('{"text": "a"}'.encode("utf-16-le"), "The body is text in UTF-16 or UTF-32."),
+    "UTF-32": ('{"text": "a"}'.encode("utf-32"), "The body is text in UTF-16 or UTF-32."),
+    "a form": (b"--x\r\nContent-Disposition: form-data", "The body is a form (multipart/form-data), not JSON."),
+    "a URL-encoded form": (b"text=a+circle&random_seed=1", "The body is a URL-encoded form, not JSON."),
+    "an image": (PNG, "The body is an image file, not JSON."),
+    "a page": (b"<html></html>", "The body is HTML or XML, not JSON."),
+    "a file name of curl's": (b"@request.json", "The body is a file's name, not its content."),
+}
+JSON_PATHS = ("/generation/", "/edges", "/sdapi/v1/txt2img", "/v1/images/edits")
+
+
+@pytest.mark.parametrize(("body", "words"), BODIES.values(), ids=BODIES)
+def test_a_body_that_is_no_json_is_told_where_and_what_to_send(echo: Service, body: bytes, words: str) -> None:
+    for path in JSON_PATHS:
+        answer = echo.client.post(path, content=body, headers=FOOT)
+        assert answer.status_code == 400
+        assert words in told(answer)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"[]", "The body is a list; send a JSON object"),
+        (b'"hello"', "The body is 'hello'; send a JSON object"),
+        (b"5", "The body is 5; send a JSON object"),
+        (b"null", "The body is null; send a JSON object"),
+        (b'"{\\"text\\": 1}"', "The body is JSON within a JSON string: it was encoded twice. Send the object itself."),
+    ],
+)
+def test_a_body_that_is_no_object_is_told_so_and_no_field_is_blamed(echo: Service, body: bytes, words: str) -> None:
+    for path in JSON_PATHS:
+        answer = echo.client.post(path, content=body, headers=FOOT)
+        assert words in told(answer)
+        assert "errors" not in answer.json() or path == "/sdapi/v1/txt2img"
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/generation/", "text"), ("/sdapi/v1/txt2img", "prompt"), ("/v1/images/edits", "prompt"), ("/edges", NAME)],
+)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("café".encode("latin-1"), "the byte 0xE9 is not UTF-8. Send text as UTF-8."),
+        (rb"a\ud83d", "half of a surrogate"),
+    ],
+)
+def test_text_that_is_none_is_told_where(echo: Service, path: str, field: str, text: bytes, words: str) -> None:
+    body = b'{\n"%b": "%b"}' % (field.encode(), text)
+    message = told(echo.client.post(path, content=body, headers=FOOT))
+    assert words in message
+    assert re.match(r"Line \d, column \d+:", message)
+
+
+def test_a_byte_order_mark_is_taken(echo: Service) -> None:
+    body = b"\xef\xbb\xbf" + json.dumps(good_request()).encode()
+    assert echo.client.post("/generation/", content=body, headers=FOOT).status_code == 200
+    body = b"\xef\xbb\xbf" + json.dumps({NAME: ENCODED}).encode()
+    assert echo.client.post("/edges", content=body, headers=FOOT).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "words"),
+    [
+        ("multipart/form-data; boundary=x", b'{"text": "a"}', "The body is JSON, not a form."),
+        ("multipart/form-data", b'{"text": "a"}', "The Content-Type has no boundary"),
+        ("multipart/form-data; boundary=x", b"text=a", "does not begin with the boundary"),
+        ("multipart/form-data; boundary=x", b"--y\r\n", "The form is damaged, or its boundary is another one"),
+        ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data\r\n\r\n1\r\n--x--", "has no name"),
+        (
+            "multipart/form-data; boundary=x",
+            b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n' * 40 + b"--x--",
+            "The form has more than 32 parts",
+        ),
+        ("application/x-www-form-urlencoded", b'{"text": "a"}', "as curl -d sends it unless it is told otherwise"),
+    ],
+)
+def test_a_form_that_is_none_is_told_so(echo: Service, kind: str, body: bytes, words: str) -> None:
+    for path in ("/generation/", "/v1/images/edits"):
+        assert words in told(echo.client.post(path, content=body, headers={"Content-Type": kind}))
+
+
+def test_a_form_whose_image_has_another_name_is_told_both(echo: Service) -> None:
+    answer = echo.client.post("/generation/", data={"text": "x"}, files={"file": ("a.png", PNG)})
+    assert "The form has no file input_image. It has file: name it input_image." in told(answer)
+
+
+def test_all_faults_of_a_body_come_in_one_answer(echo: Service) -> None:
+    wrong = {"steps": "twenty", "guidance_scale": 51, "temperature": [1], "text": None, "random_seed": 2**64}
+    answer = echo.generate(**wrong, input_image_base64="https://example.com/cat.png")
+    body = answer.json()
+    found = {each["field"]: each["detail"] for each in body["errors"]}
+    assert found == {
+        "steps": "steps is 'twenty'; it must be a whole number from 1 to 50.",
+        "guidance_scale": "guidance_scale is 51.0; it must be from 0 to 50.",
+        "temperature": "temperature is a list; it must be a number above 0 and at most 1.",
+        "text": "text is null; it must be text.",
+        "random_seed": f"random_seed is {2**64}; it must be from -9223372036854775808 to 18446744073709551615.",
+        NAME: f"{NAME} is a URL; this service does not fetch images: send the file's bytes as base64.",
+    }
+    assert answer.status_code == 422
+    assert all(detail in body["detail"] for detail in found.values())
+
+
+def test_all_faults_of_a_form_and_of_a_query_come_in_one_answer(echo: Service) -> None:
+    wrong = {"steps": "0", "guidance_scale": "high", "number_of_images": "9"}
+    form = echo.client.post("/generation/", data=wrong, files={"input_image": b"GIF89a" + bytes(50)})
+    query = echo.client.post(
+        "/generation/", params=wrong, content=b"GIF89a" + bytes(50), headers={"Content-Type": "image/png"}
+    )
+    for answer, image in ((form, "input_image"), (query, "body")):
+        assert set(blamed(answer)) == {"text", *wrong, image}
+        assert "this is a GIF image" in told(answer)
+
+
+def test_all_faults_of_an_edit_and_of_edges_come_in_one_answer(echo: Service) -> None:
+    edit = echo.client.post("/v1/images/edits", data={"n": "x", "steps": "99"}, files={"image": b"GIF89a" + bytes(50)})
+    message = told(edit)
+    assert edit.json()["error"]["param"] in {"n", "prompt"}
+    for words in ("prompt is missing.", "n is 'x'", "steps is 99", "this is a GIF image"):
+        assert words in message
+    edges = echo.client.post("/edges", json={NAME: "cat.png", "canny_low": 0, "canny_high": "x"})
+    assert set(blamed(edges)) == {NAME, "canny_low", "canny_high"}
+
+
+def test_all_faults_of_a_txt2img_request_come_in_one_answer(echo: Service) -> None:
+    unit = {"module": "canny", "image": "cat.png"}
+    body = {"prompt": 5, "steps": "x", "batch_size": 0, "alwayson_scripts": {"controlnet": {"args": [unit]}}}
+    message = told(echo.client.post("/sdapi/v1/txt2img", json=body))
+    for words in ("prompt is 5; it must be text.", "steps is 'x'", "batch_size is 0"):
+        assert words in message
+
+
+def test_an_answer_stays_small_however_many_faults_there_are(echo: Service) -> None:
+    long = "\\\"'\u202e" * 500
+    names = ("steps", "guidance_scale", "control_scale", "canny_low", "canny_high", "temperature", "number_of_images")
+    wrong = dict.fromkeys([*names, "priority", "random_seed", "request_id"], long)
+    answer = echo.generate(**wrong, text=5, negative_prompt=5)
+    assert answer.json()["errors"]
+    assert told(answer)
+
+
+def test_a_field_that_is_given_twice_and_wrong_once_is_named(echo: Service) -> None:
+    body = json.dumps(good_request(steps=5)).encode().replace(b'"steps": 5', b'"steps": "x", "steps": 5')
+    answer = echo.client.post("/generation/", content=body, headers=FOOT)
+    assert "steps is given more than once" in told(answer)
+    assert blamed(answer) == ["steps"]
+
+
+def test_a_body_that_is_too_large_is_told_what_to_do(echo: Service) -> None:
+    answer = echo.client.post("/generation/", content=b" " * (33 * 2**20), headers=FOOT)
+    assert answer.status_code == 413
+    assert "(server.max_body_bytes). Scale it down, or save it as a JPEG." in told(answer)
