@@ -1,15 +1,16 @@
-"""`python -m app --config configs/demo.yaml`: the one entry point of the service, and of `generate` and `doctor`."""
+"""`python -m app --config configs/demo.yaml`: the one entry point of the service and of all commands."""
 
 import os
 import signal
-import sys
 
 if __name__ == "__main__":
-    # The first process of a container is sent no signal that it has no handler for, and until the server has its own
-    # there is nothing to finish.
+    # Until a command has handlers of its own there is nothing to finish. SIGTERM needs one, as the first process of a
+    # container is sent no signal that it has no handler for; SIGINT would end in a traceback of half-imported modules.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
 
     # Inside the guard: a spawned worker runs this file's top level as well, and needs nothing of the front end.
     from app.cli.dispatch import dispatch
+    from workers.console import leave
 
-    sys.exit(dispatch(sys.argv[1:]))
+    leave(dispatch)

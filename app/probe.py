@@ -3,23 +3,23 @@
 It finds the port where the service found it, but for flags: in the configuration and the variables over it.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
+from app.listening import REACHED_AT
 from app.settings import ServerConfig
+from workers.console import Parser, leave
 from workers.document import Document, SettingsError
 
-EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what is listened to, and where that is reached
 SECONDS = 3.0  # for an answer
 
 
 def main(arguments: Sequence[str]) -> int:
     """0 when /readyz says so, else 1 and why on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m app.probe", description=__doc__)
+    parser = Parser("app.probe", description=__doc__)
     parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"), help="a YAML file, see configs/")
     try:
         document = Document.read(parser.parse_args(arguments).config, os.environ)
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def ready(server: ServerConfig) -> int:
     """The status of /readyz. Raises OSError or HTTPException where nothing, or nothing of this kind, answers."""
-    connection = HTTPConnection(EVERYWHERE.get(server.host, server.host), server.port, timeout=SECONDS)
+    connection = HTTPConnection(REACHED_AT.get(server.host, server.host), server.port, timeout=SECONDS)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status
@@ -42,4 +42,4 @@ def ready(server: ServerConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.making import Picture
 from app.records import Line
+from workers.console import command
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -56,7 +57,8 @@ def tracing(environ: Mapping[str, str]) -> Tracing:
     try:
         return _Spans(_provider(environ))
     except ImportError as error:
-        raise ValueError(f"the variables ask for traces, but {error.name} is missing: pip install '.[otel]'") from None
+        install = command("-m", "pip", "install", ".[otel]")
+        raise ValueError(f"the variables ask for traces, but {error.name} is missing: {install}") from None
 
 
 def _provider(environ: Mapping[str, str]) -> "TracerProvider":

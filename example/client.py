@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ClientError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

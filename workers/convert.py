@@ -4,7 +4,6 @@
 GPU that is to run them.
 """
 
-import argparse
 import logging
 import os
 import sys
@@ -13,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from workers.config import WorkersConfig, engine_problems, locate
+from workers.console import Parser, leave
 from workers.document import Document, SettingsError
 from workers.engine.config import EngineConfig, rows_of
 from workers.engine.runtimes import tensorrt
@@ -41,8 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m workers.convert", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser("workers.convert", description=__doc__)
     parser.add_argument("config", type=Path, help="a YAML file, see configs/")
     parser.add_argument("--to", choices=["onnx", "tensorrt"], required=True)
     parser.add_argument("--out", type=Path, help="the folder; instead of the configuration's engine.onnx")
@@ -90,4 +90,4 @@ def _export(engine: EngineConfig, dtype: str, folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main)

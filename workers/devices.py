@@ -61,9 +61,9 @@ def choose_devices(
     if listed is not None and listed.strip() in ("", "-1"):
         return _on_cpu(cpu_workers, f"{VARIABLE} is {listed.strip() or 'empty'}")
     if nvml is None:
-        return _on_cpu(cpu_workers, "no NVIDIA driver answers (NVML cannot be loaded)")
+        return _on_cpu(cpu_workers, "No NVIDIA driver found")
     if not (torch_has_cuda() if cuda_built is None else cuda_built):
-        return _on_cpu(cpu_workers, "the installed torch was built without CUDA")
+        return _on_cpu(cpu_workers, "The installed torch was built without CUDA")
     gpus = nvml.devices()
     return _all_of(gpus, cpu_workers) if listed is None else _listed_of(gpus, listed, cpu_workers)
 
@@ -113,9 +113,9 @@ def _by_uuid(token: str, gpus: Sequence[Gpu]) -> str | None:
 def _all_of(gpus: Sequence[Gpu], cpu_workers: int) -> Placement:
     tokens = [uuid for gpu in gpus for uuid in ((gpu.uuid,) if gpu.instances is None else gpu.instances)]
     if not tokens:
-        lack = "no MIG instance is made on any GPU" if gpus else "NVML lists no GPU"
+        lack = "No GPU has a MIG instance" if gpus else "The NVIDIA driver lists no GPU"
         return _on_cpu(cpu_workers, lack)
-    return _on_gpus(tokens, f"{VARIABLE} is not set, so all that NVML lists: {_names(gpus)}")
+    return _on_gpus(tokens, f"{VARIABLE} is not set, so every GPU: {_names(gpus)}")
 
 
 def _listed_of(gpus: Sequence[Gpu], listed: str, cpu_workers: int) -> Placement:
@@ -123,16 +123,18 @@ def _listed_of(gpus: Sequence[Gpu], listed: str, cpu_workers: int) -> Placement:
     if not tokens:
         return _on_cpu(cpu_workers, f"{VARIABLE}={listed} names no usable device of this machine ({_names(gpus)})")
     named = len(listed.split(","))
-    ignored = f"; only the first {len(tokens)} of {named} name a device" if len(tokens) < named else ""
+    ignored = f", of which only the first {len(tokens)} of {named} name a device" if len(tokens) < named else ""
     return _on_gpus(tokens, f"{VARIABLE}={listed}{ignored}")
 
 
-def _on_gpus(tokens: Sequence[str], reason: str) -> Placement:
+def _on_gpus(tokens: Sequence[str], why: str) -> Placement:
+    reason = f"Running on {len(tokens)} CUDA device{'s' * (len(tokens) > 1)}; {why}"
     return Placement(tuple(DeviceSpec(f"gpu{i}", "cuda", token) for i, token in enumerate(tokens)), reason)
 
 
 def _on_cpu(workers: int, why: str) -> Placement:
-    return Placement(tuple(DeviceSpec(f"cpu{i}", "cpu", None) for i in range(workers)), f"on the CPU, as {why}")
+    reason = f"{why}; running on the CPU ({workers} worker{'s' * (workers > 1)})"
+    return Placement(tuple(DeviceSpec(f"cpu{i}", "cpu", None) for i in range(workers)), reason)
 
 
 def _names(gpus: Sequence[Gpu]) -> str:

@@ -10,13 +10,18 @@ Exit codes: 0 all is there; 1 it cannot be had, or is damaged; 2 the configurati
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+if __name__ == "__main__":  # Ctrl-C during the imports below shows no traceback
+    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+
 import httpx
 
 from workers.config import WorkersConfig, engine_problems, locate, models_folder
+from workers.console import INTERRUPTED, WRONG, Parser, leave
 from workers.document import Document, SettingsError
 from workers.engine.config import EngineConfig, Lora, Weights
 from workers.engine.weights import LANDMARKS, is_folder, is_single_file, parts_of
@@ -24,8 +29,6 @@ from workers.fetching.errors import FetchError, explain
 from workers.fetching.prepare import Options, prepare
 from workers.fetching.progress import say
 from workers.fetching.store import damages, find, manifest_in
-
-WRONG, INTERRUPTED = 2, 130
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -48,10 +51,8 @@ def _fail(text: str, code: int) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m workers.fetch", description="Get the weights that a configuration names ready for the engine."
-    )
+def _parser() -> Parser:
+    parser = Parser("workers.fetch", description="Get the weights that a configuration names ready for the engine.")
     parser.add_argument("config", type=Path, help="a YAML file, see configs/")
     parser.add_argument(
         "--to", type=Path, metavar="FOLDER", help="where prepared weights go; instead of workers.models"
@@ -181,4 +182,5 @@ def _problems(name: str, weights: Weights, options: Options) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    leave(main)

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.checks.finding import Finding, Level, Subject, size
+from app.checks.python import PINS
+from workers.console import command
 from workers.devices import VARIABLE, Gpu
 from workers.telemetry import Nvml
 
@@ -21,9 +23,8 @@ def check(subject: Subject) -> Iterator[Finding]:
 
 def _placement(subject: Subject) -> Iterator[Finding]:
     placement = subject.placement
-    text = f"{', '.join(device.id for device in placement.devices)}: {placement.reason}"
     remedy = "" if subject.on_gpu else _unused(subject)
-    yield Finding("devices", Level.WARNING if remedy else Level.OK, text, remedy)
+    yield Finding("devices", Level.WARNING if remedy else Level.OK, placement.reason, remedy)
 
 
 def _unused(subject: Subject) -> str:
@@ -36,7 +37,7 @@ def _unused(subject: Subject) -> str:
     if not subject.nvml.devices():
         return ""
     if "without CUDA" in subject.placement.reason:
-        return "install PyPI's build: pip install --force-reinstall -c constraints.txt torch"
+        return f"install PyPI's build: {command('-m', 'pip', 'install', '--force-reinstall', '-c', PINS, 'torch')}"
     return f"correct {VARIABLE}, or unset it to use every GPU"
 
 

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from app.checks.finding import Finding, Level, Subject, size
-from app.checks.python import INSTALL, ROOT
+from app.checks.python import INSTALL, PINS, ROOT
 from app.checks.weights import bytes_of_weights
+from workers.console import command
 from workers.devices import VARIABLE, DeviceSpec
 from workers.engine.examine import Examined
 
@@ -87,5 +88,5 @@ def _kernels(device: DeviceSpec, answer: Examined) -> Finding:
     lacking = [f"{name} ({flaw})" for name, flaw in answer.kernels.items() if flaw]
     text = f"{device.id}: {', '.join(usable) or 'none'}" + f"; not {', '.join(lacking)}" * bool(lacking)
     if answer.kernels.get(XFORMERS):
-        return Finding("attention", Level.WARNING, text, "pip install -c constraints.txt '.[gpu]'")
+        return Finding("attention", Level.WARNING, text, command("-m", "pip", "install", "-c", PINS, ".[gpu]"))
     return Finding("attention", Level.OK, text)

@@ -9,10 +9,12 @@ from importlib import metadata
 from pathlib import Path
 
 from app.checks.finding import Finding, Level, Subject
+from workers.console import command
 
 ROOT = Path(__file__).parents[2]
 OLDEST = (3, 11)
-INSTALL = "make install, or: pip install -c constraints.txt -e ."
+PINS = "constraints.txt"
+INSTALL = f"make install, or: {command('-m', 'pip', 'install', '-c', PINS, '-e', '.')}"
 DIGITS_AND_ON = re.compile(r"[\s<>=!~;\[(].*")  # what follows a package's name in a requirement
 
 
@@ -60,7 +62,7 @@ def _needed(root: Path) -> list[str]:
 
 def _pins(root: Path) -> dict[str, str]:
     try:
-        lines = (root / "constraints.txt").read_text().splitlines()
+        lines = (root / PINS).read_text().splitlines()
     except OSError:
         return {}
     pinned = (line.partition("==") for line in lines if not line.startswith("#"))

@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 
 from app.checks.finding import Finding, Level, Subject, size
+from workers.console import command
 from workers.engine.ahead import files
 from workers.engine.config import EngineConfig
 from workers.engine.weights import MissingWeightsError, absent, folder_of
@@ -21,7 +22,7 @@ def check(subject: Subject) -> Iterator[Finding]:
     if engine.kind == "echo":
         yield Finding("weights", Level.OK, "not needed: engine.kind is echo")
         return
-    fetch = f"python -m workers.fetch {subject.config}"
+    fetch = command("-m", "workers.fetch", subject.config)
     if missing := absent(engine):
         yield Finding("weights", Level.MISSING, f"not on this machine: {'; '.join(missing)}", fetch)
         return

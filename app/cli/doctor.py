@@ -3,7 +3,6 @@
 Exit codes: 0 it can serve; 1 it cannot; 2 the command is wrong.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -11,9 +10,9 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from pathlib import Path
 
 from app.checks.finding import Finding, Level, NotUsableError, Subject
+from workers.console import Parser, add_configuration
 
 CHECKS = ("configuration", "python", "devices", "engine", "weights", "onnx", "port", "limits", "memory", "disk")
 COLOURS = {Level.OK: 32, Level.WARNING: 33, Level.MISSING: 31}  # of ECMA-48
@@ -37,13 +36,14 @@ def run(arguments: Sequence[str]) -> int:
     return int(not serves)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m app doctor",
+def _parser() -> Parser:
+    parser = Parser(
+        "app",
+        "doctor",
         description="Say what this machine has, what it lacks to serve a configuration, and what to do about it.",
         epilog="exit codes: 0 it can serve, 1 it cannot, 2 the command is wrong",
     )
-    parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"), help="a YAML file, see configs/")
+    add_configuration(parser)
     parser.add_argument("--json", action="store_true", help="tell programs, not people")
     return parser
 

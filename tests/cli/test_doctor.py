@@ -16,6 +16,7 @@ from app.cli import doctor as command
 from tests.cli.command import ECHO, doctor, run
 from tests.service.running import ROOT, Service, surroundings
 from tests.workers.test_telemetry import SLICE, SLICED, WHOLE, FakeLibrary
+from workers.console import command as command_line
 from workers.devices import DeviceSpec
 from workers.engine.examine import Examined
 from workers.telemetry import Nvml
@@ -47,7 +48,7 @@ def test_here_the_small_model_can_be_served(tmp_path: Path) -> None:
     assert code == 0
     assert not missing(found)
     assert found["packages"][0]["level"] == "ok"
-    assert "cpu0: on the CPU, as CUDA_VISIBLE_DEVICES is empty" in found["devices"][0]["text"]
+    assert "CUDA_VISIBLE_DEVICES is empty; running on the CPU (1 worker)" in found["devices"][0]["text"]
     assert found["torch"][1]["text"] == "cpu0: torch computes on CPU"
     assert found["attention"][0]["text"] == "cpu0: sdpa"
     assert "4 files with 12 MiB, none cut short" in found["weights"][0]["text"]
@@ -60,7 +61,8 @@ def test_for_people_each_line_says_what_to_do() -> None:
     lines = done.stdout.splitlines()
     begins = [number for number, line in enumerate(lines) if line.startswith("missing  weights")]
     assert len(begins) == 1
-    assert any(line.endswith("-> python -m workers.fetch configs/sd15-canny.yaml") for line in lines[begins[0] :])
+    fetch = command_line("-m", "workers.fetch", "configs/sd15-canny.yaml")
+    assert any(line.endswith(f"-> {fetch}") for line in lines[begins[0] :])
     assert lines[-1] == "configs/sd15-canny.yaml cannot be served here."
     assert max(map(len, lines)) <= 120
 
@@ -89,17 +91,17 @@ def test_a_port_that_another_program_has_is_missing_and_one_of_ours_is_told() ->
     with socket.create_server(("127.0.0.1", 0)) as other:
         code, found = doctor(*ECHO, SERVER__PORT=other.getsockname()[1])
     assert (code, missing(found)) == (1, ["port"])
-    assert "is taken by another program" in found["port"][0]["text"]
+    assert "is in use by process" in found["port"][0]["text"]
     with Service("echo") as ours:
         code, found = doctor(*ECHO, SERVER__PORT=ours.url.rpartition(":")[2])
     assert (code, found["port"][0]["level"]) == (0, "warning")
-    assert "is taken by a service like this one" in found["port"][0]["text"]
+    assert "It is a service like this one" in found["port"][0]["text"]
 
 
 def test_an_address_that_is_not_this_machines_is_missing() -> None:
     environ = {"CONTOUR_SERVER__HOST": "192.0.2.1", "CONTOUR_SERVER__PORT": "0"}
     (found,) = findings("port", Subject(ROOT / "configs/echo.yaml", environ))
-    assert (found.level, "choose an address of this machine" in found.remedy) == (Level.MISSING, True)
+    assert (found.level, "choose one that is with --host" in found.remedy) == (Level.MISSING, True)
 
 
 def test_a_cache_that_cannot_be_written_to_is_missing(tmp_path: Path) -> None:
@@ -149,7 +151,7 @@ def test_onnx_files_that_are_not_there_are_missing_with_the_command_that_makes_t
     environ = {"CONTOUR_ENGINE__RUNTIME": "onnxruntime", "CONTOUR_ENGINE__ONNX": str(tmp_path)}
     (found,) = findings("onnx", Subject(DEMO, environ))
     assert found.level is Level.MISSING
-    assert found.remedy == f"make it with: python -m workers.convert {DEMO} --to onnx --dtype float32"
+    assert found.remedy == f"make it with: {command_line('-m', 'workers.convert', DEMO)} --to onnx --dtype float32"
 
 
 def test_a_check_that_fails_itself_says_so_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +168,7 @@ def test_a_check_that_fails_itself_says_so_and_the_others_go_on(monkeypatch: pyt
 def test_gpus_that_the_installed_torch_cannot_use_are_told_with_what_to_install() -> None:
     placed, whole, sliced = devices.check(on_gpus())
     assert placed.level is Level.WARNING
-    assert "the installed torch was built without CUDA" in placed.text
+    assert "The installed torch was built without CUDA" in placed.text
     assert "pip install" in placed.remedy
     assert whole.text == f"NVIDIA {WHOLE} ({WHOLE}), 0 MiB, 0 MiB of it in use, compute capability 9.0, driver 575.51"
     assert f"NVIDIA {SLICED}" in sliced.text

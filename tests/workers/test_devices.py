@@ -37,14 +37,15 @@ def tokens(listed: str | None, *gpus: Gpu) -> list[str | None]:
 
 def test_each_listed_device_gets_a_worker_and_its_token() -> None:
     assert placed("1,0", A, B).devices == (DeviceSpec("gpu0", "cuda", "1"), DeviceSpec("gpu1", "cuda", "0"))
-    assert placed("1,0", A, B).reason == "CUDA_VISIBLE_DEVICES=1,0"
+    assert placed("1,0", A, B).reason == "Running on 2 CUDA devices; CUDA_VISIBLE_DEVICES=1,0"
 
 
 def test_unset_means_every_device_by_its_uuid() -> None:
     placement = placed(None, A, B)
 
     assert [device.token for device in placement.devices] == [A.uuid, B.uuid]
-    assert placement.reason == "CUDA_VISIBLE_DEVICES is not set, so all that NVML lists: NVIDIA A, NVIDIA B"
+    reason = "Running on 2 CUDA devices; CUDA_VISIBLE_DEVICES is not set, so every GPU: NVIDIA A, NVIDIA B"
+    assert placement.reason == reason
 
 
 def test_unset_means_the_instances_of_a_device_in_mig_mode() -> None:
@@ -100,37 +101,39 @@ def test_empty_and_minus_one_mean_cpu_workers(listed: str, found: str) -> None:
     placement = placed(listed, A)
 
     assert placement.devices == (DeviceSpec("cpu0", "cpu", None), DeviceSpec("cpu1", "cpu", None))
-    assert placement.reason == f"on the CPU, as CUDA_VISIBLE_DEVICES is {found}"
+    assert placement.reason == f"CUDA_VISIBLE_DEVICES is {found}; running on the CPU (2 workers)"
 
 
 def test_a_list_that_names_nothing_is_told_with_what_there_is() -> None:
     assert placed("7", A, SLICED).reason == (
-        "on the CPU, as CUDA_VISIBLE_DEVICES=7 names no usable device of this machine (NVIDIA A, NVIDIA C (MIG))"
+        "CUDA_VISIBLE_DEVICES=7 names no usable device of this machine (NVIDIA A, NVIDIA C (MIG)); "
+        "running on the CPU (2 workers)"
     )
 
 
 def test_a_list_that_is_used_in_part_says_so() -> None:
-    assert placed("0,9,1", A, B).reason == "CUDA_VISIBLE_DEVICES=0,9,1; only the first 1 of 3 name a device"
+    reason = "Running on 1 CUDA device; CUDA_VISIBLE_DEVICES=0,9,1, of which only the first 1 of 3 name a device"
+    assert placed("0,9,1", A, B).reason == reason
 
 
 def test_no_gpu_means_cpu_workers() -> None:
-    assert placed(None).reason == "on the CPU, as NVML lists no GPU"
+    assert placed(None).reason == "The NVIDIA driver lists no GPU; running on the CPU (2 workers)"
 
 
 def test_a_device_in_mig_mode_without_instances_means_cpu_workers() -> None:
-    assert placed(None, Gpu("GPU-a", "A", ())).reason == "on the CPU, as no MIG instance is made on any GPU"
+    assert placed(None, Gpu("GPU-a", "A", ())).reason == "No GPU has a MIG instance; running on the CPU (2 workers)"
 
 
 def test_no_driver_means_cpu_workers() -> None:
     placement = choose_devices({"CUDA_VISIBLE_DEVICES": "0"}, None, 1, cuda_built=True)
 
     assert placement.devices == (DeviceSpec("cpu0", "cpu", None),)
-    assert placement.reason == "on the CPU, as no NVIDIA driver answers (NVML cannot be loaded)"
+    assert placement.reason == "No NVIDIA driver found; running on the CPU (1 worker)"
 
 
 def test_a_torch_without_cuda_means_cpu_workers() -> None:
     assert choose_devices({}, Machine([A]), 1, cuda_built=False).reason == (
-        "on the CPU, as the installed torch was built without CUDA"
+        "The installed torch was built without CUDA; running on the CPU (1 worker)"
     )
 
 

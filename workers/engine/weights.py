@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from workers.console import command
 from workers.engine.config import EngineConfig, Lora, Weights
 
 # A file that each part has, by its key in the `engine` section: where it is, the part is.
@@ -16,7 +17,7 @@ class MissingWeightsError(FileNotFoundError):
     """A part of the model is not on this machine; the message names it and the command that gets it."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"{what} is missing; get it with: python -m workers.fetch CONFIG")
+        super().__init__(f"{what} is missing; get it with: {command('-m', 'workers.fetch', 'CONFIG')}")
 
 
 def is_folder(weights: Weights) -> bool:

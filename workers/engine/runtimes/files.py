@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from workers.console import command
 from workers.engine.config import EngineConfig, rows_of
 from workers.engine.weights import folder_of, parts_of
 
@@ -17,8 +18,8 @@ VERSION = "2"  # of what the graphs take and make; another one's files are refus
 GRAPHS = ("step", "vae", "text", "hint", "times")  # a file each
 PACKAGES = ("onnx", "onnxruntime")
 CUDA_PROVIDER = "CUDAExecutionProvider"
-CONVERT = "python -m workers.convert CONFIG --to onnx"
-INSTALL = "pip install -c constraints.txt '.[onnx]'"
+CONVERT = command("-m", "workers.convert", "CONFIG", "--to", "onnx")
+INSTALL = command("-m", "pip", "install", "-c", "constraints.txt", ".[onnx]")
 _PREFIX = "contour."
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # of a file: training changes weights everywhere
 

@@ -6,12 +6,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from workers.console import command
 from workers.engine.config import EngineConfig
 from workers.engine.runtimes.files import GRAPHS, RuntimeProblem
 from workers.folders import replace_file
 
 PACKAGE = "tensorrt"
-INSTALL = "pip install tensorrt, on a machine with an NVIDIA GPU and its driver"
+INSTALL = f"{command('-m', 'pip', 'install', 'tensorrt')}, on a machine with an NVIDIA GPU and its driver"
 Shape = tuple[int, ...]
 _WORKSPACE_BYTES = 4 * 2**30
 _TIMING_CACHE = "timing.cache"
