@@ -52,12 +52,22 @@ def filter_case(context: HookContext, case: Case[Any]) -> bool:
 def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
     """Say in the query what a picture needs there, and in Accept what is to come back."""
     if case.operation.path.startswith("/generation"):
-        case.query = {"text": TEXT, **case.query} if case.media_type in FILES else {}
+        if case.media_type in FILES:
+            case.query = {"text": TEXT, **case.query}
         if _takes_any_answer(case.query) and _takes_any_answer(case.body):
             case.headers["Accept"] = next(ACCEPTED)
     if case.operation.path == "/v1/images/edits" and isinstance(case.body, dict) and case.body.get("stream") is True:
         case.body.pop("n", None)  # a stream tells of one picture
     return case
+
+
+@schemathesis.hook
+def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
+    """Leave out a query beside a body with fields, and contradictions: examples are neither mapped nor filtered."""
+    if case.operation.path.startswith("/generation") and case.media_type not in FILES:
+        case.query = {}
+    if isinstance(case.body, dict) and _contradicts_itself(case.body):
+        case.body.pop("output_compression", None)
 
 
 def _is_long(seed: object) -> bool:
@@ -73,8 +83,11 @@ def _says_otherwise(texts: object) -> bool:
 
 
 def _contradicts_itself(fields: object) -> bool:
-    """An edge map has no thresholds, which no schema says."""
-    return isinstance(fields, Mapping) and fields.get("control_image") == "edges" and bool(THRESHOLDS & fields.keys())
+    """An edge map has no thresholds, and a PNG is not compressed with losses, which no schema says."""
+    if not isinstance(fields, Mapping):
+        return False
+    thresholds = fields.get("control_image") == "edges" and bool(THRESHOLDS & fields.keys())
+    return thresholds or ("output_compression" in fields and fields.get("output_format", "png") == "png")
 
 
 def _takes_any_answer(fields: object) -> bool:
