@@ -147,14 +147,14 @@ def test_what_changes_nothing_in_a_unit_is_taken(echo: Service, fields: dict[str
 
 def test_module_none_takes_an_edge_map_as_it_is(demo: Service) -> None:
     edges = demo.client.post("/edges", content=DRAWING, headers={"Content-Type": "image/png"}).content
-    same = {"seed": 7, "steps": 2}
+    same = {"seed": 7, "steps": 2, "override_settings": {"enable_pnginfo": False}}
     by_module = {}
     for module, image in (("canny", DRAWING), ("none", edges), ("None", edges), (None, edges)):
         answer = txt2img(demo, body(same, module=module, image=encoded(image), threshold_a=-1, threshold_b=-1))
         assert answer.status_code == 200, answer.text[:300]
         by_module[str(module)] = answer.json()["images"][0]
         control = json.loads(answer.json()["info"])["extra_generation_params"]["ControlNet 0"]
-        assert control.startswith(f"Module: {(module or 'none').lower()}, Weight: 1")
+        assert control.startswith(f"Module: {(module or 'none').lower()}, Model: demo-canny, Weight: 1")
     assert by_module["none"] == by_module["None"] == by_module["canny"]
     doubled = txt2img(demo, body(same, module="canny", image=encoded(edges))).json()["images"][0]
     assert doubled != by_module["none"]
@@ -236,6 +236,9 @@ def test_detect_refuses_in_words(service: Service) -> None:
     for fields, told in refused:
         assert told in refusal(detect(service, DRAWING, **fields)), fields
     assert detect(service, file_of(np.zeros((1001, 1000, 3), np.uint8))).status_code == 413
+    noise = file_of(np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8))
+    large = detect(service, *[noise] * 8, module="none", processor_res=2048)
+    assert (large.status_code, "Send fewer images at a time" in large.json()["detail"]) == (413, True)
     assert service.client.post(DETECT, content=b"{", headers={"Content-Type": "application/json"}).status_code == 400
     assert service.client.post(DETECT, content=DRAWING, headers={"Content-Type": "image/png"}).status_code == 415
     assert service.client.get(DETECT).status_code == 405

@@ -24,7 +24,7 @@ from workers.engine.header import read_header
 
 T = TypeVar("T")
 
-VERSION = "Version"
+CONTROLNET, VERSION = "ControlNet 0", "Version"
 _DIGEST_DIGITS = 16  # of hexadecimal: 64 bits
 # Keys of `engine` that change how an image is made, and not what it looks like.
 _MEANS = ("slots", "speed", "faults", "onnx", "runtime", "decode_bytes")
@@ -147,7 +147,7 @@ class Metadata:
             "Seed": str(made_from.seed),
             "Size": f"{size[0]}x{size[1]}",
             "Model": self._about.model,
-            "ControlNet 0": self.control(options),
+            CONTROLNET: self.control(options),
             "Temperature": _number(options.temperature),
             "Prompt suffix": config.prompt.suffix,
             "Input hash": made_from.input_hash,

@@ -8,11 +8,13 @@ import msgspec
 from app.bodies import Answering, understood
 from app.compat.automatic.errors import wrong
 from app.compat.automatic.options import Options, Overrides, overridden
-from app.compat.automatic.scripts import Scripts, is_nothing, read
+from app.compat.automatic.scripts import SamplerArgs, Scripts, SeedArgs, is_nothing, read
 from app.compat.automatic.structs import ControlNetUnit, Txt2ImgRequest
 from app.compat.automatic.unit import CANNY, IMAGE, Mask, module_of, unit
 from app.errors import Faults, quoted
 from app.fields import Fields, Rules, Wanted, drawn_seed
+from workers.engine.contract import Task
+from workers.engine.metadata import Provenance
 
 # What would make other images and cannot be had. None of them is refused while it is off.
 UNUSED = {
@@ -47,7 +49,7 @@ DRAWN = (None, -1)
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request as it came, without its scripts, and as it was understood.
+    """A request as it came, without its scripts, and as it was understood. `made_from` is for the first image.
 
     `masks` are to be looked at before images are made. `notes` say what was not done as asked for.
     """
@@ -55,26 +57,28 @@ class Asked:
     request: Txt2ImgRequest
     module: str
     wanted: Wanted
+    made_from: Provenance
     masks: Sequence[Mask]
     notes: Sequence[str]
 
 
-def asked(request: Txt2ImgRequest, rules: Rules, present: Options) -> Asked:
-    """What a body asks for. Raises Problem, which tells of all that is wrong with it."""
-    faults = Faults()
+def asked(request: Txt2ImgRequest, rules: Rules, present: Options, faults: Faults) -> Asked:
+    """What a body asks for. `faults` are those found so far. Raises Problem, which tells of all that is wrong."""
     for name, why in UNUSED.items():
         if _is_on(name, value := getattr(request, name)):
             faults.add(wrong(name, f"{name} is {quoted(value)}, but {why}; leave it out."))
+    overrides, scripts = Overrides("png", "none"), Scripts((), SeedArgs(), SamplerArgs())
+    given, image, masks = ControlNetUnit(module=CANNY), b"", list[Mask]()
     with faults.noted():
         overrides = overridden(request.override_settings or {}, present, rules.embed_metadata)
     with faults.noted():
         scripts = read(request.alwayson_scripts or {}, (request.prompt or "", request.negative_prompt or ""))
         given, image, masks = unit(scripts.units, rules.sizing.short_side)
-    faults.check()
     request, notes = _completed(request, scripts)
     fields = _fields(request, given, overrides)
-    wanted = understood(fields, image, IMAGE, rules, Answering("png", previews=True), CALLED)
-    return Asked(request, module_of(given.module), wanted, masks, notes)
+    wanted = understood(fields, image, IMAGE, rules, Answering("png", previews=True), CALLED, faults)
+    made_from = Provenance.of(Task(image, wanted.text, wanted.seed, wanted.options))
+    return Asked(request, module_of(given.module), wanted, made_from, masks, notes)
 
 
 def _is_on(name: str, value: object) -> bool:

@@ -9,6 +9,7 @@ from app.compat.automatic.scripts import SCRIPT
 from app.compat.automatic.unit import CANNY, NONE
 from app.fields import Rules
 from app.settings import Settings
+from workers.engine.metadata import sampler_name
 
 CONTROLNET_API = 2  # the version whose arguments are taken
 
@@ -25,7 +26,7 @@ class SdModel(msgspec.Struct, frozen=True):
 
 
 class SamplerItem(msgspec.Struct, frozen=True):
-    """The sampler, by diffusers' name."""
+    """The sampler, by the web UI's name where it has one."""
 
     name: str
     aliases: list[str] = []
@@ -91,7 +92,7 @@ def catalogue(settings: Settings) -> Mapping[str, Any]:
     unavailable = {"error": "unavailable"}  # as the web UI has it where it cannot tell
     return {
         "/sdapi/v1/sd-models": [SdModel(name, name, name)],
-        "/sdapi/v1/samplers": [SamplerItem(settings.engine.sampler.name)],
+        "/sdapi/v1/samplers": [_sampler(settings)],
         "/sdapi/v1/schedulers": [SchedulerItem()],
         "/sdapi/v1/scripts": Scripts([SCRIPT], []),
         "/sdapi/v1/script-info": [ScriptInfo(SCRIPT)],
@@ -111,6 +112,11 @@ def catalogue(settings: Settings) -> Mapping[str, Any]:
         "/controlnet/module_list": {"module_list": modules, "module_detail": _details(settings)},
         "/controlnet/control_types": {"control_types": {"All": kind, "Canny": kind}},
     }
+
+
+def _sampler(settings: Settings) -> SamplerItem:
+    name, ours = sampler_name(settings.engine), settings.engine.sampler.name
+    return SamplerItem(name, [] if ours == name else [ours])
 
 
 def _details(settings: Settings) -> Mapping[str, ModuleDetail]:

@@ -59,20 +59,23 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 def present_options(settings: Settings) -> Options:
     """Those of a configuration."""
     server, output = settings.server, settings.engine.output
-    told = server.embed_metadata == "full"
+    told = server.embed_metadata != "none"
     return Options(sd_model_checkpoint=server.model_name, jpeg_quality=output.quality, enable_pnginfo=told)
 
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What a request chooses: its files' format, and what they tell of themselves; None is as configured."""
+    """What a request chooses: its files' format, and what they tell of themselves."""
 
-    file_format: Format = "png"
-    embed_metadata: Embedding | None = None
+    file_format: Format
+    embed_metadata: Embedding
 
 
 def overridden(wanted: Mapping[str, Any], present: Options, embedded: Embedding) -> Overrides:
-    """What `override_settings` ask for. `embedded` is what files tell by the configuration. Raises Problem."""
+    """What `override_settings` ask for. `embedded` is what files tell by the configuration. Raises Problem.
+
+    Files have the text that clients of the web UI look for in them, unless the request or the configuration wants none.
+    """
     faults = Faults()
     with faults.noted():
         file_format = _format(wanted.get(SAMPLES_FORMAT))
@@ -84,10 +87,9 @@ def overridden(wanted: Mapping[str, Any], present: Options, embedded: Embedding)
         check({name: value for name, value in wanted.items() if name not in CHOSEN}, present)
     faults.check()
     told = wanted.get(PNGINFO)
-    if told is None:
-        return Overrides(file_format)
+    is_told = embedded != "none" if told is None else not is_nothing(told)
     less: Embedding = "none" if embedded == "none" else "source"
-    return Overrides(file_format, less if is_nothing(told) else "full")
+    return Overrides(file_format, "full" if is_told else less)
 
 
 def check(wanted: Mapping[str, Any], present: Options) -> None:

@@ -18,9 +18,12 @@ from app.compat.automatic.options import present_options
 from app.compat.automatic.structs import Txt2ImgAnswer, Txt2ImgRequest
 from app.desk import LEFT, Desk, Ticket
 from app.edges import EdgeFinder
+from app.errors import Faults
 from app.generation import unless_gone
 from app.making import ClientGoneError, Maker, Picture
 from app.settings import Settings
+from app.start import about
+from workers.engine.metadata import Metadata
 
 JSON = "application/json"
 _json = msgspec.json.Decoder(Txt2ImgRequest, strict=False)
@@ -41,6 +44,7 @@ class Txt2Img:
         self._jobs = jobs
         self._settings = settings
         self._options = present_options(settings)
+        self._metadata = Metadata(settings.engine, about(settings))
 
     async def txt2img(self, request: Request) -> Response:
         """Images; none, if they were interrupted."""
@@ -69,14 +73,15 @@ class Txt2Img:
         answer = Txt2ImgAnswer(
             [pybase64.b64encode_as_string(picture.file) for picture in sent],
             what.request,
-            msgspec.json.encode(info(what, pictures, self._settings, job)).decode(),
+            msgspec.json.encode(info(what, pictures, self._settings, self._metadata, job)).decode(),
         )
         return Response(msgspec.json.encode(answer), media_type=JSON)
 
     async def _asked(self, request: Request, client: str) -> Asked:
-        body = await bodies.json_body(request, self._maker.rules, _json)
+        faults = Faults()
+        body = await bodies.json_body(request, self._maker.rules, _json, faults=faults)
         size = sum(map(len, (body.alwayson_scripts or {}).values()))
-        what = await bodies.in_thread_if_large(size, asked, body, self._maker.rules, self._options)
+        what = await bodies.in_thread_if_large(size, asked, body, self._maker.rules, self._options, faults)
         del body  # with the text of its images
         for mask in what.masks:
             mask.check(*await self._finder.range_of(request, client, mask.file, mask.name))
