@@ -17,10 +17,13 @@ WORKDIR /build
 COPY requirements/*.txt requirements/
 # A pip that knows hashes in constraints, in an environment that stays behind.
 RUN python -m venv /opt/pip && /opt/pip/bin/pip install --no-cache-dir --require-hashes -r requirements/pip.txt
-COPY requirements.txt .
 RUN python -m venv --without-pip /opt/venv \
     && /opt/pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir --no-compile --only-binary :all: \
-        --require-hashes -r requirements.txt
+        --require-hashes -r requirements/image.txt
+# xformers is of use only with CUDA, whose build of torch brings Triton.
+RUN test ! -d /opt/venv/lib/python*/site-packages/triton \
+    || /opt/pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir --no-compile --only-binary :all: \
+        --no-deps --require-hashes -r requirements/gpu.txt
 # Compiled here, as nobody may write there later; by hash, as layers need not keep times. What is no Python stays as it is.
 RUN python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/venv/lib || true
 
@@ -36,11 +39,13 @@ RUN mkdir /chosen && cp -R "$MODEL.yaml" $(test -d "$MODEL" && echo "$MODEL") /c
 # ------------------------------------------------------- the model: made anew only with its configuration, or what fetches it
 FROM packages AS models
 WORKDIR /opt/contour
-COPY workers/__init__.py workers/config.py workers/document.py workers/fetch.py workers/folders.py workers/
+COPY workers/__init__.py workers/config.py workers/console.py workers/document.py workers/fetch.py workers/folders.py \
+    workers/schema.py workers/yamlfile.py workers/
 COPY scheduler/__init__.py scheduler/messages.py scheduler/
 COPY workers/fetching workers/fetching
 COPY workers/engine/__init__.py workers/engine/ahead.py workers/engine/architecture.py workers/engine/config.py \
-    workers/engine/contract.py workers/engine/timing.py workers/engine/weights.py workers/engine/
+    workers/engine/contract.py workers/engine/samplers.py workers/engine/timing.py workers/engine/trials.py \
+    workers/engine/weights.py workers/engine/
 COPY --from=chosen /chosen configs
 ARG MODEL
 RUN mkdir models && CONTOUR_WORKERS__MODELS=/opt/contour/models /opt/venv/bin/python -m workers.fetch "configs/$MODEL.yaml"

@@ -2,12 +2,13 @@
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
-EXTRAS ?= dev$(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo ,gpu)
+EXTRAS ?= $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo gpu)
 CONFIG ?= configs/demo.yaml
 ARGS ?=
 JOBS ?= 2
 
 BIN := .venv/bin
+SERVING := .venv/.serving
 INSTALLED := .venv/.installed
 RAY_BIN := .venv-ray/bin
 RAY_INSTALLED := .venv-ray/.installed
@@ -20,7 +21,7 @@ help:  ## list what can be made
 
 install: $(INSTALLED)  ## make .venv with all that serving and testing need
 
-serve: $(INSTALLED)  ## serve; CONFIG=configs/demo.yaml HOST=127.0.0.1 PORT=8000
+serve: $(SERVING)  ## serve, with what that needs in .venv; CONFIG=configs/demo.yaml HOST=127.0.0.1 PORT=8000
 	$(BIN)/python -m app --config $(CONFIG) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 
 test: $(INSTALLED)  ## run the tests; ARGS="tests/app -k settings" JOBS=2
@@ -46,7 +47,7 @@ format: $(INSTALLED)  ## repair style where that can be done
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-requirements: $(INSTALLED)  ## write what an image installs, by version and hash, anew
+requirements: $(INSTALLED)  ## write anew what serving needs, by version and hash
 	$(BIN)/python -m requirements
 
 swagger-ui: $(INSTALLED)  ## put Swagger UI into app/docs, by npm; ARGS=5.35.0 for another version
@@ -71,11 +72,21 @@ clean:  ## remove all that was made here, .venv too
 	rm -rf .venv .venv-ray .mypy_cache .pytest_cache .ruff_cache .hypothesis build contour.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# Serving needs two thirds of what the tests need (1.4 of 2.1 GB with torch for CPUs); .venv grows when they are run.
+$(SERVING): pyproject.toml constraints.txt
+	$(call installed,$(if $(EXTRAS),[$(EXTRAS)]))
+	@touch $@
+
 $(INSTALLED): pyproject.toml constraints.txt
+	$(call installed,[dev$(if $(EXTRAS),$(comma)$(EXTRAS))])
+	@touch $@ $(SERVING)
+
+comma := ,
+define installed
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --constraint constraints.txt --editable '.[$(EXTRAS)]'
-	@touch $@
+	$(BIN)/pip install --constraint constraints.txt --editable '.$(1)'
+endef
 
 $(RAY_INSTALLED): pyproject.toml constraints.txt example/ray/constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }

@@ -4,26 +4,35 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
+from app import __version__
 from app.application import Application
+from app.connection import Connection
+from app.errors import Error, Problem
 from app.limits import limited
+from app.listening import BACKLOG, ListenError, bracketed, listen, url
 from app.settings import Settings
 from app.start import StartError, prepared
+from workers.console import WRONG, Parser, add_configuration
 from workers.cores import available_cores
 from workers.secrets import forget_secrets
 from workers.telemetry import Nvml
 
 log = logging.getLogger("contour")
 
-CLOSE_SECONDS = 10  # given to answers that are being written when everything else has ended
+CLOSE_SECONDS = 10.0  # given to answers that are being written, and to bodies, when everything else has ended
+CUT_CLOSE_SECONDS, CUT_SECONDS = 0.3, 1.0  # the same after a second signal, and until the process ends at the latest
+CANCEL_SECONDS = 5  # after connections were closed, until uvicorn cancels what still runs, with a traceback
+DEAF_SIGNALS = 2  # unheard by an event loop, after which the next one ends the process
+SIGNALLED = 128  # an exit code, to which the signal's number is added
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -31,31 +40,37 @@ def run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     try:
         settings = prepared(options.config, os.environ, _flags(options))
+        listeners = listen(settings.server.host, settings.server.port)
     except StartError as error:
         print(error, file=sys.stderr)
-        return 2
+        return WRONG
+    except ListenError as error:
+        print(f"{error} {error.remedy[0].upper()}{error.remedy[1:]}.", file=sys.stderr)
+        return WRONG
     nvml = Nvml.open()
     try:
-        service = _Service(settings, nvml)
+        service = _Service(settings, nvml, listeners)
         forget_secrets(os.environ)  # all that reads them has done so by now, and no worker is started yet
         return service.run()
     except StartError as error:
         print(str(error).replace("CONFIG", str(options.config)), file=sys.stderr)
-        return 2
+        return WRONG
     finally:
         if nvml is not None:
             nvml.close()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m app",
+def _parser() -> Parser:
+    parser = Parser(
+        "app",
         description="Serve. The word `serve` may stand first; other commands have a --help of their own.",
-        epilog="other commands: generate (pictures without a server), doctor (what this machine has, and lacks)",
+        epilog="other commands: generate (images without a server), doctor (what this machine has, and lacks), "
+        "config (the settings in effect)",
     )
-    parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"), help="a YAML file, see configs/")
+    add_configuration(parser)
     parser.add_argument("--host", help="address to listen on; instead of the configuration's server.host")
     parser.add_argument("--port", help="port to listen on, 0 for any; instead of the configuration's server.port")
+    parser.add_argument("--version", action="version", version=f"Contour {__version__}")
     return parser
 
 
@@ -66,68 +81,118 @@ def _flags(options: argparse.Namespace) -> Mapping[str, str]:
 
 
 class _Service:
-    """The life of the process: bound, serving, draining, gone."""
+    """The life of the process: listening, serving, draining, gone."""
 
-    def __init__(self, settings: Settings, nvml: Nvml | None) -> None:
+    def __init__(self, settings: Settings, nvml: Nvml | None, listeners: Sequence[socket.socket]) -> None:
         self._settings = settings
-        self._application = Application(settings, os.environ, nvml, available_cores(), self._ended)
+        self._listeners = listeners
+        self._application = Application(settings, os.environ, nvml, available_cores(), self._ended, self._ready)
         self._server: _Server | None = None
+        self._cut_by: int | None = None  # the signal that ended it before all requests were finished
 
     def run(self) -> int:
-        """Serve; 0 after a drain, 1 when nothing can be served any more."""
+        """Serve; 0 after a drain, 1 when all workers have failed, 128 and a signal's number when that cut it short."""
         config = uvicorn.Config(
             self._application.asgi,
-            self._settings.server.host,
-            self._settings.server.port,
             loop="uvloop",
-            http=limited(self._settings.server, self._application.metrics.connection),
+            http=limited(self._settings.server, self._application.desk.hang_up),
             ws="none",
             lifespan="on",
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=bool(self._settings.server.trusted_proxies),
-            forwarded_allow_ips=self._settings.server.trusted_proxies,
+            proxy_headers=False,  # app.http.prefix reads them
             timeout_keep_alive=ceil(self._settings.server.keep_alive_seconds),
-            timeout_graceful_shutdown=CLOSE_SECONDS,
+            timeout_graceful_shutdown=int(CLOSE_SECONDS) + CANCEL_SECONDS,
+            backlog=BACKLOG,
         )
         self._server = _Server(config, self._stop)
-        self._server.run()
+        self._server.run(list(self._listeners))
+        if self._cut_by is not None:
+            return SIGNALLED + self._cut_by
         return int(self._application.failure is not None or not self._server.started)
+
+    def _ready(self) -> None:
+        log.info("Ready: %s", url(self._listeners[0]))
 
     def _ended(self) -> None:
         assert self._server is not None
         self._server.should_exit = True
 
-    def _stop(self, signals: int) -> None:
-        """First signal: finish what was accepted. Second: answer everybody now."""
-        seconds = self._settings.server.drain_seconds if signals == 1 else 0.0
-        log.info("draining, for at most %g s", seconds)
+    def _stop(self, signals: int, number: int) -> None:
+        """First signal: finish what was accepted. Second: answer everybody now, and end the workers as they are."""
+        if signals == 1:
+            self._drain(number)
+        elif signals == 2:
+            self._cut(number)
+
+    def _drain(self, number: int) -> None:
+        requests, seconds = self._application.desk.in_hand, self._settings.server.drain_seconds
+        again = "press Ctrl-C" if number == signal.SIGINT else f"send {signal.Signals(number).name}"
+        if requests:
+            what = f"{requests} request{'s' if requests > 1 else ''}"
+            log.info("Finishing %s, for at most %g s; %s again to stop at once", what, seconds, again)
+        else:
+            log.info("Stopping; %s again to stop at once", again)
         self._application.pool.drain(seconds)
+
+    def _cut(self, number: int) -> None:
+        assert self._server is not None
+        self._cut_by = number
+        log.warning("Stopping at once; requests that are not finished: %d", self._application.desk.in_hand)
+        self._server.close_connections(CUT_CLOSE_SECONDS)
+        self._application.pool.drain(0.0)  # which answers everybody
+        self._application.pool.kill()
+        # Whatever still holds it up. The kernel ends the other processes with this one, and memory has no name.
+        asyncio.get_running_loop().call_later(CUT_SECONDS, os._exit, SIGNALLED + number)
 
 
 class _Server(uvicorn.Server):
     """Uvicorn, but a signal drains before anything closes: clients are told, balancers look away, work is finished."""
 
-    def __init__(self, config: uvicorn.Config, on_signal: Callable[[int], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_signal: Callable[[int, int], None]) -> None:
         super().__init__(config)
         self._on_signal = on_signal
-        self._signals = 0
+        self._signals = 0  # that were heard
+        self._unheard = 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Bind, and say where."""
+        """Accept connections, and say where."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        for server in self.servers:
-            for listener in server.sockets:
-                host, port = listener.getsockname()[:2]
-                log.info("listens on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            log.info("Listening on http://%s:%d", bracketed(host), port)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let what is in hand come to its end."""
+        self.close_connections(CLOSE_SECONDS)
+        await super().shutdown(sockets)
+
+    def close_connections(self, seconds: float) -> None:
+        """Close what is still open after so many seconds."""
+        asyncio.get_running_loop().call_later(seconds, self._close_connections)
+
+    def _close_connections(self) -> None:
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Connection):
+                connection.end(Problem(Error.DRAINING, "The service stops before this request has come in full."))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called in the main thread, between any two instructions of it: only passes the news on to the loop."""
-        self._signals += 1
+        """Called in the main thread, between any two instructions of it: only passes the news on to the loop.
+
+        Signals that come before the first was heard are one: `timeout`, for one, signals a process and then its group.
+        """
+        self._unheard += 1
         if self._loop is None:
             self.should_exit = True
-        else:
-            self._loop.call_soon_threadsafe(self._on_signal, self._signals)
+        elif self._unheard == 1:
+            self._loop.call_soon_threadsafe(self._hear, sig)
+        elif self._unheard > DEAF_SIGNALS:
+            os._exit(SIGNALLED + sig)  # the loop is stuck
+
+    def _hear(self, sig: int) -> None:
+        self._unheard = 0
+        self._signals += 1
+        self._on_signal(self._signals, sig)

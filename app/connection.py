@@ -29,7 +29,8 @@ class Connection(HttpToolsProtocol):
     """Tell uvicorn of it with `http=Connection`."""
 
     max_head_bytes = 64 * 1024  # request line and headers; other servers take 8 to 64 KiB
-    on_refusal: Callable[[Error], None] = staticmethod(lambda error: None)  # told of each error that closes one
+    # Told of each problem that closes a connection, and of the client's address.
+    on_refusal: Callable[[Problem, str], None] = staticmethod(lambda problem, client: None)
 
     # Bytes read since a head began or ended or a piece of a body came: of a head, of a trailer, or between chunks.
     _unused = 0
@@ -106,6 +107,15 @@ class Connection(HttpToolsProtocol):
         self._abandon()
         super().connection_lost(exc)
 
+    def end(self, problem: Problem) -> None:
+        """Close it now, whatever the client is about: with a problem, if a request has come and no answer has begun."""
+        if self._running is not None and self._running.response_started and not self._running.response_complete:
+            self.transport.abort()
+        elif self._in_message or self._unused or (self._running is not None and not self._running.response_complete):
+            self._refuse(problem)
+        else:
+            self.transport.close()
+
     def _drop(self, length: int) -> None:
         self._dropped += length
         if self._dropped > LINGER_BYTES:
@@ -136,13 +146,12 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, problem: Problem) -> None:
         """Answer with an error and close: where the next request begins is not known."""
-        self.logger.debug("refused: %s", problem.detail)
         if self.transport.is_closing():
             return
-        self.on_refusal(problem.error)
+        self.on_refusal(problem, self.client[0] if self.client else "")
         self.flow.resume_reading()  # uvicorn must not ask for it when the transport is closed
         response = respond(problem)
-        headers = [b"%b: %b\r\n" % header for header in (*response.raw_headers, (b"connection", b"close"))]
+        headers = [b"%b: %b\r\n" % header for header in (dict(response.raw_headers) | {b"connection": b"close"}).items()]
         body = b"" if self.parser.get_method() == b"HEAD" else response.body
         self.transport.write(b"".join([STATUS_LINE[response.status_code], *headers, b"\r\n", body]))
         self._in_message = self._in_message or self._unused > 0  # whatever it was, there may be more of it

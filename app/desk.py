@@ -14,9 +14,9 @@ from starlette.responses import Response
 
 from app.errors import Error, Problem, respond, routing_problem
 from app.events import EventStream, Feed
-from app.making import ClientGoneError, Picture
+from app.making import Asked, ClientGoneError, Picture
 from app.metrics import Metrics
-from app.records import Line
+from app.records import Line, Refusal
 from app.tracing import Tracing
 
 log = logging.getLogger("contour.generation")
@@ -35,13 +35,15 @@ LEFT = 499  # the status for who has left, as nginx has it: nobody will read it
 class Ticket:
     """A request in hand: its name, and when its head was there (time.perf_counter).
 
-    When they are known, also whose it is, and its pictures.
+    When they are known, also whose it is, what is asked for, its pictures, and why it is refused.
     """
 
     name: str
     began: float
     client: str = ""
+    asked: Asked | None = None
     pictures: Sequence[Picture] = ()
+    problem: Problem | None = None
 
     @property
     def seconds(self) -> float:
@@ -61,6 +63,7 @@ class Desk:
         self._metrics = metrics
         self._tracing = tracing
         self._logs_requests = log_requests
+        self.in_hand = 0  # requests that have not been answered
 
     async def serve(
         self,
@@ -70,24 +73,30 @@ class Desk:
         count: Count | None = None,
         *,
         quiet: bool = False,
+        level: int = logging.INFO,
     ) -> Response:
         """The answer to a request, named; counted and timed when it is there, or when it has been streamed.
 
         `count` counts what makes no picture, and is not to be counted with what does. What is `quiet` is logged only if
-        it is refused.
+        it is refused; `level` is that of the log line of any other.
         """
         ticket = Ticket(_new_id(), time.perf_counter())
         outcome = "done"
+        self.in_hand += 1
+        close = partial(self._close, request, ticket=ticket, count=count, level=None if quiet else level)
         try:
             response = await work(request, ticket)
+        except asyncio.CancelledError:
+            self.in_hand -= 1
+            raise
         except Exception as error:  # noqa: BLE001 - it is answered, and what nobody expected is logged
             problem = self.problem(error, ticket)
             response = Response(status_code=LEFT) if problem is None else voice(problem)
             outcome = ABANDONED if problem is None else problem.error.slug
         if isinstance(response, EventStream):
-            response.ended = partial(self._close, request, response, ticket, count, quiet)
+            response.ended = partial(close, response)
         else:
-            self._close(request, response, ticket, count, quiet, outcome)
+            close(response, outcome)
         response.headers["X-Request-Id"] = ticket.name
         return response
 
@@ -125,13 +134,21 @@ class Desk:
         self._metrics.refused(problem.error.slug)
         response = respond(problem)
         name = response.headers["X-Request-Id"] = _new_id()
-        self._log(request, response, Ticket(name, time.perf_counter()), problem.error.slug)
+        ticket = Ticket(name, time.perf_counter(), problem=problem)
+        self._log(request, response, ticket, problem.error.slug, logging.INFO)
         return response
+
+    def hang_up(self, problem: Problem, client: str) -> None:
+        """Count and log the end of a connection on which no whole request came."""
+        self._metrics.connection(problem.error)
+        if self._logs_requests:
+            requests_log.info(Refusal(int(problem.error.status), problem.error.slug, problem.reason, client))
 
     def problem(self, error: BaseException, ticket: Ticket) -> Problem | None:
         """What a client is told of an error; None if it has left. What nobody expected is logged."""
         match error:
             case Problem():
+                ticket.problem = error
                 return error
             case ClientGoneError() | ClientDisconnect():
                 return None
@@ -140,13 +157,16 @@ class Desk:
                 return Problem(Error.INTERNAL, f"An unexpected error; the server's log has it under {ticket.name}.")
 
     def _close(
-        self, request: Request, response: Response, ticket: Ticket, count: Count | None, quiet: bool, outcome: str
+        self, request: Request, response: Response, outcome: str, ticket: Ticket, count: Count | None, level: int | None
     ) -> None:
+        self.in_hand -= 1
         (count or self._metrics.request)(outcome, ticket.seconds)
-        if outcome != "done" or not quiet:
-            self._log(request, response, ticket, outcome)
+        if outcome not in ("done", ABANDONED):
+            level = logging.INFO
+        if level is not None:
+            self._log(request, response, ticket, outcome, level)
 
-    def _log(self, request: Request, response: Response, ticket: Ticket, outcome: str) -> None:
+    def _log(self, request: Request, response: Response, ticket: Ticket, outcome: str, level: int) -> None:
         """Write down what became of a request, in the log and as spans."""
         line = Line(
             request=ticket.name,
@@ -159,11 +179,13 @@ class Desk:
             began=ticket.began,
             seconds=ticket.seconds,
             pictures=ticket.pictures,
+            asked=ticket.asked,
+            reason="" if ticket.problem is None else ticket.problem.reason,
         )
         if trace := self._tracing.record(line, request.headers):
             line = replace(line, trace=trace)
         if self._logs_requests:
-            requests_log.info(line)
+            requests_log.log(level, line)
 
 
 def _new_id() -> str:

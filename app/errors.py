@@ -1,6 +1,7 @@
 """Every error that a client can get, as one table, in the form of RFC 9457 (problem+json)."""
 
 import dataclasses
+import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,11 @@ FIELD_CHARS = 100
 QUOTED_CHARS = 100  # of a client's value, in a message
 LONG_BITS = 330  # an integer of more than these has more than 99 digits
 CUT = "..."
+REASON_CHARS = 300  # of a problem, in the log
+# Around a client's text in a message, until it is told: noncharacters, which no quote has in it. The log leaves
+# out what is between them, as it may be a prompt or a key.
+VALUE = "\ufdd0", "\ufdd1"
+_VALUES = re.compile(f"{VALUE[0]}[^{VALUE[1]}]*{VALUE[1]}")
 JSON_BYTES = 6  # that JSON takes at most for a character, as in \u0001
 # What is made for one client is kept by no cache, and is never taken for another type than it says.
 SAFE_HEADERS: Mapping[str, str] = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
@@ -91,7 +97,7 @@ class Problem(Exception):
     """Raise it to answer with an error. `field` is the JSON key to blame; `retry_after` is in seconds.
 
     Both texts are cut to a length that keeps the answer small, whatever they quote: see `quoted`. `errors` are all
-    fields to blame, `field` first; see `Faults`.
+    fields to blame, `field` first; see `Faults`. `reason` is the detail without what a client sent, for the log.
     """
 
     error: Error
@@ -100,9 +106,11 @@ class Problem(Exception):
     retry_after: float | None = None
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     errors: Sequence[FieldError] = ()
+    reason: str = ""
 
     def __post_init__(self) -> None:
-        self.detail = _cut_to_bytes(self.detail, DETAIL_BYTES)
+        self.reason = _cut(self.reason or _VALUES.sub(CUT, self.detail), REASON_CHARS)
+        self.detail = _cut_to_bytes(self.detail.replace(VALUE[0], "").replace(VALUE[1], ""), DETAIL_BYTES)
         self.field = self.field and self.field[:FIELD_CHARS]
         if self.field is not None and not self.errors:
             self.errors = (FieldError(self.field, self.detail),)
@@ -155,7 +163,8 @@ class Faults:
             errors.append(each)
         more = len(told) - len(errors)
         detail = " ".join(each.detail for each in errors) + (f" And {more} more fields are wrong." if more else "")
-        return Problem(self._problems[0].error, detail, errors[0].field, errors=errors)
+        reason = " ".join(problem.reason for problem in self._problems)
+        return Problem(self._problems[0].error, detail, errors[0].field, errors=errors, reason=reason)
 
 
 def respond(problem: Problem) -> Response:
@@ -199,13 +208,14 @@ def routing_problem(request: Request, error: Exception) -> Problem:
 
 
 def quoted(value: object, most: int = QUOTED_CHARS) -> str:
-    """A client's value for a message, as `repr` writes it: at most `most` characters, however large the value is."""
-    return _cut(_quote.repr(value), most)
+    """A client's value for a Problem, as `repr` writes it: at most `most` characters, however large the value is."""
+    text = _cut(_quote.repr(value), most)
+    return text if isinstance(value, int | float) else text.join(VALUE)
 
 
 def plain(text: str, most: int = QUOTED_CHARS) -> str:
-    """A client's text for a message, without quotation marks: at most `most` characters."""
-    return _cut(text, most)
+    """A client's text for a Problem, without quotation marks: at most `most` characters."""
+    return _cut(text.replace(VALUE[1], ""), most).join(VALUE)
 
 
 class _Quote(reprlib.Repr):
@@ -220,6 +230,14 @@ class _Quote(reprlib.Repr):
         """An integer; a long one by its size."""
         long = value.bit_length() > LONG_BITS
         return f"an integer of about {int(value.bit_length() * 0.30103) + 1} digits" if long else repr(value)
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        """As JSON has it: that is what a client sent."""
+        return "true" if value else "false"
+
+    def repr_NoneType(self, value: None, level: int) -> str:  # noqa: N802 - reprlib calls it
+        """The same."""
+        return "null"
 
 
 _quote = _Quote()

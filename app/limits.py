@@ -131,8 +131,8 @@ class LimitedConnection(Connection):
             self._refuse(_late("body", self.limits.body_seconds))
 
 
-def limited(config: ServerConfig, refused: Callable[[Error], None]) -> type[LimitedConnection]:
-    """The class of connections within some limits, for uvicorn to make them of; `refused` hears of their errors."""
+def limited(config: ServerConfig, refused: Callable[[Problem, str], None]) -> type[LimitedConnection]:
+    """The class of connections within some limits, for uvicorn to make them of; `refused` hears of their problems."""
 
     class Limited(LimitedConnection):
         limits = config

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias, assert_never
+from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 
 from starlette.requests import Request
 
@@ -19,6 +19,9 @@ from workers.engine.contract import Task
 from workers.engine.header import Header
 from workers.pool import Pool, Terms
 from workers.watching import News
+
+if TYPE_CHECKING:
+    from app.desk import Ticket
 
 # A client that sets no deadline gets the longer of a minute and ten times what its pictures are predicted to take, and
 # five minutes while no worker has measured itself yet: it may still be loading.
@@ -49,6 +52,20 @@ class Picture:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks for, as it is carried out: so many images of this size, in pixels, in so many steps each."""
+
+    images: int
+    steps: int
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        images, steps = "s" * (self.images != 1), "s" * (self.steps != 1)
+        return f"{self.images} image{images} of {self.width}x{self.height} in {self.steps} step{steps}"
+
+
 class Maker:
     """Has pictures made by the pool."""
 
@@ -58,15 +75,20 @@ class Maker:
         self._config = config
         self._metrics = metrics
 
-    async def make(self, request: Request, wanted: Wanted, client: str, follow: Follow | None = None) -> list[Picture]:
-        """All the pictures that are wanted, in order; none if one of them cannot be had.
+    async def make(
+        self, request: Request, wanted: Wanted, ticket: "Ticket", follow: Follow | None = None
+    ) -> list[Picture]:
+        """All the pictures that are wanted, in order; none if one of them cannot be had. The ticket says for whom.
 
         Raises Problem and ClientGoneError. Cancelling it cancels the jobs.
         """
         header = pictures.measured(wanted.picture, self.rules, wanted.blamed)
+        ticket.asked = Asked(
+            wanted.images, wanted.options.steps or self.rules.steps, *pictures.final_size(header, self.rules)
+        )
         work, length = pictures.effort(header, wanted.options.steps, self.rules)
         deadline = time.monotonic() + self._patience(request, work * length * wanted.images)
-        terms = Terms(deadline, work, client, length, wanted.priority, self._surcharge(header))
+        terms = Terms(deadline, work, ticket.client, length, wanted.priority, self._surcharge(header))
         making = [
             self._one(wanted, seed, terms, follow and partial(follow, n)) for n, seed in enumerate(wanted.seeds())
         ]

@@ -1,6 +1,7 @@
 """A client's picture: out of its base64, and what its own header says of it. Nothing is decoded for that."""
 
 import contextlib
+from dataclasses import replace
 
 import msgspec
 import pybase64
@@ -43,7 +44,7 @@ def from_file(data: bytes, name: str | None) -> bytes:
     try:
         return base64_text.decode(data.decode("ascii", "replace"), name or "The body")
     except Problem as problem:
-        raise Problem(problem.error, problem.detail, name) from None
+        raise replace(problem, field=name, errors=()) from None
 
 
 def measured(picture: bytes, rules: Rules, blamed: str | None) -> Header:
@@ -71,6 +72,13 @@ def _largest(header: Header, max_pixels: int) -> str:
     scale = (max_pixels / (header.width * header.height)) ** 0.5
     width, height = max(int(header.width * scale), 1), max(int(header.height * scale), 1)
     return f"{min(width, max_pixels // height)} x {min(height, max_pixels)}"
+
+
+def final_size(header: Header, rules: Rules) -> tuple[int, int]:
+    """Width and height of the image that is made of one."""
+    if rules.keeps_size:
+        return header.width, header.height
+    return output_size(header.width, header.height, rules.sizing)
 
 
 def effort(header: Header, steps: int | None, rules: Rules) -> tuple[float, float]:

@@ -1,7 +1,11 @@
-"""python -m requirements: write what an image installs, by version and hash, from pyproject.toml and constraints.txt.
+"""python -m requirements: write what serving needs, by version and hash, from pyproject.toml and constraints.txt.
 
-Three files: requirements.txt is installed; requirements/cuda.txt is what the CUDA build of torch brings, which is
-installed only if that build is; requirements/pip.txt is a pip that knows hashes in constraints (older ones do not).
+- requirements.txt: for people, by version alone, so that any pip takes it: older ones know no hashes in constraints.
+- requirements/image.txt: the same for an image, by hash.
+- requirements/cuda.txt: constraints on what the CUDA build of torch brings, which is installed only if that build is.
+- requirements/gpu.txt: what an image installs besides, where that build is.
+- requirements/pip.txt: a pip that knows them.
+
 uv resolves for every platform at once and reads metadata alone, so no wheel is downloaded.
 """
 
@@ -16,21 +20,26 @@ PIP = "pip==26.3"
 # Of torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl, as it is tested with: PyPI's index does not list it.
 CPU_BUILD = "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"
 MADE = "# Made by `make requirements`; do not edit.\n"
-INSTALLED = f"""{MADE}\
+PEOPLE = f"""{MADE}\
+# What serving needs, and no more: pip install -r requirements.txt, then python -m app."""
+IMAGE = f"""{MADE}\
 # Of torch there are hashes of two builds. PyPI's is for CUDA and asks for what cuda.txt pins; that without CUDA asks
 # for none of it, and is taken where pip finds it (x86-64): {CPU_BUILD}
-"""
+-c cuda.txt"""
 ONLY_WITH_CUDA = f"{MADE}# Constraints: nothing here is installed unless the torch that was found asks for it.\n"
 
 
 def main() -> int:
-    """Write the three files; the exit code."""
+    """Write the files; the exit code."""
     pinned = names((ROOT / "constraints.txt").read_text())
     blocks = resolve("pyproject.toml", "--extra", "gpu", "--constraint", "constraints.txt")
-    cuda = [block for block in blocks if name(block) not in pinned | {"xformers"}]
-    rest = [with_cpu_build(block) if name(block) == "torch" else block for block in blocks if block not in cuda]
-    write("requirements.txt", INSTALLED + "-c requirements/cuda.txt", rest)
-    write("requirements/cuda.txt", ONLY_WITH_CUDA.rstrip(), cuda)
+    gpu = [block for block in blocks if name(block) == "xformers"]
+    serving = [block for block in blocks if name(block) in pinned]
+    write("requirements.txt", PEOPLE, map(without_hashes, serving))
+    by_hash = [with_cpu_build(block) if name(block) == "torch" else block for block in serving]
+    write("requirements/image.txt", IMAGE, by_hash)
+    write("requirements/cuda.txt", ONLY_WITH_CUDA.rstrip(), [each for each in blocks if each not in (*gpu, *serving)])
+    write("requirements/gpu.txt", MADE.rstrip(), gpu)
     write("requirements/pip.txt", MADE.rstrip(), resolve("-", stdin=PIP))
     return 0
 
@@ -41,6 +50,11 @@ def resolve(*sources: str, stdin: str = "") -> list[str]:
     command = [str(Path(sys.executable).with_name("uv")), "pip", "compile", "--no-config", "--quiet", *flags, *sources]
     text = subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, text=True, check=True).stdout  # noqa: S603
     return [block for block in re.split(r"\n(?=\S)", text.strip()) if "'win32'" not in block or "!= 'win32'" in block]
+
+
+def without_hashes(block: str) -> str:
+    """The same package by its version, on one line."""
+    return block.partition("\\")[0].rstrip()
 
 
 def with_cpu_build(block: str) -> str:

@@ -185,7 +185,7 @@ class Pool:
             case m.Spawn(worker):
                 self._processes.spawn(worker)
             case m.Kill(worker, reason):
-                log.error("worker %s is killed: %s", worker, reason)
+                log.error("Killing worker %s: %s", worker, reason)
                 self._processes.kill(worker)
             case m.Start():
                 self._start(command)
@@ -299,14 +299,14 @@ class Pool:
         match report:
             case wire.Ready(costs, device, uuid):
                 self.devices[worker], self._step_seconds[worker] = Device(device, uuid), costs.step_seconds[0]
-                log.info("worker %s is ready on %s: %.3f s a step", worker, device, costs.step_seconds[0])
+                log.info("Worker %s is ready on %s: %.3f s a step", worker, device, costs.step_seconds[0])
             case wire.Measured(costs):
                 log.log(self._news(worker, costs), "Worker %s: %.3f s per step", worker, costs.step_seconds[0])
             case wire.Preview():
                 self._watching.previewed(worker, report)
             case wire.Changed(condition):
                 self.conditions[worker] = condition
-                log.info("worker %s runs with %s", worker, summary(condition))
+                log.info("Worker %s runs with %s", worker, summary(condition))
 
     def _news(self, worker: m.WorkerId, costs: m.Costs) -> int:
         """The level to log a worker's new costs at: an idle one measures itself every minute."""
@@ -321,13 +321,13 @@ class Pool:
         self._take_reports(worker, child, LAST_REPORTS)
         self.conditions.pop(worker, None)
         end = self._processes.reap(worker)
-        log.error("worker %s is lost: %s", worker, end.reason)
+        log.error("Worker %s exited: %s", worker, end.reason)
         if end.tried:
-            log.error("worker %s ended while it tried %s; it starts again without", worker, " and ".join(end.tried))
+            log.error("Worker %s ended while it tried %s; it starts again without", worker, " and ".join(end.tried))
             self._processes.do_without(worker, end.tried)
-        self._notice(m.WorkerLost(worker, end.reason, end.outside))
+        self._notice(m.WorkerLost(worker, end.reason, end.outside, end.hopeless))
         if (view := self._view(worker)).state is m.WorkerState.OUT:
-            log.error("worker %s is out of service for a while: %s", worker, view.reason)
+            log.error("Worker %s is out of service for a while: %s", worker, view.reason)
 
     def _view(self, worker: m.WorkerId) -> m.WorkerView:
         return next(view for view in self.core.workers() if view.id == worker)

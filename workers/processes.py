@@ -62,7 +62,7 @@ class Processes:
             child.reap()
             raise
         self._children[worker] = child
-        log.info("worker %s starts (process %d)", worker, child.pid)
+        log.info("Starting worker %s (process %d)", worker, child.pid)
 
     def do_without(self, worker: WorkerId, names: Collection[str]) -> None:
         """Have a worker's next processes not try these again (`engine.trials`)."""

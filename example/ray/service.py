@@ -58,7 +58,7 @@ class Replica:
             await asyncio.sleep(POLL_SECONDS)
         self._loaded = True
         if application.failure:
-            raise UnhealthyError(f"nothing can be served here any more: {application.failure}")
+            raise UnhealthyError(f"All workers have failed: {application.failure}")
 
     def __del__(self) -> None:
         """After the lifespan has ended."""

@@ -23,10 +23,10 @@ from tests.service.running import Service, until
 
 # Lines of the log that tell when something was so, and those that tell how many seconds something took.
 MOMENTS = {
-    "configured": re.compile(r" contour: serves "),
-    "bound": re.compile(r" listens on "),
-    "started": re.compile(r" worker \S+ starts "),
-    "ready": re.compile(r" worker \S+ is ready "),
+    "configured": re.compile(r" contour: Serving "),
+    "bound": re.compile(r" Listening on http"),
+    "started": re.compile(r" Starting worker "),
+    "ready": re.compile(r" Worker \S+ is ready "),
 }
 SPANS = {
     "worker: torch": re.compile(r" torch imported in ([\d.]+) s"),

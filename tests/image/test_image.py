@@ -125,7 +125,7 @@ def test_its_own_command_makes_pictures_as_nobody_in_particular_and_ends_by_its_
         }  # the process that finds edges filters its system calls
         assert running.private() == (0o700, 10001)
         assert running.stop() == 0, "".join(running.log)
-    assert any("workers cpu0" in line for line in running.log)  # that it works on the CPU is said
+    assert any("running on the CPU" in line for line in running.log)  # that it works on the CPU is said
     written = output("find", str(container.root), "-newer", str(running.began), "-type", "f").splitlines()
     inside = {"/" + str(Path(file).relative_to(container.root)) for file in written}
     assert not {file for file in inside if not file.startswith((VOLUME, *WRITTEN_BY_THE_SYSTEM))}

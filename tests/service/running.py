@@ -112,7 +112,7 @@ class Service:
             self.log.append(line)
 
     def _address(self) -> str | None:
-        found = re.search(r"listens on (http://[\w.:\[\]]+)", "".join(self.log))
+        found = re.search(r"Listening on (http://[\w.:\[\]]+)", "".join(self.log))
         return found and found.group(1)
 
 

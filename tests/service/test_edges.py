@@ -55,7 +55,7 @@ def assert_right(answer: httpx.Response, picture: bytes = PICTURE, canny: Canny 
 def edger(service: Service) -> int:
     """The process that finds edges: it is there after an answer."""
     assert ask(service).status_code == 200
-    return int(re.findall(r"finds edges starts \(process (\d+)\)", "".join(service.log))[-1])
+    return int(re.findall(r"finds edges \(process (\d+)\)", "".join(service.log))[-1])
 
 
 @contextmanager

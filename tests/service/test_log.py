@@ -89,7 +89,7 @@ def test_a_terminal_gets_lines_for_people_and_all_processes_agree() -> None:
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=theirs) as process, os.fdopen(ours) as terminal:
         os.close(theirs)
         lines = iter(terminal.readline, "")
-        seen = list(takewhile(lambda line: " is ready on " not in line, lines))
+        seen = list(takewhile(lambda line: " Ready: http" not in line, lines))
         process.terminate()
         assert process.wait(PATIENCE) == 0
     assert len(seen) >= 3
