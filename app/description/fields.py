@@ -21,7 +21,7 @@ MEANINGS = {
     "control_image": (
         "What the image is: a `photo`, in which edges are found, or `edges`, white on black, used as they are."
     ),
-    "output_format": "The image file's format; an `Accept` that names another one contradicts it.",
+    "output_format": "The image file's format, else that of `Accept`, else as configured. Both must not differ.",
     "embed_metadata": (
         "What the image file says of itself: in `full` all that made it, in `source` only that a model made it, or `none`."
     ),
@@ -98,7 +98,6 @@ def _defaults(settings: Settings, rules: Rules) -> dict[str, Any]:
         "canny_low": engine.canny.low,
         "canny_high": engine.canny.high,
         "control_image": "photo",
-        "output_format": rules.file_format,
         "embed_metadata": rules.embed_metadata,
         "temperature": 1.0,
         "number_of_images": 1,
