@@ -18,6 +18,7 @@ HEAD = 60 * 1024  # below server.max_header_bytes
 EDGES = "/edges?canny_low=50&canny_high=150"
 GENERATION = "/generation/"
 TXT2IMG = "/sdapi/v1/txt2img"
+DETECT = "/controlnet/detect"
 EDITS = "/v1/images/edits"
 IMAGE = ("Content-Type", "image/png")
 QUERY = "text=a&random_seed=1"
@@ -54,6 +55,11 @@ def _with(value: bytes, field: str = "input_image_base64", path: str = GENERATIO
 
 def _lines(text: str, end: str) -> str:
     return end.join(text[start : start + 76] for start in range(0, len(text), 76))
+
+
+def _masked(mask: str) -> dict[str, object]:
+    unit = {"module": "canny", "image": _text(small_image()), "mask": mask}
+    return _unit("", alwayson_scripts={"controlnet": {"args": [unit]}})
 
 
 def _unit(image: str, **more: object) -> dict[str, object]:
@@ -108,6 +114,15 @@ JSONS: Mapping[str, Build] = {
     "txt2img: mask of 31 MB": lambda: json_request(
         TXT2IMG, _unit("", alwayson_scripts={"controlnet": {"args": [{"mask": "\n" * (BODY // 3)}]}})
     ),
+    "txt2img: scripts of most values": lambda: json_request(
+        TXT2IMG, _unit("", alwayson_scripts={f"script {n}": {"args": [{"a_b_c": 0}] * 50} for n in range(99)})
+    ),
+    "txt2img: largest good mask": lambda: json_request(TXT2IMG, _masked(_text(large_image(FILE // 2)))),
+    "detect: largest good": lambda: json_request(DETECT, {"controlnet_input_images": [_text(large_image())]}),
+    "detect: 8 large results": lambda: json_request(
+        DETECT, {"controlnet_processor_res": 2048, "controlnet_input_images": [_text(small_image())] * 8}
+    ),
+    "detect: most values": lambda: json_request(DETECT, {"controlnet_masks": [""] * 9_000}),
     "options: 31 MB of keys": lambda: json_request(
         "/sdapi/v1/options", {f"key {number}": number for number in range(MIB)}
     ),

@@ -8,6 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from app.compat.automatic.detect import DetectRequest
 from app.compat.automatic.structs import ControlNetUnit, JobName, Txt2ImgRequest
 from app.compat.openai.structs import EditForm
 from app.fields import Fields, GenerationRequest
@@ -16,9 +17,10 @@ from tests.fuzz.mutations import mutated
 from tests.fuzz.requests import BOUNDARY, Headers, Request, form, part
 
 GENERATION, EDGES, TXT2IMG, EDITS = "/generation/", "/edges", "/sdapi/v1/txt2img", "/v1/images/edits"
+DETECT = "/controlnet/detect"
 POSTS = (
     *(GENERATION, GENERATION, "/generation", EDGES, TXT2IMG, TXT2IMG, EDITS, EDITS),
-    *("/sdapi/v1/options", "/sdapi/v1/interrupt"),
+    *("/sdapi/v1/options", "/sdapi/v1/interrupt", DETECT),
 )
 PATHS = (
     *POSTS,
@@ -147,6 +149,7 @@ FIELDS = {
     GENERATION: _fields(GenerationRequest, Fields),
     EDGES: ("input_image_base64", "canny_low", "canny_high"),
     TXT2IMG: _fields(Txt2ImgRequest),
+    DETECT: _fields(DetectRequest),
     EDITS: (*_fields(EditForm), "image", "image[]", "input_image"),
 }
 UNIT = _fields(ControlNetUnit)
@@ -158,6 +161,8 @@ def good_json(path: str) -> dict[str, Any]:
     image = base64.b64encode(GOOD).decode()
     if path == TXT2IMG:
         return {"prompt": "a", "alwayson_scripts": {"ControlNet": {"args": [{"module": "canny", "image": image}]}}}
+    if path == DETECT:
+        return {"controlnet_module": "canny", "controlnet_input_images": [image]}
     return {"request_id": 1, "text": "a", "random_seed": 1, "input_image_base64": image}
 
 
@@ -172,7 +177,7 @@ def json_bodies(draw: st.DrawFn, path: str) -> bytes:
     if path == TXT2IMG and not _is_rare(draw, 3):
         unit = good_json(path)["alwayson_scripts"]["ControlNet"]["args"][0]
         unit |= draw(st.dictionaries(st.sampled_from(UNIT), json_values, max_size=2))
-        script = draw(st.sampled_from(["controlnet", "ControlNet", "ADetailer", "\ud800"]))
+        script = draw(st.sampled_from(["controlnet", "ControlNet", "ADetailer", "Seed", "Sampler", "\ud800"]))
         fields["alwayson_scripts"] = {script: {"args": [unit, *draw(st.lists(json_values, max_size=2))]}}
     body = json.dumps(draw(json_values) if _is_rare(draw, 8) else fields).encode()
     return mutated(body, Random(draw(st.integers(0, 2**32)))) if _is_rare(draw, 5) else body

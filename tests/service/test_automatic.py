@@ -22,7 +22,7 @@ def refusal(response: httpx.Response) -> str:
     answer = response.json()
     assert response.status_code == 422, answer
     assert answer.keys() == {"error", "detail", "errors", "body"}
-    assert answer["error"] in {"A field is missing or wrong", "The picture cannot be read"}
+    assert answer["error"] in {"A field is missing or wrong", "The image cannot be read"}
     assert answer["errors"] == answer["detail"]
     return str(answer["detail"])
 

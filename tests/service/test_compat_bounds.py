@@ -14,6 +14,7 @@ from app.compat.automatic.asking import asked
 from app.compat.automatic.options import Options
 from app.compat.automatic.structs import ControlNetUnit, JobName, Txt2ImgRequest
 from app.compat.openai.structs import EditForm
+from app.errors import Faults
 from app.fields import Rules
 from app.settings import load
 from tests.service.automatic import ENCODED, body
@@ -228,6 +229,6 @@ def test_a_waiting_request_holds_no_text_of_its_image() -> None:
     """Nor the body that it came in: waiting requests would take three times their images' memory."""
     settings = load(ROOT / "configs" / "echo.yaml", {})
     request = msgspec.json.decode(json.dumps(body(mask=None)), type=Txt2ImgRequest)
-    found = asked(request, Rules.of(settings), Options(sd_model_checkpoint="echo"))
+    found = asked(request, Rules.of(settings), Options(sd_model_checkpoint="echo"), Faults())
     assert found.wanted.picture == base64.b64decode(ENCODED)
     assert ENCODED.encode() not in msgspec.json.encode(found.request)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.compat.automatic.detect import DetectRequest
 from app.compat.automatic.structs import ControlNetUnit, JobName, Txt2ImgRequest
 from app.compat.openai.structs import EditForm
 from tests.service.automatic import ENCODED, body
@@ -42,8 +43,15 @@ odd = st.recursive(
 )
 unit = few(ControlNetUnit).map(lambda fields: {"module": "canny", "image": ENCODED, **fields})
 script = st.fixed_dictionaries({"args": st.lists(unit | odd, max_size=2)}) | odd
-scripts = st.dictionaries(st.just("controlnet") | st.text(max_size=5), script, max_size=3) | odd
-overrides = st.dictionaries(st.sampled_from(["sd_model_checkpoint", "save_it", "sd_vae"]) | st.text(max_size=5), odd)
+known = st.sampled_from(
+    ["controlnet", "Seed", "Sampler", "Refiner", "ADetailer", "FABRIC", "Dynamic Prompts", "ReActor"]
+)
+scripts = st.dictionaries(known | st.text(max_size=5), script, max_size=3) | odd
+detect = few(DetectRequest).map(
+    lambda fields: {"controlnet_module": "canny", "controlnet_input_images": [ENCODED], **fields}
+)
+settings_ = st.sampled_from(["sd_model_checkpoint", "save_it", "sd_vae", "samples_format", "jpeg_quality", "emphasis"])
+overrides = st.dictionaries(settings_ | st.text(max_size=5), odd)
 of_scripts = unit.map(lambda fields: {"controlnet": {"args": [fields]}})
 txt2img = st.builds(
     lambda fields, given: {**body(), **fields, **given},
@@ -85,6 +93,12 @@ def post(service: Service, path: str, asked: Any) -> httpx.Response:
 @given(asked=txt2img)
 def test_any_txt2img_is_answered_or_refused(calm: Service, asked: Any) -> None:
     check(calm, post(calm, "/sdapi/v1/txt2img", asked))
+
+
+@turn
+@given(asked=detect | odd)
+def test_any_images_to_detect_in_are_answered_or_refused(calm: Service, asked: Any) -> None:
+    check(calm, post(calm, "/controlnet/detect", asked))
 
 
 @turn

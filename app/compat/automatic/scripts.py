@@ -17,7 +17,7 @@ import msgspec
 
 from app.bodies import parsed_json
 from app.compat.automatic.errors import wrong
-from app.compat.automatic.structs import Name, Number, Whole
+from app.compat.automatic.structs import MAX_ITEMS, Name, Number, Whole
 from app.errors import Faults, plain
 
 SCRIPT, FIELD = "controlnet", "alwayson_scripts"
@@ -30,6 +30,7 @@ DYNAMIC = "dynamicprompts"  # is on by default, and then does nothing unless the
 DYNAMIC_SYNTAX = re.compile(r"\{[^{}]*\||\{[^{}]*\$\$|\$\{|__[\w/*-]+__")
 # Combinatorial, magic prompt, feeling lucky, attention grabber, Jinja templates, no image generation.
 DYNAMIC_SWITCHES = (1, 3, 4, 5, 13, 14)
+SWITCH_NAMES = frozenset({"enable", "enabled", "active", "activate", "activated", "on"})
 NOTHING = ("", "none", "off", "false", "disabled", "automatic")
 DEPTH = 8  # of lists and objects in each other, looked at; deeper ones count as on
 
@@ -84,7 +85,7 @@ def read(scripts: Mapping[str, msgspec.Raw], prompts: Sequence[str]) -> Scripts:
         with faults.noted():
             match key := _key(name):
                 case _ if key in CONTROLNET:
-                    units += _arguments(value)
+                    units += _units(name, value)
                 case "seed":
                     _check_seed(seed := _named(name, value, SeedArgs))
                 case "sampler":
@@ -167,7 +168,7 @@ def _unit_is_off(unit: Mapping[str, Any], depth: int) -> bool:
 
 def _is_switch(name: str) -> bool:
     """Such as enable, enabled, is_enabled, active, isActive; not enable_something."""
-    return _key(name).removeprefix("is") in {"enable", "enabled", "active", "activate", "activated", "on"}
+    return name.replace("_", "").lower().removeprefix("is") in SWITCH_NAMES
 
 
 def _key(name: str) -> str:
@@ -189,16 +190,19 @@ def _check(name: str, off: bool) -> None:
 # ------------------------------------------------------------------------------------------------------------ arguments
 
 
-def _arguments(value: msgspec.Raw) -> list[msgspec.Raw]:
-    """A script's arguments: a list in `args`, or what clients send in its place."""
+def _units(name: str, value: msgspec.Raw) -> list[msgspec.Raw]:
+    """ControlNet's arguments, unread, as there are images in them. Raises Problem for more than any client has."""
     fields = _fields(value)
     if "args" in fields:
         value = fields["args"]
         fields = _fields(value)
     raw = bytes(value)
-    if raw[:1] == b"[":
-        return parsed_json(raw, _list)
-    return [] if raw == b"null" or (raw[:1] == b"{" and not fields) else [value]
+    if raw[:1] != b"[":
+        return [value] if fields else []
+    units = parsed_json(raw, _list)
+    if len(units) > MAX_ITEMS:
+        raise wrong(f"{FIELD}.{name}", f"{plain(name)} has {len(units)} arguments; at most {MAX_ITEMS} are taken.")
+    return units
 
 
 def _fields(value: msgspec.Raw) -> dict[str, msgspec.Raw]:
@@ -208,7 +212,13 @@ def _fields(value: msgspec.Raw) -> dict[str, msgspec.Raw]:
 
 
 def _values(value: msgspec.Raw) -> list[Any]:
-    return [parsed_json(bytes(each), _any) for each in _arguments(value)]
+    """A script's arguments: a list in `args`, or what clients send in its place."""
+    given = parsed_json(bytes(value), _any)
+    if isinstance(given, dict) and "args" in given:
+        given = given["args"]
+    if isinstance(given, list):
+        return given
+    return [] if given is None or given == {} else [given]
 
 
 def _named(name: str, value: msgspec.Raw, kind: "type[Kind]") -> "Kind":
