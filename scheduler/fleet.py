@@ -232,7 +232,7 @@ class Fleet:
         worker.alone, worker.stepped = False, None
         proven, worker.proven = worker.proven, False
         worker.failures = 0 if proven else worker.failures + (not loss.outside)
-        if worker.fault or worker.failures >= self._limits.out_after:
+        if worker.fault or loss.hopeless or worker.failures >= self._limits.out_after:
             self.take_out(now, worker, worker.fault or loss.reason)
         else:
             worker.state, worker.reason = WorkerState.WAITING, loss.reason

@@ -20,12 +20,13 @@ REPORTS_AT_ONCE = 64  # of one worker, after which the event loop turns: one tha
 class End:
     """Why a process ended; `outside`: it was killed by somebody who is not its parent, and not for want of memory.
 
-    `tried`: what it was trying then (`engine.trials`).
+    `tried`: what it was trying then (`engine.trials`). `hopeless`: it said that the next process would end alike.
     """
 
     reason: str
     outside: bool
     tried: tuple[str, ...] = ()
+    hopeless: bool = False
 
 
 class Child:
@@ -40,6 +41,7 @@ class Child:
         self.channel, theirs = wire.channel()
         self._process = context.Process(target=main, args=(setup, theirs, memory), name=f"worker {setup.device.id}")
         self._last_words = ""
+        self._hopeless = False
         self._tries: tuple[str, ...] = ()
         self._layout = memory.layout
         self._condemned = False
@@ -94,7 +96,7 @@ class Child:
                 self.reject(f"it sent a {type(report).__name__} with values that cannot be")
                 return
             if isinstance(report, wire.Ending):
-                self._last_words = report.reason
+                self._last_words, self._hopeless = report.reason, report.hopeless
                 continue
             if isinstance(report, wire.Trying):
                 self._tries = report.names
@@ -131,7 +133,7 @@ class Child:
         code = self._process.exitcode
         self._process.close()
         self.channel.close()
-        return End(self._last_words or ending(code), self._ended_from_outside(code), self._tries)
+        return End(self._last_words or ending(code), self._ended_from_outside(code), self._tries, self._hopeless)
 
     def _ended_from_outside(self, code: int | None) -> bool:
         signalled = code in {-signal.SIGKILL, -signal.SIGTERM}

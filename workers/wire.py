@@ -120,9 +120,10 @@ class Trying(_Message, frozen=True):
 
 
 class Ending(_Message, frozen=True):
-    """Last words: why the worker is about to exit."""
+    """Last words: why the worker is about to exit. `hopeless`: the next process would end alike."""
 
     reason: str
+    hopeless: bool = False
 
 
 Report: TypeAlias = Ready | Measured | Stepped | Preview | Finished | Failed | Released | Changed | Trying | Ending

@@ -27,6 +27,7 @@ from workers.engine.contract import (
     Engine,
     OutOfMemoryError,
     Stepped,
+    UnusableModelError,
 )
 from workers.engine.metadata import Metadata, Provenance
 from workers.slots import SlotMemory
@@ -326,9 +327,14 @@ class Worker:
 
 def end(channel: socket.socket, error: BaseException) -> NoReturn:
     """End the process, from any thread, with last words. At once: what is in the middle of something is in vain."""
-    log.error("this worker ends", exc_info=error)
+    hopeless = isinstance(error, UnusableModelError)
+    if hopeless:
+        log.error("The model cannot be used: %s", error)
+    else:
+        log.error("this worker ends", exc_info=error)
+    reason = wire.as_reason(str(error)) if hopeless else _summary(error)
     with contextlib.suppress(OSError):  # nobody may listen any more
-        wire.send(channel, wire.Ending(_summary(error)))
+        wire.send(channel, wire.Ending(reason, hopeless))
     os._exit(1)
 
 

@@ -38,6 +38,12 @@ def test_a_worker_that_is_lost_too_often_is_out_of_service() -> None:
     assert (core.state_of("gpu0"), reason_of(core, "gpu0")) == (WorkerState.OUT, "SIGSEGV")
 
 
+def test_a_worker_whose_next_process_would_end_alike_is_out_of_service_at_once() -> None:
+    core = loading("gpu0", "gpu1", **LIMITS)
+    core.handle(1.0, WorkerLost("gpu0", "no such model", hopeless=True))
+    assert (core.state_of("gpu0"), reason_of(core, "gpu0")) == (WorkerState.OUT, "no such model")
+
+
 def test_it_is_tried_again_after_a_long_pause_and_out_again_with_the_next_loss() -> None:
     core = loading("gpu0", "gpu1", **LIMITS)
     core.handle(0.0, ready("gpu1"))

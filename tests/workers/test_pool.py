@@ -181,6 +181,18 @@ def test_a_pool_whose_workers_are_all_out_of_service_ends_and_says_why() -> None
     asyncio.run(scenario())
 
 
+def test_a_model_that_cannot_be_used_is_not_tried_again() -> None:
+    async def scenario() -> None:
+        seen = Seen()
+        setup = Setup(DeviceSpec("cpu0", "cpu", None), BROKEN, threads=1)
+        pool = Pool([setup], Scheduler(["cpu0"], Limits()), SlotLayout(2, 2**20, 2**20), seen)
+        with pytest.raises(NothingServedError, match=r"cpu0 is out of service: .*engine\.model is missing"):
+            await asyncio.wait_for(pool.run(), PATIENCE)
+        assert seen.commands.count(m.Spawn("cpu0")) == 1
+
+    asyncio.run(scenario())
+
+
 def test_large_files_are_copied_in_several_turns_and_one_that_is_cancelled_meanwhile_frees_its_slot() -> None:
     echo = Echo(steps=2, step_seconds=0.02, reencode=False)
     large = replace(TASK, picture=bytes(TASK.picture) + bytes(3 * 2**20))  # PNG ignores what follows its end

@@ -342,4 +342,4 @@ def test_it_ends_when_the_pool_closes_the_socket_with_reports_unread() -> None:
 
 def test_an_engine_that_cannot_be_built_ends_the_process_with_its_reason() -> None:
     worker = Worker(EngineConfig(kind="diffusion"))
-    assert worker.ended().startswith("MissingWeightsError: the configuration's engine.model is missing")
+    assert worker.ended().startswith("the configuration's engine.model is missing")

@@ -6,6 +6,8 @@ A configuration key that asks for anything else is refused at load, by name, rat
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from workers.engine.contract import UnusableModelError
+
 _BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
 _BLOCK_KEYS = ("down_block_types", "up_block_types")
 
@@ -49,7 +51,7 @@ _CONTROLNET: dict[str, Any] = _BOTH | {
 _SHARED = ("block_out_channels", "cross_attention_dim", "down_block_types", "layers_per_block")
 
 
-class UnsupportedModelError(ValueError):
+class UnsupportedModelError(UnusableModelError, ValueError):
     """The model is of an architecture that this engine does not run; the message names the configuration key."""
 
 

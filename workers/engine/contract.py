@@ -11,6 +11,10 @@ ControlImage: TypeAlias = Literal["photo", "edges"]
 Embedding: TypeAlias = Literal["full", "source", "none"]
 
 
+class UnusableModelError(Exception):
+    """The configured model cannot run on this machine, however often it is tried; the message says why."""
+
+
 class BadPictureError(ValueError):
     """The input cannot be read as a picture; the message is for the client."""
 

@@ -17,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from workers.engine.contract import UnusableModelError
+
 _KEY = re.compile(
     r"(?:lora_(?P<short>unet|te1?)_|(?P<long>unet|text_encoder)\.)(?P<layer>.+?)\."
     r"(?P<part>lora_down\.weight|lora_up\.weight|lora_A\.weight|lora_B\.weight|lora\.down\.weight|lora\.up\.weight|alpha)"
@@ -37,7 +39,7 @@ _OTHER_SUMS = ("alpha_pattern", "fan_in_fan_out", "lora_bias", "use_dora", "use_
 _Changes: TypeAlias = dict[tuple[str, str], dict[str, Tensor]]
 
 
-class LoraError(ValueError):
+class LoraError(UnusableModelError, ValueError):
     """A LoRA does not fit the model, or is of another kind; the message names the file and the key."""
 
 

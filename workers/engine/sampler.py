@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor
 from torch.overrides import TorchFunctionMode
 
+from workers.engine.contract import UnusableModelError
 from workers.engine.estimates import estimates
 
 _MOST_DRAWS = 2  # at a call
@@ -23,7 +24,7 @@ _PROOF_SEED, _PROOF_PIXELS = 0, 64
 _PROOF_TOLERANCE = 1e-6  # relative; in diffusers 0.42 some come to 1e-15, those that cast to float32 within to 1e-7
 
 
-class UnsupportedSamplerError(ValueError):
+class UnsupportedSamplerError(UnusableModelError, ValueError):
     """A scheduler that cannot be had, or is no fixed linear map: it clips, or draws noise that is not the request's."""
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from workers.engine.contract import UnusableModelError
+
 _CODE = "it names code for the loader to import"
 _FILES = "it names other files for the loader to read"
 _QUANTISED = "weights in other formats than float are not supported"
@@ -42,7 +44,7 @@ _READ = ("*config.json", "special_tokens_map.json")
 _UNWANTED = {"adapter_config.json": "a model to load instead", "*.index*.json": "files to read the weights from"}
 
 
-class UnsafeModelError(ValueError):
+class UnsafeModelError(UnusableModelError, ValueError):
     """A model folder could make a loader run code or read other files; the message names the file and what to do."""
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from workers.console import command
 from workers.engine.config import EngineConfig, Lora, Weights
+from workers.engine.contract import UnusableModelError
 
 # A file that each part has, by its key in the `engine` section: where it is, the part is.
 LANDMARKS = {"model": "unet/config.json", "controlnet": "config.json"}
@@ -13,7 +14,7 @@ _NETWORK = "diffusion_pytorch_model"
 COMPONENTS = {"unet": _NETWORK, "controlnet": _NETWORK, "vae": _NETWORK, "text_encoder": "model"}
 
 
-class MissingWeightsError(FileNotFoundError):
+class MissingWeightsError(UnusableModelError, FileNotFoundError):
     """A part of the model is not on this machine; the message names it and the command that gets it."""
 
     def __init__(self, what: str) -> None:
