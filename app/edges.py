@@ -15,6 +15,7 @@ from app.fields import Rules
 from app.generation import unless_gone
 from app.metrics import Metrics
 from app.negotiation import negotiated
+from app.other_names import with_others
 from workers.edger import FailedError, Wanted
 from workers.edges import Work
 from workers.edging import ClosingError, CrowdedError, Edging, EdgingError, LostError, SlowError, at_resolution
@@ -41,7 +42,7 @@ class Thresholds(msgspec.Struct, frozen=True):
     canny_high: int | None = None
 
 
-_json = msgspec.json.Decoder(EdgesRequest, strict=False)
+_json = msgspec.json.Decoder(with_others(EdgesRequest), strict=False)
 
 
 class EdgeFinder:
@@ -141,10 +142,10 @@ def _problem(error: Exception, blamed: str | None) -> Problem:
         case CrowdedError():
             return Problem(Error.BUSY, str(error), retry_after=error.retry_after)
         case ClosingError():
-            return Problem(Error.DRAINING, "Nothing new is taken; try another server, or this one when it is back.")
+            return Problem(Error.DRAINING, "The service is shutting down. Try another server, or this one later.")
         case SlowError():
             return Problem(Error.EXPIRED, str(error))
         case LostError():
             return Problem(Error.POISONED, str(error))
         case _:
-            return Problem(Error.INTERNAL, f"The edges of this image could not be found: {error}")
+            return Problem(Error.INTERNAL, "Finding the edges failed; the server's log says why.", reason=str(error))

@@ -65,6 +65,12 @@ def test_a_form_names_the_image_whatever_it_is(echo: Service) -> None:
         assert answer.json()["detail"] == "The form has no file input_image. It has image: name it input_image."
 
 
+def test_edges_name_the_image_too(echo: Service) -> None:
+    answer = echo.client.post("/edges", json={"image": IMAGE})
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == "input_image_base64 is missing; you sent image: call it input_image_base64."
+
+
 def warnings(answer: httpx.Response) -> Any:
     assert answer.status_code == 200, answer.text
     return answer.json().get("warnings")

@@ -36,6 +36,8 @@ LATE: dict[str, wire.Report | bytes] = {  # instead of making an image in slot 0
     "a length beyond the slot": wire.Finished(0, 1, 2**20 + 1, *TIMES),
     "times that are no numbers": wire.Finished(0, 1, 10, NAN, 0.0, 0.0, 0.0),
     "times without end": wire.Finished(0, 1, 10, 0.0, 0.0, 0.0, INFINITY),
+    "a long warning": wire.Finished(0, 1, 10, *TIMES, ("x" * 10_000,)),
+    "many warnings": wire.Finished(0, 1, 10, *TIMES, ("x",) * 100),
     "a slot below zero": wire.Finished(-1, 1, 10, *TIMES),
     "a step in no slot": wire.Stepped(((2, 1, 4),)),
     "a step below zero": wire.Stepped(((0, -1, 4),)),

@@ -18,6 +18,7 @@ LAYOUT = SlotLayout(2, 2**20, 2**20)
 POSSIBLE = (
     wire.Ready(lying.COSTS, "CPU", None),
     wire.Finished(1, 1, 2**20, *lying.TIMES),
+    wire.Finished(1, 1, 2**20, *lying.TIMES, ("x" * wire.WARNING_CHARS,) * wire.MAX_WARNINGS),
     wire.Stepped(((0, 1, 4), (1, 4, 4))),
     wire.Preview(0, 1, bytes(wire.MAX_PREVIEW)),
     wire.Failed(1, 1, "x" * wire.REASON_CHARS, m.Blame.SERVICE),
@@ -30,6 +31,7 @@ SENT_TO_A_POOL = (
     "an image of nobody",
     "a length below zero",
     "a length beyond the slot",
+    "a long warning",
     "a step after the last",
     "a large preview",
     "long last words",

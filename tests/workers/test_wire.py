@@ -75,9 +75,12 @@ LARGEST = Options(
     control_scale=1 / 3,
     canny_low=2**32,
     canny_high=2**32,
+    control_image="photo",
     temperature=1 / 3,
     format="jpeg",
+    quality=2**32,
     previews=True,
+    embed_metadata="source",
 )
 
 
@@ -97,3 +100,12 @@ def test_any_text_of_an_error_fits_into_a_report(text: str) -> None:
     reason = wire.as_reason(text)
     assert len(reason) <= wire.REASON_CHARS
     assert sent(wire.Failed(0, 1, reason, Blame.SERVICE)) == wire.Failed(0, 1, reason, Blame.SERVICE)
+
+
+@pytest.mark.parametrize("text", ["x" * 10_000, "\ud800 in a prompt", "\U0001f600" * wire.WARNING_CHARS])
+def test_any_warnings_fit_into_a_report(text: str) -> None:
+    warnings = wire.as_warnings((text,) * 100)
+    assert len(warnings) == wire.MAX_WARNINGS
+    assert max(map(len, warnings)) <= wire.WARNING_CHARS
+    report = wire.Finished(0, 1, 10, 0.0, 0.0, 0.0, 0.0, warnings)
+    assert sent(report) == report

@@ -93,6 +93,14 @@ def test_pictures_that_each_ask_for_something_else_are_torchs(pair: Pair) -> Non
         assert relative_error(one, other) <= EQUAL
 
 
+def test_an_edge_map_is_torchs_and_a_prompt_that_is_cut_is_told_of(pair: Pair) -> None:
+    task = demo.task(3, text="a red circle, " * 60, control_image="edges")
+    torchs, onnxs = pair.torch.prepare(task), pair.onnx.prepare(task)
+    assert onnxs.warnings == torchs.warnings
+    assert onnxs.warnings[0].startswith("The prompt has ")
+    assert relative_error(demo.make(pair.onnx, task), demo.make(pair.torch, task)) <= EQUAL
+
+
 def three(engine: DiffusionEngine, asked: Sequence[dict[str, Any]] = ({}, {}, {})) -> list[Tensor]:
     """Each joins a step after the last."""
     for seed, options in enumerate(asked):
