@@ -129,6 +129,14 @@ def test_arguments_that_say_nothing_may_have_any_shape(echo: Service, given: Any
             assert answer.status_code == 200, (name, answer.text[:300])
 
 
+def test_an_object_without_fields_may_be_a_list(echo: Service) -> None:
+    """As PHP writes it."""
+    assert txt2img(echo, body({"override_settings": []})).status_code == 200
+    assert "0 units of ControlNet" in refusal(txt2img(echo, body({"alwayson_scripts": []})))
+    for name in ("override_settings", "alwayson_scripts"):
+        assert name in refusal(txt2img(echo, body({name: ["x"]})))
+
+
 def test_all_scripts_that_are_off_come_at_once(echo: Service) -> None:
     assert txt2img(echo, with_scripts({name: {"args": args} for name, args in OFF.items()})).status_code == 200
 

@@ -118,7 +118,7 @@ def test_a_unit_that_is_off_is_not_read(echo: Service) -> None:
     request = body()
     args = request["alwayson_scripts"]["controlnet"]["args"]
     args += [{"enabled": False, "module": "depth", "mask": "?", "weight": "heavy", "image": 7}, {"enabled": "false"}]
-    args += [None, False, True, "ControlNet", 3]
+    args += [None, False, True, "ControlNet", 3, {}, {"module": "none", "image": None}, {"model": "None"}]
     for name in ("controlnet", "ControlNet", "CONTROLNET", "sd_forge_controlnet", "ControlNet Integrated"):
         request["alwayson_scripts"] = {name: {"args": args}}
         assert txt2img(echo, request).status_code == 200

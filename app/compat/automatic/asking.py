@@ -70,9 +70,9 @@ def asked(request: Txt2ImgRequest, rules: Rules, present: Options, faults: Fault
     overrides, scripts = Overrides("png", "none"), Scripts((), SeedArgs(), SamplerArgs())
     given, image, masks = ControlNetUnit(module=CANNY), b"", list[Mask]()
     with faults.noted():
-        overrides = overridden(request.override_settings or {}, present, rules.embed_metadata)
+        overrides = overridden(request.settings, present, rules.embed_metadata)
     with faults.noted():
-        scripts = read(request.alwayson_scripts or {}, (request.prompt or "", request.negative_prompt or ""))
+        scripts = read(request.scripts, (request.prompt or "", request.negative_prompt or ""))
         given, image, masks = unit(scripts.units, rules.sizing.short_side)
     request, notes = _completed(request, scripts)
     fields = _fields(request, given, overrides)

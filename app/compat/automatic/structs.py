@@ -18,6 +18,7 @@ Whole = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 # A text such as "nan" or "inf" is a float to msgspec where it takes numbers as texts. These bounds refuse both.
 Number = Annotated[float, Meta(ge=-1e6, le=1e6)]
 Plain: TypeAlias = bool | Whole | Number | Name | None
+Empty: TypeAlias = Annotated[list[None], Meta(max_length=0)]  # what PHP makes of an object without fields
 Setting: TypeAlias = Plain | Annotated[list[Plain], Meta(max_length=MAX_ITEMS)]
 
 
@@ -90,8 +91,8 @@ class Txt2ImgRequest(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: Name | None = None
     force_task_id: Name | None = None
     send_images: bool | None = True
-    alwayson_scripts: Annotated[dict[Name, msgspec.Raw], Meta(max_length=MAX_ITEMS)] | None = None
-    override_settings: Annotated[dict[Name, Setting], Meta(max_length=MAX_ITEMS)] | None = None
+    alwayson_scripts: Annotated[dict[Name, msgspec.Raw], Meta(max_length=MAX_ITEMS)] | Empty | None = None
+    override_settings: Annotated[dict[Name, Setting], Meta(max_length=MAX_ITEMS)] | Empty | None = None
     enable_hr: bool | None = False
     restore_faces: bool | None = False
     tiling: bool | None = False
@@ -107,6 +108,16 @@ class Txt2ImgRequest(msgspec.Struct, frozen=True, kw_only=True):
     s_min_uncond: Number | None = None
     save_images: bool | None = False
     infotext: str | None = None
+
+    @property
+    def scripts(self) -> dict[str, msgspec.Raw]:
+        """Arguments by name."""
+        return self.alwayson_scripts if isinstance(self.alwayson_scripts, dict) else {}
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """Values by name."""
+        return self.override_settings if isinstance(self.override_settings, dict) else {}
 
 
 class Txt2ImgAnswer(msgspec.Struct, frozen=True):

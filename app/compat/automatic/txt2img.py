@@ -80,7 +80,7 @@ class Txt2Img:
     async def _asked(self, request: Request, client: str) -> Asked:
         faults = Faults()
         body = await bodies.json_body(request, self._maker.rules, _json, faults=faults)
-        size = sum(map(len, (body.alwayson_scripts or {}).values()))
+        size = sum(map(len, body.scripts.values()))
         what = await bodies.in_thread_if_large(size, asked, body, self._maker.rules, self._options, faults)
         del body  # with the text of its images
         for mask in what.masks:

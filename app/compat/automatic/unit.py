@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -34,10 +35,24 @@ UNUSED = {
 _unit = msgspec.json.Decoder(ControlNetUnit, strict=False)
 
 
+MISSING = msgspec.Raw(b"null")
+EMPTY = (b"null", b'""')
+
+
 class _Switch(msgspec.Struct, frozen=True):
     """The part of a unit that says whether the rest counts."""
 
-    enabled: bool | None = True
+    enabled: bool | None = None
+    module: Any = None
+    image: msgspec.Raw = MISSING
+    input_image: msgspec.Raw = MISSING
+
+    @property
+    def is_on(self) -> bool:
+        """By its switch; without one, if there is an image or a module."""
+        if self.enabled is not None:
+            return self.enabled
+        return not is_nothing(self.module) or any(bytes(each) not in EMPTY for each in (self.image, self.input_image))
 
 
 _switch = msgspec.json.Decoder(_Switch, strict=False)
@@ -99,7 +114,7 @@ def _modules() -> str:
 def _enabled(args: Sequence[msgspec.Raw]) -> Iterator[bytes]:
     """Arguments that are no objects are none of a unit: the web UI's own page sends some."""
     for raw in map(bytes, args):
-        if raw[:1] == b"{" and parsed_json(raw, _switch).enabled is not False:
+        if raw[:1] == b"{" and parsed_json(raw, _switch).is_on:
             yield raw
 
 
