@@ -109,8 +109,8 @@ def test_openais_interface_tells_it_too(demo: Service) -> None:
     )
 
 
-def edits(service: Service, image: bytes = png(64, 64), **form: str) -> httpx.Response:
-    answer = service.client.post("/v1/images/edits", data=form, files={"image": image})
+def edits(service: Service, /, *image: bytes, **form: str) -> httpx.Response:
+    answer = service.client.post("/v1/images/edits", data=form, files={"image": image[0] if image else png(64, 64)})
     assert answer.status_code == 200, answer.text
     return answer
 
