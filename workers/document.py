@@ -100,6 +100,8 @@ class Document:
 
     def _apply(self, override: Override, schema: type, prefix: Key) -> None:
         kind = _kind_at(schema, override.key[len(prefix) :])
+        if any("\udc80" <= letter <= "\udcff" for letter in override.text):  # as Python keeps other bytes
+            raise SettingsError(f"{override.source}: is not text in UTF-8")
         try:
             value = typed(override.text, kind)
         except NotYamlError as error:

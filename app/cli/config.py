@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,7 +17,7 @@ from app.cli.reference import reference
 from app.settings import Settings, SettingsError, read
 from workers import yamlfile
 from workers.config import locate
-from workers.console import WRONG, Parser
+from workers.console import WRONG, Parser, add_configuration
 from workers.document import Document
 from workers.schema import hints, marked
 from workers.yamlfile import Key
@@ -31,9 +30,8 @@ def run(arguments: Sequence[str]) -> int:
         print(reference(), end="")
         return 0
     flags = {f"server.{name}": getattr(given, name) for name in ("host", "port") if getattr(given, name) is not None}
-    path = given.config if given.named is None else given.named
     try:
-        settings, document = read(path, os.environ, flags)
+        settings, document = read(given.config, os.environ, flags)
     except SettingsError as error:
         print(error, file=sys.stderr)
         return WRONG
@@ -47,8 +45,7 @@ def _parser() -> Parser:
         "config",
         description="Print the configuration that is in force as YAML, and where each value comes from.",
     )
-    parser.add_argument("named", nargs="?", type=Path, metavar="CONFIG", help="a YAML file; the default is --config's")
-    parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"), help="a YAML file, see configs/")
+    add_configuration(parser)
     parser.add_argument("--host", help="as for serve")
     parser.add_argument("--port", help="as for serve")
     parser.add_argument("--reference", action="store_true", help="print docs/configuration.md: every key, explained")
