@@ -65,7 +65,15 @@ def by_openai(service: Service, **fields: object) -> list[bytes]:
     return [base64.b64decode(each["b64_json"], validate=True) for each in response.json()["data"]]
 
 
-FORMS: list[Ask] = [by_json, by_form, by_query, by_stream, by_openai]
+def by_openai_json(service: Service, **fields: object) -> list[bytes]:
+    url = f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"
+    sent = {"prompt": TEXT, "seed": 5, "images": [{"image_url": url}]} | fields
+    response = service.client.post("/v1/images/edits", json=sent)
+    assert response.status_code == 200, response.text
+    return [base64.b64decode(each["b64_json"], validate=True) for each in response.json()["data"]]
+
+
+FORMS: list[Ask] = [by_json, by_form, by_query, by_stream, by_openai, by_openai_json]
 
 
 def by_automatic(service: Service, fields: dict[str, Any] | None = None) -> tuple[list[bytes], dict[str, Any]]:
@@ -180,7 +188,7 @@ def silent() -> Iterator[Service]:
 
 def test_the_configuration_says_what_is_usual(silent: Service) -> None:
     files = [file for ask in FORMS for file in ask(silent)] + by_automatic(silent)[0]
-    assert [(source_of(file), infotext_of(file)) for file in files] == [(None, None)] * 6
+    assert [(source_of(file), infotext_of(file)) for file in files] == [(None, None)] * 7
     assert parameters_of(by_json(silent, embed_metadata="full")[0])["Model"] == 'dream, "shaper" #8'
 
 
