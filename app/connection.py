@@ -22,6 +22,20 @@ from app.errors import Error, Problem, respond
 MAX_PIPELINED = 100  # requests that wait for the answer to the one before them
 # Pieces that a body may come in: some, and one for each so many bytes. Each costs 5 us, and a read may hold 40,000.
 FREE_PIECES, PIECE_BYTES = 10_000, 64
+# What the parser says, and what the author of a client wants to know.
+UNREADABLE = (
+    ("method", "The request does not begin with a method of HTTP, such as POST. This port speaks no TLS (https://)."),
+    ("url", "The path has characters that are not allowed in one; percent-encode them."),
+    ("Expected HTTP/", "The first line must be METHOD PATH HTTP/1.1; a space in a path is written %20."),
+    ("PRI/Upgrade", "This port speaks HTTP/1.1; HTTP/2 is a matter for a proxy before it."),
+    ("Transfer-Encoding can't", "A request has either Content-Length or Transfer-Encoding, not both."),
+    ("Transfer-Encoding", "The one Transfer-Encoding that is taken is chunked."),
+    ("Duplicate Content-Length", "The request has more than one Content-Length."),
+    ("in Content-Length", "Content-Length must be a number in decimal digits."),
+    ("chunk", "The chunked body is malformed: a chunk is its size in hexadecimal, a line end, and that many bytes."),
+    ("header value", "The value of a header has a control character."),
+    ("header", "A header is malformed: it must be NAME: VALUE, without a space before the colon."),
+)
 LINGER_SECONDS, LINGER_BYTES = 2.0, 32 * 2**20  # that a client may go on to send before it reads its answer
 
 
@@ -61,7 +75,7 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as offer:
             self._ignore_upgrade(data[offer.args[0] :])
         except httptools.HttpParserError as error:
-            self._refuse(self._refusal or Problem(Error.BROKEN_HTTP, f"It cannot be read: {error}."))
+            self._refuse(self._refusal or Problem(Error.BROKEN_HTTP, _unreadable(error)))
         else:
             if self._unused > self.max_head_bytes:
                 self._refuse(self._head_too_large())
@@ -151,7 +165,8 @@ class Connection(HttpToolsProtocol):
         self.on_refusal(problem, self.client[0] if self.client else "")
         self.flow.resume_reading()  # uvicorn must not ask for it when the transport is closed
         response = respond(problem)
-        headers = [b"%b: %b\r\n" % header for header in (dict(response.raw_headers) | {b"connection": b"close"}).items()]
+        fields = dict(response.raw_headers) | {b"connection": b"close"}
+        headers = [b"%b: %b\r\n" % field for field in fields.items()]
         body = b"" if self.parser.get_method() == b"HEAD" else response.body
         self.transport.write(b"".join([STATUS_LINE[response.status_code], *headers, b"\r\n", body]))
         self._in_message = self._in_message or self._unused > 0  # whatever it was, there may be more of it
@@ -161,6 +176,14 @@ class Connection(HttpToolsProtocol):
     def _head_too_large(self) -> Problem:
         detail = f"The request's line and headers take more than {self.max_head_bytes} bytes."
         return Problem(Error.HEAD_TOO_LARGE, detail)
+
+
+def _unreadable(error: httptools.HttpParserError) -> str:
+    """What is wrong with bytes that the parser refuses."""
+    for words, told in UNREADABLE:
+        if words in str(error):
+            return told
+    return "This is not a request of HTTP/1.1; each of its lines ends with a carriage return and a line feed."
 
 
 class _LingeringTransport:

@@ -35,7 +35,7 @@ SAFE_HEADERS: Mapping[str, str] = {"Cache-Control": "no-store", "X-Content-Type-
 class Error(Enum):
     """The table: the last part of the problem's type, its status and its title."""
 
-    BROKEN_HTTP = "broken-http", HTTPStatus.BAD_REQUEST, "The request is not HTTP as it should be"
+    BROKEN_HTTP = "broken-http", HTTPStatus.BAD_REQUEST, "The request is not valid HTTP"
     BROKEN_JSON = "broken-json", HTTPStatus.BAD_REQUEST, "The body is not JSON"
     BROKEN_FORM = "broken-form", HTTPStatus.BAD_REQUEST, "The body is not a form"
     UNAUTHORIZED = "unauthorized", HTTPStatus.UNAUTHORIZED, "An API key is needed"
@@ -46,7 +46,7 @@ class Error(Enum):
     NOT_ACCEPTABLE = "not-acceptable", HTTPStatus.NOT_ACCEPTABLE, "No form of the answer is one that you accept"
     SLOW = "request-timeout", HTTPStatus.REQUEST_TIMEOUT, "The request took too long to arrive"
     TOO_LARGE = "too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request is larger than this service takes"
-    OVERDRAWN = "overdrawn", HTTPStatus.TOO_MANY_REQUESTS, "This client has its share of the queue already"
+    OVERDRAWN = "overdrawn", HTTPStatus.TOO_MANY_REQUESTS, "You have used your share of the queue"
     HEAD_TOO_LARGE = (
         "head-too-large",
         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -54,10 +54,10 @@ class Error(Enum):
     )
     MEDIA_TYPE = "unsupported-media-type", HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is of a type not taken here"
     INVALID_FIELD = "invalid-field", HTTPStatus.UNPROCESSABLE_ENTITY, "A field is missing or wrong"
-    INVALID_PICTURE = "invalid-picture", HTTPStatus.UNPROCESSABLE_ENTITY, "The picture cannot be read"
+    INVALID_PICTURE = "invalid-picture", HTTPStatus.UNPROCESSABLE_ENTITY, "The image cannot be read"
     INTERNAL = "internal", HTTPStatus.INTERNAL_SERVER_ERROR, "The service failed"
-    POISONED = "poisoned", HTTPStatus.INTERNAL_SERVER_ERROR, "This request ended the workers that tried it"
-    BUSY = "busy", HTTPStatus.SERVICE_UNAVAILABLE, "More is asked for than can be done in time"
+    POISONED = "poisoned", HTTPStatus.INTERNAL_SERVER_ERROR, "This request crashed the workers that tried it"
+    BUSY = "busy", HTTPStatus.SERVICE_UNAVAILABLE, "The service is too busy to finish this in time"
     DRAINING = "draining", HTTPStatus.SERVICE_UNAVAILABLE, "The service is shutting down"
     CONNECTIONS = "too-many-connections", HTTPStatus.SERVICE_UNAVAILABLE, "There are too many connections"
     EXPIRED = "expired", HTTPStatus.GATEWAY_TIMEOUT, "The deadline has passed"
@@ -81,8 +81,8 @@ class FieldError(msgspec.Struct, frozen=True):
 
 
 class ProblemBody(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The body of an error (RFC 9457). `errors` names the field to blame, where there is one; `retry_after` is the
-    header's, in seconds."""
+    """The body of an error (RFC 9457). `errors` names each field that is wrong, and `detail` tells of all of them. A
+    fault of the request as a whole names no field. `retry_after` is the header's, in seconds."""
 
     type: str
     title: str
@@ -144,27 +144,29 @@ class Faults:
 
     def check(self) -> None:
         """Raises all that was noted, as one Problem."""
-        if len(self._problems) == 1:
-            raise self._problems[0]
         if self._problems:
-            raise self._joined()
+            raise joined(self._problems)
 
-    def _joined(self) -> Problem:
-        told: dict[str, FieldError] = {}
-        for problem in self._problems:
-            for each in problem.errors:
-                told.setdefault(each.field, each)
-        errors: list[FieldError] = []
-        room = ERRORS_BYTES
-        for each in told.values():
-            room -= len(msgspec.json.encode(each))
-            if errors and (room < 0 or len(errors) == MAX_ERRORS):
-                break
-            errors.append(each)
-        more = len(told) - len(errors)
-        detail = " ".join(each.detail for each in errors) + (f" And {more} more fields are wrong." if more else "")
-        reason = " ".join(problem.reason for problem in self._problems)
-        return Problem(self._problems[0].error, detail, errors[0].field, errors=errors, reason=reason)
+
+def joined(problems: Sequence[Problem]) -> Problem:
+    """One problem that tells of several."""
+    if len(problems) == 1:
+        return problems[0]
+    told: dict[str, FieldError] = {}
+    for problem in problems:
+        for each in problem.errors:
+            told.setdefault(each.field, each)
+    errors: list[FieldError] = []
+    room = ERRORS_BYTES
+    for each in told.values():
+        room -= len(msgspec.json.encode(each))
+        if errors and (room < 0 or len(errors) == MAX_ERRORS):
+            break
+        errors.append(each)
+    more = len(told) - len(errors)
+    detail = " ".join(each.detail for each in errors) + (f" And {more} more fields are wrong." if more else "")
+    reason = " ".join(problem.reason for problem in problems)
+    return Problem(problems[0].error, detail, errors[0].field, errors=errors, reason=reason)
 
 
 def respond(problem: Problem) -> Response:
@@ -202,9 +204,9 @@ def routing_problem(request: Request, error: Exception) -> Problem:
     path = plain(request.scope["path"])
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = (error.headers or {}).get("Allow", "")
-        detail = f"{plain(request.method)} is not taken at {path}; allowed: {allowed}."
+        detail = f"{path} does not take {plain(request.method)}; send {allowed.replace(', ', ' or ')}."
         return Problem(Error.METHOD, detail, headers={"Allow": allowed})
-    return Problem(Error.NOT_FOUND, f"There is nothing at {path}; pictures are made at /generation/.")
+    return Problem(Error.NOT_FOUND, f"There is nothing at {path}. Images are made at /generation/; see /docs.")
 
 
 def quoted(value: object, most: int = QUOTED_CHARS) -> str:

@@ -145,19 +145,26 @@ def error_of(outcome: m.Outcome, blamed: str | None) -> Problem | ClientGoneErro
         case m.Refused(reason):
             return Problem(Error.INVALID_PICTURE, reason, blamed)
         case m.Broken(reason):
-            return Problem(Error.INTERNAL, f"The worker could not make this picture: {reason}")
+            return Problem(
+                Error.INTERNAL, "The worker failed to make this image; the server's log says why.", reason=reason
+            )
         case m.Poisoned(losses):
-            return Problem(Error.POISONED, f"{losses} workers ended while they ran it; it is not tried again.")
+            return Problem(
+                Error.POISONED, f"{losses} workers exited while they ran this request; it is not tried again."
+            )
         case m.Expired():
-            return Problem(Error.EXPIRED, "The picture was not done before the deadline of this request.")
+            return Problem(
+                Error.EXPIRED,
+                "The image was not finished before your deadline (Prefer: wait=SECONDS, else the server's).",
+            )
         case m.Rejected(retry_after):
-            detail = f"It could not be done before its deadline; try again in {whole_seconds(retry_after)} s."
+            detail = f"This cannot finish before your deadline. Try again in {whole_seconds(retry_after)} s."
             return Problem(Error.BUSY, detail, retry_after=retry_after)
         case m.Overdrawn(retry_after):
-            detail = f"Others are to find room as well; try again in {whole_seconds(retry_after)} s."
+            detail = f"You have used your share of the queue. Try again in {whole_seconds(retry_after)} s."
             return Problem(Error.OVERDRAWN, detail, retry_after=retry_after)
         case m.Draining():
-            return Problem(Error.DRAINING, "Nothing new is taken; try another server, or this one when it is back.")
+            return Problem(Error.DRAINING, "The service is shutting down. Try another server, or this one later.")
         case m.Abandoned() | m.Done():
             return ClientGoneError()
         case _ as unreachable:

@@ -14,9 +14,17 @@ const here = () => ({
   },
 });
 
+/** Swagger UI fills the query with defaults; fields count there only if the body is the image, and are refused else. */
+function withoutQuery(request) {
+  const type = String(request.headers?.["Content-Type"] ?? "");
+  if (/\/generation\/?\?/.test(request.url) && !type.startsWith("image/")) request.url = request.url.split("?")[0];
+  return request;
+}
+
 SwaggerUIBundle({
   url: "openapi.json",
   plugins: [here],
+  requestInterceptor: withoutQuery,
   dom_id: "#description",
   deepLinking: true, // each operation has an address
   validatorUrl: null, // it would be asked for its opinion, on the internet

@@ -63,7 +63,7 @@ class BodyBuffers:
     def _take(self, client: str, taken: int) -> None:
         total, own = self._total + taken, self._held[client] + taken
         if own > self._most - total:
-            detail = f"There is no room for this body beside those in hand; try again in {RETRY_SECONDS:g} s."
+            detail = f"Too many bytes of unfinished requests are in memory. Try again in {RETRY_SECONDS:g} s."
             raise Problem(Error.BUSY, detail, retry_after=RETRY_SECONDS)
         self._total, self._held[client] = total, own
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import socket
 from collections.abc import Callable
 from io import BytesIO
 from typing import Any
@@ -404,7 +405,15 @@ def test_all_faults_of_a_txt2img_request_come_in_one_answer(echo: Service) -> No
     unit = {"module": "canny", "image": "cat.png"}
     body = {"prompt": 5, "steps": "x", "batch_size": 0, "alwayson_scripts": {"controlnet": {"args": [unit]}}}
     message = told(echo.client.post("/sdapi/v1/txt2img", json=body))
-    for words in ("prompt is 5; it must be text.", "steps is 'x'", "batch_size is 0"):
+    for words in ("prompt is 5; it must be text.", "steps is 'x'", "batch_size is 0", "image is a path"):
+        assert words in message
+
+
+def test_faults_of_a_txt2img_request_and_of_its_unit_are_told_together(echo: Service) -> None:
+    unit = {"module": "canny", "image": "https://example.com/cat.png"}
+    body = {"prompt": "x", "steps": 99, "enable_hr": True, "alwayson_scripts": {"controlnet": {"args": [unit]}}}
+    message = told(echo.client.post("/sdapi/v1/txt2img", json=body))
+    for words in ("steps is 99; it must be from 1 to 50.", "enable_hr is true, but", "image is a URL"):
         assert words in message
 
 
@@ -428,3 +437,34 @@ def test_a_body_that_is_too_large_is_told_what_to_do(echo: Service) -> None:
     answer = echo.client.post("/generation/", content=b" " * (33 * 2**20), headers=FOOT)
     assert answer.status_code == 413
     assert "(server.max_body_bytes). Scale it down, or save it as a JPEG." in told(answer)
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "This port speaks no TLS"),
+        (b"hello\r\n\r\n", "does not begin with a method of HTTP"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "This port speaks HTTP/1.1"),
+        (b"GET /a b HTTP/1.1\r\n\r\n", "a space in a path is written %20"),
+        (b"GET \xff HTTP/1.1\r\n\r\n", "percent-encode them"),
+        (b"GET / HTTP/1.1\nHost: a\n\n", "each of its lines ends with a carriage return"),
+        (b"GET / HTTP/1.1\r\nA b: c\r\n\r\n", "it must be NAME: VALUE"),
+        (b"GET / HTTP/1.1\r\nA: \x00\r\n\r\n", "has a control character"),
+        (b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n", "Content-Length must be a number"),
+        (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "more than one Content-Length"),
+        (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", "not both"),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", "The one Transfer-Encoding that is taken is chunked"),
+        (b"POST /edges HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "a chunk is its size"),
+    ],
+)
+def test_what_is_no_http_is_told_in_words(echo: Service, sent: bytes, words: str) -> None:
+    host, port = echo.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(sent)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    problem = json.loads(body)
+    assert problem["type"] == "urn:contour:problem:broken-http"
+    assert words in problem["detail"]
+    assert not re.search("encountered|Expected|Invalid", problem["detail"])
