@@ -28,6 +28,7 @@ from app.tracing import Tracing, tracing
 from scheduler import messages as m
 from workers import edges
 from workers.devices import Gpu, Placement, choose_devices
+from workers.driver import driver_fault
 from workers.edging import Edging, layout
 from workers.logs import suitable
 from workers.memory import memory_limit
@@ -90,6 +91,8 @@ class Application:
             (lambda: None) if devices is None else devices.read,
         )
         _announce(settings, placement)
+        if placement.devices[0].kind == "cuda" and (fault := driver_fault(nvml)) is not None:
+            log.error(fault)
 
     def _observe(self, event: m.Event, commands: Sequence[m.Command]) -> None:
         self.metrics.observe(event, commands)

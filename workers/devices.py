@@ -69,11 +69,17 @@ def choose_devices(
 
 
 def torch_has_cuda() -> bool:
-    """Whether the installed torch was built with CUDA, as its version file says: importing torch takes seconds."""
+    """Whether the installed torch was built with CUDA."""
+    return torch_cuda() is not None
+
+
+def torch_cuda() -> str | None:
+    """The CUDA that the installed torch was built for, as its version file says: importing torch takes seconds."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
-        return False
-    return runpy.run_path(str(Path(spec.origin).with_name("version.py"))).get("cuda") is not None
+        return None
+    cuda: str | None = runpy.run_path(str(Path(spec.origin).with_name("version.py"))).get("cuda")
+    return cuda
 
 
 def visible_tokens(listed: str, gpus: Sequence[Gpu]) -> tuple[str, ...]:

@@ -110,6 +110,11 @@ class Nvml:
         """The driver's version."""
         return self._ask(self._library.nvmlSystemGetDriverVersion)
 
+    def cuda(self) -> tuple[int, int] | None:
+        """The latest CUDA that the driver runs: its major and minor version."""
+        number = self._ask(self._library.nvmlSystemGetCudaDriverVersion_v2)
+        return None if number is None else (number // 1000, number % 1000 // 10)
+
     def capability(self, uuid: str) -> str | None:
         """A GPU's compute capability, such as 9.0."""
         handle = self._ask(self._library.nvmlDeviceGetHandleByUUID, uuid)

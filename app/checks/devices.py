@@ -7,6 +7,7 @@ from app.checks.finding import Finding, Level, Subject, size
 from app.checks.python import PINS
 from workers.console import command
 from workers.devices import VARIABLE, Gpu
+from workers.driver import driver_fault
 from workers.telemetry import Nvml
 
 PCI = Path("/sys/bus/pci/devices")
@@ -17,6 +18,8 @@ def check(subject: Subject) -> Iterator[Finding]:
     """Finds the placement first: it is what counts."""
     yield from _placement(subject)
     if subject.nvml is not None:
+        if subject.on_gpu and (fault := driver_fault(subject.nvml)) is not None:
+            yield Finding("driver", Level.MISSING, fault.text, fault.remedy)
         for gpu in subject.nvml.devices():
             yield _gpu(subject.nvml, gpu)
 

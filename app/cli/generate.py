@@ -23,8 +23,10 @@ from app.cli.progress import say
 from app.fields import Fields, Rules, seeds
 from app.settings import Settings
 from app.start import StartError, check_runtime, prepared
+from workers.console import Parser
 from workers.cores import available_cores
 from workers.devices import Placement, choose_devices
+from workers.driver import driver_fault
 from workers.engine.contract import Format
 from workers.telemetry import Nvml
 
@@ -44,9 +46,10 @@ def run(arguments: Sequence[str]) -> int:
         return WRONG
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m app generate",
+def _parser() -> Parser:
+    parser = Parser(
+        "app",
+        "generate",
         description="Make pictures without a server, on the devices of this machine (CUDA_VISIBLE_DEVICES counts). "
         "Of a folder each picture is taken; the same command goes on where it was interrupted.",
         epilog="exit codes: 0 all made, 1 some not, 2 the command or the configuration is wrong, 130 interrupted",
@@ -127,6 +130,8 @@ def _make(settings: Settings, maker: Maker) -> None:
         placement = choose_devices(os.environ, nvml, settings.workers.cpu_workers)
         check_runtime(settings, placement)
         _tell_devices(placement)
+        if placement.devices[0].kind == "cuda" and (fault := driver_fault(nvml)) is not None:
+            say(str(fault))
         asyncio.run(make(settings, placement, available_cores(), maker))
     finally:
         if nvml is not None:

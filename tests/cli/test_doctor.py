@@ -233,3 +233,14 @@ def test_it_writes_no_colours_where_nobody_sees_them() -> None:
     assert "\x1b[32mok" in command.lines(finding, coloured=True)
     assert command.lines(finding, coloured=False).startswith("ok       port ")
     assert "\x1b" not in run("doctor", *ECHO, **ANY).stdout
+
+
+def test_a_driver_that_is_older_than_torchs_cuda_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("devices", "driver"):
+        monkeypatch.setattr(f"workers.{module}.torch_cuda", lambda: "13.0")
+    subject = on_gpus()
+    (found,) = [each for each in findings("devices", subject) if each.check == "driver"]
+    assert (found.level, "runs CUDA up to 12.9" in found.text) == (Level.MISSING, True)
+    assert found.remedy == "install driver 580.65 or newer, or a torch built for CUDA 12"
+    monkeypatch.setattr("workers.driver.torch_cuda", lambda: "12.8")
+    assert "driver" not in [each.check for each in findings("devices", subject)]

@@ -29,6 +29,7 @@ class FakeLibrary:
         self.events: queue.Queue[Any] = queue.Queue()
         self.registered: list[str] = []
         self.closed: list[str] = []
+        self.cuda = 12090
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("nvml") and name in self.unsupported:
@@ -45,6 +46,9 @@ class FakeLibrary:
 
     def nvmlSystemGetDriverVersion(self) -> str:
         return "575.51"
+
+    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:
+        return self.cuda
 
     def nvmlDeviceGetCudaComputeCapability(self, handle: str) -> tuple[int, int]:
         return (9, 0)
