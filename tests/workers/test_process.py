@@ -5,6 +5,8 @@ import os
 import re
 import select
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -343,3 +345,24 @@ def test_it_ends_when_the_pool_closes_the_socket_with_reports_unread() -> None:
 def test_an_engine_that_cannot_be_built_ends_the_process_with_its_reason() -> None:
     worker = Worker(EngineConfig(kind="diffusion"))
     assert worker.ended().startswith("the configuration's engine.model is missing")
+
+
+def test_the_compiler_starts_no_more_processes_than_a_worker_has_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = """
+import os, sys
+from workers import process
+from workers.devices import DeviceSpec
+from workers.engine.config import EngineConfig
+process.available_cores = lambda: 12
+process._settle(process.Setup(DeviceSpec("cpu0", "cpu", None), EngineConfig(), 1, workers=int(sys.argv[1])))
+print(os.environ["TORCHINDUCTOR_COMPILE_THREADS"], sys.getswitchinterval())
+"""
+
+    def told(workers: int) -> str:
+        command = [sys.executable, "-c", script, str(workers)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+    assert [told(workers) for workers in (1, 5, 100)] == ["12 0.0005", "2 0.0005", "1 0.0005"]
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "7")
+    assert told(1) == "7 0.0005"

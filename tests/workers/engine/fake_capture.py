@@ -88,7 +88,7 @@ class Cuda:
             patch.setattr(torch.cuda, name, stand_in)
         patch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_allocating, raising=False)
         zeros = torch.zeros
-        patch.setattr(torch, "zeros", lambda *shape, device: zeros(*shape))
+        patch.setattr(torch, "zeros", lambda size, device: zeros(size))
 
 
 class Graph:

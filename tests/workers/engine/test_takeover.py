@@ -1,13 +1,16 @@
 """Networks that torch compiles in the background, and that take over while pictures are made."""
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
 import torch
 
-from tests.workers.engine import demo
+from tests.workers.engine import demo, dying
 from tests.workers.engine.demo import CONFIG, relative_error
 from tests.workers.engine.recorder import recorder
 from tests.workers.engine.three import alone, assert_alike, engine, speed, together
@@ -78,3 +81,92 @@ def test_when_compiling_fails_pictures_are_made_as_before() -> None:
     assert made_by.settle(30)
     assert_alike(together(made_by), alone())
     assert made_by.condition().fallbacks == (("compile: failed", 5),)  # four batch sizes, and the VAE
+
+
+NOT_TAKEN, FAILED, GIVEN_UP = "compile: not taken over", "compile: failed", "compile: given up"
+SURVIVED = {
+    "raises where it serves": NOT_TAKEN,
+    "asserts where it serves": NOT_TAKEN,
+    "looks up what is missing where it serves": NOT_TAKEN,
+    "has no memory where it serves": NOT_TAKEN,
+    "asserts while compiling": FAILED,
+    "leaves the compiler's thread": FAILED,
+    "computes nothing": NOT_TAKEN,
+    "computes infinity": NOT_TAKEN,
+    "mixes images up": NOT_TAKEN,
+    "computes another shape": NOT_TAKEN,
+    "is a little wrong": NOT_TAKEN,
+    "asserts at the first step of an image": GIVEN_UP,
+    "asserts at a later step of an image": GIVEN_UP,
+}
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["", "recorded"])
+@pytest.mark.parametrize("fault", SURVIVED)
+def test_a_fault_of_compiled_networks_costs_them_alone(fault: str, recorded: bool) -> None:
+    fake = recorder() if recorded else None
+    made_by = engine(speed(replace(CONFIG, slots=1), compile=True), fake)
+    workshop = made_by._workshop
+    plain = workshop._ways
+    workshop._ways = replace(plain, compiled=lambda: dying.with_fault(dying.fault(fault), plain))
+    made_by.warm_up()
+    graphs = dict(made_by.condition().graphs)
+    assert made_by.settle(60)
+    for _ in range(2):
+        assert_alike({0: demo.make(made_by, demo.task(0))}, {0: alone()[0]})
+    condition = made_by.condition()
+    reasons = {SURVIVED[fault]: 1} | ({"graph: not replayed": 1} if recorded and SURVIVED[fault] is GIVEN_UP else {})
+    assert dict(condition.fallbacks) == reasons
+    assert dict(condition.graphs) == graphs | {"VAE compiled": 1}
+
+
+def test_a_compiled_vae_that_is_wrong_is_not_taken_over_and_one_that_fails_is_given_up() -> None:
+    for faulty, reason in ((_inverted, NOT_TAKEN), (_tired(), GIVEN_UP)):
+        made_by = engine(speed(replace(CONFIG, slots=1), compile=True))
+        workshop = made_by._workshop
+        plain = workshop._ways
+        compiled = Ways(plain.predict, partial(faulty, plain.decode))
+        workshop._ways = replace(plain, compiled=partial(replace, compiled))
+        made_by.warm_up()
+        assert made_by.settle(60)
+        latents = demo.make(made_by, demo.task(0))
+        assert (made_by.decode(latents) == plain.decode(latents).numpy()).all()
+        assert made_by.condition().fallbacks == ((reason, 1),)
+        assert dict(made_by.condition().graphs)["VAE compiled"] == 0
+
+
+def _inverted(decode: Decode, latents: torch.Tensor) -> torch.Tensor:
+    return 255 - decode(latents)
+
+
+def _tired() -> Callable[[Decode, torch.Tensor], torch.Tensor]:
+    """Fails at its third call, after compilation and proof."""
+    calls = count(1)
+
+    def run(decode: Decode, latents: torch.Tensor) -> torch.Tensor:
+        assert next(calls) < 3
+        return decode(latents)
+
+    return run
+
+
+def test_networks_that_would_be_compiled_again_where_they_serve_are_not_taken_over() -> None:
+    """That takes minutes, in which nobody's step would be taken."""
+    made_by = engine(speed(replace(CONFIG, slots=1), compile=True))
+    trace = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
+    parts = demo.parts()
+    plain = Passes.of(parts.unet, parts.controlnet)
+
+    passes = Passes(trace(plain.control), trace(plain.encode), trace(plain.decode))
+    compiled_by(made_by, passes, partial(decode, parts.vae))
+    made_by._workshop.set_up()
+    made_by._measurements.take_all()
+    made_by._workshop.start_compiling()
+    compiler = made_by._workshop._compiler
+    while not compiler._compiled.qsize():
+        time.sleep(0.01)
+    torch.compiler.reset()  # all that was compiled is forgotten
+    assert made_by.settle(60)
+    assert_alike({0: demo.make(made_by, demo.task(0))}, {0: alone()[0]})
+    assert dict(made_by.condition().graphs)["steps compiled"] == 0
+    assert (NOT_TAKEN, 1) in made_by.condition().fallbacks

@@ -1,0 +1,139 @@
+"""A worker process with the small model, whose compiled networks are played by some that fail as a test asks."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from tests.workers.engine.demo import CONFIG
+from workers import process
+from workers.engine.config import Speed
+from workers.engine.denoiser import Moment, Predict
+from workers.engine.model import Model
+from workers.engine.runtime import Ways
+from workers.engine.streams import Aside
+from workers.process import Setup
+from workers.slots import SlotMemory
+
+FAULT = "CONTOUR_TEST_COMPILED"  # a variable: a name of FAULTS
+GATE = "CONTOUR_TEST_GATE"  # another: while this file is not there, compiling does not end
+ENGINE = replace(CONFIG, slots=1, speed=Speed(compile=True))
+Fault = Callable[[Moment, Predict], Tensor]
+
+
+def _steps_here() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _of_a_request(moment: Moment) -> bool:
+    """Placeholders are not guided as the configuration says."""
+    return float(moment.guidance_scale.max()) == ENGINE.guidance_scale
+
+
+def _raises(kind: type[BaseException], when: Callable[[Moment], bool]) -> Fault:
+    def run(moment: Moment, plain: Predict) -> Tensor:
+        if when(moment):
+            raise kind("a fault of the compiler")
+        return plain(moment)
+
+    return run
+
+
+def _ends(how: Callable[[], object], when: Callable[[Moment], bool]) -> Fault:
+    def run(moment: Moment, plain: Predict) -> Tensor:
+        if when(moment):
+            how()
+        return plain(moment)
+
+    return run
+
+
+def _computes(wrong: Callable[[Tensor], Tensor]) -> Fault:
+    return lambda moment, plain: wrong(plain(moment))
+
+
+class _Later:
+    """From the third step of requests on."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def __call__(self, moment: Moment) -> bool:
+        self.steps += _of_a_request(moment)
+        return self.steps >= 3
+
+
+def _crash() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def _compiling(moment: Moment) -> bool:
+    return not _steps_here()
+
+
+def _proving(moment: Moment) -> bool:
+    return _steps_here()
+
+
+FAULTS: dict[str, Callable[[], Fault]] = {
+    "raises where it serves": lambda: _raises(RuntimeError, _proving),
+    "asserts where it serves": lambda: _raises(AssertionError, _proving),
+    "looks up what is missing where it serves": lambda: _raises(KeyError, _proving),
+    "has no memory where it serves": lambda: _raises(torch.OutOfMemoryError, _proving),
+    "asserts while compiling": lambda: _raises(AssertionError, _compiling),
+    "leaves the compiler's thread": lambda: _raises(SystemExit, _compiling),
+    "computes nothing": lambda: _computes(torch.zeros_like),
+    "computes infinity": lambda: _computes(lambda noise: noise / 0),
+    "mixes images up": lambda: _computes(lambda noise: noise.flip(-1)),
+    "computes another shape": lambda: _computes(lambda noise: noise[..., :1]),
+    "is a little wrong": lambda: _computes(lambda noise: noise * 1.1),
+    "asserts at the first step of an image": lambda: _raises(AssertionError, _of_a_request),
+    "asserts at a later step of an image": lambda: _raises(AssertionError, _Later()),
+    "exits while compiling": lambda: _ends(lambda: os._exit(3), _compiling),
+    "crashes while compiling": lambda: _ends(_crash, _compiling),
+    "crashes where it serves": lambda: _ends(_crash, _proving),
+    "crashes at the first step of an image": lambda: _ends(_crash, _of_a_request),
+    "never ends": lambda: _ends(lambda: _wait_for(Path(os.environ[GATE])), _compiling),
+    "works": lambda: _computes(lambda noise: noise),
+}
+
+
+def _wait_for(file: Path) -> None:
+    while not file.exists():
+        time.sleep(0.01)
+
+
+def fault(name: str) -> Fault:
+    """One of FAULTS, which has not failed yet."""
+    return FAULTS[name]()
+
+
+def with_fault(fault: Fault, plain: Ways) -> Ways:
+    """What plays the compiled networks."""
+
+    def predict(aside: Aside) -> Predict:
+        inner = plain.predict(aside)
+        return lambda moment: fault(moment, inner)
+
+    return Ways(predict, plain.decode)
+
+
+def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
+    """Entry point of such a process, instead of `workers.process.main`."""
+    ways = Model.ways
+
+    def patched(model: Model, *arguments: Any) -> Ways:
+        plain = ways(model, *arguments)
+        return replace(plain, compiled=lambda: with_fault(fault(os.environ[FAULT]), plain))
+
+    with patch.object(Model, "ways", patched):
+        process.main(setup, channel, memory)

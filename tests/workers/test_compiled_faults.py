@@ -1,0 +1,122 @@
+"""Real worker processes that die of compiled networks: no image is lost, and no process dies of it twice."""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from app.metrics import EngineCollector
+from scheduler import messages as m
+from scheduler.core import Scheduler
+from scheduler.policy import Limits
+from tests.workers.engine import dying
+from tests.workers.engine.demo import picture
+from workers.devices import DeviceSpec
+from workers.engine.contract import Task
+from workers.engine.trials import COMPILING
+from workers.pool import Answer, Pool, Terms
+from workers.process import Setup
+from workers.slots import SlotLayout
+
+TASK = Task(picture(), "a red circle", 1)
+CRASHED = f"{COMPILING}: off after a crash"
+DIED = [
+    "crashes while compiling",
+    "crashes at the first step of an image",
+]
+
+
+@asynccontextmanager
+async def serving(fault: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pool]:
+    monkeypatch.setattr("workers.child.main", dying.main)
+    monkeypatch.setenv(dying.FAULT, fault)
+    core = Scheduler(["cpu0"], Limits(restart_pause=0.05))
+    pool = Pool(
+        [Setup(DeviceSpec("cpu0", "cpu", None), dying.ENGINE, threads=1)],
+        core,
+        SlotLayout(dying.ENGINE.slots, 2**20, 2**20),
+    )
+    task = asyncio.create_task(pool.run())
+    yield pool
+    pool.drain(0)
+    await task
+
+
+def fallbacks(pool: Pool) -> dict[str, int]:
+    condition = pool.conditions.get("cpu0")
+    return {} if condition is None else dict(condition.fallbacks)
+
+
+def compiled(pool: Pool) -> int:
+    condition = pool.conditions.get("cpu0")
+    return 0 if condition is None else sum(n for kind, n in condition.graphs if kind.endswith("compiled"))
+
+
+def restarts(pool: Pool) -> int:
+    return pool.core.workers()[0].restarts
+
+
+async def until(true: Callable[[], bool]) -> None:
+    while not true():  # noqa: ASYNC110 - processes do not set events; the test's own time-out bounds this
+        await asyncio.sleep(0.01)
+
+
+async def made(pool: Pool) -> Answer:
+    answer = await pool.generate(TASK, Terms(time.monotonic() + 600))
+    assert isinstance(answer.outcome, m.Done), answer.outcome
+    return answer
+
+
+@pytest.mark.parametrize("fault", DIED)
+def test_a_process_that_dies_of_it_is_followed_by_one_that_does_without_and_says_so(
+    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with serving(fault, monkeypatch) as pool:
+            await until(lambda: compiled(pool) >= 1 or restarts(pool) == 1)
+            assert len({(await made(pool)).picture for _ in range(3)}) == 1
+            await until(lambda: fallbacks(pool) == {CRASHED: 1})
+            assert (restarts(pool), compiled(pool)) == (1, 0)
+            registry = CollectorRegistry()
+            registry.register(EngineCollector(pool))
+            sample = f'contour_worker_fallbacks_total{{reason="{CRASHED}",worker="cpu0"}} 1.0'
+            assert sample in generate_latest(registry).decode()
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(scenario())
+    assert any(COMPILING in message and "without" in message for message in caplog.messages)
+
+
+def test_one_that_is_killed_while_it_compiles_is_followed_by_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(dying.GATE, str(tmp_path / "gate"))
+
+    async def scenario() -> None:
+        async with serving("never ends", monkeypatch) as pool:
+            picture = (await made(pool)).picture  # while it compiles
+            os.kill(pool.processes["cpu0"], signal.SIGKILL)
+            await until(lambda: fallbacks(pool) == {CRASHED: 1})
+            assert (await made(pool)).picture == picture
+
+    asyncio.run(scenario())
+
+
+def test_one_that_dies_after_it_has_compiled_is_followed_by_one_that_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with serving("works", monkeypatch) as pool:
+            await until(lambda: compiled(pool) == 2)
+            await made(pool)
+            os.kill(pool.processes["cpu0"], signal.SIGKILL)
+            await until(lambda: restarts(pool) == 1)
+            await until(lambda: compiled(pool) == 2)
+            assert fallbacks(pool) == {}
+
+    asyncio.run(scenario())
