@@ -63,6 +63,8 @@ OFF: dict[str, Any] = {
     "one more": [None, "", 0, [], {}],
     "units": [{"is_enabled": False, "weight": 1}, {"active": False, "weight": 2}],
     "nested": [[{"enabled": False, "weight": 1}]],
+    "parts": [{"unet_enabled": False, "vae_enabled": False, "tile_size": 256}],
+    "inner": [{"options": {"isActive": False, "strength": 2}}],
 }
 SHAPES: list[Any] = [None, {}, [], False, {"args": None}, {"args": []}, {"args": {}}]
 SHAPES += [{"args": {"enabled": False, "x": 1}}, [False, 1.5], {"enabled": False, "strength": 2}]
@@ -82,6 +84,7 @@ ON: dict[str, Any] = {
     "Segment Anything": [False, False, 0, None, None, 0, False, None, None, True],
     "CFG Rescale Extension": [0.7, False],
     "FreeU": [{"enable": True}],
+    "Parts": [{"unet_enabled": False, "vae_enabled": True}],
     "unknown": [True],
     "Unknown ": [0.5, False],
     "words": ["anime", 2],

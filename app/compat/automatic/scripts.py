@@ -31,6 +31,7 @@ DYNAMIC_SYNTAX = re.compile(r"\{[^{}]*\||\{[^{}]*\$\$|\$\{|__[\w/*-]+__")
 # Combinatorial, magic prompt, feeling lucky, attention grabber, Jinja templates, no image generation.
 DYNAMIC_SWITCHES = (1, 3, 4, 5, 13, 14)
 SWITCH_NAMES = frozenset({"enable", "enabled", "active", "activate", "activated", "on"})
+SWITCH_ENDS = ("enable", "enabled", "active")
 NOTHING = ("", "none", "off", "false", "disabled", "automatic")
 DEPTH = 8  # of lists and objects in each other, looked at; deeper ones count as on
 
@@ -162,13 +163,12 @@ def _any_is_on(args: Args, places: Sequence[int]) -> bool:
 
 
 def _unit_is_off(unit: Mapping[str, Any], depth: int) -> bool:
-    switches = [value for name, value in unit.items() if _is_switch(name)]
+    """By its switch, such as enable, is_enabled or isActive; else by all that are called so, such as unet_enabled."""
+    names = [name.replace("_", "").lower().removeprefix("is") for name in unit]
+    switches = [value for name, value in zip(names, unit.values(), strict=True) if name in SWITCH_NAMES]
+    if not switches:
+        switches = [value for name, value in zip(names, unit.values(), strict=True) if name.endswith(SWITCH_ENDS)]
     return all(is_nothing(value, depth) for value in switches or unit.values())
-
-
-def _is_switch(name: str) -> bool:
-    """Such as enable, enabled, is_enabled, active, isActive; not enable_something."""
-    return name.replace("_", "").lower().removeprefix("is") in SWITCH_NAMES
 
 
 def _key(name: str) -> str:
