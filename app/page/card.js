@@ -169,7 +169,7 @@ export class Card {
       });
       return button;
     });
-    return make("div", { className: "choice", role: "group", "aria-label": "Images" }, ...buttons);
+    return make("div", { className: "choice", role: "group", "aria-label": "Choose an image" }, ...buttons);
   }
 
   /** @param {Result} result @param {number} i */

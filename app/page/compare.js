@@ -28,7 +28,8 @@ export class Compare {
     });
     this.#range.addEventListener("pointerdown", this.#press);
     this.#range.addEventListener("pointermove", this.#drag);
-    this.#range.addEventListener("click", () => {
+    // Not `click`: there is none where a finger taps a slider.
+    this.#range.addEventListener("pointerup", () => {
       if (this.#taken()) this.#enlarge();
     });
     this.#range.addEventListener("pointercancel", () => this.#taken()); // the finger scrolls the page

@@ -233,5 +233,5 @@ function valuesOf(sliders) {
 /** @param {string} text */
 function tooLong(text) {
   const count = tokens(text);
-  return count > WINDOW ? `About ${count} tokens. The model reads ${WINDOW} at a time, so the end may count less.` : "";
+  return count > WINDOW ? `About ${count} tokens: too long. The model reads about the first ${WINDOW}.` : "";
 }

@@ -4,7 +4,7 @@
  * English is within a tenth of the truth. Other languages are cut into smaller pieces, and so are their estimates.
  */
 
-export const WINDOW = 75; // tokens that the text encoder reads at a time
+export const WINDOW = 75; // tokens that the text encoder reads; the configured suffix counts as well
 
 const PIECES = /\p{L}[\p{L}\p{M}]*|\p{N}|[^\s\p{L}\p{N}]+/gu;
 const LETTERS_OF_A_TOKEN = 9; // of an English word: nearly every word is one token

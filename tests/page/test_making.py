@@ -134,7 +134,7 @@ def test_several_pictures_are_chosen_from(visit: Visit) -> None:
     visit.page.get_by_text("More", exact=True).click()
     visit.slide("Images", 3)
     card = visit.make("three of them", seed=2**64 - 2)
-    choices = card.get_by_role("group", name="Images").get_by_role("button")
+    choices = card.get_by_role("group", name="Choose an image").get_by_role("button")
     expect(choices).to_have_count(3)
     assert facts(card)["Seed"] == str(2**64 - 2)
     assert card.locator(".compare").evaluate("compare => compare.clientWidth > 0.9 * compare.parentElement.clientWidth")
