@@ -1,17 +1,26 @@
 """On CUDA: half precision against diffusers in half precision, and against float32 on the CPU."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
+from threading import Lock
 
 import numpy as np
 import pytest
 import torch
 
-from tests.workers.engine import demo
+from tests.workers.engine import demo, dying
 from tests.workers.engine.demo import CONFIG, Reference
+from workers.driver import driver_fault
+from workers.engine import apart
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig, Sampler, Sizing, Speed
 from workers.engine.engine import DiffusionEngine
+from workers.engine.graphs import Fallbacks, Graphs, Pool, Studio
+from workers.engine.kernels import flaw
 from workers.engine.model import assemble, read
+from workers.engine.recording import CudaRecorder
+from workers.telemetry import Nvml
 
 pytestmark = [
     pytest.mark.gpu,
@@ -132,3 +141,61 @@ def test_warming_up_measures_the_device() -> None:
     engine, _ = on_cuda(USUAL, torch.float16)
     costs = engine.warm_up()
     assert all(0 < seconds < 1 for seconds in costs.step_seconds)
+
+
+def test_a_recording_that_breaks_off_leaves_the_graphs_before_and_after_it_as_they_are() -> None:
+    graphs = Graphs(Studio(CudaRecorder(torch.device(DEVICE)), Fallbacks(), lambda: False, Lock()), Pool())
+    x, before_stream = torch.zeros(1000, device=DEVICE), torch.cuda.current_stream()
+
+    def add(number: int) -> Callable[[], object]:
+        return lambda: x.add_(torch.full_like(x, number))
+
+    def asks_the_host() -> None:
+        x.add_(x.sum().item())
+
+    before = graphs.of("before", add(1))
+    graphs.of("asks the host", asks_the_host)
+    after = graphs.of("after", add(2))
+    assert torch.cuda.current_stream() == before_stream
+    assert (len(graphs), graphs.fallbacks.counts()) == (2, (("graph: not recordable", 1),))
+    x.zero_()
+    for work in (before, after, before):
+        work()
+    assert x.unique().tolist() == [4.0]
+    torch.rand(1000, device=DEVICE)  # the generator is as it was
+
+
+def test_compiled_networks_that_raise_where_they_serve_leave_the_graphs_as_they_are() -> None:
+    engine, _ = on_cuda(replace(USUAL, slots=1), torch.float16)
+    plain = engine._workshop._ways
+    faulty = dying.with_fault(dying.fault("asserts where it serves"), plain)
+    engine._workshop._ways = replace(plain, compiled=lambda: faulty)
+    engine.warm_up()
+    graphs, before = dict(engine.condition().graphs), made(engine, 3)
+    assert engine.settle(600)
+    assert np.array_equal(made(engine, 3), before)
+    assert dict(engine.condition().graphs) == graphs | {"VAE compiled": 1}
+    assert engine.condition().fallbacks == (("compile: not taken over", 1),)
+
+
+def test_steps_that_are_taken_while_networks_are_compiled_make_the_same_picture() -> None:
+    engine, _ = on_cuda(replace(USUAL, slots=1), torch.float16)
+    before = made(engine, 3)
+    engine.warm_up()
+    while not engine._workshop.settled():
+        assert demo.psnr(made(engine, 3), before) >= 40
+    assert engine.condition().fallbacks == ()
+
+
+@pytest.mark.skipif(find_spec("xformers") is None, reason="needs xformers")
+def test_xformers_does_apart_what_it_does_here() -> None:
+    assert apart.flaw_of("xformers", torch.device(DEVICE)) == flaw("xformers", torch.device(DEVICE))
+
+
+def test_the_driver_of_a_gpu_that_computes_is_not_too_old() -> None:
+    assert torch.ones(2, device=DEVICE).sum().item() == 2
+    nvml = Nvml.open()
+    assert nvml is not None
+    assert nvml.cuda() is not None
+    assert driver_fault(nvml) is None
+    nvml.close()
