@@ -95,6 +95,7 @@ def leave(main: Callable[[Sequence[str]], int]) -> NoReturn:
         code = INTERRUPTED
     except BrokenPipeError:
         code = UNREAD
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what was to be done is done
     sys.exit(UNREAD if _unread() else code)
 
 

@@ -58,8 +58,10 @@ def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
         with _no_garbage():
             engine = _load(setup, Trials(lambda names: wire.send(channel, wire.Trying(names)), setup.without))
             costs = engine.warm_up()
+        worker = Worker(engine, channel, memory, costs, Metadata(setup.engine, setup.about))
+        worker.tell()  # before it is ready: how it runs is news of its start
         wire.send(channel, wire.Ready(costs, *_describe(setup.device)))
-        Worker(engine, channel, memory, costs, Metadata(setup.engine, setup.about)).run()
+        worker.run()
     except Exception as error:  # noqa: BLE001 - crash-only: the pool learns why and runs the pictures elsewhere
         end(channel, error)
 

@@ -103,7 +103,7 @@ class Worker:
         """Serve until `Stop`. Every turn: tell how the engine runs, take the mail, take one step."""
         threading.Thread(target=self._or_end, args=(self._read_orders,), name="reader", daemon=True).start()
         while not self._stopping:
-            self._tell()
+            self.tell()
             self._take_mail()
             self._step()
         for threads in (self._hands, self._artist):
@@ -111,7 +111,7 @@ class Worker:
 
     # -------------------------------------------------------------------------------------------------- main thread
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
         """Report what a picture costs and how the engine runs, if that is news."""
         costs = self.engine.costs()
         if costs != self.costs:

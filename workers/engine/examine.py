@@ -3,6 +3,7 @@
 For who must not import torch, and for devices whose driver or library may end the process that asks.
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -26,7 +27,10 @@ class Examined(msgspec.Struct, frozen=True):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write what there is to the standard output; the exit code."""
+    """Write what there is to the standard output; the exit code. Ends with whoever asked, as torch may hang."""
+    from workers.process import die_with_parent
+
+    die_with_parent(os.getppid())
     sys.stdout.buffer.write(msgspec.json.encode(examine(arguments[0])) + b"\n")
     return 0
 
