@@ -13,7 +13,7 @@ from msgspec import Meta
 from app.http import buffers
 from app.validation import read_keys, scheduler_problems, server_problems
 from scheduler.policy import Limits
-from workers.config import WorkersConfig, engine_problems, locate
+from workers.config import WorkersConfig, engine_problems, home_folder, locate
 from workers.document import Document, SettingsError
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Embedding
@@ -140,7 +140,10 @@ def read(path: Path, environ: Mapping[str, str], flags: Mapping[str, str] | None
     document = Document.read(path, environ, flags)
     settings = document.convert(Settings)
     if (keys := settings.server.api_key_file) is not None:
-        settings = replace(settings, server=replace(settings.server, api_key_file=str(path.parent.absolute() / keys)))
+        settings = replace(
+            settings,
+            server=replace(settings.server, api_key_file=str(path.parent.absolute() / (home_folder(keys) or keys))),
+        )
     problems = [*server_problems(settings), *scheduler_problems(settings.scheduler), *engine_problems(settings.engine)]
     document.refuse(problems)
     return settings, document

@@ -39,24 +39,27 @@ def prepared(config: Path, environ: Mapping[str, str], flags: Mapping[str, str] 
     try:
         settings, document = read(config, environ, flags)
         settings = located(settings, config.parent)
-        document.refuse(problems(settings.engine))
+        document.refuse(problems(settings.engine, _cache(settings.workers.cache)))
     except SettingsError as error:
         raise StartError(str(error)) from None
     if missing := absent(settings.engine):
         listed = "\n  ".join(missing)
         get = command("-m", "workers.fetch", config)
         raise StartError(f"These weights are not on this machine:\n  {listed}\nGet them with: {get}")
-    cache = settings.workers.cache
-    try:
-        prepare(cache)
-    except OSError as error:
-        raise StartError(f"workers.cache is {cache}, which cannot be used: {error.strerror or error}") from None
-    except RuntimeError:
-        raise StartError(f"workers.cache is {cache}, but this user has no home folder") from None
     configure(settings.server.log_level, suitable(settings.server.log_format))
     sys.set_int_max_str_digits(MAX_DIGITS)
     keep_freed_memory()
     return settings
+
+
+def _cache(folder: str) -> Path:
+    """The folder that is written to. Raises StartError."""
+    try:
+        return prepare(folder)
+    except OSError as error:
+        raise StartError(f"workers.cache is {folder}, which cannot be used: {error.strerror or error}") from None
+    except RuntimeError:
+        raise StartError(f"workers.cache is {folder}, but this user has no home folder") from None
 
 
 def check_runtime(settings: Settings, placement: Placement) -> None:

@@ -4,13 +4,16 @@ Files are checked here, by their names and beginnings. What only torch and diffu
 its own (`workers.engine.tryout`), if a configuration has anything unusual.
 """
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -27,10 +30,12 @@ from workers.engine.weights import (
     is_single_file,
     parts_of,
 )
+from workers.folders import replace_file
 from workers.schema import Problem, nearest
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 180.0  # for torch and diffusers to be imported from a cold disk
+MARK = "tried"  # a file of the cache: the last trial that went well
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 CLASSES = {
     "unet": "UNet2DConditionModel",
@@ -40,8 +45,10 @@ CLASSES = {
 }
 
 
-def problems(engine: EngineConfig) -> list[Problem]:
+def problems(engine: EngineConfig, cache: Path | None = None) -> list[Problem]:
     """What is wrong with the files and the sampler of a (located) configuration.
+
+    In the folder `cache` it is noted what was tried and works, so that the next start need not try it again.
 
     What must be fetched first is not looked at: `weights.absent` tells of that.
     """
@@ -53,7 +60,7 @@ def problems(engine: EngineConfig) -> list[Problem]:
     if found or model is None or controlnet is None or None in folders.values():
         return found
     found = list(_misfits(model, controlnet))
-    return found or _tried(engine, model)
+    return found or _tried(engine, model, cache)
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -186,18 +193,38 @@ def _misfits(model: Path, controlnet: Path) -> Iterator[Problem]:
 # --------------------------------------------------------------------------------------------------------------- trial
 
 
-def _tried(engine: EngineConfig, model: Path) -> list[Problem]:
+def _tried(engine: EngineConfig, model: Path, cache: Path | None) -> list[Problem]:
     """What torch and diffusers say, where they must be asked."""
     base = trust.read_object(model / "scheduler" / "scheduler_config.json")
     if is_proven(engine.sampler, base) and not engine.loras:
         return []
-    command = [sys.executable, "-m", "workers.engine.tryout"]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    with suppress(OSError, subprocess.TimeoutExpired, msgspec.DecodeError):  # then the workers will find out
-        done = subprocess.run(  # noqa: S603 - our own module
-            command,
+    mark, wanted = cache and cache / MARK, _digest(engine, model, base)
+    with suppress(OSError):
+        if mark is not None and mark.read_bytes() == wanted:
+            return []
+    found = _asked(engine)
+    if mark is not None and found == []:
+        with suppress(OSError):
+            replace_file(mark, wanted)
+    return found or []
+
+
+def _digest(engine: EngineConfig, model: Path, base: dict[str, Any]) -> bytes:
+    """What a trial depends on. Not followed: a LoRA that is replaced by one of the same size within a clock tick."""
+    files = [Path(part.path) / part.file for _, part in parts_of(engine) if isinstance(part, Lora) and is_folder(part)]
+    stamps = [(path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    configs = [(model / part / "config.json").read_text() for part in ("unet", "text_encoder")]
+    facts = [engine.sampler, engine.loras, stamps, base, configs, version("diffusers"), version("torch")]
+    return hashlib.sha256(msgspec.json.encode(facts)).hexdigest().encode()
+
+
+def _asked(engine: EngineConfig) -> list[Problem] | None:
+    """None when there was no answer: then the workers will find out."""
+    with suppress(OSError, subprocess.TimeoutExpired, msgspec.DecodeError):
+        done = subprocess.run(
+            [sys.executable, "-m", "workers.engine.tryout"],
             cwd=ROOT,
-            env=environment,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
             input=msgspec.json.encode(engine),
             capture_output=True,
             timeout=SECONDS,
@@ -205,4 +232,4 @@ def _tried(engine: EngineConfig, model: Path) -> list[Problem]:
         )
         told = msgspec.json.decode(done.stdout, type=list[tuple[tuple[str, ...], str]])
         return [Problem(key, text) for key, text in told]
-    return []
+    return None

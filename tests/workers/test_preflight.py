@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from safetensors.torch import save_file
 
 from app.settings import SettingsError, load
 from tests.service.running import ROOT
-from workers.preflight import problems
+from workers.engine.config import EngineConfig
+from workers.preflight import MARK, problems
 
 DEMO = ROOT / "configs/demo.yaml"
 TEXT = "engine:\n  model: {path: ./demo}\n  controlnet: {path: ./demo/controlnet}\n  size: {multiple: 32}\n"
@@ -206,6 +208,21 @@ def test_a_sampler_that_this_models_schedule_does_not_fit_is_told(config: Path) 
 def test_options_that_work_are_no_problem(config: Path) -> None:
     options = "{use_karras_sigmas: true, algorithm_type: sde-dpmsolver++}"
     assert told(config, SAMPLER__NAME="DPMSolverMultistepScheduler", SAMPLER__OPTIONS=options) == []
+
+
+def test_what_works_is_not_tried_again_until_something_changes(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def engine(**options: bool) -> EngineConfig:
+        return load(config, {"CONTOUR_ENGINE__SAMPLER__OPTIONS": json.dumps(options)}).engine
+
+    assert problems(engine(use_karras_sigmas=True), config.parent) == []
+    monkeypatch.setattr(sys, "executable", "/nowhere")  # what is tried now says nothing, and is not noted
+    note = (config.parent / MARK).read_bytes()
+    assert problems(engine(use_karras_sigmas=True), config.parent) == []
+    assert problems(engine(thresholding=True), config.parent) == []
+    assert (config.parent / MARK).read_bytes() == note
+    monkeypatch.undo()
+    assert problems(engine(thresholding=True), config.parent) != []
+    assert (config.parent / MARK).read_bytes() == note
 
 
 def test_a_lora_of_another_model_is_told(config: Path) -> None:
