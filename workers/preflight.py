@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +210,8 @@ def _tried(engine: EngineConfig, model: Path, cache: Path | None) -> list[Proble
 
 def _digest(engine: EngineConfig, model: Path, base: dict[str, Any]) -> bytes:
     """What a trial depends on. Not followed: a LoRA that is replaced by one of the same size within a clock tick."""
+    from importlib.metadata import version
+
     files = [Path(part.path) / part.file for _, part in parts_of(engine) if isinstance(part, Lora) and is_folder(part)]
     stamps = [(path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     configs = [(model / part / "config.json").read_text() for part in ("unet", "text_encoder")]

@@ -9,7 +9,14 @@ from app.checks.finding import Finding, Level, Subject, size
 from workers.console import command
 from workers.engine.ahead import files
 from workers.engine.config import EngineConfig
-from workers.engine.weights import MissingWeightsError, absent, folder_of
+from workers.engine.weights import (
+    MissingWeightsError,
+    absent,
+    folder_of,
+    is_folder,
+    is_single_file,
+    parts_of,
+)
 from workers.fetching.errors import FetchError
 from workers.fetching.tensors import shapes_in
 
@@ -24,7 +31,7 @@ def check(subject: Subject) -> Iterator[Finding]:
         return
     fetch = command("-m", "workers.fetch", subject.config)
     if missing := absent(engine):
-        yield Finding("weights", Level.MISSING, f"not on this machine: {'; '.join(missing)}", fetch)
+        yield Finding("weights", Level.MISSING, f"not on this machine: {'; '.join(missing)}", _remedy(engine, fetch))
         return
     try:
         found = list(files(engine, "cuda:0" if subject.on_gpu else "cpu"))
@@ -37,6 +44,13 @@ def check(subject: Subject) -> Iterator[Finding]:
         yield Finding("weights", Level.MISSING, str(error), f"{fetch} --again")
     else:
         yield Finding("weights", Level.OK, f"{_listed(found)}; read all of it with: {fetch} --check")
+
+
+def _remedy(engine: EngineConfig, fetch: str) -> str:
+    """A folder of one's own is not fetched: the check of the configuration tells what is wrong with it."""
+    gone = [weights for name, weights in parts_of(engine) if folder_of(name, weights) is None]
+    own = all(is_folder(weights) and not is_single_file(weights) for weights in gone)
+    return "correct the path in the configuration" if own else fetch
 
 
 def bytes_of_weights(subject: Subject) -> int:

@@ -10,8 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from app.checks import configuration
+from app.checks.finding import Level, Subject
 from app.settings import SettingsError, load
 from tests.service.running import ROOT
+from tests.workers.test_lazy import HEAVY, loaded
 from workers.engine.config import EngineConfig
 from workers.preflight import MARK, problems
 
@@ -34,8 +37,17 @@ def told(config: Path, **environ: str) -> list[str]:
     return [f"{'.'.join(each.key)} {each.text}".replace(f"{config.parent}/", "") for each in found]
 
 
-def test_the_small_model_has_none_and_nothing_is_imported_to_find_that(config: Path) -> None:
+def test_the_small_model_has_none_and_nothing_heavy_is_imported_to_find_that(config: Path) -> None:
+    program = f"from pathlib import Path\nfrom app.start import prepared\nprepared(Path({str(config)!r}), {{}})"
+    assert loaded(program, (*HEAVY, "numpy", "httpx", "huggingface_hub")) == set()
     assert told(config) == []
+
+
+def test_doctor_tells_the_same(config: Path) -> None:
+    shutil.rmtree(config.parent / "demo/vae")
+    fine, missing = configuration.check(Subject(config, {}))
+    assert (fine.level, missing.level) == (Level.OK, Level.MISSING)
+    assert missing.text.endswith(f"there is no {config.parent}/demo/vae/config.json")
 
 
 @pytest.mark.parametrize(
