@@ -105,8 +105,6 @@ def test_what_the_options_say_goes_before_the_configuration() -> None:
         "steps": 9,
         "guidance_scale": 3.25,
         "control_scale": 0.1,
-        "canny_low": 90,
-        "canny_high": 30,
     }
     found = read(made("a", temperature=1 / 3, canny_low=90, canny_high=30, **options))
     assert (found["Steps"], found["CFG scale"], found["Temperature"]) == ("9", "3.25", "0.3333333333333333")
