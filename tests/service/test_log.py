@@ -12,7 +12,7 @@ from itertools import takewhile
 import pytest
 
 from tests.service.raw import exchange, head
-from tests.service.running import PATIENCE, ROOT, Service, good_request, png
+from tests.service.running import PATIENCE, ROOT, Service, good_request, pixels_of, png
 
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR) +[\w.]+: ")
 EVIL = "\n2026-01-01 00:00:00,000 FAKE    contour: \r\x1b[2J\u2028"
@@ -94,3 +94,110 @@ def test_a_terminal_gets_lines_for_people_and_all_processes_agree() -> None:
         assert process.wait(PATIENCE) == 0
     assert len(seen) >= 3
     assert all(LINE.match(line) or line.startswith("    ") for line in seen), seen
+
+
+SECRET = "SECRET-7f3a"
+KEY = "key-that-nobody-knows"
+
+
+@pytest.mark.parametrize("log_format", ["human", "json"])
+def test_a_refusal_says_why_without_what_the_client_sent(log_format: str) -> None:
+    """The code, the fields and what they must be; where the answer quotes the client, the log has dots."""
+    with Service("echo", WORKERS__CPU_WORKERS=1, SERVER__LOG_FORMAT=log_format, SERVER__MAX_IMAGES=2) as service:
+        service.wait_until_ready()
+        picture = {"content": png(64, 64), "headers": {"Content-Type": "image/png"}}
+        refused = {
+            "text is a list; it must be": lambda: service.generate(text=[SECRET]),
+            "steps is 9999; it must be from 1 to 50": lambda: service.generate(text=SECRET, steps=9999),
+            "guidance_scale is ...; it must be a number": lambda: service.generate(guidance_scale=SECRET),
+            "The image must be": lambda: service.generate(input_image_base64=SECRET),
+            "There is nothing at ...": lambda: service.client.get("/nothing?" + SECRET),
+            "The Host header is ...": lambda: service.client.get("/", headers={"Host": SECRET}),
+            "The body is ...": lambda: service.client.post("/generation/", headers={"Content-Type": SECRET}),
+            "The script ... is on": lambda: service.client.post(
+                "/sdapi/v1/txt2img", json={"prompt": SECRET, "alwayson_scripts": {SECRET: {"args": [True]}}}
+            ),
+            "There is no model ... here": lambda: service.client.get(f"/v1/models/{SECRET}"),
+            "canny_low is 0": lambda: service.client.post(f"/edges?canny_low=0&note={SECRET}", **picture),
+            "JSON": lambda: service.client.post(
+                "/generation/", content=f'{{"text": "{SECRET}', headers={"Content-Type": "application/json"}
+            ),
+        }
+        answers = {reason: ask() for reason, ask in refused.items()}
+        service.stop()
+        service._reader.join(PATIENCE)
+    lines = {line for line in service.log if "contour.request" in line}
+    for reason, answer in answers.items():
+        assert answer.status_code >= 400, reason
+        (line,) = (line for line in lines if answer.headers["X-Request-Id"] in line)
+        told = json.loads(line) if log_format == "json" else {}
+        assert reason in told.get("reason", line), line
+        assert len(told.get("reason", "")) <= 300
+        assert str(answer.status_code) in line
+    quoted = [line for line in service.log if SECRET in line]
+    assert [line for line in quoted if f"/v1/models/{SECRET}" not in line] == []  # a path is logged as it is
+
+
+def test_no_key_is_logged() -> None:
+    with Service("echo", WORKERS__CPU_WORKERS=1, SERVER__API_KEY=KEY, SERVER__LOG_LEVEL="debug") as service:
+        service.wait_until_ready()
+        for key in (KEY, KEY + SECRET, SECRET):
+            service.client.post("/generation/", json=good_request(), headers={"Authorization": f"Bearer {key}"})
+            service.client.post("/generation/", json=good_request(), headers={"X-API-Key": key})
+        service.stop()
+        service._reader.join(PATIENCE)
+    log = "".join(service.log)
+    assert log.count("401 unauthorized") == 4
+    assert KEY not in log
+    assert SECRET not in log
+
+
+def test_a_connection_that_never_became_a_request_has_its_reason_in_the_log() -> None:
+    with Service("echo", WORKERS__CPU_WORKERS=1, SERVER__LOG_FORMAT="json") as service:
+        exchange(service, b"SECRET / FTP\r\n\r\n")
+        exchange(service, head("Long: " + 70_000 * "x"))
+        service.stop()
+        service._reader.join(PATIENCE)
+    told = [line for line in map(json.loads, service.log) if line["logger"] == "contour.request"]
+    assert [(line["status"], line["outcome"], line["client"]) for line in told] == [
+        (400, "broken-http", "127.0.0.1"),
+        (431, "head-too-large", "127.0.0.1"),
+    ]
+    assert all(line["reason"] for line in told)
+    assert "SECRET" not in "".join(service.log)
+
+
+def test_a_requests_line_has_the_number_size_and_steps_of_its_images() -> None:
+    """What is carried out, whatever was asked for: the size is the result's, and steps that are not given are ours."""
+    with Service("demo", SERVER__LOG_FORMAT="json", ENGINE__SAMPLER__STEPS=2) as service:
+        service.wait_until_ready()
+        wide = base64.b64encode(png(200, 100)).decode()
+        answers = [service.generate(), service.generate(steps=3, number_of_images=2, input_image_base64=wide)]
+        refused = service.client.post("/generation/", json=good_request(), headers={"Prefer": "wait=0"})
+        service.stop()
+        service._reader.join(PATIENCE)
+    assert refused.status_code in (503, 504)
+    told = [line for line in map(json.loads, service.log) if line["logger"] == "contour.request"]
+    asked = [(line["images"], line["steps"], line["width"], line["height"]) for line in told]
+    assert asked == [(1, 2, 256, 256), (2, 3, 512, 256), (1, 2, 256, 256)]
+    for answer, line in zip(answers, told, strict=False):
+        pixels = pixels_of(base64.b64decode(answer.json()["output_image_base64"]))
+        assert pixels.shape[:2] == (line["height"], line["width"])
+    assert "1 image of 256x256 in 2 steps" in told[0]["message"]
+    assert "2 images of 512x256 in 3 steps" in told[1]["message"]
+    assert told[2]["reason"]
+
+
+@pytest.mark.parametrize(("level", "lines"), [("info", 1), ("debug", 2)])
+def test_edges_for_a_slider_are_debug_unless_they_are_refused(level: str, lines: int) -> None:
+    with Service("echo", WORKERS__CPU_WORKERS=1, SERVER__LOG_LEVEL=level) as service:
+        headers = {"Content-Type": "image/png"}
+        assert service.client.post("/edges", content=png(64, 64), headers=headers).status_code == 200
+        assert service.client.post("/edges", content=b"no image", headers=headers).status_code == 422
+        service.stop()
+        service._reader.join(PATIENCE)
+    told = [line for line in service.log if "contour.request" in line]
+    assert len(told) == lines
+    assert " INFO " in told[-1]
+    assert "422 invalid-picture" in told[-1]
+    assert all(" DEBUG " in line for line in told[:-1])
