@@ -42,8 +42,8 @@ class FieldSchemas:
     def body(self, generated: Node, required: list[str]) -> Node:
         """The properties of a body of JSON, from those that msgspec makes of its struct; those required come first."""
         made = {name: self.json(name, node) for name, node in generated.items() if name in MEANINGS}
-        encoded = {**BINARY, "format": "byte", "minLength": 1, "description": self._picture("in standard base64")}
-        encoded["description"] += "; a `data:` prefix and whitespace are tolerated."
+        encoded = {**BINARY, "format": "byte", "minLength": 1, "description": self._picture("in base64")}
+        encoded["description"] += "; URL-safe or not, padded or not, with white space, as a `data:` URI."
         return {name: made.get(name, encoded) for name in dict.fromkeys([*required, *generated])}
 
     def texts(self, generated: Node, called: Mapping[str, str] = NOTHING) -> Node:

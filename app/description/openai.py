@@ -6,6 +6,7 @@ from app import events
 from app.bodies import PICTURES
 from app.compat.openai.errors import respond
 from app.compat.openai.images import PICTURE
+from app.compat.openai.references import FIELDS
 from app.compat.openai.structs import (
     CompletedEvent,
     EditForm,
@@ -18,15 +19,16 @@ from app.compat.openai.structs import (
 from app.description import examples
 from app.description.dialect import BEFORE, Dialect, operation
 from app.description.fields import FieldSchemas
-from app.description.nodes import JSON, Node, answer, responses, schema
+from app.description.nodes import JSON, Node, answer, example, nullable, responses, schema
 from app.errors import Error
 
 TAG = "OpenAI"
 DIALECT = Dialect(TAG, "OpenAI", respond, ErrorAnswer)
 CALLED = {"prompt": "text", "n": "number_of_images", "seed": "random_seed"}
+BODY, IMAGES = f"{DIALECT.prefix}.EditBody", FIELDS[0]
 EVENT = f"{DIALECT.prefix}.EditEvent"
 LOOKED_UP = (Error.UNAUTHORIZED, Error.INTERNAL)
-ERRORS = tuple(error for error in Error if error not in {*BEFORE, Error.BROKEN_JSON, Error.NOT_ACCEPTABLE})
+ERRORS = tuple(error for error in Error if error not in {*BEFORE, Error.NOT_ACCEPTABLE})
 
 
 def schemas(fields: FieldSchemas) -> Node:
@@ -36,6 +38,7 @@ def schemas(fields: FieldSchemas) -> Node:
     texts = {name: node for name, node in form["properties"].items() if name not in CALLED.values()}  # said once
     form["properties"] = {PICTURE: fields.file(), **fields.texts(texts, CALLED)}
     form["properties"]["prompt"]["example"] = examples.TEXT
+    made[BODY] = _body(form)
     form["required"] = [PICTURE, *form["required"]]
     kinds = {
         "image_edit.partial_image": PartialImageEvent,
@@ -43,6 +46,23 @@ def schemas(fields: FieldSchemas) -> Node:
         "error": ErrorAnswer,
     }
     return made | {EVENT: {"title": EVENT, "oneOf": [_event(*kind) for kind in kinds.items()]}}
+
+
+def _body(form: Node) -> Node:
+    """The schema of an edit as JSON, from that of its form: null is "not set", and a reference has the image in it."""
+    needed = form["required"]
+    texts = {name: node for name, node in form["properties"].items() if name != PICTURE}
+    properties = {name: node if name in needed else nullable(node) for name, node in texts.items()}
+    url = {**form["properties"][PICTURE], "format": "byte", "minLength": 1}
+    url["description"] += " In base64, as a rule within a `data:` URI: no image is fetched from elsewhere."
+    reference = {"type": "object", "properties": {"image_url": url}, "required": ["image_url"]}
+    return {
+        "title": BODY,
+        "description": "The body as JSON. `images` has one reference to an image, which has the image in it.",
+        "type": "object",
+        "properties": {IMAGES: {"type": "array", "items": reference, "minItems": 1, "maxItems": 1}, **properties},
+        "required": [IMAGES, *needed],
+    }
 
 
 def operations(security: list[Node]) -> dict[str, Node]:
@@ -61,7 +81,7 @@ def operations(security: list[Node]) -> dict[str, Node]:
         "/v1/models/{id}": {
             "get": _operation(
                 "openaiModel",
-                "The model, by its name.",
+                "The model, by its name or by one of OpenAI's that edits take for it.",
                 security,
                 {200: one},
                 DIALECT.problems([Error.NOT_FOUND, *LOOKED_UP]),
@@ -77,14 +97,18 @@ def _edits(security: list[Node]) -> Node:
         events.MEDIA_TYPE: {"schema": schema(EVENT)},
     }
     encoding = {PICTURE: {"contentType": ", ".join(PICTURES)}}
-    form = {"multipart/form-data": {"schema": DIALECT.schema(EditForm), "encoding": encoding}}
+    least = {IMAGES: [{"image_url": f"data:image/png;base64,{examples.encoded('image/png')}"}], "prompt": examples.TEXT}
+    bodies = {
+        "multipart/form-data": {"schema": DIALECT.schema(EditForm), "encoding": encoding},
+        JSON: {"schema": schema(BODY), "examples": {"least": example(least, "What is needed")}},
+    }
     return _operation(
         "openaiEdits",
         "Make pictures that keep the edges of another.",
         security,
         {200: answer("What was made; with `stream`, as events, of which this is one.", content, "X-Request-Id")},
         DIALECT.problems(ERRORS),
-        requestBody={"required": True, "content": form},
+        requestBody={"required": True, "content": bodies},
     )
 
 

@@ -44,6 +44,10 @@ def filter_case(context: HookContext, case: Case[Any]) -> bool:
         return False
     if _says_otherwise(case.query) or (case.media_type == "multipart/form-data" and _says_otherwise(case.body)):
         return False
+    body = case.meta.components.get(ParameterLocation.BODY) if case.meta else None
+    if case.operation.path == "/v1/images/edits" and case.media_type == "application/json":
+        # The image counts as it is, whatever its other names say, and so do numbers that are texts.
+        return body is None or not body.mode.is_negative
     unread = case.operation.path.startswith("/generation") and case.media_type not in FILES
     return not unread or query is None or not query.mode.is_negative
 
@@ -63,11 +67,9 @@ def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
 
 @schemathesis.hook
 def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
-    """Leave out a query beside a body with fields, and contradictions: examples are neither mapped nor filtered."""
+    """Leave out a query beside a body that has the fields; examples, too, which are not mapped."""
     if case.operation.path.startswith("/generation") and case.media_type not in FILES:
         case.query = {}
-    if isinstance(case.body, dict) and _contradicts_itself(case.body):
-        case.body.pop("output_compression", None)
 
 
 def _is_long(seed: object) -> bool:
@@ -83,11 +85,8 @@ def _says_otherwise(texts: object) -> bool:
 
 
 def _contradicts_itself(fields: object) -> bool:
-    """An edge map has no thresholds, and a PNG is not compressed with losses, which no schema says."""
-    if not isinstance(fields, Mapping):
-        return False
-    thresholds = fields.get("control_image") == "edges" and bool(THRESHOLDS & fields.keys())
-    return thresholds or ("output_compression" in fields and fields.get("output_format", "png") == "png")
+    """An edge map has no thresholds, which no schema says."""
+    return isinstance(fields, Mapping) and fields.get("control_image") == "edges" and bool(THRESHOLDS & fields.keys())
 
 
 def _takes_any_answer(fields: object) -> bool:

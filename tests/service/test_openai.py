@@ -116,7 +116,9 @@ def test_what_common_clients_send_besides_does_no_harm(ours: OpenAI) -> None:
         output_compression=80,
         user="somebody",
     )
+    told = (answer.model_extra or {}).pop("warnings")
     assert (answer.size, answer.model_extra) == ("96x64", {"model": "echo"})
+    assert [each.split()[0] for each in told] == ["quality", "input_fidelity", "output_compression", "size"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from app.compat.openai import references
 from app.compat.openai.errors import error_body, respond
 from app.compat.openai.models import Models
 from app.compat.openai.partials import Partials, size_of, told
-from app.compat.openai.references import NOT_SET
 from app.compat.openai.structs import CompletedEvent, EditedImage, EditForm, ImagesAnswer
 from app.desk import Desk, Ticket
 from app.errors import Error, Faults, Problem
@@ -139,7 +138,7 @@ class Images:
 
 
 def _of_json(given: Mapping[str, msgspec.Raw], faults: Faults, rules: Rules) -> tuple[EditForm, bytes, str]:
-    given = {name: value for name, value in given.items() if bytes(memoryview(value)[:5]) not in NOT_SET}
+    given = {name: value for name, value in given.items() if references.is_given(name, value)}
     image, blamed = b"", references.FIELDS[0]
     try:
         _refuse_unused({name for name in UNUSED if name in given and references.is_set(given[name])}, faults)
@@ -164,21 +163,9 @@ def _wanted(form: EditForm, picture: bytes, blamed: str, maker: Maker, faults: F
     given, called = (form.random_seed, CALLED) if form.seed is None else (form.seed, CALLED | {"random_seed": "seed"})
     fields = Fields(text=form.prompt, random_seed=drawn_seed() if given is None else given, **ours)
     answering = Answering(form.output_format, previews=form.stream and form.partial_images > 0)
-    quality = None
-    with faults.noted():
-        quality = _quality(form)
     understood = bodies.understood(fields, picture, blamed, maker.rules, answering, called, faults)
+    quality = None if form.output_compression is None else max(form.output_compression, 1)
     return replace(understood, options=replace(understood.options, quality=quality))
-
-
-def _quality(form: EditForm) -> int | None:
-    """That of the files, 1 to 100. Raises Problem where there is none."""
-    if form.output_compression is None or form.output_compression == MOST_QUALITY:
-        return form.output_compression
-    if form.output_format == "png":
-        text = f"output_compression is {form.output_compression}, but a PNG loses nothing; ask for jpeg or webp."
-        raise Problem(Error.INVALID_FIELD, text, "output_compression")
-    return max(form.output_compression, 1)
 
 
 def _warnings(form: EditForm, pictures: Sequence[Picture], size: str) -> list[str]:
@@ -188,6 +175,9 @@ def _warnings(form: EditForm, pictures: Sequence[Picture], size: str) -> list[st
         for name, why in IDLE.items()
         if (value := getattr(form, name)) not in (None, "auto")
     ]
+    if form.output_format == "png" and form.output_compression not in (None, MOST_QUALITY):
+        text = f"output_compression is {form.output_compression}, which changes nothing in a PNG"
+        found.append(f"{text}: ask for jpeg or webp.")
     if FIXED_SIZE.fullmatch(form.size) and form.size.lower() != size:
         found.append(f"size is {form.size}, but it follows the image: {size}.")
     return found + warnings_of(pictures)

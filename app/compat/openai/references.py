@@ -9,7 +9,8 @@ from app import pictures
 from app.errors import Error, Problem
 
 FIELDS = ("images", "image", "image[]")
-NOT_SET = (b"null", b'""', b"[]", b"{}")
+NULL, EMPTY, NOTHING = b"null", b'""', (b"[]", b"{}")
+PROMPT = "prompt"  # may be empty
 EXAMPLE = '{"image_url": "data:image/png;base64,..."}'
 
 
@@ -22,6 +23,12 @@ def image(given: Mapping[str, msgspec.Raw]) -> tuple[bytes, str]:
     ((name, value),) = found
     text, name = _text(name, value)
     return pictures.from_base64(text, name), name
+
+
+def is_given(name: str, value: msgspec.Raw) -> bool:
+    """Whether a field is there, and not as good as missing."""
+    start = bytes(memoryview(value)[:5])
+    return start != NULL and (start != EMPTY or name == PROMPT) and (start not in NOTHING or name not in FIELDS)
 
 
 def is_set(value: msgspec.Raw) -> bool:
