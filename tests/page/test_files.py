@@ -1,13 +1,18 @@
 """The page as files: how they are sent, and that nothing of them comes from elsewhere."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from app.page import FOLDER, page_settings
+from app.page import FOLDER, About, page_settings
 from app.settings import load
+from example.demo_model import about
+from example.demo_model.outlines import SHAPES
+from example.demo_model.palette import COLOURS
 from tests.service.running import ROOT, Service
+from workers.engine.config import Weights
 
 POLICY = {
     "default-src": "'none'",
@@ -92,3 +97,48 @@ def test_the_page_is_told_of_the_model(tmp_path: Path, config: str, model: str, 
     assert (told.model, told.needs_key) == (model, True)
     assert told.fields["guidance_scale"].maximum == guidance
     assert "of-16-characters" not in repr(told)
+
+
+def test_a_models_folder_says_what_it_knows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def told(content: str | None) -> About | None:
+        (tmp_path / "about.json").unlink(missing_ok=True)
+        if content is not None:
+            (tmp_path / "about.json").write_text(content)
+        settings = load(ROOT / "configs" / "demo.yaml", {})
+        model = Weights(path=str(tmp_path))
+        return page_settings(replace(settings, engine=replace(settings.engine, model=model))).about
+
+    assert told('{"text": "Cats.", "prompts": ["a cat"]}') == About("Cats.", ["a cat"])
+    assert told(None) is None
+    assert caplog.records == []
+    for wrong in (
+        "",
+        "{",
+        "[]",
+        '{"text": "x"}',
+        '{"text": "x", "prompts": [1]}',
+        '{"text": "%s", "prompts": []}' % ("x" * 501),
+    ):
+        caplog.clear()
+        assert told(wrong) is None
+        assert "about.json" in caplog.text
+
+
+def test_what_the_small_model_says_is_what_its_trainer_writes(tmp_path: Path) -> None:
+    about.write(tmp_path)
+    shipped = ROOT / "configs" / "demo" / about.FILE
+    assert shipped.read_bytes() == (tmp_path / about.FILE).read_bytes()
+    told = page_settings(load(ROOT / "configs" / "demo.yaml", {})).about
+    assert told is not None
+    assert told.prompts == list(about.PROMPTS)
+    known = set(COLOURS) | set(SHAPES) | {"gradient", "striped", "neon", "flat", "mosaic"}
+    for prompt in told.prompts:
+        assert known & set(re.findall(r"\w+", prompt)), prompt
+
+
+def test_the_page_has_no_absolute_address_of_its_own() -> None:
+    for path in [*FOLDER.glob("*.js"), *FOLDER.glob("*.html"), *FOLDER.glob("*.css")]:
+        found = re.findall(
+            r"""(?:src|href)="(/[^"]*)|(?:fetch|call)\(["'`](/[^"'`]*)|url\((/[^)]*)""", path.read_text()
+        )
+        assert found == [], path.name

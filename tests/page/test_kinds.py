@@ -5,7 +5,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import expect
+from playwright.sync_api import FilePayload, expect
 
 from tests.page.visiting import Visit, downloaded, pixels_of
 from tests.service.running import png
@@ -77,8 +77,8 @@ def test_what_cannot_be_read_is_said_with_what_to_do(
     if way == "drop":
         visit.page.evaluate(DROP, [name, kind, list(content)])
     else:
-        file = {"name": name, "mimeType": kind or "application/octet-stream", "buffer": content}
-        visit.page.locator("#file").set_input_files(file)  # type: ignore[arg-type] - a FilePayload
+        file: FilePayload = {"name": name, "mimeType": kind or "application/octet-stream", "buffer": content}
+        visit.page.locator("#file").set_input_files(file)
     expect(visit.page.get_by_role("alert").filter(has_text=said)).to_be_visible()
     expect(visit.page.locator("#input-image")).to_be_visible()  # the image from before is still there
 

@@ -1,7 +1,9 @@
 """What must be in view: progress and Cancel after Generate, and Generate itself; progress in the tab's title."""
 
+from functools import partial
+
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Locator, expect
 
 from tests.page.conftest import Visitor
 from tests.page.visiting import PHONE, Options, Visit
@@ -22,6 +24,10 @@ IN_VIEW = """element => {
 }"""
 
 
+def in_view(part: Locator) -> bool:
+    return bool(part.evaluate(IN_VIEW) == 1)
+
+
 @pytest.mark.parametrize("screen", list(SCREENS))
 def test_progress_and_cancel_are_in_view_after_generate(visitor: Visitor, screen: str) -> None:
     visit = visitor(**SCREENS[screen])
@@ -30,7 +36,7 @@ def test_progress_and_cancel_are_in_view_after_generate(visitor: Visitor, screen
     card = visit.generate("in view")
     expect(card).to_contain_text("Step ")
     for part in (card.get_by_role("progressbar"), card.get_by_role("button", name="Cancel")):
-        until(lambda part=part: part.evaluate(IN_VIEW) == 1)
+        until(partial(in_view, part))
     expect(card.locator(".compare")).to_be_visible()
     assert card.locator(".compare").evaluate("it => it.getBoundingClientRect().top < innerHeight / 2")
 
