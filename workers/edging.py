@@ -227,7 +227,7 @@ class Edging:
             for _ in range(TRIES):
                 if (found := await self._try(wanted)) is not None:
                     return found
-            raise LostError(f"{TRIES} processes ended while they looked for these edges; it is not tried again.")
+            raise LostError(f"Finding the edges of this image ended {TRIES} processes; it is not tried again.")
         finally:
             self._seconds.append(time.monotonic() - began)
             self._turns.release()
@@ -245,7 +245,7 @@ class Edging:
         except TimeoutError:
             log.error("Killing the process that finds edges: it took too long")
             await edger.end()
-            raise SlowError("It took too long to find the edges of this picture.") from None
+            raise SlowError("Finding the edges of this image took too long.") from None
         except GoneError as error:
             if self._closed:
                 raise ClosingError from None

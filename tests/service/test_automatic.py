@@ -113,8 +113,8 @@ def test_pictures_that_nobody_wants_are_not_sent(echo: Service) -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"alwayson_scripts": {}}, "0 units of ControlNet are enabled; one is needed"),
-        ({"alwayson_scripts": None}, "0 units of ControlNet are enabled; one is needed"),
+        ({"alwayson_scripts": {}}, "0 ControlNet units are enabled. Send one, in alwayson_scripts.controlnet.args"),
+        ({"alwayson_scripts": None}, "0 ControlNet units are enabled. Send one, in alwayson_scripts.controlnet.args"),
         ({"steps": 51}, "steps is 51; it must be from 1 to 50."),
         ({"cfg_scale": 50.5}, "cfg_scale is 50.5; it must be from 0 to 50."),
         ({"batch_size": 3, "n_iter": 3}, "batch_size times n_iter is 9; it must be from 1 to 8."),
@@ -124,14 +124,14 @@ def test_pictures_that_nobody_wants_are_not_sent(echo: Service) -> None:
         ({"enable_hr": True}, "enable_hr is true, but an image is made at one size"),
         ({"restore_faces": True}, "restore_faces is true"),
         ({"tiling": True}, "tiling is true"),
-        ({"styles": ["oil"]}, "styles is ['oil'], but there are no styles here"),
+        ({"styles": ["oil"]}, "styles is ['oil'], but this service has no styles"),
         ({"script_name": "x/y/z plot"}, "script_name is"),
         ({"refiner_checkpoint": "sdxl"}, "refiner_checkpoint is"),
         ({"subseed_strength": 0.2}, "subseed_strength is 0.2"),
         ({"seed_resize_from_w": 512}, "seed_resize_from_w is 512"),
         ({"override_settings": {"sd_model_checkpoint": "sdxl"}}, "sd_model_checkpoint is 'echo' here"),
         ({"override_settings": {"CLIP_stop_at_last_layers": 2}}, "CLIP_stop_at_last_layers is 1 here"),
-        ({"override_settings": {"eta_noise_seed_delta": 31337}}, "There is no setting 'eta_noise_seed_delta' here"),
+        ({"override_settings": {"eta_noise_seed_delta": 31337}}, "eta_noise_seed_delta is 31337, but"),
     ],
 )
 def test_what_cannot_be_had_is_refused_in_words(echo: Service, fields: dict[str, Any], told: str) -> None:
@@ -145,9 +145,9 @@ def test_what_cannot_be_had_is_refused_in_words(echo: Service, fields: dict[str,
         ({"image": ""}, "image is missing"),
         ({"image": "no base64!"}, "image is not base64: its character 10"),
         ({"image": base64.b64encode(b"no picture").decode()}, "must be a PNG, JPEG or WebP file"),
-        ({"module": "openpose"}, "module is 'openpose', which is not here. These are: 'canny' finds edges"),
+        ({"module": "openpose"}, "module is 'openpose', which this service does not have. Send 'canny' (edges"),
         ({"module": "invert (from white bg & black line)"}, "Invert the image yourself and send it with 'none'."),
-        ({"model": "control_v11p_sd15_openpose [cab727d4]"}, "the one model here follows edges: name one of 'canny'"),
+        ({"model": "control_v11p_sd15_openpose [cab727d4]"}, "follows edges: name one of 'canny'"),
         ({"weight": 2.5}, "weight is 2.5; it must be from 0 to 2."),
         ({"threshold_a": 2001}, "threshold_a is 2001; it must be from 1 to 2000."),
         ({"threshold_b": 0}, "threshold_b is 0; it must be from 1 to 2000."),
@@ -174,7 +174,7 @@ def test_what_a_unit_cannot_have_is_refused_in_words(echo: Service, of_unit: dic
 def test_two_pictures_are_one_too_many(echo: Service) -> None:
     request = body()
     request["alwayson_scripts"]["controlnet"]["args"] *= 2
-    assert "2 units of ControlNet are enabled; one is needed" in refusal(txt2img(echo, request))
+    assert "2 ControlNet units are enabled. Send one" in refusal(txt2img(echo, request))
 
 
 def test_a_body_that_is_not_json_is_told_so(echo: Service) -> None:
@@ -186,7 +186,7 @@ def test_a_body_that_is_not_json_is_told_so(echo: Service) -> None:
 
 
 def test_the_client_raises_what_it_is_told(api: Any) -> None:
-    with pytest.raises(RuntimeError, match="one is needed, in alwayson_scripts"):
+    with pytest.raises(RuntimeError, match="Send one, in alwayson_scripts"):
         api.txt2img(prompt="a circle", alwayson_scripts={})
 
 
@@ -247,10 +247,8 @@ def test_settings_may_be_set_to_what_they_are_and_to_nothing_else(api: Any) -> N
     assert api.set_options({"sd_model_checkpoint": "echo.safetensors", "live_preview_refresh_period": 500}) is None
     api.util_set_model("echo")
     refused = api.set_options({"sd_model_checkpoint": "sdxl"})
-    assert "cannot be changed by a request, to 'sdxl' for one." in refused["detail"]
-    assert (
-        "There is no setting 'hypertile_enable_unet' here" in api.set_options({"hypertile_enable_unet": True})["detail"]
-    )
+    assert "a request cannot change it to 'sdxl'." in refused["detail"]
+    assert "this service has no such setting" in api.set_options({"hypertile_enable_unet": True})["detail"]
 
 
 def test_the_model_paints_what_the_prompt_says(demo: Service) -> None:

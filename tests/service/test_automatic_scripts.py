@@ -135,7 +135,7 @@ def test_arguments_that_say_nothing_may_have_any_shape(echo: Service, given: Any
 def test_an_object_without_fields_may_be_a_list(echo: Service) -> None:
     """As PHP writes it."""
     assert txt2img(echo, body({"override_settings": []})).status_code == 200
-    assert "0 units of ControlNet" in refusal(txt2img(echo, body({"alwayson_scripts": []})))
+    assert "0 ControlNet units" in refusal(txt2img(echo, body({"alwayson_scripts": []})))
     for name in ("override_settings", "alwayson_scripts"):
         assert name in refusal(txt2img(echo, body({name: ["x"]})))
 
@@ -171,8 +171,8 @@ def test_the_seed_and_the_steps_of_scripts_count_where_the_fields_say_none(echo:
         assert "The sampler is UniPC, not Euler a." in found["notes"]
     found = info(txt2img(echo, with_scripts(scripts, seed=5, steps=3)))
     assert (found["seed"], found["steps"]) == (5, 3)
-    assert "steps is what the field says; the script Sampler says otherwise." in found["notes"]
-    assert "seed is what the field says; the script Seed says otherwise." in found["notes"]
+    assert "The field steps was used; the script Sampler says otherwise." in found["notes"]
+    assert "The field seed was used; the script Seed says otherwise." in found["notes"]
     assert "steps is 51" in refusal(txt2img(echo, with_scripts({"Sampler": [51]})))
 
 
@@ -263,9 +263,9 @@ def test_a_setting_at_its_default_asks_for_nothing(echo: Service, settings: dict
         ({"samples_format": "jpg", "jpeg_quality": 80}, "jpeg_quality is 80, but files are written at 95"),
         ({"samples_format": ["png"]}, "samples_format is ['png']"),
         ({"sd_vae": "kl-f8.pt"}, "sd_vae is 'Automatic' here"),
-        ({"token_merging_ratio": 0.5}, "There is no setting 'token_merging_ratio' here, to be 0.5."),
-        ({"emphasis": "No norm"}, "There is no setting 'emphasis' here"),
-        ({"hypertile_enable_unet": True}, "a request may choose samples_format and enable_pnginfo"),
+        ({"token_merging_ratio": 0.5}, "token_merging_ratio is 0.5, but this service has no such setting."),
+        ({"emphasis": "No norm"}, "emphasis is 'No norm', but"),
+        ({"hypertile_enable_unet": True}, "samples_format and enable_pnginfo can be chosen"),
     ],
 )
 def test_a_setting_that_cannot_be_followed_is_named(echo: Service, settings: dict[str, Any], told: str) -> None:

@@ -98,12 +98,12 @@ def test_a_blank_mask_masks_nothing(echo: Service, name: str) -> None:
 def test_any_other_mask_is_refused_by_its_name(echo: Service, kind: str) -> None:
     for name in ("mask", "mask_image", "image.mask", "effective_region_mask"):
         told, blamed = refusal(txt2img(echo, asked(name, MASKING[kind]))), name.removeprefix("image.")
-        assert told == f"{blamed} masks a part of the image, but all of it counts: leave the mask out."
+        assert told.startswith(f"{blamed} covers a part of the image, but the whole image is used here")
 
 
 def test_a_region_of_nothing_is_not_a_region_of_all(echo: Service) -> None:
     assert txt2img(echo, asked("effective_region_mask", BLANK["white"])).status_code == 200
-    assert "effective_region_mask masks" in refusal(txt2img(echo, asked("effective_region_mask", BLANK["black"])))
+    assert "effective_region_mask covers" in refusal(txt2img(echo, asked("effective_region_mask", BLANK["black"])))
 
 
 def test_a_mask_that_is_no_image_is_refused_by_its_name(echo: Service) -> None:
@@ -220,7 +220,7 @@ def test_detect_takes_a_request_as_clients_send_it(service: Service) -> None:
 
 def test_detect_refuses_in_words(service: Service) -> None:
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"module": "openpose"}, "controlnet_module is 'openpose', which is not here."),
+        ({"module": "openpose"}, "controlnet_module is 'openpose', which this service does not have."),
         ({"input_images": []}, "controlnet_input_images has 0 images; it must have from 1 to 8"),
         ({"input_images": None}, "controlnet_input_images has 0 images"),
         ({"input_images": ["AAAA"] * 9}, "controlnet_input_images has 9 images"),
@@ -231,7 +231,7 @@ def test_detect_refuses_in_words(service: Service) -> None:
         ({"processor_res": 100.5}, "controlnet_processor_res is 100.5"),
         ({"threshold_a": 0}, "controlnet_threshold_a is 0; it must be from 1 to 2000."),
         ({"threshold_b": 2001}, "controlnet_threshold_b is 2001; it must be from 1 to 2000."),
-        ({"masks": [MASKING["half"]]}, "controlnet_masks masks a part of the image"),
+        ({"masks": [MASKING["half"]]}, "controlnet_masks covers a part of the image"),
     ]
     for fields, told in refused:
         assert told in refusal(detect(service, DRAWING, **fields)), fields

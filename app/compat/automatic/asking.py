@@ -19,14 +19,14 @@ from workers.engine.metadata import Provenance
 # What would make other images and cannot be had. None of them is refused while it is off.
 UNUSED = {
     "enable_hr": "an image is made at one size",
-    "restore_faces": "nothing restores faces here",
-    "tiling": "nothing makes images that can be tiled here",
-    "styles": "there are no styles here",
-    "script_name": "there are no scripts here but ControlNet, in alwayson_scripts",
-    "refiner_checkpoint": "there is one model here",
-    "subseed_strength": "noise is of one seed here",
-    "seed_resize_from_w": "noise is of one size here",
-    "seed_resize_from_h": "noise is of one size here",
+    "restore_faces": "this service does not restore faces",
+    "tiling": "this service makes no tileable images",
+    "styles": "this service has no styles",
+    "script_name": "the only script is ControlNet, in alwayson_scripts",
+    "refiner_checkpoint": "this service has one model",
+    "subseed_strength": "the noise of an image comes from one seed",
+    "seed_resize_from_w": "noise has the size of the image",
+    "seed_resize_from_h": "noise has the size of the image",
     "eta": "the sampler's noise is as configured",
     "s_churn": "the sampler's noise is as configured",
     "s_noise": "the sampler's noise is as configured",
@@ -100,7 +100,7 @@ def _completed(request: Txt2ImgRequest, scripts: Scripts) -> tuple[Txt2ImgReques
     }
     missing = {name: said for name, (_, field, said) in repeated.items() if field is None and said is not None}
     notes = [
-        f"{name} is what the field says; the script {script} says otherwise."
+        f"The field {name} was used; the script {script} says otherwise."
         for name, (script, field, said) in repeated.items()
         if field is not None and said not in (None, -1, field) and name in ("seed", "steps")
     ]

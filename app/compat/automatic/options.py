@@ -8,7 +8,7 @@ import msgspec
 
 from app.compat.automatic.errors import wrong
 from app.compat.automatic.scripts import is_nothing
-from app.errors import Faults, quoted
+from app.errors import Faults, plain, quoted
 from app.settings import Settings
 from workers.engine.contract import Embedding, Format
 
@@ -100,11 +100,11 @@ def check(wanted: Mapping[str, Any], present: Options) -> None:
             continue
         if name in here:
             if not _is_so(name, value, here[name]):
-                text = f"{name} is {here[name]!r} here and cannot be changed by a request, to {quoted(value)} for one."
+                text = f"{name} is {here[name]!r} here, and a request cannot change it to {quoted(value)}."
                 faults.add(wrong(name, text))
         elif not is_nothing(value) and value not in DEFAULTS.get(name, ()):
-            advice = f"Leave it out; a request may choose {SAMPLES_FORMAT} and {PNGINFO}."
-            faults.add(wrong(name, f"There is no setting {quoted(name)} here, to be {quoted(value)}. {advice}"))
+            advice = f"Leave it out; in override_settings, {SAMPLES_FORMAT} and {PNGINFO} can be chosen."
+            faults.add(wrong(name, f"{plain(name)} is {quoted(value)}, but this service has no such setting. {advice}"))
     faults.check()
 
 

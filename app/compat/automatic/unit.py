@@ -14,7 +14,8 @@ from app.compat.automatic.structs import ControlNetUnit, MaskedImage, Name
 from app.errors import Faults, quoted
 
 CANNY, NONE = "canny", "none"
-MODULES = {CANNY: "finds edges in the image", NONE: "takes the image as an edge map, white on black"}
+MODULES = (CANNY, NONE)
+MODULES_TEXT = "'canny' (edges are found in the image) or 'none' (the image is an edge map, white on black)"
 IMAGE, REGION = "image", "effective_region_mask"
 BALANCED = (None, 0, "", "0", "Balanced")
 RESIZE_MODES = ("0", "1", "2", "3", "none")
@@ -69,8 +70,8 @@ class Mask:
         """Raises Problem unless a mask whose values are from `low` to `high`, of 0 to 255, masks nothing."""
         if low >= WHITE or (high <= BLACK and self.name != REGION):
             return
-        text = f"{self.name} masks a part of the image, but all of it counts: leave the mask out."
-        raise wrong(self.name, text)
+        text = f"{self.name} covers a part of the image, but the whole image is used here: leave the mask out,"
+        raise wrong(self.name, f"{text} or send one that is all black or all white.")
 
 
 def unit(args: Sequence[msgspec.Raw], short_side: int) -> tuple[ControlNetUnit, bytes, list[Mask]]:
@@ -80,8 +81,8 @@ def unit(args: Sequence[msgspec.Raw], short_side: int) -> tuple[ControlNetUnit, 
     """
     units = [parsed_json(each, _unit) for each in _enabled(args)]
     if len(units) != 1:
-        text = f"{len(units)} units of ControlNet are enabled; one is needed, in {FIELD}.{SCRIPT}.args,"
-        raise wrong(FIELD, f"{text} with the image and its module: {_modules()}.")
+        text = f"{len(units)} ControlNet units are enabled. Send one, in {FIELD}.{SCRIPT}.args, with an image and"
+        raise wrong(FIELD, f"{text} a module: {MODULES_TEXT}.")
     (found,) = units
     faults = Faults()
     with faults.noted():
@@ -103,12 +104,8 @@ def module_of(name: Name | None, field: str = "module") -> str:
         advice = ""
         if module.startswith("invert"):
             advice = " Invert the image yourself and send it with 'none'."
-        raise wrong(field, f"{field} is {quoted(name)}, which is not here. These are: {_modules()}.{advice}")
+        raise wrong(field, f"{field} is {quoted(name)}, which this service does not have. Send {MODULES_TEXT}.{advice}")
     return module
-
-
-def _modules() -> str:
-    return ", ".join(f"{name!r} {does}" for name, does in MODULES.items())
 
 
 def _enabled(args: Sequence[msgspec.Raw]) -> Iterator[bytes]:
@@ -122,7 +119,7 @@ def _check(given: ControlNetUnit, short_side: int) -> None:
     module = module_of(given.module)
     model = (given.model or NONE).lower()
     if not is_nothing(model) and CANNY not in model:
-        text = f"model is {quoted(given.model)}, but the one model here follows edges: name one of {CANNY!r}."
+        text = f"model is {quoted(given.model)}, but the model of this service follows edges: name one of {CANNY!r}."
         raise wrong("model", text)
     end = given.guidance_end if given.guidance is None else given.guidance
     if (given.guidance_start or 0.0) > 0:
