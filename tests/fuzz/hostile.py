@@ -117,6 +117,10 @@ JSONS: Mapping[str, Build] = {
     "txt2img: scripts of most values": lambda: json_request(
         TXT2IMG, _unit("", alwayson_scripts={f"script {n}": {"args": [{"a_b_c": 0}] * 50} for n in range(99)})
     ),
+    "txt2img: infotext of 31 MB": lambda: json_request(TXT2IMG, _unit("", infotext=" " * (BODY - 1000))),
+    "txt2img: prompt of 31 MB of dynamic syntax": lambda: json_request(
+        TXT2IMG, _unit("", prompt="{a" * (BODY // 2 - 1000), alwayson_scripts={"Dynamic Prompts": {"args": [True]}})
+    ),
     "txt2img: largest good mask": lambda: json_request(TXT2IMG, _masked(_text(large_image(FILE // 2)))),
     "detect: largest good": lambda: json_request(DETECT, {"controlnet_input_images": [_text(large_image())]}),
     "detect: 8 large results": lambda: json_request(

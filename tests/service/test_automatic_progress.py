@@ -82,7 +82,7 @@ def test_of_several_images_that_wait_the_place_of_the_first_is_told(slow: Servic
             return told[-1]["textinfo"] is not None
 
         until(waits)
-        assert told[-1]["textinfo"] == "It waits; 0 start before it."
+        assert told[-1]["textinfo"] == "Waiting; 0 images start before yours."
         assert len(made.result().json()["images"]) == 3
         assert first.result().status_code == 200
 
@@ -94,7 +94,7 @@ def test_interrupting_gives_no_picture_and_frees_the_worker(slow: Service) -> No
         running(slow, lambda told: told["progress"] > 0)
         assert api.interrupt() == {}
         result = made.result()
-    assert (result.images, result.info["notes"]) == ([], ["It was interrupted."])
+    assert (result.images, result.info["notes"]) == ([], ["The request was interrupted."])
     assert slow.sample("contour_requests_total", outcome="abandoned") == before + 1
     until(lambda: slow.sample("contour_running") == 0)
     assert slow.client.post("/sdapi/v1/interrupt").json() == {}

@@ -72,7 +72,9 @@ def asked(request: Txt2ImgRequest, rules: Rules, present: Options, faults: Fault
     with faults.noted():
         overrides = overridden(request.settings, present, rules.embed_metadata)
     with faults.noted():
-        scripts = read(request.scripts, (request.prompt or "", request.negative_prompt or ""))
+        # Longer ones are refused below.
+        prompts = [(text or "")[: rules.max_text_chars] for text in (request.prompt, request.negative_prompt)]
+        scripts = read(request.scripts, prompts)
         given, image, masks = unit(scripts.units, rules.sizing.short_side)
     request, notes = _completed(request, scripts)
     fields = _fields(request, given, overrides)

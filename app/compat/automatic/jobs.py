@@ -91,7 +91,7 @@ class Job:
         return min(self._standings.values(), key=lambda standing: standing.position, default=None)
 
     def _text(self) -> str | None:
-        return None if self._standing is None else f"It waits; {self._standing.position} start before it."
+        return None if self._standing is None else f"Waiting; {self._standing.position} images start before yours."
 
 
 class Jobs:

@@ -33,6 +33,7 @@ DYNAMIC_SWITCHES = (1, 3, 4, 5, 13, 14)
 SWITCH_NAMES = frozenset({"enable", "enabled", "active", "activate", "activated", "on"})
 SWITCH_ENDS = ("enable", "enabled", "active")
 NOTHING = ("", "none", "off", "false", "disabled", "automatic")
+WORD_CHARS = 20  # more than these words have: what is longer may be an image
 DEPTH = 8  # of lists and objects in each other, looked at; deeper ones count as on
 
 Args: TypeAlias = Sequence[Any]
@@ -104,7 +105,7 @@ def is_nothing(value: object, depth: int = DEPTH) -> bool:
     """Whether a value is empty, zero, off or a word for these; of lists and mappings, whether they are off."""
     match value:
         case str():
-            return value.strip().lower() in NOTHING
+            return len(value) < WORD_CHARS and value.strip().lower() in NOTHING
         case list():
             return depth > 0 and is_off(value, depth - 1)
         case dict():
@@ -116,7 +117,7 @@ def is_nothing(value: object, depth: int = DEPTH) -> bool:
 def is_off(args: Args, depth: int = DEPTH) -> bool:
     """Whether a script with these arguments is off, by the rule above."""
     for each in args:
-        if each is False or (isinstance(each, str) and each.strip().lower() == "false"):
+        if each is False or (isinstance(each, str) and each[:WORD_CHARS].strip().lower() == "false"):
             return True
         if isinstance(each, dict):
             return all(is_nothing(unit, depth) for unit in args if isinstance(unit, dict))

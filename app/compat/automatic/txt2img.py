@@ -28,7 +28,7 @@ from workers.engine.metadata import Metadata
 JSON = "application/json"
 _json = msgspec.json.Decoder(Txt2ImgRequest, strict=False)
 
-INTERRUPTED = msgspec.json.encode(Txt2ImgAnswer([], Txt2ImgRequest(), '{"notes":["It was interrupted."]}'))
+INTERRUPTED = msgspec.json.encode(Txt2ImgAnswer([], Txt2ImgRequest(), '{"notes":["The request was interrupted."]}'))
 
 
 class Txt2Img:
