@@ -16,7 +16,8 @@ from app.settings import ServerConfig, Settings
 
 log = logging.getLogger("contour")
 
-EXPOSED_HEADERS = ("ETag", "Retry-After", "Server-Timing", "X-Request-Id")  # that a page of another origin may read
+# That a page of another origin may read.
+EXPOSED_HEADERS = ("ETag", "Retry-After", "Server-Timing", "X-Contour-Warning", "X-Request-Id")
 
 
 def middlewares(settings: Settings, desk: Desk, access: Access) -> Sequence[Middleware]:

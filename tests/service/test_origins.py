@@ -103,7 +103,9 @@ def test_an_allowed_origin_may_ask_and_read(opened: Service) -> None:
     assert preflight.headers["access-control-allow-private-network"] == "true"
     made = send(opened, "json", {"Origin": FRIEND, "Sec-Fetch-Site": "cross-site"})
     assert (made.status_code, made.headers["access-control-allow-origin"]) == (200, FRIEND)
-    assert "x-request-id" in made.headers["access-control-expose-headers"].lower()
+    readable = made.headers["access-control-expose-headers"].lower()
+    assert "x-request-id" in readable
+    assert "x-contour-warning" in readable
     wrong = opened.client.post("/generation/", json={}, headers={"Origin": FRIEND})
     assert (wrong.status_code, wrong.headers["access-control-allow-origin"]) == (422, FRIEND)
 
