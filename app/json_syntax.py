@@ -7,7 +7,7 @@ from app.errors import Error, Problem, quoted
 AROUND = 20  # characters shown of the place
 MARK = b"\xef\xbb\xbf"  # the byte order mark of UTF-8, which some editors and shells put before a text
 POSITION = re.compile(r"\(byte (\d+)\)$")  # in msgspec's messages
-HALF = re.compile(rb"\\u(d[89ab][0-9a-f]{2}(?!\\ud[c-f])|d[c-f][0-9a-f]{2})", re.IGNORECASE)
+SURROGATES = re.compile(rb"\\u(?:d[89ab]..\\u(?=d[c-f])d...|(d[89a-f]..))", re.IGNORECASE | re.DOTALL)
 WORD, WORD_BYTES = re.compile(rb"-?[A-Za-z]\w*"), 20
 NUMBERS = "Write numbers like 12, 0.5 or -3: no leading zeros or points, no plus sign, no hexadecimal."
 LITERALS = {b"none": "null", b"undefined": "null", b"nil": "null", b"true": "true", b"false": "false", b"null": "null"}
@@ -46,8 +46,10 @@ def _at(body: bytes, error: Exception) -> str:
         return "The JSON is nested too deeply."
     if isinstance(error, UnicodeDecodeError) or not _is_utf8(body):
         return _not_utf8(body)
-    if half := HALF.search(body):
-        return f"{_place(body, half.start())} half of a surrogate pair, which is no character. Send text as UTF-8."
+    if "truncated" in str(error) or "surrogate" in str(error):
+        half = next((found for found in SURROGATES.finditer(body) if found[1]), None)
+        if half is not None:
+            return f"{_place(body, half.start())} half of a surrogate pair, which is no character. Send text as UTF-8."
     if (found := POSITION.search(str(error))) is None:
         return f"The JSON is cut off: it ends after {len(body)} bytes, before it is complete."
     at, advice = _advice(body, int(found[1]), str(error))

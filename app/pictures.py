@@ -106,4 +106,5 @@ def _text(encoded: msgspec.Raw, name: str) -> str:
             Error.INVALID_FIELD, f"{name} is {found}; it must be the image file as base64 text.", name
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise broken(bytes(encoded), error) from None
+        told = broken(bytes(encoded), error).detail
+        raise Problem(Error.BROKEN_JSON, f"In {name}, {told[:1].lower()}{told[1:]}") from None

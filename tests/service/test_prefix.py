@@ -10,9 +10,10 @@ import pytest
 from openai import OpenAI
 
 from app.http.prefix import is_prefix
+from app.settings import SettingsError, load
 from tests.service.automatic import body as txt2img
 from tests.service.proxy import proxied
-from tests.service.running import Service, good_request, png
+from tests.service.running import ROOT, Service, good_request, png
 
 PREFIX = "/our/contour"
 TRUSTED = {"SERVER__TRUSTED_PROXIES": '["127.0.0.1"]'}
@@ -137,3 +138,9 @@ def test_what_a_trusted_proxy_says_of_the_client_is_believed_beside_its_prefix()
         headers = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Prefix": "/ours"}
         assert service.client.post("/generation/", json=good_request(), headers=headers).status_code == 200
         assert any("203.0.113.7" in line for line in service.log)
+
+
+@pytest.mark.parametrize("prefix", ["contour", "/contour/", "/", "//x", "/a b", "/docs", "/<b>"])
+def test_a_prefix_that_cannot_be_one_stops_the_start(prefix: str) -> None:
+    with pytest.raises(SettingsError, match=r"server\.root_path is .*must begin with a slash and end without one"):
+        load(ROOT / "configs" / "echo.yaml", {"CONTOUR_SERVER__ROOT_PATH": prefix})
