@@ -6,10 +6,9 @@ names on (`Setup.without`). Example: the worker tells "compiled networks", torch
 next process of that device serves with the networks as they are.
 """
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from threading import Lock
+from threading import Lock, get_ident
 from typing import TypeAlias, get_args
 
 from workers.engine.config import AttentionKernel
@@ -27,26 +26,32 @@ TRIALS = frozenset({COMPILING, GRAPHS, *map(attention, get_args(AttentionKernel)
 
 
 class Trials:
-    """Tells what is being tried. `without`: what ended the last process of this device. For several threads."""
+    """Tells what is being tried. `without`: what ended the last process of this device. For several threads.
+
+    Where one is part of another, as kernels are tried while a graph is recorded, the inner one alone is told.
+    """
 
     def __init__(self, tell: Tell = lambda names: None, without: Collection[str] = ()) -> None:
         self.without = frozenset(without)
         self.settle: Callable[[], object] = lambda: None
         """Waits for the device, and raises if that has failed. Set by who has a device."""
         self._tell = tell
-        self._running: Counter[str] = Counter()
+        self._running: dict[int, list[str]] = {}  # by thread, the innermost last
         self._lock = Lock()
         self._lost = False
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
         """Try something. Whatever it raises is passed on; where the device fails with it, the trial does not end."""
-        self._count(name, 1)
+        running = self._running.setdefault(get_ident(), [])
+        running.append(name)
+        self._tell_all()
         try:
             yield
         finally:
             self._settle()
-            self._count(name, -1)
+            running.pop()
+            self._tell_all()
 
     def _settle(self) -> None:
         try:
@@ -55,10 +60,8 @@ class Trials:
             self._lost = True  # what is tried from now on fails as well, and is not to blame
             raise
 
-    def _count(self, name: str, change: int) -> None:
+    def _tell_all(self) -> None:
         with self._lock:
-            if self._lost:
-                return
-            self._running[name] += change
-            self._running += Counter()  # drops the zeros
-            self._tell(tuple(self._running))
+            if not self._lost:
+                innermost = [names[-1] for names in list(self._running.values()) if names]
+                self._tell(tuple(dict.fromkeys(innermost)))

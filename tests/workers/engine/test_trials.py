@@ -1,0 +1,80 @@
+"""What is told of trials, so that nothing is tried again that has ended a process."""
+
+import threading
+
+import pytest
+import torch
+
+from tests.workers.engine.rivals import HEADS, Bench, inputs
+from workers.engine.attention import Attention
+from workers.engine.trials import COMPILING, GRAPHS, TRIALS, Trials, attention
+
+Told = list[tuple[str, ...]]
+
+
+@pytest.fixture
+def told() -> Told:
+    return []
+
+
+def test_a_trial_is_told_before_it_begins_and_when_it_has_ended_however_that_was(told: Told) -> None:
+    trials = Trials(told.append)
+    with trials.of(GRAPHS):
+        assert told == [(GRAPHS,)]
+    with pytest.raises(AssertionError), trials.of(COMPILING):
+        raise AssertionError
+    assert told == [(GRAPHS,), (), (COMPILING,), ()]
+
+
+def test_of_trials_within_each_other_the_inner_one_is_told(told: Told) -> None:
+    trials = Trials(told.append)
+    with trials.of(GRAPHS):
+        with trials.of(attention("flash")):
+            pass
+        with trials.of(attention("cudnn")):
+            pass
+    assert told == [(GRAPHS,), (attention("flash"),), (GRAPHS,), (attention("cudnn"),), (GRAPHS,), ()]
+
+
+def test_of_trials_beside_each_other_all_are_told(told: Told) -> None:
+    trials = Trials(told.append)
+
+    def beside() -> None:
+        with trials.of(COMPILING):
+            pass
+
+    with trials.of(GRAPHS):
+        thread = threading.Thread(target=beside)
+        thread.start()
+        thread.join()
+    assert told == [(GRAPHS,), (GRAPHS, COMPILING), (GRAPHS,), ()]
+
+
+def test_what_loses_the_device_is_never_taken_back_and_nothing_else_is_blamed(told: Told) -> None:
+    trials = Trials(told.append)
+
+    def lost() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def fatal() -> None:
+        with trials.of(attention("cudnn")):
+            trials.settle = lost
+            raise ValueError
+
+    with pytest.raises(torch.AcceleratorError):
+        fatal()
+    with pytest.raises(torch.AcceleratorError), trials.of(attention("math")):
+        pass
+    assert told == [(attention("cudnn"),)]
+
+
+def test_each_attention_kernel_is_a_trial(told: Told) -> None:
+    bench = Bench()
+    kernels = [bench.kernel("flash", 1.0), bench.kernel("math", 2.0)]
+    tried = Attention(kernels, bench.timer, Trials(told.append))
+    tried(*inputs(), HEADS)
+    assert told == [(attention("flash"),), (), (attention("math"),), ()]
+
+
+def test_the_pool_knows_all_of_them() -> None:
+    assert {GRAPHS, COMPILING, attention("xformers")} < TRIALS
