@@ -79,7 +79,7 @@ def test_of_several_images_that_wait_the_place_of_the_first_is_told(slow: Servic
 
         def waits() -> bool:
             told.append(progress(slow, id_task="task(three)"))
-            return told[-1]["textinfo"] is not None
+            return (told[-1]["textinfo"] or "").startswith("Waiting")  # until it is there, another text says so
 
         until(waits)
         assert told[-1]["textinfo"] == "Waiting; 0 images start before yours."
