@@ -1,7 +1,4 @@
-"""What is wrong with a configuration whose values are all right one by one: contradictions, and API keys that are none.
-
-Each check yields problems; nothing is raised.
-"""
+"""Checks across settings that are valid one by one: contradictions, and API keys that cannot be used."""
 
 import re
 import stat

@@ -1,7 +1,8 @@
-"""What a configuration names is there and fits: looked at before a worker starts, which would fail again and again.
+"""Check that the files and the sampler of a configuration exist and fit together, before a worker starts.
 
-Files are checked here, by their names and beginnings. What only torch and diffusers can tell is asked of a process of
-its own (`workers.engine.tryout`), if a configuration has anything unusual.
+A worker would fail, and be started again and again. Files are checked here, by their names and headers. Only torch and
+diffusers can tell whether an unusual sampler or a LoRA works: a process of its own (`workers.engine.tryout`) tries that,
+and a note in the cache keeps the next start from trying it again.
 """
 
 import hashlib
@@ -31,8 +32,10 @@ from workers.engine.weights import (
 )
 from workers.folders import replace_file
 from workers.schema import Problem, nearest
+from workers.secrets import without_secrets
 
 ROOT = Path(__file__).parents[1]
+MAX_HEADER = 100_000_000  # bytes; that of the safetensors library
 SECONDS = 180.0  # for torch and diffusers to be imported from a cold disk
 MARK = "tried"  # a file of the cache: the last trial that went well
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -40,16 +43,13 @@ CLASSES = {
     "unet": "UNet2DConditionModel",
     "controlnet": "ControlNetModel",
     "vae": "AutoencoderKL",
-    "tokenizer": "CLIPTokenizer",
 }
 
 
 def problems(engine: EngineConfig, cache: Path | None = None) -> list[Problem]:
-    """What is wrong with the files and the sampler of a (located) configuration.
+    """Return the problems of a (located) configuration; `cache` is the folder for the note of the last trial.
 
-    In the folder `cache` it is noted what was tried and works, so that the next start need not try it again.
-
-    What must be fetched first is not looked at: `weights.absent` tells of that.
+    Weights that must be fetched first are not looked at: `weights.absent` tells of them.
     """
     if engine.kind != "diffusion":
         return []
@@ -109,7 +109,7 @@ def _not_such_a_part(name: str, weights: Weights, key: tuple[str, ...]) -> Probl
 
 
 def _neighbour(path: Path) -> str:
-    """The end of a sentence about a path that is not there: what is most like it beside it."""
+    """The end of a sentence about a missing path: the name beside it that is most like it."""
     try:
         return nearest(path.name, [each.name for each in path.parent.iterdir()]).removesuffix(".")
     except OSError:
@@ -158,7 +158,7 @@ def _json_flaws(folder: Path, component: str) -> Iterator[str]:
 
 
 def _file_flaws(path: Path) -> Iterator[str]:
-    """Reads the header of a safetensors file alone; how to read more, and to tell what else it is, takes imports."""
+    """Look at the header first: the libraries that can say what else a file is take 0.4 s to import."""
     if _looks_whole(path):
         return
     from workers.fetching.errors import FetchError
@@ -171,16 +171,16 @@ def _file_flaws(path: Path) -> Iterator[str]:
 
 
 def _looks_whole(path: Path) -> bool:
-    with suppress(OSError, ValueError, LookupError, TypeError), path.open("rb") as file:
+    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError), path.open("rb") as file:
         size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(min(length, size)))
+        header = json.loads(file.read(length)) if length <= MAX_HEADER else {}
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
         return bool(size == 8 + length + max(ends))
     return False
 
 
 def _misfits(model: Path, controlnet: Path) -> Iterator[Problem]:
-    """Of networks that this engine does not run, or not together."""
+    """Networks that this engine does not run, or not together."""
     parts = (model / "unet", controlnet, model / "text_encoder")
     try:
         check_fit(*(trust.read_object(folder / "config.json") for folder in parts))
@@ -193,7 +193,7 @@ def _misfits(model: Path, controlnet: Path) -> Iterator[Problem]:
 
 
 def _tried(engine: EngineConfig, model: Path, cache: Path | None) -> list[Problem]:
-    """What torch and diffusers say, where they must be asked."""
+    """Ask torch and diffusers, unless they are known to agree."""
     base = trust.read_object(model / "scheduler" / "scheduler_config.json")
     if is_proven(engine.sampler, base) and not engine.loras:
         return []
@@ -209,7 +209,7 @@ def _tried(engine: EngineConfig, model: Path, cache: Path | None) -> list[Proble
 
 
 def _digest(engine: EngineConfig, model: Path, base: dict[str, Any]) -> bytes:
-    """What a trial depends on. Not followed: a LoRA that is replaced by one of the same size within a clock tick."""
+    """A hash of all that a trial depends on."""
     from importlib.metadata import version
 
     files = [Path(part.path) / part.file for _, part in parts_of(engine) if isinstance(part, Lora) and is_folder(part)]
@@ -220,12 +220,12 @@ def _digest(engine: EngineConfig, model: Path, base: dict[str, Any]) -> bytes:
 
 
 def _asked(engine: EngineConfig) -> list[Problem] | None:
-    """None when there was no answer: then the workers will find out."""
+    """The answer of the trial; None if there is none, so that the workers must find out."""
     with suppress(OSError, subprocess.TimeoutExpired, msgspec.DecodeError):
         done = subprocess.run(
             [sys.executable, "-m", "workers.engine.tryout"],
             cwd=ROOT,
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+            env=without_secrets(os.environ) | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
             input=msgspec.json.encode(engine),
             capture_output=True,
             timeout=SECONDS,

@@ -1,7 +1,7 @@
-"""Settings as dataclasses: what is wrong with a value, what a variable's text means, and each type in words.
+"""Dataclasses as a schema of settings: check values, read the text of variables, describe types in words.
 
-The types are Python's own, with bounds as `msgspec.Meta`. Two marks in `Meta.extra` mean something here: `secret` is
-never shown; `needed` is never empty, not even as a variable that counts as not set.
+Bounds are `msgspec.Meta`. `Meta.extra` has two marks: a `secret` is never shown; `needed` text may not be empty, and an
+empty variable for it is an error instead of "not set".
 """
 
 import ast
@@ -28,7 +28,7 @@ CREDENTIALS = re.compile(r"//[^/@\s]+@")  # in a URL
 
 
 class NotSet:
-    """What an empty variable means, where empty is no value."""
+    """The type of NOT_SET."""
 
 
 NOT_SET: Final = NotSet()
@@ -36,7 +36,7 @@ NOT_SET: Final = NotSet()
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with the value of a key."""
+    """A key with a wrong value; `text` follows the key's name in the message."""
 
     key: Key
     text: str
@@ -81,10 +81,10 @@ def marked(kind: Any, mark: str) -> bool:
 
 
 def typed(text: str, kind: Any) -> Any:
-    """What the text of a variable means for a key of a type; NOT_SET if it is empty where that is no value.
+    """Read the text of a variable as a value of a type; NOT_SET if it is empty and the type has no empty value.
 
-    For text it is that text. For a number, a truth value or a word it is that, without spaces around it; text that is
-    none is given back, to be refused as such. Lists, mappings and sections are read as YAML. Raises NotYamlError.
+    Text stays as it is. Numbers, truth values and words are recognised without the spaces around them; other text is
+    returned for the checks to refuse. Lists, mappings and sections are YAML. Raises NotYamlError.
     """
     members = _members(kind)
     texts = [member for member in members if isinstance(member, inspect.StrType)]
@@ -131,7 +131,7 @@ def _number(text: str) -> int | float | None:
 
 
 def _anything(text: str) -> Any:
-    """A number, a truth value, a list or a mapping, where the text is one; else the text."""
+    """Read text of any type: as YAML, unless that is text too or not YAML."""
     try:
         value = yamlfile.read(text)[0]
     except NotYamlError:
@@ -143,7 +143,7 @@ def _anything(text: str) -> Any:
 
 
 def problems(kind: Any, found: Any, key: Key) -> Iterator[Problem]:
-    """All that is wrong with a value that should be of a type. Mappings are checked key by key."""
+    """Check a value against a type; mappings are checked key by key."""
     schema = section_in(kind)
     if get_origin(kind) is list and isinstance(found, list):
         for n, item in enumerate(found):
@@ -196,13 +196,13 @@ def show(value: Any) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the known one that is most like it, if any is."""
+    """The end of a sentence about an unknown name: the most similar known one, if any is similar."""
     matches = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {matches[0]}?" if matches else "."
 
 
 def allowed(kind: Any) -> str:
-    """What values a type takes, in words."""
+    """The values of a type, in words."""
     return _describe(inspect.type_info(kind))
 
 

@@ -6,7 +6,7 @@ its parent's under /proc, is all that the person who started the service had the
 
 import ctypes
 import re
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 PR_SET_DUMPABLE = 4  # <linux/prctl.h>
 
@@ -36,6 +36,11 @@ def forget_secrets(environ: MutableMapping[str, str]) -> list[str]:
         # a process is non-dumpable. Profilers that attach to it are denied too, so only where there is a secret.
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, *map(ctypes.c_ulong, (0, 0, 0, 0)))
     return names
+
+
+def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment for a child that is started before `forget_secrets` can be called."""
+    return {name: value for name, value in environ.items() if not _is_secret(name, value)}
 
 
 def _is_secret(name: str, value: str) -> bool:

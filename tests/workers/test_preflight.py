@@ -237,6 +237,18 @@ def test_what_works_is_not_tried_again_until_something_changes(config: Path, mon
     assert (config.parent / MARK).read_bytes() == note
 
 
+def test_who_tries_it_gets_no_secrets(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nenv > {tmp_path}/environment\necho '[]'\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("CONTOUR_SERVER__API_KEY", "a-key-of-more-than-16")
+    assert told(config, SAMPLER__OPTIONS="{use_karras_sigmas: true}") == []
+    environment = (tmp_path / "environment").read_text()
+    assert "HF_HUB_OFFLINE=1" in environment
+    assert "a-key-of-more-than-16" not in environment
+
+
 def test_a_lora_of_another_model_is_told(config: Path) -> None:
     key = "lora_unet_down_blocks_9_attentions_0_transformer_blocks_0_attn1_to_q"
     tensors = {f"{key}.lora_down.weight": torch.zeros(4, 8), f"{key}.lora_up.weight": torch.zeros(8, 4)}

@@ -1,6 +1,6 @@
-"""Which schedulers of diffusers can be the sampler, told without importing diffusers, which takes seconds.
+"""The names of the samplers: the schedulers of diffusers that `sampler.py` can turn into a matrix.
 
-A test holds the names to diffusers: they are those of which `sampler.py` makes a matrix.
+They are listed here because importing diffusers takes seconds. A test holds the list to diffusers.
 """
 
 import difflib
@@ -38,7 +38,7 @@ SAMPLERS = (
 NEED_SCIPY = ("LMSDiscreteScheduler",)
 PROVEN_STEPS = range(1, 51)  # a test tries each sampler with the first, the last and 20, on the schedules below
 LEAST_STEPS = {"PNDMScheduler": 4}
-# What a model's own scheduler may say for a sampler to be known to work with it; any value where there is none here.
+# The values in a model's `scheduler_config.json` with which the samplers were tried; an empty tuple allows any value.
 _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "_class_name": (),
     "_diffusers_version": (),
@@ -62,7 +62,7 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
 
 
 def unknown(name: str) -> str | None:
-    """What is wrong with a sampler's name; None if nothing is."""
+    """Return the problem with a sampler's name, or None."""
     known = (*SAMPLERS, *NEED_SCIPY)
     if name in known:
         return None
@@ -79,7 +79,7 @@ def _short(name: str) -> str:
 
 
 def is_proven(sampler: Sampler, base: Mapping[str, Any]) -> bool:
-    """Whether a sampler is known to work; else it must be tried. `base` is what the model's own scheduler says."""
+    """Whether a sampler is known to work and need not be tried. `base` is the model's `scheduler_config.json`."""
     plain = "clip_sample" in base and all(
         key in _PLAIN and (not _PLAIN[key] or value in _PLAIN[key]) for key, value in base.items()
     )

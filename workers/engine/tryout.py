@@ -1,7 +1,7 @@
-"""python -m workers.engine.tryout: try what only torch and diffusers can tell of a configuration, in a second or four.
+"""python -m workers.engine.tryout: try the sampler and the LoRAs of a configuration, without loading the model.
 
-It reads an engine section (located) as JSON, and writes what is wrong: [[key, text], ...]. No weights are loaded: LoRAs
-are fused into networks without memory.
+It reads a (located) engine section as JSON and writes the problems: [[key, text], ...]. LoRAs are fused into networks
+on torch's meta device, which have shapes and no weights.
 """
 
 import inspect
@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from workers.console import command
 from workers.engine import trust
 from workers.engine.config import EngineConfig, Sampler
 from workers.engine.weights import folder_of, named_loras
@@ -34,7 +35,7 @@ _WORDS: Mapping[str, Any] = {
 
 
 def main() -> None:
-    """Answer on standard output, and say nothing else there."""
+    """Write the answer to standard output, and nothing else."""
     logging.disable()
     warnings.simplefilter("ignore")
     engine = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig)
@@ -95,7 +96,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _failure(sampler: Sampler, base: Mapping[str, Any]) -> Exception | None:
-    """What diffusers, or the proof of the matrix, raises with a sampler; None when it works."""
+    """Return the exception that diffusers or the matrix's proof raises with a sampler; None if it works."""
     from workers.engine.model import plans_of
 
     try:
@@ -106,9 +107,9 @@ def _failure(sampler: Sampler, base: Mapping[str, Any]) -> Exception | None:
 
 
 def _blame(sampler: Sampler, base: Mapping[str, Any], error: Exception) -> tuple[tuple[str, ...], str]:
-    """The key to blame, found by leaving one thing out after another."""
+    """Find the key to blame by leaving out one after another; return it with the message."""
     if package := PACKAGES.search(str(error)):
-        text = f"needs the package {package[0]}, which is not installed: pip install {package[0]}"
+        text = f"needs the package {package[0]}, which is not installed: {command('-m', 'pip', 'install', package[0])}"
         option = next((name for name in sampler.options if _works(sampler, base, without=name)), None)
         return (("name",), f"is {sampler.name}, which {text}") if option is None else (("options", option), text)
     for option, value in sampler.options.items():
