@@ -263,6 +263,10 @@ def test_a_setting_at_its_default_asks_for_nothing(echo: Service, settings: dict
         ({"samples_format": "jpg", "jpeg_quality": 80}, "jpeg_quality is 80, but files are written at 95"),
         ({"samples_format": ["png"]}, "samples_format is ['png']"),
         ({"sd_vae": "kl-f8.pt"}, "sd_vae is 'Automatic' here"),
+        (
+            {"sd_checkpoint_hash": "6ce0161689"},
+            "sd_checkpoint_hash is '6ce0161689', but this service has no such setting.",
+        ),
         ({"token_merging_ratio": 0.5}, "token_merging_ratio is 0.5, but this service has no such setting."),
         ({"emphasis": "No norm"}, "emphasis is 'No norm', but"),
         ({"hypertile_enable_unet": True}, "samples_format and enable_pnginfo can be chosen"),
