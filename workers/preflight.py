@@ -1,7 +1,7 @@
 """Check that the files and the sampler of a configuration exist and fit together, before a worker starts.
 
 A worker would fail, and be started again and again. Files are checked here, by their names and headers. Only torch and
-diffusers can tell whether an unusual sampler or a LoRA works: a process of its own (`workers.engine.tryout`) tries that,
+diffusers can tell whether an unusual sampler or a LoRA works. A process of its own (`workers.engine.tryout`) tries it,
 and a note in the cache keeps the next start from trying it again.
 """
 
