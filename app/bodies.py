@@ -25,7 +25,7 @@ UTF8_BYTES = 4  # of a character, at most
 MAX_LENGTH_DIGITS = 18  # of a Content-Length that is worth reading
 BODY = "body"  # what is blamed for an image that is the body, beside fields that are wrong
 FORM_FILE = "input_image"  # what a form calls the picture
-URL_ENCODED = "application/x-www-form-urlencoded"
+FORM, URL_ENCODED = "multipart/form-data", "application/x-www-form-urlencoded"
 # Bodies above this are decoded by a thread: the event loop answers others meanwhile.
 LARGE_BYTES = 2**20
 VALUE_STARTS = (b",", b"[", b"{")  # every value in JSON but the first follows one of these
@@ -33,9 +33,7 @@ FEW = 100  # that are looked for one by one
 # Escapes are decoded slowly. Base64 in lines, or with its slashes escaped as PHP does it, has half as many at most.
 ESCAPES, MAX_ESCAPES = (b"\\",), 1_000_000
 PICTURES = ("image/png", "image/jpeg", "image/jpg", "image/webp")  # by their type; what they are, their content decides
-TYPES = (
-    "JSON (application/json), a form (multipart/form-data), or the picture itself (image/png, image/jpeg, image/webp)"
-)
+TYPES = "JSON (application/json), a form (multipart/form-data), or the image itself (image/png, image/jpeg, image/webp)"
 
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
@@ -55,14 +53,14 @@ class Answering:
 async def wanted(request: Request, rules: Rules, answering: Answering) -> Wanted:
     """What a request asks for, whatever form it comes in. Raises Problem."""
     kind, faults = media_type(request), Faults()
-    if kind not in PICTURES:
+    if is_json(kind) or kind == FORM:
         _refuse_query(request)
     if is_json(kind):
         fields = await json_body(request, rules, _json, flat=True, faults=faults)
         image = await image_of_json(fields.input_image_base64, faults)
         made = understood(fields, image, pictures.JSON_NAME, rules, answering, faults=faults)
         return _with_warnings(made, other_names.sent_in(fields))
-    if kind == "multipart/form-data":
+    if kind == FORM:
         texts, files = await form(request, rules)
         given = converted(texts, Fields, faults, rules.ranges)
         file = b""
@@ -155,7 +153,10 @@ def understood(
 def media_type(request: Request) -> str:
     """The type of the body, without parameters; empty where none is named. Raises Problem for one that is coded."""
     if (coding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
-        raise Problem(Error.MEDIA_TYPE, f"The body is coded as {quoted(coding)}; send it as it is.")
+        raise Problem(
+            Error.MEDIA_TYPE,
+            f"The body is compressed ({quoted(coding)}); send it uncompressed, without Content-Encoding.",
+        )
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 

@@ -24,7 +24,7 @@ from workers.engine.contract import BadPictureError
 from workers.engine.header import output_size
 
 PNG = "image/png"
-TYPES = "the picture itself (image/png, image/jpeg, image/webp), or JSON (application/json)"
+TYPES = "the image itself (image/png, image/jpeg, image/webp), or JSON (application/json)"
 
 
 class EdgesRequest(msgspec.Struct, frozen=True):

@@ -43,7 +43,7 @@ EXAMPLES: Mapping[Error, Problem] = {
         ),
         Problem(Error.OVERDRAWN, "You have used your share of the queue. Try again in 4 s.", retry_after=4),
         Problem(Error.HEAD_TOO_LARGE, "The request's line and headers take more than 65536 bytes."),
-        Problem(Error.MEDIA_TYPE, "The body is coded as 'gzip'; send it as it is."),
+        Problem(Error.MEDIA_TYPE, "The body is compressed ('gzip'); send it uncompressed, without Content-Encoding."),
         joined(ALL_FAULTS),
         Problem(
             Error.INVALID_PICTURE,

@@ -441,6 +441,24 @@ def test_a_field_that_is_given_twice_and_wrong_once_is_named(echo: Service) -> N
     assert blamed(answer) == ["steps"]
 
 
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        ({}, "The body has no Content-Type; send JSON (application/json)"),
+        ({"Content-Type": "image/heic"}, "The body is 'image/heic'; send JSON (application/json)"),
+        ({"Content-Type": "text/plain"}, "The body is 'text/plain'; send JSON (application/json)"),
+        ({"Content-Type": "image/png", "Content-Encoding": "gzip"}, "The body is compressed ('gzip'); send it uncomp"),
+    ],
+)
+def test_a_body_of_a_type_that_is_not_taken_is_told_which_are(
+    echo: Service, headers: dict[str, str], words: str
+) -> None:
+    for path in ("/generation/?text=x", "/edges"):
+        answer = echo.client.post(path, content=PNG, headers=headers)
+        assert answer.status_code == 415
+        assert words.replace("JSON (application/json)", "") in told(answer)
+
+
 def test_a_body_that_is_too_large_is_told_what_to_do(echo: Service) -> None:
     answer = echo.client.post("/generation/", content=b" " * (33 * 2**20), headers=FOOT)
     assert answer.status_code == 413
