@@ -12,7 +12,7 @@ from workers.engine.config import Canny, EngineConfig, Lora, Sizing, Weights
 from workers.engine.samplers import unknown
 from workers.engine.weights import is_folder, named_loras
 from workers.fetching.store import find
-from workers.schema import Problem
+from workers.schema import SHOWN_CHARS, Problem, show
 
 AnyWeights = TypeVar("AnyWeights", bound=Weights)
 
@@ -114,17 +114,20 @@ def weights_problems(name: str, weights: Weights | None) -> dict[str, str]:
     if weights is None:
         return {name: f"is missing: kind diffusion needs a path, {PLACES}"}
     if weights.path.endswith(PICKLES):
-        return {f"{name}.path": f"is {weights.path!r}, a pickle, which can run any code: choose a .safetensors file"}
+        return {
+            f"{name}.path": f"is {show(weights.path)}, a pickle, which can run any code: choose a .safetensors file"
+        }
     if is_folder(weights):
         return {}
     if weights.path.endswith(".safetensors"):
         return {
-            f"{name}.path": f"is {weights.path!r}: write ./{weights.path} if it is a file beside this configuration"
+            f"{name}.path": f"is {show(weights.path)}: write ./{weights.path} if it is a file beside this configuration"
         }
     if not REPOSITORY.fullmatch(weights.path):
-        return {f"{name}.path": f"is {weights.path!r}, but must be {PLACES}"}
+        return {f"{name}.path": f"is {show(weights.path)}, but must be {PLACES}"}
     if not COMMIT.fullmatch(weights.revision or ""):
-        text = f"is {weights.revision or 'missing'}, but must be the repository's commit: 40 digits of 0-9 and a-f"
+        found = weights.revision[:SHOWN_CHARS] if weights.revision else "missing"
+        text = f"is {found}, but must be the repository's commit: 40 digits of 0-9 and a-f"
         return {f"{name}.revision": text}
     return {}
 
