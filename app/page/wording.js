@@ -34,8 +34,10 @@ function about(seconds) {
 
 /** A failure, and what to do. @param {import("./service.js").Failure & {title?: string, retryAfter?: number, status?: number}} failure */
 export function failed(failure) {
-  const detail = failure.status === 401 ? `${failure.message} Enter it at the top of the page.` : failure.message;
-  return { title: `${failure.title}.`, detail, retryAfter: failure.retryAfter };
+  const title = `${failure.title}.`;
+  const message = failure.message.startsWith(title) ? failure.message.slice(title.length).trim() : failure.message;
+  const detail = failure.status === 401 ? `${message} Enter it at the top of the page.` : message;
+  return { title, detail, retryAfter: failure.retryAfter };
 }
 
 /** A short name for a failure, where there is little room. @param {any} failure */

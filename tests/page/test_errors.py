@@ -73,7 +73,7 @@ def test_too_much_at_once_is_refused_until_later(known: Visit) -> None:
     known.upload(png(64, 64))
     cards = [known.generate(f"picture {n}") for n in range(4)]
     refused = known.page.get_by_role("alert").filter(has_text="share of the queue").first
-    expect(refused).to_contain_text("try again in")
+    expect(refused).to_contain_text("Try again in")
     expect(refused.get_by_role("button", name="Try again")).to_contain_text(" s")
     for card in cards[:2]:
         card.get_by_role("button", name="Cancel").click()
