@@ -17,16 +17,9 @@ MODEL, SAMPLES_FORMAT, PNGINFO, QUALITY = "sd_model_checkpoint", "samples_format
 # the web UI's API saves nothing either, whatever these say.
 HARMLESS = (
     *("directories_", "do_not_", "grid_", "outdir_", "return_", "save_", "show_", "live_preview", "ui_", "add_"),
-    *(
-        "samples_save",
-        "samples_filename",
-        "sd_checkpoint_cache",
-        "sd_checkpoints_",
-        "batch_cond_uncond",
-        "pad_cond_uncond",
-        "persistent_cond",
-    ),
-    *("cross_attention", "img2img_", "interrogate_", "upscal", "face_restoration_model", "code_former_weight"),
+    *("samples_save", "samples_filename", "sd_checkpoint_cache", "sd_checkpoints_", "batch_cond_uncond"),
+    *("pad_cond_uncond", "persistent_cond", "cross_attention", "img2img_", "interrogate_", "upscal"),
+    *("face_restoration_model", "code_former_weight"),
 )
 # The web UI's defaults of settings that would make other images, where these are neither empty nor off.
 DEFAULTS: Mapping[str, tuple[object, ...]] = {

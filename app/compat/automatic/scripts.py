@@ -184,7 +184,7 @@ def _check_seed(given: SeedArgs) -> None:
 
 def _check(name: str, off: bool) -> None:
     if not off:
-        advice = f"Switch it off or leave it out; of scripts, there is only {SCRIPT!r}."
+        advice = "Switch it off or leave it out; the only script here is ControlNet."
         raise wrong(f"{FIELD}.{name}", f"The script {plain(name)} is on, but this service does not have it. {advice}")
 
 
