@@ -96,7 +96,7 @@ export class Card {
   #offer(result) {
     const { again, reuse, refill, all, delete: remove } = this.#part;
     const seed = () => seedOf(result.fields.random_seed, this.#chosen);
-    again.addEventListener("click", () => this.#actions.again(result));
+    again.addEventListener("click", (/** @type {MouseEvent} */ event) => event.detail < 2 && this.#actions.again(result));
     reuse.addEventListener("click", () => this.#actions.reuse(result.images[this.#chosen]));
     refill.addEventListener("click", () => this.#actions.refill(result, seed()));
     all.addEventListener("click", () => this.#actions.save([result]));

@@ -13,6 +13,7 @@ import { Table } from "./store.js";
  */
 
 const FORM = "contour-form";
+const VERSION = 1; // of the form's state; another one for every change of what is in it
 const TAB = "contour-tab";
 const MOST_BYTES = 30e6; // of one image
 const MOST_JOBS = 20;
@@ -25,10 +26,11 @@ export class Draft {
   #jobs = new Set();
   #jobsMade = Date.now(); // after a reload, names must not be those from before
 
-  /** The form as it was, or null. @returns {any} */
+  /** The form as it was, or null; what another version of the page kept is not it. @returns {any} */
   get form() {
     try {
-      return JSON.parse(sessionStorage.getItem(FORM) ?? "null");
+      const { version, state } = JSON.parse(sessionStorage.getItem(FORM) ?? "{}");
+      return version === VERSION ? state : null;
     } catch {
       return null;
     }
@@ -37,7 +39,7 @@ export class Draft {
   /** @param {any} state */
   keepForm(state) {
     try {
-      sessionStorage.setItem(FORM, JSON.stringify(state));
+      sessionStorage.setItem(FORM, JSON.stringify({ version: VERSION, state }));
     } catch {
       // No room, or no storage: then a reload loses it, as it always did.
     }

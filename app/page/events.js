@@ -42,22 +42,38 @@ export class Parser {
   }
 }
 
+const QUIET = 50_000; // ms; the service sends a comment every 15 s at least, so then the connection is gone
+
 /**
- * The events of a response, as they come.
+ * The events of a response, as they come. Throws when nothing has come for `quiet` ms: a network that is gone says so late.
  * @param {ReadableStream<Uint8Array>} body
+ * @param {number} quiet
  * @returns {AsyncGenerator<ServerEvent>}
  */
-export async function* events(body) {
+export async function* events(body, quiet = QUIET) {
   const parser = new Parser();
   const decoder = new TextDecoder();
   const reader = body.getReader();
   try {
     for (;;) {
-      const { done, value } = await reader.read();
+      const { done, value } = await within(reader.read(), quiet);
       if (done) return;
       yield* parser.push(decoder.decode(value, { stream: true }));
     }
   } finally {
     reader.cancel().catch(() => {}); // it may have ended or failed already
   }
+}
+
+/**
+ * @template T
+ * @param {Promise<T>} promise
+ * @param {number} time ms
+ * @returns {Promise<T>}
+ */
+function within(promise, time) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new Error("nothing came")), time);
+    promise.then(resolve, reject).finally(() => clearTimeout(timer));
+  });
 }

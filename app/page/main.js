@@ -24,6 +24,7 @@ import { Zoom } from "./zoom.js";
 
 const MOST_FINISHED = 6; // cards; older ones are in the strip
 const RETRY = 2500; // ms until the settings are asked for again
+const SLOW = 1500; // ms after which the page says what it waits for
 const LEAVING = 1000; // ms; requests that fail meanwhile failed because the page is left
 
 class Page {
@@ -68,8 +69,10 @@ class Page {
     });
     addEventListener("keydown", (event) => {
       const elsewhere = document.querySelector("dialog[open]");
-      if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !elsewhere) this.#submit();
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !elsewhere && !event.repeat) this.#submit();
     });
+    // A double click is one request: people double-click buttons out of habit.
+    byId("generate").addEventListener("click", (/** @type {MouseEvent} */ event) => event.detail > 1 && event.preventDefault());
     addEventListener("beforeunload", (event) => {
       if (this.#title.busy) event.preventDefault();
       this.#leaving = true;
@@ -259,19 +262,28 @@ let starting;
 
 async function start() {
   clearTimeout(starting);
+  starting = setTimeout(() => hold("Waiting for the server to answer."), SLOW);
   let configured;
   try {
     configured = await settings();
   } catch (failure) {
     const { title, detail } = /** @type {any} */ (failure);
-    say(byId("server-text"), `${title}. ${detail}`);
-    byId("server-retry").onclick = start;
-    byId("server").hidden = false;
+    hold(`${title}. ${detail}`);
+    clearTimeout(starting);
     starting = setTimeout(start, RETRY);
     return;
   }
+  clearTimeout(starting);
+  if (!byId("compose").inert) return; // asked twice, answered twice
   byId("compose").inert = false;
   new Page(configured);
+}
+
+/** Why there is nothing to be done yet. @param {string} reason */
+function hold(reason) {
+  say(byId("server-text"), reason);
+  byId("server-retry").onclick = start;
+  byId("server").hidden = false;
 }
 
 start();

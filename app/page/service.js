@@ -8,6 +8,7 @@ import { events } from "./events.js";
 
 const KEY = "contour-key";
 const CHECK = "Check that you are online and that the server is running, then try again.";
+const PATIENCE = 30_000; // ms until an answer begins; only images may take longer
 const SILENT = { title: "No answer from the server", detail: CHECK };
 const LOST = { title: "The connection to the server was lost", detail: CHECK };
 
@@ -33,7 +34,7 @@ export const key = {
 /** Whether it can make images now, and whether it is shutting down. @returns {Promise<{ready: boolean, draining: boolean}>} */
 export async function readiness() {
   try {
-    return await (await fetch("readyz")).json(); // 503 has the same body
+    return await (await fetch("readyz", { signal: patient() })).json(); // 503 has the same body
   } catch (error) {
     throw understood(error);
   }
@@ -41,7 +42,7 @@ export async function readiness() {
 
 /** What the service is, and what it takes. */
 export async function settings() {
-  return (await call("settings.json", {})).json();
+  return (await call("settings.json", { signal: patient() })).json();
 }
 
 /**
@@ -57,7 +58,7 @@ export async function edges(picture, thresholds, signal) {
     canny_high: String(thresholds.canny_high),
   });
   const headers = { "Content-Type": picture.type };
-  return (await call(`edges?${query}`, { method: "POST", body: picture, headers, signal })).blob();
+  return (await call(`edges?${query}`, { method: "POST", body: picture, headers, signal: patient(signal) })).blob();
 }
 
 /**
@@ -110,6 +111,14 @@ async function call(path, options) {
   }
   if (!response.ok) throw await refusal(response);
   return response;
+}
+
+/** A signal that also gives up a server that does not answer. @param {AbortSignal} [signal] */
+function patient(signal) {
+  const controller = new AbortController();
+  setTimeout(() => controller.abort(new Failure(SILENT)), PATIENCE);
+  signal?.addEventListener("abort", () => controller.abort(signal.reason));
+  return controller.signal;
 }
 
 /** @param {Response} response */

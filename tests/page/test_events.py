@@ -52,3 +52,18 @@ def test_characters_are_whole_however_their_bytes_are_cut(visit: Visit) -> None:
       return found;
     }""")
     assert found == ["h\u00e9 \U0001f600"]
+
+
+def test_a_connection_that_is_silent_for_too_long_is_given_up(visit: Visit) -> None:
+    found = visit.page.evaluate("""async () => {
+      const {events} = await import('/page/events.js');
+      const body = new ReadableStream({start(c) { c.enqueue(new TextEncoder().encode('data: first\\n\\n')); }});
+      const found = [];
+      try {
+        for await (const {data} of events(body, 50)) found.push(data);
+      } catch {
+        found.push('given up');
+      }
+      return found;
+    }""")
+    assert found == ["first", "given up"]

@@ -1,9 +1,11 @@
 """The page with the small model: what is seen forming is a picture of its own."""
 
 from collections.abc import Iterator
+from io import BytesIO
 
 import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import expect
 
 from tests.page.conftest import Visitor
@@ -43,7 +45,11 @@ def test_a_drawing_becomes_a_picture_in_the_prompts_colours_and_is_seen_forming(
     assert len(set(seen["previews"])) >= 3
     assert seen["shares"] == sorted(seen["shares"])
     assert len(seen["shares"]) >= 10
-    picture = pixels_of(downloaded(visit, card))
+    file = downloaded(visit, card)
+    with Image.open(BytesIO(file)) as image:  # what made it stands in it, as the page asks for that
+        assert image.info["parameters"].startswith("a red square on a blue background")
+        assert "Steps: 40" in image.info["parameters"]
+    picture = pixels_of(file)
     assert picture.shape == (256, 256, 3)
     assert _strongest(picture[112:144, 112:144]) == "red"
     assert _strongest(picture[:24]) == "blue"

@@ -154,3 +154,35 @@ def test_a_seed_is_new_each_time_or_stays(visit: Visit) -> None:
     page.get_by_label("New seed each time").check()
     seed.fill("31")  # whoever types one wants it
     expect(page.get_by_label("New seed each time")).not_to_be_checked()
+
+
+def test_what_an_earlier_version_kept_is_shown_and_put_back_as_far_as_it_is_known(visit: Visit) -> None:
+    visit.page.evaluate(
+        """async bytes => {
+          const {Store} = await import('/page/store.js');
+          const store = new Store();
+          await store.open();
+          const image = new Blob([new Uint8Array(bytes)], {type: 'image/png'});
+          const fields = {text: 'an old one', random_seed: '5', steps: 4, negative_prompt: 'rain'};
+          await store.add({id: 1, fields, picture: image, edges: image, images: [image], seconds: 1});
+        }""",
+        list(png(64, 64)),
+    )
+    visit.page.reload()
+    visit.page.get_by_role("button", name="Show again: an old one").click()
+    assert facts(visit.cards) == {"Seed": "5", "Steps": "4", "Negative prompt": "rain", "Time": "1.0 s"}
+    expect(visit.page.get_by_label("Prompt", exact=True)).to_have_value("an old one")
+    expect(visit.page.get_by_label("Seed", exact=True)).to_have_value("5")
+    expect(visit.page.locator("#field-steps")).to_have_value("4")
+    expect(visit.page.locator("#field-guidance_scale")).to_have_value("7.5")
+
+
+def test_a_double_click_makes_one_request(visit: Visit) -> None:
+    visit.upload(png(64, 64))
+    visit.page.get_by_label("Prompt", exact=True).fill("just one")
+    visit.page.get_by_role("button", name="Generate").dblclick()
+    expect(visit.page.locator(".compare")).to_have_count(1)
+    expect(visit.cards).to_have_count(1)
+    visit.cards.get_by_role("button", name="Another seed").dblclick()
+    expect(visit.page.locator(".compare")).to_have_count(2)
+    expect(visit.cards).to_have_count(2)

@@ -89,6 +89,27 @@ def test_a_server_that_does_not_answer_is_asked_again(visit: Visit) -> None:
     online(visit, True)
 
 
+def test_a_server_that_hangs_is_given_up(visitor: Visitor) -> None:
+    with Service("echo", WORKERS__CPU_WORKERS=1) as service:
+        visit = visitor(service.wait_until_ready())
+        visit.page.clock.install()
+        visit.upload(png(64, 64))
+        service.process.send_signal(signal.SIGSTOP)
+        choose(visit, png(96, 64))
+        expect(visit.page.locator("#edges-frame")).to_have_attribute("aria-busy", "true")
+        visit.page.clock.fast_forward(1_000)
+        with visit.page.expect_request("**/readyz"):  # it is asked whether it is there at all
+            visit.page.clock.fast_forward(31_000)
+        expect(state(visit)).to_contain_text("No answer from the server")
+        visit.page.clock.fast_forward(31_000)
+        expect(visit.page.locator("#server")).to_contain_text("No answer from the server")
+        service.process.send_signal(signal.SIGCONT)
+        visit.page.clock.fast_forward(5_000)
+        expect(visit.page.locator("#server")).to_be_hidden()
+        visit.page.clock.fast_forward(1_000)
+        expect(visit.page.locator("#edges-image")).to_be_visible()
+
+
 def test_the_page_says_so_when_it_gets_no_settings_and_tries_again(visitor: Visitor) -> None:
     visit = visitor()
     visit.page.route("**/settings.json", lambda route: route.abort())
