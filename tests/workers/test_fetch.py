@@ -58,7 +58,7 @@ def test_a_configurations_weights_are_prepared(
     model, control = prepared(folder, MODEL), prepared(folder, CONTROLNET)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"engine.model: {model}", f"engine.controlnet: {control}"]
-    taken = {name for name in files_in(DEMO) if not name.startswith(("controlnet/", "model_index"))}
+    taken = {name for name in files_in(DEMO) if not name.startswith(("controlnet/", "model_index", "about"))}
     assert files_in(model) == taken | {"contour.json"}
     assert files_in(control) == {"config.json", WEIGHTS, "contour.json"}
     assert len(hub.asked) == len(taken) + 2
