@@ -2,8 +2,10 @@
 
 import argparse
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from workers.console import command, leave
 
 MINUTES = 180.0  # of training, on two cores
 SCENES = 16_000
@@ -11,7 +13,7 @@ WORK = Path("output/demo-model")
 MODEL = Path("configs/demo")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0 when it did what it says."""
     chosen = _parser().parse_args(arguments)
     {"train": _train, "evaluate": _evaluate, "compare": _compare}[chosen.command](chosen)
@@ -19,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m example.demo_model", description=__doc__)
+    parser = argparse.ArgumentParser(prog=command("-m", "example.demo_model"), description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train from nothing, or go on where a killed run was")
     train.add_argument("--out", type=Path, default=MODEL, help="the model's folder (%(default)s)")
@@ -68,4 +70,4 @@ def _compare(chosen: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -7,8 +7,10 @@ import pty
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import takewhile
 
+import httpx
 import pytest
 
 from tests.service.raw import exchange, head
@@ -105,21 +107,21 @@ def test_a_refusal_says_why_without_what_the_client_sent(log_format: str) -> Non
     """The code, the fields and what they must be; where the answer quotes the client, the log has dots."""
     with Service("echo", WORKERS__CPU_WORKERS=1, SERVER__LOG_FORMAT=log_format, SERVER__MAX_IMAGES=2) as service:
         service.wait_until_ready()
-        picture = {"content": png(64, 64), "headers": {"Content-Type": "image/png"}}
-        refused = {
+        client, image, as_png = service.client, png(64, 64), {"Content-Type": "image/png"}
+        refused: dict[str, Callable[[], httpx.Response]] = {
             "text is a list; it must be": lambda: service.generate(text=[SECRET]),
             "steps is 9999; it must be from 1 to 50": lambda: service.generate(text=SECRET, steps=9999),
             "guidance_scale is ...; it must be a number": lambda: service.generate(guidance_scale=SECRET),
             "The image must be": lambda: service.generate(input_image_base64=SECRET),
-            "There is nothing at ...": lambda: service.client.get("/nothing?" + SECRET),
-            "The Host header is ...": lambda: service.client.get("/", headers={"Host": SECRET}),
-            "The body is ...": lambda: service.client.post("/generation/", headers={"Content-Type": SECRET}),
-            "The script ... is on": lambda: service.client.post(
+            "There is nothing at ...": lambda: client.get("/nothing?" + SECRET),
+            "The Host header is ...": lambda: client.get("/", headers={"Host": SECRET}),
+            "The body is ...": lambda: client.post("/generation/", headers={"Content-Type": SECRET}),
+            "The script ... is on": lambda: client.post(
                 "/sdapi/v1/txt2img", json={"prompt": SECRET, "alwayson_scripts": {SECRET: {"args": [True]}}}
             ),
-            "There is no model ... here": lambda: service.client.get(f"/v1/models/{SECRET}"),
-            "canny_low is 0": lambda: service.client.post(f"/edges?canny_low=0&note={SECRET}", **picture),
-            "JSON": lambda: service.client.post(
+            "There is no model ... here": lambda: client.get(f"/v1/models/{SECRET}"),
+            "canny_low is 0": lambda: client.post(f"/edges?canny_low=0&note={SECRET}", content=image, headers=as_png),
+            "JSON": lambda: client.post(
                 "/generation/", content=f'{{"text": "{SECRET}', headers={"Content-Type": "application/json"}
             ),
         }
