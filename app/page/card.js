@@ -36,8 +36,9 @@ export class Card {
   result = null;
   #chosen = 0; // of several images
 
-  /** @param {string} text @param {Actions} actions */
-  constructor(text, actions) {
+  /** @param {string} text @param {boolean} kept until it is closed @param {Actions} actions */
+  constructor(text, kept, actions) {
+    this.kept = kept;
     this.#actions = actions;
     this.root = this.#part.root;
     const title = this.#part.title;

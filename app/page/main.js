@@ -205,7 +205,7 @@ class Page {
 
   /** @param {string} text @param {string} [kept] the name of the draft's job that goes with the card */
   #add(text, kept) {
-    const card = new Card(text, {
+    const card = new Card(text, Boolean(kept), {
       again: ({ fields, options, picture, edges }) =>
         this.#generate({ fields: { ...fields, random_seed: randomSeed() }, options, picture, edges }),
       reuse: (image) => this.#source.take(image, "The result is the image now."),
@@ -225,7 +225,7 @@ class Page {
     this.#cards.unshift(card);
     byId("cards").prepend(card.root);
     byId("welcome").hidden = true;
-    this.#cards.filter((each) => !each.live).slice(MOST_FINISHED).forEach((each) => each.close());
+    this.#cards.filter((each) => !each.live && !each.kept).slice(MOST_FINISHED).forEach((each) => each.close());
     return card;
   }
 

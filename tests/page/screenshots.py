@@ -48,6 +48,10 @@ def taken(visit: Visit) -> bytes:
     card.get_by_label("How much of before is shown").fill("42")
     if visit.page.viewport_size == PHONE:
         card.evaluate("card => card.scrollIntoView()")
+    else:
+        visit.page.evaluate(
+            "[document.documentElement, document.querySelector('#compose')].forEach(it => it.scrollTo(0, 0))"
+        )
     visit.page.mouse.move(0, 0)
     return visit.page.screenshot(animations="disabled")
 

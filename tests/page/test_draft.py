@@ -38,6 +38,11 @@ def kept(visit: Visit, ending: str) -> bool:
     return any(ending in name.partition("/")[2] for name in names)
 
 
+def jobs(visit: Visit) -> int:
+    """How many requests the draft has."""
+    return sum("job-" in name for name in visit.page.evaluate(DRAFTS))
+
+
 def test_words_settings_and_image_are_kept(visit: Visit) -> None:
     page = visit.page
     visit.upload(png(96, 64))
@@ -146,6 +151,24 @@ def test_leaving_is_asked_about_while_work_goes_on_and_what_it_ended_can_be_trie
     reload(visit)
     expect(visit.page.locator("#recent")).to_be_visible()
     expect(visit.cards).to_have_count(0)
+
+
+def test_all_that_a_reload_ended_are_offered_again_until_they_are_closed(visit: Visit) -> None:
+    visit.upload(png(64, 64))
+    prompts = [f"request {n}" for n in range(7)]
+    for prompt in prompts:
+        visit.generate(prompt)
+    expect(visit.cards.filter(has_text="ahead").first).to_be_visible()
+    until(lambda: jobs(visit) >= 6)
+    reload(visit, warned=True)
+    stopped = visit.cards.filter(has_text="Stopped.")
+    expect(stopped.first).to_be_visible()
+    unfinished = jobs(visit)
+    assert unfinished >= 5
+    expect(stopped).to_have_count(unfinished)
+    visit.cards.first.get_by_role("button", name="Close").click()
+    reload(visit)
+    expect(stopped).to_have_count(unfinished - 1)
 
 
 def test_whoever_stays_loses_nothing(visit: Visit) -> None:
