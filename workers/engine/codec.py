@@ -62,7 +62,9 @@ def decode_to(data: Buffer, width: int, height: int) -> Pixels:
     except BadPictureError:
         raise
     except _UNREADABLE as error:
-        raise BadPictureError(f"The {header.format} image is damaged or cut short; send the whole file, or save it anew.") from error
+        raise BadPictureError(
+            f"The {header.format} image is damaged or cut short; send the whole file, or save it anew."
+        ) from error
 
 
 def _scaled(data: Buffer, header: Header, size: tuple[int, int]) -> Pixels:
@@ -96,9 +98,7 @@ def grey(pixels: Pixels) -> Pixels:
     return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.uint8, copy=False)
 
 
-def encode(
-    pixels: Pixels, output: Output, file_format: FileFormat | None = None, quality: int | None = None
-) -> bytes:
+def encode(pixels: Pixels, output: Output, file_format: FileFormat | None = None, quality: int | None = None) -> bytes:
     """The picture file of RGB pixels; `output` has the format, and the quality of a JPEG or WebP, if nothing else does.
 
     A PNG has no quality: it loses nothing.
