@@ -26,6 +26,7 @@ from workers.process import Setup
 from workers.slots import SlotLayout
 
 TASK = Task(picture(), "a red circle", 1)
+PATIENCE = 300.0  # seconds: a process with a model takes many to start on a busy machine
 CRASHED = f"{COMPILING}: off after a crash"
 DIED = [
     "crashes while compiling",
@@ -64,12 +65,14 @@ def restarts(pool: Pool) -> int:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    while not true():  # noqa: ASYNC110 - processes do not set events; the test's own time-out bounds this
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
 
 
 async def made(pool: Pool) -> Answer:
-    answer = await pool.generate(TASK, Terms(time.monotonic() + 600))
+    answer = await pool.generate(TASK, Terms(time.monotonic() + PATIENCE))
     assert isinstance(answer.outcome, m.Done), answer.outcome
     return answer
 

@@ -2,7 +2,7 @@
 
 A kernel that was built for another torch or another GPU may end its process, or leave a CUDA error behind after which
 the process cannot use its device any more. What was found is kept in the compiler's cache, by all that it depends on:
-the process takes 4 s, most of them to import torch.
+the process takes some seconds, most of them to import torch.
 
 python -m workers.engine.apart KERNEL cuda:0 tries one, and writes why it cannot be used.
 """

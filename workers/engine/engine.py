@@ -5,7 +5,6 @@ The sampler's arithmetic is a matrix (`sampler.py`), the running state lies in b
 """
 
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -33,14 +32,11 @@ from workers.engine.options import Scales, canny_of, scales_of, warnings_of
 from workers.engine.plan import Plan
 from workers.engine.runtime import AnyModel
 from workers.engine.speed import Workshop
-from workers.engine.streams import upload
+from workers.engine.streams import Pace, upload
 from workers.engine.timing import timed
 from workers.engine.trials import Trials
 from workers.engine.workspace import Workspace
 from workers.memory import memory_limit
-
-_STEPS_AHEAD = 1
-
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -95,7 +91,7 @@ class DiffusionEngine:
         self.turn = self._workshop.turns.take
         self._homes: dict[int, Workspace] = {}  # slot -> where it runs
         self._finals: dict[int, tuple[Workspace, Tensor]] = {}  # slot -> final latents that wait for `finish`
-        self._pace = _Pace(model.device)
+        self._pace = Pace(model.device)
         side = config.size.short_side
         self._coldest = coldest(model.dtype)
         self._nominal: Size = (side // model.latent_scale, side // model.latent_scale)
@@ -292,27 +288,3 @@ class DiffusionEngine:
     def _text(self, prompts: tuple[tuple[int, ...], ...]) -> Tensor:
         """Keys and values of an image's rows [rows, 77, total]."""
         return torch.stack([self._workshop.keys_values(prompt) for prompt in prompts])
-
-
-class _Pace:
-    """Keeps the host at most one step ahead of a CUDA device.
-
-    Further ahead, progress reports would be promises, and a newcomer would queue behind steps that were launched long
-    before they run. Not ahead at all, the device would idle between steps.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._marks: deque[torch.cuda.Event] = deque()
-
-    def mark(self) -> None:
-        """A step has been launched."""
-        if self._cuda:
-            event = torch.cuda.Event()
-            event.record()
-            self._marks.append(event)
-
-    def wait(self) -> None:
-        """Before a step is launched: wait for the one before the last."""
-        while len(self._marks) > _STEPS_AHEAD:
-            self._marks.popleft().synchronize()

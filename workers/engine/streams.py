@@ -1,10 +1,13 @@
 """Work and copies that run beside other work of the device, and beside the host's."""
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+_STEPS_AHEAD = 1
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
@@ -37,3 +40,27 @@ class Aside:
         """Have the current stream wait for the work aside."""
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
+
+
+class Pace:
+    """Keeps the host at most one step ahead of a CUDA device.
+
+    Further ahead, progress reports would be promises, and a newcomer would queue behind steps that were launched long
+    before they run. Not ahead at all, the device would idle between steps.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._marks: deque[torch.cuda.Event] = deque()
+
+    def mark(self) -> None:
+        """A step has been launched."""
+        if self._cuda:
+            event = torch.cuda.Event()
+            event.record()
+            self._marks.append(event)
+
+    def wait(self) -> None:
+        """Before a step is launched: wait for the one before the last."""
+        while len(self._marks) > _STEPS_AHEAD:
+            self._marks.popleft().synchronize()

@@ -163,7 +163,9 @@ def test_networks_that_would_be_compiled_again_where_they_serve_are_not_taken_ov
     made_by._measurements.take_all()
     made_by._workshop.start_compiling()
     compiler = made_by._workshop._compiler
+    deadline = time.monotonic() + 120
     while not compiler._compiled.qsize():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     torch.compiler.reset()  # all that was compiled is forgotten
     assert made_by.settle(60)
