@@ -5,11 +5,11 @@ that take seconds for a megabyte, or that make text of which no UTF-8 can be mad
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import ParamSpec, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -17,8 +17,8 @@ from starlette.requests import Request
 
 from app import field_types, forms, other_names, pictures
 from app.errors import Error, Faults, Problem, plain, quoted
-from app.fields import AS_THEY_ARE, JSON_VALUES, Fields, GenerationRequest, Rules, Wanted, options
-from app.json_syntax import MARK, broken
+from app.fields import AS_THEY_ARE, Fields, GenerationRequest, Rules, Wanted, options
+from app.json_reading import parsed_json
 from workers.engine.contract import Format
 
 UTF8_BYTES = 4  # of a character, at most
@@ -28,10 +28,6 @@ FORM_FILE = "input_image"  # what a form calls the picture
 FORM, URL_ENCODED = "multipart/form-data", "application/x-www-form-urlencoded"
 # Bodies above this are decoded by a thread: the event loop answers others meanwhile.
 LARGE_BYTES = 2**20
-VALUE_STARTS = (b",", b"[", b"{")  # every value in JSON but the first follows one of these
-FEW = 100  # that are looked for one by one
-# Escapes are decoded slowly. Base64 in lines, or with its slashes escaped as PHP does it, has half as many at most.
-ESCAPES, MAX_ESCAPES = (b"\\",), 1_000_000
 PICTURES = ("image/png", "image/jpeg", "image/jpg", "image/webp")  # by their type; what they are, their content decides
 TYPES = "JSON (application/json), a form (multipart/form-data), or the image itself (image/png, image/jpeg, image/webp)"
 
@@ -213,67 +209,6 @@ async def in_thread_if_large(size: int, work: Callable[P, T], *args: P.args, **k
     if size <= LARGE_BYTES:
         return work(*args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(_large_bodies, partial(work, *args, **kwargs))
-
-
-def parsed_json(
-    body: bytes,
-    decoder: "msgspec.json.Decoder[T]",
-    max_values: int | None = JSON_VALUES,
-    faults: Faults | None = None,
-    ranges: Mapping[str, object] = AS_THEY_ARE,
-    called: str = "The body",
-) -> T:
-    """JSON of at most about `max_values` values. Raises Problem, which names the fields to blame.
-
-    Fields of wrong types are added to `faults` instead, if there are some to add to. `called` is what a message calls
-    the JSON.
-    """
-    # Counted before anything is built of it: a decoder checks the length of a list when the list is there.
-    if max_values is not None and _count(body, VALUE_STARTS) > max_values:
-        raise Problem(Error.BROKEN_JSON, f"The JSON has more than {max_values} values; no request needs so many.")
-    if len(body) > MAX_ESCAPES and _count(body, ESCAPES) > MAX_ESCAPES:
-        raise Problem(Error.BROKEN_JSON, f"The JSON has more than {MAX_ESCAPES} escaped characters; send UTF-8.")
-    body = body.removeprefix(MARK)  # RFC 8259, 8.1
-    try:
-        try:
-            return decoder.decode(body)
-        except msgspec.ValidationError as error:
-            return _as_far_as_it_is_right(body, decoder, faults, ranges, called, error)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise broken(body, error) from None
-
-
-def _as_far_as_it_is_right(
-    body: bytes,
-    decoder: "msgspec.json.Decoder[T]",
-    faults: Faults | None,
-    ranges: Mapping[str, object],
-    called: str,
-    error: Exception,
-) -> T:
-    kind: Any = decoder.type
-    if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
-        raise field_types.of_value(body, kind, called)
-    found = Faults() if faults is None else faults
-    made: Any = field_types.of_json(body, kind, found, ranges, called, error)
-    if faults is None:
-        found.check()
-    return cast("T", made)
-
-
-def _count(body: bytes, characters: Iterable[bytes]) -> int:
-    """How many of some characters there are; one pass for each, between which other threads may run."""
-    return sum([_count_one(body, character) for character in characters])
-
-
-def _count_one(body: bytes, character: bytes) -> int:
-    """As `body.count`, and ten times as fast where there are few, as in a body that is nearly all base64."""
-    at = -1
-    for found in range(FEW):
-        at = body.find(character, at + 1)  # memchr, by vectors; count looks at each byte by itself
-        if at < 0:
-            return found
-    return body.count(character)
 
 
 def query(request: Request) -> dict[str, str]:

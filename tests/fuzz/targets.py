@@ -6,7 +6,7 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
-from app import bodies, pictures
+from app import bodies, json_reading, pictures
 from app.bodies import Answering
 from app.errors import Error, Problem, respond
 from app.fields import SEED_MAX, SEED_MIN, GenerationRequest, Rules, Wanted
@@ -51,7 +51,7 @@ def parser(body: bytes) -> None:
 
 def parsed(body: bytes) -> Wanted:
     """What the endpoint makes of a body before it queues anything. Raises Problem."""
-    fields = bodies.parsed_json(body, DECODER, RULES.max_json_values)
+    fields = json_reading.parsed_json(body, DECODER, RULES.max_json_values)
     image = pictures.decoded(fields.input_image_base64)
     wanted = bodies.understood(fields, image, pictures.JSON_NAME, RULES, Answering())
     header = pictures.measured(wanted.picture, RULES, wanted.blamed)

@@ -15,10 +15,10 @@ from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
-from app.bodies import parsed_json
 from app.compat.automatic.errors import wrong
 from app.compat.automatic.structs import MAX_ITEMS, Name, Number, Whole
 from app.errors import Faults, plain
+from app.json_reading import parsed_json
 
 SCRIPT, FIELD = "controlnet", "alwayson_scripts"
 CONTROLNET = ("controlnet", "sdforgecontrolnet", "controlnetintegrated", "sdwebuicontrolnet")

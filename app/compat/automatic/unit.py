@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 
 from app import pictures
-from app.bodies import parsed_json
 from app.compat.automatic.errors import wrong
 from app.compat.automatic.scripts import FIELD, SCRIPT, is_nothing
 from app.compat.automatic.structs import ControlNetUnit, MaskedImage, Name
 from app.errors import Faults, quoted
+from app.json_reading import parsed_json
 
 CANNY, NONE = "canny", "none"
 MODULES = (CANNY, NONE)
