@@ -23,7 +23,7 @@ MEANINGS = {
     ),
     "output_format": "The image file's format, else that of `Accept`, else as configured. Both must not differ.",
     "embed_metadata": (
-        "What the image file tells of itself: `full`: all that made it; `source`: that a model made it; `none`: nothing."
+        "What the image file tells of itself: `full`: all that made it; `source`: a model made it; `none`: nothing."
     ),
     "temperature": "Divides the logits of the softmax in the ControlNet's attention layers.",
     "number_of_images": "So many pictures are made, each with the next seed.",
