@@ -7,6 +7,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.page.conftest import Visitor
+from tests.page.test_for_everybody import faults
 from tests.page.visiting import Visit
 from tests.service.running import Service, png
 
@@ -49,6 +50,7 @@ def test_a_prompt_that_is_too_long_is_hinted_at_while_it_is_typed(visit: Visit) 
 def test_a_model_that_knows_little_says_so_and_offers_prompts(visitor: Visitor, demo: Service) -> None:
     visit = visitor(demo)
     expect(visit.page.get_by_text("Demo model: it knows circles, squares")).to_be_visible()
+    assert faults(visit) == []
     chips = visit.page.get_by_role("list", name="Prompts to try").get_by_role("button")
     words = chips.nth(1).inner_text()
     chips.nth(1).click()

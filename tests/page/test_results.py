@@ -6,6 +6,7 @@ from pathlib import Path
 
 from playwright.sync_api import expect
 
+from tests.page.test_for_everybody import faults
 from tests.page.visiting import Visit, facts, pixels_of
 from tests.service.running import png
 
@@ -53,6 +54,7 @@ def test_a_tile_puts_back_all_that_made_its_result_and_undo_what_was_there(visit
     expect(page.get_by_label("Faint edges from", exact=True)).to_have_value("42")
     expect(page.locator("#edges-image")).to_be_visible()
     assert page.locator("#input-image").evaluate("image => [image.naturalWidth, image.naturalHeight]") == [96, 64]
+    assert faults(visit) == []
     page.get_by_role("button", name="Undo").click()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("half a new idea")
     expect(page.get_by_label("Guidance", exact=True)).not_to_have_value("4.5")

@@ -11,6 +11,7 @@ from playwright.sync_api import Locator, expect
 
 from tests.page.conftest import Visitor
 from tests.page.test_errors import KEY
+from tests.page.test_for_everybody import faults
 from tests.page.visiting import Visit
 from tests.service.running import Service, file_of, named, png, until
 
@@ -41,6 +42,7 @@ def test_no_edges_are_said_to_be_none_and_lower_thresholds_find_some(visit: Visi
     faint[:, 32:] = 148
     choose(visit, file_of(faint))
     expect(state(visit)).to_contain_text("No edges: lower the thresholds")
+    assert faults(visit) == []
     high = visit.page.get_by_label("Strong edges from", exact=True)
     expect(high).to_have_value("200")
     state(visit).get_by_role("button", name="Lower them").click()
@@ -75,6 +77,7 @@ def test_a_server_that_does_not_answer_is_asked_again(visit: Visit) -> None:
     expect(state(visit)).to_contain_text("No answer from the server")
     banner = visit.page.locator("#server")
     expect(banner).to_contain_text("Check that you are online and that the server is running")
+    assert faults(visit) == []
     state(visit).get_by_role("button", name="Try again").click()
     expect(state(visit)).to_contain_text("No answer from the server")
     card = visit.generate("to nobody")
