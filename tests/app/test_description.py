@@ -63,7 +63,7 @@ def test_every_route_is_described_and_nothing_else_is() -> None:
     }
     described = {(path, method.upper()) for path, node in DOCUMENT["paths"].items() for method in node}
     assert len(routes) == len(app.routes)
-    # Each path answers with a slash at its end as well; only those that the wire names in both ways are described twice.
+    # Each path answers with a slash at its end as well; only those that people write in both ways are described twice.
     twice = {(f"{path}/", method) for path, method in described if "{" not in path and path != "/"}
     assert described <= there <= described | twice
 
