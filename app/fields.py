@@ -145,39 +145,43 @@ class Rules:
             found.add(problem)
         found.check()
 
-    def faults(self, fields: Fields | GenerationRequest, called: Mapping[str, str] = AS_THEY_ARE) -> Iterator[Problem]:
+    def faults(self, fields: Fields | GenerationRequest, called: Mapping[str, str] = AS_THEY_ARE) -> list[Problem]:
         """What is out of its range. `called` is what an interface calls fields."""
+        found: list[Problem] = []
         for name in ("text", "negative_prompt"):
             if (text := getattr(fields, name)) is not None:
-                yield from self._text_faults(text, called.get(name, name))
-        yield from self.number_faults({name: getattr(fields, name) for name in self.ranges}, called)
+                found += self._text_faults(text, called.get(name, name))
+        for name, allowed in self.ranges.items():
+            if (number := getattr(fields, name)) is not None and number not in allowed:
+                found.append(_out_of_range(called.get(name, name), number, allowed))
         if fields.control_image == "edges":
-            yield from _edge_map_faults(fields, called)
-
-    def _text_faults(self, text: str, blamed: str) -> Iterator[Problem]:
-        if len(text) > self.max_text_chars:
-            detail = f"{blamed} has {len(text)} characters; at most {self.max_text_chars} are taken."
-            yield Problem(Error.INVALID_FIELD, detail, blamed)
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            code = f"U+{ord(text[error.start]):04X}"
-            detail = f"{blamed} has half of a surrogate pair ({code}), which is no character; send it as UTF-8."
-            yield Problem(Error.INVALID_FIELD, detail, blamed)
-
-    def check_numbers(self, numbers: Mapping[str, float | None], called: Mapping[str, str] = AS_THEY_ARE) -> None:
-        """Raises Problem where one of some fields is out of its range; None is in any."""
-        for problem in self.number_faults(numbers, called):
-            raise problem
+            found += _edge_map_faults(fields, called)
+        return found
 
     def number_faults(
         self, numbers: Mapping[str, float | None], called: Mapping[str, str] = AS_THEY_ARE
     ) -> Iterator[Problem]:
         """Those of some fields that are out of their ranges; None is in any."""
         for name, number in numbers.items():
-            allowed, blamed = self.ranges[name], called.get(name, name)
-            if number is not None and number not in allowed:
-                yield Problem(Error.INVALID_FIELD, f"{blamed} is {quoted(number)}; it must be {allowed}.", blamed)
+            if number is not None and number not in self.ranges[name]:
+                yield _out_of_range(called.get(name, name), number, self.ranges[name])
+
+    def _text_faults(self, text: str, blamed: str) -> list[Problem]:
+        found = []
+        if len(text) > self.max_text_chars:
+            detail = f"{blamed} has {len(text)} characters; at most {self.max_text_chars} are taken."
+            found.append(Problem(Error.INVALID_FIELD, detail, blamed))
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            code = f"U+{ord(text[error.start]):04X}"
+            detail = f"{blamed} has half of a surrogate pair ({code}), which is no character; send it as UTF-8."
+            found.append(Problem(Error.INVALID_FIELD, detail, blamed))
+        return found
+
+
+def _out_of_range(blamed: str, number: float, allowed: Range) -> Problem:
+    return Problem(Error.INVALID_FIELD, f"{blamed} is {quoted(number)}; it must be {allowed}.", blamed)
 
 
 def _edge_map_faults(fields: OptionalFields, called: Mapping[str, str]) -> Iterator[Problem]:

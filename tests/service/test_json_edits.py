@@ -122,8 +122,9 @@ def test_a_model_can_be_retrieved_if_edits_take_its_name(echo: Service, name: st
 
 
 GETS = (
-    "/healthz", "/readyz", "/metrics", "/openapi.json", "/settings.json", "/v1/models", "/v1/models/echo", "/v1/models/dall-e-2",
-    "/sdapi/v1/progress", "/sdapi/v1/options", "/sdapi/v1/sd-models", "/sdapi/v1/samplers", "/controlnet/version",
+    "/healthz", "/readyz", "/metrics", "/openapi.json", "/settings.json", "/v1/models", "/v1/models/echo",
+    "/v1/models/dall-e-2", "/sdapi/v1/progress", "/sdapi/v1/options", "/sdapi/v1/sd-models", "/sdapi/v1/samplers",
+    "/controlnet/version",
     "/controlnet/module_list",
 )  # fmt: skip
 

@@ -185,6 +185,14 @@ def test_faults_of_a_txt2img_request_and_of_its_unit_are_told_together(echo: Ser
         assert words in message
 
 
+def test_all_faults_of_a_detect_request_come_in_one_answer(echo: Service) -> None:
+    wrong = {"controlnet_threshold_a": 5000, "controlnet_threshold_b": 9000, "controlnet_processor_res": 7}
+    body = {"controlnet_module": "canny", "controlnet_input_images": [], **wrong}
+    message = told(echo.client.post("/controlnet/detect", json=body))
+    for name in (*wrong, "controlnet_input_images"):
+        assert name in message
+
+
 def test_an_answer_stays_small_however_many_faults_there_are(echo: Service) -> None:
     long = "\\\"'\u202e" * 500
     names = ("steps", "guidance_scale", "control_scale", "canny_low", "canny_high", "temperature", "number_of_images")

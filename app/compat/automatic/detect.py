@@ -17,7 +17,7 @@ from app.compat.automatic.structs import MAX_ITEMS, Name, Number
 from app.compat.automatic.unit import CANNY, Mask, module_of
 from app.desk import Desk, Ticket
 from app.edges import EdgeFinder
-from app.errors import Error, Problem, quoted
+from app.errors import Error, Faults, Problem, joined, quoted
 from app.fields import Rules
 from app.metrics import Metrics
 from workers.edges import Work
@@ -78,9 +78,7 @@ class Detect:
     async def _answer(self, request: Request, ticket: Ticket) -> Response:
         ticket.client = self._access.client(request)
         self._finder.check_open()
-        asked = await bodies.json_body(request, self._rules, _json)
-        work, short_side = self._work(asked), _short_side(asked.controlnet_processor_res)
-        images = self._images(asked)
+        asked, work, short_side, images = await self._asked(request)
         for text in filter(None, asked.controlnet_masks or []):
             mask = Mask(MASKS, await _decoded(text, MASKS))
             mask.check(*await self._finder.range_of(request, ticket.client, mask.file, mask.name))
@@ -95,11 +93,30 @@ class Detect:
         # Joined: a JSON encoder looks at each character, and these are millions.
         return Response(b'{"images":[%b],"info":"Success"}' % b",".join(found), media_type=JSON)
 
+    async def _asked(self, request: Request) -> tuple[DetectRequest, Work, int | None, list[str]]:
+        """A body, what is to be done, at which short side, with which images. Raises Problem for all that is wrong."""
+        faults = Faults()
+        asked = await bodies.json_body(request, self._rules, _json, faults=faults)
+        work: Work = "grey"
+        short_side, images = None, list[str]()
+        with faults.noted():
+            work = self._work(asked)
+        with faults.noted():
+            short_side = _short_side(asked.controlnet_processor_res)
+        with faults.noted():
+            images = self._images(asked)
+        faults.check()
+        return asked, work, short_side, images
+
     def _work(self, asked: DetectRequest) -> Work:
         if module_of(asked.controlnet_module, "controlnet_module") != CANNY:
             return "grey"
         low, high = threshold(asked.controlnet_threshold_a), threshold(asked.controlnet_threshold_b)
-        self._rules.check_numbers({"canny_low": low, "canny_high": high}, {"canny_low": LOW, "canny_high": HIGH})
+        found = self._rules.number_faults(
+            {"canny_low": low, "canny_high": high}, {"canny_low": LOW, "canny_high": HIGH}
+        )
+        if wrong_ones := list(found):
+            raise joined(wrong_ones)
         return Canny(low=low or self._canny.low, high=high or self._canny.high)
 
     def _images(self, asked: DetectRequest) -> list[str]:
