@@ -70,3 +70,26 @@ def test_a_wheel_has_every_file_that_is_no_python() -> None:
         kept = {file for pattern in patterns.get(package, []) for file in (ROOT / package).glob(pattern)}
         there = {file for file in (ROOT / package).rglob("*") if file.is_file() and "__pycache__" not in file.parts}
         assert {file for file in there if file.suffix != ".py"} - kept == set()
+
+
+def test_serving_installs_nothing_that_only_the_tests_need() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    serving, extras = names("\n".join(project["dependencies"])), project["optional-dependencies"]
+    only_for_tests = names("\n".join(extras["dev"])) - serving
+    assert {"mypy", "playwright", "schemathesis"} <= only_for_tests
+    for path in ("requirements.txt", "requirements/image.txt", "requirements/gpu.txt"):
+        assert not only_for_tests & pins((ROOT / path).read_text()).keys(), path
+
+
+def test_make_serve_installs_what_serving_needs_and_make_test_the_rest() -> None:
+    assert installs("serve") == ["."]
+    assert installs("serve", "EXTRAS=gpu") == [".[gpu]"]
+    assert installs("test") == [".[dev]"]
+    assert installs("test", "EXTRAS=gpu") == [".[dev,gpu]"]
+
+
+def installs(*arguments: str) -> list[str]:
+    """What make would give to pip in a fresh folder. No GPU is looked for, unless EXTRAS says so."""
+    command = ["make", "--dry-run", "--always-make", "EXTRAS=", *arguments]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line.rpartition(" ")[2].strip("'") for line in lines if "pip install" in line]
