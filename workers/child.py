@@ -9,7 +9,7 @@ from multiprocessing.context import SpawnContext
 from pathlib import Path
 
 from workers import wire
-from workers.process import Setup, main
+from workers.process import Setup, main, out_of_reach
 from workers.reports import is_possible
 from workers.slots import SlotMemory
 
@@ -50,7 +50,8 @@ class Child:
         self.loaded = False
         with theirs:
             try:
-                self._process.start()
+                with out_of_reach():
+                    self._process.start()
             except BaseException:
                 self.channel.close()
                 raise

@@ -10,6 +10,7 @@ import msgspec
 from workers import edges, wire
 from workers.child import ending
 from workers.engine.contract import BadPictureError
+from workers.process import out_of_reach
 from workers.slots import SlotLayout, SlotMemory
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -45,7 +46,8 @@ class Edger:
         self._loop = asyncio.get_running_loop()
         with theirs:
             try:
-                self._process.start()
+                with out_of_reach():
+                    self._process.start()
             except OSError:
                 self._channel.close()
                 self._memory.close()

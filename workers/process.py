@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from workers.worker import Worker, end
 
 SWITCH_SECONDS = 5e-4  # after which a thread that computes in Python, as the compiler does, lets the steps' thread run
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15  # <linux/prctl.h>
+GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # that are sent to a whole group: by Ctrl-C, by `systemctl stop`
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,21 @@ def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
 # ------------------------------------------------------------------------------------------------------------- start
 
 
+@contextmanager
+def out_of_reach() -> Iterator[None]:
+    """Start a process within, and Ctrl-C waits until `die_with_parent` has it ignored.
+
+    On a terminal it signals the whole group, and would end a process that still imports modules with a traceback. A
+    process inherits which signals are blocked. multiprocessing does so for its own tracker, whose start unblocks them.
+    """
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def die_with_parent(parent: int) -> None:
     """Have the kernel end this process with its parent, which may be killed before it can say so.
 
@@ -77,9 +94,10 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
-    # Ctrl-C and `systemctl stop` signal the whole group: the server decides when its workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # The server decides when its workers end.
+    for number in GROUP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
 
 
 def set_process_name(name: str) -> None:

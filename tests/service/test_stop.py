@@ -4,6 +4,7 @@ import json
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -84,6 +85,17 @@ def test_signals_that_come_together_are_one(number: signal.Signals) -> None:
         service.process.send_signal(signal.SIGCONT)
         assert service.process.wait(PATIENCE) == 0
         assert answer.result().status_code == 200
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.1, 0.2, 0.4])
+def test_ctrl_c_on_a_terminal_while_workers_import_their_modules_shows_no_traceback(seconds: float) -> None:
+    with Terminal([*PYTHON, "app", "--port", "0"], SERVER__LOG_FORMAT="human") as terminal:
+        until(lambda: "Starting worker" in terminal.shown)
+        time.sleep(seconds)
+        terminal.interrupt()
+        assert terminal.wait() == 0
+    assert "Stopping" in terminal.shown
+    assert "Traceback" not in terminal.shown
 
 
 def test_a_loading_worker_is_ended_at_once() -> None:
