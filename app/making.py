@@ -86,9 +86,9 @@ class Maker:
         ticket.asked = Asked(
             wanted.images, wanted.options.steps or self.rules.steps, *pictures.final_size(header, self.rules)
         )
-        work, length = pictures.effort(header, wanted.options.steps, self.rules)
+        work, length, size = pictures.effort(header, wanted.options.steps, self.rules)
         deadline = time.monotonic() + self._patience(request, work * length * wanted.images)
-        terms = Terms(deadline, work, ticket.client, length, wanted.priority, self._surcharge(header))
+        terms = Terms(deadline, work, ticket.client, length, wanted.priority, self._surcharge(header), size)
         making = [
             self._one(wanted, seed, terms, follow and partial(follow, n)) for n, seed in enumerate(wanted.seeds())
         ]
@@ -137,7 +137,7 @@ async def _all(making: Sequence[Coroutine[Any, Any, Picture]]) -> list[Picture]:
             task.cancel()
 
 
-def error_of(outcome: m.Outcome, blamed: str | None) -> Problem | ClientGoneError:  # noqa: PLR0911 - one for each
+def error_of(outcome: m.Outcome, blamed: str | None) -> Problem | ClientGoneError:  # noqa: C901, PLR0911 - one for each
     """What is told of a job that did not end with a picture."""
     match outcome:
         case m.Refused(reason, m.Blame.OPTION):
@@ -160,6 +160,9 @@ def error_of(outcome: m.Outcome, blamed: str | None) -> Problem | ClientGoneErro
         case m.Rejected(retry_after):
             detail = f"This cannot finish before your deadline. Try again in {whole_seconds(retry_after)} s."
             return Problem(Error.BUSY, detail, retry_after=retry_after)
+        case m.Impossible(seconds):
+            detail = f"This cannot finish before your deadline: alone on this server it takes about {seconds:.1f} s. "
+            return Problem(Error.EXPIRED, detail + "Allow more time (Prefer: wait=SECONDS), or ask for fewer steps.")
         case m.Overdrawn(retry_after):
             detail = f"You have used your share of the queue. Try again in {whole_seconds(retry_after)} s."
             return Problem(Error.OVERDRAWN, detail, retry_after=retry_after)

@@ -81,10 +81,10 @@ def final_size(header: Header, rules: Rules) -> tuple[int, int]:
     return output_size(header.width, header.height, rules.sizing)
 
 
-def effort(header: Header, steps: int | None, rules: Rules) -> tuple[float, float]:
-    """What a picture takes beside one of the nominal size and number of steps: (work, length) of its job."""
-    width, height = output_size(header.width, header.height, rules.sizing)
-    return width * height / rules.sizing.short_side**2, (steps or rules.steps) / rules.steps
+def effort(header: Header, steps: int | None, rules: Rules) -> tuple[float, float, tuple[int, int]]:
+    """What an image takes beside one of the nominal size and number of steps: work, length and size of its job."""
+    width, height = size = output_size(header.width, header.height, rules.sizing)
+    return width * height / rules.sizing.short_side**2, (steps or rules.steps) / rules.steps, size
 
 
 def decoding_seconds(header: Header) -> float:

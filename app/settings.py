@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from app.http import buffers
 from app.validation import read_keys, scheduler_problems, server_problems
-from scheduler.policy import Limits
+from scheduler.limits import Limits
 from workers.config import WorkersConfig, engine_problems, home_folder, locate
 from workers.document import Document, SettingsError
 from workers.engine.config import EngineConfig

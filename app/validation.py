@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from app.http import buffers
 from app.http.prefix import is_prefix
-from scheduler.policy import Limits
+from scheduler.limits import Limits
 from workers.engine.metadata import About, Metadata
 from workers.schema import Problem, show
 

@@ -1,78 +1,105 @@
-"""The scheduler: events in, commands out. It reads no clock, opens nothing, and is the only writer of its state."""
+"""The scheduler: events in, commands out. It reads no clock, opens nothing, and is the only writer of its state.
 
+Every accepted job gets exactly one reply. A worker's life:
+
+    NEW -> LOADING -> READY -> ENDING -> WAITING -> LOADING ...
+                                      -> OUT (quarantined) -> LOADING ...
+
+`ENDING` is between `Kill` and the exit of the process; a process that exits by itself goes from LOADING or READY to
+WAITING or OUT at once. A job that ran on a worker that exited is a suspect: it is tried again, alone on a worker, so
+that if it is the reason it takes nobody with it.
+"""
+
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from itertools import count
 from typing import assert_never
 
-from scheduler import admission
 from scheduler import messages as m
-from scheduler.admission import Taken
+from scheduler.costs import Wait
 from scheduler.errors import BrokenInvariantError, IllegalEvent, require
-from scheduler.fleet import Fleet
-from scheduler.jobs import Jobs
+from scheduler.limits import Limits
 from scheduler.messages import Command, Costs, Event, Job, Outcome, WorkerId, WorkerState, WorkerView
-from scheduler.policy import ACCIDENTS, Limits, Wait
-from scheduler.records import Ticket, Worker
+from scheduler.placement import Placement
+from scheduler.queue import FairQueue, JobState
+from scheduler.workers import Worker, Workers
 
 __all__ = ["BrokenInvariantError", "IllegalEvent", "Scheduler"]
+
+CRASH, ENDED_FROM_OUTSIDE = 5, 1  # what a lost worker costs its jobs of their tries; one ended from outside is hardly
+"""their doing."""
 
 
 class Scheduler:
     """Decides which worker runs which job, and when.
 
-    Feed it what happened, and carry out what it says, in order. Every job that was submitted gets exactly one `Reply`.
-    Jobs may come before `Opened`, and wait. After `Exit` nothing comes out but `Reply(Draining)` to who comes too late.
+    Feed it events and carry out the commands it returns, in order. Jobs may come before `Opened`, and wait. After
+    `Exit`, the only commands are `Reply(Draining)` to those who come too late.
     """
 
     def __init__(self, workers: Sequence[WorkerId], limits: Limits) -> None:
         self._limits = limits
-        self._fleet = Fleet(workers, limits)
-        self._jobs = Jobs()
+        self._workers = Workers(workers, limits)
+        self._queue = FairQueue()
+        self._placement = Placement(self._queue, self._workers, limits)
+        self._jobs: dict[m.JobId, JobState] = {}  # all without a reply
+        self._deadlines: list[tuple[float, m.JobId]] = []  # theirs, sorted
+        self._running: dict[m.JobId, JobState] = {}  # those in a slot, the oldest first
+        self._held: Worker | None = None  # nobody joins it, so that it empties for a suspect
         self._generations = count(1)
         self._opened = False
         self._until: float | None = None  # the end of the drain
-        self._failure = ""  # why it ends, if it is not asked to
+        self._failure = ""  # why it ends, if nobody asked it to
         self._exited = False
+        self._promised = 0.0  # the latest time at which somebody was told to come back
         self._wait: Wait | None = None
         self._commands: list[Command] = []  # the answer to the event in hand
 
     def handle(self, now: float, event: Event) -> list[Command]:
-        """Take one event at `now` (seconds, monotonic) and return the commands to carry out, in order.
+        """Process one event at `now` (seconds, monotonic) and return the commands to carry out, in order.
 
-        Raises IllegalEvent, and changes nothing, when this event cannot happen in the present state.
+        Raises:
+            IllegalEvent: the event cannot happen in the current state. Nothing has changed.
         """
         if self._exited:  # even then a job gets its reply
             return [m.Reply(event.job.id, m.Draining())] if isinstance(event, m.Submitted) else []
         if self._opened and isinstance(event, m.Opened):
             raise IllegalEvent("it was opened before")
-        self._take(now, event)
-        # After the event: a picture that is finished in time is delivered, though the clock was looked at too late.
-        self._ring(now)
+        self._placement.forget()
+        self._process(now, event)
+        self._placement.forget()
+        # After the event: an image that is finished in time is delivered, though the clock is looked at too late.
+        self._expire_deadlines(now)
+        self._wake_workers(now)
+        self._end_drain(now)
         self._place(now)
         self._exit_when_drained()
         commands, self._commands = self._commands, []
         return commands
 
+    # ------------------------------------------------------------------------------------------------------- what shows
+
     @property
     def next_wakeup(self) -> float | None:
         """When to send the next `Tick`, unless another event comes first. It may be early, and have no effect."""
-        times = (self._jobs.deadlines.least, self._fleet.alarms.least, self._until)
-        return None if self._exited else min((time for time in times if time is not None), default=None)
+        first = self._deadlines[0][0] if self._deadlines else None
+        times = (first, self._workers.next_alarm(), self._until)
+        return None if self._exited else min([time for time in times if time is not None], default=None)
 
     @property
     def queue_depth(self) -> int:
         """Jobs that wait."""
-        return self._jobs.waiting
+        return len(self._queue)
 
     @property
     def running(self) -> int:
-        """Jobs that are in a slot."""
-        return self._jobs.running
+        """Jobs in a slot."""
+        return len(self._running)
 
     @property
     def ready(self) -> bool:
         """A worker is ready."""
-        return self._fleet.ready.workers > 0
+        return bool(self._workers.ready)
 
     @property
     def draining(self) -> bool:
@@ -86,50 +113,52 @@ class Scheduler:
 
     @property
     def predicted_seconds(self) -> float | None:
-        """What one nominal picture takes alone on the fastest worker known; None until one has measured itself."""
-        return self._fleet.seconds
+        """What one nominal image takes alone on the fastest worker known; None until one has measured itself."""
+        measured = [worker for worker in self._workers if worker.prices is not None]
+        return min([worker.seconds_alone() for worker in measured], default=None)
 
-    def standing(self, job: m.JobId) -> m.Standing | None:
-        """Where a job stands that waits, as far as one can tell; None if it does not."""
-        before = self._jobs.before(job)
-        if before is None:
+    def standing(self, job: m.JobId, now: float) -> m.Standing | None:
+        """Where a job stands that waits, as far as one can tell; None if it does not wait."""
+        state = self._jobs.get(job)
+        if state is None or state.assignment is not None:
             return None
-        seconds = self._fleet.seconds_to_start(before.work, self._jobs.oldest_worker)
-        return m.Standing(round(before.jobs), seconds)
+        before = self._queue.before(state)
+        seconds = self._placement.seconds_to_start(sum([each.load for each in before]), self._oldest, now)
+        return m.Standing(len(before), seconds)
 
     def workers(self) -> list[WorkerView]:
         """All workers, in the order they were given."""
-        return [worker.view() for worker in self._fleet]
+        return [worker.view() for worker in self._workers]
 
     # ---------------------------------------------------------------------------------------------------------- events
 
-    def _take(self, now: float, event: Event) -> None:  # noqa: C901, PLR0912 - one line for each event
+    def _process(self, now: float, event: Event) -> None:  # noqa: C901, PLR0912 - one line for each event
         match event:
             case m.Stepped(worker, done):
-                self._fleet.step(now, self._fleet[worker], done)
+                self._workers.on_step(now, self._workers[worker], done)
             case m.Submitted(job):
                 self._submit(now, job)
             case m.Finished() | m.Failed() | m.Released():
-                self._vacate(now, event)
+                self._free_slot(now, event)
             case m.Cancelled(job_id):
                 # It may have been answered already: the client's going and our reply cross each other.
                 if job_id in self._jobs:
                     self._give_up(self._jobs[job_id], m.Abandoned())
             case m.WorkerReady(worker, costs):
-                self._welcome(now, self._fleet[worker], costs)
+                self._on_worker_ready(now, self._workers[worker], costs)
             case m.Measured(worker, costs):
-                self._reprice(self._fleet[worker], costs)
+                self._update_costs(self._workers[worker], costs)
             case m.Faulted(worker, reason):
-                self._take_out(now, self._fleet[worker], reason)
+                self._quarantine(now, self._workers[worker], reason)
             case m.WorkerLost(worker):
-                self._bury(now, self._fleet[worker], event)
+                self._on_worker_exit(now, self._workers[worker], event)
             case m.Tick():
                 pass
             case m.Drain(until):
                 self._until = until if self._until is None else min(until, self._until)
             case m.Opened():
                 self._opened = True
-                for each in self._fleet:
+                for each in self._workers:
                     self._spawn(now, each)
             case _ as unreachable:
                 assert_never(unreachable)
@@ -137,62 +166,81 @@ class Scheduler:
     def _submit(self, now: float, job: Job) -> None:
         if job.id in self._jobs:
             raise IllegalEvent(f"job {job.id} was submitted before")
-        self._ring(now)  # what has expired takes no place in the queue
-        ticket = Ticket(job, now, self._fleet.strength.load(job.work, job.length))
-        verdict = self._verdict(now, ticket)
-        if isinstance(verdict, Taken):
-            self._jobs.accept(ticket, verdict.leeway, ahead=verdict.ahead)
-        else:
-            self._commands.append(m.Reply(job.id, verdict))
+        self._expire_deadlines(now)  # what has expired takes no place in the queue
+        state = JobState(job, now, self._placement.load(job))
+        if (refusal := self._refusal(now, state)) is not None:
+            self._commands.append(m.Reply(job.id, refusal))
+            return
+        self._jobs[job.id] = state
+        insort(self._deadlines, (job.deadline, job.id))
+        self._queue.add(state)
 
-    def _verdict(self, now: float, ticket: Ticket) -> Taken | Outcome:
-        return m.Draining() if self.draining else admission.verdict(now, ticket, self._jobs, self._fleet, self._limits)
+    def _refusal(self, now: float, job: JobState) -> Outcome | None:
+        if self.draining:
+            return m.Draining()
+        next_deadline = self._deadlines[0][0] if self._deadlines else None
+        refusal = self._placement.admit(now, job, next_deadline, self._oldest)
+        if isinstance(refusal, m.Rejected | m.Overdrawn):
+            return type(refusal)(self._appointment(now, job, refusal.retry_after))
+        return refusal
 
-    def _vacate(self, now: float, event: m.Finished | m.Failed | m.Released) -> None:
-        tenant = self._fleet[event.worker].tenant(event.slot, event.generation)
-        if tenant is None:
-            return  # said by a former process before it ended
-        if tenant.ticket is not None:
-            self._settle(event, tenant.ticket)
-        self._fleet.vacate(now, tenant, proof=isinstance(event, m.Finished))
+    def _appointment(self, now: float, job: JobState, seconds: float) -> float:
+        """When a refused client should come back: not at the time that others were told, or most are refused again.
 
-    def _settle(self, event: m.Finished | m.Failed | m.Released, ticket: Ticket) -> None:
+        Appointments reach one full queue ahead, as those beyond would only be guesses.
+        """
+        if not self._workers.known:
+            return seconds
+        each, soonest = job.load / self._placement.throughput, now + seconds
+        after_others = self._promised + each if self._promised > now else soonest
+        self._promised = min(max(soonest, after_others), soonest + self._limits.max_queue * each)
+        return self._promised - now
+
+    def _free_slot(self, now: float, event: m.Finished | m.Failed | m.Released) -> None:
+        assignment = self._workers[event.worker].assignment(event.slot, event.generation)
+        if assignment is None:
+            return  # reported by a former process before it ended
+        if assignment.job is not None:
+            self._resolve(event, assignment.job)
+        self._workers.free_slot(now, assignment, finished=isinstance(event, m.Finished))
+
+    def _resolve(self, event: m.Finished | m.Failed | m.Released, job: JobState) -> None:
         """Answer a job, unless what it lacked was memory: alone, it may do with what there is."""
-        outcome = _outcome(event, ticket)
+        outcome = _outcome(event, job)
         if isinstance(event, m.Failed) and event.blame is m.Blame.MEMORY:
-            assert ticket.tenant is not None
-            self._fleet.forsake(ticket.tenant)
-            self._suspect([ticket], event.worker, outcome)
+            assert job.assignment is not None
+            self._workers.detach(job.assignment)
+            self._try_alone([job], event.worker, CRASH, outcome)
         else:
-            self._reply(ticket, outcome)
+            self._reply(job, outcome)
 
-    def _welcome(self, now: float, worker: Worker, costs: Costs) -> None:
+    def _on_worker_ready(self, now: float, worker: Worker, costs: Costs) -> None:
         if worker.state is WorkerState.ENDING:
             return  # it was ready just too late
         if worker.state is not WorkerState.LOADING:
             raise IllegalEvent(f"{worker.id} is {worker.state} and cannot become ready")
         if costs.steps < 1 or not costs.step_seconds:
             raise IllegalEvent(f"{worker.id} has no step or no slot")
-        self._fleet.welcome(now, worker, costs)
+        self._workers.on_ready(now, worker, costs)
 
-    def _reprice(self, worker: Worker, costs: Costs) -> None:
+    def _update_costs(self, worker: Worker, costs: Costs) -> None:
         if worker.state is WorkerState.ENDING:
             return  # it said so before it was killed
         if worker.state is not WorkerState.READY:
             raise IllegalEvent(f"{worker.id} is {worker.state} and cannot have measured itself")
-        known = worker.measured
+        known = worker.known_prices.costs
         if (costs.steps, len(costs.step_seconds)) != (known.steps, len(known.step_seconds)):
             raise IllegalEvent(f"{worker.id} cannot change its steps or slots while it is ready")
-        self._fleet.reprice(worker, costs)
+        self._workers.update_costs(worker, costs)
 
-    def _bury(self, now: float, worker: Worker, loss: m.WorkerLost) -> None:
+    def _on_worker_exit(self, now: float, worker: Worker, loss: m.WorkerLost) -> None:
         if worker.state in {WorkerState.NEW, WorkerState.WAITING, WorkerState.OUT}:
             raise IllegalEvent(f"{worker.id} has no process to lose")
-        tickets = self._fleet.bury(now, worker, loss)
-        self._suspect(tickets, worker.id, guilt=1 if loss.outside else ACCIDENTS)
+        jobs = self._workers.on_exit(now, worker, loss)
+        self._try_alone(jobs, worker.id, ENDED_FROM_OUTSIDE if loss.outside else CRASH)
         self._end_if_all_are_out(now)
 
-    def _take_out(self, now: float, worker: Worker, reason: str) -> None:
+    def _quarantine(self, now: float, worker: Worker, reason: str) -> None:
         match worker.state:
             case WorkerState.LOADING | WorkerState.READY:
                 worker.fault = reason
@@ -200,7 +248,7 @@ class Scheduler:
             case WorkerState.ENDING:
                 worker.fault = reason
             case WorkerState.WAITING | WorkerState.OUT:
-                self._fleet.take_out(now, worker, reason)
+                self._workers.quarantine(now, worker, reason)
                 self._end_if_all_are_out(now)
             case WorkerState.NEW:
                 pass  # it will find out for itself
@@ -209,38 +257,39 @@ class Scheduler:
 
     def _end_if_all_are_out(self, now: float) -> None:
         """Whoever started this service can do more than wait: start it again, or elsewhere."""
-        self._wake_workers(now)  # one whose pause is over by now is spawned again, and not out any more
-        self._failure = self._fleet.failure
+        self._wake_workers(now)  # one whose backoff is over by now is spawned again, and not out any more
+        self._failure = self._workers.failure
         if self._failure:
             self._until = now
 
-    def _suspect(
-        self, tickets: list[Ticket], worker: WorkerId, verdict: Outcome | None = None, guilt: int = ACCIDENTS
-    ) -> None:
-        """Jobs come back undone from a worker: each is tried again, alone, or gets the verdict if it was often enough.
+    def _try_alone(self, jobs: list[JobState], worker: WorkerId, cost: int, outcome: Outcome | None = None) -> None:
+        """Jobs come back undone from a worker: each is tried again alone, unless it has used up its tries.
 
-        Without a verdict it is poisoned.
+        Then it gets the outcome, or is answered that it crashes workers.
         """
-        for ticket in tickets:
-            ticket.losses, ticket.guilt, ticket.lost_on = ticket.losses + 1, ticket.guilt + guilt, worker
-        self._jobs.put_back(tickets)
-        for ticket in tickets:
-            if ticket.guilt >= ACCIDENTS * self._limits.attempts:
-                self._reply(ticket, verdict or m.Poisoned(ticket.losses))
+        for job in jobs:
+            job.losses, job.retry_cost, job.lost_on = job.losses + 1, job.retry_cost + cost, worker
+            del self._running[job.job.id]
+        self._queue.put_back(jobs)
+        for job in jobs:
+            if job.retry_cost >= CRASH * self._limits.attempts:
+                self._reply(job, outcome or m.Poisoned(job.losses))
 
     # ---------------------------------------------------------------------------------------------------------- alarms
 
-    def _ring(self, now: float) -> None:
-        for job in self._jobs.deadlines.due(now):
-            self._give_up(self._jobs[job], m.Expired())
-        self._wake_workers(now)
+    def _expire_deadlines(self, now: float) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            self._give_up(self._jobs[self._deadlines[0][1]], m.Expired())
+
+    def _end_drain(self, now: float) -> None:
         if self._until is not None and self._until <= now:
-            for ticket in self._jobs:
-                self._reply(ticket, m.Draining())
+            for job in list(self._jobs.values()):
+                self._reply(job, m.Draining())
 
     def _wake_workers(self, now: float) -> None:
-        for worker in self._fleet.alarms.due(now):
-            self._look_at(now, worker)
+        while due := self._workers.due(now):
+            for worker in due:
+                self._look_at(now, worker)
 
     def _look_at(self, now: float, worker: Worker) -> None:
         match worker.state:
@@ -250,9 +299,10 @@ class Scheduler:
             case WorkerState.LOADING:
                 self._kill(now, worker, f"not ready after {self._limits.load_timeout:g} s")
             case WorkerState.READY:
-                patience = self._fleet.patience(worker)
-                if worker.heard + patience > now:
-                    self._fleet.alarms.put(worker, worker.heard + patience)
+                # A heartbeat does not move the alarm: it may ring early.
+                timeout = self._workers.heartbeat_timeout(worker)
+                if worker.heard + timeout > now:
+                    worker.alarm = worker.heard + timeout
                 else:
                     self._kill(now, worker, f"silent for {now - worker.heard:.1f} s")
             case WorkerState.NEW | WorkerState.ENDING:
@@ -261,11 +311,11 @@ class Scheduler:
                 assert_never(unreachable)
 
     def _spawn(self, now: float, worker: Worker) -> None:
-        self._fleet.spawn(now, worker)
+        self._workers.spawn(now, worker)
         self._commands.append(m.Spawn(worker.id))
 
     def _kill(self, now: float, worker: Worker, reason: str) -> None:
-        self._fleet.end(now, worker)
+        self._workers.end(now, worker)
         self._commands.append(m.Kill(worker.id, reason))
 
     def _exit_when_drained(self) -> None:
@@ -275,76 +325,93 @@ class Scheduler:
 
     # ------------------------------------------------------------------------------------------------------- placement
 
+    @property
+    def _oldest(self) -> JobState | None:
+        return next(iter(self._running.values()), None)
+
     def _place(self, now: float) -> None:
         suspect, other = self._place_suspects(now), self._place_others(now)
         self._wait = other if other is not None else suspect
 
     def _place_suspects(self, now: float) -> Wait | None:
-        # All of them: the worker that one avoids may do for the next.
-        for ticket in self._jobs.suspects() if self._fleet.empty(avoid=None) is not None else ():
-            if (worker := self._fleet.empty(avoid=ticket.lost_on)) is not None:
-                self._start(now, ticket, worker)
-        first = self._jobs.suspect
-        if first is None:
-            self._fleet.unhold()
+        for job in list(self._queue.suspects):  # all of them: the worker that one avoids may do for the next
+            if (worker := self._workers.fastest_empty(avoid=job.lost_on)) is not None:
+                self._start(now, job, worker)
+        if not self._queue.suspects:
+            self._held = None
             return None
-        self._fleet.hold(avoid=first.lost_on)
+        self._held = self._workers.to_hold(self._held, avoid=self._queue.suspects[0].lost_on)
         return Wait.NEEDS_EMPTY if self.ready else Wait.NO_WORKER
 
     def _place_others(self, now: float) -> Wait | None:
-        while (ticket := self._jobs.lines.next) is not None:
-            choice = self._fleet.choose(ticket.job, now, behind=self._jobs.waiting - 1)
-            if isinstance(choice, Wait):
-                return choice
-            if self._in_vain(now, ticket, choice):
-                self._reply(ticket, m.Expired())
+        while self._queue.by_deadline:
+            if not any(worker.has_room for worker in self._workers):
+                return Wait.SLOTS_TAKEN if self.ready else Wait.NO_WORKER
+            job = self._placement.next(now)
+            if (found := self._placement.of_a_running_size(now, job, self._held)) is not None:
+                if found[0] is not job and job.passed_since is None:
+                    job.passed_since = now
+                job, worker = found
             else:
-                self._start(now, ticket, choice)
+                choice = self._placement.choose(job.job, now, len(self._queue) - 1, self._held)
+                if isinstance(choice, Wait):
+                    return choice
+                worker = choice
+            late = now + worker.joined_by(job.job).end > job.job.deadline
+            if late and len(self._queue) > 1:  # it would make the next ones late as well
+                self._reply(job, m.Expired())
+            else:
+                self._start(now, job, worker)
         return None
 
-    def _in_vain(self, now: float, ticket: Ticket, worker: Worker) -> bool:
-        """It would miss its deadline and make the next ones miss theirs."""
-        late = now + self._fleet.seconds_if_joined(worker, ticket.job) > ticket.job.deadline
-        return late and self._jobs.waiting > 1
-
-    def _start(self, now: float, ticket: Ticket, worker: Worker) -> None:
-        self._jobs.start(ticket)
-        tenant = self._fleet.start(now, worker, ticket, next(self._generations))
-        self._commands.append(m.Start(ticket.job.id, worker.id, tenant.slot, tenant.generation))
+    def _start(self, now: float, job: JobState, worker: Worker) -> None:
+        self._placement.forget()
+        self._queue.remove(job, started=True)
+        self._running[job.job.id] = job
+        assignment = self._workers.assign(now, worker, job, next(self._generations))
+        self._commands.append(m.Start(job.job.id, worker.id, assignment.slot, assignment.generation))
 
     # --------------------------------------------------------------------------------------------------------- replies
 
-    def _give_up(self, ticket: Ticket, outcome: Outcome) -> None:
-        """Answer a job that is not done, and have its slot emptied. A worker that is being killed needs no telling."""
-        tenant = ticket.tenant
-        self._reply(ticket, outcome)
-        if tenant is not None and tenant.worker.state is WorkerState.READY:
-            self._commands.append(m.Cancel(tenant.worker.id, tenant.slot, tenant.generation))
+    def _give_up(self, job: JobState, outcome: Outcome) -> None:
+        """Answer a job that is not done, and have its slot freed. A worker that is being killed needs no telling."""
+        assignment = job.assignment
+        self._reply(job, outcome)
+        if assignment is not None and assignment.worker.ready:
+            self._commands.append(m.Cancel(assignment.worker.id, assignment.slot, assignment.generation))
 
-    def _reply(self, ticket: Ticket, outcome: Outcome) -> None:
-        """The last that is said of a job, wherever it is. If it is in a slot, that is leaving from now on."""
-        self._jobs.close(ticket)
-        if ticket.tenant is not None:
-            self._fleet.forsake(ticket.tenant)
-        self._commands.append(m.Reply(ticket.job.id, outcome))
+    def _reply(self, job: JobState, outcome: Outcome) -> None:
+        """Answer a job, wherever it is; nothing else is ever said of it. If it is in a slot, that is leaving now."""
+        self._placement.forget()
+        if self._running.pop(job.job.id, None) is None:
+            self._queue.remove(job)
+        del self._jobs[job.job.id]
+        del self._deadlines[bisect_left(self._deadlines, (job.job.deadline, job.job.id))]
+        if job.assignment is not None:
+            self._workers.detach(job.assignment)
+        self._commands.append(m.Reply(job.job.id, outcome))
 
     def check(self) -> None:
         """Validate all invariants, at a cost in proportion to all that there is; raises BrokenInvariantError."""
-        self._jobs.check()
-        self._fleet.check(opened=self._opened)
-        require(self._fleet.running == self._jobs.running, "a job runs unknown, or in two slots")
-        require((self._wait is None) == (self._jobs.waiting == 0), "a job waits without a reason, or nobody with one")
+        waiting = [job.job.id for job in self._queue]
+        require(sorted(self._jobs) == sorted([*self._running, *waiting]), "a job is nowhere, or twice")
+        require(sorted(job for _, job in self._deadlines) == sorted(self._jobs), "a deadline is missing, or left over")
+        require(self._deadlines == sorted(self._deadlines), "deadlines are out of order")
+        self._queue.check()
+        self._workers.check(opened=self._opened)
+        require(self._workers.running == len(self._running), "a job runs unknown, or in two slots")
+        require((self._wait is None) == (not waiting), "a job waits without a reason, or nobody with one")
         require(not self.draining or self._exited == (not self._jobs), "a drain ended too early, or did not end")
         require(not self._commands, "a command was kept back")
 
 
-def _outcome(event: m.Finished | m.Failed | m.Released, ticket: Ticket) -> Outcome:
+def _outcome(event: m.Finished | m.Failed | m.Released, job: JobState) -> Outcome:
     match event:
         case m.Finished(worker, slot, _, image):
-            return m.Done(worker, slot, image, queued=ticket.started - ticket.submitted)
+            return m.Done(worker, slot, image, queued=job.started - job.submitted)
         case m.Failed(reason=reason, blame=blame):
             return m.Refused(reason, blame) if blame in {m.Blame.PICTURE, m.Blame.OPTION} else m.Broken(reason)
         case m.Released(worker):
-            raise IllegalEvent(f"{worker} released job {ticket.job.id}, which nobody cancelled")
+            raise IllegalEvent(f"{worker} released job {job.job.id}, which nobody cancelled")
         case _ as unreachable:
             assert_never(unreachable)

@@ -19,10 +19,11 @@ class Terms:
     length: float = 1.0
     priority: int = 0
     surcharge: float = 0.0
+    size: tuple[int, int] = (0, 0)
 
     def job(self, number: JobId) -> Job:
         """The job that the scheduler is told of."""
-        return Job(number, self.deadline, self.work, self.client, self.length, self.priority, self.surcharge)
+        return Job(number, self.deadline, self.work, self.client, self.length, self.priority, self.surcharge, self.size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -268,7 +268,7 @@ class Pool:
     def _tell_standing(self, job: m.JobId) -> None:
         """Now and again while it waits: it may do so once more, if its worker is lost."""
         if job in self._watching:
-            if (standing := self.core.standing(job)) is not None:
+            if (standing := self.core.standing(job, time.monotonic())) is not None:
                 self._watching.waits(job, standing)
             asyncio.get_running_loop().call_later(STANDING_SECONDS, self._tell_standing, job)
 

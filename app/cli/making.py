@@ -105,8 +105,9 @@ class Maker:
         """Make a picture; False if the pool has ended. Raises Problem and OSError."""
         picture = await asyncio.to_thread(item.source.read_bytes)
         task = self._recipe.task(picture, item.seed)
-        work, length = effort(measured(picture, self._rules, None), task.options.steps, self._rules)
-        answer = await pool.generate(task, Terms(time.monotonic() + LONG, work, "", length), progress.watch(item))
+        work, length, size = effort(measured(picture, self._rules, None), task.options.steps, self._rules)
+        terms = Terms(time.monotonic() + LONG, work, length=length, size=size)
+        answer = await pool.generate(task, terms, progress.watch(item))
         if isinstance(answer.outcome, m.Draining):
             return False
         if not isinstance(answer.outcome, m.Done):
@@ -197,7 +198,9 @@ def _kill(pool: Pool) -> None:
 def _alone(settings: Settings, width: int) -> Settings:
     """There is one client, who may have all there is."""
     limits = settings.scheduler
-    return replace(settings, scheduler=replace(limits, client_share=1.0, max_queue=max(limits.max_queue, width)))
+    return replace(
+        settings, scheduler=replace(limits, client_share=1.0, lone_share=1.0, max_queue=max(limits.max_queue, width))
+    )
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from app.health import Health
 from scheduler.core import Scheduler
-from scheduler.policy import Limits
+from scheduler.limits import Limits
 from workers.engine.contract import Condition
 from workers.pool import Device
 

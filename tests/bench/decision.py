@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from scheduler.core import Scheduler
+from scheduler.limits import Limits
 from scheduler.messages import (
     Command,
     Costs,
@@ -24,7 +25,6 @@ from scheduler.messages import (
     Submitted,
     WorkerReady,
 )
-from scheduler.policy import Limits
 
 STEPS = 20
 GPU = Costs(STEPS, (0.0045, 0.0057, 0.0075, 0.0091, 0.011, 0.013, 0.0152, 0.0171), 0.015)
@@ -79,7 +79,7 @@ class World:
         """A client whose job waits, perhaps, asks where it stands: a question, and no event."""
         job = self.random.randint(self.submitted - self.core.queue_depth, self.submitted)
         began = time.thread_time_ns()
-        self.core.standing(job)
+        self.core.standing(job, self.now)
         self.microseconds["(standing)"].append((time.thread_time_ns() - began) / 1000)
 
     def step(self) -> None:

@@ -78,7 +78,7 @@ def _json() -> Iterator[Kind]:
     ends: Mapping[str, tuple[str, bytes]] = {
         "surrogate": ("broken-json", _json_of(text="\ud800")),
         "deep nesting": ("broken-json", b'{"more":' + b"[" * 9000),
-        "many values": ("invalid-field", b'{"text":[' + b"{}," * (MANY // 3)),
+        "many values": ("invalid-field", b'{"text":[' + b"{}," * (MANY // 3) + b"{}]}"),
         "long text": ("invalid-field", _json_of(text="a" * MANY)),
         "long integer": ("invalid-field", _json_of(random_seed="9" * MANY)),
         "long key": ("invalid-field", json.dumps({"k" * MANY: 1}).encode()),

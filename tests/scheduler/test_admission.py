@@ -4,10 +4,24 @@ from itertools import cycle
 
 import pytest
 
-from scheduler.messages import Command, Costs, Done, Expired, Rejected, Reply, Start, Submitted, Tick, WorkerLost
-from scheduler.policy import MARGIN, seconds_alone
+from scheduler.messages import (
+    Command,
+    Costs,
+    Done,
+    Expired,
+    Impossible,
+    Rejected,
+    Reply,
+    Spawn,
+    Start,
+    Submitted,
+    Tick,
+    WorkerLost,
+)
+from scheduler.placement import MARGIN
+from tests.scheduler.sums import seconds_alone
 from tests.scheduler.toy import Toy
-from tests.scheduler.words import CPU, GPU, SINGLE, SLOW_GPU, finished, job, loading, ready, scheduler, stepped
+from tests.scheduler.words import BUCKETS, CPU, GPU, SINGLE, SLOW_GPU, finished, job, loading, ready, scheduler, stepped
 
 FLEETS = {
     "one CPU": (CPU,),
@@ -44,11 +58,11 @@ def test_an_idle_worker_takes_what_it_can_do_in_time() -> None:
     assert core.handle(0.0, Submitted(job(1, deadline=10.5))) == [Start(1, "cpu0", 0, 1)]
 
 
-def test_what_no_worker_can_do_in_time_is_turned_away() -> None:
+def test_what_no_worker_can_ever_do_in_time_is_not_told_to_come_back() -> None:
     core = scheduler(ready("cpu0", CPU))
-    [reply] = core.handle(0.0, Submitted(job(1, deadline=9.5)))
-    assert isinstance(reply, Reply)
-    assert isinstance(reply.outcome, Rejected)
+    assert core.handle(0.0, Submitted(job(1, deadline=9.5))) == [Reply(1, Impossible(10.0))]
+    core.handle(0.0, Submitted(job(2)))
+    assert core.handle(0.0, Submitted(job(3, deadline=9.5))) == [Reply(3, Impossible(10.0))]
 
 
 def test_a_large_picture_needs_longer() -> None:
@@ -75,10 +89,26 @@ def test_running_work_counts_as_far_as_it_is_left() -> None:
 def test_waiting_work_counts() -> None:
     core = scheduler(ready("cpu0", CPU))
     core.handle(0.0, Submitted(job(1)))
-    core.handle(0.0, Submitted(job(2)))
+    core.handle(0.0, Submitted(job(2, deadline=10 * MARGIN + 10.5)))
     assert core.handle(0.0, Submitted(job(3, deadline=20 * MARGIN + 10.5))) == []
     [reply] = core.handle(0.0, Submitted(job(4, deadline=39.5)))
     assert retry_after(reply) == pytest.approx(30.0 * MARGIN + 10.0 - 39.5 + 2.0)
+
+
+def test_who_has_time_waits_for_who_is_due_sooner() -> None:
+    core = scheduler(ready("cpu0", CPU))
+    core.handle(0.0, Submitted(job(1)))
+    for number in range(2, 12):
+        core.handle(0.0, Submitted(job(number)))  # each has a thousand seconds
+    assert core.handle(0.0, Submitted(job(12, deadline=10 * MARGIN + 10.5))) == []
+    assert core.handle(10.0, finished(Start(1, "cpu0", 0, 1)))[1:] == [Start(12, "cpu0", 0, 2)]
+
+
+def test_each_refused_client_has_a_time_of_its_own_to_come_back() -> None:
+    core = scheduler(ready("cpu0", CPU))
+    core.handle(0.0, Submitted(job(1)))
+    replies = [core.handle(0.0, Submitted(job(number, deadline=15.0))) for number in range(2, 6)]
+    assert [retry_after(reply) for [reply] in replies] == pytest.approx([7.0, 17.0, 27.0, 37.0])
 
 
 def test_all_workers_share_the_backlog() -> None:
@@ -109,7 +139,18 @@ def test_with_all_workers_lost_the_last_costs_count() -> None:
     core.handle(0.0, WorkerLost("cpu0", "SIGKILL"))
     assert core.handle(0.0, Submitted(job(1, deadline=10.5))) == []
     [reply] = core.handle(0.0, Submitted(job(2, deadline=19.5)))
-    assert retry_after(reply) == pytest.approx(10.0 * MARGIN + 10.0 - 19.5 + 2.0)
+    assert retry_after(reply) == pytest.approx(0.5 + 10.0 * MARGIN + 10.0 - 19.5 + 2.0)  # it is started in 0.5 s
+
+
+def test_while_the_only_worker_restarts_its_loading_counts() -> None:
+    core = loading("cpu0")
+    core.handle(30.0, ready("cpu0", CPU))
+    core.handle(40.0, WorkerLost("cpu0", "SIGKILL"))
+    [reply] = core.handle(40.0, Submitted(job(1, deadline=80.0)))  # 0.5 s, then 30 s to load, then 10 s
+    assert retry_after(reply) == pytest.approx(0.5 + 30.0 + 10.0 - 40.0 + 2.0)
+    assert core.handle(40.0, Submitted(job(2, deadline=81.0))) == []
+    assert core.handle(40.5, Tick()) == [Spawn("cpu0")]
+    assert core.handle(60.0, Submitted(job(3, deadline=92.0))) == []  # 10.5 s are left of the loading
 
 
 def test_only_what_was_measured_last_counts() -> None:
@@ -117,9 +158,7 @@ def test_only_what_was_measured_last_counts() -> None:
     core.handle(0.0, WorkerLost("gpu0", "SIGKILL"))
     core.handle(0.0, ready("gpu0", CPU))
     core.handle(0.0, WorkerLost("gpu0", "SIGKILL"))
-    [reply] = core.handle(0.0, Submitted(job(1, deadline=9.5)))
-    assert isinstance(reply, Reply)
-    assert isinstance(reply.outcome, Rejected)
+    assert core.handle(0.0, Submitted(job(1, deadline=9.5))) == [Reply(1, Impossible(10.0))]
 
 
 def test_a_worker_that_takes_other_steps_than_it_said_does_not_spoil_the_sums() -> None:
@@ -204,3 +243,26 @@ def test_whoever_is_taken_gets_a_picture_in_time(fleet: str) -> None:
     assert len(outcomes) == 100
     assert {type(outcome) for outcome in outcomes} <= {Done, Rejected}
     assert sum(isinstance(outcome, Done) for outcome in outcomes) > 10
+
+
+def test_sizes_are_batches_of_their_own_so_no_promise_is_broken_by_mixing_them() -> None:
+    toy = Toy(BUCKETS)
+    assert toy.submit(60.0) is None
+    answer = toy.submit(0.30, work=2.25)  # alone 0.266 s; beside the first 0.376 s, and 0.245 s if they shared a batch
+    assert isinstance(answer, Rejected)
+    toy.run(answer.retry_after)
+    assert toy.submit(0.30, work=2.25) is None
+    toy.run(10.0)
+    assert [type(toy.outcomes[number][1]) for number in (1, 2, 3)] == [Done, Rejected, Done]
+
+
+def test_suspects_count_as_what_they_take_alone() -> None:
+    cheap = Costs(20, tuple(0.005 + 0.0005 * n for n in range(1, 9)), 0.008)  # eight together take 0.188 s, one 0.118 s
+    core = scheduler(ready("gpu0", cheap), restart_pause=0.0)
+    for number in range(1, 9):
+        core.handle(0.0, Submitted(job(number)))
+    core.handle(0.1, WorkerLost("gpu0", "gone"))
+    core.handle(0.1, ready("gpu0", cheap))
+    [reply] = core.handle(0.1, Submitted(job(9, deadline=0.7)))
+    assert retry_after(reply) > 0.3
+    assert core.handle(0.1, Submitted(job(10, deadline=0.1 + 8 * 0.118 * MARGIN + 0.2))) == []

@@ -2,6 +2,7 @@
 
 import pytest
 
+from scheduler.limits import Limits
 from scheduler.messages import (
     Abandoned,
     Cancel,
@@ -19,7 +20,6 @@ from scheduler.messages import (
     Tick,
     WorkerLost,
 )
-from scheduler.policy import Limits
 from tests.scheduler.words import SINGLE, Checked, done, finished, job, loading, ready, scheduler
 
 FIRST, SECOND = Start(1, "gpu0", 0, 1), Start(2, "gpu0", 0, 2)

@@ -1,5 +1,6 @@
 """How jobs end: deadline, cancel, failure; and what becomes of their slots."""
 
+from scheduler.costs import Wait
 from scheduler.messages import (
     Abandoned,
     Blame,
@@ -14,7 +15,6 @@ from scheduler.messages import (
     Tick,
     WorkerLost,
 )
-from scheduler.policy import Wait
 from tests.scheduler.words import CPU, SINGLE, Checked, done, failed, finished, job, ready, released, scheduler, stepped
 
 FIRST = Start(1, "gpu0", 0, 1)

@@ -7,15 +7,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from scheduler.costs import Wait
 from scheduler.messages import Costs, Done, Overdrawn, Rejected, Reply, Start, Stepped, Submitted, WorkerLost
-from scheduler.policy import MARGIN, Picture, Strength, Wait, joining, pace, seconds_alone, steps_of
+from scheduler.placement import MARGIN
+from tests.scheduler.sums import if_joined, running, seconds_alone, steps_of
 from tests.scheduler.test_admission import FLEETS, alone
 from tests.scheduler.test_overload import CAPACITY, DEADLINE, ECHO
 from tests.scheduler.test_shares import A_BUDGET, A_CLIENT, Line
 from tests.scheduler.toy import Toy
 from tests.scheduler.words import CPU, GPU, SINGLE, finished, job, loading, ready, scheduler, stepped
 
-NEVER = float("inf")
 SETTLED, END = 20.0, 50.0  # seconds
 
 # ---------------------------------------------------------------------------------------------------------- prediction
@@ -30,26 +31,14 @@ def test_only_the_steps_of_a_longer_picture_take_longer() -> None:
     assert seconds_alone(GPU, work=2.0, length=0.5) == pytest.approx(2 * (10 * 0.050 + 0.1))
 
 
-def test_a_picture_in_nominal_ones_is_its_steps_and_its_fixed_part() -> None:
-    fleet = Strength()
-    fleet.add(pace(CPU))  # nine tenths are steps
-    assert fleet.load(work=2.0, length=1.0) == 2.0
-    assert fleet.load(work=2.0, length=3.0) == pytest.approx(2 * (0.9 * 3 + 0.1))
-    assert fleet.load(work=1.0, length=0.0) == pytest.approx(0.1)
-
-
-def test_before_anything_was_measured_a_picture_counts_for_the_most_it_can_be() -> None:
-    assert [Strength().load(work=2.0, length=length) for length in (0.1, 1.0, 2.5)] == [2.0, 2.0, 5.0]
-
-
 def test_a_short_picture_leaves_a_batch_before_those_that_it_joined() -> None:
-    together = joining(GPU, [Picture(20, 1.0, NEVER)], work=1.0, steps=5)
+    together = if_joined(GPU, [running(20)], steps=5)
     assert together.end == pytest.approx(5 * 0.055 + 0.1)
     assert [ends for _, *ends in together.others] == [pytest.approx([1.1, 5 * 0.055 + 15 * 0.050 + 0.1])]
 
 
 def test_a_long_picture_delays_those_that_it_joins_as_long_as_they_run() -> None:
-    together = joining(GPU, [Picture(20, 1.0, NEVER)], work=1.0, steps=50)
+    together = if_joined(GPU, [running(20)], steps=50)
     assert together.end == pytest.approx(20 * 0.055 + 30 * 0.050 + 0.1)
     assert [ends for _, *ends in together.others] == [pytest.approx([1.1, 20 * 0.055 + 0.1])]
 
@@ -98,7 +87,7 @@ def test_an_idle_worker_takes_what_is_short_enough() -> None:
 def test_what_waits_counts_by_its_length() -> None:
     core = scheduler(ready("cpu0", CPU), client_share=1.0)
     core.handle(0.0, Submitted(job(1, client="a")))
-    core.handle(0.0, Submitted(job(2, client="a", length=3.0)))  # 28 s
+    core.handle(0.0, Submitted(job(2, deadline=38.5, client="a", length=3.0)))  # 28 s
     [reply] = core.handle(0.0, Submitted(job(3, deadline=38 * MARGIN + 9.5, client="a")))
     assert isinstance(reply, Reply)
     assert core.handle(0.0, Submitted(job(4, deadline=38 * MARGIN + 10.5, client="a"))) == []
@@ -107,9 +96,9 @@ def test_what_waits_counts_by_its_length() -> None:
 def test_of_a_queue_of_short_pictures_the_fixed_parts_count() -> None:
     core = scheduler(ready("gpu0", SINGLE), client_share=1.0)  # 1.1 s, a tenth of a second of which is fixed
     core.handle(0.0, Submitted(job(1, client="a")))
-    for number in range(2, 12):
-        core.handle(0.0, Submitted(job(number, client="a", length=0.05)))  # 0.15 s each
     wait = (1.1 + 10 * 0.15) * MARGIN
+    for number in range(2, 12):
+        core.handle(0.0, Submitted(job(number, deadline=wait + 1.0, client="a", length=0.05)))  # 0.15 s each
     [reply] = core.handle(0.0, Submitted(job(12, deadline=wait + 1.05, client="a")))
     assert isinstance(reply, Reply)
     assert core.handle(0.0, Submitted(job(13, deadline=wait + 1.15, client="a"))) == []

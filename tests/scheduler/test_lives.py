@@ -3,6 +3,8 @@
 import pytest
 
 from scheduler.core import Scheduler
+from scheduler.costs import Wait
+from scheduler.limits import Limits
 from scheduler.messages import (
     Abandoned,
     Cancel,
@@ -19,7 +21,6 @@ from scheduler.messages import (
     WorkerLost,
     WorkerState,
 )
-from scheduler.policy import Limits, Wait
 from tests.scheduler.words import (
     CPU,
     GPU,

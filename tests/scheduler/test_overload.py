@@ -4,8 +4,8 @@ from itertools import count
 
 import pytest
 
+from scheduler.costs import Slowdown
 from scheduler.messages import Costs, Done, Expired, Rejected
-from scheduler.policy import Slowdown
 from tests.scheduler.toy import Toy
 
 ECHO = Costs(steps=20, step_seconds=(0.05,) * 4, fixed_seconds=0.0)  # four pictures a second

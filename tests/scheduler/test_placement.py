@@ -1,10 +1,25 @@
 """Who goes where: empty workers, joining, waiting, first come first served."""
 
+from dataclasses import replace
+
 import pytest
 
+from scheduler.costs import Wait
 from scheduler.messages import Command, Costs, Finished, Reply, Start, Submitted, WorkerReady
-from scheduler.policy import Wait
-from tests.scheduler.words import CPU, GPU, SINGLE, SLOW_GPU, done, finished, job, loading, ready, scheduler, stepped
+from tests.scheduler.words import (
+    BUCKETS,
+    CPU,
+    GPU,
+    SINGLE,
+    SLOW_GPU,
+    done,
+    finished,
+    job,
+    loading,
+    ready,
+    scheduler,
+    stepped,
+)
 
 
 def starts(commands: list[Command]) -> list[tuple[int, str, int]]:
@@ -107,21 +122,55 @@ def test_it_joins_as_soon_as_the_deadline_is_safe() -> None:
     assert core.handle(0.55, stepped("gpu0", 15)) == [Start(2, "gpu0", 1, 2)]
 
 
-def test_where_the_least_loaded_objects_the_next_is_asked() -> None:
+def test_a_job_joins_where_it_costs_least_not_where_there_is_least() -> None:
     core = scheduler(ready("cpu0", CPU), ready("gpu0", GPU))
+    placed = [starts(core.handle(0.0, Submitted(job(number)))) for number in (1, 2, 3, 4)]
+    assert placed == [[(number, "gpu0", number - 1)] for number in (1, 2, 3, 4)]  # 1.4 s together; 10 s on the CPU
+
+
+def test_where_a_place_in_a_bucket_is_free_a_job_takes_it() -> None:
+    """Graphs are kept for 1, 2, 4 and 8 images: a step of three takes as long as one of four."""
+    core = scheduler(ready("gpu0", BUCKETS), ready("gpu1", BUCKETS))
+    for number in (1, 2, 3, 4):  # two on each
+        core.handle(0.0, Submitted(job(number)))
+    [(_, third, _)] = starts(core.handle(0.0, Submitted(job(5, length=0.2))))
+    [(_, fourth, _)] = starts(core.handle(0.0, Submitted(job(6, length=0.2))))
+    assert third == fourth
+
+
+def test_one_job_with_a_tight_deadline_closes_no_other_worker() -> None:
+    core = scheduler(*(ready(f"gpu{n}", BUCKETS) for n in range(8)))
+    core.handle(0.0, Submitted(job(1, deadline=0.125)))  # alone it takes 0.118 s, with another one 0.148 s
+    for number in range(2, 9):
+        core.handle(0.0, Submitted(job(number)))
+    [(_, worker, slot)] = starts(core.handle(0.0, Submitted(job(9))))
+    assert (worker, slot) != ("gpu0", 1)
+    assert starts(core.handle(0.0, Submitted(job(10, deadline=0.16)))) != []
+
+
+def test_a_short_wait_for_a_fast_worker_is_better_than_an_idle_slow_one() -> None:
+    slow = Costs(steps=20, step_seconds=(0.6, 1.2), fixed_seconds=1.0)  # 13 s
+    core = scheduler(ready("gpu0", SINGLE), ready("cpu0", slow))
     core.handle(0.0, Submitted(job(1)))
-    core.handle(0.0, Submitted(job(2)))
-    assert starts(core.handle(0.0, Submitted(job(3)))) == [(3, "gpu0", 1)]  # one each, and the GPU is asked
-    assert starts(core.handle(0.0, Submitted(job(4)))) == [(4, "gpu0", 2)]  # the CPU has fewer, and objects
+    assert core.handle(0.0, Submitted(job(2))) == []  # done at 2.2 s on the GPU
+    assert core.why() is Wait.SLOWER
+    assert core.handle(1.1, finished(Start(1, "gpu0", 0, 1)))[1:] == [Start(2, "gpu0", 0, 2)]
 
 
-def test_the_least_loaded_workers_objection_is_told() -> None:
-    core = scheduler(ready("gpu0", GPU), ready("cpu0", CPU))
-    core.handle(0.0, Submitted(job(1)))  # on the GPU
+def test_a_slow_worker_helps_where_the_queue_is_long() -> None:
+    slow = Costs(steps=20, step_seconds=(0.6, 1.2), fixed_seconds=1.0)
+    core = scheduler(ready("gpu0", SINGLE), ready("cpu0", slow))
+    placed = [start for number in range(1, 20) for start in starts(core.handle(0.0, Submitted(job(number))))]
+    assert [worker for _, worker, _ in placed] == ["gpu0", "cpu0"]
+
+
+def test_the_least_loaded_workers_reason_is_told() -> None:
+    core = scheduler(ready("gpu0", GPU), ready("gpu1", replace(GPU, step_seconds=(0.05, 0.2))))
+    core.handle(0.0, Submitted(job(1)))
     core.handle(0.0, Submitted(job(2)))
     core.handle(0.0, Submitted(job(3, deadline=1.22)))  # joins job 1 until 1.2 s
     assert core.handle(0.0, Submitted(job(4))) == []
-    assert core.why() is Wait.SLOWER  # than the CPU with one; the GPU with two has a deadline to keep
+    assert core.why() is Wait.SLOWER  # than gpu1 with one; gpu0 with two has a deadline to keep
 
 
 def test_a_long_queue_makes_jobs_join() -> None:

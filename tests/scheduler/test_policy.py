@@ -2,27 +2,11 @@
 
 import pytest
 
+from scheduler.costs import Capacity, Wait, capacity
 from scheduler.messages import Costs
-from scheduler.policy import (
-    SOONEST_RETRY,
-    Pace,
-    Picture,
-    Strength,
-    Wait,
-    joining,
-    objection,
-    pace,
-    retry_after,
-    run_out,
-    seconds_alone,
-)
+from scheduler.placement import SOONEST_RETRY, retry_after
+from tests.scheduler.sums import NEVER, ends, if_joined, objection, running, seconds_alone
 from tests.scheduler.words import CPU, GPU
-
-NEVER = float("inf")
-
-
-def running(left: int, deadline: float = NEVER, work: float = 1.0) -> Picture:
-    return Picture(left, work, deadline)
 
 
 def test_a_picture_alone_takes_its_steps_and_the_fixed_part() -> None:
@@ -34,100 +18,85 @@ def test_a_larger_picture_takes_longer_in_proportion() -> None:
 
 
 def test_a_batch_speeds_up_when_a_picture_leaves_it() -> None:
-    ends, busy = run_out(GPU, [running(10), running(20)])
-    assert ends == pytest.approx([10 * 0.055 + 0.1, 10 * 0.055 + 10 * 0.050 + 0.1])
+    times, busy = ends(GPU, [running(10), running(20)])
+    assert times == pytest.approx([10 * 0.055 + 0.1, 10 * 0.055 + 10 * 0.050 + 0.1])
     assert busy == pytest.approx(10 * 0.055 + 10 * 0.050)
 
 
 def test_a_picture_being_decoded_does_not_slow_the_others() -> None:
-    assert run_out(GPU, [running(0), running(20)])[0] == pytest.approx([0.1, 1.1])
+    assert ends(GPU, [running(0), running(20)])[0] == pytest.approx([0.1, 1.1])
 
 
-def test_small_and_large_pictures_share_a_step() -> None:
-    ends, _ = run_out(GPU, [running(20, work=0.5), running(20, work=1.5)])
-    assert ends == pytest.approx([20 * 0.055 + 0.05, 20 * 0.055 + 0.15])
+def test_each_size_is_a_batch_of_its_own() -> None:
+    times, _ = ends(GPU, [running(20, work=0.5), running(20, work=1.5), running(20, work=1.5)])
+    step = 0.5 * 0.050 + 1.5 * 0.055
+    assert times == pytest.approx([20 * step + 0.05, 20 * step + 0.15, 20 * step + 0.15])
 
 
 def test_joining_is_predicted_for_the_newcomer() -> None:
-    assert joining(GPU, [running(10)], 1.0, 20).end == pytest.approx(10 * 0.055 + 10 * 0.050 + 0.1)
-    assert joining(GPU, [], 1.0, 20).end == pytest.approx(seconds_alone(GPU))
+    assert if_joined(GPU, [running(10)]).end == pytest.approx(10 * 0.055 + 10 * 0.050 + 0.1)
+    assert if_joined(GPU, []).end == pytest.approx(seconds_alone(GPU))
 
 
 def test_where_a_batch_of_two_is_cheap_it_joins() -> None:
-    assert objection(GPU, [running(20)], 1.0, now=0.0) is None
+    assert objection(GPU, [running(20)], now=0.0) is None
 
 
 def test_where_a_batch_gains_nothing_it_waits() -> None:
-    assert objection(CPU, [running(9)], 1.0, now=0.0) is Wait.SLOWER
+    assert objection(CPU, [running(9)], now=0.0) is Wait.SLOWER
 
 
 def test_where_a_batch_gains_nothing_it_waits_however_long_the_queue() -> None:
-    assert objection(CPU, [running(9)], 1.0, now=0.0, behind=1000.0) is Wait.SLOWER
+    assert objection(CPU, [running(9)], now=0.0, behind=1000.0) is Wait.SLOWER
 
 
 def test_it_joins_when_the_sum_of_ends_is_just_as_good() -> None:
     # One picture with 20 steps left: joining costs it 20 * 0.5 and gives the newcomer 20 * 0.5.
     even = Costs(steps=20, step_seconds=(1.0, 1.5), fixed_seconds=0.0)
-    assert objection(even, [running(20)], 1.0, now=0.0) is None
+    assert objection(even, [running(20)], now=0.0) is None
 
 
 def test_rounding_does_not_decide() -> None:
     even = Costs(steps=20, step_seconds=(0.011, 0.0165), fixed_seconds=0.0)
-    assert objection(even, [running(20)], 1.0, now=0.0) is None
+    assert objection(even, [running(20)], now=0.0) is None
 
 
 def test_it_joins_a_picture_that_is_only_decoded() -> None:
-    assert objection(CPU, [running(0)], 1.0, now=0.0) is None
+    assert objection(CPU, [running(0)], now=0.0) is None
 
 
 def test_the_longer_the_queue_the_more_throughput_counts() -> None:
     # Two at once take 1.7 times as long: dear for those concerned, and still 18% more pictures per second.
     dear = Costs(steps=20, step_seconds=(1.0, 1.7), fixed_seconds=0.0)
-    assert objection(dear, [running(20)], 1.0, now=0.0, behind=0.0) is Wait.SLOWER
-    assert objection(dear, [running(20)], 1.0, now=0.0, behind=5.0) is None
+    assert objection(dear, [running(20)], now=0.0, behind=0.0) is Wait.SLOWER
+    assert objection(dear, [running(20)], now=0.0, behind=5.0) is None
 
 
 def test_it_does_not_push_a_running_picture_past_its_deadline() -> None:
     alone, together = 20 * 0.050 + 0.1, 20 * 0.055 + 0.1
-    assert objection(GPU, [running(20, deadline=(alone + together) / 2)], 1.0, now=0.0) is Wait.DEADLINE
+    assert objection(GPU, [running(20, deadline=(alone + together) / 2)], now=0.0) is Wait.DEADLINE
 
 
 def test_it_may_join_a_picture_that_is_late_anyway() -> None:
-    assert objection(GPU, [running(20, deadline=0.5)], 1.0, now=0.0) is None
+    assert objection(GPU, [running(20, deadline=0.5)], now=0.0) is None
 
 
 def test_deadlines_are_on_the_clock_and_not_from_now() -> None:
-    assert objection(GPU, [running(20, deadline=101.15)], 1.0, now=0.0) is None
-    assert objection(GPU, [running(20, deadline=101.15)], 1.0, now=100.0) is Wait.DEADLINE
+    assert objection(GPU, [running(20, deadline=101.15)], now=0.0) is None
+    assert objection(GPU, [running(20, deadline=101.15)], now=100.0) is Wait.DEADLINE
 
 
 def test_a_gpu_runs_full_under_load() -> None:
-    assert pace(GPU).places == 4
-    assert pace(GPU).throughput == pytest.approx(4 / (20 * 0.065 + 0.1))
+    assert capacity(GPU).places == 4
+    assert capacity(GPU).throughput == pytest.approx(4 / (20 * 0.065 + 0.1))
 
 
 def test_a_cpu_runs_one_at_a_time_under_load() -> None:
-    assert pace(CPU) == Pace(places=1, seconds=10.0, step_share=0.1, denoise_share=0.9, grain=2.0)
+    assert capacity(CPU) == Capacity(places=1, seconds=10.0, step_share=0.1, steps_share=0.9, lag=2.0)
 
 
-def test_an_engine_that_does_no_work_has_a_finite_pace() -> None:
-    assert pace(Costs(steps=1, step_seconds=(0.0, 0.0), fixed_seconds=0.0)).throughput < NEVER
-
-
-def test_a_fleets_mean_service_is_weighted_by_pictures() -> None:
-    fleet = Strength()
-    fleet.add(Pace(places=1, seconds=1.0, step_share=0.1, denoise_share=0.9, grain=0.1))
-    fleet.add(Pace(places=1, seconds=9.0, step_share=0.1, denoise_share=0.9, grain=0.9))
-    assert fleet.service == pytest.approx(0.9 * 1.0 + 0.1 * 9.0)
-
-
-def test_nothing_is_left_of_a_fleet_that_lost_all_workers() -> None:
-    fleet, slow, fast = Strength(), pace(CPU), pace(GPU)
-    fleet.add(slow)
-    fleet.add(fast)
-    fleet.remove(slow)
-    fleet.remove(fast)
-    assert fleet == Strength()
+def test_an_engine_that_does_no_work_has_a_finite_capacity() -> None:
+    assert capacity(Costs(steps=1, step_seconds=(0.0, 0.0), fixed_seconds=0.0)).throughput < NEVER
 
 
 @pytest.mark.parametrize(
@@ -138,8 +107,8 @@ def test_nothing_is_left_of_a_fleet_that_lost_all_workers() -> None:
     ],
 )
 def test_when_to_come_back(budget: float, seconds: float) -> None:
-    assert retry_after(wait=10.0, service=10.0, grain=1.0, budget=budget) == pytest.approx(seconds)
+    assert retry_after(wait=10.0, service=10.0, lag=1.0, budget=budget) == pytest.approx(seconds)
 
 
 def test_it_never_says_at_once() -> None:
-    assert retry_after(wait=0.0, service=0.0, grain=0.0, budget=0.0) == SOONEST_RETRY
+    assert retry_after(wait=0.0, service=0.0, lag=0.0, budget=0.0) == SOONEST_RETRY

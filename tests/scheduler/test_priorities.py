@@ -3,7 +3,7 @@
 import pytest
 
 from scheduler.messages import Cancelled, Start, Submitted
-from scheduler.policy import MARGIN
+from scheduler.placement import MARGIN
 from tests.scheduler.test_shares import Line
 from tests.scheduler.words import SINGLE, finished, job, loading, ready
 
@@ -27,18 +27,18 @@ def test_it_counts_for_nothing_between_clients() -> None:
 def test_who_was_promised_its_deadline_is_in_time_though_more_important_ones_come() -> None:
     line = Line()
     line.submit(1, "only")
-    line.submit(2, "only", deadline=1.1 * MARGIN + 1.1 + 0.5)  # less than a picture to spare
+    line.submit(2, "only", deadline=2.3)  # just in time after the one that runs
     line.submit(3, "only", priority=10)
-    assert line.finish(2) == [2, 3]
+    assert line.finish(2, seconds=1.1) == [2, 3]
 
 
 def test_who_has_time_to_spare_is_overtaken_as_long_as_it_has() -> None:
     line = Line()
     line.submit(1, "only")
-    line.submit(2, "only", deadline=1.1 * MARGIN + 1.1 + 1.5 * MARGIN * 1.1)  # for one, and not for two
+    line.submit(2, "only", deadline=1.1 + 1.1 * MARGIN + 1.15)  # there is time for one before it, and not for two
     line.submit(3, "only", priority=10)
     line.submit(4, "only", priority=10)
-    assert line.finish(3) == [3, 2, 4]
+    assert line.finish(3, seconds=1.1) == [3, 2, 4]
 
 
 def test_jobs_that_were_cancelled_leave_the_others_in_order() -> None:
@@ -49,7 +49,7 @@ def test_jobs_that_were_cancelled_leave_the_others_in_order() -> None:
         if number % 10:
             core.handle(0.0, Cancelled(number))
     left = sorted([0, *range(10, 299, 10), 299], key=lambda number: -(number % 3))
-    assert [core.standing(number).position for number in left] == list(range(len(left)))  # type: ignore[union-attr]
+    assert [core.place_of(number).position for number in left] == list(range(len(left)))  # type: ignore[union-attr]
     [start] = core.handle(0.0, ready("gpu0", SINGLE))
     order = []
     while isinstance(start, Start):

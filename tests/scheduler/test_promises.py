@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from scheduler.core import IllegalEvent
+from scheduler.costs import Wait
 from scheduler.messages import (
     Blame,
     Cancelled,
@@ -31,7 +32,7 @@ from scheduler.messages import (
     WorkerLost,
     WorkerReady,
 )
-from scheduler.policy import Wait, steps_of
+from tests.scheduler.sums import steps_of
 from tests.scheduler.words import CPU, GPU, IMAGE, SINGLE
 from tests.scheduler.world import LIMITS, WORKERS, Client, World, pick
 
@@ -202,7 +203,7 @@ class AnyWorld(World):
             return
         running = {slot.job for process in self.processes.values() for slot in process.slots.values()}
         for number, client in self.clients.items():
-            standing = self.core.standing(number)
+            standing = self.core.place_of(number)
             assert (standing is not None) == (client.outcome is None and number not in running)
             assert standing is None or 0 <= standing.position < self.core.queue_depth
             assert standing is None or standing.seconds is None or standing.seconds >= 0.0
@@ -217,8 +218,9 @@ class AnyWorld(World):
         assert (self.core.wait is None) == (not waiting)
         assert (self.core.wait is Wait.NO_WORKER) == (bool(waiting) and not ready)
         for name, process in ready.items():
-            if not process.slots:  # idle: only for a suspect who prefers another
-                assert all(client.lost_on == name and len(ready) > 1 for client in waiting)
+            if not process.slots:  # idle: only for a suspect who prefers another, or for who waits for a faster one
+                faster = self.core.wait is Wait.SLOWER and len(ready) > 1
+                assert all(faster or (client.lost_on == name and len(ready) > 1) for client in waiting)
         room = any(process.room for process in ready.values())
         if self.core.wait is Wait.SLOTS_TAKEN:
             assert not room
@@ -231,7 +233,7 @@ class AnyWorld(World):
     def a_client_alone_leaves_places_for_others(self) -> None:
         waiting = [each.job.client for each in self.clients.values() if each.outcome is None]
         if len(set(waiting)) == 1 and not any(each.losses for each in self.clients.values()):
-            assert self.core.queue_depth <= LIMITS.max_queue * LIMITS.client_share
+            assert self.core.queue_depth <= LIMITS.max_queue * LIMITS.lone_share
 
     def teardown(self) -> None:
         """Nothing more happens but the clock: drained, everybody has an answer by the end."""

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from scheduler.costs import Wait
 from scheduler.errors import IllegalEvent
-from scheduler.messages import Costs, Done, Finished, Measured, Rejected, Start, Submitted, WorkerLost
-from scheduler.policy import Wait, seconds_alone
+from scheduler.messages import Costs, Done, Finished, Impossible, Measured, Start, Submitted, WorkerLost
+from tests.scheduler.sums import seconds_alone
 from tests.scheduler.toy import Toy
 from tests.scheduler.words import CPU, GPU, IMAGE, SLOW_GPU, job, loading, ready, scheduler, stepped
 
@@ -57,7 +58,7 @@ def test_a_worker_that_is_not_ready_has_nothing_to_tell() -> None:
 def test_a_worker_that_measured_itself_on_a_busy_machine_is_corrected_by_its_first_images() -> None:
     busy = Costs(steps=20, step_seconds=(0.57, 1.0), fixed_seconds=2.0)  # where 0.02 s a step is true
     toy = Toy(busy, slower=0.02 / 0.57)
-    assert isinstance(toy.submit(10.0), Rejected)  # 13 s, as far as anybody knows
+    assert isinstance(toy.submit(10.0), Impossible)  # 13 s, as far as anybody knows
     for _ in range(8):
         assert toy.submit(30.0) is None
         toy.run(toy.now + 1.0)

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scheduler.messages import Done, Event, Overdrawn, Rejected, Reply, Start, Submitted, WorkerLost
-from scheduler.policy import MARGIN
+from scheduler.placement import MARGIN
 from tests.scheduler.test_admission import FLEETS, alone
 from tests.scheduler.toy import Toy
 from tests.scheduler.words import CPU, SINGLE, Checked, finished, job, loading, ready, scheduler
@@ -21,6 +21,7 @@ class Line:
         self.core: Checked = scheduler(ready("gpu0", SINGLE))
         self.order: list[int] = []
         self.running: Start | None = None
+        self.now = 0.0
 
     def submit(
         self,
@@ -35,16 +36,17 @@ class Line:
         submitted = job(number, deadline, work, client, length, priority)
         self._note(Submitted(replace(submitted, surcharge=surcharge)))
 
-    def finish(self, count: int = 1) -> list[int]:
-        """So many pictures; the jobs that started instead."""
+    def finish(self, count: int = 1, seconds: float = 0.0) -> list[int]:
+        """So many images, after so many seconds each; the jobs that started instead."""
         self.order.clear()
         for _ in range(count):
             assert self.running is not None
+            self.now += seconds
             self._note(finished(self.running))
         return self.order
 
     def _note(self, event: Event) -> None:
-        for command in self.core.handle(0.0, event):
+        for command in self.core.handle(self.now, event):
             if isinstance(command, Start):
                 self.running = command
                 self.order.append(command.job)
@@ -114,14 +116,14 @@ def test_who_comes_back_after_a_while_is_owed_nothing() -> None:
 # -------------------------------------------------------------------------------------------------- promises are kept
 
 
-@pytest.mark.parametrize(("spare", "order"), [(0.9, [2, 3, 4]), (1.3, [2, 4, 3])])
+@pytest.mark.parametrize(("spare", "order"), [(0.9, [2, 3, 4]), (1.4, [2, 4, 3])])
 def test_who_has_no_time_to_spare_is_not_overtaken(spare: float, order: list[int]) -> None:
     line = Line()
     line.submit(1, "first")
     line.submit(2, "second")
-    line.submit(3, "large", work=2.0, deadline=2 * 1.1 * MARGIN + 2.2 + spare)
+    line.submit(3, "large", work=2.0, deadline=2 * 1.1 + 2.2 + spare)
     line.submit(4, "small")  # it takes 1.1 s
-    assert line.finish(3) == order
+    assert line.finish(3, seconds=1.1) == order
 
 
 def test_a_flood_with_distant_deadlines_does_not_turn_away_who_is_in_a_hurry() -> None:
@@ -129,17 +131,46 @@ def test_a_flood_with_distant_deadlines_does_not_turn_away_who_is_in_a_hurry() -
     for number in range(1, 41):
         line.submit(number, "flood")
     line.submit(101, "other", deadline=2.5)
-    assert line.finish(1) == [101]
+    assert line.finish(1, seconds=1.1) == [101]
 
 
-def test_only_one_job_of_a_client_goes_ahead() -> None:
+def test_in_a_hurry_a_client_still_leaves_others_as_much_time_as_it_takes() -> None:
     line = Line()
     for number in range(1, 41):
         line.submit(number, "flood")
     line.submit(101, "other", deadline=4.0)
     [reply] = line.core.handle(0.0, Submitted(job(102, 4.0, client="other")))
     assert isinstance(reply, Reply)
-    assert isinstance(reply.outcome, Rejected)
+    assert isinstance(reply.outcome, Overdrawn)
+
+
+def test_who_comes_new_does_not_wait_for_all_that_another_client_has_in_line() -> None:
+    """Also after a spell in which deadlines, and not turns, decided who was next."""
+    line = Line()
+    for number in range(1, 22):
+        line.submit(number, "flood")
+    for number in range(101, 106):
+        line.submit(number, f"tight {number}", deadline=2.4 + 1.25 * (number - 101))
+    for number in range(201, 221):
+        line.submit(number, "second flood")
+    line.finish(20, seconds=1.1)
+    line.submit(301, "new")
+    assert 301 in line.finish(3, seconds=1.1)
+
+
+def test_an_urgent_important_job_is_not_refused_for_its_own_clients_distant_ones() -> None:
+    line = Line()
+    for number in range(1, 60):
+        line.submit(number, "only", deadline=600.0)
+    line.submit(101, "only", deadline=3.0, priority=9)
+    assert line.finish(1, seconds=1.1) == [101]
+
+
+def test_a_client_alone_may_have_nine_tenths_of_the_queue() -> None:
+    core = loading("gpu0", max_queue=100)
+    taken = [not core.handle(0.0, Submitted(job(number, client="only"))) for number in range(1, 101)]
+    assert taken == [True] * 90 + [False] * 10
+    assert core.handle(0.0, Submitted(job(101, client="other"))) == []
 
 
 def test_nobody_goes_ahead_of_those_who_would_be_late() -> None:
@@ -187,7 +218,8 @@ def test_whoever_is_taken_gets_a_picture_in_time_whoever_else_comes(
 
 
 def test_a_client_has_at_most_what_is_left_for_others() -> None:
-    core = loading("gpu0", max_queue=6)
+    core = loading("gpu0", max_queue=7)
+    assert core.handle(0.0, Submitted(job(100, client="another"))) == []
     for number in (1, 2, 3):
         assert core.handle(0.0, Submitted(job(number, client="flood"))) == []
     assert core.handle(1.0, Submitted(job(4, client="flood"))) == [Reply(4, Overdrawn(999.0))]
@@ -219,10 +251,10 @@ def test_what_runs_is_not_counted() -> None:
 
 
 def test_a_client_leaves_others_as_much_time_as_it_takes() -> None:
-    core = scheduler(ready("cpu0", CPU))
+    core = scheduler(ready("cpu0", CPU), lone_share=0.5)
     replies = [core.handle(0.0, Submitted(job(number, 66.0, client="flood"))) for number in range(1, 7)]
     assert [bool(reply) for reply in replies] == [True, False, False, False, True, True]  # one runs, three wait
-    [reply] = replies[-1]
+    [reply] = replies[4]
     assert isinstance(reply, Reply)
     assert isinstance(reply.outcome, Overdrawn)
     spare = 66.0 - (40.0 * MARGIN + 10.0)
@@ -236,7 +268,8 @@ def test_a_client_leaves_others_as_much_time_as_it_takes() -> None:
 )
 @pytest.mark.parametrize("pause", [0.0, 0.04])
 def test_whoever_comes_back_when_told_is_taken(fleet: str, limits: dict[str, float], pause: float) -> None:
-    toy, seconds = Toy(*FLEETS[fleet], **limits), 12 * alone(*FLEETS[fleet])
+    alike = {"lone_share": limits.get("client_share", 0.5)}
+    toy, seconds = Toy(*FLEETS[fleet], **limits, **alike), 12 * alone(*FLEETS[fleet])
     while not isinstance(answer := toy.submit(seconds, client="flood"), Overdrawn):
         assert answer is None
         toy.run(toy.now + pause)

@@ -1,5 +1,8 @@
 """Jobs that were in a lost worker: tried once more, alone, then convicted."""
 
+from dataclasses import replace
+
+from scheduler.costs import Wait
 from scheduler.messages import (
     Abandoned,
     Blame,
@@ -15,10 +18,7 @@ from scheduler.messages import (
     Tick,
     WorkerLost,
 )
-from scheduler.policy import Wait
 from tests.scheduler.words import (
-    CPU,
-    GPU,
     SINGLE,
     SLOW_GPU,
     Checked,
@@ -30,6 +30,8 @@ from tests.scheduler.words import (
     released,
     scheduler,
 )
+
+SLOW_SINGLE = replace(SLOW_GPU, step_seconds=SLOW_GPU.step_seconds[:1])
 
 
 def submit(core: Checked, *ids: int) -> list[Command]:
@@ -130,11 +132,11 @@ def test_a_lost_job_goes_before_those_who_wait() -> None:
 
 
 def test_lost_jobs_keep_their_order() -> None:
-    core = scheduler(ready("gpu0"), ready("cpu0", CPU))
-    submit(core, 1, 2, 3)  # 1 and 3 on the GPU, 2 on the CPU
+    core = scheduler(ready("gpu0"), ready("gpu1"))
+    submit(core, 1, 2, 3)  # 1 and 3 on the first, 2 on the second
     assert lose(core, "gpu0") == []
     assert come_back(core, "gpu0") == []  # another worker is to be tried, and that is busy
-    second, first, third = Start(2, "cpu0", 0, 2), Start(1, "cpu0", 0, 4), Start(3, "cpu0", 0, 5)
+    second, first, third = Start(2, "gpu1", 0, 2), Start(1, "gpu1", 0, 4), Start(3, "gpu1", 0, 5)
     assert core.handle(3.0, finished(second))[1:] == [first]
     assert core.handle(4.0, finished(first))[1:] == [third]
 
@@ -225,8 +227,11 @@ def test_when_the_worker_that_is_kept_is_lost_another_is_kept() -> None:
 
 
 def test_another_worker_is_preferred_even_if_it_is_slower() -> None:
-    core = scheduler(ready("gpu0", GPU), ready("gpu1", SLOW_GPU), restart_pause=0.0)
-    submit(core, 1, 2)
+    core = scheduler(ready("gpu0", SINGLE), ready("gpu1", SLOW_SINGLE), restart_pause=0.0)
+    submit(core, 1, 2, 3, 4)
+    assert core.running == 2  # 2 is on the slow one, as there is a queue
+    for number in (3, 4):
+        core.handle(0.5, Cancelled(number))
     lose(core, "gpu0")
     assert core.handle(1.0, ready("gpu0")) == []  # it is empty, but the suspect died there
     assert core.handle(1.0, Submitted(job(3))) == [Start(3, "gpu0", 0, 3)]

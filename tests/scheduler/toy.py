@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any
 
 from scheduler.messages import Command, Costs, Event, Finished, Job, Outcome, Reply, Start, Stepped, Submitted, Tick
-from scheduler.policy import step_seconds, steps_of
+from tests.scheduler.sums import step_seconds, steps_of
 from tests.scheduler.words import IMAGE, Checked, ready, scheduler
 
 
@@ -28,7 +28,7 @@ class Device:
 
     def step(self) -> float:
         """Seconds of the next step."""
-        return step_seconds(self.costs, len(self.left), sum(self.work[slot] for slot in self.left)) * self.slower
+        return step_seconds(self.costs, [self.work[slot] for slot in self.left]) * self.slower
 
 
 class Toy:

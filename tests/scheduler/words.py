@@ -3,6 +3,8 @@
 from typing import Any
 
 from scheduler.core import Scheduler
+from scheduler.costs import Wait
+from scheduler.limits import Limits
 from scheduler.messages import (
     Blame,
     Command,
@@ -16,28 +18,35 @@ from scheduler.messages import (
     JobId,
     Opened,
     Released,
+    Standing,
     Start,
     Stepped,
     WorkerId,
     WorkerReady,
     WorkerState,
 )
-from scheduler.policy import Limits, Wait
 
 GPU = Costs(steps=20, step_seconds=(0.050, 0.055, 0.060, 0.065), fixed_seconds=0.1)  # alone: 1.1 s
 SLOW_GPU = Costs(steps=20, step_seconds=(0.100, 0.110, 0.120, 0.130), fixed_seconds=0.2)  # alone: 2.2 s
 SINGLE = Costs(steps=20, step_seconds=(0.050,), fixed_seconds=0.1)  # one slot
 CPU = Costs(steps=9, step_seconds=(1.0, 2.0, 3.0, 4.0), fixed_seconds=1.0)  # alone: 10 s; a batch gains nothing
+BUCKETS = Costs(20, (0.0055, 0.0070, 0.0105, 0.0105, 0.019, 0.019, 0.019, 0.019), 0.008)  # graphs for 1, 2, 4 and 8
 IMAGE = Image(length=1000, prepare=0.02, denoise=1.0, decode=0.05, encode=0.03)
 
 
 class Checked(Scheduler):
     """A scheduler whose invariants are validated after every event."""
 
+    now = 0.0
+
     def handle(self, now: float, event: Event) -> list[Command]:
+        self.now = now
         commands = super().handle(now, event)
         self.check()
         return commands
+
+    def place_of(self, job: JobId) -> Standing | None:
+        return self.standing(job, self.now)
 
     def why(self) -> Wait | None:
         return self.wait

@@ -6,6 +6,8 @@ from typing import TypeVar, assert_never
 
 from hypothesis.stateful import RuleBasedStateMachine
 
+from scheduler.core import CRASH
+from scheduler.limits import Limits
 from scheduler.messages import (
     Abandoned,
     Blame,
@@ -21,6 +23,7 @@ from scheduler.messages import (
     Expired,
     Failed,
     Finished,
+    Impossible,
     Job,
     Kill,
     Outcome,
@@ -36,7 +39,6 @@ from scheduler.messages import (
     WorkerLost,
     WorkerReady,
 )
-from scheduler.policy import ACCIDENTS, Limits
 from tests.scheduler.words import IMAGE, Checked
 
 LIMITS = Limits(
@@ -127,13 +129,17 @@ class World(RuleBasedStateMachine):
         return sum(each.outcome is None for each in jobs)
 
     def overtaken(self, start: Start) -> list[int]:
-        """Jobs of its client that wait, came earlier and are no less important than one that starts; no suspects."""
+        """Jobs of its client that wait, though they came earlier, are as important, as urgent and of the same size.
+
+        Suspects are none of them.
+        """
         job = self.clients[start.job].job
         running = {slot.job for process in self.processes.values() for slot in process.slots.values()}
         return [
             number
             for number, each in self.clients.items()
             if (number < job.id and each.job.client == job.client and each.job.priority >= job.priority)
+            and (each.job.deadline <= job.deadline and each.job.batch_key == job.batch_key)
             and each.outcome is None
             and not each.losses
             and number not in running
@@ -159,7 +165,7 @@ class World(RuleBasedStateMachine):
         client = self.clients[slot.job]
         if client.outcome is None:
             client.losses, client.lost_on = client.losses + 1, worker
-            client.guilt += 1 if outside else ACCIDENTS
+            client.guilt += 1 if outside else CRASH
 
     def lose(self, worker: str, *, outside: bool) -> None:
         process = self.processes.pop(worker)
@@ -247,12 +253,15 @@ class World(RuleBasedStateMachine):
             case Refused() | Broken():
                 assert isinstance(event, Failed)
                 assert (event.blame in {Blame.PICTURE, Blame.OPTION}) == isinstance(outcome, Refused)
-                assert event.blame is not Blame.MEMORY or client.guilt >= ACCIDENTS * LIMITS.attempts
+                assert event.blame is not Blame.MEMORY or client.guilt >= CRASH * LIMITS.attempts
             case Poisoned(losses):
                 assert losses == client.losses
-                assert client.guilt >= ACCIDENTS * LIMITS.attempts
+                assert client.guilt >= CRASH * LIMITS.attempts
             case Expired():
                 assert client.job.deadline <= self.now or client.starts == 0  # it waited until it was in vain
+            case Impossible(seconds):
+                assert seconds > client.job.deadline - self.now
+                assert client.starts == 0
             case Rejected(retry_after):
                 assert retry_after > 0.0
                 assert client.starts == 0

@@ -161,14 +161,15 @@ def test_a_worker_that_cannot_be_started_for_want_of_descriptors_is_started_when
         assert service.generate().status_code == 200
 
 
-def test_a_deadline_that_passes_is_answered_and_frees_its_slot() -> None:
+def test_a_deadline_that_can_never_be_met_is_refused_at_once_and_not_told_to_come_back() -> None:
     with Service("echo", WORKERS__CPU_WORKERS=1, ENGINE__SLOTS=1, SERVER__DEADLINE=30, **STEPS) as service:
-        # Two seconds a picture: the prediction says it cannot be done in one.
+        # Two seconds an image: the prediction says it cannot be done in one.
         service.wait_until_ready()
-        rejected = service.client.post("/generation/", json=good_request(), headers={"Prefer": "wait=1"})
-        assert rejected.status_code == 503
-        assert rejected.json()["type"] == "urn:contour:problem:busy"
-        assert int(rejected.headers["Retry-After"]) >= 1
+        refused = service.client.post("/generation/", json=good_request(), headers={"Prefer": "wait=1"})
+        assert refused.status_code == 504
+        assert refused.json()["type"] == "urn:contour:problem:expired"
+        assert "alone on this server it takes about 2.0 s" in refused.json()["detail"]
+        assert "Retry-After" not in refused.headers
 
 
 def test_a_worker_that_is_slower_than_it_measured_is_answered_for_at_the_deadline() -> None:

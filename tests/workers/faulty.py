@@ -9,7 +9,7 @@ import pytest
 
 from scheduler import messages as m
 from scheduler.core import Scheduler
-from scheduler.policy import Limits
+from scheduler.limits import Limits
 from tests.workers.test_pool import ECHO, PATIENCE, TASK, Seen, make, until
 from workers.devices import DeviceSpec
 from workers.pool import Answer, Pool

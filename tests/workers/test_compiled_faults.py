@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from app.metrics import EngineCollector
 from scheduler import messages as m
 from scheduler.core import Scheduler
-from scheduler.policy import Limits
+from scheduler.limits import Limits
 from tests.workers.engine import dying
 from tests.workers.engine.demo import picture
 from workers.devices import DeviceSpec

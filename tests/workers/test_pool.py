@@ -13,7 +13,7 @@ import pytest
 
 from scheduler import messages as m
 from scheduler.core import Scheduler
-from scheduler.policy import Limits
+from scheduler.limits import Limits
 from tests.service.running import png
 from tests.workers import telling
 from workers import processes

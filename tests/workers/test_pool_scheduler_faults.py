@@ -9,7 +9,7 @@ import pytest
 
 from scheduler import messages as m
 from scheduler.core import IllegalEvent, Scheduler
-from scheduler.policy import Limits
+from scheduler.limits import Limits
 from tests.workers.faulty import (
     JOBS,
     LAYOUT,
@@ -94,18 +94,18 @@ def test_a_wake_up_that_keeps_failing_is_tried_again_but_not_without_end(monkeyp
             job = asyncio.create_task(pool.generate(TASK, Terms(time.monotonic() + 1.0)))
             await asyncio.sleep(0)
             signal_all(pool, signal.SIGSTOP)
-            ring, failures = pool.core._ring, list[float]()
+            ring, failures = pool.core._expire_deadlines, list[float]()
 
             def fail(now: float) -> None:
                 failures.append(now)
                 raise Fault("of the scheduler")
 
-            monkeypatch.setattr(pool.core, "_ring", fail)
+            monkeypatch.setattr(pool.core, "_expire_deadlines", fail)
             began = time.monotonic()
             await until(lambda: len(failures) > 5)
             assert time.monotonic() - began > 5 * pool_module.RETRY_SECONDS
             assert_timer_is_set(pool)
-            monkeypatch.setattr(pool.core, "_ring", ring)
+            monkeypatch.setattr(pool.core, "_expire_deadlines", ring)
             assert kinds([await asyncio.wait_for(job, PATIENCE)]) == ["Expired"]
             signal_all(pool, signal.SIGCONT)
             await every_slot_works(pool)

@@ -1,0 +1,306 @@
+"""Whom to admit, which job is next, and which worker it joins.
+
+**Admission.** A job is taken if, with it, everybody who waits is still in time when they run in the order of their
+deadlines. That order is not the one in which they will start, but if it holds them all, some order does, and `next_job`
+leaves the fair order for it when it must. Of what is free, in places and in time, one client may have a share only, so
+there is always something left for one more (dynamic thresholds: Choudhury and Hahne, IEEE/ACM Transactions on
+Networking 6, 1998).
+
+**Placement.** A job joins the worker where the sum of all completion times grows least, unless it would make a running
+image late or waiting is better. A free slot prefers a job of a size that runs there already, as another size is another
+batch: whose turn it is may be passed over for that, for PASSING seconds at most.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from math import ceil
+from operator import itemgetter
+
+from scheduler.costs import Wait
+from scheduler.limits import Limits
+from scheduler.messages import Expired, Impossible, Job, Overdrawn, Rejected, WorkerState
+from scheduler.queue import FairQueue, JobState
+from scheduler.workers import Worker, Workers
+
+MARGIN = 1.1  # on the wait in a queue: what is taken to the edge of its deadline would miss it by the least delay
+SOONEST_RETRY = 0.001  # seconds
+PASSING = 3.0  # seconds
+ALIKE = 1.05  # workers where a job adds up to this many times the least to the sum of completion times are equals
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """When jobs that wait will be done, if they run in the order of their deadlines.
+
+    The first starts `delay` seconds after `now`, when the work `before` all of them is done. `rate` is nominal images
+    per second, `service` the seconds that a nominal image takes on a busy worker.
+    """
+
+    now: float
+    delay: float
+    before: float
+    rate: float
+    service: float
+
+    def spares(self, jobs: Iterable[JobState]) -> list[float]:
+        """How much time each of these jobs has to spare, which are sorted by their deadlines."""
+        before, per_work, service, start = self.before, 1 / self.rate, self.service, self.now + self.delay
+        spares = []
+        for job in jobs:
+            spares.append(job.job.deadline - before * per_work - service * job.load - start)
+            before += job.load
+        return spares
+
+
+class Placement:
+    """Decides on jobs by the queue and the workers, and changes neither."""
+
+    def __init__(self, queue: FairQueue, workers: Workers, limits: Limits) -> None:
+        self._queue = queue
+        self._workers = workers
+        self._limits = limits
+        self._forecast: Forecast | None = None
+        self._least_spares: list[float] | None = None
+
+    def forget(self) -> None:
+        """Something has changed: what was worked out does not hold any more."""
+        self._forecast = self._least_spares = None
+
+    # ------------------------------------------------------------------------------------------------------- estimates
+
+    @property
+    def throughput(self) -> float:
+        """Nominal images per second, of all workers that are ready, or else may be ready again."""
+        return sum([worker.throughput for worker in self._workers.known]) / self._workers.mixing
+
+    def load(self, job: Job) -> float:
+        """What a job takes, in nominal images: only its steps are more or fewer, the rest of it is what it was.
+
+        Before a worker has measured which part that is, it is at most so much.
+        """
+        share, known = float(job.length > 1), self._workers.known
+        if known:
+            total = sum([worker.throughput for worker in known])
+            share = sum([worker.throughput * worker.known_capacity.steps_share for worker in known]) / total
+        return job.work * (1 + share * (job.length - 1))
+
+    def forecast(self, now: float) -> Forecast:
+        """What can be said of the jobs that wait. A worker must have measured itself."""
+        if self._forecast is None:
+            self._forecast = self._look_ahead(now)
+        return self._forecast
+
+    def _look_ahead(self, now: float) -> Forecast:
+        known = self._workers.known
+        throughput = self.throughput
+        # By Little's law, the mean time in service is what is in service over what leaves per second.
+        service = sum([worker.known_capacity.places for worker in known]) / throughput
+        before = sum([_work_left(worker) for worker in known])
+        before += sum([_seconds_of_suspect(job, known) for job in self._queue.suspects]) * throughput / len(known)
+        delay = 0.0 if known[0].ready else min([_seconds_until_ready(worker, now) for worker in known])
+        return Forecast(now, delay, before, throughput / (MARGIN if len(self._queue) else 1), service)
+
+    def seconds_to_start(self, work: float, oldest: JobState | None, now: float) -> float | None:
+        """When a job is expected to start that so much work starts before; None while no worker has measured itself.
+
+        It takes a place to become free, and then what the workers get done together. As a rule the first place is
+        freed by the worker that runs the `oldest` job.
+        """
+        if not self._workers.known:
+            return None
+        view, place = self.forecast(now), 0.0
+        if oldest is not None and oldest.assignment is not None:
+            place = min(oldest.assignment.worker.seconds_to_place(), view.before / self.throughput)
+        return view.delay + place + work / self.throughput
+
+    # ------------------------------------------------------------------------------------------------------- admission
+
+    def admit(
+        self, now: float, job: JobState, next_deadline: float | None, oldest: JobState | None
+    ) -> Expired | Rejected | Impossible | Overdrawn | None:
+        """Why a job is not taken; None if it is. `oldest` is the job that runs for longest."""
+        if job.job.deadline <= now:
+            return Expired()
+        own, free = self._queue.of(job.job.client), self._limits.max_queue - len(self._queue)
+        others = self._others_share()
+        if own and (missing := ceil((len(own) + 1) * others - free)) > 0 and others:
+            return Overdrawn(self._seconds_to_places(missing, now, next_deadline, oldest))
+        if free <= 0:
+            return Rejected(self._seconds_to_places(1, now, next_deadline, oldest))
+        if not self._workers.known:
+            return None
+        alone = min([_seconds_at_best(worker, job.job) for worker in self._workers.known])
+        if alone > job.job.deadline - now:
+            return Impossible(alone)
+        return self._admit_in_time(now, job, others)
+
+    def _others_share(self) -> float:
+        """What must stay free for others, for each part of the queue that a client has."""
+        limits = self._limits
+        share = limits.client_share if self._queue.clients > 1 else max(limits.client_share, limits.lone_share)
+        return (1 - share) / share
+
+    def _admit_in_time(self, now: float, job: JobState, others: float) -> Rejected | Overdrawn | None:
+        """Whether everybody is in time with it, and it leaves others their share of the time."""
+        view, budget = self.forecast(now), job.job.deadline - now
+        spare, fits = self._spare(now, job, view)
+        lag = self._lag(job)
+        if not fits:
+            wait = view.delay + (view.before + sum([each.load for each in self._queue.by_deadline])) / view.rate
+            return Rejected(retry_after(wait, view.service * job.load, lag, budget))
+        own = [each for each in self._queue.of(job.job.client) if each.job.priority >= job.job.priority]
+        claim = sum([each.load for each in own]) / view.rate * others
+        return Overdrawn(max(claim - spare + lag, SOONEST_RETRY)) if claim > spare else None
+
+    def _spare(self, now: float, job: JobState, view: Forecast) -> tuple[float, bool]:
+        """The time that a job has to spare, and whether it and everybody who waits are in time.
+
+        Who would be late anyway does not count.
+        """
+        if not len(self._queue):
+            choice = self.choose(job.job, now, behind=0, held=None)
+            if not isinstance(choice, Wait):
+                spare = job.job.deadline - now - choice.joined_by(job.job).end
+                return spare, spare >= 0
+        waiting = self._queue.by_deadline
+        sooner = [each for each in waiting if each.job.deadline <= job.job.deadline]
+        before = view.before + sum([each.load for each in sooner])
+        spare = job.job.deadline - now - view.delay - before / view.rate - view.service * job.load
+        with_it = min(view.spares([*sooner, job, *waiting[len(sooner) :]]))
+        return spare, spare >= 0 and with_it >= min([0.0, *view.spares(waiting)])
+
+    def _lag(self, job: JobState) -> float:
+        """How many seconds what is known of running images can lag behind."""
+        known = self._workers.known
+        total = sum([worker.throughput for worker in known])
+        lag = sum([worker.throughput * worker.lag for worker in known]) / total
+        return lag * max([1.0, job.job.work, *[each.job.work for each in self._queue]])
+
+    def _seconds_to_places(
+        self, places: int, now: float, next_deadline: float | None, oldest: JobState | None
+    ) -> float:
+        """When so many places in the queue are free.
+
+        The first is when the first image leaves the batch that the oldest job runs in, as a rule; and when the first
+        deadline passes, which is all that can be said while nothing runs. Others follow at the workers' pace.
+        """
+        assert next_deadline is not None
+        seconds = next_deadline - now
+        if oldest is not None and oldest.assignment is not None:
+            worker = oldest.assignment.worker
+            more = (places - 1) * max([each.load for each in self._queue], default=1.0) / self.throughput
+            seconds = min(seconds, worker.seconds_to_place() + worker.lag + more)
+        return max(seconds, SOONEST_RETRY)
+
+    # ---------------------------------------------------------------------------------------------------------- choice
+
+    def next(self, now: float) -> JobState:
+        """Whose turn it is, as long as everybody else is in time then; else who is due first."""
+        turn, due = self._queue.next, self._queue.by_deadline[0]
+        assert turn is not None
+        return turn if turn is due or self._can_go_first(now, turn) else due
+
+    def _can_go_first(self, now: float, job: JobState) -> bool:
+        """Whether all others are in time if a job starts before them. Those due later lose nothing by that."""
+        if not self._workers.known:
+            return True
+        view, sooner = self.forecast(now), self._queue.due_before(job)
+        if self._least_spares is None:
+            self._least_spares = list(accumulate(view.spares(self._queue.by_deadline), min))
+        return not sooner or self._least_spares[sooner - 1] >= job.load / view.rate
+
+    def of_a_running_size(self, now: float, turn: JobState, held: Worker | None) -> tuple[JobState, Worker] | None:
+        """A job to start instead of the one whose turn it is, or itself, on a worker that runs its size already.
+
+        None if there is none, or the one whose turn it is has been passed over for long enough.
+        """
+        if turn.passed_since is not None and now - turn.passed_since >= PASSING:
+            return None
+        behind = len(self._queue) - 1
+        worker = self.choose(turn.job, now, behind, held, alike=True)
+        if not isinstance(worker, Wait):
+            return turn, worker
+        for job in self._queue.first_of_each_size():
+            if job.key != turn.key and self._can_go_first(now, job):
+                worker = self.choose(job.job, now, behind, held, alike=True)
+                if not isinstance(worker, Wait):
+                    return job, worker
+        return None
+
+    def choose(self, job: Job, now: float, behind: int, held: Worker | None, *, alike: bool = False) -> Worker | Wait:
+        """The worker that a job should start on now, or why it should wait. `behind` jobs wait behind it.
+
+        Nobody joins the `held` worker. `alike`: only a worker that is empty, or runs images of its size.
+        """
+        ready = self._workers.ready
+        if not ready:
+            return Wait.NO_WORKER
+        room = [worker for worker in ready if worker.has_room]
+        if not room:
+            return Wait.SLOTS_TAKEN
+        found: list[tuple[float, int, int, Worker]] = []
+        reasons = []
+        for worker in room:
+            if worker.exclusive or worker is held or (alike and not _runs_size(worker, job)):
+                continue
+            joining = worker.joined_by(job)
+            if (reason := joining.reason_not_to_join(now, behind / len(ready)) if worker.slots else None) is not None:
+                reasons.append((len(worker.slots), reason))
+            else:
+                found.append((joining.added, len(worker.slots), worker.changed, worker))
+        if not found:
+            return min(reasons)[1] if reasons else Wait.SUSPECT
+        # What a worker's last steps took is no exact science: among equals, the one that has rested longest.
+        nearly_least = ALIKE * min([added for added, *_ in found])
+        *_, best = min([each for each in found if each[0] <= nearly_least], key=itemgetter(1, 2))
+        return Wait.SLOWER if _should_wait_for_another(best, job, ready, behind) else best
+
+
+def _should_wait_for_another(best: Worker, job: Job, ready: Sequence[Worker], behind: int) -> bool:
+    """Whether a job is done sooner if it waits for a place on a faster worker, though `best` is empty.
+
+    Of those who wait behind it, each takes a place on the faster one as well.
+    """
+    if best.slots:
+        return False
+    end = best.joined_by(job).end
+    others = [worker for worker in ready if worker.batch and not worker.exclusive]
+    return any(worker.end_if_waited_for(job) + behind / worker.throughput < end for worker in others)
+
+
+def _runs_size(worker: Worker, job: Job) -> bool:
+    """Whether a worker is empty or runs images of a job's size."""
+    return not worker.slots or any(each.key == job.batch_key for each in worker.slots.values())
+
+
+def _work_left(worker: Worker) -> float:
+    """What is left of the images of a worker, in nominal images. What runs alone keeps all of the worker busy."""
+    if worker.exclusive:
+        return worker.seconds_to_place() * worker.throughput
+    return sum([each.rest for each in worker.batch])
+
+
+def _seconds_of_suspect(job: JobState, known: Sequence[Worker]) -> float:
+    return min([worker.known_prices.alone(job.job) for worker in known])
+
+
+def _seconds_at_best(worker: Worker, job: Job) -> float:
+    """What a job takes alone, when nothing slows the worker down."""
+    return worker.known_prices.alone(job) / max(1.0, worker.known_prices.slowdown.factor)
+
+
+def _seconds_until_ready(worker: Worker, now: float) -> float:
+    """When a worker without a process can take jobs again, if loading takes as long as last time."""
+    if worker.state is WorkerState.LOADING:
+        return max(0.0, worker.spawned_at + worker.load_seconds - now)
+    start = max(0.0, worker.alarm - now) if worker.alarm is not None else 0.0
+    return start + worker.load_seconds
+
+
+def retry_after(wait: float, service: float, lag: float, budget: float) -> float:
+    """Seconds until a job is admitted that must end within `budget`, and now would wait for `wait` and run `service`.
+
+    A budget below the service time of a busy worker needs an idle one: there is one when all that is here has ended.
+    """
+    return max(wait + service - (budget if budget >= service else 0.0) + lag, lag, SOONEST_RETRY)

@@ -1,0 +1,351 @@
+"""The workers: the state of each, what its slots hold, and when to look at it.
+
+A machine has at most some sixteen of them, so every question walks over all, and no sum is kept that could drift.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Optional
+
+from scheduler.costs import (
+    BatchImage,
+    Capacity,
+    Joining,
+    Slowdown,
+    StepPrices,
+    capacity,
+    completion_times,
+    if_it_waits,
+    joining,
+    steps_left,
+)
+from scheduler.errors import IllegalEvent, require
+from scheduler.limits import Limits
+from scheduler.messages import BatchKey, Costs, Job, WorkerId, WorkerLost, WorkerState, WorkerView
+
+if TYPE_CHECKING:
+    from scheduler.queue import JobState
+
+
+@dataclass(slots=True, eq=False)
+class SlotAssignment(BatchImage):
+    """What is in a slot. Without a job it is leaving: its job is answered, its worker has yet to free the slot."""
+
+    steps: int
+    worker: "Worker"
+    slot: int
+    generation: int
+    job: Optional["JobState"]
+
+    @property
+    def rest(self) -> float:
+        """What is left of it, in nominal images. The part that is not steps counts until the end."""
+        capacity, prices = self.worker.capacity, self.worker.prices
+        assert capacity is not None
+        assert prices is not None
+        return self.key.work * (1 - capacity.step_share * (prices.costs.steps - self.left))
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """A device and whatever process it has now. `prices` and `capacity` outlive the process: the best guess for the
+    next."""
+
+    id: WorkerId
+    state: WorkerState = WorkerState.NEW
+    prices: StepPrices | None = None
+    capacity: Capacity | None = None
+    slots: dict[int, SlotAssignment] = field(default_factory=dict)
+    exclusive: bool = False  # a suspect runs here, and nobody joins it
+    alarm: float | None = None  # when to look at it: it has loaded or been silent too long then, or paused long enough
+    heard: float = 0.0  # its last heartbeat, or since when it has something to do
+    ready_at: float = 0.0
+    spawned_at: float = 0.0
+    load_seconds: float = 0.0  # from its last spawn until it was ready
+    stepped: float | None = None  # when it took its last step, if it has been busy since
+    changed: int = 0  # the number of the event that last changed its slots
+    proven: bool = False  # this process finished an image, or was ready for long
+    backoff: float = 0.0  # before its next restart
+    failures: int = 0  # processes in a row that were not proven
+    fault: str = ""  # what its device has, if that is why it is being killed
+    restarts: int = 0
+    reason: str = ""
+    joinings: dict[tuple[BatchKey, int], Joining] = field(default_factory=dict)  # kept while nothing changes
+
+    @property
+    def known_prices(self) -> StepPrices:
+        """Of a worker that was ready at least once."""
+        assert self.prices is not None
+        return self.prices
+
+    @property
+    def known_capacity(self) -> Capacity:
+        """Of a worker that was ready at least once."""
+        assert self.capacity is not None
+        return self.capacity
+
+    @property
+    def size(self) -> int:
+        """How many slots it has."""
+        return len(self.known_prices.costs.step_seconds)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be given jobs."""
+        return self.state is WorkerState.READY
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it is ready and a slot is free."""
+        return self.ready and len(self.slots) < self.size
+
+    @property
+    def batch(self) -> list[SlotAssignment]:
+        """The images that somebody waits for."""
+        return [each for each in self.slots.values() if each.job is not None]
+
+    @property
+    def throughput(self) -> float:
+        """Nominal images per second under load, as its steps are at present."""
+        return self.known_capacity.throughput / self.known_prices.slowdown.factor
+
+    @property
+    def lag(self) -> float:
+        """How many seconds what is known of its images can lag behind."""
+        return self.known_capacity.lag * self.known_prices.slowdown.factor
+
+    def seconds_alone(self) -> float:
+        """One nominal image if nothing else runs there."""
+        return self.known_prices.alone(Job(0, 0.0))
+
+    def seconds_to_place(self) -> float:
+        """Until the first of its images is done if nobody joins; 0 if nothing runs."""
+        ends, _ = completion_times(self.known_prices, sorted(self.batch, key=steps_left))
+        return ends[0] if ends else 0.0
+
+    def joined_by(self, job: Job) -> Joining:
+        """What it means if a job joins now; kept, as a job that waits asks at every event."""
+        steps = self.known_prices.steps(job.length)
+        known = self.joinings.get((job.batch_key, steps))
+        if known is None:
+            known = joining(self.known_prices, self.batch, job.batch_key, steps)
+            self.joinings[job.batch_key, steps] = known
+        return known
+
+    def end_if_waited_for(self, job: Job) -> float:
+        """When a job is done that takes the place of the first to leave."""
+        new = BatchImage(job.batch_key, self.known_prices.steps(job.length), 0.0)
+        return if_it_waits(self.known_prices, sorted(self.batch, key=steps_left), new)[2]
+
+    def assignment(self, slot: int, generation: int) -> SlotAssignment | None:
+        """What a report of this worker is about; None if it is late: about a job of a former process."""
+        found = self.slots.get(slot)
+        return found if found is not None and found.generation == generation else None
+
+    def view(self) -> WorkerView:
+        """What `/readyz` shows."""
+        size = self.size if self.ready or self.slots else 0
+        return WorkerView(self.id, self.state, len(self.batch), size, self.restarts, self.reason)
+
+
+class Workers:
+    """Owns the workers and their slots, and sets their alarms."""
+
+    def __init__(self, workers: Sequence[WorkerId], limits: Limits) -> None:
+        self._limits = limits
+        self._by_id = {worker: Worker(worker) for worker in workers}
+        self._all = list(self._by_id.values())
+        self._mixing = Slowdown()
+        self._changes = 0
+
+    def __getitem__(self, worker: WorkerId) -> Worker:
+        if worker not in self._by_id:
+            raise IllegalEvent(f"there is no worker {worker}")
+        return self._by_id[worker]
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self._all)
+
+    @property
+    def ready(self) -> list[Worker]:
+        """Those that can be given jobs."""
+        return [worker for worker in self._all if worker.ready]
+
+    @property
+    def known(self) -> list[Worker]:
+        """Whose prices count: the ready ones; while there is none, all that were ever ready and may be again."""
+        measured = [worker for worker in self._all if worker.prices is not None]
+        return [worker for worker in measured if worker.ready] or measured
+
+    @property
+    def mixing(self) -> float:
+        """How many times longer steps take, lately, because images of several sizes are several batches."""
+        return self._mixing.factor
+
+    @property
+    def running(self) -> int:
+        """Images that somebody waits for."""
+        return sum([len(worker.batch) for worker in self._all])
+
+    def fastest_empty(self, avoid: WorkerId | None) -> Worker | None:
+        """The fastest empty worker; not `avoid` while another is ready."""
+        empty = [worker for worker in self.ready if not worker.slots and not self._avoided(worker, avoid)]
+        return min(empty, key=lambda worker: (worker.seconds_alone(), worker.changed), default=None)
+
+    def to_hold(self, held: Worker | None, avoid: WorkerId | None) -> Worker | None:
+        """The worker to keep others off, so that it empties: as before, else the least loaded one with room."""
+        if held is not None and held.ready and not self._avoided(held, avoid):
+            return held
+        others = [worker for worker in self.ready if worker.has_room and worker.slots and not worker.exclusive]
+        others = [worker for worker in others if not self._avoided(worker, avoid)]
+        return min(others, key=lambda worker: len(worker.slots), default=None)
+
+    def _avoided(self, worker: Worker, avoid: WorkerId | None) -> bool:
+        return worker.id == avoid and len(self.ready) > 1
+
+    def next_alarm(self) -> float | None:
+        """When the first worker is to be looked at."""
+        return min([worker.alarm for worker in self._all if worker.alarm is not None], default=None)
+
+    def due(self, now: float) -> list[Worker]:
+        """Whose alarm has come, the earliest first. Their alarms are off from now on."""
+        due = [worker for worker in self._all if worker.alarm is not None and worker.alarm <= now]
+        due.sort(key=lambda worker: worker.alarm or 0.0)
+        for worker in due:
+            worker.alarm = None
+        return due
+
+    # ----------------------------------------------------------------------------------------------------------- slots
+
+    def assign(self, now: float, worker: Worker, job: "JobState", generation: int) -> SlotAssignment:
+        """Put a job into the first free slot of a worker."""
+        if not worker.slots:
+            worker.heard = now
+        slot = next(slot for slot in range(worker.size) if slot not in worker.slots)
+        steps = worker.known_prices.steps(job.job.length)
+        assignment = SlotAssignment(job.job.batch_key, steps, job.job.deadline, steps, worker, slot, generation, job)
+        worker.slots[slot] = assignment
+        worker.exclusive = job.suspect
+        job.assignment, job.started = assignment, now
+        self._changed(worker)
+        return assignment
+
+    def on_step(self, now: float, worker: Worker, done: Sequence[tuple[int, int]]) -> None:
+        """Note how far the images in a worker are, and correct its prices by how long the step took."""
+        stepped, worker.heard, worker.stepped = worker.stepped, now, now
+        counts = Counter([worker.slots[slot].key for slot, _ in done if slot in worker.slots])
+        # Where all take their first step, the device may have waited for them to be prepared.
+        if stepped is not None and counts and any(steps > 1 for _, steps in done):
+            worker.known_prices.learn(now - stepped, counts)
+            self._mixing.add(worker.known_prices.step(counts), worker.known_prices.step_in_one_batch(counts))
+        for slot, steps in done:
+            if (assignment := worker.slots.get(slot)) is not None:
+                assignment.left = max(0, min(assignment.steps - steps, assignment.left))
+        worker.joinings.clear()
+
+    def detach(self, assignment: SlotAssignment) -> None:
+        """The job in a slot is answered: the slot is leaving."""
+        assert assignment.job is not None
+        assignment.job.assignment, assignment.job = None, None
+        assignment.worker.joinings.clear()
+
+    def free_slot(self, now: float, assignment: SlotAssignment, *, finished: bool) -> None:
+        """Its worker has freed the slot."""
+        worker = assignment.worker
+        worker.heard = now
+        worker.proven = worker.proven or finished
+        del worker.slots[assignment.slot]
+        self._changed(worker)
+
+    def _changed(self, worker: Worker) -> None:
+        self._changes += 1
+        worker.changed = self._changes
+        worker.joinings.clear()
+        if not worker.slots:
+            worker.exclusive, worker.stepped = False, None
+        if worker.ready:
+            worker.alarm = worker.heard + self.heartbeat_timeout(worker) if worker.slots else None
+
+    # ----------------------------------------------------------------------------------------------------------- lives
+
+    def spawn(self, now: float, worker: Worker) -> None:
+        """Its process is being started."""
+        worker.state, worker.spawned_at = WorkerState.LOADING, now
+        worker.alarm = now + self._limits.load_timeout
+
+    def on_ready(self, now: float, worker: Worker, costs: Costs) -> None:
+        """Its process has loaded the model."""
+        worker.state, worker.heard, worker.ready_at = WorkerState.READY, now, now
+        worker.load_seconds = now - worker.spawned_at
+        self.update_costs(worker, costs)
+
+    def update_costs(self, worker: Worker, costs: Costs) -> None:
+        """It has measured itself: its slowdown starts afresh. What was learned of sizes is kept."""
+        learned = {} if worker.prices is None else worker.prices.learned
+        worker.prices, worker.capacity = StepPrices(costs, learned=learned), capacity(costs)
+        self._changed(worker)
+
+    def end(self, now: float, worker: Worker) -> None:
+        """It is being killed: it gets no more jobs."""
+        if worker.ready:
+            worker.proven = worker.proven or now - worker.ready_at >= self._limits.out_pause
+        worker.state, worker.alarm = WorkerState.ENDING, None
+
+    def on_exit(self, now: float, worker: Worker, loss: WorkerLost) -> list["JobState"]:
+        """Its process has ended. Returns the jobs that ran on it, in the order in which they started."""
+        self.end(now, worker)
+        jobs = []
+        for assignment in sorted(worker.batch, key=lambda each: each.generation):
+            assert assignment.job is not None
+            jobs.append(assignment.job)
+            self.detach(assignment)
+        worker.slots.clear()
+        worker.exclusive, worker.stepped = False, None
+        proven, worker.proven = worker.proven, False
+        worker.failures = 0 if proven else worker.failures + (not loss.outside)
+        if worker.fault or loss.hopeless or worker.failures >= self._limits.out_after:
+            self.quarantine(now, worker, worker.fault or loss.reason)
+        else:
+            worker.state, worker.reason = WorkerState.WAITING, loss.reason
+            worker.backoff = 0.0 if proven else self._longer(worker.backoff)
+            worker.alarm = now + worker.backoff
+        return jobs
+
+    def quarantine(self, now: float, worker: Worker, reason: str) -> None:
+        """It has no process, and gets none for long."""
+        worker.state, worker.reason, worker.fault = WorkerState.OUT, reason, ""
+        worker.alarm = now + self._limits.out_pause
+
+    @property
+    def failure(self) -> str:
+        """Why no worker can do anything, now or soon: all are quarantined. Empty while one may."""
+        if any(worker.state is not WorkerState.OUT for worker in self):
+            return ""
+        return "; ".join(f"{worker.id} is out of service: {worker.reason}" for worker in self)
+
+    def _longer(self, backoff: float) -> float:
+        return min(max(2 * backoff, self._limits.restart_pause), self._limits.restart_pause_max)
+
+    def heartbeat_timeout(self, worker: Worker) -> float:
+        """Seconds that a busy worker may be silent: while it takes a step, or prepares and decodes all that it has."""
+        keys = [assignment.key for assignment in worker.slots.values()]
+        prices = worker.known_prices
+        expected = max(prices.step(Counter(keys)), prices.fixed(sum([key.work for key in keys])))
+        return max(self._limits.silence_floor, self._limits.silence_factor * expected)
+
+    def check(self, *, opened: bool) -> None:
+        """Validate invariants; raises BrokenInvariantError. Until it is `opened`, no worker is to be spawned."""
+        for worker in self:
+            require(not worker.slots or worker.state in {WorkerState.READY, WorkerState.ENDING}, "slots too soon")
+            require(not worker.exclusive or len(worker.slots) == 1, f"{worker.id} has a suspect in company")
+            pausing = opened and worker.state in {WorkerState.WAITING, WorkerState.OUT}
+            watched = pausing or worker.state is WorkerState.LOADING or (worker.ready and bool(worker.slots))
+            require((worker.alarm is not None) == watched, f"{worker.id} has a wrong alarm")
+            for slot, each in worker.slots.items():
+                require(0 <= slot < worker.size, f"{worker.id} has no slot {slot}")
+                require(each.slot == slot and each.worker is worker, f"{worker.id} mistook a slot")
+                require(each.job is None or each.job.assignment is each, f"{worker.id} mistook a job")
+            for (key, steps), known in worker.joinings.items():
+                fresh = joining(worker.known_prices, worker.batch, key, steps)
+                require(known == fresh, f"{worker.id} remembers what does not hold any more")
