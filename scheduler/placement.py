@@ -124,8 +124,10 @@ class Placement:
             return Expired()
         own, free = self._queue.of(job.job.client), self._limits.max_queue - len(self._queue)
         others = self._others_share()
-        if own and (missing := ceil((len(own) + 1) * others - free)) > 0 and others:
-            return Overdrawn(self._seconds_to_places(missing, now, next_deadline, oldest))
+        if own and others:  # a client's first job is never denied to it, and one place is left for another's first
+            missing = max(ceil((len(own) + 1) * others), 2) - free
+            if missing > 0:
+                return Overdrawn(self._seconds_to_places(missing, now, next_deadline, oldest))
         if free <= 0:
             return Rejected(self._seconds_to_places(1, now, next_deadline, oldest))
         if not self._workers.known:

@@ -171,6 +171,10 @@ def test_a_client_alone_may_have_nine_tenths_of_the_queue() -> None:
     taken = [not core.handle(0.0, Submitted(job(number, client="only"))) for number in range(1, 101)]
     assert taken == [True] * 90 + [False] * 10
     assert core.handle(0.0, Submitted(job(101, client="other"))) == []
+    short = loading("gpu0", max_queue=3)
+    taken = [not short.handle(0.0, Submitted(job(number, client="only"))) for number in range(1, 4)]
+    assert taken == [True, True, False]
+    assert short.handle(0.0, Submitted(job(4, client="other"))) == []
 
 
 def test_nobody_goes_ahead_of_those_who_would_be_late() -> None:
