@@ -39,6 +39,7 @@ def prepared(config: Path, environ: Mapping[str, str], flags: Mapping[str, str] 
     try:
         settings, document = read(config, environ, flags)
         settings = located(settings, config.parent)
+        configure(settings.server.log_level, suitable(settings.server.log_format))
         document.refuse(problems(settings.engine, _cache(settings.workers.cache)))
     except SettingsError as error:
         raise StartError(str(error)) from None
@@ -46,7 +47,6 @@ def prepared(config: Path, environ: Mapping[str, str], flags: Mapping[str, str] 
         listed = "\n  ".join(missing)
         get = command("-m", "workers.fetch", config)
         raise StartError(f"These weights are not on this machine:\n  {listed}\nGet them with: {get}")
-    configure(settings.server.log_level, suitable(settings.server.log_format))
     sys.set_int_max_str_digits(MAX_DIGITS)
     keep_freed_memory()
     return settings

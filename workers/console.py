@@ -49,6 +49,8 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             self.error(f"{self._about(unknown[0])} See --help.")
+        if problem := getattr(parsed, "config_problem", ""):  # told last: it may be the value of an unknown option
+            self.error(problem)
         return parsed
 
     def _about(self, word: str) -> str:
@@ -76,7 +78,10 @@ class _Once(argparse.Action):
             return
         given = f"{self.dest}_given"
         if getattr(namespace, given, values) != values:
-            parser.error(f"There are two configurations, {getattr(namespace, given)} and {values}; give one.")
+            text = f"There are two configurations, {getattr(namespace, given)} and {values}; give one."
+            setattr(namespace, f"{self.dest}_problem", text)
+        elif values == Path():
+            setattr(namespace, f"{self.dest}_problem", "The configuration's name is empty; give a file, see configs/.")
         setattr(namespace, given, values)
         setattr(namespace, self.dest, values)
 

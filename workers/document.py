@@ -15,13 +15,21 @@ from typing import Any, TypeVar, get_args, get_origin
 import msgspec
 
 from workers import yamlfile
-from workers.schema import NOT_SET, Problem, hints, nearest, problems, section_in, show, typed
+from workers.schema import (
+    NOT_SET,
+    PREFIX,
+    SEPARATOR,
+    Problem,
+    hints,
+    nearest,
+    problems,
+    section_in,
+    show,
+    typed,
+)
 from workers.yamlfile import Key, NotYamlError
 
 __all__ = ["Document", "Problem", "SettingsError", "show"]
-
-PREFIX = "CONTOUR_"
-SEPARATOR = "__"
 
 # Kubernetes puts such variables into the containers beside a service named contour: they are not ours.
 SERVICE_LINK = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
@@ -130,14 +138,9 @@ class Document:
 
 def _why(error: OSError, path: Path) -> str:
     reason = error.strerror or "the system does not say why"
-    if error.errno != errno.ENOENT or not path.parent.is_dir():
+    if error.errno not in (errno.ENOENT, errno.EISDIR) or not path.parent.is_dir():
         return reason
     return f"{reason}{nearest(path.name, [each.name for each in path.parent.glob('*.y*ml')]).removesuffix('.')}"
-
-
-def variable(key: Key) -> str:
-    """The name of the variable that overrides a key."""
-    return PREFIX + SEPARATOR.join(key).upper()
 
 
 def _variables(environ: Mapping[str, str]) -> Iterator[Override]:

@@ -7,6 +7,7 @@ and a note in the cache keeps the next start from trying it again.
 
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -33,6 +34,8 @@ from workers.engine.weights import (
 from workers.folders import replace_file
 from workers.schema import Problem, nearest
 from workers.secrets import without_secrets
+
+log = logging.getLogger("contour")
 
 ROOT = Path(__file__).parents[1]
 MAX_HEADER = 100_000_000  # bytes; that of the safetensors library
@@ -201,6 +204,7 @@ def _tried(engine: EngineConfig, model: Path, cache: Path | None) -> list[Proble
     with suppress(OSError):
         if mark is not None and mark.read_bytes() == wanted:
             return []
+    log.info("Trying the sampler and LoRAs of this configuration, as it is new; this takes some seconds")
     found = _asked(engine)
     if mark is not None and found == []:
         with suppress(OSError):

@@ -1,7 +1,7 @@
 """Dataclasses as a schema of settings: check values, read the text of variables, describe types in words.
 
 Bounds are `msgspec.Meta`. `Meta.extra` has two marks: a `secret` is never shown; `needed` text may not be empty, and an
-empty variable for it is an error instead of "not set".
+empty variable for it is an error instead of "not set". Its `words` describe a type with a pattern.
 """
 
 import ast
@@ -11,7 +11,7 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from inspect import cleandoc, getsource
 from itertools import pairwise
 from typing import Any, Final, get_args, get_origin, get_type_hints
@@ -22,6 +22,7 @@ from msgspec import inspect
 from workers import yamlfile
 from workers.yamlfile import Key, NotYamlError
 
+PREFIX, SEPARATOR = "CONTOUR_", "__"  # of variables
 SHOWN_CHARS = 60  # of a wrong value, in a message
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 CREDENTIALS = re.compile(r"//[^/@\s]+@")  # in a URL
@@ -40,6 +41,11 @@ class Problem:
 
     key: Key
     text: str
+
+
+def variable(key: Key) -> str:
+    """The name of the variable that overrides a key."""
+    return PREFIX + SEPARATOR.join(key).upper()
 
 
 def hints(schema: type) -> dict[str, Any]:
@@ -151,7 +157,8 @@ def problems(kind: Any, found: Any, key: Key) -> Iterator[Problem]:
     elif schema is None or (found is None and schema is not kind):
         yield from _value_problems(kind, found, key)
     elif not isinstance(found, dict):
-        yield Problem(key, f"is {show(found)}, but must have keys ({_listed(schema)}); leave it out for the defaults")
+        advice = "" if any(map(_is_needed, fields(schema))) else "; leave it out for the defaults"
+        yield Problem(key, f"is {show(found)}, but must have keys ({_listed(schema)}){advice}")
     else:
         yield from _key_problems(schema, found, key)
 
@@ -162,11 +169,33 @@ def _key_problems(schema: type, found: dict[Any, Any], key: Key) -> Iterator[Pro
         if name in known:
             yield from problems(known[name], value, (*key, name))
         else:
-            text = f"is not a setting{nearest(str(name).lower(), known)} Allowed: {_listed(schema)}"
+            meant = _elsewhere(str(name).lower(), schema, key) or nearest(str(name).lower(), known)
+            text = f"is not a setting{meant} Allowed: {_listed(schema)}"
             yield Problem((*key, str(name)), text)
     for field in fields(schema):
-        if field.default is MISSING and field.default_factory is MISSING and field.name not in found:
+        if _is_needed(field) and field.name not in found:
             yield Problem((*key, field.name), f"is missing: it must be {allowed(known[field.name])}")
+
+
+def _is_needed(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _elsewhere(name: str, schema: type, key: Key) -> str:
+    """The end of a sentence about an unknown key: the one of that name, or path, in a section below. Empty if none."""
+    words = re.sub(r"[.-]", "_", name)
+    below = next((below for below in _keys(schema) if words in (below[-1], "_".join(below))), None)
+    if below is None:
+        return ""
+    meant = (*key, *below)
+    return f"; did you mean {'.'.join(meant)} (as a variable, {variable(meant)})?"
+
+
+def _keys(schema: type) -> Iterator[Key]:
+    for name, kind in hints(schema).items():
+        yield (name,)
+        if (section := section_in(kind)) is not None:
+            yield from ((name, *key) for key in _keys(section))
 
 
 def _value_problems(kind: Any, found: Any, key: Key) -> Iterator[Problem]:
@@ -177,7 +206,15 @@ def _value_problems(kind: Any, found: Any, key: Key) -> Iterator[Problem]:
         fine = False
     if not fine:
         shown = "not shown" if marked(kind, "secret") else show(found)
-        yield Problem(key, f"is {shown}, but must be {allowed(kind)}")
+        yield Problem(key, f"is {shown}, but must be {allowed(kind)}{_advice(kind, found)}")
+
+
+def _advice(kind: Any, found: Any) -> str:
+    """How to write a value of another type as one of this type, if YAML took it for something else."""
+    if get_origin(kind) is list and found is not None:
+        return "; write a list in brackets: [A, B]"
+    texts = any(isinstance(member, inspect.StrType) for member in _members(kind))
+    return "; put it in quotes" if texts and isinstance(found, bool | int | float) else ""
 
 
 # ------------------------------------------------------------------------------------------------------------ wording
@@ -217,7 +254,7 @@ def _describe(kind: inspect.Type) -> str:
 
 @_describe.register
 def _(kind: inspect.Metadata) -> str:
-    return _describe(kind.type)
+    return (kind.extra or {}).get("words") or _describe(kind.type)
 
 
 @_describe.register
@@ -242,9 +279,8 @@ def _(kind: inspect.FloatType) -> str:
 
 @_describe.register
 def _(kind: inspect.StrType) -> str:
-    pattern = f" that matches {kind.pattern}" if kind.pattern else ""
     length = f" of at most {kind.max_length} characters" if kind.max_length else ""
-    return "text" + " that is not empty" * bool(kind.min_length) + length + pattern
+    return "text" + " that is not empty" * bool(kind.min_length) + length
 
 
 @_describe.register
@@ -254,7 +290,7 @@ def _(kind: inspect.BoolType) -> str:
 
 @_describe.register
 def _(kind: inspect.NoneType) -> str:
-    return "empty"
+    return "null"
 
 
 @_describe.register

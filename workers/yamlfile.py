@@ -15,8 +15,9 @@ _FLOAT, _DATE, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("float", "time
 # What PyYAML says, as the beginning of what is wrong, and what a person can do about it.
 _ADVICE = {
     "the key": "{}",
-    "mapping values are not allowed": "there is a second ':' on a line, or the indentation is wrong; text with ': ' "
-    "in it needs quotes",
+    "mapping values are not allowed": "there is a second ':' on a line, or the indentation is wrong; text that begins "
+    "with ':' or has ': ' in it needs quotes",
+    "expected the node content, but found ':'": "text that begins with ':' needs quotes",
     r"found character '\t'": "there is a tab; indent with spaces",
     "found character": "text that begins with one of @ ` % needs quotes",
     "expected ',' or": "a bracket is not closed, or a comma is missing",
@@ -27,7 +28,7 @@ _ADVICE = {
     "expected alphabetic or numeric character": "text that begins with * or & needs quotes",
     "could not determine a constructor": "text that begins with ! needs quotes",
     "found unhashable key": "a key must be text; text with braces or brackets in it needs quotes",
-    "expected a single document": "there is a second document (---)",
+    "but found another document": "there is a second document (---)",
 }
 _NO_ADVICE = "look at the indentation, the colons and the quotes there"
 

@@ -40,7 +40,7 @@ def _split(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
     first = arguments[0] if arguments else ""
     if first in ("--version", "-V"):
         return first, ()
-    if not first or first.startswith("-") or first.endswith(CONFIGURATION):
+    if not first or first.startswith("-") or first.endswith(CONFIGURATION) or "/" in first:
         return "serve", arguments
     return first, arguments[1:]
 

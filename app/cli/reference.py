@@ -6,8 +6,7 @@ from typing import Any, get_args, get_origin
 
 from app.settings import Settings
 from workers import yamlfile
-from workers.document import variable
-from workers.schema import about, allowed, hints, meanings, section_in
+from workers.schema import about, allowed, hints, meanings, section_in, variable
 from workers.yamlfile import Key
 
 HEAD = """\

@@ -60,7 +60,10 @@ def test_the_few_step_configuration_is_the_same_model_with_a_lora() -> None:
     [
         ("loras: [{path: ./x, scale: 9}]", "engine.loras.0.scale is 9, but must be a number from -4 up to 4"),
         ("loras: [{path: ./x}, {path: ./y, fill: z}]", "engine.loras.1.fill is not a setting; did you mean file?"),
-        ("loras: [{path: ./x, file: a.bin}]", "engine.loras.0.file is 'a.bin', but must be text that matches"),
+        (
+            "loras: [{path: ./x, file: a.bin}]",
+            "engine.loras.0.file is 'a.bin', but must be text that ends with .safetensors",
+        ),
         ("loras: [{scale: 1}]", "engine.loras.0.path is missing"),
         ("loras: [{path: some/lora}]", "engine.loras.0.revision is missing, but must be the repository's commit"),
         ("loras: 3", "engine.loras is 3, but must be a list of: keys (path, revision, file, scale)"),
@@ -311,7 +314,11 @@ def test_the_variables_of_a_kubernetes_service_named_contour_are_not_ours(tmp_pa
         ("server: {port: http}", "server.port is 'http', but must be a whole number from 0 up to 65535"),
         ("server: {port: 80.5}", "server.port is 80.5, but must be a whole number from 0 up to 65535"),
         ("server: {port: true}", "server.port is true, but must be a whole number from 0 up to 65535"),
-        ("server: {host: 1}", "server.host is 1, but must be text that is not empty"),
+        ("server: {host: 1}", "server.host is 1, but must be text that is not empty; put it in quotes"),
+        (
+            "server: {model_name: 1.5}",
+            "server.model_name is 1.5, but must be text of at most 100 characters; put it in quotes",
+        ),
         ("server: {host: }", "server.host is empty, but must be text that is not empty"),
         ("server: {deadline: 0}", "server.deadline is 0, but must be a number above 0 up to 86400 or auto"),
         ("server: {deadline: .nan}", "server.deadline is nan, but must be a number above 0 up to 86400 or auto"),
@@ -325,11 +332,36 @@ def test_the_variables_of_a_kubernetes_service_named_contour_are_not_ours(tmp_pa
             "engine.output is empty, but must have keys (format, quality); leave it out for the defaults",
         ),
         ("engine: {canny: {lo: 1}}", "engine.canny.lo is not a setting; did you mean low? Allowed: low, high"),
+        ("engine: {model: ./demo}", "engine.model is './demo', but must have keys (path, revision, file)"),
+        (
+            "server: {allowed_hosts: a}",
+            "server.allowed_hosts is 'a', but must be a list of: text; write a list in brackets: [A, B]",
+        ),
         ("engine: {canny: {1: 1}}", "engine.canny.1 is not a setting. Allowed: low, high"),
     ],
 )
 def test_a_wrong_value_is_told_with_what_is_allowed(tmp_path: Path, text: str, told: str) -> None:
     assert refusal(tmp_path, text) == [f"my.yaml: {told}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("port: 1", "server.port (as a variable, CONTOUR_SERVER__PORT)"),
+        ("server.port: 1", "server.port (as a variable, CONTOUR_SERVER__PORT)"),
+        ("engine: {suffix: x}", "engine.prompt.suffix (as a variable, CONTOUR_ENGINE__PROMPT__SUFFIX)"),
+    ],
+)
+def test_a_key_in_the_wrong_section_is_told_with_its_own(tmp_path: Path, text: str, meant: str) -> None:
+    [line] = refusal(tmp_path, text)
+    assert f" is not a setting; did you mean {meant}? Allowed: " in line
+
+
+@pytest.mark.parametrize("name", ["API_KEY", "SERVER_API_KEY"])
+def test_a_variable_without_its_section_is_told_with_its_name(tmp_path: Path, name: str) -> None:
+    [line] = refusal(tmp_path, ECHO, **{f"CONTOUR_{name}": "0123456789abcdef"})
+    assert "did you mean server.api_key (as a variable, CONTOUR_SERVER__API_KEY)?" in line
+    assert "0123456789abcdef" not in line
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
@@ -348,6 +380,8 @@ def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
         ("server:\n\tport: 1", ", line 2, column 1: is not YAML: there is a tab; indent with spaces"),
         ("server: {host: @a}", ", line 1, column 16: is not YAML: text that begins with one of @ ` % needs quotes"),
         ("server: {host: 'a}", ", line 1, column 19: is not YAML: a quotation mark is not closed"),
+        ("server: {host: ::}", ", line 1, column 16: is not YAML: text that begins with ':' needs quotes"),
+        ("server: {}\n---\nengine: {}", ", line 2, column 1: is not YAML: there is a second document (---)"),
         ("server: host: a", ", line 1, column 13: is not YAML: there is a second ':' on a line"),
         ("server: &a {host: *a}", ": is nested without end"),
         ("server: &a [*a]", ": is nested without end"),

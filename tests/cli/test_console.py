@@ -57,6 +57,8 @@ def test_the_version_is_told(arguments: list[str]) -> None:
         (["genrate", "a.png", "x"], "There is no command 'genrate'; did you mean generate? Commands: serve, "),
         (["xyz"], "There is no command 'xyz'. Commands: serve, generate, doctor, config."),
         (["--prot", "80"], "There is no option '--prot'; did you mean --port?"),
+        (["--config", "a.yaml", "--prot", "80"], "There is no option '--prot'; did you mean --port?"),
+        (["--config", ""], "The configuration's name is empty; give a file, see configs/."),
         (["doctor", "--jsn"], "There is no option '--jsn'; did you mean --json?"),
         (["generate", "a.png", "x", "--stpes", "3"], "There is no option '--stpes'; did you mean --steps?"),
         (["doctor", "a.yaml", "b.yaml"], "'b.yaml' is one argument too many."),
@@ -69,6 +71,11 @@ def test_a_wrong_command_is_told_in_one_screen(arguments: list[str], said: str) 
     assert said in done.stderr
     assert "usage: " in done.stderr
     assert len(done.stderr.splitlines()) <= 24
+
+
+def test_a_path_is_taken_for_a_configuration() -> None:
+    done = run("configs/demo")
+    assert done.stderr == "configs/demo: cannot be read: Is a directory; did you mean demo.yaml?\n"
 
 
 @pytest.mark.parametrize("arguments", [["configs/echo.yaml"], ["--config", "configs/echo.yaml"], ECHO])

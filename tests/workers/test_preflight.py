@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from app.checks import configuration
 from app.checks.finding import Level, Subject
 from app.settings import SettingsError, load
+from tests.cli.command import run
 from tests.service.running import ROOT
 from tests.workers.test_lazy import HEAVY, loaded
 from workers.engine.config import EngineConfig
@@ -56,6 +57,12 @@ def test_doctor_tells_the_same(config: Path) -> None:
         ("UniPCMultistepSchedular", "UniPCMultistepScheduler"),
         ("unipc", "UniPCMultistepScheduler"),
         ("ddim", "DDIMScheduler"),
+        ("Euler", "EulerDiscreteScheduler"),
+        ("Euler a", "EulerAncestralDiscreteScheduler"),
+        ("DPM++ 2M Karras", "DPMSolverMultistepScheduler"),
+        ("DPMSolver", "DPMSolverMultistepScheduler"),
+        ("LMS", "LMSDiscreteScheduler"),
+        ("k_euler", "EulerDiscreteScheduler"),
         ("Euler Ancestral", "EulerAncestralDiscreteScheduler"),
         ("DPMSolverMultiStepScheduler", "DPMSolverMultistepScheduler"),
     ],
@@ -235,6 +242,19 @@ def test_what_works_is_not_tried_again_until_something_changes(config: Path, mon
     monkeypatch.undo()
     assert problems(engine(thresholding=True), config.parent) != []
     assert (config.parent / MARK).read_bytes() == note
+
+
+def test_a_trial_is_logged_as_it_takes_seconds(config: Path) -> None:
+    refused = run(
+        config,
+        SERVER__LOG_FORMAT="human",
+        WORKERS__CACHE=config.parent / "cache",
+        ENGINE__SAMPLER__OPTIONS="{solver_order: 0}",
+    )
+    assert refused.returncode == 2
+    log, reason = refused.stderr.splitlines()
+    assert log.endswith("Trying the sampler and LoRAs of this configuration, as it is new; this takes some seconds")
+    assert "options.solver_order is 0, with which" in reason
 
 
 def test_who_tries_it_gets_no_secrets(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ _LEAST_DECODE_BYTES, _MOST_DECODE_BYTES = 2**28, 2**30  # where the memory there
 Chance = Annotated[float, Meta(ge=0, le=1)]
 
 
-SafetensorsFile = Annotated[str, Meta(pattern=r"\.safetensors$")]
+SafetensorsFile = Annotated[str, Meta(pattern=r"\.safetensors$", extra={"words": "text that ends with .safetensors"})]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from workers.engine.config import EngineConfig
 from workers.engine.contract import AS_CONFIGURED, Options, Task
 from workers.engine.embedding import JPEG_UNITS, XMP, embed
 from workers.engine.header import read_header
+from workers.engine.samplers import WEB_UI_NAMES
 
 T = TypeVar("T")
 
@@ -28,22 +29,6 @@ CONTROLNET, VERSION = "ControlNet 0", "Version"
 _DIGEST_DIGITS = 16  # of hexadecimal: 64 bits
 # Keys of `engine` that change how an image is made, and not what it looks like.
 _MEANS = ("slots", "speed", "faults", "onnx", "runtime", "decode_bytes")
-# The web UI's names of diffusers' classes (diffusers' documentation has the table), where it has one.
-_SAMPLERS = {
-    "DDIMScheduler": "DDIM",
-    "DPMSolverMultistepScheduler": "DPM++ 2M",
-    "DPMSolverSDEScheduler": "DPM++ SDE",
-    "DPMSolverSinglestepScheduler": "DPM++ SDE",
-    "EulerAncestralDiscreteScheduler": "Euler a",
-    "EulerDiscreteScheduler": "Euler",
-    "HeunDiscreteScheduler": "Heun",
-    "KDPM2AncestralDiscreteScheduler": "DPM2 a",
-    "KDPM2DiscreteScheduler": "DPM2",
-    "LCMScheduler": "LCM",
-    "LMSDiscreteScheduler": "LMS",
-    "PNDMScheduler": "PLMS",
-    "UniPCMultistepScheduler": "UniPC",
-}
 _SDE = ("sde-dpmsolver", "sde-dpmsolver++")
 _SCHEDULES = {
     "use_karras_sigmas": "Karras",
@@ -158,7 +143,7 @@ class Metadata:
 def sampler_name(config: EngineConfig) -> str:
     """The sampler by the web UI's name, or by diffusers' where the web UI has none."""
     sampler = config.sampler
-    name = _SAMPLERS.get(sampler.name, sampler.name)
+    name = WEB_UI_NAMES.get(sampler.name, sampler.name)
     sde = sampler.name == "DPMSolverMultistepScheduler" and sampler.options.get("algorithm_type") in _SDE
     return f"{name} SDE" if sde else name
 

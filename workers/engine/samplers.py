@@ -36,6 +36,22 @@ SAMPLERS = (
     "UniPCMultistepScheduler",
 )
 NEED_SCIPY = ("LMSDiscreteScheduler",)
+# The names of diffusers' classes in AUTOMATIC1111's web UI, where it has one (diffusers' documentation has the table).
+WEB_UI_NAMES = {
+    "DDIMScheduler": "DDIM",
+    "DPMSolverMultistepScheduler": "DPM++ 2M",
+    "DPMSolverSDEScheduler": "DPM++ SDE",
+    "DPMSolverSinglestepScheduler": "DPM++ SDE",
+    "EulerAncestralDiscreteScheduler": "Euler a",
+    "EulerDiscreteScheduler": "Euler",
+    "HeunDiscreteScheduler": "Heun",
+    "KDPM2AncestralDiscreteScheduler": "DPM2 a",
+    "KDPM2DiscreteScheduler": "DPM2",
+    "LCMScheduler": "LCM",
+    "LMSDiscreteScheduler": "LMS",
+    "PNDMScheduler": "PLMS",
+    "UniPCMultistepScheduler": "UniPC",
+}
 PROVEN_STEPS = range(1, 51)  # a test tries each sampler with the first, the last and 20, on the schedules below
 LEAST_STEPS = {"PNDMScheduler": 4}
 # The values in a model's `scheduler_config.json` with which the samplers were tried; an empty tuple allows any value.
@@ -66,12 +82,18 @@ def unknown(name: str) -> str | None:
     known = (*SAMPLERS, *NEED_SCIPY)
     if name in known:
         return None
-    short = {_short(each): each for each in known}
-    near = difflib.get_close_matches(_short(name), short, n=1) or [
-        each for each in short if each.startswith(_short(name))
-    ]
-    rest = f"did you mean {short[near[0]]}?" if near else f"allowed: {', '.join(known)}"
+    near = _nearest(
+        _short(name), {_short(word): each for each in known for word in (each, WEB_UI_NAMES.get(each, each))}
+    )
+    rest = f"did you mean {near}?" if near else f"allowed: {', '.join(known)}"
     return f"is {show(name)}, which is no sampler that this engine runs; {rest}"
+
+
+def _nearest(name: str, known: Mapping[str, str]) -> str | None:
+    """The sampler whose short name begins with `name`, or else is most like it."""
+    begin = sorted((each for each in known if name and each.startswith(name)), key=len)
+    near = begin or difflib.get_close_matches(name, known, n=1)
+    return known[near[0]] if near else None
 
 
 def _short(name: str) -> str:
