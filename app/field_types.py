@@ -167,12 +167,7 @@ def _inner(path: str, value: Any, kind: Any) -> str | None:
     """A sentence on what is wrong within a value that is of the right kind itself."""
     bare, length = _bare(kind), _most(kind)
     origin = get_origin(bare) or bare
-    if (
-        isinstance(value, str | list | dict)
-        and length is not None
-        and len(value) > length
-        and origin in (str, list, dict)
-    ):
+    if origin in (str, list, dict) and isinstance(value, origin) and length is not None and len(value) > length:
         return f"{path} has {len(value)} {'characters' if origin is str else 'items'}; at most {length} are taken."
     match value:
         case dict() if isinstance(origin, type) and issubclass(origin, msgspec.Struct):

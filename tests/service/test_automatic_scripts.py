@@ -65,6 +65,13 @@ OFF: dict[str, Any] = {
     "nested": [[{"enabled": False, "weight": 1}]],
     "parts": [{"unet_enabled": False, "vae_enabled": False, "tile_size": 256}],
     "inner": [{"options": {"isActive": False, "strength": 2}}],
+    "Latent Mirroring": [0, 0, 0, 0, 0.25],
+    "Aesthetic embeddings": [0.9, 5, "0.0001", False, "None", "", 0.1, False],
+    "Style Selector for SDXL 1.0": [True, False, False, False, "base"],
+    "Unprompted v10.9.3": [True, -1, True],
+    "CD Tuner": [0, 0, 0, 0, 0, 0, 0, 0, 0, "0", False, False],
+    "numbers as texts": ["0", "false", "1.5"],
+    "ADetailer ": ["False", False, {"ad_model": "face_yolov8n.pt"}],
 }
 SHAPES: list[Any] = [None, {}, [], False, {"args": None}, {"args": []}, {"args": {}}]
 SHAPES += [{"args": {"enabled": False, "x": 1}}, [False, 1.5], {"enabled": False, "strength": 2}]
@@ -85,6 +92,10 @@ ON: dict[str, Any] = {
     "CFG Rescale Extension": [0.7, False],
     "FreeU": [{"enable": True}],
     "Parts": [{"unet_enabled": False, "vae_enabled": True}],
+    "Latent Mirroring": [1, 0, 0, 0, 0.25],
+    "Aesthetic embeddings": [0.9, 5, "0.0001", False, "laions", "", 0.1, False],
+    "Style Selector for SDXL 1.0": [True, False, False, False, "sai-anime"],
+    "style selector": [True, True, False, False, "base"],
     "unknown": [True],
     "Unknown ": [0.5, False],
     "words": ["anime", 2],
@@ -161,6 +172,8 @@ def test_dynamic_prompts_is_on_when_the_prompt_uses_it(echo: Service) -> None:
     for prompt in ("a {red|blue} circle", "a __colour__ circle", "{2$$red|blue|green} circle"):
         assert "Dynamic Prompts" in refusal(txt2img(echo, with_scripts(scripts, prompt=prompt)))
     assert txt2img(echo, with_scripts(scripts, prompt="a {red} circle, snake_case")).status_code == 200
+    unprompted = {"Unprompted v10.9.3": {"args": OFF["Unprompted v10.9.3"]}}
+    assert "Unprompted" in refusal(txt2img(echo, with_scripts(unprompted, prompt="a [choose]red|blue[/choose] circle")))
 
 
 def test_the_seed_and_the_steps_of_scripts_count_where_the_fields_say_none(echo: Service) -> None:
@@ -249,6 +262,21 @@ def test_the_files_tell_what_made_them_unless_a_request_says_otherwise(echo: Ser
         {"eta_noise_seed_delta": 0, "emphasis": "Original", "comma_padding_backtrack": 20, "token_merging_ratio": 0},
         {"sd_unet": "Automatic", "sd_hypernetwork": "None", "hypertile_enable_unet": False, "randn_source": "CPU"},
         {"forge_additional_modules": [], "live_previews_enable": False, "show_progress_every_n_steps": 5},
+        {"jpeg_quality": "95", "samples_format": "jpg", "webp_lossless": True},
+        {
+            "enable_batch_seeds": True,
+            "emphasis": "None",
+            "eta_ancestral": "1",
+            "uni_pc_order": "",
+            "forge_preset": "sd",
+        },
+        {"control_net_no_detectmap": True, "control_net_unit_count": 3, "hires_fix_refiner_pass": "second pass"},
+        {
+            "sdxl_refiner_high_aesthetic_score": 6.0,
+            "fp8_storage": "Disable",
+            "ESRGAN_tile": 192,
+            "img_max_size_mp": 200,
+        },
     ],
     ids=", ".join,
 )
@@ -269,6 +297,9 @@ def test_a_setting_at_its_default_asks_for_nothing(echo: Service, settings: dict
         ),
         ({"token_merging_ratio": 0.5}, "token_merging_ratio is 0.5, but this service has no such setting."),
         ({"emphasis": "No norm"}, "emphasis is 'No norm', but"),
+        ({"enable_batch_seeds": False}, "enable_batch_seeds is false, but"),
+        ({"initial_noise_multiplier": 0}, "initial_noise_multiplier is 0, but"),
+        ({"samples_format": "webp", "webp_lossless": True}, "webp_lossless is on, but only a PNG is without loss here"),
         ({"hypertile_enable_unet": True}, "samples_format and enable_pnginfo can be chosen"),
     ],
 )

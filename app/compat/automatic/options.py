@@ -12,19 +12,35 @@ from app.errors import Faults, plain, quoted
 from app.settings import Settings
 from workers.engine.contract import Embedding, Format
 
-MODEL, SAMPLES_FORMAT, PNGINFO, QUALITY = "sd_model_checkpoint", "samples_format", "enable_pnginfo", "jpeg_quality"
+MODEL, SAMPLES_FORMAT, PNGINFO = "sd_model_checkpoint", "samples_format", "enable_pnginfo"
+QUALITY, LOSSLESS = "jpeg_quality", "webp_lossless"
 # Of what is saved, shown, named and kept in memory on the web UI's machine: images stay the same. Without save_images,
 # the web UI's API saves nothing either, whatever these say.
 HARMLESS = (
     *("directories_", "do_not_", "grid_", "outdir_", "return_", "save_", "show_", "live_preview", "ui_", "add_"),
     *("samples_save", "samples_filename", "sd_checkpoint_cache", "sd_checkpoints_", "batch_cond_uncond"),
     *("pad_cond_uncond", "persistent_cond", "cross_attention", "img2img_", "interrogate_", "upscal"),
-    *("face_restoration_model", "code_former_weight"),
+    *("face_restoration_model", "code_former_weight", "ESRGAN_", "SCUNET_", "hires_fix_", "sdxl_refiner_", "img_max_"),
+    *(
+        "img_downscale_",
+        "target_side_length",
+        "export_for_4chan",
+        "use_original_name",
+        "infotext_",
+        "send_seed",
+        "send_size",
+        "js_",
+    ),
+    *("quicksettings", "multiple_tqdm", "memmon_", "list_hidden_files", "auto_launch", "forge_inference_memory"),
+    *("textual_inversion_", "extra_networks_", "control_net_unit_count", "control_net_no_detectmap"),
+    *("control_net_detect", "control_net_model", "control_net_max_models", "controlnet_show_", "controlnet_disable_"),
 )
-# The web UI's defaults of settings that would make other images, where these are neither empty nor off.
+# Settings that would make other images, and the values that do not: the web UI's defaults that are not empty or off.
 DEFAULTS: Mapping[str, tuple[object, ...]] = {
-    "emphasis": ("Original",),
-    "enable_emphasis": (True,),
+    "emphasis": ("Original", "None"),
+    "enable_emphasis": (True, False),
+    "enable_batch_seeds": (True,),
+    "forge_preset": ("sd",),
     "comma_padding_backtrack": (20,),
     "eta_ancestral": (1,),
     "s_noise": (1,),
@@ -39,7 +55,7 @@ DEFAULTS: Mapping[str, tuple[object, ...]] = {
     "sd_vae_encode_method": ("Full",),
     "sd_vae_decode_method": ("Full",),
 }
-CHOSEN = (SAMPLES_FORMAT, QUALITY, PNGINFO)
+CHOSEN = (SAMPLES_FORMAT, QUALITY, LOSSLESS, PNGINFO)
 FORMATS: Mapping[str, Format] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 
 
@@ -81,9 +97,11 @@ def overridden(wanted: Mapping[str, Any], present: Options, embedded: Embedding)
     with faults.noted():
         file_format = _format(wanted.get(SAMPLES_FORMAT))
         quality = wanted.get(QUALITY)
-        if file_format != "png" and not is_nothing(quality) and quality != present.jpeg_quality:
+        if file_format != "png" and not is_nothing(quality) and _plain(QUALITY, quality) != present.jpeg_quality:
             text = f"{QUALITY} is {quoted(quality)}, but files are written at {present.jpeg_quality}; leave it out."
             raise wrong(QUALITY, text)
+        if file_format == "webp" and not is_nothing(wanted.get(LOSSLESS)):
+            raise wrong(LOSSLESS, f"{LOSSLESS} is on, but only a PNG is without loss here; leave it out, or send png.")
     with faults.noted():
         check({name: value for name, value in wanted.items() if name not in CHOSEN}, present)
     faults.check()
@@ -103,7 +121,7 @@ def check(wanted: Mapping[str, Any], present: Options) -> None:
             if not _is_so(name, value, here[name]):
                 text = f"{name} is {here[name]!r} here, and a request cannot change it to {quoted(value)}."
                 faults.add(wrong(name, text))
-        elif not is_nothing(value) and value not in DEFAULTS.get(name, ()):
+        elif not _is_default(name, value):
             advice = f"Leave it out; in override_settings, {SAMPLES_FORMAT} and {PNGINFO} can be chosen."
             faults.add(wrong(name, f"{plain(name)} is {quoted(value)}, but this service has no such setting. {advice}"))
     faults.check()
@@ -111,6 +129,11 @@ def check(wanted: Mapping[str, Any], present: Options) -> None:
 
 def _is_so(name: str, value: object, present: object) -> bool:
     return _plain(name, value) == present or (is_nothing(value) and not isinstance(present, bool))
+
+
+def _is_default(name: str, value: object) -> bool:
+    """Whether a setting that is not here is at its default; where that is on, off is none."""
+    return value == "" or _plain(name, value) in DEFAULTS[name] if name in DEFAULTS else is_nothing(value)
 
 
 def _format(wanted: object) -> Format:

@@ -25,19 +25,28 @@ CONTROLNET = ("controlnet", "sdforgecontrolnet", "controlnetintegrated", "sdwebu
 # They show something, or change what is not here (LoRAs), whatever their arguments are.
 IDLE = ("apipayload", "comments", "extranetworks", "lorablockweight", "modelkeyword")
 # Where the switches are, in scripts whose first argument is none.
-SWITCHES = {"reactor": (1,), "roop": (1,), "segmentanything": (0, 9, 12)}
-DYNAMIC = "dynamicprompts"  # is on by default, and then does nothing unless the prompt has its syntax
-DYNAMIC_SYNTAX = re.compile(r"\{[^{}]*\||\{[^{}]*\$\$|\$\{|__[\w/*-]+__")
-# Combinatorial, magic prompt, feeling lucky, attention grabber, Jinja templates, no image generation.
-DYNAMIC_SWITCHES = (1, 3, 4, 5, 13, 14)
+SWITCHES = {
+    "reactor": (1,),
+    "roop": (1,),
+    "segmentanything": (0, 9, 12),
+    "latentmirroring": (0, 2, 3),  # its mode, and by how much it moves
+    "aestheticembeddings": (4,),  # its embedding
+}
+# These are on by default, and then do nothing unless a prompt has their syntax or another switch is on: combinatorial,
+# magic prompt, feeling lucky, attention grabber, Jinja templates, no image generation.
+BY_PROMPT = {
+    "dynamicprompts": (re.compile(r"\{[^{}]*\||\{[^{}]*\$\$|\$\{|__[\w/*-]+__"), (1, 3, 4, 5, 13, 14)),
+    "unprompted": (re.compile(r"\["), ()),
+}
 SWITCH_NAMES = frozenset({"enable", "enabled", "active", "activate", "activated", "on"})
 SWITCH_ENDS = ("enable", "enabled", "active")
-NOTHING = ("", "none", "off", "false", "disabled", "automatic")
+NOTHING = ("", "none", "off", "false", "disable", "disabled", "automatic", "0")
 WORD_CHARS = 20  # more than these words have: what is longer may be an image
 DEPTH = 8  # of lists and objects in each other, looked at; deeper ones count as on
 
 Args: TypeAlias = Sequence[Any]
 Kind = TypeVar("Kind", bound=msgspec.Struct)
+Found = TypeVar("Found")
 
 _list = msgspec.json.Decoder(list[msgspec.Raw])
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -127,18 +136,25 @@ def is_off(args: Args, depth: int = DEPTH) -> bool:
 
 
 def _is_off(key: str, args: Args, prompts: Sequence[str]) -> bool:
-    if key.startswith(DYNAMIC):
-        return is_off(args) or not (_any_is_on(args, DYNAMIC_SWITCHES) or any(map(DYNAMIC_SYNTAX.search, prompts)))
-    known = next((places for name, places in SWITCHES.items() if key.startswith(name)), None)
+    if (by_prompt := _found(BY_PROMPT, key)) is not None:
+        syntax, switches = by_prompt
+        return is_off(args) or not (_any_is_on(args, switches) or any(map(syntax.search, prompts)))
+    known = _found(SWITCHES, key)
     if known is not None and not any(isinstance(each, dict) for each in args):
         return not _any_is_on(args, known)
-    return OFF.get(key, is_off)(args)
+    return (_found(OFF, key) or is_off)(args)
+
+
+def _found(scripts: "Mapping[str, Found]", key: str) -> "Found | None":
+    """What is known of a script, whose name may have a version at its end."""
+    return next((known for name, known in scripts.items() if key.startswith(name)), None)
 
 
 def _adetailer_is_off(args: Args) -> bool:
     """Off by its switch, or without a model, as the web UI has it by default."""
     units = [each for each in args if isinstance(each, dict) and each.get("ad_tab_enable") is not False]
-    return (bool(args) and args[0] is False) or all(is_nothing(each.get("ad_model")) for each in units)
+    has_switch = bool(args) and not isinstance(args[0], dict)
+    return (has_switch and is_nothing(args[0])) or all(is_nothing(each.get("ad_model")) for each in units)
 
 
 def _animatediff_is_off(args: Args) -> bool:
@@ -152,10 +168,16 @@ def _fabric_is_off(args: Args) -> bool:
     return is_nothing(list(args[:2])) or is_off(args[2:3] if args[2:3] == [False] else args)
 
 
+def _style_selector_is_off(args: Args) -> bool:
+    """Its switch is on by default; then come switches of chance, and a style, of which one adds nothing."""
+    return is_off(args) or all(is_nothing(each) or each == "base" for each in args[1:])
+
+
 OFF: Mapping[str, Callable[[Args], bool]] = {
     "adetailer": _adetailer_is_off,
     "animatediff": _animatediff_is_off,
     "fabric": _fabric_is_off,
+    "styleselector": _style_selector_is_off,
 }
 
 
