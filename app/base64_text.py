@@ -9,7 +9,7 @@ import re
 import pybase64
 
 from app.errors import Error, Problem, quoted
-from workers.engine.foreign import kind_of
+from workers.engine.foreign import OTHER, kind_of
 
 WHITESPACE = b" \t\r\n\v\f"
 TO_STANDARD = bytes.maketrans(b"-_", b"+/")
@@ -28,9 +28,12 @@ URI = "data:"
 URI_HEAD_CHARS = 300  # within which a data: URI has its comma
 SHORT_CHARS = 4096  # of a path or a URL
 SMALL_CHARS = 300  # fewer than any useful image has in base64
-URL = re.compile(r"\s*(?:https?|ftps?|s3|gs|blob)://?\S", re.IGNORECASE)
+WORD_CHARS = 40  # of a text that is rather a word than a file
+URL = re.compile(r"\s*(?:(?!file:)[a-z][a-z0-9+.-]+:/|blob:|www\.)\S", re.IGNORECASE)
+HOST = re.compile(r"\s*(?://)?\w[\w-]*(?:\.[\w-]+)+(?::\d+)?/\S*\s*")  # a URL without its scheme
 PATH = re.compile(r"\s*(?:file:|~/|\.{1,2}[/\\]|[A-Z]:[/\\]|\\\\|/\w[^\n]*[/.])", re.IGNORECASE)
-FILE_NAME = re.compile(r"\s*[^\n/\\<>{}]{1,200}\.(?:png|jpe?g|webp|gif|bmp|tiff?|heic|avif|svg)\s*", re.IGNORECASE)
+FILE_NAME = re.compile(r"\s*[^\n<>{}]{1,200}\.[a-z][a-z0-9]{1,4}\s*", re.IGNORECASE)
+PLACEHOLDER = re.compile(r"\s*(?:<[^<>=/!?]+>|\{\{[^{}]+\}\}|\$\{?\w+\}?|\.{3}|…)\s*")
 HEXADECIMAL = re.compile(
     r"\s*(?:0x|\\x)?(?:89(?:\\x|[ :])?50(?:\\x|[ :])?4e|ff(?:\\x|[ :])?d8(?:\\x|[ :])?ff|52494646)", re.IGNORECASE
 )
@@ -43,6 +46,7 @@ SEND = "send the file's bytes as base64"
 
 def decode(text: str, name: str) -> bytes:
     """The bytes of a text, which the client calls `name`. Raises Problem."""
+    text = text.removeprefix("\ufeff")  # as Windows begins files of text
     if not text.strip():
         raise Problem(Error.INVALID_PICTURE, f"{name} is empty; {SEND}.", name)
     media_type, data = _parted(text, name)
@@ -62,6 +66,9 @@ def checked(image: bytes, text: str, name: str) -> None:
         return
     if told := _mistaken(text, short=len(text) < SMALL_CHARS):
         raise Problem(Error.INVALID_FIELD, f"{name} {told}", name)
+    words = text.strip() if len(text) < SMALL_CHARS else ""
+    if kind_of(image) == OTHER and (0 < len(words) < WORD_CHARS or " " in words):
+        raise Problem(Error.INVALID_FIELD, f"{name} is {quoted(text)}, which is no image; {SEND}.", name)
 
 
 def _parted(text: str, name: str) -> tuple[str, str]:
@@ -97,12 +104,14 @@ def _decoded(text: str) -> bytes | None:
         return None
 
 
-def _mistaken(text: str, *, short: bool = True) -> str | None:  # noqa: PLR0911 - one for each mistake
+def _mistaken(text: str, *, short: bool = True) -> str | None:  # noqa: PLR0911, C901 - one for each mistake
     """What a text is that is not base64, and what to do. `short`: it may be a path without a dot, or a word."""
     start = text[:SHORT_CHARS]
     if HEXADECIMAL.match(start):
         return "is an image in hexadecimal; encode the file's bytes as base64."
-    if URL.match(start):
+    if "base64," in start[:URI_HEAD_CHARS]:
+        return f"has other text before its base64; {_example()}."
+    if URL.match(start) or (short and HOST.fullmatch(start)):
         return f"is a URL; this service does not fetch images: {SEND}."
     if PYTHON_BYTES.match(start):
         return "is how Python prints bytes (b'...'); send base64.b64encode(data).decode()."
@@ -112,6 +121,8 @@ def _mistaken(text: str, *, short: bool = True) -> str | None:  # noqa: PLR0911 
         return None
     if (PATH.match(start) or FILE_NAME.fullmatch(start)) and len(text) < SHORT_CHARS and "\n" not in text.strip():
         return f"is a path; this service cannot read your files: {SEND}."
+    if PLACEHOLDER.fullmatch(start):
+        return f"is {quoted(text)}, in place of which the image is to stand; {SEND}."
     if text.strip().lower() in WORDS:
         return f"is {quoted(text)}; {SEND}."
     if start.lstrip()[:1] in ("{", "["):

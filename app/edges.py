@@ -109,9 +109,9 @@ class Edges:
         in_query = bodies.converted(bodies.query(request), Thresholds, faults, self._rules.ranges)
         picture, blamed, in_body = await self._body(request, faults)
         canny = self._canny(faults, in_body, in_query)
-        if faults and blamed is not None:
+        if faults:
             with faults.noted():
-                pictures.measured(picture, self._rules, blamed)
+                pictures.measured(picture, self._rules, blamed or bodies.BODY)
         faults.check()
         png = await self._finder.png(request, ticket.client, picture, blamed, canny)
         return Response(png, media_type=PNG)

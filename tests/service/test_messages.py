@@ -1,5 +1,6 @@
 """What a client is told of its mistakes: what was found and what to send, in every interface, all of it at once."""
 
+import base64
 import json
 import re
 import socket
@@ -167,6 +168,8 @@ def test_all_faults_of_an_edit_and_of_edges_come_in_one_answer(echo: Service) ->
         assert words in message
     edges = echo.client.post("/edges", json={NAME: "cat.png", "canny_low": 0, "canny_high": "x"})
     assert set(blamed(edges)) == {NAME, "canny_low", "canny_high"}
+    edges = echo.client.post("/edges?canny_low=0", content=b"GIF89a" + bytes(50), headers={"Content-Type": "image/png"})
+    assert set(blamed(edges)) == {"body", "canny_low"}
 
 
 def test_all_faults_of_a_txt2img_request_come_in_one_answer(echo: Service) -> None:
@@ -185,12 +188,25 @@ def test_faults_of_a_txt2img_request_and_of_its_unit_are_told_together(echo: Ser
         assert words in message
 
 
+def test_all_faults_of_a_unit_come_in_one_answer(echo: Service) -> None:
+    unit = {"module": "depth", "model": "openpose", "guidance_start": 0.5, "control_mode": 2, "input_mode": "batch"}
+    others = {"image": "cat.png", "mask": "https://example.com/mask.png", "weight": "x"}
+    body = {"prompt": "x", "alwayson_scripts": {"controlnet": {"args": [unit | others]}}}
+    message = told(echo.client.post("/sdapi/v1/txt2img", json=body))
+    for words in (*(f"{name} is " for name in unit), "image is a path", "mask is a URL", "weight is 'x'"):
+        assert words in message
+
+
 def test_all_faults_of_a_detect_request_come_in_one_answer(echo: Service) -> None:
     wrong = {"controlnet_threshold_a": 5000, "controlnet_threshold_b": 9000, "controlnet_processor_res": 7}
     body = {"controlnet_module": "canny", "controlnet_input_images": [], **wrong}
     message = told(echo.client.post("/controlnet/detect", json=body))
     for name in (*wrong, "controlnet_input_images"):
         assert name in message
+    body["controlnet_input_images"] = [ENCODED, "cat.png", base64.b64encode(b"GIF89a" + bytes(50)).decode()]
+    message = told(echo.client.post("/controlnet/detect", json=body))
+    for words in (*wrong, "controlnet_input_images[1] is a path", "this is a GIF image"):
+        assert words in message
 
 
 def test_an_answer_stays_small_however_many_faults_there_are(echo: Service) -> None:

@@ -8,17 +8,23 @@ from typing import TypeAlias
 
 Buffer: TypeAlias = bytes | memoryview
 
+OTHER = "a file of another kind"
 _START_BYTES = 512  # looked at; a text may begin with space, a declaration and comments
 _BRANDS = {  # of ISO media files (ISO/IEC 14496-12, 4.3), which all begin with a box `ftyp`
     b"avif": "an AVIF image",
     b"avis": "an AVIF image",
+    b"avio": "an AVIF image",
     b"heic": "a HEIC image, as phones save them",
     b"heix": "a HEIC image, as phones save them",
     b"heim": "a HEIC image, as phones save them",
     b"heis": "a HEIC image, as phones save them",
     b"hevc": "a HEIC image, as phones save them",
     b"hevx": "a HEIC image, as phones save them",
+    b"hevm": "a HEIC image, as phones save them",
+    b"hevs": "a HEIC image, as phones save them",
+    b"j2ki": "a HEIF image",
     b"mif1": "a HEIF image",
+    b"mif2": "a HEIF image",
     b"msf1": "a HEIF image",
     b"crx ": "a raw photograph (CR3)",
     b"qt  ": "a QuickTime video",
@@ -31,6 +37,9 @@ _SIGNATURES = (
     (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
     (b"GIF8", "a GIF image"),
     (b"II*\0", "a TIFF image or a raw photograph"),
+    (b"FUJIFILMCCD-RAW", "a raw photograph (RAF)"),
+    (b"IIU\0", "a raw photograph (RW2)"),
+    (b"IIRO", "a raw photograph (ORF)"),
     (b"MM\0*", "a TIFF image or a raw photograph"),
     (b"II+\0", "a TIFF image"),
     (b"MM\0+", "a TIFF image"),
@@ -53,6 +62,10 @@ _SIGNATURES = (
     (b"Rar!", "a RAR archive"),
     (b"\x28\xb5\x2f\xfd", "a zstd archive"),
     (b"\x1a\x45\xdf\xa3", "a WebM or Matroska video"),
+    (b"FLV\1", "a Flash video"),
+    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "a Windows Media file"),
+    (b"\0\0\1\xba", "an MPEG video"),
+    (b"\0\0\1\xb3", "an MPEG video"),
     (b"OggS", "an Ogg file"),
     (b"ID3", "an MP3 file"),
     (b"fLaC", "a FLAC file"),
@@ -63,18 +76,45 @@ _SIGNATURES = (
     (b"SQLite format 3", "an SQLite database"),
 )
 _RIFF = {b"AVI ": "an AVI video", b"WAVE": "a WAV file"}
-_BMP = re.compile(rb"BM.{4}\0\0\0\0", re.DOTALL)  # its two letters alone begin many a text
-_NETPBM = re.compile(rb"P[1-7][\s#]")
-_ENCODED = re.compile(rb"(data:|iVBORw0KGgo|/9j/|UklGR)", re.IGNORECASE)  # of a PNG, a JPEG and a WebP
+_MOVIE = (b"moov", b"mdat", b"wide", b"free", b"skip")  # boxes that begin a QuickTime video of old
+_PATTERNS = tuple(
+    (re.compile(pattern, re.DOTALL), name)
+    for pattern, name in (
+        (rb"BM.{4}\0\0\0\0", "a BMP image"),  # its two letters alone begin many a text
+        (rb"G.{187}G.{187}G", "an MPEG video"),
+        # A first byte that was replaced, doubled or dropped, or other line ends.
+        (
+            rb"(?:\x89|\xc2\x89|\xe2\x80\xb0|\xef\xbf\xbd|\t|\?)?PNG[\r\n]"
+            rb"|\xc3\xbf\xc3\x98\xc3\xbf|(?:\xef\xbf\xbd){3,4}.{0,6}(?:JFIF|Exif)",
+            "an image that was sent through a text, which changed its bytes: send them as they are",
+        ),
+    )
+)
+_LATE = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff[\xdb\xe0\xe1]|RIFF....WEBP", re.DOTALL)
 _MARKUP = (
     (re.compile(rb"<svg[\s>]", re.IGNORECASE), "an SVG drawing"),
     (re.compile(rb"<!doctype html|<html[\s>]|<head[\s>]|<body[\s>]", re.IGNORECASE), "an HTML page"),
     (re.compile(rb"\A\s*<\?xml|\A\s*<[a-z]", re.IGNORECASE), "XML"),
+    (re.compile(rb"\AP[1-7][\s#]"), "a Netpbm image"),
+    (
+        re.compile(rb"\A\s*(?:data:|iVBORw0KGgo|/9j/|UklGR)", re.IGNORECASE),  # of a PNG, a JPEG and a WebP
+        "an image that is still encoded as base64 text: decode it, or encode it only once",
+    ),
+    (re.compile(rb"\A\s*[{\[]"), "JSON text"),
+    (re.compile(rb"\A(?:\xff\xfe|\xfe\xff)"), "text in UTF-16"),
+    (
+        re.compile(rb"\A\s*(?:[a-z][a-z0-9+.-]*:/|www\.)\S+\s*\Z", re.IGNORECASE),
+        "a URL: no image is fetched, send the file itself",
+    ),
+    (
+        re.compile(rb"\A\s*@?[^\s<>{}]{1,200}\.[a-z][a-z0-9]{1,4}\s*\Z", re.IGNORECASE),
+        "the name of a file: send the file itself (by curl with @ before its name)",
+    ),
 )
 
 
 def kind_of(data: Buffer) -> str:
-    """What a file is, for a sentence: "a GIF image"; "a file of another kind" where that is all that can be said."""
+    """What a file is, for a sentence: "a GIF image"; OTHER where that is all that can be said."""
     start = bytes(data[:_START_BYTES])
     if not start.strip(b"\0"):
         return "nothing but zeros"
@@ -83,11 +123,16 @@ def kind_of(data: Buffer) -> str:
             return name
     if start[4:8] == b"ftyp":
         return _media(start)
+    if start[4:8] in _MOVIE:
+        return "a QuickTime video"
     if start[:4] == b"RIFF":
         return _RIFF.get(start[8:12], "a RIFF file")
-    if _BMP.match(start):
-        return "a BMP image"
-    return _text(start) or "a file of another kind"
+    for pattern, name in _PATTERNS:
+        if pattern.match(start):
+            return name
+    if late := _LATE.search(start):
+        return f"an image after {late.start()} other bytes: leave them out"
+    return _text(start) or OTHER
 
 
 def _media(start: bytes) -> str:
@@ -103,17 +148,9 @@ def _text(start: bytes) -> str | None:
     for pattern, name in _MARKUP:
         if pattern.search(text):
             return name
-    if _NETPBM.match(text):
-        return "a Netpbm image"
-    if _ENCODED.match(text.lstrip()):
-        return "an image that is still encoded as base64 text: decode it, or encode it only once"
-    if text.lstrip()[:1] in (b"{", b"["):
-        return "JSON text"
-    if text.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "text in UTF-16"
     try:
         text.decode()
     except UnicodeDecodeError as error:
-        if error.start < len(text) - 3:  # else a character that is cut at our end
+        if error.start < _START_BYTES - 6:  # else a character that is cut at our end
             return None
     return "text" if not re.search(rb"[\0-\x08\x0e-\x1f]", text) else None

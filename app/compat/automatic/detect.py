@@ -83,9 +83,8 @@ class Detect:
             mask = Mask(MASKS, await _decoded(text, MASKS))
             mask.check(*await self._finder.range_of(request, ticket.client, mask.file, mask.name))
         found, room = [], ANSWER_BYTES
-        for text in images:
-            image = await _decoded(text, IMAGES)
-            png = await self._finder.png(request, ticket.client, image, IMAGES, work, short_side)
+        for name, image in images:
+            png = await self._finder.png(request, ticket.client, image, name, work, short_side)
             if (room := room - len(png)) < 0:
                 told = f"The edges take more than {ANSWER_BYTES} bytes. Send fewer images at a time, or"
                 raise Problem(Error.TOO_LARGE, f"{told} lower {RESOLUTION}.", RESOLUTION)
@@ -93,18 +92,22 @@ class Detect:
         # Joined: a JSON encoder looks at each character, and these are millions.
         return Response(b'{"images":[%b],"info":"Success"}' % b",".join(found), media_type=JSON)
 
-    async def _asked(self, request: Request) -> tuple[DetectRequest, Work, int | None, list[str]]:
+    async def _asked(self, request: Request) -> tuple[DetectRequest, Work, int | None, list[tuple[str, bytes]]]:
         """A body, what is to be done, at which short side, with which images. Raises Problem for all that is wrong."""
         faults = Faults()
         asked = await bodies.json_body(request, self._rules, _json, faults=faults)
         work: Work = "grey"
-        short_side, images = None, list[str]()
+        short_side, images = None, list[tuple[str, bytes]]()
         with faults.noted():
             work = self._work(asked)
         with faults.noted():
             short_side = _short_side(asked.controlnet_processor_res)
         with faults.noted():
-            images = self._images(asked)
+            for name, text in self._images(asked):
+                with faults.noted():
+                    image = await _decoded(text, name)
+                    pictures.measured(image, self._rules, name)
+                    images.append((name, image))
         faults.check()
         return asked, work, short_side, images
 
@@ -119,8 +122,9 @@ class Detect:
             raise joined(wrong_ones)
         return Canny(low=low or self._canny.low, high=high or self._canny.high)
 
-    def _images(self, asked: DetectRequest) -> list[str]:
-        images = [text for text in asked.controlnet_input_images or asked.controlnet_images or [] if text]
+    def _images(self, asked: DetectRequest) -> list[tuple[str, str]]:
+        texts = asked.controlnet_input_images or asked.controlnet_images or []
+        images = [(f"{IMAGES}[{n}]", text) for n, text in enumerate(texts) if text]
         most = int(self._rules.ranges["number_of_images"].high)
         if not 1 <= len(images) <= most:
             text = f"{IMAGES} has {len(images)} images; it must have from 1 to {most}, each a file in base64."

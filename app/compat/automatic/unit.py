@@ -10,14 +10,14 @@ from app import pictures
 from app.compat.automatic.errors import wrong
 from app.compat.automatic.scripts import FIELD, SCRIPT, is_nothing
 from app.compat.automatic.structs import ControlNetUnit, MaskedImage, Name
-from app.errors import Faults, quoted
+from app.errors import Faults, Problem, quoted
 from app.json_reading import parsed_json
 
 CANNY, NONE = "canny", "none"
 MODULES = (CANNY, NONE)
 MODULES_TEXT = "'canny' (edges are found in the image) or 'none' (the image is an edge map, white on black)"
 IMAGE, REGION = "image", "effective_region_mask"
-BALANCED = (None, 0, "", "0", "Balanced")
+BALANCED = ("none", "", "0", "balanced")  # also as an enumeration has it: ControlMode.BALANCED
 RESIZE_MODES = ("0", "1", "2", "3", "none")
 RESIZE_WORDS = ("resize", "fit", "fill")  # of all of their names
 PROCESSOR_RES = (64, 512)  # what clients send that choose none
@@ -79,16 +79,15 @@ def unit(args: Sequence[msgspec.Raw], short_side: int) -> tuple[ControlNetUnit, 
 
     Raises Problem where there is no such unit, or where it asks for what cannot be had.
     """
-    units = [parsed_json(each, _unit) for each in _enabled(args)]
+    faults = Faults()
+    units = [parsed_json(each, _unit, faults=faults) for each in _enabled(args)]
     if len(units) != 1:
         text = f"{len(units)} ControlNet units are enabled. Send one, in {FIELD}.{SCRIPT}.args, with an image and"
         raise wrong(FIELD, f"{text} a module: {MODULES_TEXT}.")
     (found,) = units
-    faults = Faults()
-    with faults.noted():
-        _check(found, short_side)
-    with faults.noted():
-        image, masks = _files(found)
+    for problem in _faults(found, short_side):
+        faults.add(problem)
+    image, masks = _files(found, faults)
     faults.check()
     # Without the texts that the files came in: they would stay in memory for as long as the request waits.
     bare = msgspec.structs.replace(
@@ -115,50 +114,66 @@ def _enabled(args: Sequence[msgspec.Raw]) -> Iterator[bytes]:
             yield raw
 
 
-def _check(given: ControlNetUnit, short_side: int) -> None:
-    module = module_of(given.module)
+def _faults(given: ControlNetUnit, short_side: int) -> Iterator[Problem]:
+    module = NONE
+    try:
+        module = module_of(given.module)
+    except Problem as problem:
+        yield problem
     model = (given.model or NONE).lower()
     if not is_nothing(model) and CANNY not in model:
         text = f"model is {quoted(given.model)}, but the model of this service follows edges: name one of {CANNY!r}."
-        raise wrong("model", text)
+        yield wrong("model", text)
     end = given.guidance_end if given.guidance is None else given.guidance
     if (given.guidance_start or 0.0) > 0:
-        raise wrong("guidance_start", f"guidance_start is {given.guidance_start}; it must be 0: all steps are guided.")
+        yield wrong("guidance_start", f"guidance_start is {given.guidance_start}; it must be 0: all steps are guided.")
     if end is not None and end < 1:
-        raise wrong("guidance_end", f"guidance_end is {end}; it must be 1: all steps are guided.")
-    if given.control_mode not in BALANCED:
-        raise wrong("control_mode", f"control_mode is {quoted(given.control_mode)}; it must be 0 or 'Balanced'.")
+        yield wrong("guidance_end", f"guidance_end is {end}; it must be 1: all steps are guided.")
+    if str(given.control_mode).rpartition(".")[2].strip().lower() not in BALANCED:
+        yield wrong("control_mode", f"control_mode is {quoted(given.control_mode)}; it must be 0 or 'Balanced'.")
     if module == CANNY and not given.pixel_perfect:
-        _check_resolution(given.processor_res, short_side)
-    _check_modes(given)
+        yield from _resolution_faults(given.processor_res, short_side)
+    yield from _mode_faults(given)
     for name, why in UNUSED.items():
-        if not is_nothing(getattr(given, name)):
-            raise wrong(name, f"{name} is given, but {why}; leave it out.")
+        if not (is_nothing(value := getattr(given, name)) or _is_ones(value)):
+            yield wrong(name, f"{name} is given, but {why}; leave it out.")
 
 
-def _check_resolution(resolution: float | None, short_side: int) -> None:
+def _is_ones(value: object) -> bool:
+    """Whether a value is a list of factors that change nothing."""
+    return isinstance(value, list) and all(each == 1 for each in value)
+
+
+def _resolution_faults(resolution: float | None, short_side: int) -> Iterator[Problem]:
     if resolution is not None and resolution > 0 and resolution not in {*PROCESSOR_RES, short_side}:
         text = f"processor_res is {resolution:g}, but edges are found at the image's own size, whose short side is"
-        raise wrong("processor_res", f"{text} {short_side}: leave it out, or set pixel_perfect.")
+        yield wrong("processor_res", f"{text} {short_side}: leave it out, or set pixel_perfect.")
 
 
-def _check_modes(given: ControlNetUnit) -> None:
+def _mode_faults(given: ControlNetUnit) -> Iterator[Problem]:
     resize = str(given.resize_mode).lower()
     if resize not in RESIZE_MODES and not any(word in resize for word in RESIZE_WORDS):
         text = f"resize_mode is {quoted(given.resize_mode)}, which is no mode of ControlNet: leave it out."
-        raise wrong("resize_mode", f"{text} The size follows the image.")
+        yield wrong("resize_mode", f"{text} The size follows the image.")
     if given.input_mode and "simple" not in given.input_mode.lower():
-        raise wrong("input_mode", f"input_mode is {quoted(given.input_mode)}; it must be 'simple', for one image.")
+        yield wrong("input_mode", f"input_mode is {quoted(given.input_mode)}; it must be 'simple', for one image.")
 
 
-def _files(given: ControlNetUnit) -> tuple[bytes, list[Mask]]:
-    """The image file and the masks. Raises Problem."""
+def _files(given: ControlNetUnit, faults: Faults) -> tuple[bytes, list[Mask]]:
+    """The image file and the masks, as far as they can be read."""
     image, mask = _pair(given.image or given.input_image)
-    if not image:
-        raise wrong(IMAGE, f"{IMAGE} is missing: the image whose edges are to be kept, in base64.")
     masks = {"mask": mask or given.mask, "mask_image": given.mask_image, REGION: given.effective_region_mask}
-    files = [Mask(name, pictures.from_base64(text, name)) for name, text in masks.items() if text]
-    return pictures.from_base64(image, IMAGE), files
+    file, files = b"", list[Mask]()
+    if not image:
+        faults.add(wrong(IMAGE, f"{IMAGE} is missing: the image whose edges are to be kept, in base64."))
+    else:
+        with faults.noted():
+            file = pictures.from_base64(image, IMAGE)
+    for name, text in masks.items():
+        if text:
+            with faults.noted():
+                files.append(Mask(name, pictures.from_base64(text, name)))
+    return file, files
 
 
 def _pair(given: str | MaskedImage | list[str | None] | None) -> tuple[str | None, str | None]:
