@@ -62,6 +62,8 @@ def holds(file: bytes, text: str) -> bool:
 
 def _blocks(file: bytes, text: str | None) -> bytes:
     """What is to be put into a file, by its format."""
+    if text is not None:
+        text = text.replace("\0", "\ufffd")  # it would end the text for some readers
     if file.startswith(PNG_SIGNATURE):
         return _PNG_XMP if text is None else _png_text(text) + _PNG_XMP
     exif = b"" if text is None else _exif(text)
@@ -72,7 +74,6 @@ def _blocks(file: bytes, text: str | None) -> bytes:
 
 
 def _png_text(text: str) -> bytes:
-    text = text.replace("\0", "\ufffd")  # it would end the text for some readers
     try:
         return _chunk(b"tEXt", KEYWORD.encode() + b"\0" + text.encode("latin-1"))
     except UnicodeEncodeError:

@@ -6,6 +6,7 @@ the few bytes are read here. Layouts: PNG 3rd edition 5 and 11; ITU T.81 B.1; RF
 """
 
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
@@ -32,6 +33,7 @@ NOT_FRAMES = frozenset({0xC4, 0xC8, 0xCC})  # the markers among C0-CF that do no
 # A hostile file consists of millions of empty ones, over which Pillow would go for seconds.
 _SOME_PARTS = 1000
 _PART_BYTES = 4096
+_GAP = 256  # bytes at most between two segments of a JPEG
 # Bytes for each pixel while a file is decoded, in its costliest kind (`tests/bench/decoding.py` measures them):
 _PNG_BYTES = 7  # Pillow's image of 4, and ours of 3
 _WEBP_BYTES = 10  # BGRA, a plane of alpha, and the decoder's own pixels of 4 with their transforms
@@ -194,7 +196,7 @@ def _read_png(data: memoryview) -> _Stored:
     if bytes(data[12:16]) != b"IHDR":
         raise BadPictureError("The PNG image is damaged: it does not begin with its header.")
     width, height = unpack_from(">II", data, 16)
-    exif = [body for _, name, body in png_chunks(data) if name == b"eXIf"]
+    exif = [body for at, name, body in png_chunks(data) if name == b"eXIf" and is_sound(data, at, name, body)]
     return width, height, bytes(exif[0]) if exif else b"", 0
 
 
@@ -207,6 +209,12 @@ def png_chunks(data: memoryview) -> Iterator[tuple[int, bytes, memoryview]]:
         length, name = unpack_from(">I4s", data, at)
         yield at, name, data[at + 8 : at + 8 + length]
         at += PNG_CHUNK + length
+
+
+def is_sound(data: memoryview, at: int, name: bytes, body: memoryview) -> bool:
+    """Whether the checksum of a chunk is right. Raises struct.error where it is cut off."""
+    (checksum,) = unpack_from(">I", data, at + 8 + len(body))
+    return bool(checksum == zlib.crc32(body, zlib.crc32(name)))
 
 
 def _read_jpeg(data: memoryview) -> _Stored:
@@ -227,8 +235,8 @@ def _jpeg_segments(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     for _ in parts(data, "JPEG"):
         fill, marker = data[at], data[at + 1]
         if fill != 0xFF:
-            raise BadPictureError("The JPEG image is damaged: its header cannot be followed.")
-        if marker == 0xFF:
+            at = _next_marker(data, at)
+        elif marker == 0xFF:
             at += 1
         elif marker in BARE_MARKERS:
             at += 2
@@ -237,7 +245,15 @@ def _jpeg_segments(data: memoryview) -> Iterator[tuple[int, memoryview]]:
         else:
             (length,) = unpack_from(">H", data, at + 2)
             yield marker, data[at + 4 : at + 2 + length]
-            at += 2 + length
+            at += max(2 + length, 4)  # a length counts its own two bytes
+
+
+def _next_marker(data: memoryview, at: int) -> int:
+    """Where the next byte of 255 is: some cameras leave other bytes between segments, and decoders skip them."""
+    found = bytes(data[at : at + _GAP]).find(0xFF)
+    if found < 0:
+        raise BadPictureError("The JPEG image is damaged: its header cannot be followed.")
+    return at + found
 
 
 def _read_webp(data: memoryview) -> _Stored:

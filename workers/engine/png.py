@@ -5,14 +5,13 @@ and looks for a transparent colour among pixels that it has scaled to 8 bits. So
 make the pixels, and the transparent colour as it is after scaling. PNG 3rd edition, 5 and 11.3.1.1.
 """
 
-import zlib
 from io import BytesIO
 from struct import unpack_from
 from typing import TypeAlias
 
 from PIL.PngImagePlugin import PngImageFile
 
-from workers.engine.header import PNG_CHUNK, PNG_SIGNATURE, Buffer, png_chunks
+from workers.engine.header import PNG_CHUNK, PNG_SIGNATURE, Buffer, is_sound, png_chunks
 
 Colour: TypeAlias = tuple[int, int, int]
 
@@ -74,10 +73,9 @@ def _transparency(data: Buffer) -> tuple[int, bytes] | None:
         if name == b"IDAT":
             return None
         in_order |= name == b"PLTE"
-        if name == b"tRNS" and in_order and len(body) >= _TRANSPARENCY_BYTES.get(colour, len(view)):
-            (checksum,) = unpack_from(">I", view, at + 8 + len(body))
-            if checksum == zlib.crc32(body, zlib.crc32(name)) and not _is_out_of_range(body, depth, colour):
-                return at, bytes(body)
+        long_enough = name == b"tRNS" and len(body) >= _TRANSPARENCY_BYTES.get(colour, len(view))
+        if in_order and long_enough and is_sound(view, at, name, body) and not _is_out_of_range(body, depth, colour):
+            return at, bytes(body)
     return None
 
 

@@ -2,6 +2,7 @@ import struct
 import subprocess
 import sys
 import time
+import zlib
 from contextlib import suppress
 from io import BytesIO
 from typing import Any, Literal
@@ -133,8 +134,10 @@ def test_an_exif_directory_is_not_read_to_its_claimed_end() -> None:
     turned = struct.pack(">HHIHxx", 0x0112, 3, 1, 6)
     for before, orientation in ((20, 6), (60_000, 1)):
         directory = struct.pack(">2sHIH", b"MM", 42, 8, 65_535) + entry * before + turned
-        chunk = struct.pack(">I4s", len(directory), b"eXIf") + directory + bytes(4)
-        assert read_header(png_that_declares(8, 8)[:33] + chunk).orientation == orientation
+        chunk = struct.pack(">I4s", len(directory), b"eXIf") + directory
+        checksum = struct.pack(">I", zlib.crc32(chunk[4:]))
+        assert read_header(png_that_declares(8, 8)[:33] + chunk + checksum).orientation == orientation
+        assert read_header(png_that_declares(8, 8)[:33] + chunk + bytes(4)).orientation == 1
 
 
 @given(st.sampled_from(["PNG", "JPEG", "WebP"]), st.data())

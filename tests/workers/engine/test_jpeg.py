@@ -55,6 +55,16 @@ def test_wherever_a_file_is_cut_it_is_refused_or_nothing_is_missing(data: bytes)
     assert len(taken) <= 3
 
 
+BETWEEN = {"bytes": b"\0\0\0", "no length": b"\xff\xfe\0\0", "a length of 1": b"\xff\xfe\0\1"}
+
+
+@pytest.mark.parametrize("between", BETWEEN.values(), ids=BETWEEN.keys())
+@pytest.mark.parametrize("data", WHOLE.values(), ids=WHOLE.keys())
+def test_what_lies_between_segments_is_skipped_as_browsers_do(data: bytes, between: bytes) -> None:
+    at = data.index(b"\xff\xdb")
+    assert np.array_equal(codec.decode(data[:at] + between + data[at:]), codec.decode(data))
+
+
 def test_a_file_cut_between_two_scans_lacks_some() -> None:
     data = WHOLE["noise, progressive"]
     starts = [at for at in range(len(data)) if data[at : at + 2] == jpeg.START_OF_SCAN]

@@ -195,8 +195,9 @@ def test_a_png_has_its_texts_before_the_pixels_in_sound_chunks(text: str) -> Non
     assert names[:4] == [b"IHDR", b"tEXt" if text.isascii() else b"iTXt", b"iTXt", b"IDAT"]
 
 
-def test_nothing_ends_a_pngs_text_early() -> None:
-    assert infotext_of(embed(plain("png"), "a\0b")) == "a\N{REPLACEMENT CHARACTER}b"
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_nothing_ends_a_text_early(file_format: Format) -> None:
+    assert infotext_of(embed(plain(file_format), "a\0b")) == "a\N{REPLACEMENT CHARACTER}b"
 
 
 def riff_chunks(file: bytes) -> dict[bytes, bytes]:
