@@ -38,7 +38,8 @@ SHORTAGES = 8  # pictures in a row without memory, after which a new process is 
 PREVIEW_SECONDS = 0.25  # between two previews of a picture
 IDLE_SECONDS = 2.0  # between two looks at an engine that has nothing to do: it may be compiling in the background
 REMEASURE_SOONEST, REMEASURE_SECONDS = 2.0, 60.0  # between measurements of an idle engine; each waits twice as long
-REMEASURE_PAUSE = 20  # times as long as a measurement takes, at least: a request that comes meanwhile waits for it
+REMEASURE_PAUSE = 3  # times as long as a measurement takes, at least: the machine is not to be kept busy by it
+REMEASURE_CHANGE = 0.25  # of a step's costs, relative: other work has begun or ended, and may not be at rest yet
 
 
 @dataclass(slots=True)
@@ -139,16 +140,17 @@ class Worker:
     def _measure_again(self) -> None:
         """Nothing is to be done: measure the engine again, so that no start on a busy machine is remembered for long.
 
-        It is reported even if nothing has changed, as it also replaces what the scheduler concluded from past steps.
+        An image that comes meanwhile waits for what runs, a step at most or a decoding, and the measurement ends. One
+        that is complete is reported even if nothing has changed, as it also replaces what the scheduler concluded from
+        past steps.
         """
-        began = time.monotonic()
-        if began < self._remeasure_at:
+        began, before = time.monotonic(), self.costs.step_seconds[0]
+        if began < self._remeasure_at or not self.engine.measure_again(self._inbox.empty):
             return
-        self.engine.measure_again()
         self.costs = self.engine.costs()
         wire.send(self.channel, wire.Measured(self.costs))
-        now = time.monotonic()
-        self._remeasure_pause = min(2 * self._remeasure_pause, REMEASURE_SECONDS)
+        now, alike = time.monotonic(), math.isclose(self.costs.step_seconds[0], before, rel_tol=REMEASURE_CHANGE)
+        self._remeasure_pause = min(2 * self._remeasure_pause, REMEASURE_SECONDS) if alike else REMEASURE_SOONEST
         self._remeasure_at = now + max(self._remeasure_pause, REMEASURE_PAUSE * (now - began))
 
     def _open(self, mail: _Mail) -> None:

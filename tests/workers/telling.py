@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from unittest.mock import patch
 
@@ -53,8 +54,9 @@ class TellingEngine(EchoEngine):
         faster = 1 + self._graphs + self._again
         return replace(costs, step_seconds=tuple(each / faster for each in costs.step_seconds))
 
-    def measure_again(self) -> None:
+    def measure_again(self, is_idle: Callable[[], bool]) -> bool:
         self._again += 1
+        return True
 
     def prepare(self, task: Task) -> Echoed:
         prepared = super().prepare(task)

@@ -10,6 +10,7 @@ python -m workers.engine.apart KERNEL cuda:0 tries one, and writes why it cannot
 import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 from hashlib import sha256
@@ -23,6 +24,9 @@ from workers.folders import replace_file
 
 PATIENCE_S = 120.0  # torch may have to be imported from a cold disk, and all devices at once
 _ROOT = Path(__file__).parents[2]
+# A process ended by somebody else, or for want of memory; and reasons that a busy device has. They pass.
+_SENT_BY_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_PASSING = ("memory", "CUDA error", "CUDA GPUs")
 
 
 def flaw_of(kernel: str, device: torch.device) -> str:
@@ -49,8 +53,9 @@ def _ask(kernel: str, device: torch.device) -> tuple[str, bool]:
         return f"no process could be started to try it: {error}", False
     if asked.returncode:
         how = f"by signal {-asked.returncode}" if asked.returncode < 0 else f"with exit code {asked.returncode}"
-        return f"it ended a process that tried it, {how}", True
-    return asked.stdout.decode(errors="replace").rpartition("\n")[2], True
+        return f"it ended a process that tried it, {how}", -asked.returncode not in _SENT_BY_OTHERS
+    found = asked.stdout.decode(errors="replace").rpartition("\n")[2]
+    return found, not any(reason in found for reason in _PASSING)
 
 
 def _cached(kernel: str, device: torch.device) -> Path | None:

@@ -1,6 +1,6 @@
 """What a worker process asks of an engine, and the words they share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
@@ -118,8 +118,11 @@ class Engine(Protocol[Prepared]):
     def costs(self) -> Costs:
         """What was measured last; equal to what it was before if nothing has been measured since."""
 
-    def measure_again(self) -> None:
-        """Measure what a step costs once more, while no slot is taken: the machine may have been busy before."""
+    def measure_again(self, is_idle: Callable[[], bool]) -> bool:
+        """Measure the costs once more, while no slot is taken: the machine may have been busy before.
+
+        False, with the costs as they were, when it ended early: as `is_idle`, asked all the time, was false, say.
+        """
 
     def prepare(self, task: Task) -> Prepared:
         """Decode, resize, find edges, tokenise: all that needs no device.

@@ -1,6 +1,7 @@
 """An engine without a model: the picture comes back as it went in. For tests and for benchmarks of all the rest."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,8 +49,10 @@ class EchoEngine:
         echo = self._config.echo
         return Costs(echo.steps, (echo.step_seconds,) * self.slots, self._fixed_seconds)
 
-    def measure_again(self) -> None:
-        """Nothing changes: a step costs what the configuration says."""
+    def measure_again(self, is_idle: Callable[[], bool]) -> bool:
+        """The codec alone: a step costs what the configuration says."""
+        self.warm_up()
+        return True
 
     def prepare(self, task: Task) -> Echoed:
         """Decode the picture, or take its bytes unread.

@@ -120,9 +120,9 @@ class DiffusionEngine:
         return self._measurements.costs()
 
     @_on_device
-    def measure_again(self) -> None:
-        """Take the fastest of a few steps of one placeholder image, and scale all costs by it."""
-        self._measurements.refresh()
+    def measure_again(self, is_idle: Callable[[], bool]) -> bool:
+        """Run placeholder images again, until somebody needs the engine."""
+        return self._measurements.refresh(is_idle)
 
     def prepare(self, task: Task) -> Prepared:
         """Decode, resize, find edges, tokenise, and draw the noise.

@@ -4,7 +4,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from scheduler.messages import Costs
@@ -58,9 +58,9 @@ class FaultyEngine:
             os._exit(EXIT_CODE)
         return stepped
 
-    def measure_again(self) -> None:
+    def measure_again(self, is_idle: Callable[[], bool]) -> bool:
         """Measure the engine inside."""
-        self._engine.measure_again()
+        return self._engine.measure_again(is_idle)
 
     def finish(self, slot: int) -> object:
         """Raises OutOfMemoryError by chance; the picture is in its slot then, as it was."""

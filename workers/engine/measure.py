@@ -1,9 +1,10 @@
-"""What a step and all the rest of a picture cost on this device: measured when a worker warms up, and steps again when
-they have become faster."""
+"""What a step and all the rest of a picture cost on this device: measured when a worker warms up and whenever it idles,
+and steps again when they have become faster."""
 
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import torch
 from scheduler.messages import Costs
 from workers.engine import codec
 from workers.engine.config import Output
-from workers.engine.contract import Task
+from workers.engine.contract import OutOfMemoryError, Task
 
 if TYPE_CHECKING:
     from workers.engine.engine import DiffusionEngine
@@ -22,9 +23,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _REPEATS = 3  # at most
+_IDLE_REPEATS = 20  # at most: a GPU that has idled needs some steps until its clock is up
 _ENOUGH_S = 0.2  # spent on one figure; a device that needs more of it for two calls is a slow one, and steadier
 _LONG_S = 1.0  # for a call that is not repeated: the first of a shape chooses kernels, which takes some tenths of this
 _PATIENCE_S = 0.5  # for all buckets: it is part of the start. On a slow device those that are left are estimated
+
+
+class _NeededError(Exception):
+    """Somebody needs the engine."""
 
 
 class Measurements:
@@ -33,7 +39,8 @@ class Measurements:
     def __init__(self, engine: "DiffusionEngine", side: int, buckets: Sequence[int]) -> None:
         self._engine = engine
         self._buckets = tuple(buckets)
-        self._picture = _picture(side)
+        picture = _picture(side)
+        self._tasks = [Task(picture, f"picture {n}", n) for n in range(_REPEATS)]
         self._fixed_seconds = 0.0
         self._step_seconds: dict[int, float] = {}
         self._costs: Costs | None = None
@@ -51,8 +58,7 @@ class Measurements:
 
     def take_all(self) -> None:
         """Measure all but the steps of a picture, then a step of each bucket while patience lasts; log which not."""
-        tasks = [Task(self._picture, f"picture {n}", n) for n in range(_REPEATS)]
-        self._fixed_seconds = self._seconds([partial(self._all_but_steps, task) for task in tasks])
+        self._fixed_seconds = self._seconds([partial(self._all_but_steps, task) for task in self._tasks])
         start = time.perf_counter()
         # The ends first: between them the rest can be estimated.
         for bucket in dict.fromkeys((self._buckets[0], self._buckets[-1], *self._buckets)):
@@ -77,21 +83,34 @@ class Measurements:
             _log.warning("a step of %d images cannot be measured: %s", bucket, error)
         self._costs = None
 
-    def refresh(self) -> None:
-        """Time a step of the smallest bucket again and scale all costs by the result, up or down.
+    def refresh(self, is_idle: Callable[[], bool]) -> bool:
+        """Measure everything again. False, and nothing has changed, if the engine is needed before that is done.
 
-        Other work on the machine slows everything by about the same factor, and can only slow it: so the fastest of
-        the runs counts. Without memory for it, everything stays.
+        Other work on the machine can only slow it: so the fastest of the runs counts. Each figure is measured by
+        itself, as other work does not slow all of them alike: what is not a step is the processor's, on a GPU. One
+        that there is no memory for stays as it was.
         """
-        bucket = min(self._step_seconds)
+
+        def unless_needed(action: Callable[[], object]) -> None:
+            if not is_idle():
+                raise _NeededError
+            action()
+
+        def fastest(actions: Iterable[Callable[[], object]]) -> float:
+            return min(self._times(partial(unless_needed, action) for action in actions))
+
+        steps, fixed = dict(self._step_seconds), self._fixed_seconds
         try:
-            times = self._times([partial(self._engine.rehearse, bucket)] * _REPEATS)
-        except torch.OutOfMemoryError:
-            return
-        factor = min(times) / self._step_seconds[bucket]
-        self._costs = None
-        self._fixed_seconds *= factor
-        self._step_seconds = {each: seconds * factor for each, seconds in self._step_seconds.items()}
+            for bucket in self._buckets:
+                if bucket in steps or bucket * steps[self._buckets[0]] <= _PATIENCE_S:
+                    with suppress(torch.OutOfMemoryError):
+                        steps[bucket] = fastest([partial(self._engine.rehearse, bucket)] * _IDLE_REPEATS)
+            with suppress(OutOfMemoryError, torch.OutOfMemoryError):
+                fixed = fastest([partial(self._all_but_steps, task) for task in self._tasks])
+        except _NeededError:
+            return False
+        self._step_seconds, self._fixed_seconds, self._costs = steps, fixed, None
+        return True
 
     def _step(self, pictures: int) -> float:
         bucket = next(each for each in self._buckets if each >= pictures)

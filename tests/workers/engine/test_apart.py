@@ -102,6 +102,24 @@ def test_what_was_found_is_remembered_until_the_package_changes(
     assert len(asked) == 2
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os; os.kill(os.getpid(), 9)",
+        RUN + "import torch; raise torch.OutOfMemoryError('CUDA out of memory')",
+        RUN + "import torch; raise torch.AcceleratorError('CUDA error: device(s) is/are busy or unavailable')",
+    ],
+)
+def test_what_may_be_otherwise_the_next_time_is_not_remembered(
+    code: str, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    install(code)
+    assert apart.flaw_of("xformers", CPU)
+    install(GOOD)
+    assert apart.flaw_of("xformers", CPU) == ""
+
+
 @pytest.mark.parametrize("content", [b"", b"[1]"])
 def test_a_file_that_is_broken_is_written_anew(
     content: bytes, install: Install, asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

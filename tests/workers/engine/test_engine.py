@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.workers.engine import demo
 from tests.workers.engine.demo import CONFIG
 from workers.engine import build, codec, measure
-from workers.engine.contract import BadPictureError, Engine, Stepped, Task
+from workers.engine.contract import AS_CONFIGURED, BadPictureError, Engine, Options, Stepped, Task
 from workers.engine.engine import DiffusionEngine, Prepared
 from workers.engine.measure import Measurements
 
@@ -192,6 +192,10 @@ def test_warming_up_measures_every_batch_size_and_leaves_the_engine_empty() -> N
     assert engine.step() == []
 
 
+def idle() -> bool:
+    return True
+
+
 def test_a_start_on_a_busy_machine_is_forgotten_when_it_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = demo.engine()
     rehearse = engine.rehearse
@@ -203,14 +207,47 @@ def test_a_start_on_a_busy_machine_is_forgotten_when_it_is_measured_again(monkey
     with monkeypatch.context() as busy:
         busy.setattr(engine, "rehearse", delayed)
         before = engine.warm_up()
-        engine.measure_again()
+        assert engine.measure_again(idle)
         assert engine.costs().step_seconds[0] >= 0.5
-    engine.measure_again()
+    assert engine.measure_again(idle)
     after = engine.costs()
-    factor = after.step_seconds[0] / before.step_seconds[0]
-    assert factor < 0.5
-    assert after.step_seconds == pytest.approx([seconds * factor for seconds in before.step_seconds])
-    assert after.fixed_seconds == pytest.approx(before.fixed_seconds * factor)
+    assert all(now < 0.5 * then for now, then in zip(after.step_seconds, before.step_seconds, strict=True))
+    assert engine.step() == []
+
+
+def test_batch_sizes_that_a_slow_start_left_out_are_measured_when_it_idles(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = demo.engine()
+    with monkeypatch.context() as busy:
+        busy.setattr(measure, "_PATIENCE_S", 0.0)
+        engine.warm_up()
+    assert list(engine._measurements._step_seconds) == [1]
+    assert engine.measure_again(idle)
+    assert sorted(engine._measurements._step_seconds) == [1, 2, 3]
+
+
+def test_work_that_slowed_only_what_is_not_a_step_is_forgotten_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = demo.engine()
+    encode = engine.encode
+
+    def delayed(pixels: object, options: Options = AS_CONFIGURED) -> bytes:
+        time.sleep(1)
+        return encode(pixels, options)
+
+    with monkeypatch.context() as busy:
+        busy.setattr(engine, "encode", delayed)
+        assert engine.warm_up().fixed_seconds >= 1
+    assert engine.measure_again(idle)
+    assert engine.costs().fixed_seconds < 1
+
+
+def test_measuring_ends_with_the_step_that_runs_when_the_engine_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = demo.engine()
+    before = engine.warm_up()
+    steps: list[int] = []
+    monkeypatch.setattr(engine, "rehearse", steps.append)
+    assert not engine.measure_again(lambda: len(steps) < 2)
+    assert len(steps) == 2
+    assert engine.costs() == before
     assert engine.step() == []
 
 
@@ -222,8 +259,8 @@ def test_without_memory_to_measure_again_what_was_measured_stays(monkeypatch: py
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(engine, "rehearse", refused)
-    engine.measure_again()
-    assert engine.costs() == before
+    assert engine.measure_again(idle)
+    assert engine.costs().step_seconds == before.step_seconds
 
 
 def test_a_sampler_of_one_step_can_be_warmed_up_too() -> None:
