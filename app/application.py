@@ -96,10 +96,17 @@ class Application:
 
     def _observe(self, event: m.Event, commands: Sequence[m.Command]) -> None:
         self.metrics.observe(event, commands)
-        if self._ready is not None and isinstance(event, m.WorkerReady):
+        if self._ready is not None and isinstance(event, m.WorkerReady | m.WorkerLost) and self._has_started():
             # Later: what else the worker has reported by now belongs to the start, and is logged before.
             asyncio.get_running_loop().call_soon(self._ready)
             self._ready = None
+
+    def _has_started(self) -> bool:
+        """Whether a worker is ready, and none is still to load for the first time."""
+        loading = (m.WorkerState.NEW, m.WorkerState.LOADING)
+        core = self.pool.core
+        first = any(view.state in loading and not view.restarts for view in core.workers())
+        return core.ready and not core.draining and not first
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:

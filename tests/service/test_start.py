@@ -125,6 +125,16 @@ def test_the_last_line_of_a_start_is_ready_with_an_address_that_serves() -> None
     assert address == service.url
 
 
+def test_no_worker_that_loads_says_anything_after_it() -> None:
+    with Service("echo", WORKERS__CPU_WORKERS=4) as service:
+        ready(service)
+        assert all(worker["state"] == "ready" for worker in service.readiness()["workers"])
+        service.stop()
+        service._reader.join(PATIENCE)
+    lines = [line for line in service.log if "Worker cpu" in line or READY.search(line)]
+    assert READY.search(lines[-1])
+
+
 @pytest.mark.parametrize(
     ("host", "shown"),
     [
