@@ -63,7 +63,8 @@ async def wanted(request: Request, rules: Rules, answering: Answering) -> Wanted
         with faults.noted():
             file = await image_of_form(texts, files, FORM_FILE, (FORM_FILE, pictures.JSON_NAME))
         made = understood(given, file, FORM_FILE, rules, answering, faults=faults)
-        return _with_warnings(made, {name for name, content in (*texts.items(), *files) if content})
+        sent = {name for name, content in (*texts.items(), *files) if content} - {FORM_FILE}
+        return _with_warnings(made, sent, {pictures.JSON_NAME: FORM_FILE})
     if kind in PICTURES:
         texts = query(request)
         given = converted(texts, Fields, faults, rules.ranges)
@@ -83,9 +84,9 @@ def _refuse_query(request: Request) -> None:
             raise Problem(Error.INVALID_FIELD, detail, name)
 
 
-def _with_warnings(wanted: Wanted, sent: set[str]) -> Wanted:
-    """The same, with a word on each field that was sent by a name that is not ours; the image is there."""
-    warnings = tuple(other_names.warnings({*sent, pictures.JSON_NAME})) if sent else ()
+def _with_warnings(wanted: Wanted, sent: set[str], called: Mapping[str, str] = AS_THEY_ARE) -> Wanted:
+    """The same, with a word on each field that was sent by a name that is not ours."""
+    warnings = tuple(other_names.warnings(sent, called))
     return replace(wanted, warnings=warnings) if warnings else wanted
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import Literal
 
 import msgspec
 from starlette.requests import Request
@@ -12,10 +13,10 @@ from app.access import Access
 from app.desk import Desk, Ticket
 from app.errors import Error, Faults, Problem
 from app.fields import Rules
-from app.generation import unless_gone
+from app.generation import unless_gone, with_warnings
 from app.metrics import Metrics
 from app.negotiation import negotiated
-from app.other_names import with_others
+from app.other_names import OTHER_NAMES, sent_in, warnings, with_others
 from workers.edger import FailedError, Wanted
 from workers.edges import Work
 from workers.edging import ClosingError, CrowdedError, Edging, EdgingError, LostError, SlowError, at_resolution
@@ -41,6 +42,8 @@ class Thresholds(msgspec.Struct, frozen=True):
     canny_low: int | None = None
     canny_high: int | None = None
 
+
+OTHER_THRESHOLDS = {*OTHER_NAMES["canny_low"], *OTHER_NAMES["canny_high"]}
 
 _json = msgspec.json.Decoder(with_others(EdgesRequest), strict=False)
 
@@ -70,10 +73,12 @@ class EdgeFinder:
         wanted = Wanted(image, output_size(header.width, header.height, sizing), work)
         return await self._find(request, client, wanted, blamed)
 
-    async def range_of(self, request: Request, client: str, image: bytes, blamed: str) -> tuple[int, int]:
-        """The least and the greatest value of an image, of 0 to 255, at its full size."""
+    async def range_of(
+        self, request: Request, client: str, image: bytes, blamed: str, work: Literal["range", "alpha"] = "range"
+    ) -> tuple[int, int]:
+        """The least and the greatest value of an image, or of its alpha, of 0 to 255, at its full size."""
         header = pictures.measured(image, self._rules, blamed)
-        wanted = Wanted(image, (header.width, header.height), "range")
+        wanted = Wanted(image, (header.width, header.height), work)
         low, high = await self._find(request, client, wanted, blamed)
         return low, high
 
@@ -106,7 +111,8 @@ class Edges:
         self._finder.check_open()
         negotiated(request, [PNG])
         faults = Faults()
-        in_query = bodies.converted(bodies.query(request), Thresholds, faults, self._rules.ranges)
+        query = bodies.query(request)
+        in_query = bodies.converted(query, Thresholds, faults, self._rules.ranges)
         picture, blamed, in_body = await self._body(request, faults)
         canny = self._canny(faults, in_body, in_query)
         if faults:
@@ -114,7 +120,10 @@ class Edges:
                 pictures.measured(picture, self._rules, blamed or bodies.BODY)
         faults.check()
         png = await self._finder.png(request, ticket.client, picture, blamed, canny)
-        return Response(png, media_type=PNG)
+        sent = {name for name, text in query.items() if text}
+        if isinstance(in_body, EdgesRequest):
+            sent |= sent_in(in_body)
+        return with_warnings(Response(png, media_type=PNG), warnings(sent & OTHER_THRESHOLDS))
 
     def _canny(self, faults: Faults, *chosen: Thresholds | EdgesRequest) -> Canny:
         """The first of each threshold that is chosen, else the configured one."""

@@ -2,8 +2,8 @@
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import Awaitable, Sequence
-from itertools import accumulate
+from collections.abc import Awaitable, Iterable, Sequence
+from itertools import accumulate, islice
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -75,9 +75,7 @@ class Generation:
         body = pictures[0].file if file_format is not None else _json(wanted, pictures)
         response = Response(body, headers={"Server-Timing": _timing(pictures[0], ticket.seconds)}, media_type=kind)
         warnings = (*wanted.warnings, *warnings_of(pictures)) if file_format is not None else ()
-        for warning in warnings[:HEADER_WARNINGS]:
-            response.headers.append("X-Contour-Warning", _in_header(warning))
-        return response
+        return with_warnings(response, warnings)
 
     async def _stream(self, request: Request, wanted: Wanted, ticket: Ticket) -> Response:
         """Tell how it goes. What is refused at once is answered as without a stream."""
@@ -133,6 +131,13 @@ def _of_format(request: Request, named: Format) -> str:
         detail = f"output_format is {named}, but Accept is {quoted(accept)}, which {kind} is not; leave one out."
         raise Problem(Error.INVALID_FIELD, detail, "output_format")
     return kind
+
+
+def with_warnings(response: Response, warnings: Iterable[str]) -> Response:
+    """The same answer, with warnings in its headers."""
+    for warning in islice(warnings, HEADER_WARNINGS):
+        response.headers.append("X-Contour-Warning", _in_header(warning))
+    return response
 
 
 def _in_header(warning: str) -> str:

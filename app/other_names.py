@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from app.fields import AS_THEY_ARE
+
 S = TypeVar("S", bound=msgspec.Struct)
 
 OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
@@ -17,8 +19,8 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
         *("image", "input_image", "image_base64", "image_b64", "init_image", "init_images", "images", "image_url"),
         "inputImageBase64",
     ),
-    "negative_prompt": ("negative", "neg_prompt", "negativePrompt"),
-    "steps": ("num_inference_steps", "num_steps", "inference_steps", "sampling_steps"),
+    "negative_prompt": ("negative", "neg_prompt", "n_prompt", "negativePrompt"),
+    "steps": ("num_inference_steps", "num_steps", "inference_steps", "sampling_steps", "ddim_steps"),
     "guidance_scale": ("cfg_scale", "cfg", "guidance", "guidanceScale"),
     "control_scale": (
         *("controlnet_conditioning_scale", "conditioning_scale", "control_strength", "control_weight"),
@@ -30,24 +32,29 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     "output_format": ("format", "image_format", "file_format", "response_format"),
 }
 OURS: Mapping[str, str] = {other: ours for ours, others in OTHER_NAMES.items() for other in others}
+STRENGTH = "the image counts by its edges alone; control_scale says how closely they are kept"
+SAMPLER = "the sampler is that of the configuration"
 WITHOUT: Mapping[str, str] = {
     "width": "the size follows the image",
     "height": "the size follows the image",
     "size": "the size follows the image",
-    "strength": "the image counts by its edges alone; control_scale says how closely they are kept",
+    "strength": STRENGTH,
+    "denoising_strength": STRENGTH,
     "mask": "all of the image is made anew",
-    "sampler": "the sampler is that of the configuration",
-    "scheduler": "the sampler is that of the configuration",
+    "sampler": SAMPLER,
+    "sampler_name": SAMPLER,
+    "scheduler": SAMPLER,
 }
-NULL = b"null"
-_others = attrgetter(*OURS, *WITHOUT)
-_NONE_SENT = (msgspec.UNSET,) * (len(OURS) + len(WITHOUT))
+NAMES = (*OURS, *WITHOUT)
+NOTHING = (b"null", b'""')
+_others = attrgetter(*NAMES)
+_NONE_SENT = (msgspec.UNSET,) * len(NAMES)
 
 
 @lru_cache(maxsize=8)
 def with_others(kind: type[S]) -> type[S]:
     """A struct with the other names of its fields besides, so that decoding it shows which of them were sent."""
-    fields = [(name, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for name in (*OURS, *WITHOUT)]
+    fields = [(name, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for name in NAMES]
     return msgspec.defstruct(kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True)  # type: ignore[return-value]
 
 
@@ -56,11 +63,11 @@ def sent_in(body: msgspec.Struct) -> set[str]:
     if _others(body) == _NONE_SENT:
         return set()
     given = ((name, getattr(body, name)) for name in body.__struct_fields__)
-    return {name for name, value in given if value not in (None, msgspec.UNSET) and not _is_null(value)}
+    return {name for name, value in given if value not in (None, msgspec.UNSET) and not _is_nothing(value)}
 
 
-def _is_null(value: Any) -> bool:
-    return isinstance(value, msgspec.Raw) and bytes(memoryview(value)[:5]).strip() == NULL
+def _is_nothing(value: Any) -> bool:
+    return isinstance(value, msgspec.Raw) and bytes(memoryview(value)[:5]).strip() in NOTHING
 
 
 def called(ours: str, sent: Collection[str]) -> str | None:
@@ -68,10 +75,10 @@ def called(ours: str, sent: Collection[str]) -> str | None:
     return next((other for other in OTHER_NAMES.get(ours, ()) if other in sent), None)
 
 
-def warnings(sent: Collection[str]) -> Iterator[str]:
-    """What to tell of fields that were sent and ignored."""
+def warnings(sent: Collection[str], called: Mapping[str, str] = AS_THEY_ARE) -> Iterator[str]:
+    """What to tell of fields that were sent and ignored. `called` is what an interface calls ours, if otherwise."""
     for name in sorted(sent):
-        if (ours := OURS.get(name)) is not None and ours not in sent:
-            yield f"{name} was ignored: here it is called {ours}."
+        if (ours := OURS.get(name)) is not None:
+            yield f"{name} was ignored: here it is called {called.get(ours, ours)}."
         elif (why := WITHOUT.get(name)) is not None:
             yield f"{name} was ignored: {why}."

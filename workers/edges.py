@@ -33,8 +33,9 @@ SPARE_BYTES = 64 * 2**20  # for all that is not an image
 FIRST_TO_GO = "1000"  # what the kernel adds to a process's badness when it looks for one to end for want of memory
 
 
-# What is wanted of an image: its edges by Canny, its grey values as they are, or its least and its greatest value.
-Work: TypeAlias = Canny | Literal["grey", "range"]
+# What is wanted of an image: its edges by Canny, its grey values as they are, or the least and the greatest of its
+# values, or of its alpha.
+Work: TypeAlias = Canny | Literal["grey", "range", "alpha"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,8 @@ def _result(picture: bytes, order: Find, budget: DecodeBudget) -> bytes:
     size = (order.width, order.height)
     # Asked before: libjpeg and libwebp say that an image is damaged when they get no memory for it.
     with budget.spend_on(read_header(picture), size):
+        if order.work == "alpha":
+            return bytes(codec.alpha_range(picture))
         pixels = codec.decode_to(picture, *size)
     if order.work == "range":
         return bytes((int(pixels.min()), int(pixels.max())))

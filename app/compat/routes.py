@@ -20,5 +20,5 @@ def routes(
 ) -> Sequence[Route]:
     """With what answers them."""
     models = Models(desk, access, settings.server.model_name)
-    images = Images(desk, access, maker, models)
+    images = Images(desk, access, maker, finder, models)
     return [*models.routes(), *images.routes(), *Service(desk, access, maker, finder, metrics, settings).routes()]

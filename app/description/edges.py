@@ -24,7 +24,8 @@ def operations(fields: FieldSchemas, query: Node, security: list[Node]) -> dict[
 
 def _operation(name: str, fields: FieldSchemas, query: Node, security: list[Node]) -> Node:
     texts = fields.texts(query["properties"])
-    found = answer("The edges: grey, 255 on an edge and 0 elsewhere.", {PNG: {"schema": BINARY}}, "X-Request-Id")
+    headers = ("X-Request-Id", "X-Contour-Warning")
+    found = answer("The edges: grey, 255 on an edge and 0 elsewhere.", {PNG: {"schema": BINARY}}, *headers)
     node = {
         "operationId": name,
         "tags": [TAG],

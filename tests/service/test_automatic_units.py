@@ -135,6 +135,8 @@ def test_a_unit_that_is_off_is_not_read(echo: Service) -> None:
         {"advanced_weighting": None, "ipadapter_input": None, "animatediff_batch": False, "batch_modifiers": []},
         {"module": "CANNY ", "model": "control_v11p_sd15_canny [d14c016b]", "union_control_type": "Unknown"},
         {"image": [ENCODED]},
+        {"control_mode": "balanced", "advanced_weighting": [1.0] * 13},
+        {"control_mode": "ControlMode.BALANCED"},
     ],
     ids=", ".join,
 )
@@ -225,6 +227,7 @@ def test_detect_refuses_in_words(service: Service) -> None:
         ({"input_images": None}, "controlnet_input_images has 0 images"),
         ({"input_images": ["AAAA"] * 9}, "controlnet_input_images has 9 images"),
         ({"input_images": ["?"]}, "controlnet_input_images"),
+        ({"input_images": encoded(DRAWING)}, "it must be a list."),
         ({"input_images": [encoded(DRAWING[:100])]}, "image"),
         ({"processor_res": 63}, "controlnet_processor_res is 63"),
         ({"processor_res": 2049}, "controlnet_processor_res is 2049"),

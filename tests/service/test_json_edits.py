@@ -3,6 +3,7 @@
 import base64
 from typing import Any
 
+import cv2
 import httpx
 import numpy as np
 import openai
@@ -44,6 +45,11 @@ IMAGES: dict[str, dict[str, Any]] = {
 }
 
 
+CLEAR = cv2.imencode(".png", np.zeros((2, 2, 4), np.uint8))[1].tobytes()
+CLEAR_URI = f"data:image/png;base64,{base64.b64encode(CLEAR).decode()}"
+IMAGES["a mask of nothing"] = {"image": URI, "mask": {"image_url": CLEAR_URI}}
+
+
 @pytest.mark.parametrize("body", IMAGES.values(), ids=IMAGES)
 def test_an_edit_comes_as_json(echo: Service, body: dict[str, Any]) -> None:
     check_made(edit(echo, **body))
@@ -70,6 +76,8 @@ def test_the_fields_of_a_form_are_those_of_json(echo: Service) -> None:
         ({"images": [{}]}, "images[0].image_url", "must be text with the image in it"),
         ({"images": [5]}, "images[0]", "must be text with the image in it"),
         ({"images": [{"image_url": URI}], "mask": {"image_url": URI}}, "mask", "A mask cannot be followed"),
+        ({"image": URI, "mask": {"image_url": "https://a.com/m.png"}}, "mask.image_url", "does not fetch images"),
+        ({"image": URI, "mask": {"file_id": "file-abc"}}, "mask.file_id", "this service keeps no files"),
         ({"images": [{"image_url": URI}], "n": 9}, "n", "n is 9; it must be from 1 to 8."),
         ({"images": [{"image_url": URI}], "n": "x"}, "n", "n is 'x'; it must be a whole number."),
         ({"images": [{"image_url": URI}], "prompt": None}, "prompt", "prompt is missing"),
@@ -83,6 +91,11 @@ def test_what_is_wrong_with_an_edit_of_json_is_named(
     assert answer.status_code in {400, 404}
     assert answer.json()["error"]["param"] == param
     assert words in answer.json()["error"]["message"]
+
+
+def test_an_edit_of_json_tells_of_fields_by_other_names(echo: Service) -> None:
+    answer = edit(echo, image=URI, cfg_scale=3, num_inference_steps=None, strength=0.5)
+    assert [told.split()[0] for told in check_made(answer)["warnings"]] == ["cfg_scale", "strength"]
 
 
 def test_all_faults_of_an_edit_of_json_come_in_one_answer(echo: Service) -> None:

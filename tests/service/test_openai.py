@@ -5,6 +5,7 @@ import base64
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.types import ImageEditCompletedEvent, ImageEditPartialImageEvent
+from PIL import Image
 
 from app.compat.openai import errors
 from app.errors import Error, Problem
@@ -154,6 +156,48 @@ def test_what_is_wrong_is_a_bad_request_that_names_the_field(
     assert told in refused.value.message
     assert refused.value.type == "invalid_request_error"
     assert refused.value.request_id
+
+
+def mask(*alpha: int, **options: Any) -> bytes:
+    """An image of noise, one column for each alpha."""
+    pixels = np.random.default_rng(6).integers(0, 256, (4, len(alpha), 4), np.uint8)
+    pixels[..., 3] = alpha
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("options", [{"format": "PNG"}, {"format": "WebP", "lossless": True}], ids=str)
+def test_a_mask_that_is_transparent_everywhere_asks_for_nothing(ours: OpenAI, options: dict[str, Any]) -> None:
+    assert ours.images.edit(image=PICTURE, mask=mask(0, 0, 0, **options), prompt=PROMPT).data
+    for opaque in ((255, 255), (0, 0, 1)):
+        with pytest.raises(openai.BadRequestError, match="send one that is all transparent") as refused:
+            ours.images.edit(image=PICTURE, mask=mask(*opaque, **options), prompt=PROMPT)
+        assert refused.value.param == "mask"
+
+
+def test_a_mask_that_is_no_image_is_named(ours: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="this is text") as refused:
+        ours.images.edit(image=PICTURE, mask=b"no mask", prompt=PROMPT)
+    assert refused.value.param == "mask"
+
+
+def test_what_other_services_call_a_field_is_told_by_openais_name_or_ours(ours: OpenAI) -> None:
+    others = {"cfg_scale": 3, "num_images": 2, "width": 512, "user": "somebody", "steps": 1, "scheduler": None}
+    answer = ours.images.edit(image=PICTURE, prompt=PROMPT, extra_body=others)
+    assert (answer.model_extra or {})["warnings"] == [
+        "cfg_scale was ignored: here it is called guidance_scale.",
+        "num_images was ignored: here it is called n.",
+        "width was ignored: the size follows the image.",
+    ]
+
+
+def test_two_names_of_a_field_must_not_contradict_each_other(ours: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        ours.images.edit(image=PICTURE, prompt=PROMPT, n=2, extra_body={"number_of_images": 1, "seed": 1})
+    assert "n is 2, but number_of_images is 1" in refused.value.message
+    same = {"number_of_images": 2, "seed": 5, "random_seed": 5}
+    assert len(ours.images.edit(image=PICTURE, prompt=PROMPT, n=2, extra_body=same).data or []) == 2
 
 
 def test_a_picture_of_nothing_is_refused_in_words(ours: OpenAI) -> None:

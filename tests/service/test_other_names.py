@@ -111,11 +111,32 @@ def test_a_seed_by_another_name_where_none_is_needed_is_told_of(echo: Service) -
     assert warnings(answer) == ["seed was ignored: here it is called random_seed."]
 
 
-def test_who_sends_the_right_name_too_is_told_nothing(echo: Service) -> None:
-    assert warnings(echo.generate(prompt="b", seed=5, image="x", steps=1, num_inference_steps=9)) is None
-    assert warnings(echo.generate(seed=None, cfg_scale=None, width=None)) is None
-    form = {"text": "a", "cfg_scale": "", "image": "x"}
+def test_who_sends_the_right_name_too_is_told_which_one_counts(echo: Service) -> None:
+    assert warnings(echo.generate(prompt="b", seed=5, image="x", steps=1, num_inference_steps=9)) == [
+        "image was ignored: here it is called input_image_base64.",
+        "num_inference_steps was ignored: here it is called steps.",
+        "prompt was ignored: here it is called text.",
+        "seed was ignored: here it is called random_seed.",
+    ]
+    form = {"text": "a", "image": "x"}
+    told = ["image was ignored: here it is called input_image."]
+    assert warnings(echo.client.post("/generation/", data=form, files={"input_image": png(64, 64)})) == told
+
+
+def test_what_is_not_set_by_another_name_is_not_told_of(echo: Service) -> None:
+    assert warnings(echo.generate(seed=None, cfg_scale=None, width=None, image="", negative="")) is None
+    form = {"text": "a", "cfg_scale": "", "image": ""}
     assert warnings(echo.client.post("/generation/", data=form, files={"input_image": png(64, 64)})) is None
+
+
+def test_edges_tell_of_thresholds_by_other_names(echo: Service) -> None:
+    told = "low_threshold was ignored: here it is called canny_low."
+    body = {"input_image_base64": IMAGE, "low_threshold": 10, "seed": 5, "high_threshold": None}
+    answers = (
+        echo.client.post("/edges", json=body),
+        echo.client.post("/edges", params={"low_threshold": "10", "width": "5"}, content=png(64, 64), headers=PICTURE),
+    )
+    assert [answer.headers.get_list("x-contour-warning") for answer in answers] == [[told], [told]]
 
 
 def test_other_unknown_fields_are_ignored_in_silence(echo: Service) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from typing import TypeAlias
 
@@ -54,11 +55,33 @@ def decode_to(data: Buffer, width: int, height: int) -> Pixels:
     a rotated image is turned after it is scaled. Raises BadPictureError, with a sentence for the client.
     """
     header = read_header(data)
+    size = (height, width) if header.orientation >= SIDES_SWAPPED else (width, height)
+    with _explained(header):
+        return _upright(_scaled(data, header, size), header.orientation)
+
+
+def alpha_range(data: Buffer) -> tuple[int, int]:
+    """The least and the greatest alpha of an image file, of 0 to 255. Raises BadPictureError."""
+    header = read_header(data)
+    with _explained(header):
+        if header.format == "WebP":
+            pixels = webp.decode(data, _stored_size(header))
+            return (int(pixels[..., 3].min()), int(pixels[..., 3].max())) if pixels.shape[2] == 4 else (255, 255)
+        image = _loaded(open_png(data), header) if header.format == "PNG" else Image.new("L", (1, 1))
+        if not _has_alpha(image) or image.mode.startswith("I"):
+            return 255, 255
+        bands = (image.crop((0, band.start, image.width, band.stop)) for band in _bands(image.height, image.width))
+        lows, highs = zip(*(band.convert("RGBA").getchannel("A").getextrema() for band in bands), strict=True)
+        return min(lows), max(highs)
+
+
+@contextmanager
+def _explained(header: Header) -> Iterator[None]:
+    """Decode an image that is not too large. Raises BadPictureError for whatever a library says of a damaged one."""
     if header.width * header.height > _MAX_PIXELS or max(header.width, header.height) > _MAX_SIDE:
         raise BadPictureError(f"The image is too large: {header.width} x {header.height} pixels.")
-    size = (height, width) if header.orientation >= SIDES_SWAPPED else (width, height)
     try:
-        return _upright(_scaled(data, header, size), header.orientation)
+        yield
     except BadPictureError:
         raise
     except _UNREADABLE as error:
@@ -225,9 +248,13 @@ def _composite(pixels: Pixels) -> None:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _grey16(image)
-    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+    if _has_alpha(image):
         return _on_white(image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import msgspec
 import pybase64
@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app import bodies
+from app import bodies, other_names
 from app.access import Access
 from app.bodies import Answering
 from app.compat.openai import references
@@ -20,6 +20,7 @@ from app.compat.openai.models import Models
 from app.compat.openai.partials import Partials, size_of, told
 from app.compat.openai.structs import CompletedEvent, EditedImage, EditForm, ImagesAnswer
 from app.desk import Desk, Ticket
+from app.edges import EdgeFinder
 from app.errors import Error, Faults, Problem
 from app.events import event
 from app.field_types import given_in, loose, of_fields
@@ -30,10 +31,9 @@ from app.making import Maker, Picture
 
 PICTURE = "image"
 PICTURES = (PICTURE, "image[]")  # what clients call one, and what they call several
-UNUSED = {
-    "mask": "A mask cannot be followed: all of the picture is made anew. Leave it out.",
-    "markup": "Markup cannot be followed: a prompt and the picture's edges are all that counts. Leave it out.",
-}
+MASK, MARKUP = "mask", "markup"
+MASKS = "A mask cannot be followed: all of the picture is made anew. Leave it out, or send one that is all transparent."
+MARKS = "Markup cannot be followed: a prompt and the picture's edges are all that counts. Leave it out."
 IDLE = {
     "quality": "steps decides it",
     "input_fidelity": "control_scale decides how closely the edges are kept",
@@ -42,18 +42,30 @@ FIXED_SIZE = re.compile(r"\d+x\d+", re.IGNORECASE)
 MOST_QUALITY = 100
 TYPES = "a form (multipart/form-data) or JSON (application/json)"
 CALLED = {"text": "prompt", "number_of_images": "n"}
+OTHERS = frozenset(other_names.NAMES) - {*EditForm.__struct_fields__, *references.FIELDS, MASK}
+
+_json_fields = loose(EditForm, (*references.FIELDS, MASK, MARKUP, *sorted(OTHERS)))
 
 
-_json_fields = loose(EditForm, (*references.FIELDS, *UNUSED))
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A request as it came: its fields, the image and what the client calls it, a mask, and names of other fields."""
+
+    form: EditForm
+    image: bytes
+    blamed: str
+    mask: bytes
+    others: Collection[str]
 
 
 class Images:
     """The endpoint, and the one of pictures that are made of nothing, which there are none of."""
 
-    def __init__(self, desk: Desk, access: Access, maker: Maker, models: Models) -> None:
+    def __init__(self, desk: Desk, access: Access, maker: Maker, finder: EdgeFinder, models: Models) -> None:
         self._desk = desk
         self._access = access
         self._maker = maker
+        self._finder = finder
         self._models = models
 
     def routes(self) -> Sequence[Route]:
@@ -79,36 +91,46 @@ class Images:
     async def _edit(self, request: Request, ticket: Ticket) -> Response:
         ticket.client = self._access.client(request)
         faults = Faults()
-        form, picture, blamed = await self._form(request, faults)
+        edit = await self._read(request, faults)
+        form = edit.form
         with faults.noted():
             self._models.check(form.model)
-        wanted = _wanted(form, picture, blamed, self._maker, faults)
+        wanted = _wanted(edit, self._maker, faults)
+        if edit.mask:
+            _, most = await self._finder.range_of(request, ticket.client, edit.mask, MASK, "alpha")
+            if most > 0:
+                raise Problem(Error.INVALID_FIELD, MASKS, MASK)
         if form.stream:
             return await self._stream(request, form, wanted, ticket)
         pictures = ticket.pictures = await unless_gone(request, self._maker.make(request, wanted, ticket))
         data = [_image(each, seed, form) for each, seed in zip(pictures, wanted.seeds(), strict=True)]
         size = size_of(pictures[0].file)
-        warnings = _warnings(form, pictures, size)
+        warnings = _warnings(form, wanted, pictures, size)
         answer = ImagesAnswer(
             int(time.time()), data, self._models.name, size, form.output_format, warnings=warnings or msgspec.UNSET
         )
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
-    async def _form(self, request: Request, faults: Faults) -> tuple[EditForm, bytes, str]:
-        """The fields of a form or of JSON, the image, and what the client calls it."""
+    async def _read(self, request: Request, faults: Faults) -> Edit:
+        """What a form or JSON has."""
         kind = bodies.media_type(request)
         if bodies.is_json(kind):
             return await self._json(request, faults)
         if kind != "multipart/form-data":
             raise bodies.unsupported(kind, TYPES)
         texts, files = await bodies.form(request, self._maker.rules)
-        _refuse_unused({name for name, text in texts.items() if text} | {name for name, _ in files}, faults)
-        form, image = bodies.converted(texts, EditForm, faults, self._maker.rules.ranges), b""
+        given = {name for name, text in texts.items() if text} | {name for name, _ in files}
+        form, image, mask = bodies.converted(texts, EditForm, faults, self._maker.rules.ranges), b"", b""
+        if MARKUP in given:
+            faults.add(Problem(Error.INVALID_FIELD, MARKS, MARKUP))
         with faults.noted():
             image = await bodies.image_of_form(texts, files, PICTURE, PICTURES)
-        return form, image, PICTURE
+        if MASK in given:
+            with faults.noted():
+                mask = await bodies.image_of_form(texts, files, MASK, (MASK,))
+        return Edit(form, image, PICTURE, mask, given & OTHERS)
 
-    async def _json(self, request: Request, faults: Faults) -> tuple[EditForm, bytes, str]:
+    async def _json(self, request: Request, faults: Faults) -> Edit:
         given = given_in(await bodies.json_body(request, self._maker.rules, _json_fields))
         size = sum(map(len, given.values()))
         return await bodies.in_thread_if_large(size, _of_json, given, faults, self._maker.rules)
@@ -128,7 +150,7 @@ class Images:
                 form.output_format,
                 wanted.seed,
                 self._models.name,
-                warnings=_warnings(form, [picture], size) or msgspec.UNSET,
+                warnings=_warnings(form, wanted, [picture], size) or msgspec.UNSET,
             )
             return told(completed)
 
@@ -137,38 +159,43 @@ class Images:
         )
 
 
-def _of_json(given: Mapping[str, msgspec.Raw], faults: Faults, rules: Rules) -> tuple[EditForm, bytes, str]:
+def _of_json(given: Mapping[str, msgspec.Raw], faults: Faults, rules: Rules) -> Edit:
     given = {name: value for name, value in given.items() if references.is_given(name, value)}
-    image, blamed = b"", references.FIELDS[0]
+    image, blamed, mask = b"", references.FIELDS[0], b""
     try:
-        _refuse_unused({name for name in UNUSED if name in given and references.is_set(given[name])}, faults)
+        if MARKUP in given and references.is_set(given[MARKUP]):
+            faults.add(Problem(Error.INVALID_FIELD, MARKS, MARKUP))
         form = of_fields(given, EditForm, faults, rules.ranges)
         with faults.noted():
             image, blamed = references.image(given)
+        if MASK in given and references.is_set(given[MASK]):
+            with faults.noted():
+                mask, _ = references.file(MASK, given[MASK])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise broken(b"".join(map(bytes, given.values())), error) from None
-    return form, image, blamed
+    return Edit(form, image, blamed, mask, given.keys() & OTHERS)
 
 
-def _refuse_unused(given: Collection[str], faults: Faults) -> None:
-    for name, detail in UNUSED.items():
-        if name in given:
-            faults.add(Problem(Error.INVALID_FIELD, detail, name))
-
-
-def _wanted(form: EditForm, picture: bytes, blamed: str, maker: Maker, faults: Faults) -> Wanted:
+def _wanted(edit: Edit, maker: Maker, faults: Faults) -> Wanted:
+    form = edit.form
+    for name, other in (("n", "number_of_images"), ("seed", "random_seed")):
+        one, two = getattr(form, name), getattr(form, other)
+        if None not in (one, two) and one != two:
+            told = f"{name} is {one}, but {other} is {two}, which means the same; send one of them."
+            faults.add(Problem(Error.INVALID_FIELD, told, name))
     ours = {name: getattr(form, name) for name in OptionalFields.__struct_fields__}
     if form.n is not None:
         ours["number_of_images"] = form.n
     given, called = (form.random_seed, CALLED) if form.seed is None else (form.seed, CALLED | {"random_seed": "seed"})
     fields = Fields(text=form.prompt, random_seed=drawn_seed() if given is None else given, **ours)
     answering = Answering(form.output_format, previews=form.stream and form.partial_images > 0)
-    understood = bodies.understood(fields, picture, blamed, maker.rules, answering, called, faults)
+    understood = bodies.understood(fields, edit.image, edit.blamed, maker.rules, answering, called, faults)
     quality = None if form.output_compression is None else max(form.output_compression, 1)
-    return replace(understood, options=replace(understood.options, quality=quality))
+    ignored = tuple(other_names.warnings(edit.others, CALLED | {"input_image_base64": PICTURE}))
+    return replace(understood, options=replace(understood.options, quality=quality), warnings=ignored)
 
 
-def _warnings(form: EditForm, pictures: Sequence[Picture], size: str) -> list[str]:
+def _warnings(form: EditForm, wanted: Wanted, pictures: Sequence[Picture], size: str) -> list[str]:
     """What was not followed, and what else the client should know of its images, which are of a size."""
     found = [
         f"{name} is {value}, which changes nothing here: {why}."
@@ -180,7 +207,7 @@ def _warnings(form: EditForm, pictures: Sequence[Picture], size: str) -> list[st
         found.append(f"{text}: ask for jpeg or webp.")
     if FIXED_SIZE.fullmatch(form.size) and form.size.lower() != size:
         found.append(f"size is {form.size}, but it follows the image: {size}.")
-    return found + warnings_of(pictures)
+    return [*found, *wanted.warnings, *warnings_of(pictures)]
 
 
 def _image(picture: Picture, seed: int, form: EditForm) -> EditedImage:

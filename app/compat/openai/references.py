@@ -21,6 +21,11 @@ def image(given: Mapping[str, msgspec.Raw]) -> tuple[bytes, str]:
         told = f"The body has {len(found)} images; send one, as images: [{EXAMPLE}]."
         raise Problem(Error.INVALID_FIELD, told, FIELDS[0])
     ((name, value),) = found
+    return file(name, value)
+
+
+def file(name: str, value: msgspec.Raw) -> tuple[bytes, str]:
+    """The image file in a reference, and what the body calls it. Raises Problem."""
     text, name = _text(name, value)
     return pictures.from_base64(text, name), name
 

@@ -108,6 +108,23 @@ def test_a_transparent_colour_is_composited_on_white() -> None:
     assert pixel(data, 30, 5) == GREEN
 
 
+def test_the_range_of_alpha_is_told_whatever_the_file() -> None:
+    clear = Image.new("RGBA", (8, 8), (9, 9, 9, 0))
+    spotted = clear.copy()
+    spotted.putpixel((7, 7), (0, 0, 0, 77))
+    red = Image.new("RGB", (8, 8), RED)
+    palette = file_of(red.quantize(2), transparency=red.quantize(2).getpixel((0, 0)))
+    for data in (file_of(clear), file_of(clear, "WebP", lossless=True), file_of(clear.convert("LA")), palette):
+        assert codec.alpha_range(data) == (0, 0)
+    for data in (file_of(spotted), file_of(spotted, "WebP", lossless=True)):
+        assert codec.alpha_range(data) == (0, 77)
+    deep = file_of(Image.fromarray(np.zeros((8, 8), np.uint16)))
+    for data in (file_of(colours()), file_of(colours(), "JPEG"), file_of(colours(), "WebP"), deep):
+        assert codec.alpha_range(data) == (255, 255)
+    with pytest.raises(BadPictureError, match="damaged"):
+        codec.alpha_range(file_of(clear)[:45])
+
+
 def test_cmyk_becomes_rgb() -> None:
     data = file_of(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
     assert pixel(data) == pytest.approx(RED, abs=6)
