@@ -151,7 +151,8 @@ class Worker:
         wire.send(self.channel, wire.Measured(self.costs))
         now, alike = time.monotonic(), math.isclose(self.costs.step_seconds[0], before, rel_tol=REMEASURE_CHANGE)
         self._remeasure_pause = min(2 * self._remeasure_pause, REMEASURE_SECONDS) if alike else REMEASURE_SOONEST
-        self._remeasure_at = now + max(self._remeasure_pause, REMEASURE_PAUSE * (now - began))
+        times = REMEASURE_PAUSE if alike else 1
+        self._remeasure_at = now + max(self._remeasure_pause, times * (now - began))
 
     def _open(self, mail: _Mail) -> None:
         match mail:
