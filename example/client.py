@@ -37,8 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for warning in warnings:
             print(warning, file=sys.stderr)
         print(save(picture, options.out))
-    except (ClientError, OSError) as error:
+    except ClientError as error:
         print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -58,7 +61,7 @@ def generate(options: argparse.Namespace) -> tuple[bytes, list[str]]:
     }
     if options.control_image is not None:
         asked["control_image"] = options.control_image
-    address = options.url.rstrip("/") + "/generation/"
+    address = ("" if "://" in options.url else "http://") + options.url.rstrip("/") + "/generation/"
     answer = _post(address, asked, options.timeout, options.api_key)
     try:
         content = json.loads(answer)
@@ -106,7 +109,8 @@ def _post(url: str, content: Mapping[str, Any], timeout: float, api_key: str) ->
     except TimeoutError as error:
         raise ClientError(f"{url} did not answer within {timeout:g} s: --timeout waits longer") from error
     except urllib.error.URLError as error:
-        raise ClientError(f"no service answers at {url} ({error.reason}): start one with `make serve`") from error
+        reason = getattr(error.reason, "strerror", None) or error.reason
+        raise ClientError(f"no service answers at {url} ({reason}): start one with `make serve`") from error
     except (OSError, http.client.HTTPException) as error:
         raise ClientError(f"{url} broke off: {str(error) or type(error).__name__}") from error
     except ValueError as error:
