@@ -3,6 +3,7 @@
 import { Failure } from "./service.js";
 
 const SIDE = 2048; // pixels; models see less, and a telephone's photograph would take long on its way
+const FEW = 2 ** 20; // pixels: an image of no more keeps its size, so a panorama is refused by the size that it has
 const DRAWN_SIDE = 1024; // pixels of an SVG that says no size of its own
 const QUALITY = 0.95;
 const SMALLER = 0.7; // each time that a file is still too large
@@ -35,7 +36,7 @@ const KINDS = /** @type {[RegExp, string, string][]} */ ([
 export async function fitting(blob, bytes) {
   const [type] = await kindOf(blob);
   const { image, width, height } = await opened(blob);
-  const scale = Math.min(1, SIDE / Math.max(width, height));
+  const scale = width * height > FEW ? Math.min(1, SIDE / Math.max(width, height)) : 1;
   if (scale === 1 && TAKEN.includes(type) && blob.size <= bytes) return blob.type === type ? blob : new Blob([blob], { type });
   let made = await drawn(image, width * scale, height * scale, PHOTOGRAPHS.includes(type) || scale < 1 ? "image/jpeg" : "image/png");
   for (let smaller = scale; made.size > bytes && smaller * width > 64; smaller *= SMALLER) {

@@ -51,6 +51,11 @@ def test_a_png_named_jpg_is_sent_as_what_it_is(visit: Visit) -> None:
     assert pixels_of(downloaded(visit, visit.make())).shape == (64, 96, 3)
 
 
+def test_a_panorama_is_refused_by_its_own_size(visit: Visit) -> None:
+    visit.page.locator("#file").set_input_files({"name": "p.png", "mimeType": "image/png", "buffer": png(5000, 100)})
+    expect(visit.page.locator("#picture-error")).to_contain_text("This image is 5000 x 100 (50:1)")
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "content", "said"),
     [
