@@ -93,7 +93,7 @@ def _pictures(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if not path.name.startswith(".")
         and (mimetypes.guess_type(path.name)[0] or "").startswith("image/")
-        and path.is_file()
+        and (path.is_file() or (path.is_symlink() and not path.exists()))  # one that leads nowhere is to be told, too
     )
 
 

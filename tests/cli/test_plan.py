@@ -94,6 +94,11 @@ def test_of_a_folder_whatever_is_called_a_picture_is_taken_by_a_name_of_its_own(
     assert [item.target.name for item in several.items][:2] == ["a-5.png", "a-6.png"]
 
 
+def test_a_link_that_leads_nowhere_is_not_passed_over(folder: Path) -> None:
+    (folder / "g.png").symlink_to("nowhere")
+    assert "in-out/g.jpg" in targets(folder, None, SEEDS)
+
+
 @pytest.mark.parametrize(
     ("source", "out", "text"),
     [
