@@ -119,9 +119,18 @@ def test_a_unit_that_is_off_is_not_read(echo: Service) -> None:
     args = request["alwayson_scripts"]["controlnet"]["args"]
     args += [{"enabled": False, "module": "depth", "mask": "?", "weight": "heavy", "image": 7}, {"enabled": "false"}]
     args += [None, False, True, "ControlNet", 3, {}, {"module": "none", "image": None}, {"model": "None"}]
+    args += [{"enabled": True, "module": "None", "model": "None", "image": None, "weight": 1.0}, {"enabled": True}]
+    args += [{"enabled": True, "module": "none", "image": {"image": None, "mask": None}}, {"image": [None, None]}]
     for name in ("controlnet", "ControlNet", "CONTROLNET", "sd_forge_controlnet", "ControlNet Integrated"):
         request["alwayson_scripts"] = {name: {"args": args}}
         assert txt2img(echo, request).status_code == 200
+
+
+@pytest.mark.parametrize("image", [b'"\xff"', b'{"image": "\xff"}', b"1e999", b"[[[[[[]]]]]]"], ids=repr)
+def test_what_is_no_text_is_refused_as_the_image_of_a_unit(echo: Service, image: bytes) -> None:
+    content = b'{"alwayson_scripts": {"controlnet": {"args": [{"image": %b}]}}}' % image
+    answer = echo.client.post("/sdapi/v1/txt2img", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code in {400, 422}, answer.text
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """ControlNet's arguments: the one image whose edges count, and its masks."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,8 @@ _unit = msgspec.json.Decoder(ControlNetUnit, strict=False)
 
 
 MISSING = msgspec.Raw(b"null")
-EMPTY = (b"null", b'""')
+EMPTY_BYTES = 100  # of JSON that may have no image in it
+EMPTY = re.compile(rb'(?:null|""|"image"\s*:|"mask"\s*:|[\s\[\]{},])*+')  # such as {"image": null, "mask": ""}
 
 
 class _Switch(msgspec.Struct, frozen=True):
@@ -50,10 +52,13 @@ class _Switch(msgspec.Struct, frozen=True):
 
     @property
     def is_on(self) -> bool:
-        """By its switch; without one, if there is an image or a module."""
-        if self.enabled is not None:
-            return self.enabled
-        return not is_nothing(self.module) or any(bytes(each) not in EMPTY for each in (self.image, self.input_image))
+        """Unless it is switched off, or has neither an image nor a module."""
+        given = not is_nothing(self.module) or not all(map(_is_empty, (self.image, self.input_image)))
+        return self.enabled is not False and given
+
+
+def _is_empty(image: msgspec.Raw) -> bool:
+    return len(image) <= EMPTY_BYTES and EMPTY.fullmatch(image) is not None
 
 
 _switch = msgspec.json.Decoder(_Switch, strict=False)
