@@ -55,6 +55,14 @@ def test_generate_is_in_view_wherever_the_form_is(visitor: Visitor, screen: str)
         assert field.evaluate(IN_VIEW) > 0.3, label
 
 
+@pytest.mark.parametrize("screen", list(SCREENS))
+def test_a_long_word_makes_nothing_wider_than_the_screen(visitor: Visitor, screen: str) -> None:
+    visit = visitor(**SCREENS[screen])
+    visit.upload(png(64, 64))
+    visit.make("https://example.com/" + "a" * 300)
+    assert not visit.widens()
+
+
 def test_the_form_stays_while_results_are_scrolled(visit: Visit) -> None:
     visit.upload(png(64, 200))
     for n in range(3):
