@@ -2,6 +2,7 @@
 
 import argparse
 import secrets
+from collections.abc import Callable, Mapping
 from typing import get_args
 
 from app.cli.errors import CommandError
@@ -32,8 +33,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags, each by its field's name."""
 
     def add(field: str, kind: type, text: str, *short: str, default: object = None) -> None:
-        metavar = {int: "N", float: "X", str: "TEXT"}[kind]
-        parser.add_argument(*short, FLAGS[field], dest=field, type=kind, default=default, metavar=metavar, help=text)
+        readers: Mapping[type, tuple[Callable[[str], object], str]]
+        readers = {int: (_whole, "N"), float: (_number, "X"), str: (str, "TEXT")}
+        read, metavar = readers[kind]
+        parser.add_argument(*short, FLAGS[field], dest=field, type=read, default=default, metavar=metavar, help=text)
 
     add("random_seed", int, "the same seed makes the same picture; drawn, and told, if it is not given")
     add("number_of_images", int, "of each picture make so many, with this seed, the next, and so on", "-n", default=1)
@@ -49,6 +52,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="what the pictures are: photos, in which edges are found, or edges already, white on black",
     )
     add("temperature", float, "above 0 and up to 1: sharpens the attention of the ControlNet", default=1.0)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
 def draw() -> int:

@@ -61,6 +61,8 @@ def test_the_version_is_told(arguments: list[str]) -> None:
         (["--config", ""], "The configuration's name is empty; give a file, see configs/."),
         (["doctor", "--jsn"], "There is no option '--jsn'; did you mean --json?"),
         (["generate", "a.png", "x", "--stpes", "3"], "There is no option '--stpes'; did you mean --steps?"),
+        (["generate", "a.png", "x", "--steps", "1.5"], "argument --steps: '1.5' is not a whole number"),
+        (["generate", "a.png", "x", "--temperature", "hot"], "argument --temperature: 'hot' is not a number"),
         (["doctor", "a.yaml", "b.yaml"], "'b.yaml' is one argument too many."),
         (["doctor", "a.yaml", "--config", "b.yaml"], "There are two configurations, a.yaml and b.yaml; give one."),
     ],
