@@ -63,7 +63,7 @@ async def wanted(request: Request, rules: Rules, answering: Answering) -> Wanted
         with faults.noted():
             file = await image_of_form(texts, files, FORM_FILE, (FORM_FILE, pictures.JSON_NAME))
         made = understood(given, file, FORM_FILE, rules, answering, faults=faults)
-        sent = {name for name, content in (*texts.items(), *files) if content} - {FORM_FILE}
+        sent = {name for name, content in (*texts.items(), *files) if content} - {FORM_FILE, pictures.JSON_NAME}
         return _with_warnings(made, sent, {pictures.JSON_NAME: FORM_FILE})
     if kind in PICTURES:
         texts = query(request)

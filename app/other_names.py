@@ -52,9 +52,10 @@ _NONE_SENT = (msgspec.UNSET,) * len(NAMES)
 
 
 @lru_cache(maxsize=8)
-def with_others(kind: type[S]) -> type[S]:
-    """A struct with the other names of its fields besides, so that decoding it shows which of them were sent."""
-    fields = [(name, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for name in NAMES]
+def with_others(kind: type[S], more: tuple[str, ...] = ()) -> type[S]:
+    """A struct with the other names of its fields besides, and some `more`: decoding it shows which were sent."""
+    names = [name for name in (*NAMES, *more) if name not in kind.__struct_fields__]
+    fields = [(name, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for name in names]
     return msgspec.defstruct(kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True)  # type: ignore[return-value]
 
 
@@ -78,7 +79,7 @@ def called(ours: str, sent: Collection[str]) -> str | None:
 def warnings(sent: Collection[str], called: Mapping[str, str] = AS_THEY_ARE) -> Iterator[str]:
     """What to tell of fields that were sent and ignored. `called` is what an interface calls ours, if otherwise."""
     for name in sorted(sent):
-        if (ours := OURS.get(name)) is not None:
+        if (ours := OURS.get(name, name if name in called else None)) is not None:
             yield f"{name} was ignored: here it is called {called.get(ours, ours)}."
         elif (why := WITHOUT.get(name)) is not None:
             yield f"{name} was ignored: {why}."

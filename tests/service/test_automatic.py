@@ -177,6 +177,19 @@ def test_two_pictures_are_one_too_many(echo: Service) -> None:
     assert "2 ControlNet units are enabled. Send one" in refusal(txt2img(echo, request))
 
 
+def test_a_field_by_another_services_name_is_noted(echo: Service) -> None:
+    others: dict[str, Any] = {"random_seed": 5, "guidance_scale": 3, "num_inference_steps": 9, "canny_low": None}
+    others |= {"init_images": [ENCODED]}
+    answer = txt2img(echo, body(others | {"steps": 1, "denoising_strength": 0.7}))
+    assert json.loads(answer.json()["info"])["notes"] == [
+        "guidance_scale was ignored: here it is called cfg_scale.",
+        "init_images was ignored: here it is called image, in a unit of alwayson_scripts.controlnet.args.",
+        "num_inference_steps was ignored: here it is called steps.",
+        "random_seed was ignored: here it is called seed.",
+    ]
+    assert not others.keys() & answer.json()["parameters"].keys()
+
+
 def test_a_body_that_is_not_json_is_told_so(echo: Service) -> None:
     response = echo.client.post("/sdapi/v1/txt2img", content=b"{", headers={"content-type": "application/json"})
     assert (response.status_code, response.json()["error"]) == (400, "The body is not JSON")

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from msgspec import inspect
 
-from app.compat.automatic.asking import asked
+from app.compat.automatic.asking import Body, asked
 from app.compat.automatic.options import Options
 from app.compat.automatic.structs import ControlNetUnit, JobName, Txt2ImgRequest
 from app.compat.openai.structs import EditForm
@@ -228,7 +228,7 @@ def test_thirty_megabytes_of_odd_json_cost_little_memory() -> None:
 def test_a_waiting_request_holds_no_text_of_its_image() -> None:
     """Nor the body that it came in: waiting requests would take three times their images' memory."""
     settings = load(ROOT / "configs" / "echo.yaml", {})
-    request = msgspec.json.decode(json.dumps(body(mask=None)), type=Txt2ImgRequest)
+    request = msgspec.json.decode(json.dumps(body({"init_images": [ENCODED]}, mask=None)), type=Body)
     found = asked(request, Rules.of(settings), Options(sd_model_checkpoint="echo"), Faults())
     assert found.wanted.picture == base64.b64decode(ENCODED)
     assert ENCODED.encode() not in msgspec.json.encode(found.request)

@@ -127,6 +127,8 @@ def test_what_is_not_set_by_another_name_is_not_told_of(echo: Service) -> None:
     assert warnings(echo.generate(seed=None, cfg_scale=None, width=None, image="", negative="")) is None
     form = {"text": "a", "cfg_scale": "", "image": ""}
     assert warnings(echo.client.post("/generation/", data=form, files={"input_image": png(64, 64)})) is None
+    encoded = form | {"input_image_base64": IMAGE}
+    assert warnings(echo.client.post("/generation/", data=encoded, files={"x": b""})) is None
 
 
 def test_edges_tell_of_thresholds_by_other_names(echo: Service) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from app import other_names
 from app.bodies import Answering, understood
 from app.compat.automatic.errors import wrong
 from app.compat.automatic.options import Options, Overrides, overridden
@@ -44,6 +45,15 @@ CALLED = {
     "canny_low": "threshold_a",
     "canny_high": "threshold_b",
 }
+# Other services' names, and our own, that have another one here.
+ELSEWHERE = CALLED | {
+    "input_image_base64": "image, in a unit of alwayson_scripts.controlnet.args",
+    "request_id": "force_task_id",
+    "output_format": "samples_format, in override_settings",
+}
+OTHERS = {*other_names.OURS, *ELSEWHERE} - {*Txt2ImgRequest.__struct_fields__}
+UNSET = dict.fromkeys(OTHERS, msgspec.UNSET)
+Body = other_names.with_others(Txt2ImgRequest, tuple(sorted(ELSEWHERE)))
 DRAWN = (None, -1)
 
 
@@ -76,11 +86,12 @@ def asked(request: Txt2ImgRequest, rules: Rules, present: Options, faults: Fault
         prompts = [(text or "")[: rules.max_text_chars] for text in (request.prompt, request.negative_prompt)]
         scripts = read(request.scripts, prompts)
         given, image, masks = unit(scripts.units, rules.sizing.short_side)
+    others = other_names.warnings(other_names.sent_in(request) & OTHERS, ELSEWHERE)
     request, notes = _completed(request, scripts)
     fields = _fields(request, given, overrides)
     wanted = understood(fields, image, IMAGE, rules, Answering("png", previews=True), CALLED, faults)
     made_from = Provenance.of(Task(image, wanted.text, wanted.seed, wanted.options))
-    return Asked(request, module_of(given.module), wanted, made_from, masks, notes)
+    return Asked(request, module_of(given.module), wanted, made_from, masks, [*notes, *others])
 
 
 def _is_on(name: str, value: object) -> bool:
@@ -106,7 +117,7 @@ def _completed(request: Txt2ImgRequest, scripts: Scripts) -> tuple[Txt2ImgReques
         for name, (script, field, said) in repeated.items()
         if field is not None and said not in (None, -1, field) and name in ("seed", "steps")
     ]
-    return msgspec.structs.replace(request, alwayson_scripts={}, **missing), notes
+    return msgspec.structs.replace(request, alwayson_scripts={}, **UNSET, **missing), notes
 
 
 def _fields(request: Txt2ImgRequest, given: ControlNetUnit, overrides: Overrides) -> Fields:

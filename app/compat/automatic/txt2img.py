@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from app import bodies
 from app.access import Access
-from app.compat.automatic.asking import Asked, asked
+from app.compat.automatic.asking import Asked, Body, asked
 from app.compat.automatic.errors import respond, wrong
 from app.compat.automatic.info import info
 from app.compat.automatic.jobs import Job, Jobs
@@ -26,7 +26,7 @@ from app.start import about
 from workers.engine.metadata import Metadata
 
 JSON = "application/json"
-_json = msgspec.json.Decoder(Txt2ImgRequest, strict=False)
+_json = msgspec.json.Decoder(Body, strict=False)
 
 INTERRUPTED = msgspec.json.encode(Txt2ImgAnswer([], Txt2ImgRequest(), '{"notes":["The request was interrupted."]}'))
 

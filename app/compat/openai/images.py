@@ -41,8 +41,8 @@ IDLE = {
 FIXED_SIZE = re.compile(r"\d+x\d+", re.IGNORECASE)
 MOST_QUALITY = 100
 TYPES = "a form (multipart/form-data) or JSON (application/json)"
-CALLED = {"text": "prompt", "number_of_images": "n"}
-OTHERS = frozenset(other_names.NAMES) - {*EditForm.__struct_fields__, *references.FIELDS, MASK}
+CALLED = {"text": "prompt", "number_of_images": "n", "input_image_base64": PICTURE}
+OTHERS = {*other_names.NAMES, *CALLED} - {*EditForm.__struct_fields__, *references.FIELDS, MASK}
 
 _json_fields = loose(EditForm, (*references.FIELDS, MASK, MARKUP, *sorted(OTHERS)))
 
@@ -191,7 +191,7 @@ def _wanted(edit: Edit, maker: Maker, faults: Faults) -> Wanted:
     answering = Answering(form.output_format, previews=form.stream and form.partial_images > 0)
     understood = bodies.understood(fields, edit.image, edit.blamed, maker.rules, answering, called, faults)
     quality = None if form.output_compression is None else max(form.output_compression, 1)
-    ignored = tuple(other_names.warnings(edit.others, CALLED | {"input_image_base64": PICTURE}))
+    ignored = tuple(other_names.warnings(edit.others, CALLED))
     return replace(understood, options=replace(understood.options, quality=quality), warnings=ignored)
 
 
