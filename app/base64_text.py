@@ -98,10 +98,19 @@ def _decoded(text: str) -> bytes | None:
         if b"%" in data and len(data) <= MAX_ESCAPED_BYTES:
             for escape, character in ESCAPES:  # each in one pass: a library would build a list of all of them
                 data = data.replace(escape, character)
-        data = data.translate(TO_STANDARD, WHITESPACE).rstrip(b"=")
+        data = _with_plus(data).translate(TO_STANDARD, WHITESPACE).rstrip(b"=")
         return pybase64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
     except ValueError:
         return None
+
+
+def _with_plus(data: bytes) -> bytes:
+    """The same, where a reader of forms has made a space of each plus: of lines the first two would be equally long."""
+    data = data.strip()
+    first = data.find(b" ")
+    if first < 0 or b"+" in data or len(data) % 4 or data.find(b" ", first + 1) == 2 * first + 1:
+        return data
+    return data.replace(b" ", b"+")
 
 
 def _mistaken(text: str, *, short: bool = True) -> str | None:  # noqa: PLR0911, C901 - one for each mistake

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import zlib
 from collections.abc import Callable
 from io import BytesIO
 from typing import Any
@@ -16,9 +17,16 @@ from tests.service.running import Service
 interfaces = pytest.mark.parametrize(("send", "name"), INTERFACES.values(), ids=INTERFACES)
 
 
+def chunk(name: bytes, body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
+
+
 def lines(text: str) -> str:
     return "\r\n".join(text[at : at + 76] for at in range(0, len(text), 76))
 
+
+# With a text that no reader needs, whose base64 is pluses.
+WITH_PLUSES = PNG[:33] + chunk(b"tEXt", b"Comments.\0" + b"\xfb\xef\xbe" * 20) + PNG[33:]
 
 TAKEN = {
     "URL-safe": ENCODED.replace("+", "-").replace("/", "_"),
@@ -27,6 +35,8 @@ TAKEN = {
     "white space around it": f"\n  {ENCODED}\t\r\n",
     "after a byte order mark": "\ufeff" + ENCODED,
     "in lines": lines(ENCODED),
+    "in lines, with spaces between": lines(ENCODED).replace("\r\n", " "),
+    "with spaces for pluses": base64.b64encode(WITH_PLUSES).decode().replace("+", " "),
     "a data: URI": f"data:image/png;base64,{ENCODED}",
     "a data: URI in capitals": f"DATA:IMAGE/PNG;BASE64,{ENCODED}",
     "a data: URI after white space": f"  data:image/png;base64, {ENCODED}\n",
