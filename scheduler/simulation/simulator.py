@@ -1,0 +1,107 @@
+"""The loop around a scheduler: tells it what happens, and carries out its commands on simulated devices."""
+
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol, assert_never
+
+from scheduler import messages as m
+from scheduler.simulation.arrivals import Arrival
+from scheduler.simulation.devices import NOMINAL_STEPS, Calendar, Device, Machine
+
+
+class Core(Protocol):
+    """What a scheduler must offer to be simulated."""
+
+    def handle(self, now: float, event: m.Event) -> list[m.Command]:
+        """Process one event and return the commands to carry out."""
+        ...
+
+    @property
+    def next_wakeup(self) -> float | None:
+        """When to send the next `Tick`."""
+        ...
+
+
+MakeCore = Callable[[Sequence[m.WorkerId], int], Core]
+"""Makes a scheduler from the names of its workers and the length of its queue."""
+
+
+@dataclass(slots=True)
+class Run:
+    """What came of a simulation: the answer to each arrival with its time, and microseconds for each decision."""
+
+    answers: dict[m.JobId, tuple[float, m.Outcome]] = field(default_factory=dict)
+    decisions: "array[float]" = field(default_factory=lambda: array("d"))
+    failures: int = 0
+
+
+class Simulator:
+    """Runs one scheduler on one list of arrivals. Job n is arrival n. The devices are ready at time 0."""
+
+    def __init__(self, make: MakeCore, machine: Machine, arrivals: Sequence[Arrival], seed: int, queue: int) -> None:
+        self._arrivals = arrivals
+        self._calendar = Calendar(-machine.load_seconds)
+        self._devices: dict[m.WorkerId, Device] = {}
+        for index in range(machine.devices):
+            name, slow = f"gpu{index}", machine.straggler if index == 0 else 1.0
+            self._devices[name] = Device(name, machine, slow, seed, self._calendar, self._tell)
+        self._core = make(list(self._devices), queue)
+        self._run = Run()
+
+    def run(self, on_arrival: Callable[[], None] = lambda: None) -> Run:
+        """Simulate until every arrival has its answer.
+
+        Raises:
+            RuntimeError: the scheduler answered a job twice, or not at all, or used a slot that is taken.
+        """
+        calendar, core = self._calendar, self._core
+        self._tell(m.Opened())
+        for job, arrival in enumerate(self._arrivals):
+            calendar.at(arrival.seconds, partial(self._submit, job, arrival, on_arrival))
+        while len(self._run.answers) < len(self._arrivals):
+            wakeup = core.next_wakeup
+            if wakeup is not None and wakeup < calendar.next_time:
+                calendar.now = max(calendar.now, wakeup)
+                self._tell(m.Tick())
+            elif calendar.next_time == float("inf"):
+                raise RuntimeError(f"{len(self._arrivals) - len(self._run.answers)} jobs are never answered")
+            else:
+                calendar.advance()
+        return self._run
+
+    def _submit(self, job: m.JobId, arrival: Arrival, on_arrival: Callable[[], None]) -> None:
+        deadline, length = self._calendar.now + arrival.deadline, arrival.steps / NOMINAL_STEPS
+        self._tell(
+            m.Submitted(m.Job(job, deadline, arrival.work, arrival.client, length, arrival.priority, size=arrival.size))
+        )
+        on_arrival()
+
+    def _tell(self, event: m.Event) -> None:
+        began = time.thread_time_ns()
+        commands = self._core.handle(self._calendar.now, event)
+        self._run.decisions.append((time.thread_time_ns() - began) / 1000)
+        self._run.failures += isinstance(event, m.WorkerLost)
+        for command in commands:
+            self._carry_out(command)
+
+    def _carry_out(self, command: m.Command) -> None:
+        match command:
+            case m.Start(job, worker):
+                self._devices[worker].start(command, self._arrivals[job])
+            case m.Cancel(worker):
+                self._devices[worker].cancel(command)
+            case m.Reply(job, outcome):
+                if job in self._run.answers:
+                    raise RuntimeError(f"job {job} is answered twice")
+                self._run.answers[job] = self._calendar.now, outcome
+            case m.Spawn(worker):
+                self._devices[worker].spawn()
+            case m.Kill(worker):
+                self._devices[worker].kill()
+            case m.Exit():
+                pass  # those who come later are still answered
+            case _ as unreachable:
+                assert_never(unreachable)

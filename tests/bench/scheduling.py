@@ -1,0 +1,122 @@
+"""The scheduler under simulated load, beside simpler schedulers and bounds: eight devices, mixed sizes, 20 clients.
+
+    python -m tests.bench.scheduling [--seconds 80] [--seeds 1 2 3] [--out FILE.json] [--markdown FILE.md]
+
+Each case is simulated for each seed; the figures are means over the seeds, but `late` and `fairness`, which are the
+worst. See `python -m scheduler.simulation --help` for what they mean.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from scheduler.simulation.arrivals import Traffic
+from scheduler.simulation.devices import DEFAULT_SLOTS, Machine
+from scheduler.simulation.experiment import drawn
+from scheduler.simulation.report import BOUND, Row
+from tests.bench.environment import environment
+
+DEVICES = 8
+FIGURES = ("mean", "p99", "throughput", "refused", "goodput", "decision_median_us", "decision_p99_us")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting that all schedulers are simulated in."""
+
+    gain: str
+    load: float
+    deadline: float = 60.0
+    clients: int = 20
+    bursty: bool = False
+
+    @property
+    def title(self) -> str:
+        traffic = "one client, bursts, " if self.bursty else ""
+        return f"{traffic}{self.gain} gain, load {self.load:g}, deadlines of {self.deadline:g} s"
+
+
+CASES = (
+    *[Case(gain, load) for gain in ("weak", "strong") for load in (0.5, 0.8, 1.2)],
+    *[Case(gain, 1.2, deadline=3.0) for gain in ("weak", "strong")],
+    Case("weak", 0.6, clients=1, bursty=True),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Simulate all cases, print the table, and write it where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=80.0, help="simulated time of each run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="write the JSON here as well")
+    parser.add_argument("--markdown", type=Path, help="write the table here as well")
+    options = parser.parse_args(arguments)
+    result = measure(options.seconds, options.seeds, options.processes)
+    text = "\n".join(markdown(result))
+    print(text)
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    if options.markdown:
+        options.markdown.write_text(text + "\n")
+
+
+def measure(seconds: float, seeds: Sequence[int], processes: int = 1) -> dict[str, Any]:
+    """Rows of all cases, with the environment that the decisions were timed in."""
+    runs = [(case, seed) for case in CASES for seed in seeds]
+    with ProcessPoolExecutor(processes) as pool:
+        results = list(pool.map(partial(_simulate, seconds), *zip(*runs, strict=True)))
+    cases = []
+    for number, case in enumerate(CASES):
+        by_scheduler = zip(*results[number * len(seeds) : (number + 1) * len(seeds)], strict=True)
+        rows = [summary(rows) for rows in by_scheduler]
+        cases.append({"title": case.title, **asdict(case), "rows": rows})
+    return {"devices": DEVICES, "seconds": seconds, "seeds": list(seeds), "cases": cases, "environment": environment()}
+
+
+def _simulate(seconds: float, case: Case, seed: int) -> list[Row]:
+    machine = Machine(devices=DEVICES, gain=case.gain, slots=DEFAULT_SLOTS[case.gain])
+    traffic = Traffic(seconds=seconds, deadlines=(case.deadline,), clients=case.clients, bursty=case.bursty)
+    return drawn(machine, traffic, case.load, seed).compare()
+
+
+def summary(rows: Sequence[Row]) -> dict[str, Any]:
+    """One scheduler's rows of several seeds as one."""
+    found: dict[str, Any] = {"scheduler": rows[0].scheduler, "requests": sum(row.requests for row in rows)}
+    for figure in FIGURES:
+        values = [value for row in rows if (value := getattr(row, figure)) is not None]
+        found[figure] = round(fmean(values), 4) if values else None
+    found["late"] = round(max(row.late or 0.0 for row in rows), 5)
+    found["fairness"] = round(min(row.fairness if row.fairness is not None else 1.0 for row in rows), 4)
+    return found
+
+
+def markdown(result: dict[str, Any]) -> Iterator[str]:
+    """One table for all cases."""
+    yield "| case | scheduler | mean / p99, s | throughput, of bound | refused | broken promises | in time | Jain |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for case in result["cases"]:
+        yield from _lines(case["title"], case["rows"])
+
+
+def _lines(title: str, rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    for row in rows:
+        if row["scheduler"] == BOUND:
+            cells = [f"{row['mean']:.2f}", "", "", "", f"{row['goodput']:.1%}", ""]
+        else:
+            shares = [f"{row[name]:.1%}" for name in ("throughput", "refused")]
+            late = f"{row['late']:.2%}"
+            cells = [f"{row['mean']:.2f} / {row['p99']:.1f}", *shares, late, f"{row['goodput']:.1%}"]
+            cells.append(f"{row['fairness']:.3f}")
+        yield "| " + " | ".join([title, row["scheduler"], *cells]) + " |"
+        title = ""
+
+
+if __name__ == "__main__":
+    main()
