@@ -112,7 +112,7 @@ def test_a_refusal_says_why_without_what_the_client_sent(log_format: str) -> Non
             "text is a list; it must be": lambda: service.generate(text=[SECRET]),
             "steps is 9999; it must be from 1 to 50": lambda: service.generate(text=SECRET, steps=9999),
             "guidance_scale is ...; it must be a number": lambda: service.generate(guidance_scale=SECRET),
-            "The image must be": lambda: service.generate(input_image_base64=SECRET),
+            "which is no image": lambda: service.generate(input_image_base64=SECRET),
             "There is nothing at ...": lambda: client.get("/nothing?" + SECRET),
             "The Host header is ...": lambda: client.get("/", headers={"Host": SECRET}),
             "The body is ...": lambda: client.post("/generation/", headers={"Content-Type": SECRET}),
