@@ -3,7 +3,7 @@
 Every row is one scheduler at one load: mean and p99 latency of images done in time, throughput as a share of what is
 possible, requests refused, promises broken (accepted, but not done in time), Jain's fairness index over clients, and
 processor time of a decision. "bound" is what no scheduler can beat; a scheduler that refuses requests can have a lower
-mean. At load 1 the requests need all device time.
+mean. At load 1 the denoising steps alone need all device time.
 """
 
 import argparse
@@ -12,11 +12,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
-from scheduler.simulation import arrivals, bounds, experiment, report
+from scheduler.simulation import arrivals, experiment, report
 from scheduler.simulation.devices import DEFAULT_SLOTS, MAX_SLOTS, STEP_SECONDS, Machine
 
 LOADS = (0.5, 0.8, 1.2)
+N = TypeVar("N")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,21 +71,28 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    value = _number(text, float)
     if not 0 < value < float("inf"):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"must be more than 0, and is {text}")
     return value
 
 
 def _at_least(least: int, most: int | None = None) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        value = int(text)
+        value = _number(text, int)
         if value < least or (most is not None and value > most):
             limit = f"at least {least}" if most is None else f"{least} to {most}"
-            raise argparse.ArgumentTypeError(f"must be {limit}")
+            raise argparse.ArgumentTypeError(f"must be {limit}, and is {text}")
         return value
 
     return parse
+
+
+def _number(text: str, kind: Callable[[str], N]) -> N:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, and is {text!r}") from None
 
 
 def _experiments(options: argparse.Namespace) -> list[experiment.Experiment]:
@@ -100,10 +109,7 @@ def _experiments(options: argparse.Namespace) -> list[experiment.Experiment]:
     traffic = arrivals.Traffic(
         seconds=options.seconds, deadlines=tuple(options.deadline), clients=options.clients, bursty=options.bursty
     )
-    drawn = [experiment.drawn(machine, traffic, load, options.seed, options.queue) for load in options.load or LOADS]
-    if any(not bounds.counted(each.arrivals, each.window) for each in drawn):
-        raise ValueError("no request arrives in that time: take more --seconds, or more --load")
-    return drawn
+    return [experiment.drawn(machine, traffic, load, options.seed, options.queue) for load in options.load or LOADS]
 
 
 def _simulate(experiments: Sequence[experiment.Experiment]) -> list[report.Row]:

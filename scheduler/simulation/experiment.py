@@ -8,7 +8,7 @@ from scheduler.limits import Limits
 from scheduler.messages import WorkerId
 from scheduler.simulation.arrivals import Arrival, Traffic, draw, mean_nominal_steps
 from scheduler.simulation.baselines import LeastLoaded, OneAtATime, RequestBatching
-from scheduler.simulation.bounds import Window
+from scheduler.simulation.bounds import Window, counted
 from scheduler.simulation.devices import Machine
 from scheduler.simulation.report import Row, bound_row, row
 from scheduler.simulation.simulator import MakeCore, Simulator
@@ -53,10 +53,16 @@ class Experiment:
 
 
 def drawn(machine: Machine, traffic: Traffic, load: float, seed: int, queue: int = QUEUE) -> Experiment:
-    """Arrivals at random. At load 1 they need all device time if every step is the best batch of its size."""
+    """Arrivals at random. At load 1 their steps need all device time, each in the best batch of its size.
+
+    Raises:
+        ValueError: no request arrives in the time that counts.
+    """
     rate = load * machine.devices * machine.step_rate / mean_nominal_steps()
     window = WARMUP * traffic.seconds, traffic.seconds
     arrivals = draw(traffic, rate, seed)
+    if not counted(arrivals, window):
+        raise ValueError("No request arrives in that time: take more --seconds, or more --load.")
     return Experiment(machine=machine, arrivals=arrivals, load=load, window=window, seed=seed, queue=queue)
 
 

@@ -162,12 +162,13 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
 
     axes = (figure := Figure(figsize=(8, 5), layout="constrained")).subplots()
     for number, name in enumerate(dict.fromkeys(row.scheduler for row in rows)):
+        color = "black" if name == BOUND else f"C{number}"
         own = sorted([row for row in rows if row.scheduler == name], key=lambda row: row.load)
         for values, style in (([row.mean for row in own], "-"), ([row.p99 for row in own], "--")):
             points = [(row.load, value) for row, value in zip(own, values, strict=True) if value is not None]
             if points:
                 label = name if style == "-" else None
-                axes.plot(*zip(*points, strict=True), style, marker="o", color=f"C{number}", label=label)
+                axes.plot(*zip(*points, strict=True), style, marker="o", color=color, label=label)
     axes.set(xlabel="offered load", ylabel="latency in seconds: mean (solid), p99 (dashed)", yscale="log", title=title)
     axes.grid(visible=True, alpha=0.3)
     axes.legend()

@@ -171,9 +171,11 @@ def test_the_command_replays_a_recording(tmp_path: Path, capsys: pytest.CaptureF
     ("options", "message"),
     [
         (["--slots", "9"], "must be 1 to 8"),
+        (["--devices", "two"], "must be a number"),
+        (["--straggler", "0"], "must be more than 0"),
         (["--trace", "missing.jsonl"], "missing.jsonl"),
         (["--trace", "a", "--load", "1"], "leave out --load"),
-        (["--seconds", "0.0001"], "no request arrives"),
+        (["--seconds", "0.0001"], "No request arrives"),
     ],
 )
 def test_options_that_make_no_sense_are_explained(
