@@ -38,7 +38,7 @@ SHORTAGES = 8  # pictures in a row without memory, after which a new process is 
 PREVIEW_SECONDS = 0.25  # between two previews of a picture
 IDLE_SECONDS = 2.0  # between two looks at an engine that has nothing to do: it may be compiling in the background
 REMEASURE_SOONEST, REMEASURE_SECONDS = 2.0, 60.0  # between measurements of an idle engine; each waits twice as long
-REMEASURE_PAUSE = 3  # times as long as a measurement takes, at least: the machine is not to be kept busy by it
+REMEASURE_PAUSE = 10  # times as long as a measurement takes, at least: the machine is not to be kept busy by it
 REMEASURE_CHANGE = 0.25  # of a step's costs, relative: other work has begun or ended, and may not be at rest yet
 
 

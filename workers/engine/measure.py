@@ -105,8 +105,12 @@ class Measurements:
                 if bucket in steps or bucket * steps[self._buckets[0]] <= _PATIENCE_S:
                     with suppress(torch.OutOfMemoryError):
                         steps[bucket] = fastest([partial(self._engine.rehearse, bucket)] * _IDLE_REPEATS)
-            with suppress(OutOfMemoryError, torch.OutOfMemoryError):
-                fixed = fastest([partial(self._all_but_steps, task) for task in self._tasks])
+            if fixed > _LONG_S:  # an image that comes now would wait so long: take it to have changed as steps have
+                first = self._buckets[0]
+                fixed *= steps[first] / self._step_seconds[first]
+            else:
+                with suppress(OutOfMemoryError, torch.OutOfMemoryError):
+                    fixed = fastest([partial(self._all_but_steps, task) for task in self._tasks])
         except _NeededError:
             return False
         self._step_seconds, self._fixed_seconds, self._costs = steps, fixed, None
