@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import accumulate
 from math import inf
 from operator import attrgetter
 
@@ -48,14 +49,20 @@ class Slowdown:
 
     KEPT = 0.98  # of the past, with each step: about fifty steps count
     HICCUP = 5.0
+    LEAST = 1e-3
 
     @property
     def factor(self) -> float:
         """1 if steps take as long as measured."""
-        return self.taken / self.expected
+        return max(self.LEAST, self.taken / self.expected)
 
     def add(self, taken: float, measured: float) -> None:
-        """Count one more step: the seconds that it took, and those that it takes as measured."""
+        """Count one more step: the seconds that it took, and those that it takes as measured.
+
+        A step that takes no time, as those of an engine that does nothing, says nothing.
+        """
+        if measured < INSTANT:
+            return
         taken = min(taken, self.HICCUP * measured * self.factor)
         self.taken = self.KEPT * self.taken + taken
         self.expected = self.KEPT * self.expected + measured
@@ -67,29 +74,35 @@ class StepPrices:
 
     A worker measures batches of the nominal size before it is ready. A batch of another size is priced like one of the
     nominal size with as many images, times its size relative to the nominal one, until real steps tell better. They
-    correct the prices in two ways: the slowdown scales all of them and follows within some fifty steps; what a batch of
-    another size takes compared with the nominal one is learned from steps that run nothing else, and kept.
+    correct the prices in two ways: the slowdown scales all of them and follows within some fifty steps; what another
+    size takes compared with the nominal one is learned from steps that run nothing else, and kept. More images in a
+    batch never make it cheaper, whatever was measured: that could only be noise.
     """
 
     costs: Costs
     slowdown: Slowdown = field(default_factory=Slowdown)
-    learned: dict[tuple[BatchKey, int], float] = field(default_factory=dict)
-    """Factors on the price of a batch, by size and number of images."""
+    learned: dict[BatchKey, float] = field(default_factory=dict)
+    """Factors on the price of a batch, by size."""
+    seconds: tuple[float, ...] = field(init=False)
+    """A step of n images of the nominal size, for n = 1, 2, ..."""
 
     LEARNED = 0.02  # of the difference, with each step
+
+    def __post_init__(self) -> None:
+        self.seconds = tuple(accumulate(self.costs.step_seconds, max))
 
     def step(self, counts: Counter[BatchKey]) -> float:
         """Seconds of one step with so many images of each size."""
         return self.slowdown.factor * self._as_measured(counts)
 
     def _as_measured(self, counts: Counter[BatchKey]) -> float:
-        seconds, learned = self.costs.step_seconds, self.learned
-        return sum([seconds[n - 1] * key.work * learned.get((key, n), 1.0) for key, n in counts.items()])
+        seconds, learned = self.seconds, self.learned
+        return sum([seconds[n - 1] * key.work * learned.get(key, 1.0) for key, n in counts.items()])
 
     def step_in_one_batch(self, counts: Counter[BatchKey]) -> float:
         """The same if all images could share one batch."""
         work, images = sum([key.work * n for key, n in counts.items()]), counts.total()
-        return self.slowdown.factor * self.costs.step_seconds[images - 1] * work / images
+        return self.slowdown.factor * self.seconds[images - 1] * work / images
 
     def fixed(self, work: float) -> float:
         """Seconds that an image takes beside its steps."""
@@ -107,9 +120,9 @@ class StepPrices:
         """Correct the prices by a step that took `taken` seconds."""
         measured = self._as_measured(counts)
         if len(counts) == 1 and measured and NOMINAL.work not in [key.work for key in counts]:
-            [batch] = counts.items()
+            [key] = counts
             off = min(max(taken / (measured * self.slowdown.factor), 0.5), 2.0)
-            self.learned[batch] = self.learned.get(batch, 1.0) * (1 + self.LEARNED * (off - 1))
+            self.learned[key] = self.learned.get(key, 1.0) * (1 + self.LEARNED * (off - 1))
         self.slowdown.add(taken, measured)
 
 

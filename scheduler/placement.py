@@ -254,7 +254,8 @@ class Placement:
         if not found:
             return min(reasons)[1] if reasons else Wait.SUSPECT
         # What a worker's last steps took is no exact science: among equals, the one that has rested longest.
-        nearly_least = ALIKE * min([added for added, *_ in found])
+        least = min([added for added, *_ in found])
+        nearly_least = least + (ALIKE - 1) * abs(least)  # a leaving image can make the sum smaller than it was
         *_, best = min([each for each in found if each[0] <= nearly_least], key=itemgetter(1, 2))
         return Wait.SLOWER if _should_wait_for_another(best, job, ready, behind) else best
 

@@ -53,6 +53,16 @@ def test_the_slowdown_follows_the_steps_up_and_down() -> None:
     assert slowdown.factor == pytest.approx(0.5, rel=0.01)
 
 
+def test_steps_that_take_no_time_say_nothing() -> None:
+    slowdown = Slowdown()
+    for _ in range(100_000):
+        slowdown.add(0.0, 0.0)
+    assert slowdown.factor == 1.0
+    for _ in range(100_000):
+        slowdown.add(0.0, 0.1)
+    assert slowdown.factor == Slowdown.LEAST
+
+
 def test_a_step_that_was_stopped_for_a_while_is_one_step() -> None:
     slowdown = Slowdown()
     for _ in range(300):

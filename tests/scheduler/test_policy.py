@@ -50,6 +50,12 @@ def test_where_a_batch_gains_nothing_it_waits_however_long_the_queue() -> None:
     assert objection(CPU, [running(9)], now=0.0, behind=1000.0) is Wait.SLOWER
 
 
+def test_more_images_in_a_batch_are_never_cheaper_whatever_was_measured() -> None:
+    noisy = Costs(steps=20, step_seconds=(0.050, 0.045, 0.060, 0.055), fixed_seconds=0.1)
+    steps = [ends(noisy, [running(1)] * count)[1] for count in (1, 2, 3, 4)]
+    assert steps == [0.050, 0.050, 0.060, 0.060]
+
+
 def test_it_joins_when_the_sum_of_ends_is_just_as_good() -> None:
     # One picture with 20 steps left: joining costs it 20 * 0.5 and gives the newcomer 20 * 0.5.
     even = Costs(steps=20, step_seconds=(1.0, 1.5), fixed_seconds=0.0)

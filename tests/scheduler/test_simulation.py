@@ -14,7 +14,7 @@ from scheduler.core import Scheduler
 from scheduler.simulation import __main__ as cli
 from scheduler.simulation import arrivals, bounds, report
 from scheduler.simulation.arrivals import Arrival, Traffic
-from scheduler.simulation.devices import Machine
+from scheduler.simulation.devices import DEFAULT_SLOTS, Machine
 from scheduler.simulation.experiment import SCHEDULERS, Experiment, contour, drawn, recorded
 from scheduler.simulation.simulator import Simulator
 
@@ -107,8 +107,10 @@ def test_promises_are_kept_and_clients_get_their_share_under_overload() -> None:
     assert row.refused
 
 
-def test_mixed_sizes_reach_most_of_the_possible_throughput() -> None:
-    [_, row] = experiment(1.2, machine=Machine(), seconds=20.0).compare(ONLY_CONTOUR)
+@pytest.mark.parametrize("gain", ["weak", "strong"])
+def test_mixed_sizes_reach_most_of_the_possible_throughput(gain: str) -> None:
+    machine = Machine(gain=gain, slots=DEFAULT_SLOTS[gain])
+    [_, row] = experiment(1.2, machine=machine, seconds=20.0).compare(ONLY_CONTOUR)
     assert row.throughput is not None
     assert row.throughput >= 0.9
     assert row.late == 0
