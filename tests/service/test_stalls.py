@@ -13,7 +13,7 @@ import pytest
 
 from tests.bench.stalls import build, send_built
 from tests.fuzz.polling import HealthPoller
-from tests.service.running import Service
+from tests.service.running import Service, until
 
 STALL_SECONDS = 0.5
 TIMES = 3
@@ -54,10 +54,10 @@ def test_others_are_answered_meanwhile(service: Service, sender: ProcessPoolExec
     sender.submit(build, name).result()
     stalls = []
     with HealthPoller(service.url) as poller:
+        until(lambda: bool(poller.polls))  # an answer may be there before the poller has connected
         for _ in range(TIMES):
             began = time.monotonic()
             status = sender.submit(send_built, service.url, name).result()
             stalls.append(poller.worst(began))
             assert status in {200, 400, 406, 413, 422}
-    assert poller.polls
     assert min(stalls) < STALL_SECONDS, stalls
