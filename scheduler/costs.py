@@ -46,15 +46,12 @@ class Slowdown:
 
     taken: float = 1.0
     expected: float = 1.0
+    factor: float = 1.0
+    """1 if steps take as long as measured."""
 
     KEPT = 0.98  # of the past, with each step: about fifty steps count
     HICCUP = 5.0
     LEAST = 1e-3
-
-    @property
-    def factor(self) -> float:
-        """1 if steps take as long as measured."""
-        return max(self.LEAST, self.taken / self.expected)
 
     def add(self, taken: float, measured: float) -> None:
         """Count one more step: the seconds that it took, and those that it takes as measured.
@@ -66,6 +63,7 @@ class Slowdown:
         taken = min(taken, self.HICCUP * measured * self.factor)
         self.taken = self.KEPT * self.taken + taken
         self.expected = self.KEPT * self.expected + measured
+        self.factor = max(self.LEAST, self.taken / self.expected)
 
 
 @dataclass(slots=True)
@@ -145,12 +143,12 @@ def completion_times(
 
     `batch` is sorted by the steps left. It starts `busy` seconds from now, with `taken` of these steps behind it.
     """
-    ends, counts = [], Counter([image.key for image in batch])
+    ends, counts, fixed = [], Counter([image.key for image in batch]), prices.fixed(1.0)
     for image in batch:
         if image.left > taken:
             busy += (image.left - taken) * prices.step(counts)
             taken = image.left
-        ends.append(busy + prices.fixed(image.key.work))
+        ends.append(busy + fixed * image.key.work)
         counts[image.key] -= 1
         if not counts[image.key]:
             del counts[image.key]

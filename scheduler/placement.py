@@ -145,8 +145,15 @@ class Placement:
 
     def _admit_in_time(self, now: float, job: JobState, others: float) -> Rejected | Overdrawn | None:
         """Whether everybody is in time with it, and it leaves others their share of the time."""
-        view, budget = self.forecast(now), job.job.deadline - now
-        spare, fits = self._spare(now, job, view)
+        budget, alone = job.job.deadline - now, None
+        if not len(self._queue):
+            choice = self.choose(job.job, now, behind=0, held=None)
+            if not isinstance(choice, Wait):
+                alone = budget - choice.joined_by(job.job).end
+                if alone >= 0:  # it starts at once, is in time, and nobody waits: nothing else is to be worked out
+                    return None
+        view = self.forecast(now)
+        spare, fits = self._spare(now, job, view) if alone is None else (alone, False)
         lag = self._lag(job)
         if not fits:
             wait = view.delay + (view.before + sum([each.load for each in self._queue.by_deadline])) / view.rate
@@ -160,11 +167,6 @@ class Placement:
 
         Who would be late anyway does not count.
         """
-        if not len(self._queue):
-            choice = self.choose(job.job, now, behind=0, held=None)
-            if not isinstance(choice, Wait):
-                spare = job.job.deadline - now - choice.joined_by(job.job).end
-                return spare, spare >= 0
         waiting = self._queue.by_deadline
         sooner = [each for each in waiting if each.job.deadline <= job.job.deadline]
         before = view.before + sum([each.load for each in sooner])
