@@ -1,4 +1,4 @@
-"""Measures what one decision costs with a large, busy fleet: `python -m tests.bench.decision --workers 10000`.
+"""Measures what one decision costs on a large, busy machine: `python -m tests.bench.decision --workers 16`.
 
 It is processor time, garbage collection included: other processes on the machine do not count.
 """
@@ -119,7 +119,7 @@ def table(microseconds: dict[str, list[float]]) -> Iterator[str]:
 def main() -> None:
     """Print one table for each load: half empty, full, and with a queue."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workers", type=int, default=10_000)
+    parser.add_argument("--workers", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5_000)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
