@@ -8,19 +8,22 @@ Predictions are in seconds from now. They take a device to be busy with steps al
 steps (to be prepared, decoded and encoded) delays that image and not its neighbours.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import accumulate
-from math import inf
+from math import exp, inf, log
 from operator import attrgetter
+from statistics import fmean
 
 from scheduler.messages import NOMINAL, BatchKey, Costs, Job
 
 INSTANT = 1e-9  # seconds; stands for a measured zero, where it would be a divisor
 CROWD = 10.0  # jobs that wait for each running image, when a worker's capacity is judged: a deadline is ten images long
+APART = 1.25  # times the work: from sizes closer to each other, nothing is concluded for those beyond
+STEEPEST = 2.0  # exponent of work: attention compares all pixels with all
 ROUNDING = 1e-9  # relative; sums that differ by less are equal
 
 
@@ -66,41 +69,93 @@ class Slowdown:
         self.factor = max(self.LEAST, self.taken / self.expected)
 
 
+def power_law(work: float, known: Sequence[tuple[float, float]]) -> float:
+    """Seconds of a step of so much work, from the steps that are known: (work, seconds), by ascending work.
+
+    Between two known works, it is the power law through both. Beyond the last, the law goes on as between the last and
+    the nearest that is at least `APART` times as far: two that lie closer tell more of noise than of growth. Without
+    such a pair, seconds are proportional to work.
+    """
+    place = bisect_left(known, (work, 0.0))
+    if 0 < place < len(known):
+        edge, exponent = known[place], _exponent(known[place - 1], known[place])
+    else:
+        edge, *others = known if place == 0 else known[::-1]
+        far = [each for each in others if max(each[0] / edge[0], edge[0] / each[0]) >= APART]
+        exponent = min(max(_exponent(edge, far[0]), 0.0), STEEPEST) if far else 1.0
+    return edge[1] * exp(exponent * log(work / edge[0]))
+
+
+def _exponent(one: tuple[float, float], other: tuple[float, float]) -> float:
+    if min(one[1], other[1]) < INSTANT:  # as of an engine that does nothing
+        return 1.0
+    return log(other[1] / one[1]) / log(other[0] / one[0])
+
+
 @dataclass(slots=True)
 class StepPrices:
     """What steps take on one device, by what runs on it.
 
-    A worker measures batches of the nominal size before it is ready. A batch of another size is priced like one of the
-    nominal size with as many images, times its size relative to the nominal one, until real steps tell better. They
-    correct the prices in two ways: the slowdown scales all of them and follows within some fifty steps; what another
-    size takes compared with the nominal one is learned from steps that run nothing else, and kept. More images in a
-    batch never make it cheaper, whatever was measured: that could only be noise.
+    A worker measures batches of the nominal size before it is ready, and those of other sizes when it finds the time.
+    The sizes that it did not measure are priced by a power law through those that it did. An example: a step of one
+    image takes 10 ms, and one of twice the work 24 ms. Then 1.5 times the work takes 10 * 1.5 ** 1.26 = 16.7 ms. While
+    only the nominal size is known, prices are proportional to work.
+
+    Real steps correct the prices in two ways: the slowdown scales all of them and follows within some fifty steps; what
+    another size takes compared with the nominal one is learned from steps that run nothing else, and kept until that
+    size is measured again. More images in a batch never make it cheaper, whatever was measured: that could only be
+    noise.
     """
 
     costs: Costs
     slowdown: Slowdown = field(default_factory=Slowdown)
     learned: dict[BatchKey, float] = field(default_factory=dict)
-    """Factors on the price of a batch, by size."""
+    """By size: how many times as long as the nominal one a step of one image takes, as real steps say."""
     seconds: tuple[float, ...] = field(init=False)
     """A step of n images of the nominal size, for n = 1, 2, ..."""
+    by_size: dict[BatchKey, tuple[float, ...]] = field(init=False)
+    """The same of each size that was asked for so far, with what was learned."""
 
     LEARNED = 0.02  # of the difference, with each step
 
     def __post_init__(self) -> None:
         self.seconds = tuple(accumulate(self.costs.step_seconds, max))
+        self.by_size = {key: tuple(accumulate(steps, max)) for key, steps in self.costs.sizes}
+        self.learned = {key: ratio for key, ratio in self.learned.items() if key not in self.by_size}
 
     def step(self, counts: Counter[BatchKey]) -> float:
         """Seconds of one step with so many images of each size."""
         return self.slowdown.factor * self._as_measured(counts)
 
     def _as_measured(self, counts: Counter[BatchKey]) -> float:
-        seconds, learned = self.seconds, self.learned
-        return sum([seconds[n - 1] * key.work * learned.get(key, 1.0) for key, n in counts.items()])
+        by_size = self.by_size
+        try:
+            return sum([by_size[key][n - 1] for key, n in counts.items()])
+        except KeyError:
+            by_size.update({key: self._priced(key) for key in counts if key not in by_size})
+            return self._as_measured(counts)
+
+    def _priced(self, key: BatchKey) -> tuple[float, ...]:
+        """The prices of a size that was not measured."""
+        if key.work == NOMINAL.work:
+            return self.seconds
+        known: dict[float, list[Sequence[float]]] = {}
+        for other, steps in self.costs.sizes:
+            known.setdefault(other.work, []).append(steps)  # a size and the same turned by 90 degrees, say
+        known[NOMINAL.work] = [self.seconds]
+        means = [(work, [fmean(each) for each in zip(*steps, strict=True)]) for work, steps in sorted(known.items())]
+        prices = [power_law(key.work, [(work, steps[n]) for work, steps in means]) for n in range(len(self.seconds))]
+        if key in self.learned:
+            factor = self.learned[key] * self.seconds[0] / max(prices[0], INSTANT)
+            prices = [factor * seconds for seconds in prices]
+        return tuple(accumulate(prices, max))
 
     def step_in_one_batch(self, counts: Counter[BatchKey]) -> float:
-        """The same if all images could share one batch."""
-        work, images = sum([key.work * n for key, n in counts.items()]), counts.total()
-        return self.slowdown.factor * self.seconds[images - 1] * work / images
+        """The same if all images could share one batch: then each has its part of a batch of its size."""
+        self._as_measured(counts)  # prices the sizes
+        images = counts.total()
+        parts = [n / images * self.by_size[key][images - 1] for key, n in counts.items()]
+        return self.slowdown.factor * sum(parts)
 
     def fixed(self, work: float) -> float:
         """Seconds that an image takes beside its steps."""
@@ -117,10 +172,13 @@ class StepPrices:
     def learn(self, taken: float, counts: Counter[BatchKey]) -> None:
         """Correct the prices by a step that took `taken` seconds."""
         measured = self._as_measured(counts)
-        if len(counts) == 1 and measured and NOMINAL.work not in [key.work for key in counts]:
+        if len(counts) == 1 and measured:
             [key] = counts
-            off = min(max(taken / (measured * self.slowdown.factor), 0.5), 2.0)
-            self.learned[key] = self.learned.get(key, 1.0) * (1 + self.LEARNED * (off - 1))
+            if (prices := self.by_size[key]) is not self.seconds:
+                off = min(max(taken / (measured * self.slowdown.factor), 0.5), 2.0)
+                factor = 1 + self.LEARNED * (off - 1)
+                self.by_size[key] = prices = tuple([factor * seconds for seconds in prices])
+                self.learned[key] = prices[0] / max(self.seconds[0], INSTANT)
         self.slowdown.add(taken, measured)
 
 

@@ -8,12 +8,14 @@ from typing import TypeAlias, assert_never
 
 from scheduler import messages as m
 from workers import wire
-from workers.engine.contract import Condition
+from workers.engine.contract import MAX_SIZES, Condition
 from workers.engine.trials import TRIALS
 from workers.slots import SlotLayout
 
 DEVICE_CHARS = 256  # of a device's name, and of its UUID
 MAX_STEPS = 1_000_000  # of an image
+MAX_SIDE = 4096  # pixels of an image
+MAX_WORK = MAX_SIDE**2  # nominal images that are one image
 DAY = 86_400.0  # seconds
 
 ReportEvent: TypeAlias = m.WorkerReady | m.Measured | m.Stepped | m.Finished | m.Failed | m.Released
@@ -87,8 +89,20 @@ def is_possible(report: wire.Report, layout: SlotLayout) -> bool:  # noqa: C901,
 
 
 def _is_cost(costs: m.Costs, layout: SlotLayout) -> bool:
-    measured = (*costs.step_seconds, costs.fixed_seconds)
-    return 1 <= costs.steps <= MAX_STEPS and 2 <= len(measured) <= layout.count + 1 and all(map(_is_duration, measured))
+    images = len(costs.step_seconds)
+    measured = [*costs.step_seconds, costs.fixed_seconds, *(each for _, steps in costs.sizes for each in steps)]
+    return (
+        1 <= costs.steps <= MAX_STEPS
+        and 1 <= images <= layout.count
+        and all(map(_is_duration, measured))
+        and 0 <= costs.decode_seconds <= costs.fixed_seconds
+        and len(costs.sizes) <= MAX_SIZES
+        and all(_is_size(key) and len(steps) == images for key, steps in costs.sizes)
+    )
+
+
+def _is_size(key: m.BatchKey) -> bool:
+    return 0 < key.work <= MAX_WORK and all(1 <= side <= MAX_SIDE for side in key.size)
 
 
 def _is_duration(seconds: float) -> bool:

@@ -3,8 +3,9 @@
 import os
 import socket
 import time
+from dataclasses import replace
 
-from scheduler.messages import Blame, Costs
+from scheduler.messages import BatchKey, Blame, Costs
 from workers import process, wire
 from workers.engine.contract import Condition
 from workers.process import Setup, die_with_parent
@@ -15,6 +16,7 @@ FLOOD = "flood"
 HIDE = "hide"  # its own sentinel: it looks as if it had ended
 NAN, INFINITY = float("nan"), float("inf")
 COSTS = Costs(4, (0.1, 0.1), 0.0)
+WIDE = BatchKey(2.0, (128, 64))
 TIMES = (0.0, 0.1, 0.0, 0.0)
 
 EARLY: dict[str, wire.Report | bytes] = {  # instead of becoming ready
@@ -25,6 +27,13 @@ EARLY: dict[str, wire.Report | bytes] = {  # instead of becoming ready
     "no slots": wire.Ready(Costs(4, (), 0.0), "CPU", None),
     "more slots than there are": wire.Ready(Costs(4, (0.1, 0.1, 0.1), 0.0), "CPU", None),
     "a long name": wire.Ready(COSTS, "x" * 1000, None),
+    "a decoding that takes longer than all of it": wire.Ready(replace(COSTS, decode_seconds=0.1), "CPU", None),
+    "a size whose steps are no numbers": wire.Ready(replace(COSTS, sizes=((WIDE, (0.1, NAN)),)), "CPU", None),
+    "a size with fewer images": wire.Ready(replace(COSTS, sizes=((WIDE, (0.1,)),)), "CPU", None),
+    "a size without work": wire.Ready(replace(COSTS, sizes=((BatchKey(0.0), (0.1, 0.1)),)), "CPU", None),
+    "a size whose work is no number": wire.Ready(replace(COSTS, sizes=((BatchKey(NAN), (0.1, 0.1)),)), "CPU", None),
+    "a size without pixels": wire.Ready(replace(COSTS, sizes=((BatchKey(2.0, (0, 64)), (0.1, 0.1)),)), "CPU", None),
+    "more sizes than are kept": wire.Ready(replace(COSTS, sizes=((WIDE, (0.1, 0.1)),) * 9), "CPU", None),
     "no message": b"\xc1",
     "text that is not UTF-8": b"\x92\xa6Ending\xa1\xff",
     "a message within a message": b"\x91" * 60_000,

@@ -10,13 +10,14 @@ from scheduler import messages as m
 from tests.workers import lying
 from tests.workers.test_pool import TASK, Seen, make, running, until
 from workers import wire
-from workers.engine.contract import Condition
+from workers.engine.contract import MAX_SIZES, Condition
 from workers.reports import is_possible
 from workers.slots import SlotLayout
 
 LAYOUT = SlotLayout(2, 2**20, 2**20)
 POSSIBLE = (
     wire.Ready(lying.COSTS, "CPU", None),
+    wire.Measured(m.Costs(4, (0.1, 0.1), 0.2, 0.1, ((lying.WIDE, (0.3, 0.4)),) * MAX_SIZES)),
     wire.Finished(1, 1, 2**20, *lying.TIMES),
     wire.Finished(1, 1, 2**20, *lying.TIMES, ("x" * wire.WARNING_CHARS,) * wire.MAX_WARNINGS),
     wire.Stepped(((0, 1, 4), (1, 4, 4))),

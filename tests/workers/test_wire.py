@@ -7,10 +7,11 @@ import pytest
 from app.fields import SEED_MAX, SEED_MIN
 from app.settings import Settings
 from app.start import slot_layout
-from scheduler.messages import Blame
+from scheduler.messages import BatchKey, Blame, Costs
 from workers import wire
-from workers.engine.contract import Condition, Options, Task
+from workers.engine.contract import MAX_SIZES, Condition, Options, Task
 
+MAX_SLOTS = 64  # of `engine.slots`
 USUAL = Condition(
     attention=(("2x8 4096x4096x40", "cudnn"), ("2x8 4096x77x40", "flash")),
     graphs=(("step", 4), ("decode", 1)),
@@ -109,3 +110,10 @@ def test_any_warnings_fit_into_a_report(text: str) -> None:
     assert max(map(len, warnings)) <= wire.WARNING_CHARS
     report = wire.Finished(0, 1, 10, 0.0, 0.0, 0.0, 0.0, warnings)
     assert sent(report) == report
+
+
+def test_costs_of_the_most_sizes_and_slots_arrive_as_they_were() -> None:
+    steps = tuple(n / 7 for n in range(MAX_SLOTS))
+    sizes = tuple((BatchKey(1 + n / 3, (4096, 64 + n)), steps) for n in range(MAX_SIZES))
+    ready = wire.Ready(Costs(20, steps, 1 / 3, 1 / 7, sizes), "CPU", None)
+    assert sent(ready) == ready

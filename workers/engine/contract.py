@@ -11,6 +11,9 @@ ControlImage: TypeAlias = Literal["photo", "edges"]
 Embedding: TypeAlias = Literal["full", "source", "none"]
 
 
+MAX_SIZES = 8  # in an engine's costs, beside the nominal one
+
+
 class UnusableModelError(Exception):
     """The configured model cannot run on this machine, however often it is tried; the message says why."""
 
