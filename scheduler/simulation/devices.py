@@ -49,7 +49,7 @@ class Machine:
         """What each worker reports when it is ready."""
         points = STEP_SECONDS[self.gain]
         seconds = [points[min(bucket for bucket in points if bucket >= n)] for n in range(1, self.slots + 1)]
-        return m.Costs(NOMINAL_STEPS, tuple(seconds), FIXED_SECONDS)
+        return m.Costs(NOMINAL_STEPS, tuple(seconds), FIXED_SECONDS, FIXED_SECONDS / 2)
 
     @property
     def step_rate(self) -> float:

@@ -1,14 +1,14 @@
 """`python -m tests.bench NAME [options]` runs one benchmark; without a name, each of them with its defaults.
 
-Except for those that take long: `latency`, which is for a GPU, `overload`, `runtimes`, `scheduling`, `soak` and
-`stalls` run when named.
+Except for those that take long: `latency`, which is for a GPU, `overload`, `replay`, `runtimes`, `scheduling`,
+`soak` and `stalls` run when named.
 """
 
 import runpy
 import sys
 
 SHORT = ("overhead", "decision", "startup", "demo")
-BENCHMARKS = (*SHORT, "decoding", "latency", "overload", "runtimes", "scheduling", "soak", "stalls")
+BENCHMARKS = (*SHORT, "decoding", "latency", "overload", "replay", "runtimes", "scheduling", "soak", "stalls")
 
 
 def main() -> None:

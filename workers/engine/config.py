@@ -102,6 +102,13 @@ class Echo:
     """Steps that an image takes."""
     step_seconds: Annotated[float, Meta(ge=0)] = 0.0
     """Seconds that a step takes, however many images share it."""
+    batch_seconds: list[Annotated[float, Meta(ge=0)]] = field(default_factory=list)
+    """Seconds of a step of 1, 2, ... images of the nominal size, instead of `step_seconds`; the last one is also for
+    more. As on a GPU, each size is a batch of its own, one runs after the other, and other sizes cost by their pixels.
+    """
+    fixed_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    """Seconds that an image takes beside its steps, half of them to prepare it and half to decode it, between steps;
+    with `batch_seconds`, by its pixels."""
     reencode: bool = True
     """Decode and encode the image; `false` returns the bytes that came, unread."""
 

@@ -1,18 +1,19 @@
 """An engine without a model: the picture comes back as it went in. For tests and for benchmarks of all the rest."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from scheduler.messages import Costs
+from scheduler.messages import NOMINAL, BatchKey, Costs
 from workers.engine import codec
 from workers.engine.budget import DecodeBudget
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
 from workers.engine.contract import AS_CONFIGURED, Condition, Options, Stepped, Task
-from workers.engine.header import read_header
+from workers.engine.header import output_size, read_header
 from workers.memory import memory_limit
 
 _WARM_UP_SEED = 0
@@ -24,30 +25,35 @@ class Echoed:
 
     picture: Pixels | bytes
     steps: int
+    key: BatchKey = NOMINAL
     warnings: tuple[str, ...] = ()
 
 
 class EchoEngine:
-    """Returns the input picture after as many steps as its task asks for, else `config.echo.steps`; all pictures that
-    run share the time of a step."""
+    """Returns the input picture after as many steps as its task asks for, else `config.echo.steps`. All pictures that
+    run share the time of a step; with `batch_seconds`, all of a size do."""
 
     def __init__(self, config: EngineConfig) -> None:
+        echo = config.echo
         self.slots = config.slots
         self._config = config
+        by_size = echo.batch_seconds or [echo.step_seconds]
+        self._step_seconds = tuple(by_size[min(n, len(by_size) - 1)] for n in range(config.slots))
         self._budget = DecodeBudget(config.decode_budget(memory_limit()))
-        self._running: dict[int, tuple[Pixels | bytes, Stepped]] = {}
-        self._fixed_seconds = 0.0
+        self._running: dict[int, tuple[Echoed, Stepped]] = {}
+        self._fixed_seconds = echo.fixed_seconds
+        self._busy_until = 0.0  # time.monotonic, of the device that there is not
 
     def warm_up(self) -> Costs:
         """Measure the codec on a nominal picture, unless pictures pass unread."""
         if self._config.echo.reencode:
-            self._fixed_seconds = self._measure()
+            self._fixed_seconds = self._measure() + self._config.echo.fixed_seconds / 2  # to decode; as configured
         return self.costs()
 
     def costs(self) -> Costs:
         """As configured, but for the codec."""
         echo = self._config.echo
-        return Costs(echo.steps, (echo.step_seconds,) * self.slots, self._fixed_seconds)
+        return Costs(echo.steps, self._step_seconds, self._fixed_seconds, echo.fixed_seconds / 2)
 
     def measure_again(self, is_idle: Callable[[], bool]) -> bool:
         """The codec alone: a step costs what the configuration says."""
@@ -59,8 +65,16 @@ class EchoEngine:
 
         Raises BadPictureError.
         """
-        picture = self._decode(task.picture) if self._config.echo.reencode else bytes(task.picture)
-        return Echoed(picture, task.options.steps or self._config.echo.steps)
+        echo = self._config.echo
+        picture = self._decode(task.picture) if echo.reencode else bytes(task.picture)
+        key = self._key(task.picture) if echo.batch_seconds else NOMINAL
+        time.sleep(echo.fixed_seconds / 2 * key.work)
+        return Echoed(picture, task.options.steps or echo.steps, key)
+
+    def _key(self, data: bytes | memoryview) -> BatchKey:
+        header, sizing = read_header(data), self._config.size
+        width, height = output_size(header.width, header.height, sizing)
+        return BatchKey(width * height / sizing.short_side**2, (width, height))
 
     def _decode(self, data: bytes | memoryview) -> Pixels:
         header = read_header(data)
@@ -71,22 +85,34 @@ class EchoEngine:
         """Put a picture into a free slot. Raises ValueError when the slot is taken or not there."""
         if not 0 <= slot < self.slots or slot in self._running:
             raise ValueError(f"slot {slot} is not free")
-        self._running[slot] = (prepared.picture, Stepped(slot, 0, prepared.steps))
+        self._running[slot] = (prepared, Stepped(slot, 0, prepared.steps))
 
     def step(self) -> list[Stepped]:
         """Let one step's time pass for every unfinished picture."""
         unfinished = [slot for slot, (_, stepped) in self._running.items() if stepped.done < stepped.total]
-        if unfinished:
-            time.sleep(self._config.echo.step_seconds)
+        counts = Counter([self._running[slot][0].key for slot in unfinished])
+        seconds = sum([self._step_seconds[n - 1] * key.work for key, n in counts.items()])
+        self._pass(seconds, idle=not any(self._running[slot][1].done for slot in unfinished))
         return [self._advance(slot) for slot in unfinished]
+
+    def _pass(self, seconds: float, *, idle: bool = False) -> None:
+        """Let time of the device pass.
+
+        As with a GPU, which is told its next step during the last one, it does not wait for the host meanwhile.
+        """
+        now = time.monotonic()
+        began = now if idle else max(self._busy_until, now - seconds)
+        self._busy_until = began + seconds
+        time.sleep(max(0.0, self._busy_until - now))
 
     def finish(self, slot: int) -> Pixels | bytes:
         """The picture. Raises ValueError while it has steps to take."""
-        picture, stepped = self._tenant(slot)
+        echoed, stepped = self._tenant(slot)
         if stepped.done < stepped.total:
             raise ValueError(f"slot {slot} has steps to take")
         del self._running[slot]
-        return picture
+        self._pass(self._config.echo.fixed_seconds / 2 * echoed.key.work)
+        return echoed.picture
 
     def discard(self, slot: int) -> None:
         """Drop the picture in a slot. Raises ValueError when there is none."""
@@ -109,22 +135,22 @@ class EchoEngine:
 
     def preview(self, slot: int) -> object | None:
         """The picture, if it was read."""
-        picture, _ = self._tenant(slot)
-        return None if isinstance(picture, bytes) else picture
+        echoed, _ = self._tenant(slot)
+        return None if isinstance(echoed.picture, bytes) else echoed.picture
 
     def draw(self, preview: object) -> bytes:
         """A small JPEG of it."""
         return codec.thumbnail(np.asarray(preview, np.uint8))
 
-    def _tenant(self, slot: int) -> tuple[Pixels | bytes, Stepped]:
+    def _tenant(self, slot: int) -> tuple[Echoed, Stepped]:
         if slot not in self._running:
             raise ValueError(f"slot {slot} is empty")
         return self._running[slot]
 
     def _advance(self, slot: int) -> Stepped:
-        picture, stepped = self._running[slot]
+        echoed, stepped = self._running[slot]
         stepped = replace(stepped, done=stepped.done + 1)
-        self._running[slot] = (picture, stepped)
+        self._running[slot] = (echoed, stepped)
         return stepped
 
     def _measure(self) -> float:

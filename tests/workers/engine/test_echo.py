@@ -5,6 +5,8 @@ import time
 import numpy as np
 import pytest
 
+from scheduler.messages import Costs
+from tests.service.running import png
 from tests.workers.engine.demo import picture
 from workers.engine import build, codec
 from workers.engine.config import Echo, EngineConfig, Output
@@ -57,6 +59,76 @@ def test_pictures_share_the_time_of_a_step() -> None:
     start = time.perf_counter()
     assert engine.step() == [Stepped(0, 1, 2), Stepped(1, 1, 2)]
     assert 0.4 <= time.perf_counter() - start < 0.8  # one after the other would take 0.8
+
+
+class Clock:
+    """A clock that only `sleep` moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("workers.engine.echo.time", clock)
+    return clock
+
+
+def device(clock: Clock, *sizes: tuple[int, int]) -> EchoEngine:
+    """An engine whose steps take 2, 3 and 3 s, with an image of two steps of each of these sizes; at time 0."""
+    settings = Echo(steps=2, batch_seconds=[2.0, 3.0], fixed_seconds=1.0, reencode=False)
+    engine = EchoEngine(EngineConfig(kind="echo", slots=3, echo=settings))
+    for slot, (width, height) in enumerate(sizes):
+        engine.admit(slot, engine.prepare(Task(png(width, height), "", 0)))
+    clock.now = 0.0
+    return engine
+
+
+def test_images_of_a_size_share_a_batch_and_other_sizes_cost_by_their_pixels(clock: Clock) -> None:
+    engine = device(clock, (512, 512), (512, 512), (512, 1024))
+    assert engine.costs() == Costs(2, (2.0, 3.0, 3.0), 1.0, 0.5)
+    engine.step()
+    assert clock.now == 3.0 + 2 * 2.0
+
+
+def test_half_of_the_fixed_time_passes_before_the_steps_and_half_after_them(clock: Clock) -> None:
+    engine = device(clock, (512, 1024))
+    engine.prepare(Task(png(512, 1024), "", 0))
+    assert clock.now == 1.0
+    engine.step()
+    engine.step()
+    engine.finish(0)
+    assert clock.now == 1.0 + 2 * 4.0 + 1.0
+
+
+def test_the_host_has_as_long_as_a_step_to_give_a_device_the_next_one(clock: Clock) -> None:
+    engine = device(clock, (512, 512))
+    engine.step()
+    clock.now += 1.5  # until the host comes back
+    engine.step()
+    assert clock.now == 2 * 2.0
+    engine = device(clock, (512, 512))
+    engine.step()
+    clock.now += 5.0
+    engine.step()
+    assert clock.now == 2.0 + 5.0
+
+
+def test_an_idle_device_begins_when_it_is_told(clock: Clock) -> None:
+    engine = device(clock, (512, 512))
+    engine.step()
+    engine.discard(0)
+    clock.now = 10.0
+    engine.admit(0, engine.prepare(Task(png(512, 512), "", 0)))
+    engine.step()
+    assert clock.now == 10.0 + 0.5 + 2.0
 
 
 def test_a_discarded_picture_frees_its_slot() -> None:
