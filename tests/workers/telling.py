@@ -73,12 +73,12 @@ class TellingEngine(EchoEngine):
         super().admit(slot, prepared)
 
     def step(self) -> list[Stepped]:
-        for pixels, _ in self._running.values():
-            _given_memory("step", pixels)
+        for prepared, _ in self._running.values():
+            _given_memory("step", prepared.picture)
         return super().step()
 
     def finish(self, slot: int) -> Decoding:  # type: ignore[override]
-        _given_memory("finish", self._running[slot][0])
+        _given_memory("finish", self._running[slot][0].picture)
         self._fallbacks += 1
         return Decoding(super().finish(slot))
 
