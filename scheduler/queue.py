@@ -5,6 +5,12 @@ time: the work that was started for it. The client whose virtual time would be l
 client that comes back starts at the virtual time of those that stayed, so nobody saves turns for later. An example: A
 has sent ten jobs and B sends one; B's runs after the one of A's that is next, not after all ten.
 
+Jobs of negative priority are background work: all others, which are interactive, go first, whichever client's they
+are. Fairness holds among either. So that background jobs never starve, each interactive job that starts while any of
+them waits adds a ninth of its work to what they are owed, and one of them goes first once its work is owed. As long as
+they wait, they get a tenth of all work, less what the next one takes: an example is that of two floods of equal images,
+nine interactive ones start for each one in the background.
+
 There are some hundreds of jobs, so everything here walks over all of them.
 """
 
@@ -15,6 +21,8 @@ from dataclasses import dataclass, field
 from scheduler.errors import require
 from scheduler.messages import BatchKey, ClientId, Job, WorkerId
 from scheduler.workers import SlotAssignment
+
+OWED = 1 / 9  # of the work of each interactive job that is started while background jobs wait
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +50,11 @@ class JobState:
         self.charge, self.key = self.load + self.job.surcharge, self.job.batch_key
 
     @property
+    def background(self) -> bool:
+        """It gives way to interactive jobs, also to those of other clients."""
+        return self.job.priority < 0
+
+    @property
     def suspect(self) -> bool:
         """It ran on a worker that exited, and may be the reason."""
         return self.losses > 0
@@ -63,8 +76,76 @@ def _due(job: JobState) -> tuple[float, int]:
     return job.job.deadline, job.sequence
 
 
+class Turns:
+    """One queue per client, served in order of least work done."""
+
+    def __init__(self) -> None:
+        self.clients: dict[ClientId, ClientQueue] = {}  # a client whose first job is new is last
+        self._virtual_time = 0.0
+
+    def of(self, client: ClientId) -> list[JobState]:
+        """A client's jobs, in its order."""
+        return self.clients[client].jobs if client in self.clients else []
+
+    def add(self, job: JobState) -> None:
+        """A job waits from now on."""
+        client = job.job.client
+        queue = self.clients.setdefault(client, ClientQueue(self._virtual_time))
+        insort(queue.jobs, job, key=_importance)
+        if queue.jobs[0] is job:
+            self.clients[client] = self.clients.pop(client)
+
+    def remove(self, job: JobState, *, started: bool) -> None:
+        """A job waits no longer. If it was started, its client is charged for it."""
+        queue = self.clients.pop(job.job.client)
+        queue.jobs.remove(job)
+        if started:
+            queue.served += job.charge
+            self._virtual_time = max(self._virtual_time, queue.served)
+        if queue.jobs:
+            self.clients[job.job.client] = queue
+        if not self.clients:
+            self._virtual_time = 0.0
+
+    @property
+    def next(self) -> JobState | None:
+        """Whose turn it is."""
+        if not self.clients:
+            return None
+        return min(self.clients.values(), key=lambda queue: queue.served + queue.jobs[0].charge).jobs[0]
+
+    def order(self) -> list[JobState]:
+        """All jobs in the order of their turns if nobody else comes."""
+        first, turns = self.next, list[tuple[float, bool, int, JobState]]()
+        for queue in self.clients.values():
+            turn = queue.served
+            for job in queue.jobs:
+                turn += job.charge
+                turns.append((turn, job is not first, len(turns), job))
+        return [job for *_, job in sorted(turns)]
+
+    def first_of_each_size(self) -> list[JobState]:
+        """The first job of each size, in the order of their turns."""
+        found: dict[BatchKey, tuple[float, int, JobState]] = {}
+        for queue in self.clients.values():
+            turn = queue.served
+            for job in queue.jobs:
+                turn += job.charge
+                known = found.get(job.key)
+                if known is None or turn < known[0]:
+                    found[job.key] = turn, job.sequence, job
+        return [job for *_, job in sorted(found.values())]
+
+    def check(self) -> None:
+        """Validate invariants; raises BrokenInvariantError."""
+        for client, queue in self.clients.items():
+            require(bool(queue.jobs), f"{client} has an empty queue")
+            require(queue.jobs == sorted(queue.jobs, key=_importance), f"the jobs of {client} are out of order")
+            require(queue.served <= self._virtual_time, f"{client} is ahead of the virtual time")
+
+
 class FairQueue:
-    """One queue per client, served in order of least work done.
+    """All jobs that wait: interactive ones by fair turns, then background ones by theirs.
 
     Suspects come before all others and in no client's queue: they have had their turn already.
     """
@@ -72,8 +153,8 @@ class FairQueue:
     def __init__(self) -> None:
         self.suspects: list[JobState] = []
         self.by_deadline: list[JobState] = []
-        self._clients: dict[ClientId, ClientQueue] = {}  # a client whose first job is new is last
-        self._virtual_time = 0.0
+        self._interactive, self._background = Turns(), Turns()
+        self._owed = 0.0  # work that background jobs have given way to for long enough
         self._sequence = 0
 
     def __len__(self) -> int:
@@ -86,26 +167,25 @@ class FairQueue:
     @property
     def clients(self) -> int:
         """How many clients have a job that waits."""
-        return len(self._clients)
+        return len(self._interactive.clients.keys() | self._background.clients.keys())
 
     def of(self, client: ClientId) -> list[JobState]:
         """A client's jobs, in its order."""
-        return self._clients[client].jobs if client in self._clients else []
+        return self._interactive.of(client) + self._background.of(client)
 
     def due_before(self, job: JobState) -> int:
         """How many jobs are due before a job that waits."""
         return bisect_left(self.by_deadline, _due(job), key=_due)
 
+    def _turns_of(self, job: JobState) -> Turns:
+        return self._background if job.background else self._interactive
+
     def add(self, job: JobState) -> None:
         """A job is accepted."""
         self._sequence += 1
         job.sequence = self._sequence
-        client = job.job.client
-        queue = self._clients.setdefault(client, ClientQueue(self._virtual_time))
         insort(self.by_deadline, job, key=_due)
-        insort(queue.jobs, job, key=_importance)
-        if queue.jobs[0] is job:
-            self._clients[client] = self._clients.pop(client)
+        self._turns_of(job).add(job)
 
     def put_back(self, suspects: list[JobState]) -> None:
         """Jobs have lost their worker."""
@@ -117,44 +197,37 @@ class FairQueue:
             self.suspects.remove(job)
             return
         self.by_deadline.remove(job)
-        queue = self._clients.pop(job.job.client)
-        queue.jobs.remove(job)
+        self._turns_of(job).remove(job, started=started)
         if started:
-            queue.served += job.charge
-            self._virtual_time = max(self._virtual_time, queue.served)
-        if queue.jobs:
-            self._clients[job.job.client] = queue
-        if not self._clients:
-            self._virtual_time = 0.0
+            self._owed = _owed_after(self._owed, job)
+        if not self._background.clients:
+            self._owed = 0.0
 
     @property
     def next(self) -> JobState | None:
         """Whose turn it is; None if only suspects wait."""
-        if not self._clients:
-            return None
-        return min(self._clients.values(), key=lambda queue: queue.served + queue.jobs[0].charge).jobs[0]
+        interactive, background = self._interactive.next, self._background.next
+        if interactive is None or (background is not None and self._owed >= background.charge):
+            return background
+        return interactive
 
     def turns(self) -> list[JobState]:
         """All but suspects, in the order of their turns if nobody else comes."""
-        first, turns = self.next, list[tuple[float, bool, int, JobState]]()
-        for queue in self._clients.values():
-            turn = queue.served
-            for job in queue.jobs:
-                turn += job.charge
-                turns.append((turn, job is not first, len(turns), job))
-        return [job for *_, job in sorted(turns)]
+        interactive, background = self._interactive.order()[::-1], self._background.order()[::-1]
+        turns, owed = list[JobState](), self._owed
+        while interactive and background:
+            turns.append((background if owed >= background[-1].charge else interactive).pop())
+            owed = _owed_after(owed, turns[-1])
+        return turns + interactive[::-1] + background[::-1]
 
     def first_of_each_size(self) -> list[JobState]:
-        """The first job of each size that waits, in the order of their turns."""
-        found: dict[BatchKey, tuple[float, int, JobState]] = {}
-        for queue in self._clients.values():
-            turn = queue.served
-            for job in queue.jobs:
-                turn += job.charge
-                known = found.get(job.key)
-                if known is None or turn < known[0]:
-                    found[job.key] = turn, job.sequence, job
-        return [job for *_, job in sorted(found.values())]
+        """The first job of each size that waits, in the order of their turns; a background job where no other has it.
+
+        So background jobs may pass an interactive one of another size: without them, batches would be smaller.
+        """
+        first = self._interactive.first_of_each_size()
+        sizes = {job.key for job in first}
+        return first + [job for job in self._background.first_of_each_size() if job.key not in sizes]
 
     def before(self, job: JobState) -> list[JobState]:
         """What starts before a job that waits, if nothing else comes."""
@@ -165,11 +238,16 @@ class FairQueue:
 
     def check(self) -> None:
         """Validate invariants; raises BrokenInvariantError."""
-        queued = [job for queue in self._clients.values() for job in queue.jobs]
+        clients = [*self._interactive.clients.values(), *self._background.clients.values()]
+        queued = [job for queue in clients for job in queue.jobs]
         require(sorted(map(_due, queued)) == list(map(_due, self.by_deadline)), "a job waits in one order only")
-        for client, queue in self._clients.items():
-            require(bool(queue.jobs), f"{client} has an empty queue")
-            require(queue.jobs == sorted(queue.jobs, key=_importance), f"the jobs of {client} are out of order")
-            require(queue.served <= self._virtual_time, f"{client} is ahead of the virtual time")
+        self._interactive.check()
+        self._background.check()
+        require(self._owed == 0 or bool(self._background.clients), "work is owed to nobody")
         require(all(job.suspect for job in self.suspects), "somebody waits among suspects who is none")
         require(all(job.assignment is None for job in self), "a job waits and runs")
+
+
+def _owed_after(owed: float, job: JobState) -> float:
+    """What background jobs are owed when a job has started."""
+    return max(0.0, owed - job.charge) if job.background else owed + OWED * job.charge

@@ -27,7 +27,10 @@ MEANINGS = {
     ),
     "temperature": "Divides the logits of the softmax in the ControlNet's attention layers.",
     "number_of_images": "So many pictures are made, each with the next seed.",
-    "priority": "Of the jobs of one client, those of higher priority go first.",
+    "priority": (
+        "Of the requests of one client, those of higher priority start first. Below 0 is background work: others' "
+        "requests go first, but leave it a tenth of the work."
+    ),
 }
 NOTHING: Mapping[str, str] = {}
 

@@ -107,6 +107,7 @@ class World(RuleBasedStateMachine):
         self.late: list[Event] = []  # what former processes may still have said
         self.drain_end: float | None = None
         self.exited = False
+        self.owed = 0.0  # to background jobs: the most it can be
 
     # ------------------------------------------------------------------------------------------------- what they share
 
@@ -131,7 +132,7 @@ class World(RuleBasedStateMachine):
     def overtaken(self, start: Start) -> list[int]:
         """Jobs of its client that wait, though they came earlier, are as important, as urgent and of the same size.
 
-        Suspects are none of them.
+        Suspects are none of them. Background jobs may overtake interactive ones when they are owed that.
         """
         job = self.clients[start.job].job
         running = {slot.job for process in self.processes.values() for slot in process.slots.values()}
@@ -139,11 +140,35 @@ class World(RuleBasedStateMachine):
             number
             for number, each in self.clients.items()
             if (number < job.id and each.job.client == job.client and each.job.priority >= job.priority)
+            and (each.job.priority < 0) == (job.priority < 0)
             and (each.job.deadline <= job.deadline and each.job.batch_key == job.batch_key)
             and each.outcome is None
             and not each.losses
             and number not in running
         ]
+
+    def count_turn(self, start: Start) -> None:
+        """A background job starts before an interactive one, as urgent and of its size, only if its work is owed."""
+        job, least, most = self.clients[start.job].job, *self.load_of(start.job)
+        running = {slot.job for process in self.processes.values() for slot in process.slots.values()}
+        waiting = [
+            each.job
+            for number, each in self.clients.items()
+            if each.outcome is None and not each.losses and number not in running
+        ]
+        if not any(each.priority < 0 for each in waiting):
+            self.owed = 0.0
+        elif job.priority >= 0:
+            self.owed += most / 9
+        else:
+            gives_way = [each for each in waiting if each.priority >= 0 and each.batch_key == job.batch_key]
+            assert self.owed >= least or all(each.deadline >= job.deadline for each in gives_way)
+            self.owed = max(0.0, self.owed - least)
+
+    def load_of(self, number: int) -> tuple[float, float]:
+        """The least and the most that a job may count for: nobody knows here what part of it its steps are."""
+        job = self.clients[number].job
+        return job.work * min(1.0, job.length), job.work * max(1.0, job.length)
 
     def load(self, worker: str, costs: Costs) -> None:
         process = self.processes[worker]
@@ -237,6 +262,7 @@ class World(RuleBasedStateMachine):
             assert start.worker != client.lost_on or not others
         else:
             assert not self.overtaken(start)
+            self.count_turn(start)
         client.starts += 1
         process.alone = client.losses > 0
         self.generation = start.generation
