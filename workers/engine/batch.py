@@ -85,6 +85,7 @@ class Batch:
         self._running: dict[int, Stepped] = {}  # by slot, as the host knows it
         self._estimates: dict[int, Tensor | None] = {}  # by slot, as in its plan
         self._chosen: dict[int, Sequence[int]] = {}  # bucket -> slots, as the device was told
+        self._used: set[int] = set()  # buckets that images ran in
 
     def __len__(self) -> int:
         return len(self._running)
@@ -99,6 +100,11 @@ class Batch:
     def upgraded(self) -> int:
         """How many buckets run compiled networks."""
         return sum(place.upgraded for place in self._places.values())
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """The buckets that images ran in or that have graphs: to run them once more takes no more memory."""
+        return tuple(bucket for bucket in self._buckets if bucket in self._used or bucket in self.graphs)
 
     def admit(self, slot: int, newcomer: Newcomer) -> None:
         """Let a picture take part from the next step on."""
@@ -134,6 +140,7 @@ class Batch:
             except torch.OutOfMemoryError as error:
                 self._do_without(bucket, error)
             else:
+                self._used.add(bucket)
                 waiting = waiting[bucket:]
         stepped = [replace(each, done=each.done + 1) for each in self._running.values()]
         self._running = {each.slot: each for each in stepped}

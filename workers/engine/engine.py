@@ -7,7 +7,7 @@ The sampler's arithmetic is a matrix (`sampler.py`), the running state lies in b
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from workers.engine.budget import DecodeBudget
 from workers.engine.codec import Pixels
 from workers.engine.conditioning import Prompt
 from workers.engine.config import EngineConfig
-from workers.engine.contract import AS_CONFIGURED, Condition, Options, OutOfMemoryError, Stepped, Task
+from workers.engine.contract import AS_CONFIGURED, MAX_SIZES, Condition, Options, OutOfMemoryError, Stepped, Task
 from workers.engine.decoding import Decoding, fetch
 from workers.engine.denoiser import coldest
 from workers.engine.graphs import Recorder
@@ -95,6 +95,8 @@ class DiffusionEngine:
         side = config.size.short_side
         self._coldest = coldest(model.dtype)
         self._nominal: Size = (side // model.latent_scale, side // model.latent_scale)
+        width, height = output_size(2 * side, side, config.size)
+        self._wide: Size = (height // model.latent_scale, width // model.latent_scale)
         self._measurements = Measurements(self, side, self._workshop.recipe.buckets)
 
     @property
@@ -162,8 +164,8 @@ class DiffusionEngine:
         OutOfMemoryError: then all that runs is to be discarded, as some of it may have advanced.
         """
         for size, bucket in self._workshop.upgrade():
-            if size == self._nominal and bucket is not None:
-                self._measurements.take(bucket)
+            if bucket is not None:
+                self._measurements.take(bucket, None if size == self._nominal else size)
         self._pace.wait()
         stepped = [progress for batch in self._workshop.spaces.busy() for progress in batch.advance()]
         self._pace.mark()
@@ -227,10 +229,29 @@ class DiffusionEngine:
         workspace = self._workshop.spaces.of((latents.shape[1], latents.shape[2]))
         return workspace.decoder.start(latents.to(self._model.device)).wait()
 
-    @torch.no_grad()
-    def rehearse(self, bucket: int) -> None:
-        """Take a step of so many pictures of the nominal size, that there are not."""
-        self._workshop.spaces.of(self._nominal).batch.rehearse(bucket)
+    def rehearsal(self, bucket: int, size: Size | None = None) -> Callable[[], None]:
+        """What takes a step of so many images of a size, nominal by default, that there are not.
+
+        Where the engine has no buffers for the other size, they are made now, and dropped with this.
+        """
+        space = self._workshop.spaces.of(self._nominal) if size is None else self._workshop.space(size)
+        return torch.no_grad()(partial(space.batch.rehearse, bucket))
+
+    def rehearsable(self) -> list[tuple[Size, int]]:
+        """Steps of other sizes, as (size, bucket), that can be rehearsed at no lasting cost of memory.
+
+        They are those of the sizes used last, in buckets that images ran in or that have graphs. Where another size
+        costs little, it is a step of one image of 2:1 as well: most sizes lie between that and the nominal one.
+        """
+        sizes = {size: space.batch.used for size, space in self._workshop.spaces.latest() if space.batch.used}
+        if self._workshop.light:
+            sizes.setdefault(self._wide, self._workshop.recipe.buckets[:1])
+        sizes.pop(self._nominal, None)
+        return [(size, bucket) for size, buckets in list(sizes.items())[:MAX_SIZES] for bucket in buckets]
+
+    def pixels(self, size: Size) -> tuple[int, int]:
+        """Width and height of an image whose latents have a size."""
+        return size[1] * self._model.latent_scale, size[0] * self._model.latent_scale
 
     def condition(self) -> Condition:
         """Kernels, graphs and fallbacks."""

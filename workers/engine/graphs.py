@@ -114,6 +114,9 @@ class Graphs:
     def __len__(self) -> int:
         return len(self._recordings)
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._recordings
+
     @property
     def size(self) -> int:
         """Bytes of device memory by which the pool grew."""

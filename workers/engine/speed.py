@@ -85,6 +85,15 @@ class Workshop:
                 space.batch.prepare(bucket)
             space.decoder.prepare()
 
+    def space(self, size: Size) -> Workspace:
+        """The workspace of a size; where there is none, one that nobody keeps."""
+        return self.spaces.get(size) or self._workspace(size, kept=False)
+
+    @property
+    def light(self) -> bool:
+        """Whether another size costs little: torch on a CPU needs neither graphs for it nor much time to choose."""
+        return self._by_torch and self._recorder is None and not self._on_cuda
+
     def start_compiling(self) -> None:
         """Compile the networks for the configured sizes in the background; what one picture alone needs comes first."""
         wanted = self._config.speed.compile

@@ -61,6 +61,10 @@ class Workspaces:
         """The workspace of a size, if there is one."""
         return self._by_size.get(size)
 
+    def latest(self) -> list[tuple[Size, Workspace]]:
+        """The sizes and their workspaces, the most recently used first."""
+        return list(reversed(self._by_size.items()))
+
     def busy(self) -> Iterator[Batch]:
         """The batches that have pictures in them."""
         return (workspace.batch for workspace in self if len(workspace.batch))

@@ -2,7 +2,10 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -196,16 +199,27 @@ def idle() -> bool:
     return True
 
 
+def later(seconds: float, action: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        time.sleep(seconds)
+        action()
+
+    return run
+
+
+def refused() -> None:
+    raise torch.OutOfMemoryError("out of memory")
+
+
 def test_a_start_on_a_busy_machine_is_forgotten_when_it_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = demo.engine()
-    rehearse = engine.rehearse
+    rehearsal = engine.rehearsal
 
-    def delayed(bucket: int) -> None:
-        time.sleep(0.5)
-        rehearse(bucket)
+    def delayed(*part: Any) -> Callable[[], None]:
+        return later(0.5, rehearsal(*part))
 
     with monkeypatch.context() as busy:
-        busy.setattr(engine, "rehearse", delayed)
+        busy.setattr(engine, "rehearsal", delayed)
         before = engine.warm_up()
         assert engine.measure_again(idle)
         assert engine.costs().step_seconds[0] >= 0.5
@@ -244,7 +258,7 @@ def test_measuring_ends_with_the_step_that_runs_when_the_engine_is_needed(monkey
     engine = demo.engine()
     before = engine.warm_up()
     steps: list[int] = []
-    monkeypatch.setattr(engine, "rehearse", steps.append)
+    monkeypatch.setattr(engine, "rehearsal", lambda bucket: partial(steps.append, bucket))
     assert not engine.measure_again(lambda: len(steps) < 2)
     assert len(steps) == 2
     assert engine.costs() == before
@@ -255,12 +269,10 @@ def test_without_memory_to_measure_again_what_was_measured_stays(monkeypatch: py
     engine = demo.engine()
     before = engine.warm_up()
 
-    def refused(bucket: int) -> None:
-        raise torch.OutOfMemoryError("out of memory")
-
-    monkeypatch.setattr(engine, "rehearse", refused)
+    monkeypatch.setattr(engine, "rehearsal", lambda *part: refused)
     assert engine.measure_again(idle)
-    assert engine.costs().step_seconds == before.step_seconds
+    after = engine.costs()
+    assert (after.step_seconds, after.sizes) == (before.step_seconds, before.sizes)
 
 
 def test_a_sampler_of_one_step_can_be_warmed_up_too() -> None:
@@ -277,14 +289,8 @@ def test_pictures_that_fill_no_bucket_cost_as_much_as_those_that_do() -> None:
 
 def test_a_bucket_without_memory_to_measure_it_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = demo.engine()
-    rehearse = engine.rehearse
-
-    def limited(bucket: int) -> None:
-        if bucket > 1:
-            raise torch.OutOfMemoryError("out of memory")
-        rehearse(bucket)
-
-    monkeypatch.setattr(engine, "rehearse", limited)
+    rehearsal = engine.rehearsal
+    monkeypatch.setattr(engine, "rehearsal", lambda bucket, *size: rehearsal(bucket, *size) if bucket == 1 else refused)
     costs = engine.warm_up()
     assert costs.step_seconds == pytest.approx([n * costs.step_seconds[0] for n in (1, 2, 3)])
 
@@ -296,4 +302,4 @@ def test_what_would_take_too_long_to_measure_is_estimated_and_said(
     with caplog.at_level(logging.INFO):
         costs = demo.engine().warm_up()
     assert costs.step_seconds == pytest.approx([n * costs.step_seconds[0] for n in (1, 2, 3)])
-    assert "measured for [1] pictures together, estimated for [2, 3]" in caplog.text
+    assert "measured for [1] images together, estimated for [2, 3]" in caplog.text
