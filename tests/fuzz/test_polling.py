@@ -60,9 +60,8 @@ def test_a_stall_is_seen_while_it_lasts_and_afterwards(server: Stalling) -> None
         began = time.monotonic()
         server.stall = True
         until(lambda: poller.worst(began) > STALL_SECONDS / 2)
-        until(lambda: time.monotonic() > began + 2 * STALL_SECONDS and len(poller.polls) > 10)
+        until(lambda: poller.worst(time.monotonic()) < STALL_SECONDS / 2)
         assert poller.worst(began) >= STALL_SECONDS
-        assert poller.worst(time.monotonic()) < STALL_SECONDS
 
 
 def test_a_connection_that_is_closed_between_two_polls_is_made_anew(server: Stalling) -> None:

@@ -1,6 +1,7 @@
 """All bodies in hand share one budget of bytes: what goes beyond is told to come later, and memory stays within it."""
 
 import json
+import select
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,14 +45,14 @@ def begin(connection: socket.socket, declared: int = BODY_BYTES + 2**20) -> None
         pass
 
 
-def refusal(connection: socket.socket) -> dict[str, object] | None:
-    """The problem that the service answered with; None while it waits for more."""
-    connection.settimeout(0.5)
-    try:
-        answer = connection.recv(2**16)
-    except TimeoutError:
-        return None
-    body: dict[str, object] = json.loads(answer.partition(b"\r\n\r\n")[2])
+def answered(connections: list[socket.socket]) -> list[socket.socket]:
+    """Those that the service has answered; it waits for more of the others."""
+    return select.select(connections, [], [], 0)[0]
+
+
+def refusal(connection: socket.socket) -> dict[str, object]:
+    """The problem that the service answered with."""
+    body: dict[str, object] = json.loads(read(connection).partition(b"\r\n\r\n")[2])
     return body
 
 
@@ -61,7 +62,8 @@ def test_unfinished_bodies_stay_within_the_budget_and_others_are_served(small: S
         held = [stack.enter_context(connect(small)) for _ in range(30)]
         for connection in held:
             begin(connection)
-        refusals = [found for connection in held if (found := refusal(connection)) is not None]
+        until(lambda: len(answered(held)) >= len(held) - OWN_BYTES // BODY_BYTES)
+        refusals = [refusal(connection) for connection in answered(held)]
         grown = peak_bytes(small.process.pid) - before
         assert len(held) - len(refusals) == OWN_BYTES // BODY_BYTES
         assert {problem["type"] for problem in refusals} == {"urn:contour:problem:busy"}

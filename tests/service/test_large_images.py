@@ -2,11 +2,10 @@
 
 import struct
 import threading
-import time
 import zlib
 
 from tests.service.raw import answers, head, read
-from tests.service.running import Service
+from tests.service.running import Service, until
 from tests.service.test_buffers import connect_from
 
 SIDE = 5000
@@ -41,16 +40,16 @@ def test_large_images_of_one_client_delay_no_other(demo: Service) -> None:
     for thread in threads:
         thread.start()
     try:
-        while not served:
-            time.sleep(0.05)
-        waits = []
+        until(lambda: 200 in served)
+        meanwhile = []
         for _ in range(6):
-            began = time.monotonic()
+            before = served.count(200)
             assert demo.generate(steps=1).status_code == 200
-            waits.append(time.monotonic() - began)
+            meanwhile.append(served.count(200) - before)
     finally:
         stop.set()
         for thread in threads:
             thread.join()
     assert set(served) <= {200, 429, 503}
-    assert max(waits) < 10, waits  # seconds; a moment while one is decoded, where it was the time of several
+    # The one that is decoded as ours comes, and another that has been and waits for its steps; it was several.
+    assert max(meanwhile) <= 3, meanwhile

@@ -18,6 +18,7 @@ from tests.service.raw import BODY, JSON, LENGTH, Answer, answers, connect, exch
 from tests.service.running import Service, file_of, good_request, until
 
 SECONDS = 1.0  # that a head or a body may take
+KEEP_ALIVE_SECONDS = 3.0
 KEPT = f"POST /generation/ HTTP/1.1\r\nHost: localhost\r\n{JSON}\r\n{LENGTH}\r\n\r\n".encode() + BODY
 ESTABLISHED, CLOSE_WAIT = "01", "08"  # <net/tcp_states.h>
 CONNECTIONS = 420  # so one address may have 210
@@ -26,7 +27,8 @@ CONNECTIONS = 420  # so one address may have 210
 @pytest.fixture(scope="module")
 def limited() -> Iterator[Service]:
     """An echo with little patience."""
-    seconds = {f"SERVER__{name}_SECONDS": SECONDS for name in ("HEADER", "BODY", "KEEP_ALIVE")}
+    seconds = {f"SERVER__{name}_SECONDS": SECONDS for name in ("HEADER", "BODY")}
+    seconds["SERVER__KEEP_ALIVE_SECONDS"] = KEEP_ALIVE_SECONDS
     limits = {"SERVER__MAX_HEADER_BYTES": 8192, "SERVER__MAX_CONNECTIONS": CONNECTIONS, "WORKERS__CPU_WORKERS": 1}
     with Service("echo", **seconds, **limits, ENGINE__ECHO__REENCODE="false") as service:
         yield service.wait_until_ready()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.service.asking import Cut, Manner, ask, message
+from tests.service.raw import answers, connect, head, read
 from tests.service.running import Service, file_of, good_request, png, until
 
 SLOW = {"ENGINE__ECHO__STEPS": 100, "ENGINE__ECHO__STEP_SECONDS": 0.1}  # a picture takes ten seconds
@@ -45,16 +46,12 @@ def test_a_client_that_reads_slowly_gets_its_picture_and_holds_nobody_up() -> No
 
 def test_a_client_that_sends_slowly_takes_no_slot_until_it_has_sent_all(echo: Service) -> None:
     cut = body(png(640, 480)[:1000])  # its header is whole: only a worker sees what is wrong
-
-    async def both() -> tuple[int, list[int]]:
-        slow = asyncio.create_task(ask(echo.url, *message(cut), Manner.SLOW_SENDER))
-        quick = [(await ask(echo.url, *message(json.dumps(good_request()).encode()))).status for _ in range(5)]
-        assert not slow.done()
-        return (await slow).status, quick
-
-    status, others = asyncio.run(both())
-    assert others == [200] * 5
-    assert status == 422
+    with connect(echo) as slow:
+        slow.sendall(head(f"Content-Length: {len(cut)}") + cut[:-1])
+        assert [echo.generate().status_code for _ in range(5)] == [200] * 5
+        assert echo.sample("contour_running") == 0
+        slow.sendall(cut[-1:])
+        assert answers(read(slow))[0].status == 422
 
 
 def test_a_client_that_closes_its_half_is_one_that_left_and_its_slot_is_free() -> None:

@@ -1,7 +1,7 @@
 """No request keeps others waiting: `/healthz` is answered while each of the costliest is read and refused, or served.
 
-`python -m tests.bench.stalls` measures all classes. Here each is sent a few times, and the best time counts, as a busy
-machine may stop any process for a while.
+`python -m tests.bench.stalls` measures all classes: tens of milliseconds. Here is seen only that none takes seconds, by
+the best of several times, as a busy machine may stop any process for a while.
 """
 
 import time
@@ -15,8 +15,8 @@ from tests.bench.stalls import build, send_built
 from tests.fuzz.polling import HealthPoller
 from tests.service.running import Service, until
 
-STALL_SECONDS = 0.5
-TIMES = 3
+STALL_SECONDS = 1.0
+TIMES = 5  # at most
 COSTLIEST = (
     "SSE of 8 images",
     "base64 of spaces",
@@ -52,10 +52,10 @@ def sender() -> Iterator[ProcessPoolExecutor]:
 @pytest.mark.parametrize("name", COSTLIEST)
 def test_others_are_answered_meanwhile(service: Service, sender: ProcessPoolExecutor, name: str) -> None:
     sender.submit(build, name).result()
-    stalls = []
+    stalls: list[float] = []
     with HealthPoller(service.url) as poller:
         until(lambda: bool(poller.polls))  # an answer may be there before the poller has connected
-        for _ in range(TIMES):
+        while len(stalls) < TIMES and min(stalls, default=STALL_SECONDS) >= STALL_SECONDS:
             began = time.monotonic()
             status = sender.submit(send_built, service.url, name).result()
             stalls.append(poller.worst(began))

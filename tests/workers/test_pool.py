@@ -20,7 +20,7 @@ from workers import processes
 from workers.child import Child
 from workers.devices import DeviceSpec
 from workers.engine.config import Echo, EngineConfig
-from workers.engine.contract import Task
+from workers.engine.contract import Options, Task
 from workers.pool import Answer, Device, NothingServedError, Observer, Pool, Terms
 from workers.process import Setup
 from workers.slots import SlotLayout
@@ -29,6 +29,7 @@ PATIENCE = 30.0
 ECHO = EngineConfig(kind="echo", slots=2, echo=Echo(steps=10, step_seconds=0.02, reencode=False))
 BROKEN = EngineConfig(kind="diffusion", slots=2)
 TASK = Task(png(64, 64), "a square", 1)
+ENDLESS = replace(TASK, options=Options(steps=10_000))
 
 
 class Seen:
@@ -84,8 +85,8 @@ def test_a_cancelled_call_cancels_the_job() -> None:
         seen = Seen()
         async with running(seen) as pool:
             await make(pool)
-            waiting = asyncio.create_task(make(pool))
-            await asyncio.sleep(0.05)
+            waiting = asyncio.create_task(pool.generate(ENDLESS, Terms(time.monotonic() + 3600)))
+            await until(lambda: pool.core.running == 1)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
@@ -143,7 +144,7 @@ def test_a_worker_whose_socket_ends_is_replaced_and_its_picture_made_again() -> 
         async with running(seen) as pool:
             await make(pool)
             waiting = asyncio.create_task(make(pool))
-            await asyncio.sleep(0.05)
+            await until(lambda: pool.core.running == 1)
             pool._processes["cpu0"].channel.shutdown(socket.SHUT_RD)
             assert (await waiting).picture == TASK.picture
         lost = [event.reason for event in seen.events if isinstance(event, m.WorkerLost)]

@@ -20,7 +20,7 @@ from workers.pool import Answer, Pool, Terms
 from workers.watching import Advanced, News, Previewed, Started, Watching
 
 STEPS = 6
-ENGINE = EngineConfig(kind="echo", slots=1, echo=Echo(steps=STEPS, step_seconds=0.05))
+ENGINE = EngineConfig(kind="echo", slots=1, echo=Echo(steps=STEPS, step_seconds=0.1))
 WATCHED = replace(TASK, options=Options(previews=True))
 FIRST, SECOND = (m.Start(job, "gpu0", 0, generation) for job, generation in ((1, 11), (2, 12)))
 
@@ -109,11 +109,15 @@ def test_one_that_is_made_again_elsewhere_starts_again() -> None:
         async with running(engine=ENGINE, workers=2) as pool:
             await until(lambda: len(pool.devices) == 2)
             news = list[News]()
-            waiting = asyncio.create_task(make(pool, WATCHED, news))
-            await until(lambda: Advanced(2, STEPS) in news)
-            busy = next(view.id for view in pool.core.workers() if view.running)
-            os.kill(pool.processes[busy], signal.SIGKILL)
-            assert isinstance((await waiting).outcome, m.Done)
+
+            def kill_on_the_way(each: News) -> None:
+                news.append(each)
+                if news.count(Started()) == 1 and each == Advanced(2, STEPS):
+                    busy = next(view.id for view in pool.core.workers() if view.running)
+                    os.kill(pool.processes[busy], signal.SIGKILL)
+
+            answer = await pool.generate(WATCHED, Terms(time.monotonic() + PATIENCE), kill_on_the_way)
+            assert isinstance(answer.outcome, m.Done)
         again = len(news) - news[::-1].index(Started()) - 1
         assert again > 0
         assert_whole(news[again:])

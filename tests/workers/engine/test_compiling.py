@@ -10,7 +10,7 @@ from workers.engine.compiling import Compiler, Target
 from workers.engine.graphs import Fallbacks
 
 FIRST, SECOND = ((64, 64), 1), ((64, 64), 2)
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 def wait_for(happened: Callable[[], object]) -> None:
