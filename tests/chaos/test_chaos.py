@@ -1,20 +1,22 @@
-"""Two minutes of what `make chaos` does for an hour."""
+"""Some seconds, or two minutes, of what `make chaos` does for an hour."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.service.running import ROOT
 
-STORM_SECONDS = 60  # what comes before, between and after takes as long
 LIMIT_SECONDS = 600
 SEED = 7
 
 
-def test_two_minutes_of_faults_break_no_promise(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.slow)])
+def test_faults_break_no_promise(tmp_path: Path, seconds: int) -> None:
     out = tmp_path / "chaos.json"
-    options = ["--seconds", str(STORM_SECONDS), "--seed", str(SEED), "--out", str(out)]
+    options = ["--seconds", str(seconds), "--seed", str(SEED), "--out", str(out)]
     done = subprocess.run(
         [sys.executable, "-m", "tests.chaos", *options],
         cwd=ROOT,
@@ -26,5 +28,5 @@ def test_two_minutes_of_faults_break_no_promise(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(out.read_text())
     assert result["broken promises"] == []
-    assert result["requests"] >= 300
-    assert result["faults"] >= 20
+    assert result["requests"] >= 5 * seconds
+    assert result["faults"] >= seconds / 3

@@ -30,7 +30,7 @@ PATIENCE = 300.0  # seconds: a process with a model takes many to start on a bus
 CRASHED = f"{COMPILING}: off after a crash"
 DIED = [
     "crashes while compiling",
-    "crashes at the first step of an image",
+    pytest.param("crashes at the first step of an image", marks=pytest.mark.slow),
 ]
 
 
@@ -97,6 +97,7 @@ def test_a_process_that_dies_of_it_is_followed_by_one_that_does_without_and_says
     assert any(COMPILING in message and "without" in message for message in caplog.messages)
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_while_it_compiles_is_followed_by_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,15 @@ from workers.engine.model import decode
 from workers.engine.runtime import Decode, Ways
 
 
+def traced() -> tuple[Passes, Decode]:
+    """The demo model's networks, as torch.compile traces them."""
+    trace = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
+    parts = demo.parts()
+    plain = Passes.of(parts.unet, parts.controlnet)
+    passes = Passes(trace(plain.control), trace(plain.encode), trace(plain.decode))
+    return passes, trace(partial(decode, parts.vae))
+
+
 def compiled_by(made_by: DiffusionEngine, passes: Passes, decode: Decode) -> None:
     """Have an engine take these for what is compiled."""
     layers = Layers.of(demo.parts().unet, demo.parts().controlnet)
@@ -28,10 +37,13 @@ def compiled_by(made_by: DiffusionEngine, passes: Passes, decode: Decode) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own imports
-def test_compiled_networks_take_over_between_two_steps_of_a_picture() -> None:
-    """Compiled by torch indeed: the small model, for one batch size, and then its VAE."""
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_networks_take_over_between_two_steps_of_a_picture(backend: str) -> None:
+    """The small model, for one batch size, and then its VAE: traced alone, or compiled by torch indeed."""
     config = speed(replace(CONFIG, slots=1), compile=True)
     made_by = engine(config, recorder())
+    if backend == "eager":
+        compiled_by(made_by, *traced())
     made_by._workshop.set_up()
     made_by._measurements.take_all()
     planned_with = made_by.costs()
@@ -56,11 +68,7 @@ def test_compiled_networks_take_over_between_two_steps_of_a_picture() -> None:
 
 def test_any_number_of_shapes_is_compiled() -> None:
     made_by = engine(speed(replace(CONFIG, slots=3), compile=True))
-    trace = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
-    parts = demo.parts()
-    plain = Passes.of(parts.unet, parts.controlnet)
-    passes = Passes(trace(plain.control), trace(plain.encode), trace(plain.decode))
-    compiled_by(made_by, passes, trace(partial(decode, parts.vae)))
+    compiled_by(made_by, *traced())
     made_by._workshop.set_up()
     made_by._workshop.start_compiling()
     assert made_by.settle(120)
@@ -153,12 +161,7 @@ def _tired() -> Callable[[Decode, torch.Tensor], torch.Tensor]:
 def test_networks_that_would_be_compiled_again_where_they_serve_are_not_taken_over() -> None:
     """That takes minutes, in which nobody's step would be taken."""
     made_by = engine(speed(replace(CONFIG, slots=1), compile=True))
-    trace = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
-    parts = demo.parts()
-    plain = Passes.of(parts.unet, parts.controlnet)
-
-    passes = Passes(trace(plain.control), trace(plain.encode), trace(plain.decode))
-    compiled_by(made_by, passes, partial(decode, parts.vae))
+    compiled_by(made_by, traced()[0], partial(decode, demo.parts().vae))
     made_by._workshop.set_up()
     made_by._measurements.take_all()
     made_by._workshop.start_compiling()
