@@ -14,7 +14,7 @@ RAY_BIN := .venv-ray/bin
 RAY_INSTALLED := .venv-ray/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-image test-ray fuzz chaos demo-model demo-scores lint format requirements swagger-ui bench bench-gpu clean
+.PHONY: help install serve test test-slow test-all test-image test-ray fuzz chaos demo-model demo-scores lint format requirements swagger-ui bench bench-gpu clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,8 +24,17 @@ install: $(INSTALLED)  ## make .venv with all that serving and testing need
 serve: $(SERVING)  ## serve, with what that needs in .venv; CONFIG=configs/demo.yaml HOST=127.0.0.1 PORT=8000
 	$(BIN)/python -m app --config $(CONFIG) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 
-test: $(INSTALLED)  ## run the tests; ARGS="tests/app -k settings" JOBS=2
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+# Files stay whole and in order: neighbours share a browser, services and what they have imported.
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
+test: $(INSTALLED)  ## run the tests but the slow ones; ARGS="tests/app -k settings" JOBS=2
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(INSTALLED)  ## run the slow tests alone
+	$(PYTEST) -m slow $(ARGS)
+
+test-all: $(INSTALLED)  ## run both
+	$(PYTEST) $(ARGS)
 
 test-image: $(INSTALLED)  ## build the image with the small model and try it: as root on Debian, with buildah
 	TEST_IMAGE=1 $(BIN)/python -m pytest tests/image $(ARGS)

@@ -17,7 +17,7 @@ def start(config: Path | str, tmp_path: Path) -> "subprocess.CompletedProcess[st
         env=os.environ | {"HF_HOME": str(tmp_path), "CONTOUR_WORKERS__MODELS": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
 

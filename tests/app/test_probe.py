@@ -21,7 +21,7 @@ def probe(port: int | str, **variables: str) -> subprocess.CompletedProcess[str]
     """The probe's own process, with the port of the service in its environment."""
     environment = os.environ | {"CONTOUR_SERVER__PORT": str(port), **variables}
     command = [sys.executable, "-m", "app.probe", "--config", "configs/echo.yaml"]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False)
 
 
 def test_it_is_zero_once_a_worker_is_ready(service: Service) -> None:

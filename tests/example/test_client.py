@@ -60,7 +60,7 @@ def serving(answer: Callable[[dict[str, Any]], tuple[int, str, bytes]]) -> Itera
 
 def client(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(EXAMPLE / "client.py"), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=180, check=False)
 
 
 def picture(content: dict[str, Any]) -> tuple[int, str, bytes]:
@@ -204,7 +204,7 @@ def test_a_service_that_is_too_slow_is_told(tmp_path: Path) -> None:
     over = threading.Event()
 
     def answer(content: dict[str, Any]) -> tuple[int, str, bytes]:
-        over.wait(30)
+        over.wait(120)
         return 500, "text/plain", b""
 
     with serving(answer) as service:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 POLL = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 ALIVE = b'{"status":"ok"}'
-PATIENCE = 60.0  # seconds, after which a poll fails
+PATIENCE = 180.0  # seconds, after which a poll fails
 
 
 class Poll(NamedTuple):

@@ -22,7 +22,7 @@ from tests.service.running import Service, file_of, result_pixels, until
 EXAMPLES = 100  # between two looks at the clock
 STALL_SECONDS = 3.0  # that /healthz may take: far more than it should, as machines that test are busy
 IDLE_SECONDS = 20.0  # until a service has nothing in hand
-PATIENCE = 60.0
+PATIENCE = 180.0
 ERROR_BYTES = 4096
 DOCUMENTED = frozenset({200, 304, 400, 401, 403, 404, 405, 406, 408, 413, 415, 422, 429, 431, 503, 504})
 UNREAD = frozenset({400, 408, 431})  # whether a head that cannot be read is that of a HEAD is not known

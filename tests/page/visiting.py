@@ -24,7 +24,7 @@ FLAGS = [
 ]
 DESKTOP: ViewportSize = {"width": 1280, "height": 800}
 PHONE: ViewportSize = {"width": 390, "height": 844}
-PATIENCE_MS = 30_000
+PATIENCE_MS = 120_000
 # A browser says of each answer that is an error that it could not be loaded.
 EXPECTED = "Failed to load resource: the server responded with a status of"
 Options: TypeAlias = dict[str, Any]

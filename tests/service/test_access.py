@@ -49,7 +49,7 @@ def test_a_request_with_any_of_the_keys_gets_its_picture(guarded: Service, key: 
 def test_the_example_client_has_its_key_from_a_flag_or_the_environment(guarded: Service, tmp_path: Path) -> None:
     def run(*flags: str, **variables: str) -> int:
         command = [sys.executable, str(CLIENT), "--url", guarded.url, *flags]
-        return subprocess.run(command, cwd=tmp_path, env=os.environ | variables, timeout=60, check=False).returncode
+        return subprocess.run(command, cwd=tmp_path, env=os.environ | variables, timeout=180, check=False).returncode
 
     assert [run("--api-key", OTHER), run(CONTOUR_API_KEY=OTHER), run()] == [0, 0, 1]
 
@@ -90,7 +90,7 @@ def test_one_clients_flood_does_not_starve_another(guarded: Service) -> None:
     enough = threading.Event()
 
     def flood(number: int) -> None:
-        with httpx.Client(base_url=guarded.url, timeout=60, headers=bearer(FLOOD)) as client:
+        with httpx.Client(base_url=guarded.url, timeout=180, headers=bearer(FLOOD)) as client:
             while not enough.is_set():
                 answers[FLOOD].append(client.post("/generation/", json=good_request(request_id=number)))
                 enough.wait(0.05 * (answers[FLOOD][-1].status_code == 429))

@@ -185,9 +185,8 @@ def test_requests_are_counted_apart_and_logged_as_all_are(service: Service) -> N
     assert counted() == [before[0] + 1, before[1] + 1]
     assert service.sample("contour_requests_total") == pictures
     assert service.sample("contour_request_seconds_count") == timed
-    assert re.search(
-        r"contour\.request: \S+ POST /edges 422 invalid-picture .* client 127\.0\.0\.1", "".join(service.log)
-    )
+    line = re.compile(r"contour\.request: \S+ POST /edges 422 invalid-picture .* client 127\.0\.0\.1")
+    until(lambda: any(map(line.search, service.log)))
 
 
 # -------------------------------------------------------------------------------------------------------- deaths, load

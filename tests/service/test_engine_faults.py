@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from tests.service.running import Service
+from tests.service.running import Service, until
 
 SEED = 3
 STEPS = {"ENGINE__ECHO__STEPS": 5, "ENGINE__ECHO__STEP_SECONDS": 0.01, "ENGINE__FAULTS__SEED": SEED}
@@ -55,8 +55,7 @@ def test_a_device_without_memory_in_prepare_step_or_finish_costs_nobody_a_pictur
     with Service("echo", **chances, **STEPS, **PATIENT) as service:
         service.wait_until_ready(workers=2)
         answers = [service.generate() for _ in range(PICTURES)]
-        log = "".join(service.log)
-        assert all(f"fault injected: {place}" in log for place in places)
+        until(lambda: all(f"fault injected: {place}" in "".join(service.log) for place in places))
         assert {answer.status_code for answer in answers} == {200}
         assert service.sample("contour_worker_losses_total") == 0
         assert service.sample("contour_requests_total", outcome="done") == PICTURES

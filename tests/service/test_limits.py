@@ -140,7 +140,7 @@ def test_an_answer_that_nobody_reads_is_not_kept(limited: Service) -> None:
 def open_connections(service: Service) -> int:
     """Connections that the service has on its port, apart from that of its own client here."""
     service.client.close()
-    service.client = httpx.Client(base_url=service.url, timeout=60)
+    service.client = httpx.Client(base_url=service.url, timeout=180)
     port = f":{urlsplit(service.url).port:04X}"
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(row[1].endswith(port) and row[3] in {ESTABLISHED, CLOSE_WAIT} for row in rows)

@@ -104,5 +104,5 @@ def test_all_of_several_images_are_given_up_when_one_of_them_is_refused(headers:
         response = service.client.post("/generation/", json=good_request(number_of_images=4), headers=headers)
         assert (response.status_code, response.json()["type"]) == (429, "urn:contour:problem:overdrawn")
         assert int(response.headers["Retry-After"]) >= 1
-        until(lambda: service.sample("contour_running") == 0, seconds=5)
+        until(lambda: service.sample("contour_running") == 0)
         assert service.sample("contour_queue_depth") == 0

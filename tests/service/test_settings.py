@@ -52,7 +52,7 @@ def test_a_variable_that_cannot_be_used_stops_the_start(name: str, value: str, t
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode == 2
     assert done.stderr.startswith(f"environment variable {name}: ")

@@ -63,7 +63,7 @@ def test_it_makes_pictures_and_writes_nowhere_else(cache: Path) -> None:
 def test_a_cache_that_cannot_be_written_to_stops_the_start_and_is_named(cache: Path) -> None:
     command = [sys.executable, "-m", "app", "--config", "configs/echo.yaml"]
     environment = os.environ | {"CONTOUR_WORKERS__CACHE": "/no/such/folder"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 2
     assert done.stderr.startswith("workers.cache is /no/such/folder, which cannot be used: ")
 

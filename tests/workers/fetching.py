@@ -81,7 +81,7 @@ def command(folder: Path, *options: str, config: str = ONE, **environ: str) -> t
 def run_fetch(folder: Path, *options: str, config: str = ONE, **environ: str) -> "subprocess.CompletedProcess[str]":
     arguments, environment = command(folder, *options, config=config, **environ)
     return subprocess.run(
-        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
+        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -93,7 +93,7 @@ def start(folder: Path, url: str, *options: str, **more: object) -> "subprocess.
 
 def end(process: "subprocess.Popen[str]", how: signal.Signals) -> tuple[str, str]:
     process.send_signal(how)
-    return process.communicate(timeout=60)
+    return process.communicate(timeout=180)
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         listing, found = self.hub.listing(self.path), self.hub.find(self.path)
         if self.hub.silent:
-            self.hub.closing.wait(30)
+            self.hub.closing.wait(180)
             self.close_connection = True
         elif self.hub.page is not None:
             self._send(200, self.hub.page, {})
@@ -144,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault[1]:
                 self.wfile.flush()
                 self.hub.stalled.set()
-                self.hub.closing.wait(30)
+                self.hub.closing.wait(180)
 
     def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002
 
@@ -168,7 +168,7 @@ def serving(hub: Hub) -> Iterator[str]:
         server.server_close()
 
 
-def wait_until(condition: object, seconds: float = 60.0) -> None:
+def wait_until(condition: object, seconds: float = 180.0) -> None:
     """Wait for something to become true."""
     assert callable(condition)
     end = time.monotonic() + seconds

@@ -16,7 +16,7 @@ from workers.process import Setup
 from workers.slots import SlotMemory
 
 PAUSE = "PREVIEW_SECONDS"  # the environment variable with the seconds between two previews of a picture
-PATIENCE = 10.0  # seconds
+PATIENCE = 60.0  # seconds
 
 
 class Asks(IntEnum):

@@ -23,7 +23,7 @@ from workers.engine.config import Canny, Sizing
 from workers.engine.contract import BadPictureError
 from workers.slots import SlotLayout, SlotMemory
 
-PATIENCE = 30.0  # seconds, before a test gives something up
+PATIENCE = 120.0  # seconds, before a test gives something up
 SIZING = Sizing(short_side=128, long_side=256)
 ROOM = layout(2**20, SIZING)
 PICTURE = file_of(drawing(200, 150), "PNG")

@@ -165,8 +165,8 @@ def test_a_hub_that_is_gone_in_the_middle_is_told(tmp_path: Path) -> None:
     hub = hub_with(stalls={WEIGHTS: [HALF]})
     with serving(hub) as url:
         process = start(tmp_path, url, "--patience", "1")
-        assert hub.stalled.wait(60)
-    _, said = process.communicate(timeout=60)
+        assert hub.stalled.wait(180)
+    _, said = process.communicate(timeout=180)
     assert process.returncode == LATER
     assert f"{url} cannot be reached (" in said
     assert "What has come is kept; the same command goes on from there" in said

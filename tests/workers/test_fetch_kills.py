@@ -46,7 +46,7 @@ def test_a_killed_download_goes_on_where_it_stopped(tmp_path: Path) -> None:
     hub = hub_with(stalls={WEIGHTS: [HALF]})
     with serving(hub) as url:
         process = start(tmp_path, url)
-        assert hub.stalled.wait(60)
+        assert hub.stalled.wait(180)
         part = tmp_path / "models/.work" / f"controlnet-some--controlnet-{COMMIT[:12]}/originals" / f"{WEIGHTS}.part"
         wait_until(lambda: part.is_file() and part.stat().st_size > 0)
         end(process, signal.SIGKILL)
@@ -63,7 +63,7 @@ def test_an_interrupted_download_says_that_it_goes_on(tmp_path: Path) -> None:
     hub = hub_with(stalls={WEIGHTS: [HALF]})
     with serving(hub) as url:
         process = start(tmp_path, url)
-        assert hub.stalled.wait(60)
+        assert hub.stalled.wait(180)
         _, said = end(process, signal.SIGINT)
     assert process.returncode == 130
     assert said == "interrupted; the same command goes on from here\n"
@@ -73,14 +73,14 @@ def test_two_at_once_fetch_once(tmp_path: Path) -> None:
     hub = hub_with(stalls={WEIGHTS: [HALF]})
     with serving(hub) as url:
         first = start(tmp_path, url)
-        assert hub.stalled.wait(60)
+        assert hub.stalled.wait(180)
         second = start(tmp_path, url)
         assert second.stderr is not None
         assert second.stderr.readline().startswith(
             "waiting for another process, which is preparing controlnet-some--controlnet"
         )
         hub.closing.set()  # the first is cut, and goes on
-        outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
+        outputs = [process.communicate(timeout=180)[0] for process in (first, second)]
     assert outputs == [f"engine.model: {ROOT}/configs/demo\nengine.controlnet: {prepared(tmp_path)}\n"] * 2
     assert ranges(hub) == [None, f"bytes={HALF}-"]
 
@@ -183,14 +183,14 @@ def test_a_disk_that_others_fill_is_told_and_what_came_is_kept(tmp_path: Path) -
     hub = Hub({"some/controlnet": controlnet() | {WEIGHTS: content}}, stalls={WEIGHTS: [half]})
     with small_disk(tmp_path / "disk", 10) as disk, serving(hub) as url:
         process = start(tmp_path, url, "--to", str(disk))
-        assert hub.stalled.wait(60)
+        assert hub.stalled.wait(180)
         wait_until(lambda: any(part.stat().st_size for part in disk.rglob(f"{WEIGHTS}.part")))
         filler = disk / "filler"
         with suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
         hub.closing.set()
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=180)
         assert process.returncode == 1
         assert f"engine.controlnet: some/controlnet: no space is left in {disk}" in said
         filler.unlink()
@@ -205,7 +205,7 @@ def test_a_disk_that_fills_up_is_told(tmp_path: Path, limit: int) -> None:
     options = ("--dtype", "float32") if limit > SIZE else ()
     with serving(hub_with()) as url:
         process = start(tmp_path, url, *options, preexec_fn=shrink)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=180)
         assert process.returncode == 1
         assert "engine.controlnet: some/controlnet: no space is left in" in said
         assert "Traceback" not in said

@@ -101,7 +101,7 @@ def test_the_service_does_not_start_with_a_cache_that_others_can_write_to(tmp_pa
     tmp_path.chmod(0o777)
     command = [sys.executable, "-m", "app", "--config", "configs/echo.yaml", "--port", "0"]
     environment = surroundings(WORKERS__CACHE=tmp_path)
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(f"workers.cache is {tmp_path}, ")
     assert done.stderr.endswith(

@@ -25,7 +25,7 @@ from workers.pool import Answer, Device, NothingServedError, Observer, Pool, Ter
 from workers.process import Setup
 from workers.slots import SlotLayout
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 ECHO = EngineConfig(kind="echo", slots=2, echo=Echo(steps=10, step_seconds=0.02, reencode=False))
 BROKEN = EngineConfig(kind="diffusion", slots=2)
 TASK = Task(png(64, 64), "a square", 1)

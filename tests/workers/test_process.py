@@ -29,7 +29,7 @@ from workers.process import Setup
 from workers.slots import SlotLayout, SlotMemory
 from workers.worker import SHORTAGES
 
-PATIENCE = 30.0  # seconds, before a test gives a process up
+PATIENCE = 120.0  # seconds, before a test gives a process up
 SLOW = EngineConfig(kind="echo", slots=3, echo=Echo(steps=4, step_seconds=0.1))
 Kind = TypeVar("Kind")
 PICTURE = cv2.imencode(".png", np.full((64, 64, 3), 200, np.uint8))[1].tobytes()
@@ -131,7 +131,7 @@ def test_what_is_no_picture_is_refused_and_the_next_one_made(worker: Worker) -> 
 
 
 def test_a_dropped_picture_frees_its_slot_before_its_last_step(worker: Worker) -> None:
-    worker.run(0, 1)
+    worker.run(0, 1, options=Options(steps=1000))
     worker.until(wire.Stepped)
     worker.child.send(wire.Drop(0, 1))
     rest = []
@@ -140,7 +140,7 @@ def test_a_dropped_picture_frees_its_slot_before_its_last_step(worker: Worker) -
         if isinstance(report, wire.Released):
             break
     assert rest[-1] == wire.Released(0, 1)
-    assert len(rest) <= 2  # at most the step that was running
+    assert len(rest) < 100  # the step that was running, and those until the drop was sent
 
 
 def test_a_drop_for_an_old_generation_drops_nothing(worker: Worker) -> None:

@@ -63,7 +63,7 @@ def test_a_spawned_process_sees_the_same_memory() -> None:
     memory.input(1)[:5] = b"hello"
     child = multiprocessing.get_context("spawn").Process(target=shout, args=(memory,))
     child.start()
-    child.join(30)
+    child.join(120)
     assert child.exitcode == 0
     assert bytes(memory.output(1)[:5]) == b"HELLO"
     memory.close()
@@ -74,7 +74,7 @@ def test_no_process_that_shares_the_memory_can_change_its_size() -> None:
     memory.output(2)[:4] = b"here"
     child = multiprocessing.get_context("spawn").Process(target=tamper, args=(memory,))
     child.start()
-    child.join(30)
+    child.join(120)
     assert child.exitcode == 0
     assert os.fstat(memory.descriptor).st_size == LAYOUT.total
     assert bytes(memory.output(2)[:4]) == b"here"  # SIGBUS, if it were not there any more

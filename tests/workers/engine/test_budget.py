@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.service.running import until
 from tests.workers.engine import demo
 from tests.workers.engine.images import KINDS, exif, measure, webp_of_many_codes
 from workers.engine import codec
@@ -105,7 +106,7 @@ def test_a_webp_of_many_codes_takes_no_more_than_is_said(tmp_path: Path) -> None
 def test_what_may_have_many_codes_counts_as_large() -> None:
     lossless, lossy = read_header(webp_of_many_codes(1024)), Header("WebP", 1024, 1024)
     assert runs_beside(LARGE, lossy)
-    assert not runs_beside(LARGE, lossless)
+    assert not runs_beside(LARGE, lossless, seconds=0.5)
 
 
 @pytest.mark.parametrize("block", [b"VP8L", b"ALPH", b"ANMF"])
@@ -160,8 +161,8 @@ def test_what_is_too_much_for_the_budget_is_refused_with_what_to_send() -> None:
         pass
 
 
-def runs_beside(one: Header, other: Header) -> bool:
-    """Whether an image is decoded while another one is."""
+def runs_beside(one: Header, other: Header, seconds: float = 60) -> bool:
+    """Whether an image is decoded while another one is, within so many seconds."""
     budget, begun = DecodeBudget(256 * MIB), threading.Event()
 
     def decode() -> None:
@@ -171,13 +172,13 @@ def runs_beside(one: Header, other: Header) -> bool:
     with ThreadPoolExecutor(1) as threads:
         with budget.spend_on(one, (64, 64)):
             threads.submit(decode)
-            beside = begun.wait(0.5)
-        assert begun.wait(30)
+            beside = begun.wait(seconds)
+        assert begun.wait(60)
     return beside
 
 
 def test_large_images_are_decoded_one_at_a_time_and_small_ones_beside_them() -> None:
-    assert not runs_beside(LARGE, LARGE)
+    assert not runs_beside(LARGE, LARGE, seconds=0.5)
     assert runs_beside(LARGE, SMALL)
     assert runs_beside(SMALL, LARGE)
     assert runs_beside(SMALL, SMALL)
@@ -197,11 +198,11 @@ def test_small_images_wait_in_order_for_what_is_theirs() -> None:
         waiting = []
         for number in range(4):
             waiting.append(threads.submit(decode, number))
-            time.sleep(0.05)  # so that they come in this order
+            until(lambda: len(budget._small._waiting) == len(waiting))  # so that they come in this order
         assert order == []
         stack.close()
         for each in waiting:
-            each.result(timeout=30)
+            each.result(timeout=60)
     assert order == [0, 1, 2, 3]
 
 

@@ -231,7 +231,7 @@ def start(code: str, config: EngineConfig) -> subprocess.CompletedProcess[str]:
         env=os.environ | settings | {"CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

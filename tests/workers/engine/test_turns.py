@@ -56,7 +56,7 @@ def test_who_has_the_turn_may_take_it_again_and_an_error_gives_it_back() -> None
         raise KeyError
     thread = threading.Thread(target=lambda: turns.take().__enter__())
     thread.start()
-    thread.join(10)
+    thread.join(120)
     assert not thread.is_alive()
 
 
@@ -143,7 +143,7 @@ def test_a_worker_waits_for_another_that_compiles_until_that_ends_however(cache:
     with another() as process:
         thread = waits(enter)
         os.kill(process.pid, signal.SIGKILL)
-        thread.join(60)
+        thread.join(120)
         assert not thread.is_alive()
 
 
