@@ -16,33 +16,38 @@ from tests.fuzz.requests import Request
 from tests.fuzz.service import answers
 from workers.engine import codec
 
-EXAMPLES = 1500
-EXAMPLES_OF_REQUESTS = 300  # besides the known attacks, of which there are more
-PATIENCE = 200.0  # seconds for all of them, which take some five; those over sockets some twenty
+FEW, MANY = 300, pytest.param(1500, marks=pytest.mark.slow)
+FEW_REQUESTS, MANY_REQUESTS = 50, pytest.param(300, marks=pytest.mark.slow)  # besides the known attacks
+PATIENCE = 600  # seconds for all of them, which take some five; those over sockets some twenty
 
 
 def fuzz(target: str, examples: int, findings: Path) -> None:
-    options = ["--engine", "hypothesis", "--examples", str(examples), "--seconds", "100", "--findings", str(findings)]
+    bounds = ["--examples", str(examples), "--seconds", str(PATIENCE)]
+    options = ["--engine", "hypothesis", *bounds, "--findings", str(findings)]
     done = subprocess.run(
         [sys.executable, "-m", "tests.fuzz", target, *options],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=2 * PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{examples} examples" in done.stdout
 
 
+@pytest.mark.parametrize("examples", [FEW, MANY])
 @pytest.mark.parametrize("target", targets.TARGETS)
-def test_damaged_input_is_answered_or_refused_in_bounded_time_and_memory(target: str, tmp_path: Path) -> None:
-    fuzz(target, EXAMPLES, tmp_path)
+def test_damaged_input_is_answered_or_refused_in_bounded_time_and_memory(
+    target: str, examples: int, tmp_path: Path
+) -> None:
+    fuzz(target, examples, tmp_path)
 
 
-def test_whatever_a_client_sends_the_service_answers_the_next_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("examples", [FEW_REQUESTS, MANY_REQUESTS])
+def test_whatever_a_client_sends_the_service_answers_the_next_one(examples: int, tmp_path: Path) -> None:
     """All known attacks (`tests.fuzz.regressions`), then requests of any shape, over sockets."""
-    fuzz("service", EXAMPLES_OF_REQUESTS, tmp_path)
+    fuzz("service", examples, tmp_path)
 
 
 def test_drawn_requests_reach_what_is_behind_the_door() -> None:

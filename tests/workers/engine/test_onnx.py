@@ -26,7 +26,7 @@ from workers.engine.config import EngineConfig, Sizing
 from workers.engine.engine import DiffusionEngine
 from workers.engine.model import load
 from workers.engine.runtimes import export, files, sessions, tensorrt
-from workers.engine.runtimes.files import GRAPHS, RuntimeProblem, check, folder_for, paths
+from workers.engine.runtimes.files import GRAPHS, RuntimeProblem, check, folder_for
 
 ROOT = Path(__file__).parents[3]
 CONFIG_FILE = ROOT / "configs" / "demo.yaml"
@@ -43,10 +43,15 @@ class Pair:
     onnx: DiffusionEngine
 
 
-@pytest.fixture(scope="module")
+def configured(folder: Path) -> EngineConfig:
+    """The demo's configuration, with a folder for its files."""
+    return replace(read_engine(CONFIG_FILE), onnx=str(folder), runtime="onnxruntime")
+
+
+@pytest.fixture(scope="module", params=[pytest.param(None, marks=pytest.mark.slow)], ids=["exported"])
 def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
-    """The demo's configuration, with files for it; smaller pictures and fewer steps, which are not in the files."""
-    whole = replace(read_engine(CONFIG_FILE), onnx=str(tmp_path_factory.mktemp("onnx")), runtime="onnxruntime")
+    """The same with its files, which take long to make; smaller pictures and fewer steps, which are not in them."""
+    whole = configured(tmp_path_factory.mktemp("onnx"))
     assert [path.name for path in convert(whole, "onnx")] == sorted(f"{name}.onnx" for name in GRAPHS)
     size = Sizing(short_side=64, long_side=128, multiple=8)
     return replace(whole, slots=3, size=size, sampler=replace(whole.sampler, steps=4))
@@ -138,15 +143,17 @@ def test_tensorrt_is_told_of_the_batch_of_each_input(config: EngineConfig) -> No
         assert (least[0], usual[0], greatest[0]) == (1, 3, 3), value.name
 
 
-def test_weights_that_are_too_many_lie_in_a_second_file(config: EngineConfig, tmp_path: Path) -> None:
-    graph = dict(export.graphs(demo.parts(), 2))["hint"]
-    path = tmp_path / "hint.onnx"
-    export.write_graph(graph, {}, path, inline_bytes=0)
-    assert (tmp_path / "hint.onnx.data").stat().st_size > path.stat().st_size
-    whole, apart = (sessions.Session(file, torch.device("cpu")) for file in (paths(config, "float32")[3], path))
-    edges = torch.rand(64, 96)
-    shape = (whole.shapes["hint"][0], 8, 12)
-    assert torch.equal(whole(torch.empty(shape), edges), apart(torch.empty(shape), edges))
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["text", "hint", "times"])
+@pytest.mark.parametrize("inline", [export.INLINE_BYTES, 0], ids=["one file", "weights in a second file"])
+def test_each_of_the_smaller_graphs_computes_what_torch_does(name: str, inline: int, tmp_path: Path) -> None:
+    graph = dict(export.graphs(demo.parts(), 2))[name]
+    path = tmp_path / f"{name}.onnx"
+    export.write_graph(graph, {}, path, inline)
+    assert (tmp_path / f"{name}.onnx.data").exists() == (inline == 0)
+    expected = graph.module(*graph.inputs.values())
+    session = sessions.Session(path, torch.device("cpu"))
+    assert relative_error(session(torch.empty_like(expected), *graph.inputs.values()), expected) <= EQUAL
 
 
 # ------------------------------------------------------------------------------------------------------------- refused
@@ -183,18 +190,18 @@ def test_a_file_that_is_none_is_refused(config: EngineConfig, tmp_path: Path) ->
         check(changed, "float32")
 
 
-def test_a_missing_package_is_told(config: EngineConfig) -> None:
+def test_a_missing_package_is_told(tmp_path: Path) -> None:
     without = "import sys; sys.modules['onnxruntime'] = None; sys.path.insert(0, '.');"
     code = f"{without} from app.command import run; sys.exit(run(['--config', 'configs/demo.yaml']))"
-    done = start(code, config)
+    done = start(code, tmp_path)
     assert done.returncode == 2
     assert "engine.runtime is onnxruntime, but onnxruntime is not installed: " in done.stderr
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in get_available_providers(), reason="ONNX Runtime here knows GPUs")
-def test_an_onnx_runtime_that_knows_no_gpu_is_not_taken_for_one_that_does(config: EngineConfig) -> None:
+def test_an_onnx_runtime_that_knows_no_gpu_is_not_taken_for_one_that_does(tmp_path: Path) -> None:
     with pytest.raises(RuntimeProblem, match="knows no GPU: install onnxruntime-gpu in its place"):
-        check(config, "float16", cuda=True)
+        check(configured(tmp_path), "float16", cuda=True)
 
 
 def test_what_lacks_memory_is_told_as_torch_tells_it(tmp_path: Path) -> None:
@@ -213,9 +220,9 @@ def test_what_lacks_memory_is_told_as_torch_tells_it(tmp_path: Path) -> None:
         session(torch.zeros(()), torch.ones(1))
 
 
-def test_missing_files_are_told_before_a_worker_starts(config: EngineConfig, tmp_path: Path) -> None:
+def test_missing_files_are_told_before_a_worker_starts(tmp_path: Path) -> None:
     code = "import sys; from app.command import run; sys.exit(run(['--config', 'configs/demo.yaml', '--port', '0']))"
-    done = start(code, replace(config, onnx=str(tmp_path)))
+    done = start(code, tmp_path)
     assert done.returncode == 2
     assert (
         f"step.onnx is missing; make it with: {command('-m', 'workers.convert', 'configs/demo.yaml')} --to onnx"
@@ -223,8 +230,8 @@ def test_missing_files_are_told_before_a_worker_starts(config: EngineConfig, tmp
     )
 
 
-def start(code: str, config: EngineConfig) -> subprocess.CompletedProcess[str]:
-    settings = {"CONTOUR_ENGINE__RUNTIME": "onnxruntime", "CONTOUR_ENGINE__ONNX": config.onnx}
+def start(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    settings = {"CONTOUR_ENGINE__RUNTIME": "onnxruntime", "CONTOUR_ENGINE__ONNX": str(folder)}
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
