@@ -2,6 +2,7 @@
 
 import time
 from array import array
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,18 +32,29 @@ MakeCore = Callable[[Sequence[m.WorkerId], int], Core]
 
 @dataclass(slots=True)
 class Run:
-    """What came of a simulation: the answer to each arrival with its time, and microseconds for each decision."""
+    """What came of a simulation.
+
+    The last answer to each arrival with its time, how often each was submitted, and microseconds for each decision.
+    """
 
     answers: dict[m.JobId, tuple[float, m.Outcome]] = field(default_factory=dict)
+    tries: Counter[m.JobId] = field(default_factory=Counter)
     decisions: "array[float]" = field(default_factory=lambda: array("d"))
     failures: int = 0
 
 
 class Simulator:
-    """Runs one scheduler on one list of arrivals. Job n is arrival n. The devices are ready at time 0."""
+    """Runs one scheduler on one list of arrivals. Job n is arrival n. The devices are ready at time 0.
 
-    def __init__(self, make: MakeCore, machine: Machine, arrivals: Sequence[Arrival], seed: int, queue: int) -> None:
+    A client that is refused comes back when it was told to, `retries` times at most, with as much time as at first.
+    """
+
+    def __init__(
+        self, make: MakeCore, machine: Machine, arrivals: Sequence[Arrival], seed: int, queue: int, retries: int = 0
+    ) -> None:
         self._arrivals = arrivals
+        self._retries = retries
+        self._unanswered: set[m.JobId] = set()
         self._calendar = Calendar(-machine.load_seconds)
         self._devices: dict[m.WorkerId, Device] = {}
         for index in range(machine.devices):
@@ -60,7 +72,8 @@ class Simulator:
         calendar, core = self._calendar, self._core
         self._tell(m.Opened())
         for job, arrival in enumerate(self._arrivals):
-            calendar.at(arrival.seconds, partial(self._submit, job, arrival, on_arrival))
+            calendar.at(arrival.seconds, partial(self._submit, job))
+            calendar.at(arrival.seconds, on_arrival)
         while len(self._run.answers) < len(self._arrivals):
             wakeup = core.next_wakeup
             if wakeup is not None and wakeup < calendar.next_time:
@@ -72,12 +85,14 @@ class Simulator:
                 calendar.advance()
         return self._run
 
-    def _submit(self, job: m.JobId, arrival: Arrival, on_arrival: Callable[[], None]) -> None:
+    def _submit(self, job: m.JobId) -> None:
+        arrival = self._arrivals[job]
         deadline, length = self._calendar.now + arrival.deadline, arrival.steps / NOMINAL_STEPS
+        self._unanswered.add(job)
+        self._run.tries[job] += 1
         self._tell(
             m.Submitted(m.Job(job, deadline, arrival.work, arrival.client, length, arrival.priority, size=arrival.size))
         )
-        on_arrival()
 
     def _tell(self, event: m.Event) -> None:
         began = time.thread_time_ns()
@@ -94,9 +109,7 @@ class Simulator:
             case m.Cancel(worker):
                 self._devices[worker].cancel(command)
             case m.Reply(job, outcome):
-                if job in self._run.answers:
-                    raise RuntimeError(f"job {job} is answered twice")
-                self._run.answers[job] = self._calendar.now, outcome
+                self._answer(job, outcome)
             case m.Spawn(worker):
                 self._devices[worker].spawn()
             case m.Kill(worker):
@@ -105,3 +118,13 @@ class Simulator:
                 pass  # those who come later are still answered
             case _ as unreachable:
                 assert_never(unreachable)
+
+    def _answer(self, job: m.JobId, outcome: m.Outcome) -> None:
+        if job not in self._unanswered:
+            raise RuntimeError(f"job {job} is answered twice")
+        self._unanswered.remove(job)
+        now = self._calendar.now
+        if isinstance(outcome, m.Rejected | m.Overdrawn) and self._run.tries[job] <= self._retries:
+            self._calendar.at(now + outcome.retry_after, partial(self._submit, job))
+        else:
+            self._run.answers[job] = now, outcome

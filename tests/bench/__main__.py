@@ -1,14 +1,14 @@
 """`python -m tests.bench NAME [options]` runs one benchmark; without a name, each of them with its defaults.
 
 Except for those that take long: `latency`, which is for a GPU, `overload`, `replay`, `runtimes`, `scheduling`,
-`soak` and `stalls` run when named.
+`soak`, `stalls` and `steady` run when named.
 """
 
 import runpy
 import sys
 
 SHORT = ("overhead", "decision", "startup", "demo")
-BENCHMARKS = (*SHORT, "decoding", "latency", "overload", "replay", "runtimes", "scheduling", "soak", "stalls")
+BENCHMARKS = (*SHORT, "decoding", "latency", "overload", "replay", "runtimes", "scheduling", "soak", "stalls", "steady")
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
         if name not in BENCHMARKS:
             sys.exit(f"there is no benchmark {name}; there are {', '.join(BENCHMARKS)}")
         sys.argv = [name, *sys.argv[2:]]
-        runpy.run_module(f"tests.bench.{name}", run_name="__main__")
+        runpy.run_module(f"tests.bench.{name}", run_name="__main__", alter_sys=True)  # its processes find its functions
 
 
 if __name__ == "__main__":
