@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with ProcessPoolExecutor(options.processes) as pool:
         found = {name: rows(STUDIES[name], options.seeds, pool) for name in options.studies}
-    text = "\n".join([line for name in found for line in markdown(name, found[name])])
+    text = "\n".join([line for name in found for line in markdown(name, STUDIES[name], found[name])])
     print(text)
     if options.out:
         content = {"seeds": options.seeds, **found, "environment": environment()}
@@ -216,11 +216,11 @@ def _mean(figures: Sequence[Figures]) -> Figures:
     return {name: round(fmean(values), 4) if values else None for name, values in known.items()}
 
 
-def markdown(name: str, found: Sequence[dict[str, Any]]) -> Iterator[str]:
+def markdown(name: str, study: Study, found: Sequence[dict[str, Any]]) -> Iterator[str]:
     """One table. A cell holds a figure for each value of the last setting."""
-    *settings, shared = STUDIES[name].settings
-    figures = [key for key in found[0] if key not in STUDIES[name].settings]
-    values = " / ".join(str(value) for value in STUDIES[name].settings[shared])
+    *settings, shared = study.settings
+    figures = [key for key in found[0] if key not in study.settings]
+    values = " / ".join(str(value) for value in study.settings[shared])
     yield f"\n**{name}**, by {shared}: {values}\n"
     yield "| " + " | ".join([*settings, *figures]) + " |"
     yield "|---" * (len(settings) + len(figures)) + "|"

@@ -14,6 +14,7 @@ from scheduler.core import Scheduler
 from scheduler.simulation import __main__ as cli
 from scheduler.simulation import arrivals, bounds, report
 from scheduler.simulation.arrivals import Arrival, Traffic
+from scheduler.simulation.baselines import LeastLoaded
 from scheduler.simulation.devices import DEFAULT_SLOTS, Machine
 from scheduler.simulation.experiment import SCHEDULERS, Experiment, contour, drawn, recorded
 from scheduler.simulation.simulator import Simulator
@@ -96,6 +97,22 @@ def test_the_bound_on_the_goodput_knows_the_queue() -> None:
     requests = [Arrival(1.0, 1.0, (512, 512), 20)] * 20
     assert bounds.goodput(requests, machine, (0.0, 2.0), queue=2) == 3 / 20
     assert bounds.goodput(requests, machine, (0.0, 2.0), queue=100) == 1.0
+
+
+def test_a_refused_client_comes_back_when_it_was_told_but_not_forever() -> None:
+    machine = Machine(devices=1, slots=1)
+    requests = [Arrival(0.5, 100.0, (0, 0), 20), *[Arrival(0.6, 1.0, (512, 512), 20)] * 2]  # the first takes 12 s
+
+    def answers(retries: int) -> tuple[list[int], list[type[m.Outcome]], float]:
+        run = Simulator(LeastLoaded, machine, requests, seed=1, queue=1, retries=retries).run()
+        return [run.tries[n] for n in range(3)], [type(run.answers[n][1]) for n in range(3)], run.answers[2][0]
+
+    assert answers(0) == ([1, 1, 1], [m.Done, m.Done, m.Rejected], 0.6)
+    assert answers(3) == ([1, 1, 4], [m.Done, m.Done, m.Rejected], 3.6)  # each time it is told one second
+    tries, outcomes, seconds = answers(20)
+    assert outcomes == [m.Done] * 3
+    assert tries == [1, 1, 13]
+    assert seconds > 12.6
 
 
 def test_promises_are_kept_and_clients_get_their_share_under_overload() -> None:
