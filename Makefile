@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 EXTRAS ?= $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo gpu)
 CONFIG ?= configs/demo.yaml
 ARGS ?=
-JOBS ?= 2
+JOBS ?= 3
 
 BIN := .venv/bin
 SERVING := .venv/.serving
@@ -24,10 +24,11 @@ install: $(INSTALLED)  ## make .venv with all that serving and testing need
 serve: $(SERVING)  ## serve, with what that needs in .venv; CONFIG=configs/demo.yaml HOST=127.0.0.1 PORT=8000
 	$(BIN)/python -m app --config $(CONFIG) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 
-# Files stay whole and in order: neighbours share a browser, services and what they have imported.
+# Three at a time on two cores, as many tests wait for processes. Files stay whole and in order: neighbours share a
+# browser, services and what they have imported.
 PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
-test: $(INSTALLED)  ## run the tests but the slow ones; ARGS="tests/app -k settings" JOBS=2
+test: $(INSTALLED)  ## run the tests but the slow ones; ARGS="tests/app -k settings" JOBS=3
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(INSTALLED)  ## run the slow tests alone

@@ -63,7 +63,7 @@ def test_neither_output_may_be_read(arguments: list[str]) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (UNREAD, b"", b"")
 
 
-@pytest.mark.parametrize("seconds", [0.1, 0.3, 0.6])
+@pytest.mark.parametrize("seconds", [0.3, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.1, 0.6))])
 @pytest.mark.parametrize(
     "arguments", [["app", "doctor"], ["app", "config"], ["app"], ["workers.fetch", "--check", ECHO]]
 )

@@ -138,10 +138,10 @@ def test_no_worker_that_loads_says_anything_after_it() -> None:
 @pytest.mark.parametrize(
     ("host", "shown"),
     [
-        ("127.0.0.1", "127.0.0.1"),
-        ("localhost", "127.0.0.1"),
+        pytest.param("127.0.0.1", "127.0.0.1", marks=pytest.mark.slow),
+        pytest.param("localhost", "127.0.0.1", marks=pytest.mark.slow),
         ("0.0.0.0", "127.0.0.1"),
-        ("::1", "[::1]"),
+        pytest.param("::1", "[::1]", marks=pytest.mark.slow),
         ("::", "[::1]"),
     ],
 )

@@ -87,7 +87,9 @@ def test_signals_that_come_together_are_one(number: signal.Signals) -> None:
         assert answer.result().status_code == 200
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.1, 0.2, 0.4])
+@pytest.mark.parametrize(
+    "seconds", [0.05, 0.2, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.0, 0.1, 0.4))]
+)
 def test_ctrl_c_on_a_terminal_while_workers_import_their_modules_shows_no_traceback(seconds: float) -> None:
     with Terminal([*PYTHON, "app", "--port", "0"], SERVER__LOG_FORMAT="human") as terminal:
         until(lambda: "Starting worker" in terminal.shown)

@@ -46,6 +46,7 @@ def test_both_texts_and_several_images_are_told_of_once_each(demo: Service) -> N
     assert sorted(warning.partition(" has ")[0] for warning in warnings) == ["The negative prompt", "The prompt"]
 
 
+@pytest.mark.slow
 def test_the_suffix_is_what_is_cut_first() -> None:
     words = "red blue gray star circle heart " * 12
     with Service("demo", ENGINE__PROMPT__SUFFIX=", neon star ring", ENGINE__SAMPLER__STEPS=1) as service:

@@ -32,7 +32,7 @@ from workers.engine.contract import BadPictureError
 from workers.engine.header import decoding_bytes, read_header
 from workers.slots import SlotLayout, SlotMemory
 
-PATIENCE = 60.0  # seconds, before a test gives something up
+PATIENCE = 120.0  # seconds, before a test gives something up
 ROOM = layout(2**20, Sizing(short_side=128, long_side=256))
 SIZE = (64, 64)
 MIB = 2**20

@@ -188,21 +188,24 @@ def test_a_controlnet_of_another_model_is_told(config: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        (
+        pytest.param(
             {"SAMPLER__OPTIONS__USE_KARAS_SIGMAS": "true"},
             "options.use_karas_sigmas is no option of UniPCMultistepScheduler; did you mean use_karras_sigmas?",
+            marks=pytest.mark.slow,
         ),
         (
             {"SAMPLER__OPTIONS": "{use_karras_sigmas: maybe, timestep_spacing: trailin}"},
             "options.use_karras_sigmas is 'maybe', but must be true or false",
         ),
-        (
+        pytest.param(
             {"SAMPLER__OPTIONS": "{solver_order: 0}"},
             "options.solver_order is 0, with which UniPCMultistepScheduler does not",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             {"SAMPLER__NAME": "DDIMScheduler", "SAMPLER__OPTIONS": "{clip_sample: true, prediction_type: epsilon}"},
             "options.clip_sample is true, with which DDIMScheduler does not work here: leave it out",
+            marks=pytest.mark.slow,
         ),
         (
             {"SAMPLER__NAME": "LCMScheduler", "SAMPLER__STEPS": "60"},

@@ -27,6 +27,8 @@ OTHERS = {
     "prints": ("print('hello')" + GOOD, ""),
     "works": (GOOD, ""),
 }
+# Each starts a process that imports torch; these three are found out by others here as well.
+KINDS = [pytest.param(kind, marks=[pytest.mark.slow] * (kind in {"exits", "refuses", "works"})) for kind in OTHERS]
 Install = Callable[..., None]
 
 
@@ -65,7 +67,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return commands
 
 
-@pytest.mark.parametrize("kind", list(OTHERS))
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_kernel_that_does_what_it_likes_to_its_process_costs_nothing_but_itself(
     kind: str, install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +89,7 @@ def test_one_that_hangs_is_not_waited_for_nor_remembered(
     assert len(asked) == 2
 
 
-@pytest.mark.parametrize("kind", ["works", "exits"])
+@pytest.mark.parametrize("kind", ["exits", pytest.param("works", marks=pytest.mark.slow)])
 def test_what_was_found_is_remembered_until_the_package_changes(
     kind: str, install: Install, asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +109,10 @@ def test_what_was_found_is_remembered_until_the_package_changes(
     [
         "import os; os.kill(os.getpid(), 9)",
         RUN + "import torch; raise torch.OutOfMemoryError('CUDA out of memory')",
-        RUN + "import torch; raise torch.AcceleratorError('CUDA error: device(s) is/are busy or unavailable')",
+        pytest.param(
+            RUN + "import torch; raise torch.AcceleratorError('CUDA error: device(s) is/are busy or unavailable')",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_may_be_otherwise_the_next_time_is_not_remembered(
@@ -120,7 +125,7 @@ def test_what_may_be_otherwise_the_next_time_is_not_remembered(
     assert apart.flaw_of("xformers", CPU) == ""
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]"])
+@pytest.mark.parametrize("content", [b"[1]", pytest.param(b"", marks=pytest.mark.slow)])
 def test_a_file_that_is_broken_is_written_anew(
     content: bytes, install: Install, asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
