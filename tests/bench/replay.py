@@ -9,6 +9,9 @@ simulated and replayed.
 `difference` is real less simulated: of a latency as a part of the simulated one, of a share of requests as it is. A
 step that takes a little longer changes all decisions after it, so simulations differ from each other as well: the
 simulated figure is the median of five, and the largest difference of one of them from it is given too.
+
+On a machine that does other work, start it with real-time priority (`chrt -f 5 python -m ...`): else the sleeps of the
+workers end late, and the figures tell of that.
 """
 
 import argparse
@@ -73,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "slots": MACHINE.slots,
         "seconds": options.seconds,
         "deadlines": DEADLINES,
-        "niceness": os.nice(0),
+        "real-time priority": os.sched_getscheduler(0) in {os.SCHED_FIFO, os.SCHED_RR},
         "loads": [_load(load, options.seconds, options.seeds) for load in options.loads],
         "environment": environment(),
     }
