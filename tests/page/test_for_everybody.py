@@ -41,6 +41,7 @@ def test_axe_finds_nothing_in_any_state(visitor: Visitor, scheme: str, screen: O
     visit.page.get_by_role("button", name="Cancel").click()
     visit.upload(png(64, 64))
     visit.page.get_by_text("More", exact=True).click()
+    visit.ask_for(steps=16)
     card = visit.generate("running")
     expect(card).to_contain_text("Step ")
     assert faults(visit) == []
@@ -131,6 +132,7 @@ def test_a_small_screen_is_never_scrolled_sideways(visitor: Visitor, screen: Opt
     visit.page.get_by_role("button", name="Use it").tap()
     expect(visit.page.locator("#edges-image")).to_be_visible()
     visit.page.get_by_text("More", exact=True).tap()
+    visit.ask_for(steps=16)
     card = visit.generate("a very long word: " + "ha" * 60)
     expect(card).to_contain_text("Step ")
     assert not visit.widens()
@@ -154,6 +156,7 @@ def test_dark_is_dark_and_light_is_light(visitor: Visitor) -> None:
 def test_nothing_moves_for_who_wants_rest(visitor: Visitor) -> None:
     visit = visitor(reduced_motion="reduce")
     visit.upload(png(64, 64))
+    visit.ask_for(steps=60)
     card = visit.generate("at rest")
     expect(card).to_contain_text("Step ")
     assert visit.page.evaluate("document.getAnimations().length") == 0

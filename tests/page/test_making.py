@@ -94,6 +94,7 @@ def test_keys_draw_as_well(visit: Visit) -> None:
 
 def test_progress_moves_and_the_picture_is_seen_forming(visit: Visit) -> None:
     visit.upload(png(64, 64))
+    visit.ask_for(steps=24)
     card = visit.generate("watched")
     card.evaluate(WATCH)
     expect(card.locator(".compare")).to_be_visible()
@@ -109,6 +110,7 @@ def test_progress_moves_and_the_picture_is_seen_forming(visit: Visit) -> None:
 def test_cancelling_stops_the_work_and_leaves_no_card(visit: Visit, echo: Service) -> None:
     before = echo.sample("contour_requests_total", outcome="abandoned")
     visit.upload(png(64, 64))
+    visit.ask_for(steps=60)
     card = visit.generate("given up")
     expect(card).to_contain_text("Step ")
     card.get_by_role("button", name="Cancel").click()
@@ -120,6 +122,7 @@ def test_cancelling_stops_the_work_and_leaves_no_card(visit: Visit, echo: Servic
 
 def test_two_at_once_have_progress_and_cancel_of_their_own(visit: Visit) -> None:
     visit.upload(png(64, 64))
+    visit.ask_for(steps=30)
     cards = [visit.generate(prompt) for prompt in ("the first", "the second", "the third")]
     expect(cards[2]).to_contain_text("ahead")
     expect(cards[0]).to_contain_text("Step ")

@@ -33,6 +33,7 @@ def test_progress_and_cancel_are_in_view_after_generate(visitor: Visitor, screen
     visit = visitor(**SCREENS[screen])
     visit.upload(png(64, 96))
     visit.page.get_by_text("More", exact=True).click()
+    visit.ask_for(steps=16)
     card = visit.generate("in view")
     expect(card).to_contain_text("Step ")
     for part in (card.get_by_role("progressbar"), card.get_by_role("button", name="Cancel")):
@@ -94,6 +95,7 @@ def test_a_tab_that_is_not_looked_at_says_when_it_is_done(visit: Visit) -> None:
       document.dispatchEvent(new Event('visibilitychange'));
     }"""
     visit.upload(png(64, 64))
+    visit.ask_for(steps=16)
     card = visit.generate("behind")
     expect(card).to_contain_text("Step ")
     visit.page.evaluate(hide, True)

@@ -83,6 +83,13 @@ class Visit:
         """Set a slider."""
         self.page.get_by_label(label, exact=True).fill(str(value))
 
+    def ask_for(self, steps: int) -> None:
+        """Have images take longer from now on, so that what is seen on the way is there for long enough."""
+        change = (
+            "(slider, steps) => { slider.value = steps; slider.dispatchEvent(new Event('input', {bubbles: true})) }"
+        )
+        self.page.get_by_label("Steps", exact=True).evaluate(change, steps)
+
     def widens(self) -> bool:
         """Whether the page must be scrolled sideways."""
         return bool(self.page.evaluate("document.documentElement.scrollWidth > innerWidth"))
