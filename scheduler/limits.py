@@ -11,7 +11,7 @@ class Limits:
     """The queue, and when a worker is given up. Times in seconds."""
 
     max_queue: Annotated[int, msgspec.Meta(ge=1)] = 256
-    """The most images that wait."""
+    """The most images that wait; of background work, half as many."""
     client_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
     """The part of the free queue, in places and in time, that one client may take; 1 turns that off."""
     lone_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9

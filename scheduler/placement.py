@@ -123,6 +123,8 @@ class Placement:
         if job.job.deadline <= now:
             return Expired()
         own, free = self._queue.of(job.job.client), self._limits.max_queue - len(self._queue)
+        if job.background:  # they wait for long: more than half of the queue would leave interactive jobs no place
+            free = min(free, (self._limits.max_queue + 1) // 2 - self._queue.background)
         others = self._others_share()
         if own and others:  # a client's first job is never denied to it, and one place is left for another's first
             missing = max(ceil((len(own) + 1) * others), 2) - free

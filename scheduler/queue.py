@@ -169,6 +169,11 @@ class FairQueue:
         """How many clients have a job that waits."""
         return len(self._interactive.clients.keys() | self._background.clients.keys())
 
+    @property
+    def background(self) -> int:
+        """How many background jobs wait."""
+        return sum([len(queue.jobs) for queue in self._background.clients.values()])
+
     def of(self, client: ClientId) -> list[JobState]:
         """A client's jobs, in its order."""
         return self._interactive.of(client) + self._background.of(client)

@@ -170,6 +170,21 @@ def test_a_background_job_of_a_running_size_passes_an_interactive_one_for_a_whil
     assert order == [5, 7, 6]
 
 
+def test_background_jobs_leave_half_of_the_queue_to_others() -> None:
+    core = loading("gpu0", max_queue=8, client_share=1.0)
+    taken = [not core.handle(0.0, Submitted(job(number, priority=-1))) for number in range(6)]
+    assert taken == [True] * 4 + [False] * 2
+    assert [not core.handle(0.0, Submitted(job(number))) for number in range(10, 15)] == [True] * 4 + [False]
+
+
+def test_a_client_leaves_others_their_share_of_the_half_for_background_jobs() -> None:
+    core = loading("gpu0", max_queue=40)
+    for number, client in enumerate(["other", *["flood"] * 15]):
+        core.handle(0.0, Submitted(job(number, client=client, priority=-1)))
+    assert core.queue_depth == 1 + 10
+    assert core.handle(0.0, Submitted(job(101, client="one more", priority=-1))) == []
+
+
 def test_where_a_job_stands_is_where_it_starts() -> None:
     line = Line()
     for number in range(1, 8):
