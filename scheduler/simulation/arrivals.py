@@ -40,12 +40,17 @@ class Traffic:
 
     Bursty traffic has the same mean rate, and comes in bursts: all arrivals fall into phases of 2 s on average, with
     pauses of 6 s on average between them. Each of the `deadlines` is as frequent as the others.
+
+    A share of all images, `background`, is background work: of negative priority, for as many clients of its own, and
+    wanted within `background_deadline`.
     """
 
     seconds: float
     deadlines: tuple[float, ...] = (60.0,)
     clients: int = 20
     bursty: bool = False
+    background: float = 0.0
+    background_deadline: float = 600.0
 
 
 def mean_nominal_steps() -> float:
@@ -92,6 +97,9 @@ def _draw_one(seconds: float, traffic: Traffic, random: Random) -> Arrival:
     if traffic.clients > 1 and random.random() >= GREEDY_SHARE:
         client = f"client {random.randrange(1, traffic.clients)}"
     [deadline] = random.choices(traffic.deadlines)
+    if traffic.background and random.random() < traffic.background:
+        client = f"background {client}"
+        return Arrival(seconds, _work(side, side), (side, side), steps, client, traffic.background_deadline, -1)
     return Arrival(seconds, _work(side, side), (side, side), steps, client, deadline)
 
 

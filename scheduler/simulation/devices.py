@@ -43,6 +43,8 @@ class Machine:
     """Of each device."""
     load_seconds: float = 6.0
     jitter: float = JITTER
+    aside_seconds: float = 0.0
+    """Device time to drop a nominal image that goes on later, and again to go on. Only `aside.py` knows such images."""
 
     @property
     def costs(self) -> m.Costs:
@@ -102,6 +104,7 @@ class Stage(Enum):
 class Occupant:
     """An image in a slot."""
 
+    job: m.JobId
     slot: int
     generation: int
     key: m.BatchKey
@@ -115,7 +118,14 @@ class Device:
     """One worker with its device. It reports to `tell`."""
 
     def __init__(
-        self, name: str, machine: Machine, slow: float, seed: int, calendar: Calendar, tell: Callable[[m.Event], None]
+        self,
+        name: str,
+        machine: Machine,
+        slow: float,
+        seed: int,
+        calendar: Calendar,
+        tell: Callable[[m.Event], None],
+        steps_left: dict[m.JobId, int],
     ) -> None:
         self.name = name
         self._machine = machine
@@ -125,13 +135,14 @@ class Device:
         self._failures = Random(f"{seed} {name} failures")  # noqa: S311
         self._calendar = calendar
         self._tell = tell
+        self._steps_left = steps_left  # of images that were dropped on any device
         self._process = 0  # changes with every spawn and exit: what a former process had planned does not happen
         self._forget()
 
     def _forget(self) -> None:
         self._slots: dict[int, Occupant] = {}
         self._batch: list[Occupant] = []  # the images of the step that runs now
-        self._decoded = -inf  # when all decoding is done
+        self._taken_until = -inf  # when the device has done all that is not a step
 
     def _after(self, seconds: float, action: Callable[[], None]) -> None:
         """Plan something that does not happen if the process ends before."""
@@ -164,9 +175,14 @@ class Device:
         """Put an image into a slot, and prepare it."""
         if command.slot in self._slots:
             raise RuntimeError(f"{command} names a slot that is taken")
-        occupant = Occupant(command.slot, command.generation, arrival.batch_key, arrival.steps, arrival.steps)
+        left = self._steps_left.pop(command.job, arrival.steps)
+        occupant = Occupant(command.job, command.slot, command.generation, arrival.batch_key, arrival.steps, left)
         self._slots[command.slot] = occupant
-        self._after(FIXED_SECONDS / 2 * arrival.work * self._slow, lambda: self._prepared(occupant))
+        if left < arrival.steps:
+            self._take_device(self._machine.aside_seconds * arrival.work)
+            self._after(0.0, lambda: self._prepared(occupant))
+        else:
+            self._after(FIXED_SECONDS / 2 * arrival.work * self._slow, lambda: self._prepared(occupant))
 
     def cancel(self, command: m.Cancel) -> None:
         """Drop an image at the next step boundary; once it is being decoded, it is finished instead."""
@@ -182,6 +198,9 @@ class Device:
     def _drop(self, occupant: Occupant) -> None:
         if self._slots.get(occupant.slot) is occupant:
             del self._slots[occupant.slot]
+            if occupant.left < occupant.steps:
+                self._steps_left[occupant.job] = occupant.left
+                self._take_device(self._machine.aside_seconds * occupant.key.work)
             self._tell(m.Released(self.name, occupant.slot, occupant.generation))
 
     def _prepared(self, occupant: Occupant) -> None:
@@ -199,7 +218,7 @@ class Device:
         counts = Counter([each.key for each in self._batch])
         seconds = sum([self._step_seconds[n - 1] * key.work for key, n in counts.items()]) * self._slow
         seconds *= self._jitter.lognormvariate(0.0, self._machine.jitter)
-        self._after(seconds + max(0.0, self._decoded - self._calendar.now), self._stepped)
+        self._after(seconds + max(0.0, self._taken_until - self._calendar.now), self._stepped)
 
     def _stepped(self) -> None:
         batch, self._batch = self._batch, []
@@ -216,9 +235,12 @@ class Device:
 
     def _decode(self, occupant: Occupant) -> None:
         occupant.stage = Stage.DECODING
-        now = self._calendar.now
-        self._decoded = max(now, self._decoded) + FIXED_SECONDS / 2 * occupant.key.work * self._slow
-        self._after(self._decoded - now, lambda: self._finished(occupant))
+        self._take_device(FIXED_SECONDS / 2 * occupant.key.work)
+        self._after(self._taken_until - self._calendar.now, lambda: self._finished(occupant))
+
+    def _take_device(self, seconds: float) -> None:
+        """Nothing steps for so long."""
+        self._taken_until = max(self._calendar.now, self._taken_until) + seconds * self._slow
 
     def _finished(self, occupant: Occupant) -> None:
         del self._slots[occupant.slot]

@@ -57,9 +57,10 @@ class Simulator:
         self._unanswered: set[m.JobId] = set()
         self._calendar = Calendar(-machine.load_seconds)
         self._devices: dict[m.WorkerId, Device] = {}
+        steps_left: dict[m.JobId, int] = {}
         for index in range(machine.devices):
             name, slow = f"gpu{index}", machine.straggler if index == 0 else 1.0
-            self._devices[name] = Device(name, machine, slow, seed, self._calendar, self._tell)
+            self._devices[name] = Device(name, machine, slow, seed, self._calendar, self._tell, steps_left)
         self._core = make(list(self._devices), queue)
         self._run = Run()
 

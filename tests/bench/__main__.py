@@ -1,14 +1,17 @@
 """`python -m tests.bench NAME [options]` runs one benchmark; without a name, each of them with its defaults.
 
-Except for those that take long: `latency`, which is for a GPU, `overload`, `replay`, `runtimes`, `scheduling`,
-`soak`, `stalls` and `steady` run when named.
+Except for those that take long: `latency`, which is for a GPU, `overload`, `priorities`, `replay`, `runtimes`,
+`scheduling`, `soak`, `stalls` and `steady` run when named.
 """
 
 import runpy
 import sys
 
 SHORT = ("overhead", "decision", "startup", "demo")
-BENCHMARKS = (*SHORT, "decoding", "latency", "overload", "replay", "runtimes", "scheduling", "soak", "stalls", "steady")
+BENCHMARKS = (
+    *(*SHORT, "decoding", "latency", "overload", "priorities"),
+    *("replay", "runtimes", "scheduling", "soak", "stalls", "steady"),
+)
 
 
 def main() -> None:

@@ -11,13 +11,15 @@ import pytest
 
 from scheduler import messages as m
 from scheduler.core import Scheduler
+from scheduler.limits import Limits
 from scheduler.simulation import __main__ as cli
 from scheduler.simulation import arrivals, bounds, report
 from scheduler.simulation.arrivals import Arrival, Traffic
+from scheduler.simulation.aside import Alone, SetAside
 from scheduler.simulation.baselines import LeastLoaded
 from scheduler.simulation.devices import DEFAULT_SLOTS, Machine
 from scheduler.simulation.experiment import SCHEDULERS, Experiment, contour, drawn, recorded
-from scheduler.simulation.simulator import Simulator
+from scheduler.simulation.simulator import MakeCore, Simulator
 
 MACHINE = Machine(devices=4)
 ONLY_CONTOUR = {"contour": contour}
@@ -137,6 +139,36 @@ def test_fair_shares_are_the_same_for_all_who_ask_for_more() -> None:
     assert report.max_min_shares({"a": 10.0, "b": 1.0, "c": 10.0}, 9.0) == {"b": 1.0, "a": 4.0, "c": 4.0}
 
 
+# ----------------------------------------------------------------------------------------------------------- set aside
+
+
+def set_aside(workers: Sequence[m.WorkerId], queue: int) -> Scheduler:
+    return SetAside(workers, Limits(max_queue=queue))
+
+
+def alone(workers: Sequence[m.WorkerId], queue: int) -> Scheduler:
+    return Alone(workers, Limits(max_queue=queue))
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_an_image_that_was_set_aside_goes_on_where_it_was(slots: int) -> None:
+    machine = Machine(devices=1, slots=slots, jitter=0.0, aside_seconds=0.001)
+    background = Arrival(0.0, 1.0, (512, 512), 20, "background", 600.0, -1)
+    requests = [background, Arrival(0.05, 1.0, (512, 512), 20, "interactive")]
+    run = Simulator(alone if slots > 1 else set_aside, machine, requests, seed=1, queue=10).run()
+    (end, _), (first, _) = run.answers[0], run.answers[1]
+    assert first - 0.05 == pytest.approx(20 * 0.0055 + 0.008, abs=0.01)  # as if nothing else ran, but for one step
+    assert end == pytest.approx(40 * 0.0055 + 2 * 0.004 + 0.002, abs=0.01)  # as if nothing was lost
+    assert all(isinstance(outcome, m.Done) for _, outcome in run.answers.values())
+
+
+@pytest.mark.parametrize("make", [set_aside, alone])
+def test_what_is_set_aside_is_answered_in_the_end(make: MakeCore) -> None:
+    requests = drawn(MACHINE, Traffic(seconds=8.0, background=0.5), 0.95, seed=1).arrivals
+    run = Simulator(make, MACHINE, requests, seed=1, queue=256).run()
+    assert all(isinstance(outcome, m.Done) for _, outcome in run.answers.values())
+
+
 # -------------------------------------------------------------------------------------------------------- arrivals, CLI
 
 
@@ -146,6 +178,14 @@ def test_arrivals_have_the_rate_that_was_asked_for(bursty: bool) -> None:
     assert len(drawn) == pytest.approx(10_000, rel=0.1 if bursty else 0.03)
     assert [each.seconds for each in drawn] == sorted(each.seconds for each in drawn)
     assert sum(each.client == arrivals.GREEDY_CLIENT for each in drawn) == pytest.approx(len(drawn) / 2, rel=0.05)
+
+
+def test_a_share_of_the_arrivals_can_be_background_work() -> None:
+    drawn = arrivals.draw(Traffic(seconds=500.0, background=0.3, deadlines=(5.0,)), rate=5.0, seed=3)
+    background = [each for each in drawn if each.priority < 0]
+    assert len(background) == pytest.approx(0.3 * len(drawn), rel=0.1)
+    assert {each.deadline for each in background} == {600.0}
+    assert not {each.client for each in background} & {each.client for each in drawn if each.priority == 0}
 
 
 def test_a_recording_is_read_in_the_order_of_time(tmp_path: Path) -> None:
