@@ -227,8 +227,9 @@ class Placement:
         worker = self.choose(turn.job, now, behind, held, alike=True)
         if not isinstance(worker, Wait):
             return turn, worker
+        keeps_place = not turn.background and now - turn.submitted >= PASSING  # no background job goes first then
         for job in self._queue.first_of_each_size():
-            if job.key != turn.key and self._can_go_first(now, job):
+            if job.key != turn.key and not (job.background and keeps_place) and self._can_go_first(now, job):
                 worker = self.choose(job.job, now, behind, held, alike=True)
                 if not isinstance(worker, Wait):
                     return job, worker

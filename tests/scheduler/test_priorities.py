@@ -155,19 +155,20 @@ def test_a_background_job_that_was_promised_its_deadline_is_in_time() -> None:
     assert line.finish(2, seconds=1.1) == [2, 101]
 
 
-def test_a_background_job_of_a_running_size_passes_an_interactive_one_for_a_while() -> None:
+@pytest.mark.parametrize(("seconds", "order"), [(1.0, [5, 7, 6]), (PASSING, [7, 5, 6])])
+def test_a_background_job_of_a_running_size_passes_an_interactive_one_that_came_just_now(
+    seconds: float, order: list[int]
+) -> None:
     core = scheduler(ready("gpu0", GPU))
     starts = [core.handle(0.0, Submitted(job(number)))[0] for number in (1, 2, 3, 4)]
     core.handle(0.0, Submitted(job(5, client="background", priority=-1)))
     core.handle(0.0, Submitted(job(6, client="background", priority=-1)))
     core.handle(0.0, Submitted(job(7, work=2.0, client="other")))
-    seconds = 1.0
     for start in starts:  # it grows in the loop
         assert isinstance(start, Start)
         starts += [each for each in core.handle(seconds, finished(start)) if isinstance(each, Start)]
         seconds += PASSING
-    order = [each.job for each in starts[4:] if isinstance(each, Start)]
-    assert order == [5, 7, 6]
+    assert [each.job for each in starts[4:] if isinstance(each, Start)] == order
 
 
 def test_background_jobs_leave_half_of_the_queue_to_others() -> None:
