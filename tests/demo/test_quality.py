@@ -39,13 +39,13 @@ def pictures(demo: Service, scenes: list[Scene]) -> list[Pixels]:
     return [make(demo, scene) for scene in scenes]
 
 
-def make(service: Service, scene: Scene, seed: int = 1) -> Pixels:
-    return np.asarray(result_pixels(post(service, scene, seed)), np.uint8)
+def make(service: Service, scene: Scene, seed: int = 1, **options: object) -> Pixels:
+    return np.asarray(result_pixels(post(service, scene, seed, **options)), np.uint8)
 
 
-def post(service: Service, scene: Scene, seed: int) -> httpx.Response:
+def post(service: Service, scene: Scene, seed: int, **options: object) -> httpx.Response:
     encoded = base64.b64encode(file_of(scene.picture)).decode()
-    return service.generate(text=scene.caption, input_image_base64=encoded, random_seed=seed)
+    return service.generate(text=scene.caption, input_image_base64=encoded, random_seed=seed, **options)
 
 
 def kept(scenes: Sequence[Scene], pictures: Sequence[Pixels]) -> float:
@@ -60,10 +60,10 @@ def obeyed(scenes: Sequence[Scene], pictures: Sequence[Pixels]) -> list[bool]:
     return [named == seen for scene, picture in pairs for named, seen in colours(scene, picture)]
 
 
-def test_edges_are_kept_and_it_is_the_control_that_keeps_them(scenes: list[Scene], pictures: list[Pixels]) -> None:
-    with Service("demo", ENGINE__CONTROL_SCALE=0, **CALM) as service:
-        service.wait_until_ready()
-        uncontrolled = [make(service, scene) for scene in scenes]
+def test_edges_are_kept_and_it_is_the_control_that_keeps_them(
+    demo: Service, scenes: list[Scene], pictures: list[Pixels]
+) -> None:
+    uncontrolled = [make(demo, scene, control_scale=0) for scene in scenes]
     with_control, without = kept(scenes, pictures), kept(scenes, uncontrolled)
     print(f"edge F1 {with_control:.3f}, with the control off {without:.3f}")
     assert with_control >= 0.95
