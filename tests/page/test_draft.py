@@ -161,13 +161,14 @@ def test_all_that_a_reload_ended_are_offered_again_until_they_are_closed(visit: 
     for prompt in prompts:
         visit.generate(prompt)
     expect(visit.cards.filter(has_text="ahead").first).to_be_visible()
-    until(lambda: jobs(visit) == len(prompts))
+    until(lambda: jobs(visit) >= 6)
     reload(visit, warned=True)
     stopped = visit.cards.filter(has_text="Stopped.")
-    expect(stopped).to_have_count(len(prompts))
+    until(lambda: 5 <= stopped.count() == jobs(visit))  # the first may have been done before
+    unfinished = jobs(visit)
     visit.cards.first.get_by_role("button", name="Close").click()
     reload(visit)
-    expect(stopped).to_have_count(len(prompts) - 1)
+    expect(stopped).to_have_count(unfinished - 1)
 
 
 def test_whoever_stays_loses_nothing(visit: Visit) -> None:
