@@ -113,6 +113,7 @@ def test_one_that_is_killed_while_it_compiles_is_followed_by_the_same(
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_one_that_dies_after_it_has_compiled_is_followed_by_one_that_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         async with serving("works", monkeypatch) as pool:
