@@ -167,7 +167,7 @@ class Scheduler:
         if job.id in self._jobs:
             raise IllegalEvent(f"job {job.id} was submitted before")
         self._expire_deadlines(now)  # what has expired takes no place in the queue
-        state = JobState(job, now, self._placement.load(job))
+        state = JobState(job, now, self._placement.load(job, now))
         if (refusal := self._refusal(now, state)) is not None:
             self._commands.append(m.Reply(job.id, refusal))
             return
@@ -191,7 +191,7 @@ class Scheduler:
         """
         if not self._workers.known:
             return seconds
-        each, soonest = job.load / self._placement.throughput, now + seconds
+        each, soonest = job.load / self._placement.forecast(now).throughput, now + seconds
         after_others = self._promised + each if self._promised > now else soonest
         self._promised = min(max(soonest, after_others), soonest + self._limits.max_queue * each)
         return self._promised - now

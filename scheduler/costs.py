@@ -24,6 +24,7 @@ INSTANT = 1e-9  # seconds; stands for a measured zero, where it would be a divis
 CROWD = 10.0  # jobs that wait for each running image, when a worker's capacity is judged: a deadline is ten images long
 APART = 1.25  # times the work: from sizes closer to each other, nothing is concluded for those beyond
 STEEPEST = 2.0  # exponent of work: attention compares all pixels with all
+HOPE, CAUTION = 0.9, 1.03  # times a prediction: the least, and the most as a rule, that it turns out to be
 ROUNDING = 1e-9  # relative; sums that differ by less are equal
 
 
@@ -128,12 +129,14 @@ class StepPrices:
         return self.slowdown.factor * self._as_measured(counts)
 
     def _as_measured(self, counts: Counter[BatchKey]) -> float:
-        by_size = self.by_size
-        try:
-            return sum([by_size[key][n - 1] for key, n in counts.items()])
-        except KeyError:
-            by_size.update({key: self._priced(key) for key in counts if key not in by_size})
-            return self._as_measured(counts)
+        return sum([self.of(key)[n - 1] for key, n in counts.items()])
+
+    def of(self, key: BatchKey) -> tuple[float, ...]:
+        """A step of n images of a size, for n = 1, 2, ..., with what was learned, but without the slowdown."""
+        known = self.by_size.get(key)
+        if known is None:
+            known = self.by_size[key] = self._priced(key)
+        return known
 
     def _priced(self, key: BatchKey) -> tuple[float, ...]:
         """The prices of a size that was not measured."""
@@ -152,14 +155,21 @@ class StepPrices:
 
     def step_in_one_batch(self, counts: Counter[BatchKey]) -> float:
         """The same if all images could share one batch: then each has its part of a batch of its size."""
-        self._as_measured(counts)  # prices the sizes
         images = counts.total()
-        parts = [n / images * self.by_size[key][images - 1] for key, n in counts.items()]
+        parts = [n / images * self.of(key)[images - 1] for key, n in counts.items()]
         return self.slowdown.factor * sum(parts)
 
     def fixed(self, work: float) -> float:
         """Seconds that an image takes beside its steps."""
         return self.slowdown.factor * self.costs.fixed_seconds * work
+
+    def decode(self, work: float) -> float:
+        """Those of them in which the device takes no step."""
+        return self.slowdown.factor * self.costs.decode_seconds * work
+
+    def beside(self, work: float) -> float:
+        """Those of them in which the device steps on."""
+        return self.fixed(work) - self.decode(work)
 
     def steps(self, length: float) -> int:
         """Steps of an image that is `length` times as long as usual."""
@@ -169,17 +179,20 @@ class StepPrices:
         """Seconds that a job takes on the worker if nothing else runs there."""
         return self.steps(job.length) * self.step(Counter([job.batch_key])) + self.fixed(job.work)
 
-    def learn(self, taken: float, counts: Counter[BatchKey]) -> None:
-        """Correct the prices by a step that took `taken` seconds."""
-        measured = self._as_measured(counts)
-        if len(counts) == 1 and measured:
+    def learn(self, taken: float, counts: Counter[BatchKey], decoded: float) -> None:
+        """Correct the prices by a step that ended `taken` seconds after the one before.
+
+        Between the two, images of `decoded` times the nominal size were decoded.
+        """
+        measured, beside = self._as_measured(counts), decoded * self.costs.decode_seconds
+        if len(counts) == 1 and measured and not beside:
             [key] = counts
             if (prices := self.by_size[key]) is not self.seconds:
                 off = min(max(taken / (measured * self.slowdown.factor), 0.5), 2.0)
                 factor = 1 + self.LEARNED * (off - 1)
                 self.by_size[key] = prices = tuple([factor * seconds for seconds in prices])
                 self.learned[key] = prices[0] / max(self.seconds[0], INSTANT)
-        self.slowdown.add(taken, measured)
+        self.slowdown.add(taken, measured + beside)
 
 
 @dataclass(slots=True, eq=False)
@@ -197,30 +210,33 @@ steps_left = attrgetter("left")
 def completion_times(
     prices: StepPrices, batch: Sequence[BatchImage], taken: int = 0, busy: float = 0.0
 ) -> tuple[list[float], float]:
-    """When each image of a batch is done if nobody joins, and when the device has taken the last step.
+    """When each image of a batch is done if nobody joins, and when the device has nothing more to do.
 
     `batch` is sorted by the steps left. It starts `busy` seconds from now, with `taken` of these steps behind it.
     """
-    ends, counts, fixed = [], Counter([image.key for image in batch]), prices.fixed(1.0)
+    ends, counts = [], Counter([image.key for image in batch])
+    factor, decode, beside, step = prices.slowdown.factor, prices.decode(1.0), prices.beside(1.0), prices.step(counts)
     for image in batch:
+        key = image.key
         if image.left > taken:
-            busy += (image.left - taken) * prices.step(counts)
+            busy += (image.left - taken) * step
             taken = image.left
-        ends.append(busy + fixed * image.key.work)
-        counts[image.key] -= 1
-        if not counts[image.key]:
-            del counts[image.key]
+        busy += decode * key.work
+        ends.append(busy + beside * key.work)
+        seconds, n = prices.of(key), counts[key]
+        counts[key] = n - 1
+        step -= factor * (seconds[n - 1] - (seconds[n - 2] if n > 1 else 0.0))
     return ends, busy
 
 
 @dataclass(frozen=True, slots=True)
 class Joining:
-    """What it means for a running batch if a new image joins it now, or waits instead for the first of them to leave.
+    """What it means for a running batch if new images join it now, or wait instead for places of those that leave.
 
-    `end` is when the new image is done if it joins, and `step` what the next step takes then. `others` are a deadline
-    each, with when that image is done alone and when together with the new one. `joined` and `waited` are the sums of
-    all completion times, and `joined_busy` and `waited_busy` when the device has taken the last step. `added` is how
-    much the sum grows if the new image joins.
+    `end` is when the new images are done if they join, and `step` what the next step takes then. `others` are a
+    deadline each, with when that image is done alone and when together with the new ones. `joined` and `waited` are the
+    sums of all completion times, and `joined_busy` and `waited_busy` when the device has nothing more to do. `added` is
+    how much the sum grows if the new images join.
     """
 
     end: float
@@ -232,63 +248,71 @@ class Joining:
     waited_busy: float
     added: float
 
-    def reason_not_to_join(self, now: float, behind: float) -> Wait | None:
-        """Why the new image should wait; None if it should join. `behind` jobs wait behind it."""
-        if self.makes_late(now):
-            return Wait.DEADLINE
-        return Wait.SLOWER if self.is_slower(behind) else None
-
     def makes_late(self, now: float) -> bool:
-        """Whether an image of the batch that is in time now would be late.
+        """Whether an image of the batch that can be in time would be late.
 
-        With a step to spare, as what is known of the batch lags by up to a step.
+        A prediction is off by some percent, and lags by up to a step. So joining must leave that much to spare, and an
+        image that would miss its deadline by little is protected as well: let down, it would surely miss it.
         """
-        return any(now + alone <= due < now + together + self.step for due, alone, together in self.others)
+        return any(
+            now + HOPE * alone <= due < now + CAUTION * together + self.step for due, alone, together in self.others
+        )
 
     def is_slower(self, behind: float) -> bool:
-        """Whether waiting gives the smaller sum of completion times.
+        """Whether waiting gives the smaller sum of completion times. `behind` jobs wait behind the new ones.
 
-        Each of the `behind` jobs that wait behind this one ends as much later as the device is busy longer: the longer
-        the queue, the more throughput counts.
+        Each of them ends as much later as the device is busy longer: the longer the queue, the more throughput counts.
         """
         joined, waited = self.joined + behind * self.joined_busy, self.waited + behind * self.waited_busy
         return joined > waited * (1 + ROUNDING)
 
 
-def joining(prices: StepPrices, batch: Sequence[BatchImage], key: BatchKey, steps: int) -> Joining:
-    """Compare joining a batch with waiting. Nothing speaks against joining an empty one."""
-    new, batch = BatchImage(key, steps, 0.0), sorted(batch, key=steps_left)
-    apart, _ = completion_times(prices, batch)
-    waited, waited_busy, _ = if_it_waits(prices, batch, new) if batch else (0.0, 0.0, 0.0)
-    deadlines = [image.deadline for image in batch]
-    place = insort_place(batch, new)
-    joined, busy = completion_times(prices, batch)
-    total, end = sum(joined), joined.pop(place)
-    step = prices.step(Counter([image.key for image in batch]))
-    others = tuple(zip(deadlines, apart, joined, strict=True))
-    if not apart:
-        waited, waited_busy = total, busy
-    return Joining(end, step, others, total, busy, waited, waited_busy, total - sum(apart))
+def joining(prices: StepPrices, batch: Sequence[BatchImage], key: BatchKey, steps: int, group: int = 1) -> Joining:
+    """Compare joining a batch with waiting, for a `group` of images that are alike.
 
-
-def insort_place(batch: list[BatchImage], new: BatchImage) -> int:
-    """Insert an image behind those that have as few steps left; returns where."""
-    place = bisect_right(batch, new.left, key=steps_left)
-    batch.insert(place, new)
-    return place
-
-
-def if_it_waits(prices: StepPrices, batch: Sequence[BatchImage], new: BatchImage) -> tuple[float, float, float]:
-    """The sum of all completion times, the last step's and the new one's, if it takes the place of the first to leave.
-
-    That place is free when the first is decoded. Until then the others have the device to themselves: that is left out.
+    Nothing speaks against joining an empty one.
     """
-    first, *others = batch
-    until = first.left * prices.step(Counter([image.key for image in batch]))
-    decoded = prices.fixed(first.key.work)
-    place = insort_place(others, BatchImage(new.key, first.left + new.left, 0.0))
-    ends, busy = completion_times(prices, others, first.left, until)
-    return (until + decoded) + sum(ends) + decoded, busy, ends[place] + decoded
+    batch = sorted(batch, key=steps_left)
+    apart, _ = completion_times(prices, batch)
+    place = bisect_right(batch, steps, key=steps_left)
+    together = [*batch[:place], *[BatchImage(key, steps, 0.0)] * group, *batch[place:]]
+    ends, busy = completion_times(prices, together)
+    total = sum(ends)
+    waited, waited_busy, _ = if_they_wait(prices, batch, key, steps, group) if batch else (total, busy, 0.0)
+    step = prices.step(Counter([image.key for image in together]))
+    later = [*ends[:place], *ends[place + group :]]
+    others = tuple([(image.deadline, *times) for image, *times in zip(batch, apart, later, strict=True)])
+    return Joining(ends[place], step, others, total, busy, waited, waited_busy, total - sum(apart))
+
+
+def if_they_wait(
+    prices: StepPrices, batch: Sequence[BatchImage], key: BatchKey, steps: int, group: int = 1
+) -> tuple[float, float, float]:
+    """The same if each of the group takes the place of the next one to leave, and when the last of the group is done.
+
+    A place is free when what was there is decoded, before which no step is taken, and then encoded. Who takes it misses
+    the step that begins meanwhile, with one image less: what such a step takes for each image longer is lost.
+    """
+    rest, total, taken, until, lost, encoded = list(batch), 0.0, 0, 0.0, 0.0, 0.0
+    for _ in range(group):
+        step, first, others = prices.step(Counter([image.key for image in rest])), rest[0], rest[1:]
+        until += (first.left - taken) * step + prices.decode(first.key.work)
+        lost += max(0.0, prices.step(Counter([image.key for image in others])) - step * len(others) / len(rest))
+        encoded = prices.beside(first.key.work)
+        total, taken, rest = total + until + 2 * encoded, first.left, others
+        new = BatchImage(key, taken + steps, 0.0)
+        rest.insert(bisect_right(rest, new.left, key=steps_left), new)
+    ends, busy = completion_times(prices, rest, taken, until)
+    return total + sum(ends), busy + lost, ends[rest.index(new)] + encoded
+
+
+def best_group(prices: StepPrices, key: BatchKey, images: int, most: int) -> int:
+    """How many images of a size, `most` at most, make a step cheapest for each if they join as many as run.
+
+    Where a batch of five costs as much as one of eight, nobody would be the fifth, were it not for three more.
+    """
+    seconds = prices.of(key)
+    return min(range(1, most + 1), key=lambda group: seconds[images + group - 1] / (images + group))
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,9 +340,11 @@ def capacity(costs: Costs) -> Capacity:
     prices, places = StepPrices(costs), 1
     while places < len(costs.step_seconds):
         spread = [BatchImage(NOMINAL, costs.steps * (n + 1) // (places + 1), inf) for n in range(places)]
-        if joining(prices, spread, NOMINAL, costs.steps).is_slower(CROWD):
+        group = best_group(prices, NOMINAL, places, len(costs.step_seconds) - places)
+        if all(joining(prices, spread, NOMINAL, costs.steps, n).is_slower(CROWD + 1 - n) for n in {1, group}):
             break
         places += 1
     step = costs.step_seconds[places - 1]
-    seconds = max(costs.steps * step + costs.fixed_seconds, INSTANT)
+    others = (places - 1) * costs.decode_seconds  # each of them is decoded once meanwhile
+    seconds = max(costs.steps * step + costs.fixed_seconds + others, INSTANT)
     return Capacity(places, seconds, step / seconds, costs.steps * step / seconds, step + costs.fixed_seconds)

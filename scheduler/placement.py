@@ -13,8 +13,7 @@ batch: whose turn it is may be passed over for that, for PASSING seconds at most
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from math import ceil
+from math import ceil, inf
 from operator import itemgetter
 
 from scheduler.costs import Wait
@@ -31,24 +30,29 @@ ALIKE = 1.05  # workers where a job adds up to this many times the least to the 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """When jobs that wait will be done, if they run in the order of their deadlines.
+    """What the workers do at present, and when jobs that wait will be done if they run in the order of their deadlines.
 
-    The first starts `delay` seconds after `now`, when the work `before` all of them is done. `rate` is nominal images
-    per second, `service` the seconds that a nominal image takes on a busy worker.
+    The first starts `delay` seconds after `now`, when the work `before` all of them is done. All workers that are known
+    do `throughput` nominal images per second, of which `rate` is counted on for those that wait. A nominal image takes
+    `service` seconds on a busy worker, of which `steps_share` are steps. What is known of running images lags by `lag`
+    seconds.
     """
 
     now: float
     delay: float
     before: float
+    throughput: float
     rate: float
     service: float
+    steps_share: float
+    lag: float
 
     def spares(self, jobs: Iterable[JobState]) -> list[float]:
         """How much time each of these jobs has to spare, which are sorted by their deadlines."""
         before, per_work, service, start = self.before, 1 / self.rate, self.service, self.now + self.delay
         spares = []
         for job in jobs:
-            spares.append(job.job.deadline - before * per_work - service * job.load - start)
+            spares.append(job.deadline - before * per_work - service * job.load - start)
             before += job.load
         return spares
 
@@ -61,28 +65,20 @@ class Placement:
         self._workers = workers
         self._limits = limits
         self._forecast: Forecast | None = None
-        self._least_spares: list[float] | None = None
+        self._spares: list[float] | None = None
 
     def forget(self) -> None:
         """Something has changed: what was worked out does not hold any more."""
-        self._forecast = self._least_spares = None
+        self._forecast = self._spares = None
 
     # ------------------------------------------------------------------------------------------------------- estimates
 
-    @property
-    def throughput(self) -> float:
-        """Nominal images per second, of all workers that are ready, or else may be ready again."""
-        return sum([worker.throughput for worker in self._workers.known]) / self._workers.mixing
-
-    def load(self, job: Job) -> float:
+    def load(self, job: Job, now: float) -> float:
         """What a job takes, in nominal images: only its steps are more or fewer, the rest of it is what it was.
 
         Before a worker has measured which part that is, it is at most so much.
         """
-        share, known = float(job.length > 1), self._workers.known
-        if known:
-            total = sum([worker.throughput for worker in known])
-            share = sum([worker.throughput * worker.known_capacity.steps_share for worker in known]) / total
+        share = self.forecast(now).steps_share if self._workers.known else float(job.length > 1)
         return job.work * (1 + share * (job.length - 1))
 
     def forecast(self, now: float) -> Forecast:
@@ -93,13 +89,26 @@ class Placement:
 
     def _look_ahead(self, now: float) -> Forecast:
         known = self._workers.known
-        throughput = self.throughput
-        # By Little's law, the mean time in service is what is in service over what leaves per second.
-        service = sum([worker.known_capacity.places for worker in known]) / throughput
-        before = sum([_work_left(worker) for worker in known])
+        total = steps_share = lag = before = 0.0
+        places = 0
+        for worker in known:
+            capacity, throughput = worker.known_capacity, worker.throughput
+            total += throughput
+            steps_share += throughput * capacity.steps_share
+            lag += throughput * worker.lag
+            places += capacity.places
+            before += worker.work_left
+        throughput = total / self._workers.mixing
         before += sum([_seconds_of_suspect(job, known) for job in self._queue.suspects]) * throughput / len(known)
         delay = 0.0 if known[0].ready else min([_seconds_until_ready(worker, now) for worker in known])
-        return Forecast(now, delay, before, throughput / (MARGIN if len(self._queue) else 1), service)
+        rate = throughput / (MARGIN if len(self._queue) else 1)
+        # By Little's law, the mean time in service is what is in service over what leaves per second.
+        return Forecast(now, delay, before, throughput, rate, places / throughput, steps_share / total, lag / total)
+
+    def _spares_of_waiting(self, view: Forecast) -> list[float]:
+        if self._spares is None:
+            self._spares = view.spares(self._queue.by_deadline)
+        return self._spares
 
     def seconds_to_start(self, work: float, oldest: JobState | None, now: float) -> float | None:
         """When a job is expected to start that so much work starts before; None while no worker has measured itself.
@@ -111,8 +120,8 @@ class Placement:
             return None
         view, place = self.forecast(now), 0.0
         if oldest is not None and oldest.assignment is not None:
-            place = min(oldest.assignment.worker.seconds_to_place(), view.before / self.throughput)
-        return view.delay + place + work / self.throughput
+            place = min(oldest.assignment.worker.seconds_to_place(), view.before / view.throughput)
+        return view.delay + place + work / view.throughput
 
     # ------------------------------------------------------------------------------------------------------- admission
 
@@ -120,7 +129,7 @@ class Placement:
         self, now: float, job: JobState, next_deadline: float | None, oldest: JobState | None
     ) -> Expired | Rejected | Impossible | Overdrawn | None:
         """Why a job is not taken; None if it is. `oldest` is the job that runs for longest."""
-        if job.job.deadline <= now:
+        if job.deadline <= now:
             return Expired()
         own, free = self._queue.of(job.job.client), self._limits.max_queue - len(self._queue)
         if job.background:  # they wait for long: more than half of the queue would leave interactive jobs no place
@@ -135,7 +144,7 @@ class Placement:
         if not self._workers.known:
             return None
         alone = min([_seconds_at_best(worker, job.job) for worker in self._workers.known])
-        if alone > job.job.deadline - now:
+        if alone > job.deadline - now:
             return Impossible(alone)
         return self._admit_in_time(now, job, others)
 
@@ -147,7 +156,7 @@ class Placement:
 
     def _admit_in_time(self, now: float, job: JobState, others: float) -> Rejected | Overdrawn | None:
         """Whether everybody is in time with it, and it leaves others their share of the time."""
-        budget, alone = job.job.deadline - now, None
+        budget, alone = job.deadline - now, None
         if not len(self._queue):
             choice = self.choose(job.job, now, behind=0, held=None)
             if not isinstance(choice, Wait):
@@ -156,7 +165,7 @@ class Placement:
                     return None
         view = self.forecast(now)
         spare, fits = self._spare(now, job, view) if alone is None else (alone, False)
-        lag = self._lag(job)
+        lag = self._lag(job, view)
         if not fits:
             wait = view.delay + (view.before + sum([each.load for each in self._queue.by_deadline])) / view.rate
             return Rejected(retry_after(wait, view.service * job.load, lag, budget))
@@ -169,19 +178,17 @@ class Placement:
 
         Who would be late anyway does not count.
         """
-        waiting = self._queue.by_deadline
-        sooner = [each for each in waiting if each.job.deadline <= job.job.deadline]
-        before = view.before + sum([each.load for each in sooner])
-        spare = job.job.deadline - now - view.delay - before / view.rate - view.service * job.load
-        with_it = min(view.spares([*sooner, job, *waiting[len(sooner) :]]))
-        return spare, spare >= 0 and with_it >= min([0.0, *view.spares(waiting)])
+        place = self._queue.due_by(job.deadline)
+        before = view.before + sum([each.load for each in self._queue.by_deadline[:place]])
+        spare = job.deadline - now - view.delay - before / view.rate - view.service * job.load
+        spares = self._spares_of_waiting(view)
+        sooner, later = min(spares[:place], default=inf), min(spares[place:], default=inf)
+        with_it = min(sooner, later - job.load / view.rate)
+        return spare, spare >= 0 and with_it >= min(0.0, sooner, later)
 
-    def _lag(self, job: JobState) -> float:
+    def _lag(self, job: JobState, view: Forecast) -> float:
         """How many seconds what is known of running images can lag behind."""
-        known = self._workers.known
-        total = sum([worker.throughput for worker in known])
-        lag = sum([worker.throughput * worker.lag for worker in known]) / total
-        return lag * max([1.0, job.job.work, *[each.job.work for each in self._queue]])
+        return view.lag * max([1.0, job.job.work, *[each.job.work for each in self._queue]])
 
     def _seconds_to_places(
         self, places: int, now: float, next_deadline: float | None, oldest: JobState | None
@@ -195,7 +202,7 @@ class Placement:
         seconds = next_deadline - now
         if oldest is not None and oldest.assignment is not None:
             worker = oldest.assignment.worker
-            more = (places - 1) * max([each.load for each in self._queue], default=1.0) / self.throughput
+            more = (places - 1) * max([each.load for each in self._queue], default=1.0) / self.forecast(now).throughput
             seconds = min(seconds, worker.seconds_to_place() + worker.lag + more)
         return max(seconds, SOONEST_RETRY)
 
@@ -212,9 +219,7 @@ class Placement:
         if not self._workers.known:
             return True
         view, sooner = self.forecast(now), self._queue.due_before(job)
-        if self._least_spares is None:
-            self._least_spares = list(accumulate(view.spares(self._queue.by_deadline), min))
-        return not sooner or self._least_spares[sooner - 1] >= job.load / view.rate
+        return min(self._spares_of_waiting(view)[:sooner], default=inf) >= job.load / view.rate
 
     def of_a_running_size(self, now: float, turn: JobState, held: Worker | None) -> tuple[JobState, Worker] | None:
         """A job to start instead of the one whose turn it is, or itself, on a worker that runs its size already.
@@ -251,11 +256,10 @@ class Placement:
         for worker in room:
             if worker.exclusive or worker is held or (alike and not _runs_size(worker, job)):
                 continue
-            joining = worker.joined_by(job)
-            if (reason := joining.reason_not_to_join(now, behind / len(ready)) if worker.slots else None) is not None:
+            if worker.slots and (reason := worker.reason_not_to_join(job, now, behind / len(ready))) is not None:
                 reasons.append((len(worker.slots), reason))
             else:
-                found.append((joining.added, len(worker.slots), worker.changed, worker))
+                found.append((worker.joined_by(job).added, len(worker.slots), worker.changed, worker))
         if not found:
             return min(reasons)[1] if reasons else Wait.SUSPECT
         # What a worker's last steps took is no exact science: among equals, the one that has rested longest.
@@ -280,13 +284,6 @@ def _should_wait_for_another(best: Worker, job: Job, ready: Sequence[Worker], be
 def _runs_size(worker: Worker, job: Job) -> bool:
     """Whether a worker is empty or runs images of a job's size."""
     return not worker.slots or any(each.key == job.batch_key for each in worker.slots.values())
-
-
-def _work_left(worker: Worker) -> float:
-    """What is left of the images of a worker, in nominal images. What runs alone keeps all of the worker busy."""
-    if worker.exclusive:
-        return worker.seconds_to_place() * worker.throughput
-    return sum([each.rest for each in worker.batch])
 
 
 def _seconds_of_suspect(job: JobState, known: Sequence[Worker]) -> float:

@@ -14,9 +14,11 @@ nine interactive ones start for each one in the background.
 There are some hundreds of jobs, so everything here walks over all of them.
 """
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from scheduler.errors import require
 from scheduler.messages import BatchKey, ClientId, Job, WorkerId
@@ -37,6 +39,7 @@ class JobState:
     submitted: float
     load: float
     charge: float = field(init=False)
+    deadline: float = field(init=False)
     key: BatchKey = field(init=False)
     sequence: int = 0  # its place among all jobs that ever waited
     started: float = 0.0
@@ -47,7 +50,8 @@ class JobState:
     assignment: SlotAssignment | None = None
 
     def __post_init__(self) -> None:
-        self.charge, self.key = self.load + self.job.surcharge, self.job.batch_key
+        self.charge = self.load + self.job.surcharge
+        self.deadline, self.key = self.job.deadline, self.job.batch_key
 
     @property
     def background(self) -> bool:
@@ -73,7 +77,7 @@ def _importance(job: JobState) -> tuple[int, int]:
 
 
 def _due(job: JobState) -> tuple[float, int]:
-    return job.job.deadline, job.sequence
+    return job.deadline, job.sequence
 
 
 class Turns:
@@ -82,6 +86,7 @@ class Turns:
     def __init__(self) -> None:
         self.clients: dict[ClientId, ClientQueue] = {}  # a client whose first job is new is last
         self._virtual_time = 0.0
+        self._sizes = Counter[BatchKey]()
 
     def of(self, client: ClientId) -> list[JobState]:
         """A client's jobs, in its order."""
@@ -89,6 +94,7 @@ class Turns:
 
     def add(self, job: JobState) -> None:
         """A job waits from now on."""
+        self._sizes[job.key] += 1
         client = job.job.client
         queue = self.clients.setdefault(client, ClientQueue(self._virtual_time))
         insort(queue.jobs, job, key=_importance)
@@ -99,6 +105,9 @@ class Turns:
         """A job waits no longer. If it was started, its client is charged for it."""
         queue = self.clients.pop(job.job.client)
         queue.jobs.remove(job)
+        self._sizes[job.key] -= 1
+        if not self._sizes[job.key]:
+            del self._sizes[job.key]
         if started:
             queue.served += job.charge
             self._virtual_time = max(self._virtual_time, queue.served)
@@ -128,16 +137,21 @@ class Turns:
         """The first job of each size, in the order of their turns."""
         found: dict[BatchKey, tuple[float, int, JobState]] = {}
         for queue in self.clients.values():
-            turn = queue.served
+            turn, missing = queue.served, set(self._sizes)
             for job in queue.jobs:
                 turn += job.charge
-                known = found.get(job.key)
-                if known is None or turn < known[0]:
-                    found[job.key] = turn, job.sequence, job
+                if job.key in missing:
+                    missing.remove(job.key)
+                    if job.key not in found or turn < found[job.key][0]:
+                        found[job.key] = turn, job.sequence, job
+                    if not missing:
+                        break
         return [job for *_, job in sorted(found.values())]
 
     def check(self) -> None:
         """Validate invariants; raises BrokenInvariantError."""
+        sizes = Counter([job.key for queue in self.clients.values() for job in queue.jobs])
+        require(sizes == self._sizes, "sizes that wait were miscounted")
         for client, queue in self.clients.items():
             require(bool(queue.jobs), f"{client} has an empty queue")
             require(queue.jobs == sorted(queue.jobs, key=_importance), f"the jobs of {client} are out of order")
@@ -181,6 +195,10 @@ class FairQueue:
     def due_before(self, job: JobState) -> int:
         """How many jobs are due before a job that waits."""
         return bisect_left(self.by_deadline, _due(job), key=_due)
+
+    def due_by(self, deadline: float) -> int:
+        """How many jobs are due by then."""
+        return bisect_right(self.by_deadline, deadline, key=attrgetter("deadline"))
 
     def _turns_of(self, job: JobState) -> Turns:
         return self._background if job.background else self._interactive

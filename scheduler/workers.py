@@ -14,9 +14,11 @@ from scheduler.costs import (
     Joining,
     Slowdown,
     StepPrices,
+    Wait,
+    best_group,
     capacity,
     completion_times,
-    if_it_waits,
+    if_they_wait,
     joining,
     steps_left,
 )
@@ -38,14 +40,6 @@ class SlotAssignment(BatchImage):
     generation: int
     job: Optional["JobState"]
 
-    @property
-    def rest(self) -> float:
-        """What is left of it, in nominal images. The part that is not steps counts until the end."""
-        capacity, prices = self.worker.capacity, self.worker.prices
-        assert capacity is not None
-        assert prices is not None
-        return self.key.work * (1 - capacity.step_share * (prices.costs.steps - self.left))
-
 
 @dataclass(slots=True, eq=False)
 class Worker:
@@ -56,6 +50,7 @@ class Worker:
     state: WorkerState = WorkerState.NEW
     prices: StepPrices | None = None
     capacity: Capacity | None = None
+    size: int = 0  # how many slots it has, once it was ready
     slots: dict[int, SlotAssignment] = field(default_factory=dict)
     exclusive: bool = False  # a suspect runs here, and nobody joins it
     alarm: float | None = None  # when to look at it: it has loaded or been silent too long then, or paused long enough
@@ -64,6 +59,7 @@ class Worker:
     spawned_at: float = 0.0
     load_seconds: float = 0.0  # from its last spawn until it was ready
     stepped: float | None = None  # when it took its last step, if it has been busy since
+    decoding: float = 0.0  # what is decoded after that step, in nominal images
     changed: int = 0  # the number of the event that last changed its slots
     proven: bool = False  # this process finished an image, or was ready for long
     backoff: float = 0.0  # before its next restart
@@ -71,7 +67,8 @@ class Worker:
     fault: str = ""  # what its device has, if that is why it is being killed
     restarts: int = 0
     reason: str = ""
-    joinings: dict[tuple[BatchKey, int], Joining] = field(default_factory=dict)  # kept while nothing changes
+    joinings: dict[tuple[BatchKey, int, int], Joining] = field(default_factory=dict)  # kept while nothing changes
+    known_work_left: float | None = None  # the same
 
     @property
     def known_prices(self) -> StepPrices:
@@ -86,11 +83,6 @@ class Worker:
         return self.capacity
 
     @property
-    def size(self) -> int:
-        """How many slots it has."""
-        return len(self.known_prices.costs.step_seconds)
-
-    @property
     def ready(self) -> bool:
         """Whether it can be given jobs."""
         return self.state is WorkerState.READY
@@ -98,7 +90,7 @@ class Worker:
     @property
     def has_room(self) -> bool:
         """Whether it is ready and a slot is free."""
-        return self.ready and len(self.slots) < self.size
+        return self.state is WorkerState.READY and len(self.slots) < self.size
 
     @property
     def batch(self) -> list[SlotAssignment]:
@@ -115,6 +107,23 @@ class Worker:
         """How many seconds what is known of its images can lag behind."""
         return self.known_capacity.lag * self.known_prices.slowdown.factor
 
+    @property
+    def work_left(self) -> float:
+        """What is left of its images, in nominal images. What runs alone keeps all of the worker busy."""
+        if self.known_work_left is None:
+            if self.exclusive:
+                self.known_work_left = self.seconds_to_place() * self.throughput
+            else:
+                step, steps = self.known_capacity.step_share, self.known_prices.costs.steps
+                # The part of an image that is not steps counts until the end.
+                self.known_work_left = sum([each.key.work * (1 - step * (steps - each.left)) for each in self.batch])
+        return self.known_work_left
+
+    def forget(self) -> None:
+        """Something has changed: what was worked out does not hold any more."""
+        self.joinings.clear()
+        self.known_work_left = None
+
     def seconds_alone(self) -> float:
         """One nominal image if nothing else runs there."""
         return self.known_prices.alone(Job(0, 0.0))
@@ -124,19 +133,30 @@ class Worker:
         ends, _ = completion_times(self.known_prices, sorted(self.batch, key=steps_left))
         return ends[0] if ends else 0.0
 
-    def joined_by(self, job: Job) -> Joining:
-        """What it means if a job joins now; kept, as a job that waits asks at every event."""
+    def joined_by(self, job: Job, group: int = 1) -> Joining:
+        """What it means if a job joins now, or a group that is alike; kept, as a job that waits asks at every event."""
         steps = self.known_prices.steps(job.length)
-        known = self.joinings.get((job.batch_key, steps))
+        known = self.joinings.get((job.batch_key, steps, group))
         if known is None:
-            known = joining(self.known_prices, self.batch, job.batch_key, steps)
-            self.joinings[job.batch_key, steps] = known
+            known = joining(self.known_prices, self.batch, job.batch_key, steps, group)
+            self.joinings[job.batch_key, steps, group] = known
         return known
+
+    def reason_not_to_join(self, job: Job, now: float, behind: float) -> Wait | None:
+        """Why a job should wait, with `behind` jobs that wait behind it; None if it should join."""
+        if (joining := self.joined_by(job)).makes_late(now):
+            return Wait.DEADLINE
+        return Wait.SLOWER if joining.is_slower(behind) and self._is_slower_in_a_group(job, behind) else None
+
+    def _is_slower_in_a_group(self, job: Job, behind: float) -> bool:
+        images, most = [each.key for each in self.batch].count(job.batch_key), self.size - len(self.slots)
+        group = best_group(self.known_prices, job.batch_key, images, min(most, 1 + int(behind)))
+        return group == 1 or self.joined_by(job, group).is_slower(behind + 1 - group)
 
     def end_if_waited_for(self, job: Job) -> float:
         """When a job is done that takes the place of the first to leave."""
-        new = BatchImage(job.batch_key, self.known_prices.steps(job.length), 0.0)
-        return if_it_waits(self.known_prices, sorted(self.batch, key=steps_left), new)[2]
+        batch, steps = sorted(self.batch, key=steps_left), self.known_prices.steps(job.length)
+        return if_they_wait(self.known_prices, batch, job.batch_key, steps)[2]
 
     def assignment(self, slot: int, generation: int) -> SlotAssignment | None:
         """What a report of this worker is about; None if it is late: about a job of a former process."""
@@ -156,6 +176,10 @@ class Workers:
         self._limits = limits
         self._by_id = {worker: Worker(worker) for worker in workers}
         self._all = list(self._by_id.values())
+        self.ready: list[Worker] = []
+        """Those that can be given jobs."""
+        self.known: list[Worker] = []
+        """Whose prices count: the ready ones; while there is none, all that were ever ready and may be again."""
         self._mixing = Slowdown()
         self._changes = 0
 
@@ -166,17 +190,6 @@ class Workers:
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._all)
-
-    @property
-    def ready(self) -> list[Worker]:
-        """Those that can be given jobs."""
-        return [worker for worker in self._all if worker.ready]
-
-    @property
-    def known(self) -> list[Worker]:
-        """Whose prices count: the ready ones; while there is none, all that were ever ready and may be again."""
-        measured = [worker for worker in self._all if worker.prices is not None]
-        return [worker for worker in measured if worker.ready] or measured
 
     @property
     def mixing(self) -> float:
@@ -237,18 +250,19 @@ class Workers:
         counts = Counter([worker.slots[slot].key for slot, _ in done if slot in worker.slots])
         # Where all take their first step, the device may have waited for them to be prepared.
         if stepped is not None and counts and any(steps > 1 for _, steps in done):
-            worker.known_prices.learn(now - stepped, counts)
+            worker.known_prices.learn(now - stepped, counts, worker.decoding)
             self._mixing.add(worker.known_prices.step(counts), worker.known_prices.step_in_one_batch(counts))
         for slot, steps in done:
             if (assignment := worker.slots.get(slot)) is not None:
                 assignment.left = max(0, min(assignment.steps - steps, assignment.left))
-        worker.joinings.clear()
+        worker.decoding = sum([each.key.work for slot, _ in done if (each := worker.slots.get(slot)) and not each.left])
+        worker.forget()
 
     def detach(self, assignment: SlotAssignment) -> None:
         """The job in a slot is answered: the slot is leaving."""
         assert assignment.job is not None
         assignment.job.assignment, assignment.job = None, None
-        assignment.worker.joinings.clear()
+        assignment.worker.forget()
 
     def free_slot(self, now: float, assignment: SlotAssignment, *, finished: bool) -> None:
         """Its worker has freed the slot."""
@@ -261,7 +275,7 @@ class Workers:
     def _changed(self, worker: Worker) -> None:
         self._changes += 1
         worker.changed = self._changes
-        worker.joinings.clear()
+        worker.forget()
         if not worker.slots:
             worker.exclusive, worker.stepped = False, None
         if worker.ready:
@@ -271,18 +285,20 @@ class Workers:
 
     def spawn(self, now: float, worker: Worker) -> None:
         """Its process is being started."""
-        worker.state, worker.spawned_at = WorkerState.LOADING, now
+        self._become(worker, WorkerState.LOADING)
+        worker.spawned_at = now
         worker.alarm = now + self._limits.load_timeout
 
     def on_ready(self, now: float, worker: Worker, costs: Costs) -> None:
         """Its process has loaded the model."""
-        worker.state, worker.heard, worker.ready_at = WorkerState.READY, now, now
-        worker.load_seconds = now - worker.spawned_at
+        worker.heard, worker.ready_at, worker.load_seconds = now, now, now - worker.spawned_at
+        self._become(worker, WorkerState.READY)
         self.update_costs(worker, costs)
 
     def update_costs(self, worker: Worker, costs: Costs) -> None:
         """It has measured itself: its slowdown starts afresh. What was learned of sizes is kept."""
         learned = {} if worker.prices is None else worker.prices.learned
+        worker.size = len(costs.step_seconds)
         worker.prices, worker.capacity = StepPrices(costs, learned=learned), capacity(costs)
         self._changed(worker)
 
@@ -290,7 +306,8 @@ class Workers:
         """It is being killed: it gets no more jobs."""
         if worker.ready:
             worker.proven = worker.proven or now - worker.ready_at >= self._limits.out_pause
-        worker.state, worker.alarm = WorkerState.ENDING, None
+        worker.alarm = None
+        self._become(worker, WorkerState.ENDING)
 
     def on_exit(self, now: float, worker: Worker, loss: WorkerLost) -> list["JobState"]:
         """Its process has ended. Returns the jobs that ran on it, in the order in which they started."""
@@ -307,15 +324,22 @@ class Workers:
         if worker.fault or loss.hopeless or worker.failures >= self._limits.out_after:
             self.quarantine(now, worker, worker.fault or loss.reason)
         else:
-            worker.state, worker.reason = WorkerState.WAITING, loss.reason
+            worker.reason = loss.reason
+            self._become(worker, WorkerState.WAITING)
             worker.backoff = 0.0 if proven else self._longer(worker.backoff)
             worker.alarm = now + worker.backoff
         return jobs
 
     def quarantine(self, now: float, worker: Worker, reason: str) -> None:
         """It has no process, and gets none for long."""
-        worker.state, worker.reason, worker.fault = WorkerState.OUT, reason, ""
+        worker.reason, worker.fault = reason, ""
+        self._become(worker, WorkerState.OUT)
         worker.alarm = now + self._limits.out_pause
+
+    def _become(self, worker: Worker, state: WorkerState) -> None:
+        worker.state = state
+        self.ready = [each for each in self._all if each.ready]
+        self.known = self.ready or [each for each in self._all if each.prices is not None]
 
     @property
     def failure(self) -> str:
@@ -346,6 +370,6 @@ class Workers:
                 require(0 <= slot < worker.size, f"{worker.id} has no slot {slot}")
                 require(each.slot == slot and each.worker is worker, f"{worker.id} mistook a slot")
                 require(each.job is None or each.job.assignment is each, f"{worker.id} mistook a job")
-            for (key, steps), known in worker.joinings.items():
-                fresh = joining(worker.known_prices, worker.batch, key, steps)
+            for (key, steps, group), known in worker.joinings.items():
+                fresh = joining(worker.known_prices, worker.batch, key, steps, group)
                 require(known == fresh, f"{worker.id} remembers what does not hold any more")

@@ -32,24 +32,24 @@ class SetAside(Scheduler):
         wait = super()._place_others(now)
         for job in self._queue.by_deadline:
             if not job.background and job.job.id not in self._places:
-                self._make_place(job)
+                self._make_place(now, job)
         return wait
 
-    def _make_place(self, job: JobState) -> None:
+    def _make_place(self, now: float, job: JobState) -> None:
         images = [each for worker in self._workers.ready for each in background_images(worker) if each.key == job.key]
         if images:
             image = min(images, key=lambda each: (len(each.worker.slots), -each.left))
             self._places[job.job.id] = job, image.worker
-            self._set_aside(image)
+            self._set_aside(now, image)
 
-    def _set_aside(self, image: SlotAssignment) -> None:
+    def _set_aside(self, now: float, image: SlotAssignment) -> None:
         job = image.job
         assert job is not None
         self._commands.append(m.Cancel(image.worker.id, image.slot, image.generation))
         del self._running[job.job.id]
         self._workers.detach(image)
         self._left[job.job.id] = image.left
-        job.load = job.charge = self._placement.load(job.job) * image.left / image.steps
+        job.load = job.charge = self._placement.load(job.job, now) * image.left / image.steps
         queue, job.passed_since = self._queue, None
         sequence, queue._sequence = queue._sequence, job.sequence - 1  # noqa: SLF001 - it keeps its place in the queue
         queue.add(job)
@@ -74,7 +74,7 @@ class Alone(SetAside):
         for worker in self._workers.ready:
             if has_interactive(worker):
                 for image in background_images(worker):
-                    self._set_aside(image)
+                    self._set_aside(now, image)
         return wait
 
 

@@ -35,4 +35,7 @@ def if_joined(costs: Costs, batch: Sequence[BatchImage], work: float = 1.0, step
 
 
 def objection(costs: Costs, batch: Sequence[BatchImage], now: float, behind: float = 0.0) -> Wait | None:
-    return if_joined(costs, batch).reason_not_to_join(now, behind)
+    joining = if_joined(costs, batch)
+    if joining.makes_late(now):
+        return Wait.DEADLINE
+    return Wait.SLOWER if joining.is_slower(behind) else None

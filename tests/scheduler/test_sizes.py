@@ -77,7 +77,7 @@ def test_more_images_of_a_size_are_never_cheaper() -> None:
 def test_an_engine_that_does_nothing_has_no_power_law() -> None:
     prices = StepPrices(Costs(20, (0.0, 0.0), 0.0, sizes=((DOUBLE, (0.0, 0.1)),)))
     assert step(prices, BatchKey(1.5)) == step(prices, FOURFOLD) == 0.0
-    prices.learn(0.01, Counter([FOURFOLD]))
+    prices.learn(0.01, Counter([FOURFOLD]), 0.0)
     assert step(prices, FOURFOLD) == 0.0
 
 
@@ -87,8 +87,8 @@ def test_real_steps_correct_a_size_both_ways_and_leave_the_others(key: BatchKey,
     prices = StepPrices(KNOWN)
     expected = step(prices, key)
     for _ in range(4000):
-        prices.learn(factor * expected, Counter([key]))
-        prices.learn(0.010, Counter([NOMINAL_SIZE]))
+        prices.learn(factor * expected, Counter([key]), 0.0)
+        prices.learn(0.010, Counter([NOMINAL_SIZE]), 0.0)
     assert step(prices, key) == pytest.approx(factor * expected, rel=0.05)
     assert step(prices, NOMINAL_SIZE) == pytest.approx(0.010, rel=0.05)
     assert step(prices, BatchKey(3.0)) == pytest.approx(0.010 * 3**EXPONENT, rel=0.05)
@@ -98,8 +98,8 @@ def test_what_was_learned_of_a_size_is_kept_until_the_size_is_measured() -> None
     prices = StepPrices(BARE)
     for key in (DOUBLE, FOURFOLD):
         for _ in range(400):
-            prices.learn(1.5 * 0.010 * key.work, Counter([key]))
-            prices.learn(0.010, Counter([NOMINAL_SIZE]))
+            prices.learn(1.5 * 0.010 * key.work, Counter([key]), 0.0)
+            prices.learn(0.010, Counter([NOMINAL_SIZE]), 0.0)
     learned = step(prices, FOURFOLD) / step(prices, NOMINAL)
     again = StepPrices(replace(KNOWN, step_seconds=(0.020, 0.024)), learned=prices.learned)
     assert step(again, DOUBLE) == 0.024
