@@ -25,6 +25,10 @@ CROWD = 10.0  # jobs that wait for each running image, when a worker's capacity 
 APART = 1.25  # times the work: from sizes closer to each other, nothing is concluded for those beyond
 STEEPEST = 2.0  # exponent of work: attention compares all pixels with all
 HOPE, CAUTION = 0.9, 1.03  # times a prediction: the least, and the most as a rule, that it turns out to be
+RELUCTANCE = 0.01  # of the sum of completion times
+MISSED = (
+    3  # steps that begin until a place that has become free is used: what was there is encoded, what comes prepared
+)
 ROUNDING = 1e-9  # relative; sums that differ by less are equal
 
 
@@ -262,9 +266,11 @@ class Joining:
         """Whether waiting gives the smaller sum of completion times. `behind` jobs wait behind the new ones.
 
         Each of them ends as much later as the device is busy longer: the longer the queue, the more throughput counts.
+        Joining must gain a little, as it also delays those who will come. Whoever delays nobody joins.
         """
         joined, waited = self.joined + behind * self.joined_busy, self.waited + behind * self.waited_busy
-        return joined > waited * (1 + ROUNDING)
+        delays_others = self.added > self.end * (1 + ROUNDING)
+        return delays_others and joined > waited - RELUCTANCE * self.waited
 
 
 def joining(prices: StepPrices, batch: Sequence[BatchImage], key: BatchKey, steps: int, group: int = 1) -> Joining:
@@ -281,7 +287,7 @@ def joining(prices: StepPrices, batch: Sequence[BatchImage], key: BatchKey, step
     waited, waited_busy, _ = if_they_wait(prices, batch, key, steps, group) if batch else (total, busy, 0.0)
     step = prices.step(Counter([image.key for image in together]))
     later = [*ends[:place], *ends[place + group :]]
-    others = tuple([(image.deadline, *times) for image, *times in zip(batch, apart, later, strict=True)])
+    others = tuple(zip([image.deadline for image in batch], apart, later, strict=True))
     return Joining(ends[place], step, others, total, busy, waited, waited_busy, total - sum(apart))
 
 
@@ -290,20 +296,21 @@ def if_they_wait(
 ) -> tuple[float, float, float]:
     """The same if each of the group takes the place of the next one to leave, and when the last of the group is done.
 
-    A place is free when what was there is decoded, before which no step is taken, and then encoded. Who takes it misses
-    the step that begins meanwhile, with one image less: what such a step takes for each image longer is lost.
+    A place is free when what was there is decoded, and no step is taken until then. Who takes it misses the steps
+    that begin meanwhile, with one image less: what such a step takes for each image longer is lost.
     """
-    rest, total, taken, until, lost, encoded = list(batch), 0.0, 0, 0.0, 0.0, 0.0
+    rest, total, taken, until, lost = list(batch), 0.0, 0, 0.0, 0.0
     for _ in range(group):
         step, first, others = prices.step(Counter([image.key for image in rest])), rest[0], rest[1:]
         until += (first.left - taken) * step + prices.decode(first.key.work)
-        lost += max(0.0, prices.step(Counter([image.key for image in others])) - step * len(others) / len(rest))
-        encoded = prices.beside(first.key.work)
-        total, taken, rest = total + until + 2 * encoded, first.left, others
+        lost += MISSED * max(
+            0.0, prices.step(Counter([image.key for image in others])) - step * len(others) / len(rest)
+        )
+        total, taken, rest = total + until + prices.beside(first.key.work), first.left, others
         new = BatchImage(key, taken + steps, 0.0)
         rest.insert(bisect_right(rest, new.left, key=steps_left), new)
     ends, busy = completion_times(prices, rest, taken, until)
-    return total + sum(ends), busy + lost, ends[rest.index(new)] + encoded
+    return total + sum(ends), busy + lost, ends[rest.index(new)]
 
 
 def best_group(prices: StepPrices, key: BatchKey, images: int, most: int) -> int:

@@ -180,7 +180,7 @@ class Workers:
         """Those that can be given jobs."""
         self.known: list[Worker] = []
         """Whose prices count: the ready ones; while there is none, all that were ever ready and may be again."""
-        self._mixing = Slowdown()
+        self._mixing = Slowdown(taken=0.1, expected=0.1)  # soon known: nothing is measured before
         self._changes = 0
 
     def __getitem__(self, worker: WorkerId) -> Worker:

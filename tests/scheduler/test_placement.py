@@ -85,12 +85,12 @@ def test_a_waiting_job_starts_when_the_picture_before_it_is_done() -> None:
     assert core.handle(20.0, finished(second)) == [Reply(2, done(second, queued=8.0))]
 
 
-def test_a_job_starts_early_where_the_picture_before_it_takes_no_more_steps() -> None:
+def test_a_job_starts_when_the_picture_before_it_takes_no_more_steps() -> None:
     core = scheduler(ready("cpu0", CPU))
     core.handle(0.0, Submitted(job(1)))
     core.handle(0.0, Submitted(job(2)))
-    assert core.handle(8.0, stepped("cpu0", 7)) == []
-    assert core.handle(9.0, stepped("cpu0", 8)) == [Start(2, "cpu0", 1, 2)]  # the rest is no longer than the decoding
+    assert core.handle(9.0, stepped("cpu0", 8)) == []
+    assert core.handle(10.0, stepped("cpu0", 9)) == [Start(2, "cpu0", 1, 2)]  # it is yet to be decoded and encoded
 
 
 def test_a_job_waits_while_no_worker_is_ready() -> None:

@@ -1,12 +1,14 @@
 """Predictions, and whether to join or to wait."""
 
+from dataclasses import replace
+
 import pytest
 
 from scheduler.costs import Capacity, Wait, capacity
-from scheduler.messages import Costs
+from scheduler.messages import Costs, Submitted
 from scheduler.placement import SOONEST_RETRY, retry_after
 from tests.scheduler.sums import NEVER, ends, if_joined, objection, running, seconds_alone
-from tests.scheduler.words import CPU, GPU
+from tests.scheduler.words import CPU, GPU, job, ready, scheduler
 
 
 def test_a_picture_alone_takes_its_steps_and_the_fixed_part() -> None:
@@ -56,15 +58,26 @@ def test_more_images_in_a_batch_are_never_cheaper_whatever_was_measured() -> Non
     assert steps == [0.050, 0.050, 0.060, 0.060]
 
 
-def test_it_joins_when_the_sum_of_ends_is_just_as_good() -> None:
-    # One picture with 20 steps left: joining costs it 20 * 0.5 and gives the newcomer 20 * 0.5.
+def test_it_waits_when_the_sum_of_ends_is_no_better() -> None:
+    # One picture with 20 steps left: joining costs it 20 * 0.5 and gives the newcomer 20 * 0.5. Others will come.
     even = Costs(steps=20, step_seconds=(1.0, 1.5), fixed_seconds=0.0)
-    assert objection(even, [running(20)], now=0.0) is None
+    assert objection(even, [running(20)], now=0.0) is Wait.SLOWER
+    assert objection(replace(even, step_seconds=(1.0, 1.45)), [running(20)], now=0.0) is None
 
 
-def test_rounding_does_not_decide() -> None:
-    even = Costs(steps=20, step_seconds=(0.011, 0.0165), fixed_seconds=0.0)
-    assert objection(even, [running(20)], now=0.0) is None
+def test_it_joins_where_it_delays_nobody() -> None:
+    flat = Costs(steps=20, step_seconds=(0.011, 0.033, 0.033), fixed_seconds=0.0)  # three at once cost as much as two
+    assert objection(flat, [running(20)], now=0.0) is Wait.SLOWER
+    assert objection(flat, [running(20), running(20)], now=0.0) is None
+
+
+def test_a_group_fills_a_batch_that_nobody_would_join_alone() -> None:
+    # Five cost as much as eight. Alone, the fifth makes each of them slower; with three more behind it, it pays.
+    stairs = Costs(steps=20, step_seconds=(0.0055, 0.007, 0.0105, 0.0105, *[0.019] * 4), fixed_seconds=0.008)
+    core = scheduler(ready("gpu0", stairs), client_share=1.0)
+    for number in range(1, 41):
+        core.handle(0.0, Submitted(job(number)))
+    assert core.running == 8
 
 
 def test_it_joins_a_picture_that_is_only_decoded() -> None:
