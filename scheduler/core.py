@@ -72,7 +72,8 @@ class Scheduler:
         self._expire_deadlines(now)
         self._wake_workers(now)
         self._end_drain(now)
-        self._place(now)
+        if not (isinstance(event, m.Stepped) and self._waits_elsewhere(self._workers[event.worker])):
+            self._place(now)
         self._exit_when_drained()
         commands, self._commands = self._commands, []
         return commands
@@ -332,6 +333,19 @@ class Scheduler:
     def _place(self, now: float) -> None:
         suspect, other = self._place_suspects(now), self._place_others(now)
         self._wait = other if other is not None else suspect
+
+    def _waits_elsewhere(self, stepped: Worker) -> bool:
+        """Only this worker has changed: if a job waited because of what joining means, it waits on for all others.
+
+        Returns whether nothing is to be done at all.
+        """
+        if self._commands or self._wait not in {Wait.SLOWER, Wait.DEADLINE}:
+            return False
+        if not stepped.has_room:
+            return True
+        if all(each.slots for each in self._workers.ready):
+            self._placement.only = stepped
+        return False
 
     def _place_suspects(self, now: float) -> Wait | None:
         for job in list(self._queue.suspects):  # all of them: the worker that one avoids may do for the next

@@ -237,15 +237,14 @@ def completion_times(
 class Joining:
     """What it means for a running batch if new images join it now, or wait instead for places of those that leave.
 
-    `end` is when the new images are done if they join, and `step` what the next step takes then. `others` are a
-    deadline each, with when that image is done alone and when together with the new ones. `joined` and `waited` are the
-    sums of all completion times, and `joined_busy` and `waited_busy` when the device has nothing more to do. `added` is
-    how much the sum grows if the new images join.
+    `end` is when the new images are done if they join. `others` are two times each: an image of the batch would be late
+    if the new ones joined after the first, and is late anyway after the second. `joined` and `waited` are the sums of
+    all completion times, and `joined_busy` and `waited_busy` when the device has nothing more to do. `added` is how
+    much the sum grows if the new images join.
     """
 
     end: float
-    step: float
-    others: tuple[tuple[float, float, float], ...]
+    others: tuple[tuple[float, float], ...]
     joined: float
     joined_busy: float
     waited: float
@@ -253,14 +252,8 @@ class Joining:
     added: float
 
     def makes_late(self, now: float) -> bool:
-        """Whether an image of the batch that can be in time would be late.
-
-        A prediction is off by some percent, and lags by up to a step. So joining must leave that much to spare, and an
-        image that would miss its deadline by little is protected as well: let down, it would surely miss it.
-        """
-        return any(
-            now + HOPE * alone <= due < now + CAUTION * together + self.step for due, alone, together in self.others
-        )
+        """Whether an image of the batch that can be in time would be late."""
+        return any(joined < now <= anyway for joined, anyway in self.others)
 
     def is_slower(self, behind: float) -> bool:
         """Whether waiting gives the smaller sum of completion times. `behind` jobs wait behind the new ones.
@@ -287,8 +280,15 @@ def joining(prices: StepPrices, batch: Sequence[BatchImage], key: BatchKey, step
     waited, waited_busy, _ = if_they_wait(prices, batch, key, steps, group) if batch else (total, busy, 0.0)
     step = prices.step(Counter([image.key for image in together]))
     later = [*ends[:place], *ends[place + group :]]
-    others = tuple(zip([image.deadline for image in batch], apart, later, strict=True))
-    return Joining(ends[place], step, others, total, busy, waited, waited_busy, total - sum(apart))
+    # A prediction is off by some percent, and lags by up to a step. So joining must leave that much to spare, and an
+    # image that would miss its deadline by little is protected as well: let down, it would surely miss it.
+    others = tuple(
+        [
+            (image.deadline - CAUTION * with_it - step, image.deadline - HOPE * alone)
+            for image, alone, with_it in zip(batch, apart, later, strict=True)
+        ]
+    )
+    return Joining(ends[place], others, total, busy, waited, waited_busy, total - sum(apart))
 
 
 def if_they_wait(

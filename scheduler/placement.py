@@ -66,10 +66,12 @@ class Placement:
         self._limits = limits
         self._forecast: Forecast | None = None
         self._spares: list[float] | None = None
+        self.only: Worker | None = None
+        """The worker that jobs may start on; None for all. For when nothing has changed for others."""
 
     def forget(self) -> None:
         """Something has changed: what was worked out does not hold any more."""
-        self._forecast = self._spares = None
+        self._forecast = self._spares = self.only = None
 
     # ------------------------------------------------------------------------------------------------------- estimates
 
@@ -219,7 +221,13 @@ class Placement:
         if not self._workers.known:
             return True
         view, sooner = self.forecast(now), self._queue.due_before(job)
-        return min(self._spares_of_waiting(view)[:sooner], default=inf) >= job.load / view.rate
+        if not sooner:
+            return True
+        work, most = self._queue.loads
+        soonest = self._queue.by_deadline[0].deadline - now - view.delay
+        if soonest >= (view.before + work + job.load) / view.rate + view.service * most:  # all are in time by far
+            return True
+        return min(self._spares_of_waiting(view)[:sooner]) >= job.load / view.rate
 
     def of_a_running_size(self, now: float, turn: JobState, held: Worker | None) -> tuple[JobState, Worker] | None:
         """A job to start instead of the one whose turn it is, or itself, on a worker that runs its size already.
@@ -248,7 +256,7 @@ class Placement:
         ready = self._workers.ready
         if not ready:
             return Wait.NO_WORKER
-        room = [worker for worker in ready if worker.has_room]
+        room = [worker for worker in (ready if self.only is None else [self.only]) if worker.has_room]
         if not room:
             return Wait.SLOTS_TAKEN
         found: list[tuple[float, int, int, Worker]] = []
@@ -283,7 +291,7 @@ def _should_wait_for_another(best: Worker, job: Job, ready: Sequence[Worker], be
 
 def _runs_size(worker: Worker, job: Job) -> bool:
     """Whether a worker is empty or runs images of a job's size."""
-    return not worker.slots or any(each.key == job.batch_key for each in worker.slots.values())
+    return not worker.slots or job.batch_key in [each.key for each in worker.slots.values()]
 
 
 def _seconds_of_suspect(job: JobState, known: Sequence[Worker]) -> float:

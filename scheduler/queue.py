@@ -170,6 +170,7 @@ class FairQueue:
         self._interactive, self._background = Turns(), Turns()
         self._owed = 0.0  # work that background jobs have given way to for long enough
         self._sequence = 0
+        self._loads: tuple[float, float] | None = None
 
     def __len__(self) -> int:
         return len(self.suspects) + len(self.by_deadline)
@@ -192,6 +193,14 @@ class FairQueue:
         """A client's jobs, in its order."""
         return self._interactive.of(client) + self._background.of(client)
 
+    @property
+    def loads(self) -> tuple[float, float]:
+        """The sum of all loads but those of suspects, and the largest; 0 if nobody waits."""
+        if self._loads is None:
+            loads = [job.load for job in self.by_deadline]
+            self._loads = sum(loads), max(loads, default=0.0)
+        return self._loads
+
     def due_before(self, job: JobState) -> int:
         """How many jobs are due before a job that waits."""
         return bisect_left(self.by_deadline, _due(job), key=_due)
@@ -206,7 +215,7 @@ class FairQueue:
     def add(self, job: JobState) -> None:
         """A job is accepted."""
         self._sequence += 1
-        job.sequence = self._sequence
+        job.sequence, self._loads = self._sequence, None
         insort(self.by_deadline, job, key=_due)
         self._turns_of(job).add(job)
 
@@ -220,6 +229,7 @@ class FairQueue:
             self.suspects.remove(job)
             return
         self.by_deadline.remove(job)
+        self._loads = None
         self._turns_of(job).remove(job, started=started)
         if started:
             self._owed = _owed_after(self._owed, job)

@@ -67,7 +67,9 @@ class Worker:
     fault: str = ""  # what its device has, if that is why it is being killed
     restarts: int = 0
     reason: str = ""
-    joinings: dict[tuple[BatchKey, int, int], Joining] = field(default_factory=dict)  # kept while nothing changes
+    joinings: dict[tuple[float, tuple[int, int], float, int], Joining] = field(
+        default_factory=dict
+    )  # kept while nothing changes
     known_work_left: float | None = None  # the same
 
     @property
@@ -135,11 +137,11 @@ class Worker:
 
     def joined_by(self, job: Job, group: int = 1) -> Joining:
         """What it means if a job joins now, or a group that is alike; kept, as a job that waits asks at every event."""
-        steps = self.known_prices.steps(job.length)
-        known = self.joinings.get((job.batch_key, steps, group))
+        known = self.joinings.get((job.work, job.size, job.length, group))
         if known is None:
+            steps = self.known_prices.steps(job.length)
             known = joining(self.known_prices, self.batch, job.batch_key, steps, group)
-            self.joinings[job.batch_key, steps, group] = known
+            self.joinings[job.work, job.size, job.length, group] = known
         return known
 
     def reason_not_to_join(self, job: Job, now: float, behind: float) -> Wait | None:
@@ -370,6 +372,7 @@ class Workers:
                 require(0 <= slot < worker.size, f"{worker.id} has no slot {slot}")
                 require(each.slot == slot and each.worker is worker, f"{worker.id} mistook a slot")
                 require(each.job is None or each.job.assignment is each, f"{worker.id} mistook a job")
-            for (key, steps, group), known in worker.joinings.items():
-                fresh = joining(worker.known_prices, worker.batch, key, steps, group)
+            for (work, size, length, group), known in worker.joinings.items():
+                steps = worker.known_prices.steps(length)
+                fresh = joining(worker.known_prices, worker.batch, BatchKey(work, size), steps, group)
                 require(known == fresh, f"{worker.id} remembers what does not hold any more")

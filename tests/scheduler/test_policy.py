@@ -71,6 +71,18 @@ def test_it_joins_where_it_delays_nobody() -> None:
     assert objection(flat, [running(20), running(20)], now=0.0) is None
 
 
+def test_an_image_that_would_miss_its_deadline_by_little_is_protected_too() -> None:
+    gain = Costs(steps=20, step_seconds=(1.0, 1.1), fixed_seconds=0.0)
+    due = {"in time without it": 20.5, "late by little": 19.5, "late anyway": 17.0, "in time with it": 24.0}
+    reasons = {name: objection(gain, [running(20, deadline)], now=0.0) for name, deadline in due.items()}
+    assert reasons == {
+        "in time without it": Wait.DEADLINE,
+        "late by little": Wait.DEADLINE,
+        "late anyway": None,
+        "in time with it": None,
+    }
+
+
 def test_a_group_fills_a_batch_that_nobody_would_join_alone() -> None:
     # Five cost as much as eight. Alone, the fifth makes each of them slower; with three more behind it, it pays.
     stairs = Costs(steps=20, step_seconds=(0.0055, 0.007, 0.0105, 0.0105, *[0.019] * 4), fixed_seconds=0.008)
