@@ -24,7 +24,7 @@ INSTANT = 1e-9  # seconds; stands for a measured zero, where it would be a divis
 CROWD = 10.0  # jobs that wait for each running image, when a worker's capacity is judged: a deadline is ten images long
 APART = 1.25  # times the work: from sizes closer to each other, nothing is concluded for those beyond
 STEEPEST = 2.0  # exponent of work: attention compares all pixels with all
-HOPE, CAUTION = 0.9, 1.03  # times a prediction: the least, and the most as a rule, that it turns out to be
+HOPE, CAUTION = 0.85, 1.05  # times a prediction: the least, and the most as a rule, that it turns out to be
 RELUCTANCE = 0.01  # of the sum of completion times
 MISSED = (
     3  # steps that begin until a place that has become free is used: what was there is encoded, what comes prepared

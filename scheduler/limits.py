@@ -10,7 +10,7 @@ import msgspec
 class Limits:
     """The queue, and when a worker is given up. Times in seconds."""
 
-    max_queue: Annotated[int, msgspec.Meta(ge=1)] = 256
+    max_queue: Annotated[int, msgspec.Meta(ge=1)] = 1024
     """The most images that wait; of background work, half as many."""
     client_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
     """The part of the free queue, in places and in time, that one client may take; 1 turns that off."""
