@@ -222,6 +222,8 @@ class Scheduler:
             raise IllegalEvent(f"{worker.id} is {worker.state} and cannot become ready")
         if costs.steps < 1 or not costs.step_seconds:
             raise IllegalEvent(f"{worker.id} has no step or no slot")
+        if any(len(steps) != len(costs.step_seconds) for _, steps in costs.sizes):
+            raise IllegalEvent(f"{worker.id} has measured other numbers of images of some size")
         self._workers.on_ready(now, worker, costs)
 
     def _update_costs(self, worker: Worker, costs: Costs) -> None:
@@ -332,7 +334,8 @@ class Scheduler:
 
     def _place(self, now: float) -> None:
         suspect, other = self._place_suspects(now), self._place_others(now)
-        self._wait = other if other is not None else suspect
+        if self._placement.only is None or other is None:  # else it waits as before, by what the others say
+            self._wait = other if other is not None else suspect
 
     def _waits_elsewhere(self, stepped: Worker) -> bool:
         """Only this worker has changed: if a job waited because of what joining means, it waits on for all others.
@@ -341,11 +344,11 @@ class Scheduler:
         """
         if self._commands or self._wait not in {Wait.SLOWER, Wait.DEADLINE}:
             return False
-        if not stepped.has_room:
-            return True
-        if all(each.slots for each in self._workers.ready):
+        if not all(each.slots for each in self._workers.ready):  # one is empty: any change counts
+            return False
+        if stepped.has_room:
             self._placement.only = stepped
-        return False
+        return not stepped.has_room
 
     def _place_suspects(self, now: float) -> Wait | None:
         for job in list(self._queue.suspects):  # all of them: the worker that one avoids may do for the next
@@ -367,12 +370,14 @@ class Scheduler:
                     job.passed_since = now
                 job, worker = found
             else:
-                choice = self._placement.choose(job.job, now, len(self._queue) - 1, self._held)
+                choice = self._placement.choose(job, now, len(self._queue) - 1, self._held)
                 if isinstance(choice, Wait):
                     return choice
                 worker = choice
             late = now + worker.joined_by(job.job).end > job.job.deadline
-            if late and len(self._queue) > 1:  # it would make the next ones late as well
+            if late and self._placement.only is not None:  # another may do it in time
+                self._placement.only = None
+            elif late and len(self._queue) > 1:  # it would make the next ones late as well
                 self._reply(job, m.Expired())
             else:
                 self._start(now, job, worker)

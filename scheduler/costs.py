@@ -120,8 +120,11 @@ class StepPrices:
     """A step of n images of the nominal size, for n = 1, 2, ..."""
     by_size: dict[BatchKey, tuple[float, ...]] = field(init=False)
     """The same of each size that was asked for so far, with what was learned."""
+    guessed: dict[BatchKey, float] = field(default_factory=dict)
+    """Of those sizes, the price of one image before anything was learned."""
 
     LEARNED = 0.02  # of the difference, with each step
+    FAR = 3.0  # times: so far from a first guess can what is learned be
 
     def __post_init__(self) -> None:
         self.seconds = tuple(accumulate(self.costs.step_seconds, max))
@@ -192,8 +195,11 @@ class StepPrices:
         if len(counts) == 1 and measured and not beside:
             [key] = counts
             if (prices := self.by_size[key]) is not self.seconds:
-                off = min(max(taken / (measured * self.slowdown.factor), 0.5), 2.0)
-                factor = 1 + self.LEARNED * (off - 1)
+                off = min(taken / (measured * self.slowdown.factor), self.slowdown.HICCUP)
+                # Steps of one size tell this and the slowdown together only: neither may run away from the other.
+                guess = self.guessed.setdefault(key, prices[0])
+                price = min(max(prices[0] * (1 + self.LEARNED * (off - 1)), guess / self.FAR), guess * self.FAR)
+                factor = price / max(prices[0], INSTANT)
                 self.by_size[key] = prices = tuple([factor * seconds for seconds in prices])
                 self.learned[key] = prices[0] / max(self.seconds[0], INSTANT)
         self.slowdown.add(taken, measured + beside)
@@ -286,6 +292,7 @@ def joining(prices: StepPrices, batch: Sequence[BatchImage], key: BatchKey, step
         [
             (image.deadline - CAUTION * with_it - step, image.deadline - HOPE * alone)
             for image, alone, with_it in zip(batch, apart, later, strict=True)
+            if with_it > alone * (1 + ROUNDING)
         ]
     )
     return Joining(ends[place], others, total, busy, waited, waited_busy, total - sum(apart))
@@ -347,7 +354,7 @@ def capacity(costs: Costs) -> Capacity:
     prices, places = StepPrices(costs), 1
     while places < len(costs.step_seconds):
         spread = [BatchImage(NOMINAL, costs.steps * (n + 1) // (places + 1), inf) for n in range(places)]
-        group = best_group(prices, NOMINAL, places, len(costs.step_seconds) - places)
+        group = best_group(prices, NOMINAL, places, min(len(costs.step_seconds) - places, int(CROWD) + 1))
         if all(joining(prices, spread, NOMINAL, costs.steps, n).is_slower(CROWD + 1 - n) for n in {1, group}):
             break
         places += 1

@@ -25,6 +25,7 @@ from scheduler.workers import Worker, Workers
 MARGIN = 1.1  # on the wait in a queue: what is taken to the edge of its deadline would miss it by the least delay
 SOONEST_RETRY = 0.001  # seconds
 PASSING = 3.0  # seconds
+RESTED = 10.0  # seconds after which a worker without jobs is taken to be as fast as measured
 ALIKE = 1.05  # workers where a job adds up to this many times the least to the sum of completion times are equals
 
 
@@ -85,7 +86,7 @@ class Placement:
 
     def forecast(self, now: float) -> Forecast:
         """What can be said of the jobs that wait. A worker must have measured itself."""
-        if self._forecast is None:
+        if self._forecast is None or self._forecast.now != now:
             self._forecast = self._look_ahead(now)
         return self._forecast
 
@@ -160,9 +161,11 @@ class Placement:
         """Whether everybody is in time with it, and it leaves others their share of the time."""
         budget, alone = job.deadline - now, None
         if not len(self._queue):
-            choice = self.choose(job.job, now, behind=0, held=None)
+            choice = self.choose(job, now, behind=0, held=None)
             if not isinstance(choice, Wait):
-                alone = budget - choice.joined_by(job.job).end
+                # A slow time that it has rested since may be over, and only a job can tell.
+                rested = not choice.slots and now - choice.heard >= RESTED
+                alone = budget - (_seconds_at_best(choice, job.job) if rested else choice.joined_by(job.job).end)
                 if alone >= 0:  # it starts at once, is in time, and nobody waits: nothing else is to be worked out
                     return None
         view = self.forecast(now)
@@ -237,54 +240,59 @@ class Placement:
         if turn.passed_since is not None and now - turn.passed_since >= PASSING:
             return None
         behind = len(self._queue) - 1
-        worker = self.choose(turn.job, now, behind, held, alike=True)
+        worker = self.choose(turn, now, behind, held, alike=True)
         if not isinstance(worker, Wait):
             return turn, worker
         keeps_place = not turn.background and now - turn.submitted >= PASSING  # no background job goes first then
         for job in self._queue.first_of_each_size():
             if job.key != turn.key and not (job.background and keeps_place) and self._can_go_first(now, job):
-                worker = self.choose(job.job, now, behind, held, alike=True)
+                worker = self.choose(job, now, behind, held, alike=True)
                 if not isinstance(worker, Wait):
                     return job, worker
         return None
 
-    def choose(self, job: Job, now: float, behind: int, held: Worker | None, *, alike: bool = False) -> Worker | Wait:
+    def choose(
+        self, state: JobState, now: float, behind: int, held: Worker | None, *, alike: bool = False
+    ) -> Worker | Wait:
         """The worker that a job should start on now, or why it should wait. `behind` jobs wait behind it.
 
         Nobody joins the `held` worker. `alike`: only a worker that is empty, or runs images of its size.
         """
-        ready = self._workers.ready
+        ready, job = self._workers.ready, state.job
         if not ready:
             return Wait.NO_WORKER
         room = [worker for worker in (ready if self.only is None else [self.only]) if worker.has_room]
         if not room:
             return Wait.SLOTS_TAKEN
         found: list[tuple[float, int, int, Worker]] = []
-        reasons = []
+        reasons, of_its_size = [], self._queue.of_size(state.key)
         for worker in room:
             if worker.exclusive or worker is held or (alike and not _runs_size(worker, job)):
                 continue
-            if worker.slots and (reason := worker.reason_not_to_join(job, now, behind / len(ready))) is not None:
+            if worker.slots and (reason := worker.reason_not_to_join(job, now, behind / len(ready), of_its_size)):
                 reasons.append((len(worker.slots), reason))
             else:
                 found.append((worker.joined_by(job).added, len(worker.slots), worker.changed, worker))
         if not found:
             return min(reasons)[1] if reasons else Wait.SUSPECT
+        found = [each for each in found if now + each[3].joined_by(job).end <= job.deadline] or found
         # What a worker's last steps took is no exact science: among equals, the one that has rested longest.
         least = min([added for added, *_ in found])
         nearly_least = least + (ALIKE - 1) * abs(least)  # a leaving image can make the sum smaller than it was
         *_, best = min([each for each in found if each[0] <= nearly_least], key=itemgetter(1, 2))
-        return Wait.SLOWER if _should_wait_for_another(best, job, ready, behind) else best
+        waits = now - state.submitted if state.sequence else 0.0
+        return Wait.SLOWER if _should_wait_for_another(best, job, ready, behind, waits) else best
 
 
-def _should_wait_for_another(best: Worker, job: Job, ready: Sequence[Worker], behind: int) -> bool:
+def _should_wait_for_another(best: Worker, job: Job, ready: Sequence[Worker], behind: int, waits: float) -> bool:
     """Whether a job is done sooner if it waits for a place on a faster worker, though `best` is empty.
 
-    Of those who wait behind it, each takes a place on the faster one as well.
+    Of those who wait behind it, each takes a place on the faster one as well. One that `waits` for as long as it would
+    take on the empty one was wrong to hope: others take the places.
     """
-    if best.slots:
-        return False
     end = best.joined_by(job).end
+    if best.slots or waits >= end:
+        return False
     others = [worker for worker in ready if worker.batch and not worker.exclusive]
     return any(worker.end_if_waited_for(job) + behind / worker.throughput < end for worker in others)
 

@@ -86,7 +86,7 @@ class Turns:
     def __init__(self) -> None:
         self.clients: dict[ClientId, ClientQueue] = {}  # a client whose first job is new is last
         self._virtual_time = 0.0
-        self._sizes = Counter[BatchKey]()
+        self.sizes = Counter[BatchKey]()
 
     def of(self, client: ClientId) -> list[JobState]:
         """A client's jobs, in its order."""
@@ -94,7 +94,7 @@ class Turns:
 
     def add(self, job: JobState) -> None:
         """A job waits from now on."""
-        self._sizes[job.key] += 1
+        self.sizes[job.key] += 1
         client = job.job.client
         queue = self.clients.setdefault(client, ClientQueue(self._virtual_time))
         insort(queue.jobs, job, key=_importance)
@@ -105,9 +105,9 @@ class Turns:
         """A job waits no longer. If it was started, its client is charged for it."""
         queue = self.clients.pop(job.job.client)
         queue.jobs.remove(job)
-        self._sizes[job.key] -= 1
-        if not self._sizes[job.key]:
-            del self._sizes[job.key]
+        self.sizes[job.key] -= 1
+        if not self.sizes[job.key]:
+            del self.sizes[job.key]
         if started:
             queue.served += job.charge
             self._virtual_time = max(self._virtual_time, queue.served)
@@ -137,7 +137,7 @@ class Turns:
         """The first job of each size, in the order of their turns."""
         found: dict[BatchKey, tuple[float, int, JobState]] = {}
         for queue in self.clients.values():
-            turn, missing = queue.served, set(self._sizes)
+            turn, missing = queue.served, set(self.sizes)
             for job in queue.jobs:
                 turn += job.charge
                 if job.key in missing:
@@ -151,7 +151,7 @@ class Turns:
     def check(self) -> None:
         """Validate invariants; raises BrokenInvariantError."""
         sizes = Counter([job.key for queue in self.clients.values() for job in queue.jobs])
-        require(sizes == self._sizes, "sizes that wait were miscounted")
+        require(sizes == self.sizes, "sizes that wait were miscounted")
         for client, queue in self.clients.items():
             require(bool(queue.jobs), f"{client} has an empty queue")
             require(queue.jobs == sorted(queue.jobs, key=_importance), f"the jobs of {client} are out of order")
@@ -204,6 +204,10 @@ class FairQueue:
     def due_before(self, job: JobState) -> int:
         """How many jobs are due before a job that waits."""
         return bisect_left(self.by_deadline, _due(job), key=_due)
+
+    def of_size(self, key: BatchKey) -> int:
+        """How many jobs of a size wait."""
+        return self._interactive.sizes[key] + self._background.sizes[key]
 
     def due_by(self, deadline: float) -> int:
         """How many jobs are due by then."""

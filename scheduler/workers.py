@@ -144,15 +144,15 @@ class Worker:
             self.joinings[job.work, job.size, job.length, group] = known
         return known
 
-    def reason_not_to_join(self, job: Job, now: float, behind: float) -> Wait | None:
-        """Why a job should wait, with `behind` jobs that wait behind it; None if it should join."""
+    def reason_not_to_join(self, job: Job, now: float, behind: float, alike: int) -> Wait | None:
+        """Why a job should wait; None if it should join. `behind` jobs wait behind it, `alike` are of its size."""
         if (joining := self.joined_by(job)).makes_late(now):
             return Wait.DEADLINE
-        return Wait.SLOWER if joining.is_slower(behind) and self._is_slower_in_a_group(job, behind) else None
+        return Wait.SLOWER if joining.is_slower(behind) and self._is_slower_in_a_group(job, behind, alike) else None
 
-    def _is_slower_in_a_group(self, job: Job, behind: float) -> bool:
+    def _is_slower_in_a_group(self, job: Job, behind: float, alike: int) -> bool:
         images, most = [each.key for each in self.batch].count(job.batch_key), self.size - len(self.slots)
-        group = best_group(self.known_prices, job.batch_key, images, min(most, 1 + int(behind)))
+        group = best_group(self.known_prices, job.batch_key, images, min(most, 1 + min(int(behind), alike)))
         return group == 1 or self.joined_by(job, group).is_slower(behind + 1 - group)
 
     def end_if_waited_for(self, job: Job) -> float:

@@ -89,11 +89,13 @@ class _Apart(Placement):
         interactive = [job for job in self._waiting.turns() if not job.background]
         return interactive[0] if interactive else super().next(now)
 
-    def choose(self, job: m.Job, now: float, behind: int, held: Worker | None, *, alike: bool = False) -> Worker | Wait:
-        closed = [worker for worker in self._all.ready if job.priority < 0 and has_interactive(worker)]
+    def choose(
+        self, state: JobState, now: float, behind: int, held: Worker | None, *, alike: bool = False
+    ) -> Worker | Wait:
+        closed = [worker for worker in self._all.ready if state.background and has_interactive(worker)]
         for worker in closed:
             worker.exclusive = True
-        choice = super().choose(job, now, behind, held, alike=alike)
+        choice = super().choose(state, now, behind, held, alike=alike)
         for worker in closed:
             worker.exclusive = False
         return choice

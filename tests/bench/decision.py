@@ -30,6 +30,7 @@ STEPS = 20
 GPU = Costs(STEPS, (0.0045, 0.0057, 0.0075, 0.0091, 0.011, 0.013, 0.0152, 0.0171), 0.015)
 IMAGE = Image(100_000, 0.005, 0.1, 0.005, 0.005)
 TARGET = 50.0  # microseconds
+WAITING = 256  # jobs, or a little more where slots stay empty
 LENGTHS = (0.4, 1.0, 1.0, 2.5)  # in nominal pictures' steps
 PRIORITIES = (0, 0, 0, 5)
 CLIENTS = 100  # the first of them asks for half of all pictures
@@ -123,11 +124,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5_000)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    for load in (0.5, 2.0, 10.0):
+    for load in (0.5, 2.0, len(GPU.step_seconds) + WAITING / options.workers):
         world = World(options.workers, load, options.seed)
         world.live(options.rounds)
         depth, running = world.core.queue_depth, world.core.running
-        print(f"\n{options.workers} workers, {load} jobs each: {running} run, {depth} wait; to hold: {TARGET:.0f} us")
+        print(f"\n{options.workers} workers, {load:g} jobs each: {running} run, {depth} wait; to hold: {TARGET:.0f} us")
         print("\n".join(table(world.microseconds)))
 
 

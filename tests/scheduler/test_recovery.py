@@ -1,0 +1,67 @@
+"""Nothing locks: what was slow is tried again, and what waits for something better does not wait for ever."""
+
+from random import Random
+
+import pytest
+
+from scheduler.messages import BatchKey, Costs, Job, Reply, Start, Submitted, WorkerLost
+from scheduler.workers import Worker
+from tests.scheduler.toy import Toy
+from tests.scheduler.words import GPU, Checked, finished, job, loading, ready, scheduler, stepped
+
+LARGE = BatchKey(1.5, (768, 512))
+
+
+def worker_of(core: Checked) -> Worker:
+    return core._workers["gpu0"]
+
+
+def test_a_device_that_was_slow_and_has_rested_is_tried_again() -> None:
+    core = scheduler(ready("gpu0", GPU))
+    [start] = core.handle(0.0, Submitted(job(1, deadline=1000.0)))
+    assert isinstance(start, Start)
+    for step in range(1, 21):
+        core.handle(1.5 * step, stepped("gpu0", step))  # 30 times as long as measured
+    core.handle(30.0, finished(start))
+    assert isinstance(core.handle(31.0, Submitted(job(2, deadline=39.0)))[0], Reply)
+    assert isinstance(core.handle(40.0, Submitted(job(3, deadline=48.0)))[0], Start)
+
+
+def test_hiccups_of_one_size_do_not_drive_its_price_and_the_slowdown_apart() -> None:
+    core, random, now = scheduler(ready("gpu0", GPU)), Random(3), 0.0
+    for number in range(1, 401):
+        now += 0.1
+        [start] = core.handle(now, Submitted(Job(number, now + 30, LARGE.work, "a", size=LARGE.size)))
+        assert isinstance(start, Start)
+        for step in range(1, 21):
+            now += 0.075 * (3 if random.random() < 0.05 else 1)
+            core.handle(now, stepped("gpu0", step))
+        core.handle(now + 0.1, finished(start))
+        now += 0.1
+    prices = worker_of(core).known_prices
+    assert 1 / 3.5 < prices.slowdown.factor < 3.5
+    assert prices.alone(job(1, work=LARGE.work)) < 5
+
+
+def test_a_job_waits_for_a_faster_worker_for_so_long_as_the_empty_one_would_take() -> None:
+    fast, slow = Costs(20, (0.05,), 0.1), Costs(20, (0.12,), 0.1)  # an image takes 1.1 s, and 2.5 s
+    toy = Toy(fast, slow)
+    toy.submit(1000.0, client="b", priority=1)
+    toy.run(0.3)
+    toy.submit(1000.0, client="b")  # the place that it waits for is always taken by one that goes before
+    for _ in range(6):
+        toy.run(toy.now + 1.0)
+        toy.submit(1000.0, client="b", priority=1)
+    assert toy.started[2] <= 0.3 + 2.5 + 0.2
+
+
+def test_the_time_to_wait_counts_down_while_a_worker_loads() -> None:
+    core = loading("gpu0")
+    core.handle(60.0, ready("gpu0", GPU))
+    core.handle(70.0, WorkerLost("gpu0", "gone"))
+    core.handle(71.0, Submitted(job(1, deadline=1000.0)))  # its loading began then, and takes a minute
+    soon, later = core.standing(1, 71.0), core.standing(1, 91.0)
+    assert soon is not None
+    assert later is not None
+    assert soon.seconds == pytest.approx(60.0)
+    assert later.seconds == pytest.approx(40.0)
