@@ -264,18 +264,21 @@ class Placement:
         room = [worker for worker in (ready if self.only is None else [self.only]) if worker.has_room]
         if not room:
             return Wait.SLOTS_TAKEN
-        found: list[tuple[float, int, int, Worker]] = []
+        found, slower = list[tuple[float, int, int, Worker]](), list[tuple[float, int, int, Worker]]()
         reasons, of_its_size = [], self._queue.of_size(state.key)
         for worker in room:
             if worker.exclusive or worker is held or (alike and not _runs_size(worker, job)):
                 continue
-            if worker.slots and (reason := worker.reason_not_to_join(job, now, behind / len(ready), of_its_size)):
+            reason = worker.reason_not_to_join(job, now, behind / len(ready), of_its_size) if worker.slots else None
+            if reason is not None:
                 reasons.append((len(worker.slots), reason))
-            else:
-                found.append((worker.joined_by(job).added, len(worker.slots), worker.changed, worker))
+            if reason in {None, Wait.SLOWER}:
+                option = worker.joined_by(job).added, len(worker.slots), worker.changed, worker
+                (slower if reason else found).append(option)
         if not found:
             return min(reasons)[1] if reasons else Wait.SUSPECT
-        found = [each for each in found if now + each[3].joined_by(job).end <= job.deadline] or found
+        in_time = [each for each in found + slower if now + each[3].joined_by(job).end <= job.deadline]
+        found = [each for each in in_time if each in found] or in_time or found
         # What a worker's last steps took is no exact science: among equals, the one that has rested longest.
         least = min([added for added, *_ in found])
         nearly_least = least + (ALIKE - 1) * abs(least)  # a leaving image can make the sum smaller than it was

@@ -65,3 +65,12 @@ def test_the_time_to_wait_counts_down_while_a_worker_loads() -> None:
     assert later is not None
     assert soon.seconds == pytest.approx(60.0)
     assert later.seconds == pytest.approx(40.0)
+
+
+def test_what_only_a_busy_worker_can_do_in_time_is_not_refused_because_of_an_empty_slow_one() -> None:
+    fast, slow = Costs(20, (0.05, 0.1, 0.15, 0.2), 0.1), Costs(20, (0.15,), 0.1)  # two at once gain nothing
+    core = scheduler(ready("fast", fast), ready("slow", slow))
+    core.handle(0.0, Submitted(job(1)))
+    [start] = core.handle(0.0, Submitted(job(2, deadline=2.5)))  # 3.1 s on the slow one, 2.1 s beside the other
+    assert isinstance(start, Start)
+    assert start.worker == "fast"
