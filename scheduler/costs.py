@@ -120,7 +120,7 @@ class StepPrices:
     """A step of n images of the nominal size, for n = 1, 2, ..."""
     by_size: dict[BatchKey, tuple[float, ...]] = field(init=False)
     """The same of each size that was asked for so far, with what was learned."""
-    guessed: dict[BatchKey, float] = field(default_factory=dict)
+    guessed: dict[BatchKey, float] = field(init=False)
     """Of those sizes, the price of one image before anything was learned."""
 
     LEARNED = 0.02  # of the difference, with each step
@@ -129,6 +129,7 @@ class StepPrices:
     def __post_init__(self) -> None:
         self.seconds = tuple(accumulate(self.costs.step_seconds, max))
         self.by_size = {key: tuple(accumulate(steps, max)) for key, steps in self.costs.sizes}
+        self.guessed = {key: steps[0] for key, steps in self.by_size.items()}
         self.learned = {key: ratio for key, ratio in self.learned.items() if key not in self.by_size}
 
     def step(self, counts: Counter[BatchKey]) -> float:
@@ -155,6 +156,7 @@ class StepPrices:
         known[NOMINAL.work] = [self.seconds]
         means = [(work, [fmean(each) for each in zip(*steps, strict=True)]) for work, steps in sorted(known.items())]
         prices = [power_law(key.work, [(work, steps[n]) for work, steps in means]) for n in range(len(self.seconds))]
+        self.guessed[key] = prices[0]
         if key in self.learned:
             factor = self.learned[key] * self.seconds[0] / max(prices[0], INSTANT)
             prices = [factor * seconds for seconds in prices]
@@ -197,7 +199,7 @@ class StepPrices:
             if (prices := self.by_size[key]) is not self.seconds:
                 off = min(taken / (measured * self.slowdown.factor), self.slowdown.HICCUP)
                 # Steps of one size tell this and the slowdown together only: neither may run away from the other.
-                guess = self.guessed.setdefault(key, prices[0])
+                guess = self.guessed[key]
                 price = min(max(prices[0] * (1 + self.LEARNED * (off - 1)), guess / self.FAR), guess * self.FAR)
                 factor = price / max(prices[0], INSTANT)
                 self.by_size[key] = prices = tuple([factor * seconds for seconds in prices])

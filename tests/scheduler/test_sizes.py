@@ -6,7 +6,7 @@ from math import log2
 
 import pytest
 
-from scheduler.costs import StepPrices
+from scheduler.costs import Slowdown, StepPrices
 from scheduler.messages import NOMINAL, BatchKey, Costs
 
 NOMINAL_SIZE = BatchKey(1.0, (512, 512))
@@ -111,3 +111,14 @@ def test_in_one_batch_images_of_one_size_take_what_they_take() -> None:
     for keys in ([NOMINAL], [DOUBLE, DOUBLE], [FOURFOLD]):
         assert prices.step_in_one_batch(Counter(keys)) == step(prices, *keys)
     assert prices.step_in_one_batch(Counter([NOMINAL, DOUBLE])) == pytest.approx((0.013 + 0.039) / 2)
+
+
+def test_what_is_learned_stays_near_the_first_guess_however_often_the_worker_measures_itself() -> None:
+    costs = Costs(20, (0.010, 0.012), 0.0)
+    prices = StepPrices(costs)
+    for _ in range(5):
+        for _ in range(300):
+            prices.learn(1.0, Counter([FOURFOLD]), 0.0)
+            prices.slowdown = Slowdown()  # as if all of it were the size's
+        prices = StepPrices(costs, learned=prices.learned)
+    assert prices.step(Counter([FOURFOLD])) == pytest.approx(3 * 4 * 0.010)
