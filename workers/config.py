@@ -33,8 +33,8 @@ class WorkersConfig:
     output_bytes: Annotated[int, Meta(ge=2**16, le=2**30)] = 16 * 2**20
     """Memory for the result in each slot of a worker."""
     cache: Annotated[str, Meta(min_length=1)] = "~/.cache/contour"
-    """The folder where compilers keep their work for the next start; TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR go
-    before it."""
+    """The folder where compilers keep their work for the next start; TORCHINDUCTOR_CACHE_DIR, TRITON_CACHE_DIR and
+    ORT_TENSORRT_CACHE_PATH go before it."""
     models: Annotated[str, Meta(min_length=1)] = "~/.cache/contour/models"
     """The folder of weights that `workers.fetch` prepared."""
     harmless_xids: list[int] = field(default_factory=lambda: [13, 31, 43, 45, 68, 109])

@@ -1,7 +1,6 @@
 """python -m workers.convert CONFIG --to onnx: the model of a configuration as files for other runtimes.
 
-`onnx` writes what `engine.runtime: onnxruntime` reads. `tensorrt` builds engines of these files, beside them, on the
-GPU that is to run them.
+These files are what `engine.runtime: onnxruntime` reads.
 """
 
 import logging
@@ -15,8 +14,7 @@ from workers.config import WorkersConfig, engine_problems, locate
 from workers.console import Parser, leave
 from workers.document import Document, SettingsError
 from workers.engine.config import EngineConfig, rows_of
-from workers.engine.runtimes import tensorrt
-from workers.engine.runtimes.files import RuntimeProblem, check, folder_for, identity, need, written
+from workers.engine.runtimes.files import RuntimeProblem, folder_for, identity, need
 from workers.engine.weights import MissingWeightsError
 from workers.folders import make
 
@@ -33,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         engine = read_engine(options.config)
         if options.out is not None:
             engine = replace(engine, onnx=str(options.out.absolute()))
-        for path in convert(engine, options.to, options.dtype):
+        for path in convert(engine, options.dtype):
             print(path)
     except (SettingsError, RuntimeProblem, MissingWeightsError) as error:
         print(str(error).replace("CONFIG", str(options.config)), file=sys.stderr)
@@ -44,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser("workers.convert", description=__doc__)
     parser.add_argument("config", type=Path, help="a YAML file, see configs/")
-    parser.add_argument("--to", choices=["onnx", "tensorrt"], required=True)
+    parser.add_argument("--to", choices=["onnx"], required=True)
     parser.add_argument("--out", type=Path, help="the folder; instead of the configuration's engine.onnx")
     parser.add_argument("--dtype", choices=["float32", "float16"], help="instead of what suits this machine")
     return parser
@@ -60,30 +58,18 @@ def read_engine(path: Path) -> EngineConfig:
     return locate(engine, path.parent, workers.models)
 
 
-def convert(engine: EngineConfig, to: str, dtype: str | None = None) -> list[Path]:
+def convert(engine: EngineConfig, dtype: str | None = None) -> list[Path]:
     """Make the files of a (located) configuration; their paths. Raises RuntimeProblem and MissingWeightsError."""
-    if to == "tensorrt" and (problem := tensorrt.missing()) is not None:
-        raise RuntimeProblem(problem)
     need(EXPORTERS, "ONNX files are to be made")
-    import torch
-
-    named = dtype or engine.dtype_on(cuda=torch.cuda.is_available())
-    folder = folder_for(engine, named)
-    if to == "onnx":
-        return _export(engine, named, folder)
-    check(engine, named)
-    scale = int(written(folder / "step.onnx")["latent_scale"])
-    return tensorrt.build(engine, folder, scale, half=named == "float16")
-
-
-def _export(engine: EngineConfig, dtype: str, folder: Path) -> list[Path]:
     import torch
 
     from workers.engine.model import read
     from workers.engine.runtimes.export import write
 
+    dtype = dtype or engine.dtype_on(cuda=torch.cuda.is_available())
     if dtype not in ("float32", "float16"):
         raise RuntimeProblem(f"engine.dtype is {dtype}: ONNX files are made in float32 and float16 only")
+    folder = folder_for(engine, dtype)
     make(folder.parent)
     write(read(engine, getattr(torch, dtype)), rows_of(engine.guidance_scale), identity(engine, dtype), folder)
     return sorted(folder.iterdir())

@@ -12,7 +12,11 @@ PRIVATE, NOT_SHARED = 0o700, 0o755  # modes of folders
 OTHERS_WRITE = 0o022
 ROOT = 0
 # Where compilers keep what they make: by these variables, else in these folders of the cache (see `workers.process`).
-COMPILER_CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+COMPILER_CACHES = {
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "ORT_TENSORRT_CACHE_PATH": "tensorrt",
+}
 
 
 def prepare(cache: str) -> Path:

@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = replace(read_engine(ROOT / "configs" / "demo.yaml"), onnx=folder, dtype="float32")
         config = replace(config, size=replace(config.size, short_side=options.side))
-        convert(config, "onnx")
+        convert(config)
         rows = dict(_rows(config, options.repeats))
     print(json.dumps({"threads": options.threads, **rows, "environment": environment()}, indent=2))
 

@@ -171,6 +171,10 @@ class EngineConfig:
     """What runs the networks."""
     onnx: Annotated[str, Meta(min_length=1)] = "~/.cache/contour/onnx"
     """The folder where `workers.convert` puts the files that `onnxruntime` reads."""
+    onnx_provider: Literal["auto", "tensorrt"] = "auto"
+    """What `onnxruntime` computes with: `auto` is CUDA on a GPU and else the CPU; `tensorrt` compiles the files for the
+    GPU, which takes minutes at the first start. Where TensorRT is missing, it is as `auto`, with a warning in the log.
+    """
     model: Weights | None = None
     """The model: UNet, VAE, text encoder and tokenizer, as diffusers lays them out."""
     controlnet: Weights | None = None

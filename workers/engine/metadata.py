@@ -28,7 +28,7 @@ T = TypeVar("T")
 CONTROLNET, VERSION = "ControlNet 0", "Version"
 _DIGEST_DIGITS = 16  # of hexadecimal: 64 bits
 # Keys of `engine` that change how an image is made, and not what it looks like.
-_MEANS = ("slots", "speed", "faults", "onnx", "runtime", "decode_bytes")
+_MEANS = ("slots", "speed", "faults", "onnx", "onnx_provider", "runtime", "decode_bytes")
 _SDE = ("sde-dpmsolver", "sde-dpmsolver++")
 _SCHEDULES = {
     "use_karras_sigmas": "Karras",

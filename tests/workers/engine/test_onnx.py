@@ -21,17 +21,23 @@ from tests.service.running import Service, result_pixels
 from tests.workers.engine import demo
 from tests.workers.engine.demo import relative_error
 from workers.console import command
-from workers.convert import convert, main, read_engine
+from workers.convert import convert, read_engine
 from workers.engine.config import EngineConfig, Sizing
 from workers.engine.engine import DiffusionEngine
 from workers.engine.model import load
-from workers.engine.runtimes import export, files, sessions, tensorrt
+from workers.engine.runtimes import export, files, sessions
 from workers.engine.runtimes.files import GRAPHS, RuntimeProblem, check, folder_for
 
 ROOT = Path(__file__).parents[3]
 CONFIG_FILE = ROOT / "configs" / "demo.yaml"
 EQUAL = 1e-3
 FLOAT = onnx.TensorProto.FLOAT
+CACHING = (
+    "trt_engine_cache_enable",
+    "trt_engine_cache_path",
+    "trt_timing_cache_enable",
+    "trt_timing_cache_path",
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ def configured(folder: Path) -> EngineConfig:
 def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
     """The same with its files, which take long to make; smaller pictures and fewer steps, which are not in them."""
     whole = configured(tmp_path_factory.mktemp("onnx"))
-    assert [path.name for path in convert(whole, "onnx")] == sorted(f"{name}.onnx" for name in GRAPHS)
+    assert [path.name for path in convert(whole)] == sorted(f"{name}.onnx" for name in GRAPHS)
     size = Sizing(short_side=64, long_side=128, multiple=8)
     return replace(whole, slots=3, size=size, sampler=replace(whole.sampler, steps=4))
 
@@ -134,13 +140,38 @@ def test_the_checker_accepts_each_file(config: EngineConfig, graph: str) -> None
 
 
 def test_tensorrt_is_told_of_the_batch_of_each_input(config: EngineConfig) -> None:
-    bounds = tensorrt.Range.of(config, 8)
-    for value in onnx.load(folder_for(config, "float32") / "step.onnx").graph.input:
-        shape = [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        name = "latents:step" if value.name == "latents" else value.name
-        least, usual, greatest = bounds.shapes(name, shape, 8)
-        assert isinstance(shape[0], str), value.name  # it is free, whatever torch calls it
-        assert (least[0], usual[0], greatest[0]) == (1, 3, 3), value.name
+    spans = sessions.shapes(folder_for(config, "float32") / "step.onnx", config)
+    assert len(spans) == 7
+    assert {dims[0] for dims in spans.values()} == {(1, 1, 3)}  # whatever torch calls that dimension
+    assert spans["latents"][1:] == [(4, 4, 4), (1, 8, 16), (1, 8, 16)]
+
+
+@torch.no_grad()
+def test_tensorrt_is_told_of_shapes_precision_and_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, device = configured(tmp_path), torch.device("cuda:1")
+    paths = {name: tmp_path / f"{name}.onnx" for name in ("text", "hint", "times")}
+    for name, path in paths.items():
+        export.write_graph(dict(export.graphs(demo.parts(), 2))[name], {"latent_scale": "8"}, path)
+    monkeypatch.delenv(sessions.CACHE, raising=False)
+    assert sessions.tensorrt_provider(paths["hint"], config, "float16", device) == (
+        "TensorrtExecutionProvider",
+        {
+            "device_id": "1",
+            "trt_fp16_enable": "1",
+            "trt_profile_min_shapes": "edges:32x32",
+            "trt_profile_opt_shapes": "edges:256x256",
+            "trt_profile_max_shapes": "edges:512x512",
+        },
+    )
+    monkeypatch.setenv(sessions.CACHE, "/cache")
+    times, text = (sessions.tensorrt_provider(paths[name], config, "float32", device)[1] for name in ("times", "text"))
+    assert times["trt_profile_max_shapes"] == "timesteps:1000"
+    assert text.keys() == {"device_id", "trt_fp16_enable", *CACHING}  # all of its dimensions are fixed
+    assert text["trt_fp16_enable"] == "0"
+    assert text["trt_timing_cache_path"] == str(Path(text["trt_engine_cache_path"]).parent) == "/cache"
+    other = replace(config, guidance_scale=1.0)  # other files, of the same names
+    changed = sessions.tensorrt_provider(paths["text"], other, "float32", device)[1]
+    assert changed["trt_engine_cache_path"] != text["trt_engine_cache_path"]
 
 
 @torch.no_grad()
@@ -243,10 +274,25 @@ def start(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.skipif(tensorrt.missing() is None, reason="TensorRT is here")
-def test_without_tensorrt_what_is_missing_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(CONFIG_FILE), "--to", "tensorrt"]) == 1
-    assert capsys.readouterr().err.startswith("TensorRT is not installed (no Python package tensorrt): ")
+def test_without_tensorrt_the_next_provider_runs_the_files(
+    config: EngineConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = DiffusionEngine(config, sessions.load(replace(config, onnx_provider="tensorrt"), "cpu"))
+    assert demo.make(engine, demo.task(1)).isfinite().all()
+    assert "engine.onnx_provider is tensorrt, but it needs an NVIDIA GPU; running on cpu" in caplog.text
+
+
+@pytest.mark.skipif("TensorrtExecutionProvider" in get_available_providers(), reason="TensorRT is here")
+def test_an_onnx_runtime_without_tensorrt_is_told_from_one_with_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert "install onnxruntime-gpu and tensorrt" in sessions.without_tensorrt(torch.device("cuda:0"))
+    path = tmp_path / "text.onnx"
+    export.write_graph(dict(export.graphs(demo.parts(), 2))["text"], {}, path)
+    with pytest.warns(UserWarning, match="TensorrtExecutionProvider"):
+        session = sessions.Session(path, torch.device("cpu"), ("TensorrtExecutionProvider", {}))
+    assert session.shapes["tokens"] == [1, 77]
+    assert "text.onnx runs without TensorRT" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------------------------- service

@@ -1,1 +1,1 @@
-"""Other runtimes than torch: its networks exported to ONNX, ONNX Runtime that runs them, and TensorRT engines."""
+"""Other runtimes than torch: its networks exported to ONNX, and ONNX Runtime that runs them."""

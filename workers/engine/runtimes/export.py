@@ -32,7 +32,7 @@ from workers.engine.streams import Aside
 
 log = logging.getLogger(__name__)
 
-OPSET = 20  # the newest that ONNX Runtime and TensorRT's parser both know all of
+OPSET = 20  # the newest that ONNX Runtime and TensorRT's parser both support
 INLINE_BYTES = 2**30  # weights beyond lie in a second file: protobuf ends at 2 GiB
 _MOST_PICTURES, _MOST_SIDE = 64, 512  # what shapes are proved for: slots, and latents of 4096 pixels
 _LEAST_SIDE = 8

@@ -17,7 +17,7 @@ from workers.engine.weights import folder_of, parts_of
 VERSION = "2"  # of what the graphs take and make; another one's files are refused
 GRAPHS = ("step", "vae", "text", "hint", "times")  # a file each
 PACKAGES = ("onnx", "onnxruntime")
-CUDA_PROVIDER = "CUDAExecutionProvider"
+CUDA_PROVIDER, TENSORRT_PROVIDER = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 CONVERT = command("-m", "workers.convert", "CONFIG", "--to", "onnx")
 INSTALL = command("-m", "pip", "install", "-c", "constraints.txt", ".[onnx]")
 _PREFIX = "contour."
@@ -32,14 +32,14 @@ def label(engine: EngineConfig) -> str:
     """A name for the folder of a (located) configuration's files."""
     assert engine.model is not None
     named = [(name, part.path, part.revision, getattr(part, "scale", None)) for name, part in parts_of(engine)]
-    return f"{Path(engine.model.path).name}-{_digest([named, rows_of(engine.guidance_scale)])[:8]}"
+    return f"{Path(engine.model.path).name}-{digest([named, rows_of(engine.guidance_scale)])[:8]}"
 
 
 def identity(engine: EngineConfig, dtype: str) -> dict[str, str]:
     """What files for a (located) configuration have written in them. What may change without new files is left out:
     sampler, sizes, slots and scales."""
     parts = [(name, _contents(name, part, engine), getattr(part, "scale", None)) for name, part in parts_of(engine)]
-    return {"version": VERSION, "dtype": dtype, "model": _digest([parts, rows_of(engine.guidance_scale)])}
+    return {"version": VERSION, "dtype": dtype, "model": digest([parts, rows_of(engine.guidance_scale)])}
 
 
 def check(engine: EngineConfig, dtype: str, *, cuda: bool = False) -> None:
@@ -97,14 +97,28 @@ def folder_for(engine: EngineConfig, dtype: str) -> Path:
 
 def written(path: Path) -> dict[str, str]:
     """What is written in a file about it. Raises RuntimeProblem when it is no ONNX file."""
+    return facts_in({entry.key: entry.value for entry in _load(path).metadata_props})
+
+
+def free_dimensions(path: Path) -> tuple[dict[str, list[int | None]], dict[str, str]]:
+    """The shape of each input of a file, None for dimensions that are free, and what is written in it.
+
+    Raises RuntimeProblem when it is no ONNX file.
+    """
+    model = _load(path)
+    dims = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
+    inputs = {name: [dim.dim_value or None for dim in shape] for name, shape in dims.items()}
+    return inputs, facts_in({entry.key: entry.value for entry in model.metadata_props})
+
+
+def _load(path: Path) -> Any:
     import onnx
     from google.protobuf.message import DecodeError
 
     try:
-        entries = onnx.load(path, load_external_data=False).metadata_props
+        return onnx.load(path, load_external_data=False)
     except (OSError, DecodeError) as error:
         raise RuntimeProblem(f"{path} cannot be read ({error}); make it anew with: {CONVERT}") from error
-    return facts_in({entry.key: entry.value for entry in entries})
 
 
 def to_write(facts: Mapping[str, str]) -> dict[str, str]:
@@ -138,5 +152,6 @@ def _sample(path: Path) -> str:
     return found.hexdigest()
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """A hash of a value that JSON can hold."""
     return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
