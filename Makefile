@@ -14,7 +14,7 @@ RAY_BIN := .venv-ray/bin
 RAY_INSTALLED := .venv-ray/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow test-all test-image test-ray fuzz chaos demo-model demo-scores lint format requirements swagger-ui bench bench-gpu clean
+.PHONY: help install serve test test-slow test-all test-image test-ray fuzz chaos demo-model demo-scores lint format docs-check requirements swagger-ui bench bench-gpu clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ lint: $(INSTALLED)  ## check style and types
 format: $(INSTALLED)  ## repair style where that can be done
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+docs-check: $(INSTALLED)  ## check the documents: links, names of things, commands
+	$(BIN)/python -m pytest tests/docs $(ARGS)
 
 requirements: $(INSTALLED)  ## write anew what serving needs, by version and hash
 	$(BIN)/python -m requirements

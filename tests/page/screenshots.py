@@ -1,4 +1,4 @@
-"""python -m tests.page.screenshots: the two pictures of the page in README, made with the small model.
+"""python -m tests.page.screenshots: the two screenshots in docs/interfaces.md, made with the small model.
 
 python -m tests.page.screenshots --to example
 """

@@ -22,7 +22,7 @@ DEMO = ROOT / "example" / "ray" / "demo.yaml"
 
 
 def node_environment() -> dict[str, str]:
-    """What README has people set before `ray start`; one slow picture takes 0.4 seconds."""
+    """What example/ray/README.md has people set before `ray start`; one slow picture takes 0.4 seconds."""
     lines = [line for line in NODE_ENV.read_text().splitlines() if line and not line.startswith("#")]
     return {
         **dict(line.split("=", 1) for line in lines),
