@@ -26,10 +26,9 @@ from app.settings import Settings, read_keys
 from app.start import StartError, build_pool, check_runtime
 from app.tracing import Tracing, tracing
 from scheduler import messages as m
-from workers import edges
 from workers.devices import Gpu, Placement, choose_devices
 from workers.driver import driver_fault
-from workers.edging import Edging, layout
+from workers.edge_process import EdgeService, EdgeSetup, edge_layout
 from workers.logs import suitable
 from workers.memory import memory_limit
 from workers.pool import NothingServedError
@@ -75,9 +74,9 @@ class Application:
         rules = Rules.of(settings)
         maker = Maker(self.pool, rules, settings.server, metrics)
         generation = Generation(desk, access, maker)
-        self._edging = _edging(settings)
+        self._edges = _edge_service(settings)
         canny, core = settings.engine.canny, self.pool.core
-        finder = EdgeFinder(self._edging, rules, lambda: core.draining)
+        finder = EdgeFinder(self._edges, rules, lambda: core.draining)
         finding = Edges(desk, access, finder, rules, canny, metrics)
         health, description = Health(self.pool, placement.reason), Description(settings)
         compatible = routes(desk, access, maker, finder, metrics, settings)
@@ -124,7 +123,7 @@ class Application:
         try:
             await self.pool.run()
         finally:
-            await self._edging.close()
+            await self._edges.close()
 
     def _note_end(self, running: "asyncio.Task[None]") -> None:
         self.failure = running.exception()
@@ -150,11 +149,11 @@ def _tracing(environ: Mapping[str, str]) -> Tracing:
         raise StartError(str(error)) from None
 
 
-def _edging(settings: Settings) -> Edging:
+def _edge_service(settings: Settings) -> EdgeService:
     server, engine = settings.server, settings.engine
     budget = engine.decode_budget(memory_limit())
-    setup = edges.Setup(server.log_level, suitable(server.log_format), decoding_bytes=budget)
-    return Edging(layout(server.max_picture_bytes, engine.size), setup)
+    setup = EdgeSetup(server.log_level, suitable(server.log_format), decoding_bytes=budget)
+    return EdgeService(edge_layout(server.max_picture_bytes, engine.size), setup)
 
 
 def _announce(settings: Settings, placement: Placement) -> None:

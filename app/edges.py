@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -17,9 +18,17 @@ from app.generation import unless_gone, with_warnings
 from app.metrics import Metrics
 from app.negotiation import negotiated
 from app.other_names import OTHER_NAMES, sent_in, warnings, with_others
-from workers.edger import FailedError, Wanted
-from workers.edges import Work
-from workers.edging import ClosingError, CrowdedError, Edging, EdgingError, LostError, SlowError, at_resolution
+from workers.edge_process import (
+    BusyError,
+    ClosingError,
+    CrashedError,
+    EdgeError,
+    EdgeService,
+    EdgeTask,
+    SlowError,
+    Work,
+    at_resolution,
+)
 from workers.engine.config import Canny
 from workers.engine.contract import BadPictureError
 from workers.engine.header import output_size
@@ -48,78 +57,79 @@ OTHER_THRESHOLDS = {*OTHER_NAMES["canny_low"], *OTHER_NAMES["canny_high"]}
 _json = msgspec.json.Decoder(with_others(EdgesRequest), strict=False)
 
 
+@dataclass(frozen=True, slots=True)
 class EdgeFinder:
     """Decodes images in the edge process, for whichever endpoint needs it. Checks them by their headers before.
 
     Its methods raise Problem, which blames the image by the name that its client gave it, and ClientGoneError.
     """
 
-    def __init__(self, edging: Edging, rules: Rules, draining: Callable[[], bool]) -> None:
-        self._edging = edging
-        self._rules = rules
-        self._draining = draining
+    service: EdgeService
+    rules: Rules
+    draining: Callable[[], bool]
 
     def check_open(self) -> None:
         """Refuse new work while the service shuts down."""
-        if self._draining():
+        if self.draining():
             raise _problem(ClosingError(), None)
 
     async def png(
         self, request: Request, client: str, image: bytes, blamed: str | None, work: Work, short_side: int | None = None
     ) -> bytes:
         """A PNG of an image's edges or grey values, at the model's size or with another short side, in pixels."""
-        sizing = self._rules.sizing if short_side is None else at_resolution(self._rules.sizing, short_side)
-        header = pictures.measured(image, self._rules, blamed)
-        wanted = Wanted(image, output_size(header.width, header.height, sizing), work)
-        return await self._find(request, client, wanted, blamed)
+        sizing = self.rules.sizing if short_side is None else at_resolution(self.rules.sizing, short_side)
+        header = pictures.measured(image, self.rules, blamed)
+        task = EdgeTask(image, output_size(header.width, header.height, sizing), work)
+        return await self._find(request, client, task, blamed)
 
     async def range_of(
         self, request: Request, client: str, image: bytes, blamed: str, work: Literal["range", "alpha"] = "range"
     ) -> tuple[int, int]:
         """The least and the greatest value of an image, or of its alpha, of 0 to 255, at its full size."""
-        header = pictures.measured(image, self._rules, blamed)
-        wanted = Wanted(image, (header.width, header.height), work)
-        low, high = await self._find(request, client, wanted, blamed)
+        header = pictures.measured(image, self.rules, blamed)
+        low, high = await self._find(request, client, EdgeTask(image, (header.width, header.height), work), blamed)
         return low, high
 
-    async def _find(self, request: Request, client: str, wanted: Wanted, blamed: str | None) -> bytes:
+    async def _find(self, request: Request, client: str, task: EdgeTask, blamed: str | None) -> bytes:
         try:
-            return await unless_gone(request, self._edging.find(wanted, client))
-        except (BadPictureError, FailedError, EdgingError) as error:
+            return await unless_gone(request, self.service.find(task, client))
+        except (BadPictureError, EdgeError) as error:
             raise _problem(error, blamed) from None
 
 
-class Edges:
-    """The endpoint."""
+@dataclass(frozen=True, slots=True)
+class EdgeEndpoint:
+    """What endpoints need that answer with edges; `canny`: the thresholds that are configured."""
 
-    def __init__(
-        self, desk: Desk, access: Access, finder: EdgeFinder, rules: Rules, canny: Canny, metrics: Metrics
-    ) -> None:
-        self._desk = desk
-        self._access = access
-        self._finder = finder
-        self._rules = rules
-        self._configured = Thresholds(canny.low, canny.high)
-        self._metrics = metrics
+    desk: Desk
+    access: Access
+    finder: EdgeFinder
+    rules: Rules
+    canny: Canny
+    metrics: Metrics
+
+
+class Edges(EdgeEndpoint):
+    """`POST /edges`."""
 
     async def respond(self, request: Request) -> Response:
         """Answer one request, with a PNG or a problem."""
-        return await self._desk.serve(request, self._find, count=self._metrics.edges, level=logging.DEBUG)
+        return await self.desk.serve(request, self._find, count=self.metrics.edges, level=logging.DEBUG)
 
     async def _find(self, request: Request, ticket: Ticket) -> Response:
-        ticket.client = self._access.client(request)
-        self._finder.check_open()
+        ticket.client = self.access.client(request)
+        self.finder.check_open()
         negotiated(request, [PNG])
         faults = Faults()
         query = bodies.query(request)
-        in_query = bodies.converted(query, Thresholds, faults, self._rules.ranges)
+        in_query = bodies.converted(query, Thresholds, faults, self.rules.ranges)
         picture, blamed, in_body = await self._body(request, faults)
         canny = self._canny(faults, in_body, in_query)
         if faults:
             with faults.noted():
-                pictures.measured(picture, self._rules, blamed or bodies.BODY)
+                pictures.measured(picture, self.rules, blamed or bodies.BODY)
         faults.check()
-        png = await self._finder.png(request, ticket.client, picture, blamed, canny)
+        png = await self.finder.png(request, ticket.client, picture, blamed, canny)
         sent = {name for name, text in query.items() if text}
         if isinstance(in_body, EdgesRequest):
             sent |= sent_in(in_body)
@@ -128,19 +138,19 @@ class Edges:
     def _canny(self, faults: Faults, *chosen: Thresholds | EdgesRequest) -> Canny:
         """The first of each threshold that is chosen, else the configured one."""
         for each in chosen:
-            for problem in self._rules.number_faults({"canny_low": each.canny_low, "canny_high": each.canny_high}):
+            for problem in self.rules.number_faults({"canny_low": each.canny_low, "canny_high": each.canny_high}):
                 faults.add(problem)
-        lows, highs = zip(*((each.canny_low, each.canny_high) for each in (*chosen, self._configured)), strict=True)
-        return Canny(low=next(filter(None, lows)), high=next(filter(None, highs)))
+        lows, highs = zip(*((each.canny_low, each.canny_high) for each in chosen), strict=True)
+        return Canny(low=next(filter(None, lows), self.canny.low), high=next(filter(None, highs), self.canny.high))
 
     async def _body(self, request: Request, faults: Faults) -> tuple[bytes, str | None, Thresholds | EdgesRequest]:
         """The image file, what the client calls it, and the thresholds beside it."""
         kind = bodies.media_type(request)
         if bodies.is_json(kind):
-            asked = await bodies.json_body(request, self._rules, _json, flat=True, faults=faults)
+            asked = await bodies.json_body(request, self.rules, _json, flat=True, faults=faults)
             return await bodies.image_of_json(asked.input_image_base64, faults), pictures.JSON_NAME, asked
         if kind in bodies.PICTURES:
-            return await bodies.image_alone(request, self._rules), None, Thresholds()
+            return await bodies.image_alone(request, self.rules), None, Thresholds()
         raise bodies.unsupported(kind, TYPES)
 
 
@@ -148,13 +158,13 @@ def _problem(error: Exception, blamed: str | None) -> Problem:
     match error:
         case BadPictureError():
             return Problem(Error.INVALID_PICTURE, str(error), blamed)
-        case CrowdedError():
+        case BusyError():
             return Problem(Error.BUSY, str(error), retry_after=error.retry_after)
         case ClosingError():
             return Problem(Error.DRAINING, "The service is shutting down. Try another server, or this one later.")
         case SlowError():
             return Problem(Error.EXPIRED, str(error))
-        case LostError():
+        case CrashedError():
             return Problem(Error.POISONED, str(error))
         case _:
             return Problem(Error.INTERNAL, "Finding the edges failed; the server's log says why.", reason=str(error))

@@ -1,19 +1,32 @@
-"""One worker process, as its parent holds it."""
+"""A worker's process, or the edge process, as its parent holds it."""
 
 import contextlib
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.context import SpawnContext
 from pathlib import Path
+from typing import Any, Protocol
 
 from workers import wire
-from workers.process import Setup, main, out_of_reach
+from workers.process import out_of_reach
 from workers.reports import is_possible
 from workers.slots import SlotMemory
 
 REPORTS_AT_ONCE = 64  # of one worker, after which the event loop turns: one that never stops is not to keep it
+
+
+class Setup(Protocol):
+    """What a process is started with, and gets as an argument."""
+
+    @property
+    def name(self) -> str:
+        """What the log calls the process."""
+
+    @property
+    def main(self) -> Callable[[Any, socket.socket, SlotMemory], None]:
+        """Its entry point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +43,7 @@ class End:
 
 
 class Child:
-    """A started worker process and the socket to it.
+    """A started process and the socket to it.
 
     Start it on the main thread: the kernel's parent-death signal is bound to the thread that forked.
 
@@ -39,7 +52,8 @@ class Child:
 
     def __init__(self, context: SpawnContext, setup: Setup, memory: SlotMemory) -> None:
         self.channel, theirs = wire.channel()
-        self._process = context.Process(target=main, args=(setup, theirs, memory), name=f"worker {setup.device.id}")
+        self._process = context.Process(target=setup.main, args=(setup, theirs, memory), name=setup.name)
+        self.name = setup.name
         self._last_words = ""
         self._hopeless = False
         self._tries: tuple[str, ...] = ()

@@ -42,12 +42,6 @@ class Pending:
     wish: bytes
     answer: "asyncio.Future[Answer]"
 
-    def write(self, slot: memoryview) -> None:
-        """Copy the task to the beginning of an input slot."""
-        end = len(self.picture) + len(self.wish)
-        slot[: len(self.picture)] = self.picture
-        slot[len(self.picture) : end] = self.wish
-
 
 @dataclass(slots=True)
 class PendingJobs:

@@ -12,12 +12,13 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import assert_never
 
 from scheduler import messages as m
 from scheduler.core import IllegalEvent, Scheduler
 from workers import wire
-from workers.child import REPORTS_AT_ONCE, Child
+from workers.child import End
 from workers.engine.contract import Condition, Task
 from workers.pending import Answer, PendingJobs, Terms
 from workers.process import Setup
@@ -36,7 +37,6 @@ WORTH_LOGGING = 0.1  # of a change in what a step costs, relative
 RETRY_SECONDS = 0.1  # before what has failed is tried again
 TRIES = 20  # of that
 DRAIN_GRACE = 5.0  # seconds after the end of a drain, when the pool ends whatever the scheduler says
-LAST_REPORTS = 4096  # that an ended process may have left behind
 
 
 class NothingServedError(RuntimeError):
@@ -63,7 +63,9 @@ class Pool:
         self.devices: dict[m.WorkerId, Device] = {}
         self._step_seconds: dict[m.WorkerId, float] = {}  # as logged last
         self.conditions: dict[m.WorkerId, Condition] = {}  # how each worker's engine runs, where there is news of it
-        self._processes = Processes(setups, layout, self._read, self._bury)
+        self._processes = Processes(
+            {setup.device.id: setup for setup in setups}, layout, self._on_report, self._on_exit
+        )
         self._pending = PendingJobs(layout.input_bytes)
         self._watching = Watching()
         self._last_job = 0
@@ -234,8 +236,7 @@ class Pool:
         if not self._copied:
             loop.call_soon(self._forget_copied)
         self._copied += len(pending.picture)
-        with self._processes.memory(command.worker).input(command.slot) as slot:
-            pending.write(slot)
+        self._processes.memory(command.worker).write(command.slot, pending.picture, pending.wish)
         self._watching.started(command)
         # Last: a worker that has been told uses the slot, so nothing may fail after this.
         run = wire.Run(command.slot, command.generation, len(pending.picture), len(pending.wish))
@@ -253,8 +254,7 @@ class Pool:
     def _reply(self, job: m.JobId, outcome: m.Outcome) -> None:
         picture = b""
         if isinstance(outcome, m.Done) and self._pending.is_awaited(job):
-            with self._processes.memory(outcome.worker).output(outcome.slot) as output:
-                picture = bytes(output[: outcome.image.length])
+            picture = self._processes.memory(outcome.worker).read(outcome.slot, outcome.image.length)
         self._answer(job, outcome, picture)
 
     def _answer(self, job: m.JobId, outcome: m.Outcome, picture: bytes = b"") -> None:
@@ -274,24 +274,7 @@ class Pool:
 
     # ------------------------------------------------------------------------------------------------ from the workers
 
-    def _read(self, worker: m.WorkerId, child: Child) -> None:
-        if not self._take_reports(worker, child, REPORTS_AT_ONCE):  # readable with nothing to read: end of file
-            self._processes.stop_reading(child)
-            child.hang_up()  # whatever it still does, nobody can hear of it
-
-    def _take_reports(self, worker: m.WorkerId, child: Child, limit: int) -> bool:
-        """Whether there were any. One that the scheduler cannot take costs its worker: their views of it differ."""
-        heard = False
-        try:
-            for report in child.reports(limit):
-                heard = True
-                self._report(worker, report)
-        except Exception as error:
-            log.exception("worker %s is killed: its report was refused", worker)
-            child.reject(f"its report was refused: {error}")
-        return heard
-
-    def _report(self, worker: m.WorkerId, report: wire.Report) -> None:
+    def _on_report(self, worker: m.WorkerId, report: wire.Report) -> None:
         if isinstance(report, wire.Stepped):
             self._watching.stepped(worker, report)
         if (event := event_of(worker, report)) is not None:
@@ -316,15 +299,14 @@ class Pool:
         self._step_seconds[worker] = seconds
         return logging.INFO
 
-    def _bury(self, worker: m.WorkerId, child: Child) -> None:
-        """The process has ended. What it managed to report still counts; then its jobs go elsewhere."""
-        self._take_reports(worker, child, LAST_REPORTS)
+    def _on_exit(self, worker: m.WorkerId, end: End) -> None:
+        """Have the jobs of a worker whose process has ended go elsewhere."""
         self.conditions.pop(worker, None)
-        end = self._processes.reap(worker)
         log.error("Worker %s exited: %s", worker, end.reason)
         if end.tried:
             log.error("Worker %s ended while it tried %s; it starts again without", worker, " and ".join(end.tried))
-            self._processes.do_without(worker, end.tried)
+            setup = self._processes.setups[worker]
+            self._processes.setups[worker] = replace(setup, without=setup.without | frozenset(end.tried))
         self._notice(m.WorkerLost(worker, end.reason, end.outside, end.hopeless))
         if (view := self._view(worker)).state is m.WorkerState.OUT:
             log.error("Worker %s is out of service for a while: %s", worker, view.reason)

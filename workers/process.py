@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
@@ -46,6 +46,16 @@ class Setup:
     workers: int = 1  # of this machine, which share its cores
     without: frozenset[str] = frozenset()  # what ended this device's last processes (`engine.trials`)
     parent: int = field(default_factory=os.getpid)
+
+    @property
+    def name(self) -> str:
+        """What the log calls the process."""
+        return f"worker {self.device.id}"
+
+    @property
+    def main(self) -> Callable[[Any, socket.socket, SlotMemory], None]:
+        """Its entry point."""
+        return main
 
 
 def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:

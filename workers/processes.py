@@ -1,15 +1,14 @@
-"""The worker processes of a pool, and the memory that each of them shares with it."""
+"""Worker processes, or the edge process, and the memory that each of them shares with the front end."""
 
 import asyncio
 import logging
 import multiprocessing
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from typing import Generic, TypeVar
 
 from scheduler.messages import WorkerId
 from workers import wire
-from workers.child import Child, End
-from workers.process import Setup
+from workers.child import REPORTS_AT_ONCE, Child, End, Setup
 from workers.slots import SlotLayout, SlotMemory
 
 log = logging.getLogger("contour.pool")
@@ -20,19 +19,27 @@ SPAWN = multiprocessing.get_context("spawn")
 STOP_SECONDS = 5.0  # given to idle workers to end by themselves at shutdown
 REAP_SECONDS = 0.01  # between two looks at a process that is about to end
 
-OnChild = Callable[[WorkerId, Child], None]
+LAST_REPORTS = 4096  # that an ended process may have left behind
+
+AnySetup = TypeVar("AnySetup", bound=Setup)
 
 
-class Processes:
+class Processes(Generic[AnySetup]):
     """Starts and ends worker processes, at most one for each worker.
 
-    `on_report` is called when a process has something to say, or has hung up; `on_exit` when it has ended and only
-    `reap` is left to do.
+    `on_report` gets each report. When it raises, its worker is killed: their views of the worker differ. `on_exit` is
+    called when a process has ended. What it managed to report still counts, and comes before.
     """
 
-    def __init__(self, setups: Sequence[Setup], layout: SlotLayout, on_report: OnChild, on_exit: OnChild) -> None:
-        self._setups = {setup.device.id: setup for setup in setups}
-        self._memories = {worker: SlotMemory.create(layout) for worker in self._setups}
+    def __init__(
+        self,
+        setups: Mapping[WorkerId, AnySetup],
+        layout: SlotLayout,
+        on_report: Callable[[WorkerId, wire.Report], None],
+        on_exit: Callable[[WorkerId, End], None],
+    ) -> None:
+        self.setups = dict(setups)  # of each worker's next process
+        self._memories = {worker: SlotMemory.create(layout) for worker in setups}
         self._children: dict[WorkerId, Child] = {}
         self._on_report = on_report
         self._on_exit = on_exit
@@ -52,9 +59,9 @@ class Processes:
     def spawn(self, worker: WorkerId) -> None:
         """Start a worker's process. When this raises, there is none."""
         loop = asyncio.get_running_loop()
-        child = Child(SPAWN, self._setups[worker], self._memories[worker])
+        child = Child(SPAWN, self.setups[worker], self._memories[worker])
         try:
-            loop.add_reader(child.channel, self._on_report, worker, child)
+            loop.add_reader(child.channel, self._read, worker, child)
             loop.add_reader(child.sentinel, self._on_sentinel, worker, child)
         except BaseException:  # nobody would see this process end, and the next one needs the memory for itself
             self._forget(child)
@@ -62,12 +69,7 @@ class Processes:
             child.reap()
             raise
         self._children[worker] = child
-        log.info("Starting worker %s (process %d)", worker, child.pid)
-
-    def do_without(self, worker: WorkerId, names: Collection[str]) -> None:
-        """Have a worker's next processes not try these again (`engine.trials`)."""
-        setup = self._setups[worker]
-        self._setups[worker] = replace(setup, without=setup.without | frozenset(names))
+        log.info("Starting %s (process %d)", child.name, child.pid)
 
     def kill(self, worker: WorkerId) -> None:
         """End a worker's process at once. It may have none, where starting it has just failed."""
@@ -80,13 +82,22 @@ class Processes:
         if not child.send(order):
             child.hang_up()  # its death, noticed by the sentinel, puts things right
 
-    def stop_reading(self, child: Child) -> None:
-        """Take no more reports of a process while it lives."""
-        asyncio.get_running_loop().remove_reader(child.channel)
+    def _read(self, worker: WorkerId, child: Child) -> None:
+        if not self._take_reports(worker, child, REPORTS_AT_ONCE):  # readable with nothing to read: end of file
+            asyncio.get_running_loop().remove_reader(child.channel)
+            child.hang_up()  # whatever it still does, nobody can hear of it
 
-    def reap(self, worker: WorkerId) -> End:
-        """Collect a process that has ended."""
-        return self._children.pop(worker).reap()
+    def _take_reports(self, worker: WorkerId, child: Child, limit: int) -> bool:
+        """Pass reports on. Return whether there were any."""
+        heard = False
+        try:
+            for report in child.reports(limit):
+                heard = True
+                self._on_report(worker, report)
+        except Exception as error:
+            log.exception("Killing %s: its report was refused", child.name)
+            child.reject(f"its report was refused: {error}")
+        return heard
 
     def _on_sentinel(self, worker: WorkerId, child: Child) -> None:
         self._forget(child)
@@ -100,7 +111,9 @@ class Processes:
         if self._children.get(worker) is not child:  # `close` sees to it
             return
         if child.ended:
-            self._on_exit(worker, child)
+            self._take_reports(worker, child, LAST_REPORTS)
+            del self._children[worker]
+            self._on_exit(worker, child.reap())
         else:
             asyncio.get_running_loop().call_later(REAP_SECONDS, self._when_ended, worker, child)
 
@@ -115,8 +128,8 @@ class Processes:
         self._children.clear()
         if ended:
             await asyncio.wait(ended)
-        for memory in self._memories.values():
-            memory.close()
+        while self._memories:
+            self._memories.popitem()[1].close()
 
     async def _end(self, child: Child) -> None:
         """Ask, wait, kill: the process is gone and reaped afterwards. One that still loads does not listen."""

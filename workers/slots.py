@@ -57,6 +57,23 @@ class SlotMemory:
         """The result side of a slot, writable."""
         return self._cut(slot, self.layout.input_bytes, self.layout.output_bytes)
 
+    def write(self, slot: int, *parts: bytes | memoryview) -> None:
+        """Put parts one after another at the beginning of the request side of a slot."""
+        with self.input(slot) as room:
+            start = 0
+            for part in parts:
+                room[start : start + len(part)] = part
+                start += len(part)
+
+    def read(self, slot: int, length: int) -> bytes:
+        """So many bytes of the result side of a slot."""
+        with self.output(slot) as room:
+            return bytes(room[:length])
+
+    def clear(self) -> None:
+        """Give all pages back: what was in the slots is lost."""
+        self._map.madvise(mmap.MADV_REMOVE)
+
     def close(self) -> None:
         """Unmap and close. Views handed out before must be gone: BufferError otherwise."""
         self._view.release()

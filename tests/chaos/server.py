@@ -7,5 +7,5 @@ from app.command import run
 from tests.chaos import late
 
 if __name__ == "__main__":
-    with patch("workers.child.main", late.main):
+    with patch("workers.process.main", late.main):
         sys.exit(run(sys.argv[1:]))

@@ -20,7 +20,7 @@ from tests.service.raw import connect, head
 from tests.service.running import Pixels, Service, file_of, named, pixels_of, until
 from tests.workers.contours import drawing, expected, size_of
 from tests.workers.contours import pixels_of as grey_pixels_of
-from workers.edging import at_resolution
+from workers.edge_process import at_resolution
 from workers.engine.config import Canny, Sizing
 
 MIB = 2**20

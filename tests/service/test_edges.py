@@ -52,16 +52,16 @@ def assert_right(answer: httpx.Response, picture: bytes = PICTURE, canny: Canny 
     assert np.array_equal(pixels_of(answer.content), expected(picture, size_of(picture, SIZING), canny))
 
 
-def edger(service: Service) -> int:
+def edge_process(service: Service) -> int:
     """The process that finds edges: it is there after an answer."""
     assert ask(service).status_code == 200
-    return int(re.findall(r"finds edges \(process (\d+)\)", "".join(service.log))[-1])
+    return int(re.findall(r"the edge process \(process (\d+)\)", "".join(service.log))[-1])
 
 
 @contextmanager
 def frozen(service: Service) -> Iterator[int]:
     """Its process takes no order."""
-    process = edger(service)
+    process = edge_process(service)
     os.kill(process, signal.SIGSTOP)
     try:
         yield process
@@ -198,7 +198,7 @@ def test_a_process_that_is_killed_in_the_middle_is_replaced(service: Service) ->
         time.sleep(0.2)  # it is asked by then, else the next one is
         os.kill(process, signal.SIGKILL)
         assert_right(answer.result(PATIENCE))
-    assert edger(service) != process
+    assert edge_process(service) != process
     assert not Path(f"/proc/{process}").exists()
 
 
@@ -252,7 +252,7 @@ def test_a_client_with_a_dozen_connections_leaves_another_its_turns(tmp_path: Pa
 
 
 def test_the_process_is_confined(service: Service) -> None:
-    process = Path(f"/proc/{edger(service)}")
+    process = Path(f"/proc/{edge_process(service)}")
     status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines())
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
     assert not re.search("^Max (address space|processes) +unlimited", (process / "limits").read_text(), re.MULTILINE)
@@ -274,7 +274,7 @@ def test_clients_that_leave_make_room(service: Service) -> None:
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_when_the_service_ends(sig: signal.Signals) -> None:
     with Service("echo") as service:
-        process = edger(service)
+        process = edge_process(service)
         everything = descendants(service.process.pid)
         assert process in everything
         assert service.stop(sig) == (0 if sig is signal.SIGTERM else -sig)

@@ -36,7 +36,7 @@ DIED = [
 
 @asynccontextmanager
 async def serving(fault: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pool]:
-    monkeypatch.setattr("workers.child.main", dying.main)
+    monkeypatch.setattr("workers.process.main", dying.main)
     monkeypatch.setenv(dying.FAULT, fault)
     core = Scheduler(["cpu0"], Limits(restart_pause=0.05))
     pool = Pool(

@@ -24,26 +24,33 @@ from PIL import Image
 
 from tests.fuzz.seeds import file_of, pictures
 from tests.workers.contours import drawing, expected, files, pixels_of
-from workers import confinement, edges, wire
-from workers.edger import FailedError, Wanted
-from workers.edging import Edging, layout
+from workers import confinement, wire
+from workers.edge_process import (
+    EdgeService,
+    EdgeSetup,
+    EdgeTask,
+    FailedError,
+    edge_layout,
+    lacks_memory,
+    prepare,
+)
 from workers.engine.config import Canny, Sizing
 from workers.engine.contract import BadPictureError
 from workers.engine.header import decoding_bytes, read_header
 from workers.slots import SlotLayout, SlotMemory
 
 PATIENCE = 120.0  # seconds, before a test gives something up
-ROOM = layout(2**20, Sizing(short_side=128, long_side=256))
+ROOM = edge_layout(2**20, Sizing(short_side=128, long_side=256))
 SIZE = (64, 64)
 MIB = 2**20
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def in_a_process(target: Callable[..., None], setup: edges.Setup | None = None) -> Any:
+def in_a_process(target: Callable[..., None], setup: EdgeSetup | None = None) -> Any:
     """What a function sends that is run as the edge process."""
     memory = SlotMemory.create(ROOM)
     channel, theirs = wire.channel()
-    process = multiprocessing.get_context("spawn").Process(target=target, args=(setup or edges.Setup(), theirs, memory))
+    process = multiprocessing.get_context("spawn").Process(target=target, args=(setup or EdgeSetup(), theirs, memory))
     try:
         with theirs:
             process.start()
@@ -118,14 +125,14 @@ def outcome(attempt: Callable[[], object]) -> str:
     return "done"
 
 
-def try_all_confined(setup: edges.Setup, channel: socket.socket, memory: SlotMemory) -> None:
+def try_all_confined(setup: EdgeSetup, channel: socket.socket, memory: SlotMemory) -> None:
     """Runs as the process."""
-    edges.prepare(setup, memory)
+    prepare(setup, memory)
     done = {name: outcome(attempt) for name, attempt in attempts(memory).items()}
     channel.send(json.dumps(done).encode())
 
 
-def try_all_free(setup: edges.Setup, channel: socket.socket, memory: SlotMemory) -> None:
+def try_all_free(setup: EdgeSetup, channel: socket.socket, memory: SlotMemory) -> None:
     """Runs as the process, but for what confines it."""
     done = {name: outcome(attempt) for name, attempt in attempts(memory).items()}
     channel.send(json.dumps(done).encode())
@@ -138,9 +145,9 @@ def test_the_edge_process_can_do_none_of_it() -> None:
     assert confined == dict.fromkeys(free, "PermissionError") | {"start a thread": "RuntimeError"}
 
 
-def try_to_execute(setup: edges.Setup, channel: socket.socket, memory: SlotMemory) -> None:
+def try_to_execute(setup: EdgeSetup, channel: socket.socket, memory: SlotMemory) -> None:
     """Runs as the process."""
-    edges.prepare(setup, memory)
+    prepare(setup, memory)
     channel.send(json.dumps(outcome(lambda: os.execv("/bin/true", ["true"]))).encode())
 
 
@@ -148,10 +155,10 @@ def test_it_cannot_become_another_program() -> None:
     assert in_a_process(try_to_execute) == "PermissionError"
 
 
-def tell_limits(setup: edges.Setup, channel: socket.socket, memory: SlotMemory) -> None:
+def tell_limits(setup: EdgeSetup, channel: socket.socket, memory: SlotMemory) -> None:
     """Runs as the process, without the library for the filter."""
     sys.modules["pyseccomp"] = None  # type: ignore[assignment]
-    edges.prepare(setup, memory)
+    prepare(setup, memory)
     if os.geteuid() == 0:  # who may start as many processes as there can be
         os.setgroups([])
         os.setgid(65534)
@@ -182,21 +189,21 @@ def opened(room: SlotLayout = ROOM, **setup: Any) -> Iterator[Callable[[bytes], 
     """An edge process to ask for edges. It is one process throughout."""
     with asyncio.Runner() as runner:
 
-        async def start() -> Edging:
-            return Edging(room, edges.Setup(**setup))
+        async def start() -> EdgeService:
+            return EdgeService(room, EdgeSetup(**setup))
 
-        edging, processes = runner.run(start()), set()
+        service, processes = runner.run(start()), set()
 
         def find(picture: bytes) -> bytes:
             try:
-                return runner.run(asyncio.wait_for(edging.find(Wanted(picture, SIZE, Canny())), PATIENCE))
+                return runner.run(asyncio.wait_for(service.find(EdgeTask(picture, SIZE, Canny())), PATIENCE))
             finally:
-                processes.add(edging.process)
+                processes.add(service.process)
 
         try:
             yield find
         finally:
-            runner.run(edging.close())
+            runner.run(service.close())
         assert len(processes - {None}) == 1
 
 
@@ -231,7 +238,7 @@ def test_an_error_is_logged_with_its_traceback(log_format: str, capfd: pytest.Ca
     with opened(cramped, log_format=log_format) as find, pytest.raises(FailedError, match="ValueError"):
         find(file_of(drawing(90, 60), "PNG"))
     said = capfd.readouterr().err
-    assert "no edges were found" in said
+    assert "No edges were found" in said
     assert "Traceback (most recent call last)" in said
     assert "in _answer" in said
 
@@ -259,7 +266,7 @@ LARGE: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("kind", LARGE)
 def test_an_image_that_takes_more_memory_than_allowed_is_refused_for_that(kind: str) -> None:
     small = file_of(drawing(90, 60), "PNG")
-    with opened(layout(16 * MIB, Sizing()), decoding_bytes=24 * MIB) as find:
+    with opened(edge_layout(16 * MIB, Sizing()), decoding_bytes=24 * MIB) as find:
         with pytest.raises(BadPictureError, match=r"can take \d+ MiB of memory; the limit is 24 MiB"):
             find(LARGE[kind]())
         assert np.array_equal(pixels_of(find(small)), expected(small, SIZE, Canny()))
@@ -268,14 +275,14 @@ def test_an_image_that_takes_more_memory_than_allowed_is_refused_for_that(kind: 
 @pytest.mark.parametrize("kind", LARGE)
 def test_an_image_that_takes_all_that_is_allowed_is_decoded(kind: str) -> None:
     picture = LARGE[kind]()
-    with opened(layout(16 * MIB, Sizing()), decoding_bytes=decoding_bytes(read_header(picture), SIZE)) as find:
+    with opened(edge_layout(16 * MIB, Sizing()), decoding_bytes=decoding_bytes(read_header(picture), SIZE)) as find:
         for _ in range(2):  # the first one leaves nothing behind
             assert np.array_equal(pixels_of(find(picture)), expected(picture, SIZE, Canny()))
 
 
-def take_memory(setup: edges.Setup, channel: socket.socket, memory: SlotMemory) -> None:
+def take_memory(setup: EdgeSetup, channel: socket.socket, memory: SlotMemory) -> None:
     """Runs as the process: Python, NumPy and OpenCV take more than there is, and then what there is."""
-    edges.prepare(setup, memory)
+    prepare(setup, memory)
     too_much, enough = 2 * setup.decoding_bytes, setup.decoding_bytes // 2
     pixel = np.zeros((1, 1), np.uint8)
     takers: list[Callable[[int], object]] = [
@@ -288,10 +295,10 @@ def take_memory(setup: edges.Setup, channel: socket.socket, memory: SlotMemory) 
         try:
             take(too_much)
         except Exception as error:  # noqa: BLE001
-            said.append(edges.lacks_memory(error))
+            said.append(lacks_memory(error))
         take(enough)
     channel.send(json.dumps(said).encode())
 
 
 def test_the_limit_holds_for_all_who_allocate_and_is_recognized() -> None:
-    assert in_a_process(take_memory, edges.Setup(decoding_bytes=256 * MIB)) == [True, True, True]
+    assert in_a_process(take_memory, EdgeSetup(decoding_bytes=256 * MIB)) == [True, True, True]

@@ -37,7 +37,7 @@ def task(number: int) -> Task:
 
 
 def test_a_late_report_about_an_old_generation_answers_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.child.main", late.main)
+    monkeypatch.setattr("workers.process.main", late.main)
     monkeypatch.setenv(late.CHANCE, ALWAYS)
 
     async def scenario() -> None:

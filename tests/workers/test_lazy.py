@@ -45,8 +45,8 @@ def test_nor_does_a_worker_without_a_model() -> None:
 
 
 def test_nor_does_the_process_that_finds_edges_which_is_alone_in_reading_pixels() -> None:
-    assert loaded("import workers.edging", (*HEAVY, "cv2", "PIL", "numpy")) == set()
-    assert loaded("import workers.edges; workers.edges._import()", (*HEAVY, "cv2", "PIL")) == {"cv2", "PIL"}
+    assert loaded("import workers.edge_process", (*HEAVY, "cv2", "PIL", "numpy")) == set()
+    assert loaded("import workers.edge_process as edges; edges.import_all()", (*HEAVY, "cv2", "PIL")) == {"cv2", "PIL"}
 
 
 def test_a_worker_that_does_not_compile_is_ready_without_torchs_compiler() -> None:

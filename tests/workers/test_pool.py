@@ -118,7 +118,7 @@ def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.Monk
 
 
 def test_how_a_workers_engine_runs_is_known_until_the_worker_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.child.main", telling.main)
+    monkeypatch.setattr("workers.process.main", telling.main)
 
     async def scenario() -> None:
         seen, at_the_loss = Seen(), []

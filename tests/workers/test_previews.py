@@ -21,7 +21,7 @@ NEVER_AGAIN = "3600"
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Worker]]:
     """Starts a worker of one slot whose engine has previews, and ends it."""
-    monkeypatch.setattr("workers.child.main", showing.main)
+    monkeypatch.setattr("workers.process.main", showing.main)
     started: list[Worker] = []
 
     def start() -> Worker:

@@ -176,7 +176,7 @@ def test_an_engine_with_nothing_to_tell_is_not_reported_on(worker: Worker) -> No
 @pytest.fixture
 def teller(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     """A worker whose engine has something to tell and decodes beside its steps."""
-    monkeypatch.setattr("workers.child.main", telling.main)
+    monkeypatch.setattr("workers.process.main", telling.main)
     worker = Worker(SLOW)
     yield worker
     if not worker.reaped:

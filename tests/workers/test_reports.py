@@ -62,7 +62,7 @@ def test_what_cannot_be_is_told_from_what_can(lie: str) -> None:
 
 @pytest.mark.parametrize("lie", SENT_TO_A_POOL)
 def test_it_costs_the_worker_that_sent_it_and_no_job(lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.child.main", lying.main)
+    monkeypatch.setattr("workers.process.main", lying.main)
     monkeypatch.setenv(lying.LIE, lie)
 
     async def scenario() -> None:
@@ -82,7 +82,7 @@ def test_it_costs_the_worker_that_sent_it_and_no_job(lie: str, monkeypatch: pyte
 
 
 def test_a_worker_that_only_looks_as_if_it_had_ended_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.child.main", lying.main)
+    monkeypatch.setattr("workers.process.main", lying.main)
     monkeypatch.setenv(lying.LIE, lying.HIDE)
 
     async def scenario() -> None:
@@ -98,7 +98,7 @@ def test_a_worker_that_only_looks_as_if_it_had_ended_is_ended(monkeypatch: pytes
 
 
 def test_a_worker_that_never_stops_reporting_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.child.main", lying.main)
+    monkeypatch.setattr("workers.process.main", lying.main)
     monkeypatch.setenv(lying.LIE, lying.FLOOD)
 
     async def scenario() -> None:

@@ -88,3 +88,13 @@ def test_it_has_no_name_and_is_gone_when_closed() -> None:
     assert set(os.listdir("/dev/shm")) == named
     memory.close()
     assert not Path(f"/proc/self/fd/{descriptor}").exists()
+
+
+def test_parts_are_written_one_after_another_and_nothing_is_left_of_what_is_cleared() -> None:
+    memory = SlotMemory.create(LAYOUT)
+    memory.write(1, b"request", memoryview(b" and more"))
+    memory.output(1)[:6] = b"result"
+    assert (bytes(memory.input(1)[:16]), memory.read(1, 6)) == (b"request and more", b"result")
+    memory.clear()
+    assert (bytes(memory.input(1)[:16]), memory.read(1, 6)) == (bytes(16), bytes(6))
+    memory.close()

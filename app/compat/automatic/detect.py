@@ -10,18 +10,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import bodies, pictures
-from app.access import Access
 from app.compat.automatic.asking import threshold
 from app.compat.automatic.errors import respond, wrong
 from app.compat.automatic.structs import MAX_ITEMS, Name, Number
 from app.compat.automatic.unit import CANNY, Mask, module_of
-from app.desk import Desk, Ticket
-from app.edges import EdgeFinder
+from app.desk import Ticket
+from app.edges import EdgeEndpoint
 from app.errors import Error, Faults, Problem, joined, quoted
-from app.fields import Rules
-from app.metrics import Metrics
-from workers.edges import Work
-from workers.edging import RESOLUTIONS
+from workers.edge_process import RESOLUTIONS, Work
 from workers.engine.config import Canny
 
 IMAGES, MASKS, RESOLUTION = "controlnet_input_images", "controlnet_masks", "controlnet_processor_res"
@@ -58,33 +54,23 @@ class DetectAnswer(msgspec.Struct, frozen=True):
 _json = msgspec.json.Decoder(DetectRequest, strict=False)
 
 
-class Detect:
+class Detect(EdgeEndpoint):
     """The endpoint. Each image waits for its turn in the edge process, as one of `/edges` does."""
-
-    def __init__(
-        self, desk: Desk, access: Access, finder: EdgeFinder, rules: Rules, canny: Canny, metrics: Metrics
-    ) -> None:
-        self._desk = desk
-        self._access = access
-        self._finder = finder
-        self._rules = rules
-        self._canny = canny
-        self._metrics = metrics
 
     async def respond(self, request: Request) -> Response:
         """Answer one request."""
-        return await self._desk.serve(request, self._answer, respond, self._metrics.edges, level=logging.DEBUG)
+        return await self.desk.serve(request, self._answer, respond, self.metrics.edges, level=logging.DEBUG)
 
     async def _answer(self, request: Request, ticket: Ticket) -> Response:
-        ticket.client = self._access.client(request)
-        self._finder.check_open()
+        ticket.client = self.access.client(request)
+        self.finder.check_open()
         asked, work, short_side, images = await self._asked(request)
         for text in filter(None, asked.controlnet_masks or []):
             mask = Mask(MASKS, await _decoded(text, MASKS))
-            mask.check(*await self._finder.range_of(request, ticket.client, mask.file, mask.name))
+            mask.check(*await self.finder.range_of(request, ticket.client, mask.file, mask.name))
         found, room = [], ANSWER_BYTES
         for name, image in images:
-            png = await self._finder.png(request, ticket.client, image, name, work, short_side)
+            png = await self.finder.png(request, ticket.client, image, name, work, short_side)
             if (room := room - len(png)) < 0:
                 told = f"The edges take more than {ANSWER_BYTES} bytes. Send fewer images at a time, or"
                 raise Problem(Error.TOO_LARGE, f"{told} lower {RESOLUTION}.", RESOLUTION)
@@ -95,7 +81,7 @@ class Detect:
     async def _asked(self, request: Request) -> tuple[DetectRequest, Work, int | None, list[tuple[str, bytes]]]:
         """A body, what is to be done, at which short side, with which images. Raises Problem for all that is wrong."""
         faults = Faults()
-        asked = await bodies.json_body(request, self._rules, _json, faults=faults)
+        asked = await bodies.json_body(request, self.rules, _json, faults=faults)
         work: Work = "grey"
         short_side, images = None, list[tuple[str, bytes]]()
         with faults.noted():
@@ -106,7 +92,7 @@ class Detect:
             for name, text in self._images(asked):
                 with faults.noted():
                     image = await _decoded(text, name)
-                    pictures.measured(image, self._rules, name)
+                    pictures.measured(image, self.rules, name)
                     images.append((name, image))
         faults.check()
         return asked, work, short_side, images
@@ -115,17 +101,15 @@ class Detect:
         if module_of(asked.controlnet_module, "controlnet_module") != CANNY:
             return "grey"
         low, high = threshold(asked.controlnet_threshold_a), threshold(asked.controlnet_threshold_b)
-        found = self._rules.number_faults(
-            {"canny_low": low, "canny_high": high}, {"canny_low": LOW, "canny_high": HIGH}
-        )
+        found = self.rules.number_faults({"canny_low": low, "canny_high": high}, {"canny_low": LOW, "canny_high": HIGH})
         if wrong_ones := list(found):
             raise joined(wrong_ones)
-        return Canny(low=low or self._canny.low, high=high or self._canny.high)
+        return Canny(low=low or self.canny.low, high=high or self.canny.high)
 
     def _images(self, asked: DetectRequest) -> list[tuple[str, str]]:
         texts = asked.controlnet_input_images or asked.controlnet_images or []
         images = [(f"{IMAGES}[{n}]", text) for n, text in enumerate(texts) if text]
-        most = int(self._rules.ranges["number_of_images"].high)
+        most = int(self.rules.ranges["number_of_images"].high)
         if not 1 <= len(images) <= most:
             text = f"{IMAGES} has {len(images)} images; it must have from 1 to {most}, each a file in base64."
             raise wrong(IMAGES, text)

@@ -16,28 +16,39 @@ import pytest
 
 from tests.fuzz.seeds import file_of
 from tests.workers.contours import drawing, expected, files, pixels_of, size_of
-from workers import edges
-from workers.edger import FailedError, Wanted
-from workers.edging import ClosingError, CrowdedError, Edging, FairQueue, LostError, Patience, SlowError, layout
+from workers import edge_process, wire
+from workers.edge_process import (
+    BusyError,
+    ClosingError,
+    CrashedError,
+    EdgeLimits,
+    EdgeService,
+    EdgeSetup,
+    EdgeTask,
+    FailedError,
+    FairQueue,
+    SlowError,
+    edge_layout,
+)
 from workers.engine.config import Canny, Sizing
 from workers.engine.contract import BadPictureError
 from workers.slots import SlotLayout, SlotMemory
 
 PATIENCE = 120.0  # seconds, before a test gives something up
 SIZING = Sizing(short_side=128, long_side=256)
-ROOM = layout(2**20, SIZING)
-PICTURE = file_of(drawing(200, 150), "PNG")
-WANTED = Wanted(PICTURE, size_of(PICTURE, SIZING), Canny())
+ROOM = edge_layout(2**20, SIZING)
+IMAGE = file_of(drawing(200, 150), "PNG")
+TASK = EdgeTask(IMAGE, size_of(IMAGE, SIZING), Canny())
 
 
 @asynccontextmanager
-async def opened(patience: Patience | None = None, room: SlotLayout = ROOM) -> AsyncIterator[Edging]:
-    edging = Edging(room, edges.Setup(), patience)
+async def opened(limits: EdgeLimits | None = None, room: SlotLayout = ROOM) -> AsyncIterator[EdgeService]:
+    service = EdgeService(room, EdgeSetup(), limits)
     try:
-        yield edging
+        yield service
     finally:
-        await edging.close()
-    assert edging.process is None
+        await service.close()
+    assert service.process is None
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:
@@ -51,12 +62,12 @@ async def until(true: Callable[[], object]) -> None:
         await asyncio.sleep(0.01)
 
 
-async def frozen(edging: Edging) -> int:
+async def frozen(service: EdgeService) -> int:
     """Have the process started and stop it: it takes no order until it is told to go on. Its id."""
-    await edging.find(WANTED)
-    assert edging.process is not None
-    os.kill(edging.process, signal.SIGSTOP)
-    return edging.process
+    await service.find(TASK)
+    assert service.process is not None
+    os.kill(service.process, signal.SIGSTOP)
+    return service.process
 
 
 def go_on(process: int) -> None:
@@ -68,9 +79,9 @@ def is_gone(process: int) -> bool:
     return not Path(f"/proc/{process}").exists()
 
 
-def assert_found(png: bytes, wanted: Wanted = WANTED) -> None:
-    assert isinstance(wanted.work, Canny)
-    assert np.array_equal(pixels_of(png), expected(wanted.picture, wanted.size, wanted.work))
+def assert_found(png: bytes, task: EdgeTask = TASK) -> None:
+    assert isinstance(task.work, Canny)
+    assert np.array_equal(pixels_of(png), expected(task.image, task.size, task.work))
 
 
 # ------------------------------------------------------------------------------------------------------------- answers
@@ -78,13 +89,13 @@ def assert_found(png: bytes, wanted: Wanted = WANTED) -> None:
 
 def test_it_finds_what_the_codec_finds_by_one_process_that_is_there_when_it_is_needed() -> None:
     async def scenario() -> None:
-        async with opened() as edging:
-            assert edging.process is None
+        async with opened() as service:
+            assert service.process is None
             processes: set[int | None] = set()
-            for picture in files().values():
-                wanted = Wanted(picture, size_of(picture, SIZING), Canny(low=60, high=90))
-                assert_found(await edging.find(wanted), wanted)
-                processes.add(edging.process)
+            for image in files().values():
+                task = EdgeTask(image, size_of(image, SIZING), Canny(low=60, high=90))
+                assert_found(await service.find(task), task)
+                processes.add(service.process)
             assert len(processes - {None}) == 1
 
     run(scenario())
@@ -92,29 +103,29 @@ def test_it_finds_what_the_codec_finds_by_one_process_that_is_there_when_it_is_n
 
 def test_the_thresholds_are_those_that_were_wanted() -> None:
     async def scenario() -> None:
-        async with opened() as edging:
+        async with opened() as service:
             counts = []
             for canny in (Canny(low=10, high=20), Canny(low=100, high=200), Canny(low=1900, high=2000)):
-                wanted = Wanted(PICTURE, WANTED.size, canny)
-                png = await edging.find(wanted)
-                assert_found(png, wanted)
+                task = EdgeTask(IMAGE, TASK.size, canny)
+                png = await service.find(task)
+                assert_found(png, task)
                 counts.append(np.count_nonzero(pixels_of(png)))
             assert counts[0] > counts[1] > counts[2] == 0
 
     run(scenario())
 
 
-def test_a_bad_picture_and_a_failure_cost_their_own_request_alone() -> None:
+def test_a_bad_image_and_a_failure_cost_their_own_request_alone() -> None:
     async def scenario() -> None:
-        async with opened(room=SlotLayout(1, 2**20, 500)) as edging:
+        async with opened(room=SlotLayout(1, 2**20, 500)) as service:
             with pytest.raises(BadPictureError, match="cut short"):
-                await edging.find(Wanted(PICTURE[:100], WANTED.size, Canny()))
-            process = edging.process
+                await service.find(EdgeTask(IMAGE[:100], TASK.size, Canny()))
+            process = service.process
             with pytest.raises(FailedError, match="ValueError"):  # there is no room for its edges
-                await edging.find(WANTED)
-            small = Wanted(PICTURE, (8, 8), Canny())
-            assert_found(await edging.find(small), small)
-            assert edging.process == process
+                await service.find(TASK)
+            small = EdgeTask(IMAGE, (8, 8), Canny())
+            assert_found(await service.find(small), small)
+            assert service.process == process
 
     run(scenario())
 
@@ -122,15 +133,15 @@ def test_a_bad_picture_and_a_failure_cost_their_own_request_alone() -> None:
 # --------------------------------------------------------------------------------------------------------------- deaths
 
 
-def test_a_picture_whose_process_is_killed_is_tried_again() -> None:
+def test_an_image_whose_process_is_killed_is_tried_again() -> None:
     async def scenario() -> None:
-        async with opened() as edging:
-            process = await frozen(edging)
-            finding = asyncio.create_task(edging.find(WANTED))
+        async with opened() as service:
+            process = await frozen(service)
+            finding = asyncio.create_task(service.find(TASK))
             await asyncio.sleep(0.05)  # it is asked, and cannot answer
             os.kill(process, signal.SIGKILL)
             assert_found(await finding)
-            assert edging.process not in {None, process}
+            assert service.process not in {None, process}
             assert is_gone(process)
 
     run(scenario())
@@ -138,84 +149,84 @@ def test_a_picture_whose_process_is_killed_is_tried_again() -> None:
 
 def test_one_that_is_killed_while_nobody_asks_is_reaped_and_replaced() -> None:
     async def scenario() -> None:
-        async with opened() as edging:
-            await edging.find(WANTED)
-            process = edging.process or 0
+        async with opened() as service:
+            await service.find(TASK)
+            process = service.process or 0
             os.kill(process, signal.SIGKILL)
             await until(lambda: is_gone(process))
-            assert edging.process is None
-            assert_found(await edging.find(WANTED))
+            assert service.process is None
+            assert_found(await service.find(TASK))
 
     run(scenario())
 
 
-def end_at_once(setup: edges.Setup, channel: socket.socket, memory: SlotMemory) -> None:
+def end_at_once(setup: EdgeSetup, channel: socket.socket, memory: SlotMemory) -> None:
     """Runs as the process: it ends when it is asked."""
-    edges.send(channel, edges.Ready())
+    wire.send(channel, wire.Ready(edge_process.COSTS, "CPU", None))
     channel.recv(2**16)
     os._exit(3)
 
 
-def talk_nonsense(setup: edges.Setup, channel: socket.socket, memory: SlotMemory) -> None:
+def talk_nonsense(setup: EdgeSetup, channel: socket.socket, memory: SlotMemory) -> None:
     """Runs as the process: what it answers is no message, and it does not end by itself."""
-    edges.send(channel, edges.Ready())
+    wire.send(channel, wire.Ready(edge_process.COSTS, "CPU", None))
     channel.recv(2**16)
     channel.send(b"\xc1")
     time.sleep(2 * PATIENCE)
 
 
 @pytest.mark.parametrize("main", [end_at_once, talk_nonsense])
-def test_a_picture_that_costs_two_processes_is_not_tried_again(
+def test_an_image_that_costs_two_processes_is_not_tried_again(
     main: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
-        async with opened() as edging:
-            monkeypatch.setattr(edges, "main", main)
-            with pytest.raises(LostError, match="2 processes"):
-                await edging.find(WANTED)
-            assert edging.process is None
+        async with opened() as service:
+            monkeypatch.setattr(edge_process, "main", main)
+            with pytest.raises(CrashedError, match="2 processes"):
+                await service.find(TASK)
+            assert service.process is None
             monkeypatch.undo()
-            assert_found(await edging.find(WANTED))
+            assert_found(await service.find(TASK))
 
     run(scenario())
 
 
-def test_one_that_takes_too_long_is_killed_and_the_next_picture_has_another() -> None:
+def test_one_that_takes_too_long_is_killed_and_the_next_image_has_another() -> None:
     async def scenario() -> None:
-        async with opened(Patience(work=1.0)) as edging:
-            process = await frozen(edging)
+        async with opened(EdgeLimits(work=1.0)) as service:
+            process = await frozen(service)
             with pytest.raises(SlowError):
-                await edging.find(WANTED)
+                await service.find(TASK)
             assert is_gone(process)
-            assert_found(await edging.find(WANTED))
+            assert_found(await service.find(TASK))
 
     run(scenario())
 
 
 def test_it_ends_when_nobody_has_asked_for_a_while() -> None:
     async def scenario() -> None:
-        async with opened(Patience(idle=0.05)) as edging:
-            await edging.find(WANTED)
-            first = edging.process
-            await until(lambda: edging.process is None)
-            assert_found(await edging.find(WANTED))
-            assert edging.process != first
+        async with opened(EdgeLimits(idle=0.05)) as service:
+            await service.find(TASK)
+            first = service.process
+            await until(lambda: service.process is None)
+            assert_found(await service.find(TASK))
+            assert service.process != first
 
     run(scenario())
 
 
 def test_closing_leaves_nothing_behind_whatever_is_going_on() -> None:
     async def scenario() -> None:
-        async with opened() as edging:
-            await edging.find(WANTED)  # multiprocessing keeps a descriptor from the first process on
+        async with opened() as service:
+            await service.find(TASK)  # multiprocessing keeps a descriptor from the first process on
         before = set(os.listdir("/proc/self/fd"))
-        async with opened(Patience(end=0.1)) as edging:
-            process = await frozen(edging)
-            finding = [asyncio.create_task(edging.find(WANTED)) for _ in range(2)]
+        async with opened(EdgeLimits(end=0.1)) as service:
+            process = await frozen(service)
+            finding = [asyncio.create_task(service.find(TASK)) for _ in range(2)]
             await asyncio.sleep(0.05)
-            await edging.close()
+            await service.close()
             assert is_gone(process)
-            for refused in (*finding, edging.find(WANTED)):
+            for refused in (*finding, service.find(TASK)):
                 with pytest.raises(ClosingError):
                     await refused
         assert set(os.listdir("/proc/self/fd")) == before
@@ -225,14 +236,14 @@ def test_closing_leaves_nothing_behind_whatever_is_going_on() -> None:
 
 def test_closing_answers_who_is_there() -> None:
     async def scenario() -> None:
-        async with opened() as edging:
-            process = await frozen(edging)
-            finding = [asyncio.create_task(edging.find(WANTED)) for _ in range(3)]
+        async with opened() as service:
+            process = await frozen(service)
+            finding = [asyncio.create_task(service.find(TASK)) for _ in range(3)]
             await asyncio.sleep(0.05)
-            closing = asyncio.create_task(edging.close())
+            closing = asyncio.create_task(service.close())
             await asyncio.sleep(0)
             with pytest.raises(ClosingError):
-                await edging.find(WANTED)
+                await service.find(TASK)
             go_on(process)
             for png in await asyncio.gather(*finding):
                 assert_found(png)
@@ -244,14 +255,14 @@ def test_closing_answers_who_is_there() -> None:
 
 def test_nobody_complains_of_errors_that_nobody_waits_for(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
-        async with opened() as edging:
-            process = await frozen(edging)
-            leaving = asyncio.create_task(edging.find(Wanted(b"no picture", (64, 64), Canny())))
+        async with opened() as service:
+            process = await frozen(service)
+            leaving = asyncio.create_task(service.find(EdgeTask(b"no image", (64, 64), Canny())))
             await asyncio.sleep(0.05)
             leaving.cancel()
             await asyncio.wait([leaving])
             go_on(process)
-            assert_found(await edging.find(WANTED))
+            assert_found(await service.find(TASK))
 
     run(scenario())
     gc.collect()
@@ -263,32 +274,32 @@ def test_nobody_complains_of_errors_that_nobody_waits_for(caplog: pytest.LogCapt
 
 def test_so_many_may_wait_and_the_next_is_told_so() -> None:
     async def scenario() -> None:
-        async with opened(Patience(waiting=2)) as edging:
-            process = await frozen(edging)
-            taken = [asyncio.create_task(edging.find(WANTED, client)) for client in "abc"]
+        async with opened(EdgeLimits(waiting=2)) as service:
+            process = await frozen(service)
+            taken = [asyncio.create_task(service.find(TASK, client)) for client in "abc"]
             await asyncio.sleep(0)
-            with pytest.raises(CrowdedError, match=r"^2 requests wait .* Try again in \d+ s\.$"):
-                await edging.find(WANTED, "d")
+            with pytest.raises(BusyError, match=r"^2 requests wait .* Try again in \d+ s\.$"):
+                await service.find(TASK, "d")
             go_on(process)
             for png in await asyncio.gather(*taken):
                 assert_found(png)
-            assert_found(await edging.find(WANTED))
+            assert_found(await service.find(TASK))
 
     run(scenario())
 
 
 def test_one_client_may_have_as_many_waiting_as_it_leaves_free() -> None:
     async def scenario() -> None:
-        async with opened() as edging:
-            process = await frozen(edging)
-            taken = [asyncio.create_task(edging.find(WANTED, "many")) for _ in range(9)]
+        async with opened() as service:
+            process = await frozen(service)
+            taken = [asyncio.create_task(service.find(TASK, "many")) for _ in range(9)]
             await asyncio.sleep(0)
-            with pytest.raises(CrowdedError, match=r"^8 of your requests wait"):
-                await edging.find(WANTED, "many")
-            taken += [asyncio.create_task(edging.find(WANTED, f"single {n}")) for n in range(8)]
+            with pytest.raises(BusyError, match=r"^8 of your requests wait"):
+                await service.find(TASK, "many")
+            taken += [asyncio.create_task(service.find(TASK, f"single {n}")) for n in range(8)]
             await asyncio.sleep(0)
-            with pytest.raises(CrowdedError, match=r"^16 requests wait"):
-                await edging.find(WANTED, "one more")
+            with pytest.raises(BusyError, match=r"^16 requests wait"):
+                await service.find(TASK, "one more")
             go_on(process)
             for png in await asyncio.gather(*taken):
                 assert_found(png)
@@ -298,12 +309,12 @@ def test_one_client_may_have_as_many_waiting_as_it_leaves_free() -> None:
 
 def test_clients_take_turns() -> None:
     async def scenario() -> None:
-        async with opened() as edging:
-            process = await frozen(edging)
+        async with opened() as service:
+            process = await frozen(service)
             order: list[str] = []
 
             async def find(client: str) -> None:
-                assert_found(await edging.find(WANTED, client))
+                assert_found(await service.find(TASK, client))
                 order.append(client)
 
             tasks = []
@@ -319,24 +330,24 @@ def test_clients_take_turns() -> None:
 
 def test_a_client_with_a_dozen_requests_keeps_another_waiting_for_two_turns_at_most() -> None:
     async def scenario() -> None:
-        async with opened() as edging:
-            await edging.find(WANTED)
+        async with opened() as service:
+            await service.find(TASK)
             done_by_a = 0
 
             async def keep_asking() -> None:
                 nonlocal done_by_a
                 while True:
                     try:
-                        await edging.find(WANTED, "a")
+                        await service.find(TASK, "a")
                         done_by_a += 1
-                    except CrowdedError:
+                    except BusyError:
                         await asyncio.sleep(0.001)
 
             asking = [asyncio.create_task(keep_asking()) for _ in range(12)]
             await until(lambda: done_by_a >= 12)
             for _ in range(10):
                 before = done_by_a
-                assert_found(await edging.find(WANTED, "b"))
+                assert_found(await service.find(TASK, "b"))
                 assert done_by_a - before <= 2
             for task in asking:
                 task.cancel()
@@ -358,11 +369,11 @@ def test_a_turn_is_not_lost_with_a_request_that_leaves_as_it_begins() -> None:
         await asyncio.wait(leaving[:2])
         assert all(task.cancelled() for task in leaving[:2])
         await leaving[2]
-        assert (turns.waiting, staying.done()) == (1, False)
+        assert (turns.waiting.total(), staying.done()) == (1, False)
         turns.release()
         await staying
         turns.release()
-        assert turns.waiting == 0
+        assert turns.waiting.total() == 0
         assert turns.idle.is_set()
 
     run(scenario())
@@ -370,21 +381,21 @@ def test_a_turn_is_not_lost_with_a_request_that_leaves_as_it_begins() -> None:
 
 def test_a_refused_client_is_told_when_its_turn_would_come() -> None:
     async def scenario() -> None:
-        async with opened(Patience(waiting=4)) as edging:
-            process = await frozen(edging)
-            first = asyncio.create_task(edging.find(WANTED, "a"))
+        async with opened(EdgeLimits(waiting=4)) as service:
+            process = await frozen(service)
+            first = asyncio.create_task(service.find(TASK, "a"))
             await asyncio.sleep(1.0)
             go_on(process)
             assert_found(await first)  # two took a second and more, together
             os.kill(process, signal.SIGSTOP)
-            taken = [asyncio.create_task(edging.find(WANTED, "a")) for _ in range(3)]
+            taken = [asyncio.create_task(service.find(TASK, "a")) for _ in range(3)]
             await asyncio.sleep(0)
-            with pytest.raises(CrowdedError) as own:
-                await edging.find(WANTED, "a")
-            taken += [asyncio.create_task(edging.find(WANTED, client)) for client in "bc"]
+            with pytest.raises(BusyError) as own:
+                await service.find(TASK, "a")
+            taken += [asyncio.create_task(service.find(TASK, client)) for client in "bc"]
             await asyncio.sleep(0)
-            with pytest.raises(CrowdedError) as others:
-                await edging.find(WANTED, "d")
+            with pytest.raises(BusyError) as others:
+                await service.find(TASK, "d")
             go_on(process)
             await asyncio.gather(*taken)
             # Of "a", three come before a fourth; of "d", the one at work and one of each other client.
@@ -396,12 +407,12 @@ def test_a_refused_client_is_told_when_its_turn_would_come() -> None:
 
 def test_nobody_waits_for_a_turn_without_end() -> None:
     async def scenario() -> None:
-        async with opened(Patience(turn=0.1)) as edging:
-            process = await frozen(edging)
-            first = asyncio.create_task(edging.find(WANTED))
+        async with opened(EdgeLimits(turn=0.1)) as service:
+            process = await frozen(service)
+            first = asyncio.create_task(service.find(TASK))
             await asyncio.sleep(0)
-            with pytest.raises(CrowdedError, match=r"0\.1 s"):
-                await edging.find(WANTED)
+            with pytest.raises(BusyError, match=r"0\.1 s"):
+                await service.find(TASK)
             go_on(process)
             assert_found(await first)
 
@@ -410,19 +421,19 @@ def test_nobody_waits_for_a_turn_without_end() -> None:
 
 def test_who_leaves_makes_room_and_gets_nobody_elses_edges() -> None:
     async def scenario() -> None:
-        async with opened(Patience(waiting=4)) as edging:
-            process = await frozen(edging)
-            leaving = [asyncio.create_task(edging.find(WANTED)) for _ in range(3)]
+        async with opened(EdgeLimits(waiting=4)) as service:
+            process = await frozen(service)
+            leaving = [asyncio.create_task(service.find(TASK)) for _ in range(3)]
             await asyncio.sleep(0)
             for task in leaving:
                 task.cancel()
             await asyncio.wait(leaving)
-            others = [Wanted(PICTURE, (64, 64), Canny()), Wanted(PICTURE, (128, 64), Canny())]
-            staying = [asyncio.create_task(edging.find(other)) for other in others]
+            others = [EdgeTask(IMAGE, (64, 64), Canny()), EdgeTask(IMAGE, (128, 64), Canny())]
+            staying = [asyncio.create_task(service.find(other)) for other in others]
             await asyncio.sleep(0)
             go_on(process)
             for other, png in zip(others, await asyncio.gather(*staying), strict=True):
                 assert_found(png, other)
-            assert edging.process == process
+            assert service.process == process
 
     run(scenario())
