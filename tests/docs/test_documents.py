@@ -43,6 +43,12 @@ def test_the_workflow_runs_the_verbs_of_the_ci_script() -> None:
     assert workflow[1].split(", ") == script
 
 
+def test_every_alert_has_its_place_in_the_runbook() -> None:
+    alerts = re.findall(r"- alert: (\w+)", (ROOT / "example/monitoring/rules.yml").read_text())
+    section = read("docs/operations.md").text.partition("\n## Alerts\n")[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"\bContour[A-Z]\w+", section)) == sorted(alerts)
+
+
 def test_what_is_not_there_is_found() -> None:
     text = """# A heading
 
