@@ -43,9 +43,8 @@ COPY workers/__init__.py workers/config.py workers/console.py workers/document.p
     workers/schema.py workers/yamlfile.py workers/
 COPY scheduler/__init__.py scheduler/messages.py scheduler/
 COPY workers/fetching workers/fetching
-COPY workers/engine/__init__.py workers/engine/ahead.py workers/engine/architecture.py workers/engine/config.py \
-    workers/engine/contract.py workers/engine/samplers.py workers/engine/timing.py workers/engine/trials.py \
-    workers/engine/weights.py workers/engine/
+COPY workers/engine/__init__.py workers/engine/architecture.py workers/engine/config.py workers/engine/contract.py \
+    workers/engine/samplers.py workers/engine/startup.py workers/engine/trials.py workers/engine/weights.py workers/engine/
 COPY --from=chosen /chosen configs
 ARG MODEL
 RUN mkdir models && CONTOUR_WORKERS__MODELS=/opt/contour/models /opt/venv/bin/python -m workers.fetch "configs/$MODEL.yaml"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from app.checks.finding import Finding, Level, Subject, size
 from workers.console import command
-from workers.engine.ahead import files
 from workers.engine.config import EngineConfig
+from workers.engine.startup import files
 from workers.engine.weights import (
     MissingWeightsError,
     absent,

@@ -2,10 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from workers.engine.ahead import read_ahead
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Engine
-from workers.engine.timing import timed
+from workers.engine.startup import read_ahead, timed
 from workers.engine.trials import Trials
 
 if TYPE_CHECKING:

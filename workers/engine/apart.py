@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from workers.engine.turns import CACHE
 from workers.folders import replace_file
 
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 PATIENCE_S = 120.0  # torch may have to be imported from a cold disk, and all devices at once
 _ROOT = Path(__file__).parents[2]
 # A process ended by somebody else, or for want of memory; and reasons that a busy device has. They pass.
@@ -99,7 +99,7 @@ def _write(file: Path, found: str) -> None:
 
 def main(kernel: str, device: str, parent: str) -> int:
     """Try a kernel and write why it cannot be used, as the last line; the exit code."""
-    from workers.engine.kernels import flaw
+    from workers.engine.attention import flaw
     from workers.process import die_with_parent
 
     die_with_parent(int(parent))

@@ -4,28 +4,39 @@ Which kernel is the fastest depends on the device, the number of tokens, the hea
 of torch, cuDNN and xformers: so it is measured.
 
 A shape is measured when it is first met, unless the work is being captured or traced: warm up with every shape. The
-choice may differ between batch sizes, so a picture depends on its company, in the last bits of its arithmetic.
+choice may differ between batch sizes, so an image depends on its company, in the last bits of its arithmetic.
+
+The kernels of torch are called by their own operators, and not through `scaled_dot_product_attention` under
+`sdpa_kernel`, which sets flags of the whole process: an operator in a captured or compiled step is the one that was
+chosen, whatever the flags are when it runs.
 """
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from statistics import median
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from workers.engine.kernels import PLAIN, Kernel, listed, summary
-from workers.engine.takeover import WrongResultError
+from workers.engine import apart
+from workers.engine.config import AttentionKernel
+from workers.engine.takeover import check
 from workers.engine.trials import Trials
 from workers.engine.trials import attention as trial_of
 
 _log = logging.getLogger(__name__)
 
+Run: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 Timer: TypeAlias = Callable[[Callable[[], object]], float]
 Shape: TypeAlias = tuple[int, int, int, int, int]  # rows, heads, queries, keys, head size
 
+_REASON_CHARS = 200
+_HEAD_SIZES = (40, 64, 80, 160)  # of Stable Diffusion's levels, and of its text encoder
 _ROUNDINGS = 5  # of relative error that are allowed; right kernels stay below one, wrong ones are off by hundreds
 _SCORES_BYTES = 2**30  # that a kernel may write which keeps all scores; beyond, it is slower by far in any case
 _CHUNK_SCORES = 2**25  # of which the reference keeps as many at a time: 128 MB
@@ -34,6 +45,138 @@ _TIE = 1.03  # times as long is as fast: the first of the equal is taken, so tha
 _WARM_UP_CALLS = 2
 _BURSTS, _CALLS = 5, 8
 _HEAD_START_CYCLES = 2_000_000  # a millisecond: the host launches a burst meanwhile, so that its own pace is not timed
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A way to compute attention: `run` takes [rows, heads, tokens, head size] thrice and returns as much as queries.
+
+    `keeps_scores`: it writes rows x heads x queries x keys scores to memory.
+    """
+
+    name: str
+    run: Run
+    keeps_scores: bool = False
+
+
+def _operator(name: str, *options: object) -> Run:
+    operator = getattr(torch.ops.aten, name)
+
+    def run(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        output: Tensor = operator(queries, keys, values, *options)[0]
+        return output
+
+    return run
+
+
+@torch.library.custom_op("contour::xformers_attention", mutates_args=())
+def xformers_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """xformers' attention of [rows, tokens, heads, head size]; an operator, so that compilers need not look inside.
+
+    Raises whatever xformers raises; ImportError where it is missing.
+    """
+    from xformers.ops import memory_efficient_attention_forward
+
+    output: Tensor = memory_efficient_attention_forward(queries, keys, values)
+    return output.contiguous()  # as is declared below; nearly always it is already
+
+
+@xformers_attention.register_fake
+def _(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    return queries.new_empty(queries.shape)
+
+
+def _xformers(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    output: Tensor = xformers_attention(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
+    return output.transpose(1, 2)
+
+
+_NO_BIAS = (None, False)  # nor the logarithms that a backward pass would need
+PLAIN = Kernel("sdpa", scaled_dot_product_attention)
+_XFORMERS = Kernel("xformers", _xformers)
+_CANDIDATES = (
+    Kernel("flash", _operator("_scaled_dot_product_flash_attention")),
+    Kernel("cudnn", _operator("_scaled_dot_product_cudnn_attention", *_NO_BIAS)),
+    Kernel("efficient", _operator("_scaled_dot_product_efficient_attention", *_NO_BIAS)),
+    _XFORMERS,
+    Kernel("math", _operator("_scaled_dot_product_attention_math"), keeps_scores=True),
+)
+
+
+def kernels(
+    device: torch.device,
+    wanted: AttentionKernel = "auto",
+    note: Callable[[str, object], None] = lambda reason, detail: None,
+    without: Collection[str] = (),
+) -> tuple[Kernel, ...]:
+    """The kernels to choose from on a device; those that it lacks are logged, and `note` is told of those that fail.
+
+    `wanted` leaves that one alone, `without` leaves some out. Where there is nothing to choose from it is `PLAIN`,
+    torch's own choice: on a CPU, and where the wanted one is missing.
+    """
+    candidates = [each for each in _CANDIDATES if wanted in ("auto", each.name) and each.name not in without]
+    missing = {each.name: why for each in candidates if (why := _missing(each.name, device))}
+    failed = {_XFORMERS.name} & missing.keys() if device.type == "cuda" and _is_installed(_XFORMERS.name) else set()
+    for name in failed:
+        note(f"attention: {name} fails", missing[name])
+    found = tuple(each for each in candidates if each.name not in missing)
+    if wanted != "auto" and missing:
+        _log.warning("engine.speed.attention: %s cannot be used: %s; torch chooses instead", wanted, missing[wanted])
+    elif found and missing.keys() - failed:
+        _log.info("Attention kernels not available here: %s", listed({k: missing[k] for k in missing.keys() - failed}))
+    return found or (PLAIN,)
+
+
+def _missing(name: str, device: torch.device) -> str:
+    """Why a kernel cannot be used on a device; empty if it can."""
+    if device.type != "cuda":
+        return f"it needs a CUDA device, this is {device}"
+    match name:
+        case "flash" if not torch.backends.cuda.is_flash_attention_available():
+            return "torch was built without it"
+        case "cudnn" if not torch.backends.cudnn.is_available():
+            return "torch was built without it"
+        case "xformers":
+            return apart.flaw_of(name, device) if _is_installed(name) else "it is not installed"
+        case _:
+            return ""
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # it is imported, and does not say from where
+        return True
+
+
+def flaws(device: torch.device) -> dict[str, str]:
+    """Of each kernel why it cannot be used on a device, empty if it can: each is tried. A CPU has torch's own."""
+    if device.type != "cuda":
+        return {PLAIN.name: ""}
+    return {each.name: _missing(each.name, device) or flaw(each.name, device) for each in _CANDIDATES}
+
+
+def flaw(name: str, device: torch.device) -> str:
+    """Why a kernel does not run on a device, where it may do so in this process; empty if it runs, and is right."""
+    kernel = next(each for each in _CANDIDATES if each.name == name)
+    try:
+        for size in _HEAD_SIZES:
+            generator = torch.Generator(device).manual_seed(size)
+            sample = torch.empty(2, 8, 64, size, dtype=torch.float16, device=device).normal_(generator=generator)
+            check(kernel.run(sample, sample, sample), PLAIN.run(sample, sample, sample), torch.float16)
+    except Exception as error:  # noqa: BLE001 - they fail in as many ways as there are versions of them
+        return summary(error)
+    return ""
+
+
+def listed(reasons: Mapping[str, str]) -> str:
+    """Names with their reasons, for the log."""
+    return ", ".join(f"{name} ({why})" for name, why in reasons.items())
+
+
+def summary(error: Exception) -> str:
+    """The first line of an error, cut: some explain themselves at length."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:_REASON_CHARS]
 
 
 class Attention:
@@ -110,7 +253,7 @@ class Attention:
         rows, heads, queries, keys, _ = shape
         if kernel.keeps_scores and 4 * rows * heads * queries * keys > _SCORES_BYTES:
             raise MemoryError(f"its scores would take more than {_SCORES_BYTES >> 20} MiB")
-        _check(kernel.run(*inputs), expected)
+        check(kernel.run(*inputs), expected, inputs[0].dtype, _ROUNDINGS)
         return self._timer(lambda: kernel.run(*inputs))
 
 
@@ -142,14 +285,6 @@ def textbook_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         for q, target in zip(q_row.split(chunk, 1), output[row].split(chunk, 1), strict=True):
             target.copy_((q.float() @ k.mT / math.sqrt(size)).softmax(-1) @ v)
     return output
-
-
-def _check(output: Tensor, expected: Tensor) -> None:
-    error = float((output.float() - expected).norm() / expected.norm())
-    # In float32 too a kernel may use TF32, whose mantissa is that of float16.
-    allowed = _ROUNDINGS * max(torch.finfo(output.dtype).eps, torch.finfo(torch.float16).eps)
-    if not error <= allowed:  # in this way round it catches NaN as well
-        raise WrongResultError(f"its relative error is {error:.1e}, allowed is {allowed:.1e}")
 
 
 # ---------------------------------------------------------------------------------------------------------- stopwatch

@@ -16,8 +16,7 @@ from workers.engine.conditioning import TEXT_TOKENS
 from workers.engine.contract import Stepped
 from workers.engine.denoiser import Moment, Predict
 from workers.engine.graphs import Graphs, Work
-from workers.engine.options import Scales
-from workers.engine.plan import Placed
+from workers.engine.plan import Placed, Scales
 from workers.engine.runtime import AnyModel
 from workers.engine.streams import upload
 from workers.engine.takeover import Place

@@ -14,10 +14,19 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from workers.engine import jpeg, webp
 from workers.engine.config import Canny, Output
 from workers.engine.contract import BadPictureError
 from workers.engine.contract import Format as FileFormat
+from workers.engine.formats import (
+    END_OF_IMAGE,
+    START_OF_SCAN,
+    decode_webp,
+    deep_transparency,
+    has_all_scans,
+    jpeg_scans,
+    next_restart,
+    open_png,
+)
 from workers.engine.header import (
     BAND_PIXELS,
     SIDES_SWAPPED,
@@ -25,8 +34,6 @@ from workers.engine.header import (
     Header,
     read_header,
 )
-from workers.engine.jpeg import END_OF_IMAGE, START_OF_SCAN
-from workers.engine.png import deep_transparency, open_png
 
 Pixels: TypeAlias = NDArray[np.uint8]
 
@@ -65,7 +72,7 @@ def alpha_range(data: Buffer) -> tuple[int, int]:
     header = read_header(data)
     with _explained(header):
         if header.format == "WebP":
-            pixels = webp.decode(data, _stored_size(header))
+            pixels = decode_webp(data, _stored_size(header))
             return (int(pixels[..., 3].min()), int(pixels[..., 3].max())) if pixels.shape[2] == 4 else (255, 255)
         image = _loaded(open_png(data), header) if header.format == "PNG" else Image.new("L", (1, 1))
         if not _has_alpha(image) or image.mode.startswith("I"):
@@ -95,7 +102,7 @@ def _scaled(data: Buffer, header: Header, size: tuple[int, int]) -> Pixels:
         return resize(_png_pixels(data, header), *size)
     if header.format == "JPEG":
         return resize(_pixels(_jpeg(data, header, size)), *size)
-    pixels = webp.decode(data, _stored_size(header))
+    pixels = decode_webp(data, _stored_size(header))
     if pixels.shape[2] == 4:
         _composite(pixels)
     return resize(pixels, *size)[:, :, 2::-1]  # BGR, and perhaps a fourth channel
@@ -184,7 +191,7 @@ def _jpeg(data: Buffer, header: Header, size: tuple[int, int]) -> Image.Image:
     except OSError as error:
         # Without its frames, which hold an image that is in memory until they are gone.
         failure = error.with_traceback(None)
-    if "truncated" not in str(failure) or not jpeg.has_all_scans(data):
+    if "truncated" not in str(failure) or not has_all_scans(data):
         raise failure
     return _jpeg_without_end(data, header, size, failure)
 
@@ -206,7 +213,7 @@ def _jpeg_without_end(data: Buffer, header: Header, size: tuple[int, int], failu
 
 def _continued(cut: bytes) -> bytes:
     """A JPEG file with other data than it had, or would have had after its next restart marker."""
-    return b"".join((cut, _OTHER_DATA, jpeg.next_restart(cut), _OTHER_DATA, END_OF_IMAGE))
+    return b"".join((cut, _OTHER_DATA, next_restart(cut), _OTHER_DATA, END_OF_IMAGE))
 
 
 def _digest(image: Image.Image) -> bytes:
@@ -220,7 +227,7 @@ def _open_jpeg(data: Buffer, header: Header) -> ImageFile.ImageFile:
     # The plugins are called by name: Image.open would warn of large images, which the front end has judged already.
     most = min(_MAX_SCANS, _MAX_SCANNED_PIXELS // (header.width * header.height))
     # To walk over all markers takes time: it is not needed where there are few of these bytes anywhere.
-    if bytes(data).count(START_OF_SCAN) > most and (scans := jpeg.scans(data)) > most:
+    if bytes(data).count(START_OF_SCAN) > most and (scans := jpeg_scans(data)) > most:
         raise BadPictureError(f"The JPEG image goes over its pixels too often ({scans} scans); save it anew.")
     return JpegImageFile(BytesIO(data))
 

@@ -22,18 +22,15 @@ from workers.engine.codec import Pixels
 from workers.engine.conditioning import Prompt
 from workers.engine.config import EngineConfig
 from workers.engine.contract import AS_CONFIGURED, MAX_SIZES, Condition, Options, OutOfMemoryError, Stepped, Task
-from workers.engine.decoding import Decoding, fetch
 from workers.engine.denoiser import coldest
 from workers.engine.graphs import Recorder
 from workers.engine.header import output_size, read_header
 from workers.engine.measure import Measurements
-from workers.engine.noise import draw
-from workers.engine.options import Scales, canny_of, scales_of, warnings_of
-from workers.engine.plan import Plan
+from workers.engine.plan import Plan, Scales, canny_of, draw, scales_of, warnings_of
 from workers.engine.runtime import AnyModel
 from workers.engine.speed import Workshop
-from workers.engine.streams import Pace, upload
-from workers.engine.timing import timed
+from workers.engine.startup import timed
+from workers.engine.streams import Decoding, Pace, fetch, upload
 from workers.engine.trials import Trials
 from workers.engine.workspace import Workspace
 from workers.memory import memory_limit

@@ -39,13 +39,13 @@ def examine(name: str) -> Examined:
     """What torch has and does on a device. Raises ImportError where torch cannot be imported."""
     import torch
 
-    from workers.engine import kernels
+    from workers.engine import attention
 
     device, version, cuda = torch.device(name), str(torch.__version__), torch.version.cuda
     try:
         torch.ones(2, 2, device=device).matmul(torch.ones(2, 2, device=device)).sum().item()
         if device.type == "cpu":
-            return Examined(version, cuda, "CPU", kernels=kernels.flaws(device))
+            return Examined(version, cuda, "CPU", kernels=attention.flaws(device))
         properties = torch.cuda.get_device_properties(device)
         return Examined(
             version,
@@ -53,10 +53,10 @@ def examine(name: str) -> Examined:
             properties.name,
             f"{properties.major}.{properties.minor}",
             torch.cuda.mem_get_info(device),
-            kernels.flaws(device),
+            attention.flaws(device),
         )
     except Exception as error:  # noqa: BLE001 - drivers fail in many ways, and this is who asks how
-        return Examined(version, cuda, name, flaw=kernels.summary(error))
+        return Examined(version, cuda, name, flaw=attention.summary(error))
 
 
 if __name__ == "__main__":

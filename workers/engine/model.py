@@ -20,8 +20,8 @@ from workers.engine.networks import Attend
 from workers.engine.plan import Plans
 from workers.engine.runtime import Ways
 from workers.engine.sampler import Scheduler, UnsupportedSamplerError, is_scheduler
+from workers.engine.startup import timed
 from workers.engine.streams import Aside
-from workers.engine.timing import timed
 from workers.engine.weights import COMPONENTS, MissingWeightsError, folder_of, is_folder, named_loras, weight_file
 
 _SAFELY = {"use_safetensors": True, "local_files_only": True}  # no pickles, nothing from the hub

@@ -1,15 +1,18 @@
-"""What a number of steps comes to: the sampler's matrix for it, laid out as pictures' histories are."""
+"""What a task asks for, as the engine takes it: its steps as a plan, its scales and thresholds, its seed's noise."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Generator, Tensor
 
-from workers.engine.config import Sampler
-from workers.engine.contract import BadOptionError
+from workers.engine.config import Canny, EngineConfig, Sampler, rows_of
+from workers.engine.contract import BadOptionError, Options
 from workers.engine.sampler import SamplerMatrix, Scheduler, counts, sampler_matrix
 
 _log = logging.getLogger(__name__)
@@ -17,6 +20,8 @@ _log = logging.getLogger(__name__)
 _KEPT = 64  # plans; with 50 steps 31 KB each, and up to 40 ms to make, in which steps on a CPU are slower by half
 # What schedulers of diffusers raise when they are set to, or run with, a number of steps that is not for them.
 _UNABLE = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+_HALF_WHITE = 127  # the mean of an edge map; that of an inverted one is higher, that of Canny's is about 20
+_TORCH_SEEDS, _KEYS = range(2**32), 2**128
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,3 +133,56 @@ class Plans:
             else:
                 return Extent(max(usual.calls, calls), max(usual.noises, noises))
         return usual
+
+
+class Scales(NamedTuple):
+    """A picture's own numbers: its guidance (1 is none), and what multiplies the ControlNet's residuals and the logits
+    of its attention (`coldness`: one over the temperature)."""
+
+    guidance: float
+    control: float
+    coldness: float
+
+
+def scales_of(options: Options, config: EngineConfig, coldest: float) -> Scales:
+    """The scales of a picture; temperatures below `coldest` are taken for that. Raises BadOptionError."""
+    guidance = config.guidance_scale if options.guidance_scale is None else options.guidance_scale
+    control = config.control_scale if options.control_scale is None else options.control_scale
+    if guidance > 1 and rows_of(config.guidance_scale) == 1:
+        raise BadOptionError(f"guidance_scale is {guidance:g}, but this model runs without guidance: 1 is the most.")
+    # As in diffusers, guidance begins above 1.
+    return Scales(max(guidance, 1.0), control, 1 / max(options.temperature, coldest))
+
+
+def canny_of(options: Options, canny: Canny) -> Canny:
+    """The thresholds of a picture. Which is the lower one is for them to say, as for OpenCV."""
+    low = canny.low if options.canny_low is None else options.canny_low
+    high = canny.high if options.canny_high is None else options.canny_high
+    return replace(canny, low=min(low, high), high=max(low, high))
+
+
+def warnings_of(options: Options, scales: Scales, edges: NDArray[np.uint8]) -> Iterator[str]:
+    """What a client should know of its options and of the image's edges (uint8, [height, width])."""
+    if options.negative and scales.guidance == 1:
+        yield "The negative prompt has no effect, as guidance_scale is 1 or less."
+    if options.control_image == "photo" and not edges.any():
+        yield "No edges were found in the image, so the prompt alone was followed. Lower the thresholds to find more."
+    if options.control_image == "edges" and not edges.any():
+        yield "The edge map is black everywhere, so the prompt alone was followed. Edges are white on black."
+    if options.control_image == "edges" and edges.mean() > _HALF_WHITE:
+        yield "Most of the edge map is white, where it should be white on black (transparent parts count as white)."
+
+
+def draw(seed: int, shape: tuple[int, ...], count: int) -> Tensor:
+    """Normal noise [count, *shape] in float32: the latents, and what the sampler draws at its steps. It is drawn on the
+    CPU, so that it is the same on every device.
+
+    On a CPU torch seeds an MT19937 with the low 32 bits: 0, 2**32 and -2**63 would be one seed. Seeds of 32 bits draw
+    from it, one tensor after the other, as diffusers does. Any other seed is the key of a Philox generator, a block
+    cipher that takes 128 bits, so that each of them draws other noise.
+    """
+    if seed in _TORCH_SEEDS:
+        generator = Generator().manual_seed(seed)
+        return torch.stack([torch.randn(shape, generator=generator) for _ in range(count)])
+    philox = np.random.Generator(np.random.Philox(key=seed % _KEYS))
+    return torch.from_numpy(philox.standard_normal((count, *shape), np.float32))

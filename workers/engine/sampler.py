@@ -12,12 +12,12 @@ import inspect
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.overrides import TorchFunctionMode
 
 from workers.engine.contract import UnusableModelError
-from workers.engine.estimates import estimates
 
 _MOST_DRAWS = 2  # at a call
 _PROOF_SEED, _PROOF_PIXELS = 0, 64
@@ -65,7 +65,7 @@ class SamplerMatrix:
     `weights` [N + 1, noises + N], float64: row k < N makes the model input of call k from the noise, what is drawn at
     the steps, and eps_0 .. eps_N-1; row N the final latents. No call sees a later output. `timesteps` [N], float32:
     what the model is told. `estimates` [N, noises + N]: row k makes the latents that the answer to call k points at,
-    without noise; None where the scheduler does not tell (see `estimates.py`).
+    without noise; None where the scheduler does not tell (see `estimates`).
     """
 
     weights: Tensor
@@ -173,3 +173,28 @@ def _prove(scheduler: Scheduler, by_matrix: Tensor, expected: Tensor) -> None:
             "it clips, thresholds, or draws noise that is not the request's. Choose DDIM (clip_sample: false), PNDM, "
             "Euler, Euler ancestral, Heun, DPM++ 2M, DEIS, UniPC or LCM."
         )
+
+
+def estimates(scheduler: Any, inputs: Tensor, answers: Tensor, timesteps: Tensor) -> Tensor | None:
+    """x0 after each of N calls [N, columns], float64, from rows [N, columns] that make their model inputs and answers.
+
+    x0 are the denoised latents that a call points at. The model's input is sqrt(abar) x0 + sqrt(1 - abar) eps whatever
+    the sampler: it was trained so, and `scale_model_input` sees to it. abar is the schedule's at the timestep that the
+    model is told. So x0 follows from input and answer, and as the input is a row of the matrix times the inputs, x0 is
+    as well. `timesteps` [N] are what the model is told. None for a scheduler that does not tell its noise schedule, or
+    whose model answers with something else than noise, velocity or image.
+    """
+    schedule = getattr(scheduler, "alphas_cumprod", None)
+    if schedule is None:
+        return None
+    level = np.interp(timesteps.double().numpy(), np.arange(len(schedule)), schedule.double().numpy())
+    signal, noise = (torch.from_numpy(part**0.5)[:, None] for part in (level, 1 - level))
+    match scheduler.config.prediction_type:
+        case "epsilon":
+            return (inputs - noise * answers) / signal
+        case "v_prediction":
+            return signal * inputs - noise * answers
+        case "sample":
+            return answers
+        case _:
+            return None

@@ -8,23 +8,20 @@ from typing import TypeVar, get_args
 import torch
 from torch import Tensor
 
-from workers.engine.attention import Attention
+from workers.engine.attention import Attention, Kernel, kernels
 from workers.engine.batch import Batch, Recipe, Size
-from workers.engine.compiling import Compiler, Target
+from workers.engine.compiling import Compiler, DeviceTurns, Target, hold_while_timing, one_worker_at_a_time
 from workers.engine.compiling import name as words_for
 from workers.engine.config import AttentionKernel, EngineConfig, rows_of
 from workers.engine.contract import Condition
-from workers.engine.decoding import Decoder
 from workers.engine.graphs import Fallbacks, Graphs, Pool, Recorder, Studio, first_line
-from workers.engine.kernels import Kernel, kernels
 from workers.engine.plan import Placed, Plan
 from workers.engine.preview import Colours, fit
 from workers.engine.recording import recorder_for
 from workers.engine.runtime import AnyModel, Ways
-from workers.engine.streams import Aside, upload
+from workers.engine.streams import Aside, Decoder, upload
 from workers.engine.trials import COMPILING, GRAPHS, Trials
 from workers.engine.trials import attention as trial_of
-from workers.engine.turns import DeviceTurns, hold_while_timing, one_worker_at_a_time
 from workers.engine.workspace import Workspace, Workspaces
 
 T = TypeVar("T")

@@ -80,10 +80,10 @@ class Place(Generic[F]):
         self._graphs.fallbacks.note("compile: given up", f"{self._key} runs without: {first_line(error)}")
 
 
-def check(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+def check(actual: Tensor, expected: Tensor, dtype: torch.dtype, roundings: int = _ROUNDINGS) -> None:
     """Raise WrongResultError where a result in a number format is further from the expected one than rounding goes."""
     # In float32 too it may have used TF32, whose mantissa is that of float16.
-    allowed = _ROUNDINGS * max(torch.finfo(dtype).eps, torch.finfo(torch.float16).eps)
+    allowed = roundings * max(torch.finfo(dtype).eps, torch.finfo(torch.float16).eps)
     difference, norm = (float(each.norm()) for each in (actual.float() - expected.float(), expected.float()))
     if actual.shape != expected.shape or not difference <= allowed * norm:  # this way round it catches NaN as well
         raise WrongResultError(f"it is off by {difference:.1e} of {norm:.1e}; {allowed:.0%} is allowed")

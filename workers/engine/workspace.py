@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from workers.engine.batch import Batch, Size
-from workers.engine.decoding import Decoder
+from workers.engine.streams import Decoder
 
 log = logging.getLogger(__name__)
 

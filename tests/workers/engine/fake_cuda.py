@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from workers.engine.kernels import Kernel, kernels
+from workers.engine.attention import Kernel, kernels
 
 DEVICE = "cuda:0"
 aten = torch.ops.aten

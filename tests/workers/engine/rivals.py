@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from workers.engine import kernels as kernels_module
-from workers.engine.attention import Attention
-from workers.engine.kernels import Kernel
+from workers.engine import attention as attention_module
+from workers.engine.attention import Attention, Kernel
 
 TOLERANCE = 1e-5
 Qkv: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 HEADS, SIZE = 2, 8
 CHANNELS = HEADS * SIZE
-BY_NAME = {kernel.name: kernel for kernel in kernels_module._CANDIDATES}
+BY_NAME = {kernel.name: kernel for kernel in attention_module._CANDIDATES}
 
 
 @dataclass

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.workers.engine.demo import CONFIG, FOLDER
-from workers.engine.ahead import files, read_ahead
 from workers.engine.config import Lora, Weights
+from workers.engine.startup import files, read_ahead
 
 NETWORKS = ("unet", "controlnet", "vae")
 PARTS = (*(f"{name}/diffusion_pytorch_model" for name in NETWORKS), "text_encoder/model")

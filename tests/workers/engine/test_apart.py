@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from workers.engine import apart
-from workers.engine.turns import CACHE
+from workers.engine.apart import CACHE
 
 CPU = torch.device("cpu")
 GOOD = """

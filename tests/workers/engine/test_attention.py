@@ -26,8 +26,7 @@ from tests.workers.engine.rivals import (
     transposed,
 )
 from workers.engine import attention as attention_module
-from workers.engine.attention import Attention, device_seconds, textbook_attention
-from workers.engine.kernels import Kernel, kernels
+from workers.engine.attention import Attention, Kernel, device_seconds, kernels, textbook_attention
 
 
 @pytest.fixture
@@ -114,7 +113,7 @@ def test_where_no_kernel_can_be_used_torch_chooses_and_the_log_says_why(
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith(
         "attention 2x2 6x5x8: torch chooses, as no kernel can be used: "
-        "one (RuntimeError: head size 8 is not for me), other (WrongResultError: its relative error is nan"
+        "one (RuntimeError: head size 8 is not for me), other (WrongResultError: it is off by nan"
     )
 
 

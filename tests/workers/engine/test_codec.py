@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from tests.workers.engine.images import animation, png
-from workers.engine import codec, jpeg
+from workers.engine import codec, formats
 from workers.engine.codec import Pixels
 from workers.engine.config import Canny, Output
 from workers.engine.contract import BadPictureError
+from workers.engine.formats import essential
 from workers.engine.header import jpeg_scale, read_header
-from workers.engine.png import essential
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -327,7 +327,7 @@ def test_a_film_behind_a_photograph_is_no_part_of_it() -> None:
     photograph = codec.encode(np.full((3000, 4000, 3), 90, np.uint8), Output(format="jpeg"))
     film = np.random.default_rng(1).integers(0, 256, 16 * 2**20, np.uint8).tobytes()
     assert film.count(b"\xff\xda") > 200
-    assert jpeg.scans(photograph + film) == 1
+    assert formats.jpeg_scans(photograph + film) == 1
     assert np.array_equal(codec.decode_to(photograph + film, 512, 384), codec.decode_to(photograph, 512, 384))
 
 
@@ -340,4 +340,5 @@ def test_an_end_in_a_comment_hides_no_scans(hidden: bytes) -> None:
     image.save(file, "JPEG", progressive=True)
     data = file.getvalue()
     second = data.index(b"\xff\xda", data.index(b"\xff\xda") + 2)
-    assert jpeg.scans(data[:second] + hidden + data[second:]) == jpeg.scans(data) == data.count(b"\xff\xda")
+    scans = formats.jpeg_scans(data)
+    assert formats.jpeg_scans(data[:second] + hidden + data[second:]) == scans == data.count(b"\xff\xda")

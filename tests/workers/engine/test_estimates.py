@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.workers.engine.test_sampler import LINEAR, SEED, fresh, toy_model
-from workers.engine.estimates import estimates
-from workers.engine.sampler import SamplerMatrix, sampler_matrix
+from workers.engine.sampler import SamplerMatrix, estimates, sampler_matrix
 
 STEPS = 20
 TELLING = ["DDIM", "Euler", "Heun", "Euler ancestral", "DDPM", "KDPM2 ancestral"]  # in what a step returns

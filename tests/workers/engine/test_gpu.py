@@ -13,11 +13,11 @@ from tests.workers.engine import demo, dying
 from tests.workers.engine.demo import CONFIG, Reference
 from workers.driver import driver_fault
 from workers.engine import apart
+from workers.engine.attention import flaw
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig, Sampler, Sizing, Speed
 from workers.engine.engine import DiffusionEngine
 from workers.engine.graphs import Fallbacks, Graphs, Pool, Studio
-from workers.engine.kernels import flaw
 from workers.engine.model import assemble, read
 from workers.engine.recording import CudaRecorder
 from workers.telemetry import Nvml

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.workers.engine.images import noise
-from workers.engine import codec, jpeg
+from workers.engine import codec, formats
 from workers.engine.contract import BadPictureError
 
 
@@ -67,20 +67,20 @@ def test_what_lies_between_segments_is_skipped_as_browsers_do(data: bytes, betwe
 
 def test_a_file_cut_between_two_scans_lacks_some() -> None:
     data = WHOLE["noise, progressive"]
-    starts = [at for at in range(len(data)) if data[at : at + 2] == jpeg.START_OF_SCAN]
-    assert [jpeg.has_all_scans(data[:at]) for at in (*starts, len(data))] == [False] * len(starts) + [True]
+    starts = [at for at in range(len(data)) if data[at : at + 2] == formats.START_OF_SCAN]
+    assert [formats.has_all_scans(data[:at]) for at in (*starts, len(data))] == [False] * len(starts) + [True]
 
 
 def test_scans_that_claim_too_much_bring_no_more_than_a_file_can_have() -> None:
     frame = b"\xff\xc0" + struct.pack(">HBHHB3B", 11, 8, 8, 8, 1, 1, 0x11, 0)
     many = b"\xff\xda" + struct.pack(">HB", 65_534, 255) + bytes((1, 0)) * 32_764 + b"\0\xff\0"
-    assert jpeg.has_all_scans(b"\xff\xd8" + frame + many * 90)
+    assert formats.has_all_scans(b"\xff\xd8" + frame + many * 90)
 
 
 def test_the_restart_that_comes_next_is_that_of_the_last_scan() -> None:
-    assert jpeg.next_restart(b"\xff\xd5\xff\xda ab") == b"\xff\xd0"
-    assert jpeg.next_restart(b"\xff\xda a \xff\xd0 b \xff\xd1 c") == b"\xff\xd2"
-    assert jpeg.next_restart(b"\xff\xda a \xff\xd6 b \xff\xd7 c") == b"\xff\xd0"
+    assert formats.next_restart(b"\xff\xd5\xff\xda ab") == b"\xff\xd0"
+    assert formats.next_restart(b"\xff\xda a \xff\xd0 b \xff\xd1 c") == b"\xff\xd2"
+    assert formats.next_restart(b"\xff\xda a \xff\xd6 b \xff\xd7 c") == b"\xff\xd0"
 
 
 # 32 x 16 pixels, red and blue, written by libjpeg-turbo: neither Pillow nor OpenCV writes this coding.

@@ -27,10 +27,9 @@ from tests.workers.engine.rivals import (
     random,
 )
 from workers.engine import apart
-from workers.engine import kernels as kernels_module
-from workers.engine.attention import Attention
+from workers.engine import attention as attention_module
+from workers.engine.attention import PLAIN, Attention, Kernel, flaw, kernels
 from workers.engine.config import AttentionKernel
-from workers.engine.kernels import PLAIN, Kernel, flaw, kernels
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -138,7 +137,7 @@ def test_packed_inputs_compile_too() -> None:
 
 def test_xformers_operator_keeps_the_rules_of_operators(xformers: ModuleType) -> None:
     sample = tuple(x.view(2, -1, HEADS, SIZE) for x in inputs())
-    torch.library.opcheck(kernels_module.xformers_attention, sample, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(attention_module.xformers_attention, sample, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize("name", ["flash", "cudnn", "efficient", "math", "xformers"])

@@ -8,7 +8,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from tests.workers.engine import demo
-from workers.engine.noise import draw
+from workers.engine.plan import draw
 
 SHAPE = (4, 8, 8)
 LOWEST, HIGHEST = -(2**63), 2**64 - 1

@@ -18,8 +18,7 @@ from workers.engine.constants import pack_projections
 from workers.engine.contract import Stepped
 from workers.engine.graphs import Fallbacks, Graphs, Studio
 from workers.engine.model import Model, assemble, plans_of
-from workers.engine.options import Scales
-from workers.engine.plan import Placed
+from workers.engine.plan import Placed, Scales
 from workers.engine.preview import Colours
 from workers.engine.streams import Aside
 

@@ -21,7 +21,7 @@ from workers.engine.codec import Pixels
 from workers.engine.config import Canny, EngineConfig, Output
 from workers.engine.contract import BadOptionError, Options, Stepped, Task
 from workers.engine.engine import DiffusionEngine
-from workers.engine.options import canny_of
+from workers.engine.plan import canny_of
 
 TOLERANCE = 1e-4  # as in test_equivalence.py
 FIVE = replace(CONFIG, slots=5)

@@ -14,7 +14,7 @@ from tests.page.visiting import CHROMIUM, chromium
 from tests.workers.engine.images import ADAM7, png
 from workers.engine import codec
 from workers.engine.contract import BadPictureError
-from workers.engine.png import essential
+from workers.engine.formats import essential
 
 Samples: TypeAlias = NDArray[np.uint16]  # [height, width, channels]
 

@@ -16,12 +16,13 @@ from torch._inductor.runtime import benchmarking
 
 from tests.workers.engine import demo
 from tests.workers.engine.demo import CONFIG
-from workers.engine.turns import CACHE, DeviceTurns, hold_while_timing, one_worker_at_a_time
+from workers.engine.apart import CACHE
+from workers.engine.compiling import DeviceTurns, hold_while_timing, one_worker_at_a_time
 
 ROOT = Path(__file__).parents[3]
 HOLD = """
 import sys, time
-from workers.engine.turns import one_worker_at_a_time
+from workers.engine.compiling import one_worker_at_a_time
 with one_worker_at_a_time():
     print("held", flush=True)
     time.sleep(600)
