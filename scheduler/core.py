@@ -72,7 +72,7 @@ class Scheduler:
         self._expire_deadlines(now)
         self._wake_workers(now)
         self._end_drain(now)
-        if not (isinstance(event, m.Stepped) and self._waits_elsewhere(self._workers[event.worker])):
+        if not (isinstance(event, m.Stepped) and self._waits_for_a_place(self._workers[event.worker])):
             self._place(now)
         self._exit_when_drained()
         commands, self._commands = self._commands, []
@@ -334,21 +334,15 @@ class Scheduler:
 
     def _place(self, now: float) -> None:
         suspect, other = self._place_suspects(now), self._place_others(now)
-        if self._placement.only is None or other is None:  # else it waits as before, by what the others say
-            self._wait = other if other is not None else suspect
+        self._wait = suspect if other is None else other
 
-    def _waits_elsewhere(self, stepped: Worker) -> bool:
-        """Only this worker has changed: if a job waited because of what joining means, it waits on for all others.
+    def _waits_for_a_place(self, stepped: Worker) -> bool:
+        """Whether a step changes nothing: who is done sooner by waiting for a place is so until an image leaves.
 
-        Returns whether nothing is to be done at all.
+        A job that waits although a worker is empty may have waited for long enough.
         """
-        if self._commands or self._wait not in {Wait.SLOWER, Wait.DEADLINE}:
-            return False
-        if not all(each.slots for each in self._workers.ready):  # one is empty: any change counts
-            return False
-        if stepped.has_room:
-            self._placement.only = stepped
-        return not stepped.has_room
+        waits = self._wait is Wait.SLOWER and not self._commands and not stepped.decoding
+        return waits and all(each.slots for each in self._workers.ready)
 
     def _place_suspects(self, now: float) -> Wait | None:
         for job in list(self._queue.suspects):  # all of them: the worker that one avoids may do for the next
@@ -362,22 +356,12 @@ class Scheduler:
 
     def _place_others(self, now: float) -> Wait | None:
         while self._queue.by_deadline:
-            if not any(worker.has_room for worker in self._workers):
-                return Wait.SLOTS_TAKEN if self.ready else Wait.NO_WORKER
-            job = self._placement.next(now)
-            if (found := self._placement.of_a_running_size(now, job, self._held)) is not None:
-                if found[0] is not job and job.passed_since is None:
-                    job.passed_since = now
-                job, worker = found
-            else:
-                choice = self._placement.choose(job, now, len(self._queue) - 1, self._held)
-                if isinstance(choice, Wait):
-                    return choice
-                worker = choice
+            choice = self._placement.choose(now, self._held)
+            if isinstance(choice, Wait):
+                return choice
+            job, worker = choice
             late = now + worker.joined_by(job.job).end > job.job.deadline
-            if late and self._placement.only is not None:  # another may do it in time
-                self._placement.only = None
-            elif late and len(self._queue) > 1:  # it would make the next ones late as well
+            if late and len(self._queue) > 1:  # it would make the next ones late as well
                 self._reply(job, m.Expired())
             else:
                 self._start(now, job, worker)

@@ -9,10 +9,10 @@ steps (to be prepared, decoded and encoded) delays that image and not its neighb
 """
 
 from bisect import bisect_left, bisect_right
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from itertools import accumulate
 from math import exp, inf, log
 from operator import attrgetter
@@ -132,11 +132,11 @@ class StepPrices:
         self.guessed = {key: steps[0] for key, steps in self.by_size.items()}
         self.learned = {key: ratio for key, ratio in self.learned.items() if key not in self.by_size}
 
-    def step(self, counts: Counter[BatchKey]) -> float:
+    def step(self, counts: Mapping[BatchKey, int]) -> float:
         """Seconds of one step with so many images of each size."""
         return self.slowdown.factor * self._as_measured(counts)
 
-    def _as_measured(self, counts: Counter[BatchKey]) -> float:
+    def _as_measured(self, counts: Mapping[BatchKey, int]) -> float:
         return sum([self.of(key)[n - 1] for key, n in counts.items()])
 
     def of(self, key: BatchKey) -> tuple[float, ...]:
@@ -162,9 +162,9 @@ class StepPrices:
             prices = [factor * seconds for seconds in prices]
         return tuple(accumulate(prices, max))
 
-    def step_in_one_batch(self, counts: Counter[BatchKey]) -> float:
+    def step_in_one_batch(self, counts: Mapping[BatchKey, int]) -> float:
         """The same if all images could share one batch: then each has its part of a batch of its size."""
-        images = counts.total()
+        images = sum(counts.values())
         parts = [n / images * self.of(key)[images - 1] for key, n in counts.items()]
         return self.slowdown.factor * sum(parts)
 
@@ -186,9 +186,9 @@ class StepPrices:
 
     def alone(self, job: Job) -> float:
         """Seconds that a job takes on the worker if nothing else runs there."""
-        return self.steps(job.length) * self.step(Counter([job.batch_key])) + self.fixed(job.work)
+        return self.steps(job.length) * self.step({job.batch_key: 1}) + self.fixed(job.work)
 
-    def learn(self, taken: float, counts: Counter[BatchKey], decoded: float) -> None:
+    def learn(self, taken: float, counts: Mapping[BatchKey, int], decoded: float) -> None:
         """Correct the prices by a step that ended `taken` seconds after the one before.
 
         Between the two, images of `decoded` times the nominal size were decoded.
@@ -219,6 +219,14 @@ class BatchImage:
 steps_left = attrgetter("left")
 
 
+def counted(images: Iterable[BatchImage]) -> dict[BatchKey, int]:
+    """How many there are of each size. (A Counter takes three times as long to make.)"""
+    counts: dict[BatchKey, int] = {}
+    for image in images:
+        counts[image.key] = counts.get(image.key, 0) + 1
+    return counts
+
+
 def completion_times(
     prices: StepPrices, batch: Sequence[BatchImage], taken: int = 0, busy: float = 0.0
 ) -> tuple[list[float], float]:
@@ -226,18 +234,19 @@ def completion_times(
 
     `batch` is sorted by the steps left. It starts `busy` seconds from now, with `taken` of these steps behind it.
     """
-    ends, counts = [], Counter([image.key for image in batch])
+    ends, counts = [], counted(batch)
     factor, decode, beside, step = prices.slowdown.factor, prices.decode(1.0), prices.beside(1.0), prices.step(counts)
+    steps = {key: (0.0, *prices.of(key)) for key in counts}
     for image in batch:
-        key = image.key
-        if image.left > taken:
-            busy += (image.left - taken) * step
-            taken = image.left
+        key, left = image.key, image.left
+        if left > taken:
+            busy += (left - taken) * step
+            taken = left
         busy += decode * key.work
         ends.append(busy + beside * key.work)
-        seconds, n = prices.of(key), counts[key]
+        n, seconds = counts[key], steps[key]
         counts[key] = n - 1
-        step -= factor * (seconds[n - 1] - (seconds[n - 2] if n > 1 else 0.0))
+        step -= factor * (seconds[n] - seconds[n - 1])
     return ends, busy
 
 
@@ -245,76 +254,72 @@ def completion_times(
 class Joining:
     """What it means for a running batch if new images join it now, or wait instead for places of those that leave.
 
-    `end` is when the new images are done if they join. `others` are two times each: an image of the batch would be late
-    if the new ones joined after the first, and is late anyway after the second. `joined` and `waited` are the sums of
-    all completion times, and `joined_busy` and `waited_busy` when the device has nothing more to do. `added` is how
-    much the sum grows if the new images join.
+    `end` is when the new images are done if they join, and `added` how much the sum of all completion times grows.
+    `others` are two times each, the earliest first: an image of the batch would be late if the new ones joined after
+    the first, and is late anyway after the second. Waiting makes the sum smaller by `gain`, and the device is done
+    so much `sooner`.
     """
 
     end: float
-    others: tuple[tuple[float, float], ...]
-    joined: float
-    joined_busy: float
-    waited: float
-    waited_busy: float
     added: float
+    others: tuple[tuple[float, float], ...]
+    gain: float
+    sooner: float
 
     def makes_late(self, now: float) -> bool:
         """Whether an image of the batch that can be in time would be late."""
-        return any(joined < now <= anyway for joined, anyway in self.others)
+        soonest = self.others[0][0] if self.others else inf
+        return soonest < now and any(joined < now <= anyway for joined, anyway in self.others)
 
     def is_slower(self, behind: float) -> bool:
         """Whether waiting gives the smaller sum of completion times. `behind` jobs wait behind the new ones.
 
         Each of them ends as much later as the device is busy longer: the longer the queue, the more throughput counts.
-        Joining must gain a little, as it also delays those who will come. Whoever delays nobody joins.
+        Whoever delays nobody joins.
         """
-        joined, waited = self.joined + behind * self.joined_busy, self.waited + behind * self.waited_busy
-        delays_others = self.added > self.end * (1 + ROUNDING)
-        return delays_others and joined > waited - RELUCTANCE * self.waited
+        return self.gain + behind * self.sooner > 0 and self.added > self.end * (1 + ROUNDING)
 
 
-def joining(prices: StepPrices, batch: Sequence[BatchImage], key: BatchKey, steps: int, group: int = 1) -> Joining:
+def joining(
+    prices: StepPrices, batch: Sequence[BatchImage], apart: Sequence[float], key: BatchKey, steps: int, group: int = 1
+) -> Joining:
     """Compare joining a batch with waiting, for a `group` of images that are alike.
 
-    Nothing speaks against joining an empty one.
+    `batch` is sorted by the steps left, and its images are done at the times `apart` if nobody joins. Nothing speaks
+    against joining an empty one.
     """
-    batch = sorted(batch, key=steps_left)
-    apart, _ = completion_times(prices, batch)
     place = bisect_right(batch, steps, key=steps_left)
     together = [*batch[:place], *[BatchImage(key, steps, 0.0)] * group, *batch[place:]]
     ends, busy = completion_times(prices, together)
-    total = sum(ends)
-    waited, waited_busy, _ = if_they_wait(prices, batch, key, steps, group) if batch else (total, busy, 0.0)
-    step = prices.step(Counter([image.key for image in together]))
+    joined = sum(ends)
+    waited, waited_busy, _ = if_they_wait(prices, batch, key, steps, group) if batch else (joined, busy, 0.0)
+    step = prices.step(counted(together))
     later = [*ends[:place], *ends[place + group :]]
     # A prediction is off by some percent, and lags by up to a step. So joining must leave that much to spare, and an
     # image that would miss its deadline by little is protected as well: let down, it would surely miss it.
-    others = tuple(
-        [
-            (image.deadline - CAUTION * with_it - step, image.deadline - HOPE * alone)
-            for image, alone, with_it in zip(batch, apart, later, strict=True)
-            if with_it > alone * (1 + ROUNDING)
-        ]
-    )
-    return Joining(ends[place], others, total, busy, waited, waited_busy, total - sum(apart))
+    others = [
+        (image.deadline - CAUTION * with_it - step, image.deadline - HOPE * alone)
+        for image, alone, with_it in zip(batch, apart, later, strict=True)
+        if with_it > alone * (1 + ROUNDING)
+    ]
+    gain = joined - (1 - RELUCTANCE) * waited  # joining must gain a little, as it also delays those who will come
+    return Joining(ends[place], joined - sum(apart), tuple(sorted(others)), gain, busy - waited_busy)
 
 
 def if_they_wait(
     prices: StepPrices, batch: Sequence[BatchImage], key: BatchKey, steps: int, group: int = 1
 ) -> tuple[float, float, float]:
-    """The same if each of the group takes the place of the next one to leave, and when the last of the group is done.
+    """The sum of completion times, when the device has nothing more to do, and when the last of the group is done, if
+    each of a group takes the place of the next image to leave.
 
     A place is free when what was there is decoded, and no step is taken until then. Who takes it misses the steps
     that begin meanwhile, with one image less: what such a step takes for each image longer is lost.
     """
     rest, total, taken, until, lost = list(batch), 0.0, 0, 0.0, 0.0
     for _ in range(group):
-        step, first, others = prices.step(Counter([image.key for image in rest])), rest[0], rest[1:]
+        step, first, others = prices.step(counted(rest)), rest[0], rest[1:]
         until += (first.left - taken) * step + prices.decode(first.key.work)
-        lost += MISSED * max(
-            0.0, prices.step(Counter([image.key for image in others])) - step * len(others) / len(rest)
-        )
+        lost += MISSED * max(0.0, prices.step(counted(others)) - step * len(others) / len(rest))
         total, taken, rest = total + until + prices.beside(first.key.work), first.left, others
         new = BatchImage(key, taken + steps, 0.0)
         rest.insert(bisect_right(rest, new.left, key=steps_left), new)
@@ -322,12 +327,13 @@ def if_they_wait(
     return total + sum(ends), busy + lost, ends[rest.index(new)]
 
 
-def best_group(prices: StepPrices, key: BatchKey, images: int, most: int) -> int:
+@lru_cache(4096)
+def best_group(seconds: tuple[float, ...], images: int, most: int) -> int:
     """How many images of a size, `most` at most, make a step cheapest for each if they join as many as run.
 
     Where a batch of five costs as much as one of eight, nobody would be the fifth, were it not for three more.
+    `seconds` are those of a step of 1, 2, ... images.
     """
-    seconds = prices.of(key)
     return min(range(1, most + 1), key=lambda group: seconds[images + group - 1] / (images + group))
 
 
@@ -356,8 +362,9 @@ def capacity(costs: Costs) -> Capacity:
     prices, places = StepPrices(costs), 1
     while places < len(costs.step_seconds):
         spread = [BatchImage(NOMINAL, costs.steps * (n + 1) // (places + 1), inf) for n in range(places)]
-        group = best_group(prices, NOMINAL, places, min(len(costs.step_seconds) - places, int(CROWD) + 1))
-        if all(joining(prices, spread, NOMINAL, costs.steps, n).is_slower(CROWD + 1 - n) for n in {1, group}):
+        apart, _ = completion_times(prices, spread)
+        group = best_group(prices.seconds, places, min(len(costs.step_seconds) - places, int(CROWD) + 1))
+        if all(joining(prices, spread, apart, NOMINAL, costs.steps, n).is_slower(CROWD + 1 - n) for n in {1, group}):
             break
         places += 1
     step = costs.step_seconds[places - 1]

@@ -11,14 +11,13 @@ image late or waiting is better. A free slot prefers a job of a size that runs t
 batch: whose turn it is may be passed over for that, for PASSING seconds at most.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
-from operator import itemgetter
 
 from scheduler.costs import Wait
 from scheduler.limits import Limits
-from scheduler.messages import Expired, Impossible, Job, Overdrawn, Rejected, WorkerState
+from scheduler.messages import BatchKey, Expired, Impossible, Job, Overdrawn, Rejected, WorkerState
 from scheduler.queue import FairQueue, JobState
 from scheduler.workers import Worker, Workers
 
@@ -26,6 +25,7 @@ MARGIN = 1.1  # on the wait in a queue: what is taken to the edge of its deadlin
 SOONEST_RETRY = 0.001  # seconds
 PASSING = 3.0  # seconds
 RESTED = 10.0  # seconds after which a worker without jobs is taken to be as fast as measured
+Option = tuple[Worker, Wait | None]  # and the reason for a job not to join it
 ALIKE = 1.05  # workers where a job adds up to this many times the least to the sum of completion times are equals
 
 
@@ -67,12 +67,10 @@ class Placement:
         self._limits = limits
         self._forecast: Forecast | None = None
         self._spares: list[float] | None = None
-        self.only: Worker | None = None
-        """The worker that jobs may start on; None for all. For when nothing has changed for others."""
 
     def forget(self) -> None:
         """Something has changed: what was worked out does not hold any more."""
-        self._forecast = self._spares = self.only = None
+        self._forecast = self._spares = None
 
     # ------------------------------------------------------------------------------------------------------- estimates
 
@@ -92,21 +90,15 @@ class Placement:
 
     def _look_ahead(self, now: float) -> Forecast:
         known = self._workers.known
-        total = steps_share = lag = before = 0.0
-        places = 0
-        for worker in known:
-            capacity, throughput = worker.known_capacity, worker.throughput
-            total += throughput
-            steps_share += throughput * capacity.steps_share
-            lag += throughput * worker.lag
-            places += capacity.places
-            before += worker.work_left
+        total, steps, lag, before, places = [
+            sum(each) for each in zip(*[worker.rates for worker in known], strict=True)
+        ]
         throughput = total / self._workers.mixing
         before += sum([_seconds_of_suspect(job, known) for job in self._queue.suspects]) * throughput / len(known)
         delay = 0.0 if known[0].ready else min([_seconds_until_ready(worker, now) for worker in known])
         rate = throughput / (MARGIN if len(self._queue) else 1)
         # By Little's law, the mean time in service is what is in service over what leaves per second.
-        return Forecast(now, delay, before, throughput, rate, places / throughput, steps_share / total, lag / total)
+        return Forecast(now, delay, before, throughput, rate, places / throughput, steps / total, lag / total)
 
     def _spares_of_waiting(self, view: Forecast) -> list[float]:
         if self._spares is None:
@@ -161,8 +153,9 @@ class Placement:
         """Whether everybody is in time with it, and it leaves others their share of the time."""
         budget, alone = job.deadline - now, None
         if not len(self._queue):
-            choice = self.choose(job, now, behind=0, held=None)
-            if not isinstance(choice, Wait):
+            room = self._room(None)
+            choice = room if isinstance(room, Wait) else self._best(job, now, 0, self._options(job.job, now, 0, room))
+            if isinstance(choice, Worker):
                 # A slow time that it has rested since may be over, and only a job can tell.
                 rested = not choice.slots and now - choice.heard >= RESTED
                 alone = budget - (_seconds_at_best(choice, job.job) if rested else choice.joined_by(job.job).end)
@@ -213,7 +206,29 @@ class Placement:
 
     # ---------------------------------------------------------------------------------------------------------- choice
 
-    def next(self, now: float) -> JobState:
+    def choose(self, now: float, held: Worker | None) -> tuple[JobState, Worker] | Wait:
+        """Which job to start now, and on which worker; or why the one whose turn it is should wait.
+
+        A job of a size that runs already goes first, for so long. Nobody joins the `held` worker.
+        """
+        room = self._room(held)
+        if isinstance(room, Wait):
+            return room
+        turn, behind = self._turn(now), len(self._queue) - 1
+        options = self._options(turn.job, now, behind, room)
+        if turn.passed_since is None or now - turn.passed_since < PASSING:
+            alike = [each for each in options if _runs_size(each[0], turn.key)]
+            if isinstance(choice := self._best(turn, now, behind, alike), Worker):
+                return turn, choice
+            for job in self._others_to_start(now, turn):
+                alike = self._options(job.job, now, behind, [each for each in room if _runs_size(each, job.key)])
+                if isinstance(choice := self._best(job, now, behind, alike), Worker):
+                    turn.passed_since = now if turn.passed_since is None else turn.passed_since
+                    return job, choice
+        choice = self._best(turn, now, behind, options)
+        return choice if isinstance(choice, Wait) else (turn, choice)
+
+    def _turn(self, now: float) -> JobState:
         """Whose turn it is, as long as everybody else is in time then; else who is due first."""
         turn, due = self._queue.next, self._queue.by_deadline[0]
         assert turn is not None
@@ -232,59 +247,41 @@ class Placement:
             return True
         return min(self._spares_of_waiting(view)[:sooner]) >= job.load / view.rate
 
-    def of_a_running_size(self, now: float, turn: JobState, held: Worker | None) -> tuple[JobState, Worker] | None:
-        """A job to start instead of the one whose turn it is, or itself, on a worker that runs its size already.
-
-        None if there is none, or the one whose turn it is has been passed over for long enough.
-        """
-        if turn.passed_since is not None and now - turn.passed_since >= PASSING:
-            return None
-        behind = len(self._queue) - 1
-        worker = self.choose(turn, now, behind, held, alike=True)
-        if not isinstance(worker, Wait):
-            return turn, worker
+    def _others_to_start(self, now: float, turn: JobState) -> Iterator[JobState]:
+        """The first jobs of other sizes, of those that can start before the one whose turn it is."""
         keeps_place = not turn.background and now - turn.submitted >= PASSING  # no background job goes first then
         for job in self._queue.first_of_each_size():
             if job.key != turn.key and not (job.background and keeps_place) and self._can_go_first(now, job):
-                worker = self.choose(job, now, behind, held, alike=True)
-                if not isinstance(worker, Wait):
-                    return job, worker
-        return None
+                yield job
 
-    def choose(
-        self, state: JobState, now: float, behind: int, held: Worker | None, *, alike: bool = False
-    ) -> Worker | Wait:
-        """The worker that a job should start on now, or why it should wait. `behind` jobs wait behind it.
-
-        Nobody joins the `held` worker. `alike`: only a worker that is empty, or runs images of its size.
-        """
-        ready, job = self._workers.ready, state.job
-        if not ready:
-            return Wait.NO_WORKER
-        room = [worker for worker in (ready if self.only is None else [self.only]) if worker.has_room]
+    def _room(self, held: Worker | None) -> list[Worker] | Wait:
+        """The workers that a job can start on."""
+        room = [worker for worker in self._workers.ready if worker.has_room]
         if not room:
-            return Wait.SLOTS_TAKEN
-        found, slower = list[tuple[float, int, int, Worker]](), list[tuple[float, int, int, Worker]]()
-        reasons, of_its_size = [], self._queue.of_size(state.key)
-        for worker in room:
-            if worker.exclusive or worker is held or (alike and not _runs_size(worker, job)):
-                continue
-            reason = worker.reason_not_to_join(job, now, behind / len(ready), of_its_size) if worker.slots else None
-            if reason is not None:
-                reasons.append((len(worker.slots), reason))
-            if reason in {None, Wait.SLOWER}:
-                option = worker.joined_by(job).added, len(worker.slots), worker.changed, worker
-                (slower if reason else found).append(option)
+            return Wait.SLOTS_TAKEN if self._workers.ready else Wait.NO_WORKER
+        return [worker for worker in room if not worker.exclusive and worker is not held] or Wait.SUSPECT
+
+    def _options(self, job: Job, now: float, behind: int, room: Iterable[Worker]) -> list[Option]:
+        alike, share = self._queue.of_size(job.batch_key), behind / len(self._workers.ready)
+        return [(worker, worker.reason_not_to_join(job, now, share, alike)) for worker in room]
+
+    def _best(self, state: JobState, now: float, behind: int, options: Sequence[Option]) -> Worker | Wait:
+        """The best of these workers for a job. `behind` jobs wait behind it."""
+        job = state.job
+        found = [worker for worker, reason in options if reason is None]
         if not found:
-            return min(reasons)[1] if reasons else Wait.SUSPECT
-        in_time = [each for each in found + slower if now + each[3].joined_by(job).end <= job.deadline]
-        found = [each for each in in_time if each in found] or in_time or found
+            return min([(len(worker.slots), reason) for worker, reason in options if reason], default=(0, Wait.SLOWER))[
+                1
+            ]
+        in_time = [worker for worker, reason in options if reason is not Wait.DEADLINE and _in_time(worker, job, now)]
+        found = [worker for worker in found if worker in in_time] or in_time or found
         # What a worker's last steps took is no exact science: among equals, the one that has rested longest.
-        least = min([added for added, *_ in found])
+        least = min([worker.joined_by(job).added for worker in found])
         nearly_least = least + (ALIKE - 1) * abs(least)  # a leaving image can make the sum smaller than it was
-        *_, best = min([each for each in found if each[0] <= nearly_least], key=itemgetter(1, 2))
+        equals = [worker for worker in found if worker.joined_by(job).added <= nearly_least]
+        best = min(equals, key=lambda worker: (len(worker.slots), worker.changed))
         waits = now - state.submitted if state.sequence else 0.0
-        return Wait.SLOWER if _should_wait_for_another(best, job, ready, behind, waits) else best
+        return Wait.SLOWER if _should_wait_for_another(best, job, self._workers.ready, behind, waits) else best
 
 
 def _should_wait_for_another(best: Worker, job: Job, ready: Sequence[Worker], behind: int, waits: float) -> bool:
@@ -300,9 +297,13 @@ def _should_wait_for_another(best: Worker, job: Job, ready: Sequence[Worker], be
     return any(worker.end_if_waited_for(job) + behind / worker.throughput < end for worker in others)
 
 
-def _runs_size(worker: Worker, job: Job) -> bool:
-    """Whether a worker is empty or runs images of a job's size."""
-    return not worker.slots or job.batch_key in [each.key for each in worker.slots.values()]
+def _runs_size(worker: Worker, key: BatchKey) -> bool:
+    """Whether a worker is empty or runs images of a size."""
+    return not worker.slots or key in [each.key for each in worker.slots.values()]
+
+
+def _in_time(worker: Worker, job: Job, now: float) -> bool:
+    return now + worker.joined_by(job).end <= job.deadline
 
 
 def _seconds_of_suspect(job: JobState, known: Sequence[Worker]) -> float:

@@ -3,7 +3,6 @@
 A machine has at most some sixteen of them, so every question walks over all, and no sum is kept that could drift.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Optional
@@ -18,6 +17,7 @@ from scheduler.costs import (
     best_group,
     capacity,
     completion_times,
+    counted,
     if_they_wait,
     joining,
     steps_left,
@@ -67,10 +67,10 @@ class Worker:
     fault: str = ""  # what its device has, if that is why it is being killed
     restarts: int = 0
     reason: str = ""
-    joinings: dict[tuple[float, tuple[int, int], float, int], Joining] = field(
-        default_factory=dict
-    )  # kept while nothing changes
-    known_work_left: float | None = None  # the same
+    # What was worked out, kept while nothing changes:
+    joinings: dict[tuple[BatchKey, float, int], Joining] = field(default_factory=dict)
+    known_ends: tuple[list[SlotAssignment], list[float]] | None = None
+    known_rates: tuple[float, float, float, float, float] | None = None
 
     @property
     def known_prices(self) -> StepPrices:
@@ -112,19 +112,32 @@ class Worker:
     @property
     def work_left(self) -> float:
         """What is left of its images, in nominal images. What runs alone keeps all of the worker busy."""
-        if self.known_work_left is None:
-            if self.exclusive:
-                self.known_work_left = self.seconds_to_place() * self.throughput
-            else:
-                step, steps = self.known_capacity.step_share, self.known_prices.costs.steps
-                # The part of an image that is not steps counts until the end.
-                self.known_work_left = sum([each.key.work * (1 - step * (steps - each.left)) for each in self.batch])
-        return self.known_work_left
+        if self.exclusive:
+            return self.seconds_to_place() * self.throughput
+        step, steps = self.known_capacity.step_share, self.known_prices.costs.steps
+        # The part of an image that is not steps counts until the end.
+        return sum([each.key.work * (1 - step * (steps - each.left)) for each in self.batch])
+
+    @property
+    def rates(self) -> tuple[float, float, float, float, float]:
+        """Its throughput, the part of it that steps are, its throughput times its lag, its work left, its places."""
+        if self.known_rates is None:
+            capacity, rate = self.known_capacity, self.throughput
+            self.known_rates = rate, rate * capacity.steps_share, rate * self.lag, self.work_left, capacity.places
+        return self.known_rates
 
     def forget(self) -> None:
         """Something has changed: what was worked out does not hold any more."""
         self.joinings.clear()
-        self.known_work_left = None
+        self.known_ends = self.known_rates = None
+
+    @property
+    def ends(self) -> tuple[list[SlotAssignment], list[float]]:
+        """Its batch by the steps left, and when each image is done if nobody joins."""
+        if self.known_ends is None:
+            batch = sorted(self.batch, key=steps_left)
+            self.known_ends = batch, completion_times(self.known_prices, batch)[0]
+        return self.known_ends
 
     def seconds_alone(self) -> float:
         """One nominal image if nothing else runs there."""
@@ -132,33 +145,32 @@ class Worker:
 
     def seconds_to_place(self) -> float:
         """Until the first of its images is done if nobody joins; 0 if nothing runs."""
-        ends, _ = completion_times(self.known_prices, sorted(self.batch, key=steps_left))
-        return ends[0] if ends else 0.0
+        return next(iter(self.ends[1]), 0.0)
 
     def joined_by(self, job: Job, group: int = 1) -> Joining:
         """What it means if a job joins now, or a group that is alike; kept, as a job that waits asks at every event."""
-        known = self.joinings.get((job.work, job.size, job.length, group))
+        known = self.joinings.get((job.batch_key, job.length, group))
         if known is None:
-            steps = self.known_prices.steps(job.length)
-            known = joining(self.known_prices, self.batch, job.batch_key, steps, group)
-            self.joinings[job.work, job.size, job.length, group] = known
+            prices = self.known_prices
+            known = joining(prices, *self.ends, job.batch_key, prices.steps(job.length), group)
+            self.joinings[job.batch_key, job.length, group] = known
         return known
 
     def reason_not_to_join(self, job: Job, now: float, behind: float, alike: int) -> Wait | None:
         """Why a job should wait; None if it should join. `behind` jobs wait behind it, `alike` are of its size."""
+        if not self.slots:
+            return None
         if (joining := self.joined_by(job)).makes_late(now):
             return Wait.DEADLINE
-        return Wait.SLOWER if joining.is_slower(behind) and self._is_slower_in_a_group(job, behind, alike) else None
-
-    def _is_slower_in_a_group(self, job: Job, behind: float, alike: int) -> bool:
+        if not joining.is_slower(behind):
+            return None
         images, most = [each.key for each in self.batch].count(job.batch_key), self.size - len(self.slots)
-        group = best_group(self.known_prices, job.batch_key, images, min(most, 1 + min(int(behind), alike)))
-        return group == 1 or self.joined_by(job, group).is_slower(behind + 1 - group)
+        group = best_group(self.known_prices.of(job.batch_key), images, min(most, 1 + min(int(behind), alike)))
+        return Wait.SLOWER if group == 1 or self.joined_by(job, group).is_slower(behind + 1 - group) else None
 
     def end_if_waited_for(self, job: Job) -> float:
         """When a job is done that takes the place of the first to leave."""
-        batch, steps = sorted(self.batch, key=steps_left), self.known_prices.steps(job.length)
-        return if_they_wait(self.known_prices, batch, job.batch_key, steps)[2]
+        return if_they_wait(self.known_prices, self.ends[0], job.batch_key, self.known_prices.steps(job.length))[2]
 
     def assignment(self, slot: int, generation: int) -> SlotAssignment | None:
         """What a report of this worker is about; None if it is late: about a job of a former process."""
@@ -249,7 +261,7 @@ class Workers:
     def on_step(self, now: float, worker: Worker, done: Sequence[tuple[int, int]]) -> None:
         """Note how far the images in a worker are, and correct its prices by how long the step took."""
         stepped, worker.heard, worker.stepped = worker.stepped, now, now
-        counts = Counter([worker.slots[slot].key for slot, _ in done if slot in worker.slots])
+        counts = counted([worker.slots[slot] for slot, _ in done if slot in worker.slots])
         # Where all take their first step, the device may have waited for them to be prepared.
         if stepped is not None and counts and any(steps > 1 for _, steps in done):
             worker.known_prices.learn(now - stepped, counts, worker.decoding)
@@ -355,9 +367,8 @@ class Workers:
 
     def heartbeat_timeout(self, worker: Worker) -> float:
         """Seconds that a busy worker may be silent: while it takes a step, or prepares and decodes all that it has."""
-        keys = [assignment.key for assignment in worker.slots.values()]
-        prices = worker.known_prices
-        expected = max(prices.step(Counter(keys)), prices.fixed(sum([key.work for key in keys])))
+        images, prices = worker.slots.values(), worker.known_prices
+        expected = max(prices.step(counted(images)), prices.fixed(sum([each.key.work for each in images])))
         return max(self._limits.silence_floor, self._limits.silence_factor * expected)
 
     def check(self, *, opened: bool) -> None:
@@ -372,7 +383,9 @@ class Workers:
                 require(0 <= slot < worker.size, f"{worker.id} has no slot {slot}")
                 require(each.slot == slot and each.worker is worker, f"{worker.id} mistook a slot")
                 require(each.job is None or each.job.assignment is each, f"{worker.id} mistook a job")
-            for (work, size, length, group), known in worker.joinings.items():
-                steps = worker.known_prices.steps(length)
-                fresh = joining(worker.known_prices, worker.batch, BatchKey(work, size), steps, group)
-                require(known == fresh, f"{worker.id} remembers what does not hold any more")
+            ends, rates, joinings = worker.known_ends, worker.known_rates, dict(worker.joinings)
+            worker.forget()
+            jobs = [(Job(0, 0.0, key.work, length=length, size=key.size), group) for key, length, group in joinings]
+            same = joinings == dict(zip(joinings, [worker.joined_by(*each) for each in jobs], strict=True))
+            same = same and (ends is None or ends == worker.ends) and (rates is None or rates == worker.rates)
+            require(same, f"{worker.id} remembers what does not hold any more")

@@ -10,7 +10,7 @@ from scheduler import messages as m
 from scheduler.core import Scheduler
 from scheduler.costs import Wait
 from scheduler.limits import Limits
-from scheduler.placement import Placement
+from scheduler.placement import Option, Placement
 from scheduler.queue import FairQueue, JobState
 from scheduler.workers import SlotAssignment, Worker, Workers
 
@@ -83,22 +83,15 @@ class _Apart(Placement):
 
     def __init__(self, queue: FairQueue, workers: Workers, limits: Limits) -> None:
         super().__init__(queue, workers, limits)
-        self._waiting, self._all = queue, workers
+        self._waiting = queue
 
-    def next(self, now: float) -> JobState:
+    def _turn(self, now: float) -> JobState:
         interactive = [job for job in self._waiting.turns() if not job.background]
-        return interactive[0] if interactive else super().next(now)
+        return interactive[0] if interactive else super()._turn(now)
 
-    def choose(
-        self, state: JobState, now: float, behind: int, held: Worker | None, *, alike: bool = False
-    ) -> Worker | Wait:
-        closed = [worker for worker in self._all.ready if state.background and has_interactive(worker)]
-        for worker in closed:
-            worker.exclusive = True
-        choice = super().choose(state, now, behind, held, alike=alike)
-        for worker in closed:
-            worker.exclusive = False
-        return choice
+    def _best(self, state: JobState, now: float, behind: int, options: Sequence[Option]) -> Worker | Wait:
+        options = [each for each in options if not (state.background and has_interactive(each[0]))]
+        return super()._best(state, now, behind, options)
 
 
 def background_images(worker: Worker) -> list[SlotAssignment]:

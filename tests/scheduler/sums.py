@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from scheduler.costs import BatchImage, Joining, StepPrices, Wait, completion_times, joining
+from scheduler.costs import BatchImage, Joining, StepPrices, Wait, completion_times, joining, steps_left
 from scheduler.messages import BatchKey, Costs, Job
 
 NEVER = float("inf")
@@ -31,7 +31,9 @@ def ends(costs: Costs, batch: Sequence[BatchImage]) -> tuple[list[float], float]
 
 
 def if_joined(costs: Costs, batch: Sequence[BatchImage], work: float = 1.0, steps: int | None = None) -> Joining:
-    return joining(StepPrices(costs), batch, BatchKey(work), costs.steps if steps is None else steps)
+    prices, batch = StepPrices(costs), sorted(batch, key=steps_left)
+    apart, _ = completion_times(prices, batch)
+    return joining(prices, batch, apart, BatchKey(work), costs.steps if steps is None else steps)
 
 
 def objection(costs: Costs, batch: Sequence[BatchImage], now: float, behind: float = 0.0) -> Wait | None:
