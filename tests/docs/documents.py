@@ -61,7 +61,7 @@ class Document:
     def problems(self) -> Iterator[str]:
         yield from self._lost_links()
         if self.path != HISTORY:
-            yield from (f"there is no {name}" for code in self.code for name in _lost_names(code, self.path))
+            yield from (f"there is no {name}" for code in self.code for name in _lost_names(code))
         if self.path in NAMED_BY_WORD:
             yield from (f"the code has no {name}" for name in _lost_identifiers(self.prose))
 
@@ -88,13 +88,13 @@ def documents() -> list[str]:
     return sorted(str(file.relative_to(ROOT)) for file in found if "node_modules" not in file.parts)
 
 
-def _lost_names(code: str, path: str) -> Iterator[str]:
+def _lost_names(code: str) -> Iterator[str]:
     """What some code names and the repository does not have: files, modules, verbs, keys and variables."""
     for word in re.split(r"[\s,;=:()\"'<>|]+", code):
         if "/" in word and word.partition("/")[0] in FOLDERS:
             yield from [] if any(ROOT.glob(word)) else [word]
-        elif re.fullmatch(r"[\w-]+\.md", word):
-            yield from [] if (ROOT / word).exists() or (ROOT / path).parent.joinpath(word).exists() else [word]
+        elif re.fullmatch(r"[\w-]+\.(html|js|md|py|toml|ya?ml)", word):
+            yield from [] if word in files() else [word]
     for module in re.findall(r"python3? -m ([\w.]+)", code):
         yield from [] if module.partition(".")[0] not in FOLDERS or _is_module(module) else [f"module {module}"]
     for verb in re.findall(r"(?:^|[&|] *)make ([a-z][a-z-]*)", code):
@@ -115,6 +115,12 @@ def _lost_identifiers(prose: str) -> Iterator[str]:
 def _is_module(name: str) -> bool:
     place = ROOT / name.replace(".", "/")
     return place.with_suffix(".py").exists() or (place / "__main__.py").exists()
+
+
+@cache
+def files() -> set[str]:
+    """The names of all files, without their folders."""
+    return {file.name for folder in ("*", *(f"{folder}/**/*" for folder in FOLDERS)) for file in ROOT.glob(folder)}
 
 
 @cache

@@ -52,8 +52,8 @@ def test_every_alert_has_its_place_in_the_runbook() -> None:
 def test_what_is_not_there_is_found() -> None:
     text = """# A heading
 
-[one](#a-heading), [other](#another), [gone](gone.md), `docs/gone.md`, `make gone`, `python -m app.gone`,
-`server.gone`, `CONTOUR_SERVER__GONE`, `server.port`, `make test`, `python -m app`, https://example.com, `docs/api.md`
+[one](#a-heading), [other](#another), [gone](gone.md), `docs/gone.md`, `gone.py`, `make gone`, `python -m app.gone`,
+`api.md`, `server.gone`, `CONTOUR_SERVER__GONE`, `server.port`, `make test`, `python -m app`, `docs/`
 
 ```sh
 make gone-too
@@ -63,6 +63,7 @@ make gone-too
         "#another has no such heading",
         "gone.md leads nowhere",
         "there is no docs/gone.md",
+        "there is no gone.py",
         "there is no verb gone",
         "there is no module app.gone",
         "there is no key server.gone",
