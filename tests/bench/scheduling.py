@@ -6,13 +6,10 @@ Each case is simulated for each seed; the figures are means over the seeds, but 
 worst. See `python -m scheduler.simulation --help` for what they mean.
 """
 
-import argparse
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -20,6 +17,7 @@ from scheduler.simulation.arrivals import Traffic
 from scheduler.simulation.devices import DEFAULT_SLOTS, Machine
 from scheduler.simulation.experiment import drawn
 from scheduler.simulation.report import BOUND, Row
+from tests.bench import tables
 from tests.bench.environment import environment
 
 DEVICES = 8
@@ -51,20 +49,9 @@ CASES = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Simulate all cases, print the table, and write it where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=80.0, help="simulated time of each run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="write the JSON here as well")
-    parser.add_argument("--markdown", type=Path, help="write the table here as well")
-    options = parser.parse_args(arguments)
+    options = tables.parser(__doc__, (1, 2, 3), 80.0).parse_args(arguments)
     result = measure(options.seconds, options.seeds, options.processes)
-    text = "\n".join(markdown(result))
-    print(text)
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
-    if options.markdown:
-        options.markdown.write_text(text + "\n")
+    tables.publish(options, result, markdown(result))
 
 
 def measure(seconds: float, seeds: Sequence[int], processes: int = 1) -> dict[str, Any]:

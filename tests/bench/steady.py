@@ -5,8 +5,6 @@
 The figures are means over the seeds.
 """
 
-import argparse
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +13,6 @@ from functools import partial
 from itertools import groupby, product
 from math import ceil
 from operator import itemgetter
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 from unittest.mock import patch
@@ -33,7 +30,7 @@ from scheduler.simulation.devices import MAX_SLOTS, NOMINAL_STEPS, Machine
 from scheduler.simulation.experiment import QUEUE, WARMUP, Experiment, contour, drawn
 from scheduler.simulation.report import percentile
 from scheduler.simulation.simulator import Simulator
-from tests.bench import decision
+from tests.bench import decision, tables
 from tests.bench.environment import environment
 
 Figures = dict[str, float | None]
@@ -186,22 +183,13 @@ STUDIES: Mapping[str, Study] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the tables, and write them where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = tables.parser(__doc__, (1, 2))
     parser.add_argument("--studies", nargs="+", choices=list(STUDIES), default=list(STUDIES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="write the JSON here as well")
-    parser.add_argument("--markdown", type=Path, help="write the tables here as well")
     options = parser.parse_args(arguments)
     with ProcessPoolExecutor(options.processes) as pool:
         found = {name: rows(STUDIES[name], options.seeds, pool) for name in options.studies}
-    text = "\n".join([line for name in found for line in markdown(name, STUDIES[name], found[name])])
-    print(text)
-    if options.out:
-        content = {"seeds": options.seeds, **found, "environment": environment()}
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
-    if options.markdown:
-        options.markdown.write_text(text + "\n")
+    lines = [line for name in found for line in markdown(name, STUDIES[name], found[name])]
+    tables.publish(options, {"seeds": options.seeds, **found, "environment": environment()}, lines)
 
 
 def rows(study: Study, seeds: Sequence[int], pool: Executor) -> list[dict[str, Any]]:
