@@ -14,13 +14,13 @@ from app.description import Description
 from app.desk import Desk
 from app.docs import Docs
 from app.edges import EdgeFinder, Edges
-from app.fields import Rules
 from app.generation import Generation
 from app.health import Health
 from app.http.stack import middlewares
 from app.making import Maker
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
 from app.page import Page
+from app.rules import Rules
 from app.server import Endpoints, create_app
 from app.settings import Settings, read_keys
 from app.start import StartError, build_pool, check_runtime
@@ -75,9 +75,9 @@ class Application:
         maker = Maker(self.pool, rules, settings.server, metrics)
         generation = Generation(desk, access, maker)
         self._edges = _edge_service(settings)
-        canny, core = settings.engine.canny, self.pool.core
+        core = self.pool.core
         finder = EdgeFinder(self._edges, rules, lambda: core.draining)
-        finding = Edges(desk, access, finder, rules, canny, metrics)
+        finding = Edges(desk, access, finder, rules, metrics)
         health, description = Health(self.pool, placement.reason), Description(settings)
         compatible = routes(desk, access, maker, finder, metrics, settings)
         endpoints = Endpoints(generation, finding, health, description, Docs(), Page(settings), compatible)

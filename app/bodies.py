@@ -7,7 +7,7 @@ that take seconds for a megabyte, or that make text of which no UTF-8 can be mad
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import ParamSpec, TypeVar
 from urllib.parse import parse_qsl
@@ -17,9 +17,16 @@ from starlette.requests import Request
 
 from app import field_types, forms, other_names, pictures
 from app.errors import Error, Faults, Problem, plain, quoted
-from app.fields import AS_THEY_ARE, Fields, GenerationRequest, Rules, Wanted, options
 from app.json_reading import parsed_json
-from workers.engine.contract import Format
+from app.params import (
+    AS_THEY_ARE,
+    GenerationParams,
+    GenerationRequest,
+    OutputOptions,
+    RequestFields,
+    engine_options,
+)
+from app.rules import Rules
 
 UTF8_BYTES = 4  # of a character, at most
 MAX_LENGTH_DIGITS = 18  # of a Content-Length that is worth reading
@@ -38,15 +45,7 @@ P = ParamSpec("P")
 _json = msgspec.json.Decoder(other_names.with_others(GenerationRequest), strict=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Answering:
-    """What the form of the answer asks of the pictures: their files' format, and whether somebody watches them."""
-
-    file_format: Format | None = None
-    previews: bool = False
-
-
-async def wanted(request: Request, rules: Rules, answering: Answering) -> Wanted:
+async def generation_params(request: Request, rules: Rules, output: OutputOptions) -> GenerationParams:
     """What a request asks for, whatever form it comes in. Raises Problem."""
     kind, faults = media_type(request), Faults()
     if is_json(kind) or kind == FORM:
@@ -54,22 +53,22 @@ async def wanted(request: Request, rules: Rules, answering: Answering) -> Wanted
     if is_json(kind):
         fields = await json_body(request, rules, _json, flat=True, faults=faults)
         image = await image_of_json(fields.input_image_base64, faults)
-        made = understood(fields, image, pictures.JSON_NAME, rules, answering, faults=faults)
+        made = understood(fields, image, pictures.JSON_NAME, rules, output, faults=faults)
         return _with_warnings(made, other_names.sent_in(fields))
     if kind == FORM:
         texts, files = await form(request, rules)
-        given = converted(texts, Fields, faults, rules.ranges)
+        given = converted(texts, RequestFields, faults, rules.ranges)
         file = b""
         with faults.noted():
             file = await image_of_form(texts, files, FORM_FILE, (FORM_FILE, pictures.JSON_NAME))
-        made = understood(given, file, FORM_FILE, rules, answering, faults=faults)
+        made = understood(given, file, FORM_FILE, rules, output, faults=faults)
         sent = {name for name, content in (*texts.items(), *files) if content} - {FORM_FILE, pictures.JSON_NAME}
         return _with_warnings(made, sent, {pictures.JSON_NAME: FORM_FILE})
     if kind in PICTURES:
         texts = query(request)
-        given = converted(texts, Fields, faults, rules.ranges)
+        given = converted(texts, RequestFields, faults, rules.ranges)
         file = await image_alone(request, rules)
-        made = understood(given, file, None, rules, answering, faults=faults)
+        made = understood(given, file, None, rules, output, faults=faults)
         return _with_warnings(made, {name for name, text in texts.items() if text})
     raise unsupported(kind, TYPES)
 
@@ -79,15 +78,17 @@ def _refuse_query(request: Request) -> None:
     if not request.scope["query_string"]:
         return
     for name, text in query(request).items():
-        if text and name in Fields.__struct_fields__:
+        if text and name in RequestFields.__struct_fields__:
             detail = f"{name} is in the query, where fields count only if the body is the image. Put it into the body."
             raise Problem(Error.INVALID_FIELD, detail, name)
 
 
-def _with_warnings(wanted: Wanted, sent: set[str], called: Mapping[str, str] = AS_THEY_ARE) -> Wanted:
+def _with_warnings(
+    params: GenerationParams, sent: set[str], called: Mapping[str, str] = AS_THEY_ARE
+) -> GenerationParams:
     """The same, with a word on each field that was sent by a name that is not ours."""
     warnings = tuple(other_names.warnings(sent, called))
-    return replace(wanted, warnings=warnings) if warnings else wanted
+    return replace(params, warnings=warnings) if warnings else params
 
 
 async def image_of_json(encoded: msgspec.Raw, faults: Faults) -> bytes:
@@ -115,15 +116,15 @@ async def image_alone(request: Request, rules: Rules) -> bytes:
 
 
 def understood(
-    fields: Fields | GenerationRequest,
-    picture: bytes,
+    fields: RequestFields | GenerationRequest,
+    image: bytes,
     blamed: str | None,
     rules: Rules,
-    answering: Answering,
+    output: OutputOptions,
     called: Mapping[str, str] = AS_THEY_ARE,
     faults: Faults | None = None,
-) -> Wanted:
-    """What some fields ask for. `called` is what an interface calls them, `blamed` what it calls the picture.
+) -> GenerationParams:
+    """What some fields ask for. `called` is what an interface calls them, `blamed` what it calls the image.
 
     `faults` are those that were found so far. Raises Problem for all that there are.
     """
@@ -132,15 +133,15 @@ def understood(
         faults.add(problem)
     if faults:  # else the image is looked at when it is time for it
         with faults.noted():
-            if picture:  # else that is a fault already
-                pictures.measured(picture, rules, blamed or BODY)
+            if image:  # else that is a fault already
+                pictures.measured(image, rules, blamed or BODY)
         faults.check()
-    return Wanted(
+    return GenerationParams(
         fields.request_id,
-        picture,
+        image,
         fields.text,
         fields.random_seed,
-        options(fields, answering.file_format, previews=answering.previews, embed_metadata=rules.embed_metadata),
+        engine_options(fields, output, rules.defaults["embed_metadata"]),
         1 if fields.number_of_images is None else fields.number_of_images,
         fields.priority or 0,
         blamed,

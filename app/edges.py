@@ -13,11 +13,12 @@ from app import bodies, pictures
 from app.access import Access
 from app.desk import Desk, Ticket
 from app.errors import Error, Faults, Problem
-from app.fields import Rules
 from app.generation import unless_gone, with_warnings
 from app.metrics import Metrics
 from app.negotiation import negotiated
-from app.other_names import OTHER_NAMES, sent_in, warnings, with_others
+from app.other_names import sent_in, warnings, with_others
+from app.params import PARAMS
+from app.rules import Rules
 from workers.edge_process import (
     BusyError,
     ClosingError,
@@ -30,7 +31,7 @@ from workers.edge_process import (
     at_resolution,
 )
 from workers.engine.config import Canny
-from workers.engine.contract import BadPictureError
+from workers.engine.contract import BadPictureError, Options
 from workers.engine.header import output_size
 
 PNG = "image/png"
@@ -52,7 +53,7 @@ class Thresholds(msgspec.Struct, frozen=True):
     canny_high: int | None = None
 
 
-OTHER_THRESHOLDS = {*OTHER_NAMES["canny_low"], *OTHER_NAMES["canny_high"]}
+OTHER_THRESHOLDS = {*PARAMS["canny_low"].elsewhere, *PARAMS["canny_high"].elsewhere}
 
 _json = msgspec.json.Decoder(with_others(EdgesRequest), strict=False)
 
@@ -77,7 +78,8 @@ class EdgeFinder:
         self, request: Request, client: str, image: bytes, blamed: str | None, work: Work, short_side: int | None = None
     ) -> bytes:
         """A PNG of an image's edges or grey values, at the model's size or with another short side, in pixels."""
-        sizing = self.rules.sizing if short_side is None else at_resolution(self.rules.sizing, short_side)
+        nominal = self.rules.engine.size
+        sizing = nominal if short_side is None else at_resolution(nominal, short_side)
         header = pictures.measured(image, self.rules, blamed)
         task = EdgeTask(image, output_size(header.width, header.height, sizing), work)
         return await self._find(request, client, task, blamed)
@@ -99,13 +101,12 @@ class EdgeFinder:
 
 @dataclass(frozen=True, slots=True)
 class EdgeEndpoint:
-    """What endpoints need that answer with edges; `canny`: the thresholds that are configured."""
+    """What endpoints need that answer with edges."""
 
     desk: Desk
     access: Access
     finder: EdgeFinder
     rules: Rules
-    canny: Canny
     metrics: Metrics
 
 
@@ -135,13 +136,13 @@ class Edges(EdgeEndpoint):
             sent |= sent_in(in_body)
         return with_warnings(Response(png, media_type=PNG), warnings(sent & OTHER_THRESHOLDS))
 
-    def _canny(self, faults: Faults, *chosen: Thresholds | EdgesRequest) -> Canny:
-        """The first of each threshold that is chosen, else the configured one."""
-        for each in chosen:
+    def _canny(self, faults: Faults, in_body: Thresholds | EdgesRequest, in_query: Thresholds) -> Canny:
+        """Each threshold as the body has it, else the query, else the configuration."""
+        for each in (in_body, in_query):
             for problem in self.rules.number_faults({"canny_low": each.canny_low, "canny_high": each.canny_high}):
                 faults.add(problem)
-        lows, highs = zip(*((each.canny_low, each.canny_high) for each in chosen), strict=True)
-        return Canny(low=next(filter(None, lows), self.canny.low), high=next(filter(None, highs), self.canny.high))
+        low, high = in_body.canny_low or in_query.canny_low, in_body.canny_high or in_query.canny_high
+        return self.rules.resolved(Options(canny_low=low, canny_high=high)).canny
 
     async def _body(self, request: Request, faults: Faults) -> tuple[bytes, str | None, Thresholds | EdgesRequest]:
         """The image file, what the client calls it, and the thresholds beside it."""

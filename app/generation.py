@@ -14,13 +14,12 @@ from starlette.responses import Response
 
 from app import bodies, events
 from app.access import Access
-from app.bodies import Answering
 from app.desk import Desk, Ticket
 from app.errors import Error, Problem, problem_body, quoted
 from app.events import Feed
-from app.fields import Wanted
 from app.making import ClientGoneError, Maker, Picture
 from app.negotiation import negotiated, preferred
+from app.params import GenerationParams, OutputOptions
 from workers.engine.contract import Format
 
 JSON = "application/json"
@@ -51,7 +50,7 @@ class Generation:
         self._access = access
         self._maker = maker
         # JSON for who does not care; of pictures, what is made anyway.
-        configured = next(kind for kind, name in FORMATS.items() if name == maker.rules.file_format)
+        configured = next(kind for kind, name in FORMATS.items() if name == maker.rules.engine.output.format)
         self._offers = list(dict.fromkeys([JSON, configured, *FORMATS, events.MEDIA_TYPE]))
 
     async def respond(self, request: Request) -> Response:
@@ -62,28 +61,28 @@ class Generation:
         ticket.client = self._access.client(request)
         kind = negotiated(request, self._offers)
         streams = kind == events.MEDIA_TYPE
-        wanted = await bodies.wanted(request, self._maker.rules, Answering(FORMATS.get(kind), streams))
-        if kind in FORMATS and (named := wanted.options.format) is not None:
+        params = await bodies.generation_params(request, self._maker.rules, OutputOptions(FORMATS.get(kind), streams))
+        if kind in FORMATS and (named := params.options.format) is not None:
             kind = _of_format(request, named)
         file_format = FORMATS.get(kind)
-        if file_format is not None and wanted.images > 1:
-            detail = f"number_of_images is {wanted.images}, but {kind} holds one picture; ask for {JSON}."
+        if file_format is not None and params.number_of_images > 1:
+            detail = f"number_of_images is {params.number_of_images}, but {kind} holds one picture; ask for {JSON}."
             raise Problem(Error.INVALID_FIELD, detail, "number_of_images")
         if streams:
-            return await self._stream(request, wanted, ticket)
-        pictures = ticket.pictures = await unless_gone(request, self._maker.make(request, wanted, ticket))
-        body = pictures[0].file if file_format is not None else _json(wanted, pictures)
+            return await self._stream(request, params, ticket)
+        pictures = ticket.pictures = await unless_gone(request, self._maker.make(request, params, ticket))
+        body = pictures[0].file if file_format is not None else _json(params, pictures)
         response = Response(body, headers={"Server-Timing": _timing(pictures[0], ticket.seconds)}, media_type=kind)
-        warnings = (*wanted.warnings, *warnings_of(pictures)) if file_format is not None else ()
+        warnings = (*params.warnings, *warnings_of(pictures)) if file_format is not None else ()
         return with_warnings(response, warnings)
 
-    async def _stream(self, request: Request, wanted: Wanted, ticket: Ticket) -> Response:
+    async def _stream(self, request: Request, params: GenerationParams, ticket: Ticket) -> Response:
         """Tell how it goes. What is refused at once is answered as without a stream."""
         feed = Feed()
 
         async def made() -> bytes:
-            ticket.pictures = await self._maker.make(request, wanted, ticket, feed.follow)
-            return events.event("done", _json(wanted, ticket.pictures))
+            ticket.pictures = await self._maker.make(request, params, ticket, feed.follow)
+            return events.event("done", _json(params, ticket.pictures))
 
         return await self._desk.stream(
             ticket, feed, made(), lambda problem: events.event("error", problem_body(problem))
@@ -107,13 +106,13 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
         working.cancel()
 
 
-def _json(wanted: Wanted, pictures: Sequence[Picture]) -> bytes:
+def _json(params: GenerationParams, pictures: Sequence[Picture]) -> bytes:
     """Written around the base64 by hand: the pictures pass through no JSON encoder."""
     encoded = [pybase64.b64encode(picture.file) for picture in pictures]
-    body = b'{"request_id":%d,"output_image_base64":"%b"' % (wanted.request_id, encoded[0])
+    body = b'{"request_id":%d,"output_image_base64":"%b"' % (params.request_id, encoded[0])
     if len(encoded) > 1:
         body += b',"output_images_base64":[%b]' % b",".join(b'"%b"' % each for each in encoded)
-    if warnings := [*wanted.warnings, *warnings_of(pictures)]:
+    if warnings := [*params.warnings, *warnings_of(pictures)]:
         body += b',"warnings":%b' % msgspec.json.encode(warnings)
     return body + b"}"
 

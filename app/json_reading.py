@@ -7,8 +7,9 @@ import msgspec
 
 from app import field_types
 from app.errors import Error, Faults, Problem
-from app.fields import AS_THEY_ARE, JSON_VALUES
 from app.json_syntax import MARK, broken
+from app.params import AS_THEY_ARE
+from app.rules import JSON_VALUES
 
 VALUE_STARTS = (b",", b"[", b"{")  # every value in JSON but the first follows one of these
 FEW = 100  # that are looked for one by one

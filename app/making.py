@@ -11,8 +11,9 @@ from starlette.requests import Request
 
 from app import pictures
 from app.errors import Error, Problem, whole_seconds
-from app.fields import Rules, Wanted
 from app.metrics import Metrics
+from app.params import GenerationParams
+from app.rules import Rules
 from app.settings import ServerConfig
 from scheduler import messages as m
 from workers.engine.contract import Task
@@ -76,21 +77,20 @@ class Maker:
         self._metrics = metrics
 
     async def make(
-        self, request: Request, wanted: Wanted, ticket: "Ticket", follow: Follow | None = None
+        self, request: Request, params: GenerationParams, ticket: "Ticket", follow: Follow | None = None
     ) -> list[Picture]:
         """All the pictures that are wanted, in order; none if one of them cannot be had. The ticket says for whom.
 
         Raises Problem and ClientGoneError. Cancelling it cancels the jobs.
         """
-        header = pictures.measured(wanted.picture, self.rules, wanted.blamed)
-        ticket.asked = Asked(
-            wanted.images, wanted.options.steps or self.rules.steps, *pictures.final_size(header, self.rules)
-        )
-        work, length, size = pictures.effort(header, wanted.options.steps, self.rules)
-        deadline = time.monotonic() + self._patience(request, work * length * wanted.images)
-        terms = Terms(deadline, work, ticket.client, length, wanted.priority, self._surcharge(header), size)
+        header = pictures.measured(params.image, self.rules, params.blamed)
+        images, steps = params.number_of_images, self.rules.resolved(params.options).steps
+        ticket.asked = Asked(images, steps, *pictures.final_size(header, self.rules))
+        work, length, size = pictures.effort(header, steps, self.rules)
+        deadline = time.monotonic() + self._patience(request, work * length * images)
+        terms = Terms(deadline, work, ticket.client, length, params.priority, self._surcharge(header), size)
         making = [
-            self._one(wanted, seed, terms, follow and partial(follow, n)) for n, seed in enumerate(wanted.seeds())
+            self._one(params, seed, terms, follow and partial(follow, n)) for n, seed in enumerate(params.seeds())
         ]
         return [await making[0]] if len(making) == 1 else await _all(making)
 
@@ -109,11 +109,13 @@ class Maker:
             return AUTO_LOADING_SECONDS
         return max(AUTO_SECONDS, AUTO_TIMES * predicted * work)
 
-    async def _one(self, wanted: Wanted, seed: int, terms: Terms, watch: Callable[[News], None] | None) -> Picture:
+    async def _one(
+        self, params: GenerationParams, seed: int, terms: Terms, watch: Callable[[News], None] | None
+    ) -> Picture:
         submitted = time.perf_counter()
-        answer = await self._pool.generate(Task(wanted.picture, wanted.text, seed, wanted.options), terms, watch)
+        answer = await self._pool.generate(Task(params.image, params.text, seed, params.options), terms, watch)
         if not isinstance(answer.outcome, m.Done):
-            raise error_of(answer.outcome, wanted.blamed)
+            raise error_of(answer.outcome, params.blamed)
         image = answer.outcome.image
         stages = {
             "queue": answer.outcome.queued,

@@ -7,31 +7,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from app.fields import AS_THEY_ARE
+from app.params import AS_THEY_ARE, PARAMS
 
 S = TypeVar("S", bound=msgspec.Struct)
 
-OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
-    "text": ("prompt", "positive_prompt", "caption", "inputs"),
-    "random_seed": ("seed", "randomSeed"),
-    "request_id": ("id", "requestId"),
-    "input_image_base64": (
-        *("image", "input_image", "image_base64", "image_b64", "init_image", "init_images", "images", "image_url"),
-        "inputImageBase64",
-    ),
-    "negative_prompt": ("negative", "neg_prompt", "n_prompt", "negativePrompt"),
-    "steps": ("num_inference_steps", "num_steps", "inference_steps", "sampling_steps", "ddim_steps"),
-    "guidance_scale": ("cfg_scale", "cfg", "guidance", "guidanceScale"),
-    "control_scale": (
-        *("controlnet_conditioning_scale", "conditioning_scale", "control_strength", "control_weight"),
-        "controlnet_scale",
-    ),
-    "canny_low": ("low_threshold", "canny_low_threshold", "threshold_low", "threshold_a"),
-    "canny_high": ("high_threshold", "canny_high_threshold", "threshold_high", "threshold_b"),
-    "number_of_images": ("num_images", "n", "num_images_per_prompt", "batch_size", "num_outputs", "num_samples"),
-    "output_format": ("format", "image_format", "file_format", "response_format"),
-}
-OURS: Mapping[str, str] = {other: ours for ours, others in OTHER_NAMES.items() for other in others}
+OURS: Mapping[str, str] = {other: ours for ours, param in PARAMS.items() for other in param.elsewhere}
 STRENGTH = "the image counts by its edges alone; control_scale says how closely they are kept"
 SAMPLER = "the sampler is that of the configuration"
 WITHOUT: Mapping[str, str] = {
@@ -73,7 +53,7 @@ def _is_nothing(value: Any) -> bool:
 
 def called(ours: str, sent: Collection[str]) -> str | None:
     """The other name by which a field was sent, if it was."""
-    return next((other for other in OTHER_NAMES.get(ours, ()) if other in sent), None)
+    return next((other for other, name in OURS.items() if name == ours and other in sent), None)
 
 
 def warnings(sent: Collection[str], called: Mapping[str, str] = AS_THEY_ARE) -> Iterator[str]:

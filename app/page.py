@@ -9,8 +9,8 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.fields import Rules
 from app.files import Files
+from app.rules import Rules
 from app.settings import Settings
 from workers.engine.config import EngineConfig
 
@@ -81,24 +81,18 @@ class Page:
 
 def page_settings(settings: Settings) -> PageSettings:
     """What the page must know of a configuration."""
-    server, engine, rules = settings.server, settings.engine, Rules.of(settings)
-    defaults = {
-        "steps": rules.steps,
-        "guidance_scale": engine.guidance_scale,
-        "control_scale": engine.control_scale,
-        "canny_low": engine.canny.low,
-        "canny_high": engine.canny.high,
-        "temperature": 1,
-        "number_of_images": 1,
-    }
-    ranges = {name: rules.ranges[name] for name in defaults}
+    server, rules = settings.server, Rules.of(settings)
     return PageSettings(
         model=server.model_name,
         needs_key=server.has_keys,
-        negative_prompt=engine.prompt.negative,
-        fields={name: Setting(defaults[name], each.low, each.high) for name, each in ranges.items()},
+        negative_prompt=rules.defaults["negative_prompt"],
+        fields={
+            name: Setting(rules.defaults[name], each.low, each.high)
+            for name, each in rules.ranges.items()
+            if name in rules.defaults
+        },
         taken=Taken(rules.max_picture_bytes, rules.max_pixels, rules.max_text_chars),
-        about=_about(engine),
+        about=_about(settings.engine),
     )
 
 

@@ -9,8 +9,8 @@ import pybase64
 from app import base64_text
 from app.errors import Error, Problem, plain
 from app.field_types import KINDS
-from app.fields import Rules
 from app.json_syntax import broken
+from app.rules import Rules
 from workers.engine.contract import BadPictureError
 from workers.engine.header import Header, output_size, read_header
 
@@ -61,7 +61,7 @@ def measured(picture: bytes, rules: Rules, blamed: str | None) -> Header:
         advice = f"Scale it down to at most {_largest(header, rules.max_pixels)}."
         raise too_large(what, rules.max_pixels, "pixels", "server.max_pixels", advice, blamed)
     try:
-        output_size(header.width, header.height, rules.sizing)
+        output_size(header.width, header.height, rules.engine.size)
     except BadPictureError as error:
         raise Problem(Error.INVALID_PICTURE, str(error), blamed) from None
     return header
@@ -76,15 +76,15 @@ def _largest(header: Header, max_pixels: int) -> str:
 
 def final_size(header: Header, rules: Rules) -> tuple[int, int]:
     """Width and height of the image that is made of one."""
-    if rules.keeps_size:
+    if rules.engine.kind == "echo":
         return header.width, header.height
-    return output_size(header.width, header.height, rules.sizing)
+    return output_size(header.width, header.height, rules.engine.size)
 
 
-def effort(header: Header, steps: int | None, rules: Rules) -> tuple[float, float, tuple[int, int]]:
+def effort(header: Header, steps: int, rules: Rules) -> tuple[float, float, tuple[int, int]]:
     """What an image takes beside one of the nominal size and number of steps: work, length and size of its job."""
-    width, height = size = output_size(header.width, header.height, rules.sizing)
-    return width * height / rules.sizing.short_side**2, (steps or rules.steps) / rules.steps, size
+    width, height = size = output_size(header.width, header.height, rules.engine.size)
+    return width * height / rules.engine.size.short_side**2, steps / rules.defaults["steps"], size
 
 
 def decoding_seconds(header: Header) -> float:

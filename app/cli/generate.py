@@ -20,7 +20,8 @@ from app.cli.making import HopelessError, InterruptedByError, Maker, make
 from app.cli.order import add_flags, first_seed, order
 from app.cli.plan import Plan, plan
 from app.cli.progress import say
-from app.fields import Fields, Rules, seeds
+from app.params import RequestFields, seeds
+from app.rules import Rules
 from app.settings import Settings
 from app.start import StartError, check_runtime, prepared
 from workers.console import Parser
@@ -95,7 +96,9 @@ def _generate(given: argparse.Namespace, settings: Settings) -> int:
         return FAILED if maker.tally.failed else 0
 
 
-def _resumed(given: argparse.Namespace, settings: Settings, fields: Fields, planned: Plan) -> tuple[Fields, Plan]:
+def _resumed(
+    given: argparse.Namespace, settings: Settings, fields: RequestFields, planned: Plan
+) -> tuple[RequestFields, Plan]:
     """The same, where nobody chose a seed with that of the interrupted command."""
     if given.random_seed is not None:
         return fields, planned
@@ -111,7 +114,7 @@ def _resumed(given: argparse.Namespace, settings: Settings, fields: Fields, plan
     return fields, _plan(given, settings, fields)
 
 
-def _plan(given: argparse.Namespace, settings: Settings, fields: Fields) -> Plan:
+def _plan(given: argparse.Namespace, settings: Settings, fields: RequestFields) -> Plan:
     each = seeds(fields.random_seed, fields.number_of_images or 1)
     return plan(given.picture, given.out, each, settings.engine.output.format, given.format)
 

@@ -13,9 +13,10 @@ from app.cli import results
 from app.cli.plan import Item, Plan
 from app.cli.progress import Progress, hand_over, say
 from app.errors import Problem
-from app.fields import Fields, Rules
 from app.making import error_of
+from app.params import RequestFields
 from app.pictures import effort, measured
+from app.rules import Rules
 from app.settings import Settings
 from app.start import build_pool
 from scheduler import messages as m
@@ -53,7 +54,7 @@ class Tally:
 class Maker:
     """Makes the pictures of a plan; of a folder those that are not there, or all of them `again`."""
 
-    def __init__(self, settings: Settings, plan: Plan, fields: Fields, *, again: bool) -> None:
+    def __init__(self, settings: Settings, plan: Plan, fields: RequestFields, *, again: bool) -> None:
         self.tally = Tally()
         self.folder = plan.folder
         self._rules = Rules.of(settings)
@@ -105,7 +106,8 @@ class Maker:
         """Make a picture; False if the pool has ended. Raises Problem and OSError."""
         picture = await asyncio.to_thread(item.source.read_bytes)
         task = self._recipe.task(picture, item.seed)
-        work, length, size = effort(measured(picture, self._rules, None), task.options.steps, self._rules)
+        steps = self._rules.resolved(task.options).steps
+        work, length, size = effort(measured(picture, self._rules, None), steps, self._rules)
         terms = Terms(time.monotonic() + LONG, work, length=length, size=size)
         answer = await pool.generate(task, terms, progress.watch(item))
         if isinstance(answer.outcome, m.Draining):

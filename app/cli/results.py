@@ -18,7 +18,7 @@ from PIL import Image
 
 from app.cli.errors import CommandError
 from app.cli.plan import SUFFIXES
-from app.fields import Fields, options
+from app.params import OutputOptions, RequestFields, engine_options
 from app.settings import Settings
 from app.start import about
 from workers.engine.contract import Format, Task
@@ -74,10 +74,10 @@ def without_version(text: str) -> str:
 class Recipe:
     """All that a command's images are made with, but for the input and the seed of each."""
 
-    def __init__(self, settings: Settings, fields: Fields, file_format: Format) -> None:
+    def __init__(self, settings: Settings, fields: RequestFields, file_format: Format) -> None:
         self._text = fields.text
         self._format = file_format
-        self._options = options(fields, file_format, embed_metadata="full")
+        self._options = engine_options(fields, OutputOptions(file_format), "full")
         self._metadata = Metadata(settings.engine, about(settings))
 
     def task(self, picture: bytes, seed: int) -> Task:

@@ -27,17 +27,12 @@ from app.description.fields import FieldSchemas
 from app.description.nodes import BINARY, JSON, Node, answer, example, responses
 from app.errors import Error
 from app.metrics import OF_EDGES
+from app.params import PARAMS
 from app.settings import Settings
 
 TAG = "AUTOMATIC1111"
 DIALECT = Dialect(TAG, "Automatic", respond, ErrorAnswer)
-CALLED = {
-    "prompt": "text",
-    "negative_prompt": "negative_prompt",
-    "seed": "random_seed",
-    "steps": "steps",
-    "cfg_scale": "guidance_scale",
-}
+CALLED = {param.automatic1111 or name: name for name, param in PARAMS.items()}
 LOOKED_UP = (Error.UNAUTHORIZED, Error.INTERNAL)
 WHICH = (
     "It is named by its `force_task_id` or its request id, and belongs to the same client: the same API key, else the "
@@ -56,7 +51,8 @@ def schemas(settings: Settings, fields: FieldSchemas) -> Node:
     others = [JobName, ProgressAnswer, InterruptAnswer, DetectRequest, DetectAnswer, Options]
     made = DIALECT.schemas([Txt2ImgRequest, Txt2ImgAnswer, Info, ControlNetUnit, *others, *listed])
     body, unit = made[DIALECT.name(Txt2ImgRequest)], made[DIALECT.name(ControlNetUnit)]
-    body["properties"] |= {name: fields.json(ours, body["properties"][name]) for name, ours in CALLED.items()}
+    for name in body["properties"].keys() & CALLED.keys():
+        body["properties"][name] = fields.json(CALLED[name], body["properties"][name])
     unit["properties"] |= {IMAGE: BINARY | {"format": "byte"}, "module": {"enum": list(MODULES), "default": NONE}}
     unit["required"] = [IMAGE]
     return made

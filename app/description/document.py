@@ -13,17 +13,17 @@ from app.description.nodes import HEADERS, JSON, Node
 from app.docs import Docs
 from app.edges import EdgesRequest
 from app.errors import ProblemBody
-from app.fields import Fields, GenerationRequest
 from app.generation import GenerationAnswer
 from app.health import Aliveness, Readiness
 from app.http.prefix import HEADER, prefix_of
 from app.page import Page, PageSettings
+from app.params import GenerationRequest, RequestFields
 from app.pictures import JSON_NAME
 from app.settings import Settings
 
 STRUCTS = (
     GenerationRequest,
-    Fields,
+    RequestFields,
     GenerationAnswer,
     EdgesRequest,
     ProblemBody,
@@ -70,7 +70,7 @@ def describe(settings: Settings) -> Node:
     """The whole description."""
     fields = FieldSchemas(settings)
     _, schemas = msgspec.json.schema_components(STRUCTS, ref_template="#/components/schemas/{name}")
-    query = schemas.pop("Fields")
+    query = schemas.pop(RequestFields.__name__)
     for body in (schemas[GenerationRequest.__name__], schemas[EdgesRequest.__name__]):
         body["properties"] = fields.body(body["properties"], body["required"])
     schemas[edges.BODY]["properties"][JSON_NAME] = body["properties"][JSON_NAME]

@@ -21,10 +21,11 @@ from app.description.dialect import BEFORE, Dialect, operation
 from app.description.fields import FieldSchemas
 from app.description.nodes import JSON, Node, answer, example, nullable, responses, schema
 from app.errors import Error
+from app.params import PARAMS
 
 TAG = "OpenAI"
 DIALECT = Dialect(TAG, "OpenAI", respond, ErrorAnswer)
-CALLED = {"prompt": "text", "n": "number_of_images", "seed": "random_seed"}
+CALLED = {param.openai: name for name, param in PARAMS.items() if param.openai}
 BODY, IMAGES = f"{DIALECT.prefix}.EditBody", FIELDS[0]
 EVENT = f"{DIALECT.prefix}.EditEvent"
 LOOKED_UP = (Error.UNAUTHORIZED, Error.INTERNAL)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from app.fields import SEED_MAX, SEED_MIN
+from app.params import SEED_MAX, SEED_MIN
 from tests.cli.command import ECHO, PROMPT, generate, lines_of, run
 from tests.service.running import PATIENCE, ROOT, Service, png, surroundings, until
 from workers.engine.header import read_header

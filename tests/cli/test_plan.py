@@ -8,7 +8,8 @@ import pytest
 from app.cli.errors import CommandError
 from app.cli.order import add_flags, order
 from app.cli.plan import plan
-from app.fields import Rules, options
+from app.params import OutputOptions, engine_options
+from app.rules import Rules
 from app.settings import load
 from tests.service.running import ROOT
 from workers.engine.contract import Options
@@ -46,7 +47,7 @@ def test_every_field_of_a_request_is_a_flag() -> None:
     )
     fields = order(given(*flags), RULES)
     assert (fields.text, fields.random_seed, fields.number_of_images) == ("a red heart", -4, 2)
-    assert options(fields) == Options(
+    assert engine_options(fields, OutputOptions()) == Options(
         negative="fog", steps=7, guidance_scale=2, control_scale=0.5, canny_low=50, canny_high=90, temperature=0.5
     )
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from app.compat.automatic.detect import DetectRequest
 from app.compat.automatic.structs import ControlNetUnit, JobName, Txt2ImgRequest
 from app.compat.openai.structs import EditForm
-from app.fields import Fields, GenerationRequest
+from app.params import GenerationRequest, RequestFields
 from tests.fuzz import seeds
 from tests.fuzz.mutations import mutated
 from tests.fuzz.requests import BOUNDARY, Headers, Request, form, part
@@ -146,7 +146,7 @@ def _fields(*structs: type) -> tuple[str, ...]:
 
 
 FIELDS = {
-    GENERATION: _fields(GenerationRequest, Fields),
+    GENERATION: _fields(GenerationRequest, RequestFields),
     EDGES: ("input_image_base64", "canny_low", "canny_high"),
     TXT2IMG: _fields(Txt2ImgRequest),
     DETECT: _fields(DetectRequest),

@@ -7,9 +7,9 @@ import msgspec
 import numpy as np
 
 from app import bodies, json_reading, pictures
-from app.bodies import Answering
 from app.errors import Error, Problem, respond
-from app.fields import SEED_MAX, SEED_MIN, GenerationRequest, Rules, Wanted
+from app.params import SEED_MAX, SEED_MIN, GenerationParams, GenerationRequest, OutputOptions
+from app.rules import Rules
 from app.settings import Settings
 from workers.engine import codec
 from workers.engine.contract import BadPictureError
@@ -39,25 +39,25 @@ def decoder(data: bytes) -> None:
 def parser(body: bytes) -> None:
     """The parser of bodies: what is wanted, within the limits, or a problem that can be told."""
     try:
-        wanted = parsed(body)
+        params = parsed(body)
     except Problem as problem:
         if problem.error not in REFUSALS:
             raise
         respond(problem)
     else:
-        assert all(SEED_MIN <= seed <= SEED_MAX for seed in wanted.seeds())
-        assert len(wanted.text.encode()) <= 4 * RULES.max_text_chars
+        assert all(SEED_MIN <= seed <= SEED_MAX for seed in params.seeds())
+        assert len(params.text.encode()) <= 4 * RULES.max_text_chars
 
 
-def parsed(body: bytes) -> Wanted:
+def parsed(body: bytes) -> GenerationParams:
     """What the endpoint makes of a body before it queues anything. Raises Problem."""
     fields = json_reading.parsed_json(body, DECODER, RULES.max_json_values)
     image = pictures.decoded(fields.input_image_base64)
-    wanted = bodies.understood(fields, image, pictures.JSON_NAME, RULES, Answering())
-    header = pictures.measured(wanted.picture, RULES, wanted.blamed)
-    assert b"%d" % wanted.request_id
+    params = bodies.understood(fields, image, pictures.JSON_NAME, RULES, OutputOptions())
+    header = pictures.measured(params.image, RULES, params.blamed)
+    assert b"%d" % params.request_id
     assert 0 < header.width * header.height <= MAX_PIXELS
-    return wanted
+    return params
 
 
 TARGETS: dict[str, Target] = {"decoder": decoder, "parser": parser}

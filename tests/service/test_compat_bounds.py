@@ -15,7 +15,7 @@ from app.compat.automatic.options import Options
 from app.compat.automatic.structs import ControlNetUnit, JobName, Txt2ImgRequest
 from app.compat.openai.structs import EditForm
 from app.errors import Faults
-from app.fields import Rules
+from app.rules import Rules
 from app.settings import load
 from tests.service.automatic import ENCODED, body
 from tests.service.memory import peak_bytes
@@ -230,5 +230,5 @@ def test_a_waiting_request_holds_no_text_of_its_image() -> None:
     settings = load(ROOT / "configs" / "echo.yaml", {})
     request = msgspec.json.decode(json.dumps(body({"init_images": [ENCODED]}, mask=None)), type=Body)
     found = asked(request, Rules.of(settings), Options(sd_model_checkpoint="echo"), Faults())
-    assert found.wanted.picture == base64.b64decode(ENCODED)
+    assert found.params.image == base64.b64decode(ENCODED)
     assert ENCODED.encode() not in msgspec.json.encode(found.request)

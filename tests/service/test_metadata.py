@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import app
-from app.fields import SEED_MAX, SEED_MIN
+from app.params import SEED_MAX, SEED_MIN
 from tests.service.automatic import body, txt2img
 from tests.service.running import Service, file_of, good_request, pixels_of
 from tests.service.test_progress import streamed

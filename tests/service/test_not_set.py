@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from app.fields import OptionalFields
+from app.params import RequestOptions
 from tests.service.running import Service, good_request, png
 
-OPTIONAL = OptionalFields.__struct_fields__
+OPTIONAL = RequestOptions.__struct_fields__
 FILE = {"input_image": ("x.png", png(64, 64), "image/png")}
 EDIT = {"image": ("x.png", png(64, 64), "image/png")}
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from app.fields import SEED_MAX, SEED_MIN
+from app.params import SEED_MAX, SEED_MIN
 from app.settings import Settings
 from app.start import slot_layout
 from scheduler.messages import BatchKey, Blame, Costs

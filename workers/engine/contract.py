@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from scheduler.messages import Costs
+from workers.engine.config import Canny, EngineConfig
 
 Format: TypeAlias = Literal["jpeg", "png", "webp"]
 ControlImage: TypeAlias = Literal["photo", "edges"]
@@ -35,6 +36,7 @@ class HasWarnings(Protocol):
 
 
 Prepared = TypeVar("Prepared", bound=HasWarnings)
+T = TypeVar("T")
 
 
 class OutOfMemoryError(RuntimeError):
@@ -67,6 +69,42 @@ class Options:
 
 
 AS_CONFIGURED = Options()
+
+
+class Resolved(NamedTuple):
+    """Options by their names in a request, with the configured value of each that the request leaves out.
+
+    This is the only place where None means "as configured". The thresholds are in order, whichever a client calls low.
+    """
+
+    negative_prompt: str
+    steps: int
+    guidance_scale: float
+    control_scale: float
+    canny_low: int
+    canny_high: int
+
+    @property
+    def canny(self) -> Canny:
+        """The edge detector's thresholds."""
+        return Canny(low=self.canny_low, high=self.canny_high)
+
+
+def resolved(options: Options, config: EngineConfig) -> Resolved:
+    """The options of a task, completed by the configuration."""
+    low, high = _either(options.canny_low, config.canny.low), _either(options.canny_high, config.canny.high)
+    return Resolved(
+        _either(options.negative, config.prompt.negative),
+        _either(options.steps, config.echo.steps if config.kind == "echo" else config.sampler.steps),
+        _either(options.guidance_scale, config.guidance_scale),
+        _either(options.control_scale, config.control_scale),
+        min(low, high),
+        max(low, high),
+    )
+
+
+def _either(wanted: T | None, configured: T) -> T:
+    return configured if wanted is None else wanted
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from workers.engine import codec
 from workers.engine.budget import DecodeBudget
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
-from workers.engine.contract import AS_CONFIGURED, Condition, Options, Stepped, Task
+from workers.engine.contract import AS_CONFIGURED, Condition, Options, Stepped, Task, resolved
 from workers.engine.header import output_size, read_header
 from workers.memory import memory_limit
 
@@ -69,7 +69,7 @@ class EchoEngine:
         picture = self._decode(task.picture) if echo.reencode else bytes(task.picture)
         key = self._key(task.picture) if echo.batch_seconds else NOMINAL
         time.sleep(echo.fixed_seconds / 2 * key.work)
-        return Echoed(picture, task.options.steps or echo.steps, key)
+        return Echoed(picture, resolved(task.options, self._config).steps, key)
 
     def _key(self, data: bytes | memoryview) -> BatchKey:
         header, sizing = read_header(data), self._config.size

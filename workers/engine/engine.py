@@ -21,12 +21,21 @@ from workers.engine.budget import DecodeBudget
 from workers.engine.codec import Pixels
 from workers.engine.conditioning import Prompt
 from workers.engine.config import EngineConfig
-from workers.engine.contract import AS_CONFIGURED, MAX_SIZES, Condition, Options, OutOfMemoryError, Stepped, Task
+from workers.engine.contract import (
+    AS_CONFIGURED,
+    MAX_SIZES,
+    Condition,
+    Options,
+    OutOfMemoryError,
+    Stepped,
+    Task,
+    resolved,
+)
 from workers.engine.denoiser import coldest
 from workers.engine.graphs import Recorder
 from workers.engine.header import output_size, read_header
 from workers.engine.measure import Measurements
-from workers.engine.plan import Plan, Scales, canny_of, draw, scales_of, warnings_of
+from workers.engine.plan import Plan, Scales, draw, scales_of, warnings_of
 from workers.engine.runtime import AnyModel
 from workers.engine.speed import Workshop
 from workers.engine.startup import timed
@@ -292,7 +301,7 @@ class DiffusionEngine:
     def _edges(self, pixels: Pixels, options: Options) -> Pixels:
         if options.control_image == "edges":
             return codec.grey(pixels)
-        return codec.edges(pixels, canny_of(options, self._config.canny))
+        return codec.edges(pixels, resolved(options, self._config).canny)
 
     def _hint(self, edges: Pixels) -> Tensor:
         picture = upload(torch.from_numpy(edges), self._model.device).to(self._model.dtype) / 255

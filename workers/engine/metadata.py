@@ -13,17 +13,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TypeVar
 
 import msgspec
 
 from workers.engine.config import EngineConfig
-from workers.engine.contract import AS_CONFIGURED, Options, Task
+from workers.engine.contract import AS_CONFIGURED, Options, Task, resolved
 from workers.engine.embedding import JPEG_UNITS, XMP, embed
 from workers.engine.header import read_header
 from workers.engine.samplers import WEB_UI_NAMES
-
-T = TypeVar("T")
 
 CONTROLNET, VERSION = "ControlNet 0", "Version"
 _DIGEST_DIGITS = 16  # of hexadecimal: 64 bits
@@ -95,7 +92,7 @@ class Metadata:
 
     def infotext(self, made_from: Provenance, size: tuple[int, int]) -> str:
         """The text of an image of a size (width, height)."""
-        negative = _either(made_from.options.negative, self._config.prompt.negative)
+        negative = resolved(made_from.options, self._config).negative_prompt
         said = [made_from.text, f"Negative prompt: {negative}"] if negative else [made_from.text]
         values = {**self._values(made_from, size), VERSION: self._about.software}
         line = ", ".join(f"{name}: {_quoted(value)}" for name, value in values.items() if value)
@@ -109,26 +106,25 @@ class Metadata:
 
     def control(self, options: Options) -> str:
         """What the ControlNet was given, in the words of the web UI's extension."""
-        canny = self._config.canny
-        low, high = _either(options.canny_low, canny.low), _either(options.canny_high, canny.high)
+        chosen = resolved(options, self._config)
         edges = options.control_image == "edges"
         values = {
             "Module": "none" if edges else "canny",
             "Model": f"{self._about.model}-canny".translate(_SEPARATORS),
-            "Weight": _number(_either(options.control_scale, self._config.control_scale)),
-            **({} if edges else {"Threshold A": min(low, high), "Threshold B": max(low, high)}),
+            "Weight": _number(chosen.control_scale),
+            **({} if edges else {"Threshold A": chosen.canny_low, "Threshold B": chosen.canny_high}),
         }
         return ", ".join(f"{name}: {value}" for name, value in values.items())
 
     def _values(self, made_from: Provenance, size: tuple[int, int]) -> Mapping[str, str]:
         config, options = self._config, made_from.options
-        steps = config.echo.steps if config.kind == "echo" else config.sampler.steps
+        chosen = resolved(options, config)
         return {
-            "Steps": str(_either(options.steps, steps)),
+            "Steps": str(chosen.steps),
             "Sampler": sampler_name(config),
             "Schedule type": next((name for key, name in _SCHEDULES.items() if config.sampler.options.get(key)), ""),
             # Up to 1 there is no guidance, as at 1.
-            "CFG scale": _number(max(_either(options.guidance_scale, config.guidance_scale), 1.0)),
+            "CFG scale": _number(max(chosen.guidance_scale, 1.0)),
             "Seed": str(made_from.seed),
             "Size": f"{size[0]}x{size[1]}",
             "Model": self._about.model,
@@ -176,10 +172,6 @@ def _cut(prompts: str, room: int) -> str:
 def digest(data: bytes | memoryview) -> str:
     """The beginning of the SHA-256, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()[:_DIGEST_DIGITS]
-
-
-def _either(wanted: T | None, configured: T) -> T:
-    return configured if wanted is None else wanted
 
 
 def _number(number: float) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from workers.engine.config import Canny, EngineConfig, Sampler, rows_of
-from workers.engine.contract import BadOptionError, Options
+from workers.engine.config import EngineConfig, Sampler, rows_of
+from workers.engine.contract import BadOptionError, Options, resolved
 from workers.engine.sampler import SamplerMatrix, Scheduler, counts, sampler_matrix
 
 _log = logging.getLogger(__name__)
@@ -146,19 +146,12 @@ class Scales(NamedTuple):
 
 def scales_of(options: Options, config: EngineConfig, coldest: float) -> Scales:
     """The scales of a picture; temperatures below `coldest` are taken for that. Raises BadOptionError."""
-    guidance = config.guidance_scale if options.guidance_scale is None else options.guidance_scale
-    control = config.control_scale if options.control_scale is None else options.control_scale
+    chosen = resolved(options, config)
+    guidance = chosen.guidance_scale
     if guidance > 1 and rows_of(config.guidance_scale) == 1:
         raise BadOptionError(f"guidance_scale is {guidance:g}, but this model runs without guidance: 1 is the most.")
     # As in diffusers, guidance begins above 1.
-    return Scales(max(guidance, 1.0), control, 1 / max(options.temperature, coldest))
-
-
-def canny_of(options: Options, canny: Canny) -> Canny:
-    """The thresholds of a picture. Which is the lower one is for them to say, as for OpenCV."""
-    low = canny.low if options.canny_low is None else options.canny_low
-    high = canny.high if options.canny_high is None else options.canny_high
-    return replace(canny, low=min(low, high), high=max(low, high))
+    return Scales(max(guidance, 1.0), chosen.control_scale, 1 / max(options.temperature, coldest))
 
 
 def warnings_of(options: Options, scales: Scales, edges: NDArray[np.uint8]) -> Iterator[str]:

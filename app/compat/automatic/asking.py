@@ -2,18 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from app import other_names
-from app.bodies import Answering, understood
+from app.bodies import understood
 from app.compat.automatic.errors import wrong
 from app.compat.automatic.options import Options, Overrides, overridden
 from app.compat.automatic.scripts import SamplerArgs, Scripts, SeedArgs, is_nothing, read
 from app.compat.automatic.structs import ControlNetUnit, Txt2ImgRequest
 from app.compat.automatic.unit import CANNY, IMAGE, Mask, module_of, unit
 from app.errors import Faults, quoted
-from app.fields import Fields, Rules, Wanted, drawn_seed
+from app.params import PARAMS, GenerationParams, OutputOptions, RequestFields, RequestOptions, drawn_seed
+from app.rules import Rules
 from workers.engine.contract import Task
 from workers.engine.metadata import Provenance
 
@@ -36,15 +38,7 @@ UNUSED = {
     "infotext": "it is not read here; send what it says as fields",
 }
 ONE_IS_DEFAULT = ("eta", "s_noise")
-CALLED = {
-    "text": "prompt",
-    "random_seed": "seed",
-    "guidance_scale": "cfg_scale",
-    "number_of_images": "batch_size times n_iter",
-    "control_scale": "weight",
-    "canny_low": "threshold_a",
-    "canny_high": "threshold_b",
-}
+CALLED = {name: param.automatic1111 for name, param in PARAMS.items() if param.automatic1111}
 # Other services' names, and our own, that have another one here.
 ELSEWHERE = CALLED | {
     "input_image_base64": "image, in a unit of alwayson_scripts.controlnet.args",
@@ -66,7 +60,7 @@ class Asked:
 
     request: Txt2ImgRequest
     module: str
-    wanted: Wanted
+    params: GenerationParams
     made_from: Provenance
     masks: Sequence[Mask]
     notes: Sequence[str]
@@ -80,18 +74,18 @@ def asked(request: Txt2ImgRequest, rules: Rules, present: Options, faults: Fault
     overrides, scripts = Overrides("png", "none"), Scripts((), SeedArgs(), SamplerArgs())
     given, image, masks = ControlNetUnit(module=CANNY), b"", list[Mask]()
     with faults.noted():
-        overrides = overridden(request.settings, present, rules.embed_metadata)
+        overrides = overridden(request.settings, present, rules.defaults["embed_metadata"])
     with faults.noted():
         # Longer ones are refused below.
         prompts = [(text or "")[: rules.max_text_chars] for text in (request.prompt, request.negative_prompt)]
         scripts = read(request.scripts, prompts)
-        given, image, masks = unit(scripts.units, rules.sizing.short_side)
+        given, image, masks = unit(scripts.units, rules.engine.size.short_side)
     others = other_names.warnings(other_names.sent_in(request) & OTHERS, ELSEWHERE)
     request, notes = _completed(request, scripts)
     fields = _fields(request, given, overrides)
-    wanted = understood(fields, image, IMAGE, rules, Answering("png", previews=True), CALLED, faults)
-    made_from = Provenance.of(Task(image, wanted.text, wanted.seed, wanted.options))
-    return Asked(request, module_of(given.module), wanted, made_from, masks, [*notes, *others])
+    params = understood(fields, image, IMAGE, rules, OutputOptions("png", previews=True), CALLED, faults)
+    made_from = Provenance.of(Task(image, params.text, params.seed, params.options))
+    return Asked(request, module_of(given.module), params, made_from, masks, [*notes, *others])
 
 
 def _is_on(name: str, value: object) -> bool:
@@ -120,22 +114,20 @@ def _completed(request: Txt2ImgRequest, scripts: Scripts) -> tuple[Txt2ImgReques
     return msgspec.structs.replace(request, alwayson_scripts={}, **UNSET, **missing), notes
 
 
-def _fields(request: Txt2ImgRequest, given: ControlNetUnit, overrides: Overrides) -> Fields:
+def _fields(request: Txt2ImgRequest, given: ControlNetUnit, overrides: Overrides) -> RequestFields:
     is_canny = module_of(given.module) == CANNY
-    return Fields(
-        text=request.prompt or "",
-        random_seed=drawn_seed() if request.seed is None or request.seed in DRAWN else request.seed,
-        negative_prompt=request.negative_prompt,
-        steps=request.steps,
-        output_format=overrides.file_format,
-        embed_metadata=overrides.embed_metadata,
-        guidance_scale=request.cfg_scale,
-        number_of_images=(request.batch_size or 1) * (request.n_iter or 1),
-        control_scale=given.weight,
-        control_image="photo" if is_canny else "edges",
-        canny_low=threshold(given.threshold_a) if is_canny else None,
-        canny_high=threshold(given.threshold_b) if is_canny else None,
-    )
+    sent = msgspec.structs.asdict(request) | msgspec.structs.asdict(given)
+    ours: dict[str, Any] = {name: sent.get(CALLED.get(name, name)) for name in RequestOptions.__struct_fields__}
+    ours |= {
+        "output_format": overrides.file_format,
+        "embed_metadata": overrides.embed_metadata,
+        "number_of_images": (request.batch_size or 1) * (request.n_iter or 1),
+        "control_image": "photo" if is_canny else "edges",
+        "canny_low": threshold(given.threshold_a) if is_canny else None,
+        "canny_high": threshold(given.threshold_b) if is_canny else None,
+    }
+    seed = drawn_seed() if request.seed is None or request.seed in DRAWN else request.seed
+    return RequestFields(text=request.prompt or "", random_seed=seed, **ours)
 
 
 def threshold(given: float | None) -> int | None:

@@ -7,7 +7,7 @@ import msgspec
 
 from app.compat.automatic.scripts import SCRIPT
 from app.compat.automatic.unit import CANNY, NONE
-from app.fields import Rules
+from app.rules import Rules
 from app.settings import Settings
 from workers.engine.metadata import sampler_name
 

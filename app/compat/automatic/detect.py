@@ -18,7 +18,7 @@ from app.desk import Ticket
 from app.edges import EdgeEndpoint
 from app.errors import Error, Faults, Problem, joined, quoted
 from workers.edge_process import RESOLUTIONS, Work
-from workers.engine.config import Canny
+from workers.engine.contract import Options
 
 IMAGES, MASKS, RESOLUTION = "controlnet_input_images", "controlnet_masks", "controlnet_processor_res"
 LOW, HIGH = "controlnet_threshold_a", "controlnet_threshold_b"
@@ -104,7 +104,7 @@ class Detect(EdgeEndpoint):
         found = self.rules.number_faults({"canny_low": low, "canny_high": high}, {"canny_low": LOW, "canny_high": HIGH})
         if wrong_ones := list(found):
             raise joined(wrong_ones)
-        return Canny(low=low or self.canny.low, high=high or self.canny.high)
+        return self.rules.resolved(Options(canny_low=low, canny_high=high)).canny
 
     def _images(self, asked: DetectRequest) -> list[tuple[str, str]]:
         texts = asked.controlnet_input_images or asked.controlnet_images or []

@@ -7,10 +7,10 @@ from app.compat.automatic import prompts
 from app.compat.automatic.asking import Asked
 from app.compat.automatic.jobs import Job
 from app.compat.automatic.structs import Info
-from app.fields import Rules
 from app.generation import warnings_of
 from app.making import Picture
 from app.settings import Settings
+from workers.engine.contract import resolved
 from workers.engine.header import Header, read_header
 from workers.engine.metadata import CONTROLNET, Metadata, sampler_name
 
@@ -19,18 +19,15 @@ SCHEDULE = "automatic"
 
 def info(asked: Asked, pictures: Sequence[Picture], settings: Settings, metadata: Metadata, job: Job) -> Info:
     """What the images were made with: what was asked for, else what is configured."""
-    engine, options, wanted = settings.engine, asked.wanted.options, asked.wanted
-    header, seeds = read_header(pictures[0].file), wanted.seeds()
-    negative = engine.prompt.negative if options.negative is None else options.negative
-    steps = Rules.of(settings).steps if options.steps is None else options.steps
-    guidance = engine.guidance_scale if options.guidance_scale is None else options.guidance_scale
+    engine, params, images = settings.engine, asked.params, asked.params.number_of_images
+    header, seeds, options = read_header(pictures[0].file), params.seeds(), resolved(params.options, engine)
     sampler = sampler_name(engine)
     size = (header.width, header.height)
     return Info(
-        prompt=wanted.text,
-        all_prompts=[wanted.text] * wanted.images,
-        negative_prompt=negative,
-        all_negative_prompts=[negative] * wanted.images,
+        prompt=params.text,
+        all_prompts=[params.text] * images,
+        negative_prompt=options.negative_prompt,
+        all_negative_prompts=[options.negative_prompt] * images,
         seed=seeds[0],
         all_seeds=seeds,
         subseed=seeds[0],
@@ -38,11 +35,11 @@ def info(asked: Asked, pictures: Sequence[Picture], settings: Settings, metadata
         width=header.width,
         height=header.height,
         sampler_name=sampler,
-        cfg_scale=guidance,
-        steps=steps,
+        cfg_scale=options.guidance_scale,
+        steps=options.steps,
         batch_size=asked.request.batch_size or 1,
         sd_model_name=settings.server.model_name,
-        extra_generation_params={CONTROLNET: metadata.control(options)},
+        extra_generation_params={CONTROLNET: metadata.control(params.options)},
         infotexts=[metadata.infotext(replace(asked.made_from, seed=seed), size) for seed in seeds],
         job_timestamp=job.timestamp,
         task_id=job.task_id,

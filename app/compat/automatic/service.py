@@ -21,9 +21,9 @@ from app.compat.automatic.structs import MAX_ITEMS, InterruptAnswer, JobName, Na
 from app.compat.automatic.txt2img import JSON, Txt2Img
 from app.desk import Desk, Ticket
 from app.edges import EdgeFinder
-from app.fields import Rules
 from app.making import Maker
 from app.metrics import Metrics
+from app.rules import Rules
 from app.settings import Settings
 
 YES = ("true", "1", "yes", "on")
@@ -45,7 +45,7 @@ class Service:
         self._jobs = Jobs(latest=settings.server.shared_progress or settings.server.has_keys)
         self._options = present_options(settings)
         self._txt2img = Txt2Img(desk, access, maker, finder, self._jobs, settings)
-        self._detect = Detect(desk, access, finder, maker.rules, settings.engine.canny, metrics)
+        self._detect = Detect(desk, access, finder, maker.rules, metrics)
         self._catalogue = catalogue(settings)
 
     def routes(self) -> Sequence[Route]:

@@ -66,8 +66,8 @@ class Txt2Img:
     async def _answer(self, request: Request, ticket: Ticket) -> Response:
         ticket.client = self._access.client(request)
         what = await self._asked(request, ticket.client)
-        task_id, steps = what.request.force_task_id or ticket.name, what.wanted.options.steps or self._maker.rules.steps
-        job = Job(task_id, ticket.name, what.wanted.images, steps)
+        steps = self._maker.rules.resolved(what.params.options).steps
+        job = Job(what.request.force_task_id or ticket.name, ticket.name, what.params.number_of_images, steps)
         pictures = ticket.pictures = await self._pictures(request, what, job, ticket)
         sent = pictures if what.request.send_images is not False else []
         answer = Txt2ImgAnswer(
@@ -89,7 +89,7 @@ class Txt2Img:
 
     async def _pictures(self, request: Request, what: Asked, job: Job, ticket: Ticket) -> list[Picture]:
         with self._jobs.running(ticket.client, job):
-            job.making = asyncio.ensure_future(self._maker.make(request, what.wanted, ticket, job.follow))
+            job.making = asyncio.ensure_future(self._maker.make(request, what.params, ticket, job.follow))
             try:
                 return await unless_gone(request, job.making)
             except asyncio.CancelledError:

@@ -13,7 +13,6 @@ from starlette.routing import Route
 
 from app import bodies, other_names
 from app.access import Access
-from app.bodies import Answering
 from app.compat.openai import references
 from app.compat.openai.errors import error_body, respond
 from app.compat.openai.models import Models
@@ -24,10 +23,11 @@ from app.edges import EdgeFinder
 from app.errors import Error, Faults, Problem
 from app.events import event
 from app.field_types import given_in, loose, of_fields
-from app.fields import Fields, OptionalFields, Rules, Wanted, drawn_seed
 from app.generation import unless_gone, warnings_of
 from app.json_syntax import broken
 from app.making import Maker, Picture
+from app.params import PARAMS, GenerationParams, OutputOptions, RequestFields, RequestOptions, drawn_seed
+from app.rules import Rules
 
 PICTURE = "image"
 PICTURES = (PICTURE, "image[]")  # what clients call one, and what they call several
@@ -41,7 +41,7 @@ IDLE = {
 FIXED_SIZE = re.compile(r"\d+x\d+", re.IGNORECASE)
 MOST_QUALITY = 100
 TYPES = "a form (multipart/form-data) or JSON (application/json)"
-CALLED = {"text": "prompt", "number_of_images": "n", "input_image_base64": PICTURE}
+CALLED = {name: param.openai for name, param in PARAMS.items() if param.openai} | {"input_image_base64": PICTURE}
 OTHERS = {*other_names.NAMES, *CALLED} - {*EditForm.__struct_fields__, *references.FIELDS, MASK}
 
 _json_fields = loose(EditForm, (*references.FIELDS, MASK, MARKUP, *sorted(OTHERS)))
@@ -95,17 +95,17 @@ class Images:
         form = edit.form
         with faults.noted():
             self._models.check(form.model)
-        wanted = _wanted(edit, self._maker, faults)
+        params = _params(edit, self._maker, faults)
         if edit.mask:
             _, most = await self._finder.range_of(request, ticket.client, edit.mask, MASK, "alpha")
             if most > 0:
                 raise Problem(Error.INVALID_FIELD, MASKS, MASK)
         if form.stream:
-            return await self._stream(request, form, wanted, ticket)
-        pictures = ticket.pictures = await unless_gone(request, self._maker.make(request, wanted, ticket))
-        data = [_image(each, seed, form) for each, seed in zip(pictures, wanted.seeds(), strict=True)]
+            return await self._stream(request, form, params, ticket)
+        pictures = ticket.pictures = await unless_gone(request, self._maker.make(request, params, ticket))
+        data = [_image(each, seed, form) for each, seed in zip(pictures, params.seeds(), strict=True)]
         size = size_of(pictures[0].file)
-        warnings = _warnings(form, wanted, pictures, size)
+        warnings = _warnings(form, params, pictures, size)
         answer = ImagesAnswer(
             int(time.time()), data, self._models.name, size, form.output_format, warnings=warnings or msgspec.UNSET
         )
@@ -135,22 +135,23 @@ class Images:
         size = sum(map(len, given.values()))
         return await bodies.in_thread_if_large(size, _of_json, given, faults, self._maker.rules)
 
-    async def _stream(self, request: Request, form: EditForm, wanted: Wanted, ticket: Ticket) -> Response:
-        if wanted.images > 1:
-            raise Problem(Error.INVALID_FIELD, f"A stream tells of one picture, but n is {wanted.images}.", "n")
+    async def _stream(self, request: Request, form: EditForm, params: GenerationParams, ticket: Ticket) -> Response:
+        if params.number_of_images > 1:
+            detail = f"A stream tells of one picture, but n is {params.number_of_images}."
+            raise Problem(Error.INVALID_FIELD, detail, "n")
         partials = Partials(form.partial_images)
 
         async def made() -> bytes:
-            (picture,) = ticket.pictures = await self._maker.make(request, wanted, ticket, partials.follow)
+            (picture,) = ticket.pictures = await self._maker.make(request, params, ticket, partials.follow)
             encoded, size = pybase64.b64encode_as_string(picture.file), size_of(picture.file)
             completed = CompletedEvent(
                 encoded,
                 int(time.time()),
                 size,
                 form.output_format,
-                wanted.seed,
+                params.seed,
                 self._models.name,
-                warnings=_warnings(form, wanted, [picture], size) or msgspec.UNSET,
+                warnings=_warnings(form, params, [picture], size) or msgspec.UNSET,
             )
             return told(completed)
 
@@ -176,26 +177,28 @@ def _of_json(given: Mapping[str, msgspec.Raw], faults: Faults, rules: Rules) -> 
     return Edit(form, image, blamed, mask, given.keys() & OTHERS)
 
 
-def _wanted(edit: Edit, maker: Maker, faults: Faults) -> Wanted:
+def _params(edit: Edit, maker: Maker, faults: Faults) -> GenerationParams:
     form = edit.form
     for name, other in (("n", "number_of_images"), ("seed", "random_seed")):
         one, two = getattr(form, name), getattr(form, other)
         if None not in (one, two) and one != two:
             told = f"{name} is {one}, but {other} is {two}, which means the same; send one of them."
             faults.add(Problem(Error.INVALID_FIELD, told, name))
-    ours = {name: getattr(form, name) for name in OptionalFields.__struct_fields__}
+    ours = {name: getattr(form, name) for name in RequestOptions.__struct_fields__}
     if form.n is not None:
         ours["number_of_images"] = form.n
-    given, called = (form.random_seed, CALLED) if form.seed is None else (form.seed, CALLED | {"random_seed": "seed"})
-    fields = Fields(text=form.prompt, random_seed=drawn_seed() if given is None else given, **ours)
-    answering = Answering(form.output_format, previews=form.stream and form.partial_images > 0)
-    understood = bodies.understood(fields, edit.image, edit.blamed, maker.rules, answering, called, faults)
+    given, called = form.seed, CALLED
+    if form.seed is None:
+        given, called = form.random_seed, CALLED | {"random_seed": "random_seed"}
+    fields = RequestFields(text=form.prompt, random_seed=drawn_seed() if given is None else given, **ours)
+    output = OutputOptions(form.output_format, previews=form.stream and form.partial_images > 0)
+    understood = bodies.understood(fields, edit.image, edit.blamed, maker.rules, output, called, faults)
     quality = None if form.output_compression is None else max(form.output_compression, 1)
     ignored = tuple(other_names.warnings(edit.others, CALLED))
     return replace(understood, options=replace(understood.options, quality=quality), warnings=ignored)
 
 
-def _warnings(form: EditForm, wanted: Wanted, pictures: Sequence[Picture], size: str) -> list[str]:
+def _warnings(form: EditForm, params: GenerationParams, pictures: Sequence[Picture], size: str) -> list[str]:
     """What was not followed, and what else the client should know of its images, which are of a size."""
     found = [
         f"{name} is {value}, which changes nothing here: {why}."
@@ -207,7 +210,7 @@ def _warnings(form: EditForm, wanted: Wanted, pictures: Sequence[Picture], size:
         found.append(f"{text}: ask for jpeg or webp.")
     if FIXED_SIZE.fullmatch(form.size) and form.size.lower() != size:
         found.append(f"size is {form.size}, but it follows the image: {size}.")
-    return [*found, *wanted.warnings, *warnings_of(pictures)]
+    return [*found, *params.warnings, *warnings_of(pictures)]
 
 
 def _image(picture: Picture, seed: int, form: EditForm) -> EditedImage:

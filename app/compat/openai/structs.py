@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from app.fields import OptionalFields
+from app.params import RequestOptions
 from workers.engine.contract import Format
 
 MOST_PARTIALS = 3
@@ -14,7 +14,7 @@ MAX_NAME = 200  # characters
 Name = Annotated[str, Meta(max_length=MAX_NAME)]
 
 
-class EditForm(OptionalFields, frozen=True, kw_only=True):
+class EditForm(RequestOptions, frozen=True, kw_only=True):
     """The fields of the form beside its file `image`; OpenAI's, and this service's own.
 
     `n` is number_of_images, `seed` is random_seed; without one, one is drawn. `output_compression` is the quality of a

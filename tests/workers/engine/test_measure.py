@@ -94,9 +94,9 @@ def test_sizes_are_told_as_jobs_name_them() -> None:
     engine.warm_up()
     run_together(engine, (88, 64), (64, 72))
     assert engine.measure_again(idle)
-    rules: Any = SimpleNamespace(sizing=CONFIG.size, steps=4)
+    rules: Any = SimpleNamespace(engine=CONFIG, defaults={"steps": 4})
     for width, height in ((88, 64), (64, 72)):
-        work, _, size = pictures.effort(read_header(demo.picture(width, height)), None, rules)
+        work, _, size = pictures.effort(read_header(demo.picture(width, height)), 4, rules)
         assert BatchKey(work, size) in sizes_of(engine)
 
 

@@ -19,9 +19,8 @@ from tests.workers.engine.three import engine as recorded
 from workers.engine import codec
 from workers.engine.codec import Pixels
 from workers.engine.config import Canny, EngineConfig, Output
-from workers.engine.contract import BadOptionError, Options, Stepped, Task
+from workers.engine.contract import BadOptionError, Options, Stepped, Task, resolved
 from workers.engine.engine import DiffusionEngine
-from workers.engine.plan import canny_of
 
 TOLERANCE = 1e-4  # as in test_equivalence.py
 FIVE = replace(CONFIG, slots=5)
@@ -253,8 +252,9 @@ def test_where_nothing_guides_no_picture_can_ask_for_guidance() -> None:
 
 
 def test_the_lower_threshold_is_the_lower_one() -> None:
-    assert canny_of(Options(canny_low=250), Canny(low=100, high=200)) == Canny(low=200, high=250)
-    assert canny_of(Options(canny_high=50), Canny(low=100, high=200)) == Canny(low=50, high=100)
+    config = EngineConfig(canny=Canny(low=100, high=200))
+    assert resolved(Options(canny_low=250), config).canny == Canny(low=200, high=250)
+    assert resolved(Options(canny_high=50), config).canny == Canny(low=50, high=100)
 
 
 def test_what_is_refused_ends_nothing(shared: DiffusionEngine) -> None:

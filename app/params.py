@@ -1,0 +1,267 @@
+"""The table of request options, `PARAMS`: which values each takes, what it means, and what it is called where.
+
+Requests, error messages, OpenAPI, the command line, the page, and AUTOMATIC1111's and OpenAI's interfaces all work by
+it. To add an option, add a field to `RequestOptions` and a row to `PARAMS`; it reaches the engine if the engine's
+`Options` have a field of its name. What a request leaves out is as configured: `workers.engine.contract.resolved`.
+"""
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import msgspec
+
+from app.settings import Settings
+from workers.engine.contract import AS_CONFIGURED, ControlImage, Embedding, Format, Options, resolved
+
+SEED_MIN, SEED_MAX = -(2**63), 2**64 - 1  # 64 bits, signed or unsigned; each is another image
+SEEDS = SEED_MAX + 1 - SEED_MIN
+PRIORITY = 10
+DRAWN_SEEDS = 2**32  # of which one is drawn if a request names none: short enough to be typed again
+AS_THEY_ARE: Mapping[str, str] = {}
+
+
+class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request may leave out. What is missing or null is as configured."""
+
+    negative_prompt: str | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    control_scale: float | None = None
+    canny_low: int | None = None
+    canny_high: int | None = None
+    control_image: ControlImage | None = None
+    output_format: Format | None = None
+    embed_metadata: Embedding | None = None
+    temperature: float | None = None
+    number_of_images: int | None = None
+    priority: int | None = None
+
+
+class RequestFields(RequestOptions, frozen=True, kw_only=True):
+    """All fields but the image, as a form, a query or a command line has them."""
+
+    text: str
+    request_id: int = 0
+    random_seed: int = 0
+
+
+class GenerationRequest(RequestOptions, frozen=True, kw_only=True):
+    """The body. Integers may come as strings of digits; unknown fields are ignored."""
+
+    request_id: int
+    text: str
+    input_image_base64: msgspec.Raw
+    random_seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The numbers that a field may have, from `low` (itself too, unless it is `open`) to `high`."""
+
+    low: float
+    high: float
+    open: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        return (self.low < number if self.open else self.low <= number) and number <= self.high
+
+    def __str__(self) -> str:
+        return f"above {self.low} and at most {self.high}" if self.open else f"from {self.low} to {self.high}"
+
+
+def _steps(settings: Settings) -> Range:
+    engine = settings.engine
+    return Range(1, max(resolved(AS_CONFIGURED, engine).steps, engine.sampler.max_steps))
+
+
+def _guidance(settings: Settings) -> Range:
+    """A model that is configured without guidance has no room for the unconditional half of a batch."""
+    guided = settings.engine.guidance_scale > 1 or settings.engine.kind == "echo"
+    return Range(0, 50 if guided else 1)
+
+
+def _images(settings: Settings) -> Range:
+    return Range(1, settings.server.max_images)
+
+
+Configured: TypeAlias = Callable[[Settings], Range]  # a range that the configuration decides
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Param:
+    """A row of the table.
+
+    `default` is what counts where neither a request nor the configuration says anything. `flags` are the command
+    line's. `automatic1111` and `openai` are its names in those interfaces where they differ; `elsewhere` are those in
+    other services, which are not taken, but told of.
+    """
+
+    meaning: str
+    range: Range | Configured | None = None
+    default: object = None
+    flags: tuple[str, ...] = ()
+    automatic1111: str = ""
+    openai: str = ""
+    elsewhere: tuple[str, ...] = ()
+
+
+PARAMS: Mapping[str, Param] = {
+    "request_id": Param(
+        meaning="It comes back with the answer.",
+        elsewhere=("id", "requestId"),
+    ),
+    "text": Param(
+        meaning="The prompt.",
+        flags=("prompt",),
+        automatic1111="prompt",
+        openai="prompt",
+        elsewhere=("prompt", "positive_prompt", "caption", "inputs"),
+    ),
+    "input_image_base64": Param(
+        meaning="The image whose edges are kept.",
+        elsewhere=(
+            *("image", "input_image", "image_base64", "image_b64", "init_image", "init_images", "images", "image_url"),
+            "inputImageBase64",
+        ),
+    ),
+    "random_seed": Param(
+        meaning="The same seed gives the same image.",
+        range=Range(SEED_MIN, SEED_MAX),
+        flags=("--seed",),
+        automatic1111="seed",
+        openai="seed",
+        elsewhere=("seed", "randomSeed"),
+    ),
+    "negative_prompt": Param(
+        meaning="What the image should not show.",
+        flags=("--negative",),
+        elsewhere=("negative", "neg_prompt", "n_prompt", "negativePrompt"),
+    ),
+    "steps": Param(
+        meaning="Denoising steps.",
+        range=_steps,
+        flags=("--steps",),
+        elsewhere=("num_inference_steps", "num_steps", "inference_steps", "sampling_steps", "ddim_steps"),
+    ),
+    "guidance_scale": Param(
+        meaning="How closely the prompt is followed (classifier-free guidance).",
+        range=_guidance,
+        flags=("--guidance-scale",),
+        automatic1111="cfg_scale",
+        elsewhere=("cfg_scale", "cfg", "guidance", "guidanceScale"),
+    ),
+    "control_scale": Param(
+        meaning="How closely the edges are followed.",
+        range=Range(0, 2),
+        flags=("--control-scale",),
+        automatic1111="weight",
+        elsewhere=(
+            *("controlnet_conditioning_scale", "conditioning_scale", "control_strength", "control_weight"),
+            "controlnet_scale",
+        ),
+    ),
+    "canny_low": Param(
+        meaning="Canny's lower threshold: an edge goes on where it is above it.",
+        range=Range(1, 2000),
+        flags=("--canny-low",),
+        automatic1111="threshold_a",
+        elsewhere=("low_threshold", "canny_low_threshold", "threshold_low", "threshold_a"),
+    ),
+    "canny_high": Param(
+        meaning="Canny's upper threshold: an edge begins where it is above it.",
+        range=Range(1, 2000),
+        flags=("--canny-high",),
+        automatic1111="threshold_b",
+        elsewhere=("high_threshold", "canny_high_threshold", "threshold_high", "threshold_b"),
+    ),
+    "control_image": Param(
+        meaning="What the image is: a `photo`, in which edges are found, or `edges`, white on black, used as they are.",
+        default="photo",
+        flags=("--control-image",),
+    ),
+    "temperature": Param(
+        meaning="Divides the logits of the softmax in the ControlNet's attention layers.",
+        range=Range(0, 1, open=True),
+        default=1.0,
+        flags=("--temperature",),
+    ),
+    "number_of_images": Param(
+        meaning="How many images are made, each with the next seed.",
+        range=_images,
+        default=1,
+        flags=("-n", "--number"),
+        automatic1111="batch_size times n_iter",
+        openai="n",
+        elsewhere=("num_images", "n", "num_images_per_prompt", "batch_size", "num_outputs", "num_samples"),
+    ),
+    "priority": Param(
+        meaning="Of the requests of one client, those of higher priority start first. Below 0 is background work: "
+        "others' requests go first, but leave it a tenth of the work.",
+        range=Range(-PRIORITY, PRIORITY),
+        default=0,
+    ),
+    "output_format": Param(
+        meaning="The image file's format, else that of `Accept`, else as configured. Both must not differ.",
+        elsewhere=("format", "image_format", "file_format", "response_format"),
+    ),
+    "embed_metadata": Param(
+        meaning="What the image file tells of itself: `full`: all that made it; `source`: a model made it; `none`: "
+        "nothing.",
+    ),
+}
+TEXTS = ("text", "negative_prompt")
+OF_THE_ENGINE = tuple(name for name in RequestOptions.__struct_fields__ if hasattr(AS_CONFIGURED, name))
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """What the form of the answer asks of the images: their files' format, and whether somebody watches them."""
+
+    file_format: Format | None = None
+    previews: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationParams:
+    """A request that was understood, whatever form it came in, and is within its limits.
+
+    The first image is made with `seed`, the next with the next. `blamed` is what the client calls its image, for
+    messages. `warnings` tell of fields that were sent and are ignored.
+    """
+
+    request_id: int
+    image: bytes
+    text: str
+    seed: int
+    options: Options
+    number_of_images: int = 1
+    priority: int = 0
+    blamed: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    def seeds(self) -> list[int]:
+        """The seed of each image."""
+        return seeds(self.seed, self.number_of_images)
+
+
+def drawn_seed() -> int:
+    """For a request that names none."""
+    return secrets.randbelow(DRAWN_SEEDS)
+
+
+def seeds(first: int, images: int) -> list[int]:
+    """The seed of each of several images; after the greatest comes the least."""
+    return [(first - SEED_MIN + n) % SEEDS + SEED_MIN for n in range(images)]
+
+
+def engine_options(fields: RequestOptions, output: OutputOptions, embed_metadata: Embedding = "none") -> Options:
+    """What some fields mean to an engine. `output` and `embed_metadata` hold where the fields say nothing else."""
+    said = {name: value for name in OF_THE_ENGINE if (value := getattr(fields, name)) is not None}
+    return Options(
+        negative=fields.negative_prompt,
+        format=fields.output_format or output.file_format,
+        previews=output.previews,
+        **{"embed_metadata": embed_metadata, **said},
+    )
