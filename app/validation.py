@@ -138,7 +138,8 @@ def _largest_result(settings: "Settings") -> int:
 
 def scheduler_problems(limits: Limits) -> list[Problem]:
     """Contradictions in the `scheduler` section."""
-    if limits.restart_pause <= limits.restart_pause_max:
+    if limits.restart_backoff <= limits.restart_backoff_max:
         return []
-    text = f"is {limits.restart_pause}, but must not be above scheduler.restart_pause_max ({limits.restart_pause_max})"
-    return [Problem(("scheduler", "restart_pause"), text)]
+    most = f"scheduler.restart_backoff_max ({limits.restart_backoff_max})"
+    text = f"is {limits.restart_backoff}, but must not be above {most}"
+    return [Problem(("scheduler", "restart_backoff"), text)]

@@ -18,17 +18,17 @@ class Limits:
     """The same while no other client waits: the rest is kept for whoever comes next."""
     attempts: Annotated[int, msgspec.Meta(ge=1)] = 2
     """How many workers an image may crash before it is given up; one that was ended from outside counts for a fifth."""
-    silence_factor: Annotated[float, msgspec.Meta(ge=1)] = 8.0
-    """A worker is killed when a step takes this many times as long as expected, and `silence_floor` at least."""
-    silence_floor: Annotated[float, msgspec.Meta(gt=0)] = 20.0
+    heartbeat_factor: Annotated[float, msgspec.Meta(ge=1, extra={"former": "silence_factor"})] = 8.0
+    """A worker is killed when a step takes this many times as long as expected, and `heartbeat_floor` at least."""
+    heartbeat_floor: Annotated[float, msgspec.Meta(gt=0, extra={"former": "silence_floor"})] = 20.0
     """The shortest silence for which a worker is killed."""
     load_timeout: Annotated[float, msgspec.Meta(gt=0)] = 900.0
     """A worker is killed when it is not ready this long after its start."""
-    restart_pause: Annotated[float, msgspec.Meta(ge=0)] = 0.5
+    restart_backoff: Annotated[float, msgspec.Meta(ge=0, extra={"former": "restart_pause"})] = 0.5
     """The pause before a worker that finished nothing is started again; it doubles each time."""
-    restart_pause_max: Annotated[float, msgspec.Meta(ge=0)] = 30.0
+    restart_backoff_max: Annotated[float, msgspec.Meta(ge=0, extra={"former": "restart_pause_max"})] = 30.0
     """The longest such pause."""
-    out_after: Annotated[int, msgspec.Meta(ge=1)] = 5
+    quarantine_after: Annotated[int, msgspec.Meta(ge=1, extra={"former": "out_after"})] = 5
     """A worker that died so often without finishing an image is out of service; when all are, the service ends."""
-    out_pause: Annotated[float, msgspec.Meta(ge=0)] = 300.0
+    quarantine_pause: Annotated[float, msgspec.Meta(ge=0, extra={"former": "out_pause"})] = 300.0
     """How long it is out of service before it is tried again; being ready for as long wins back all tries."""

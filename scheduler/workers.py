@@ -319,7 +319,7 @@ class Workers:
     def end(self, now: float, worker: Worker) -> None:
         """It is being killed: it gets no more jobs."""
         if worker.ready:
-            worker.proven = worker.proven or now - worker.ready_at >= self._limits.out_pause
+            worker.proven = worker.proven or now - worker.ready_at >= self._limits.quarantine_pause
         worker.alarm = None
         self._become(worker, WorkerState.ENDING)
 
@@ -335,7 +335,7 @@ class Workers:
         worker.exclusive, worker.stepped = False, None
         proven, worker.proven = worker.proven, False
         worker.failures = 0 if proven else worker.failures + (not loss.outside)
-        if worker.fault or loss.hopeless or worker.failures >= self._limits.out_after:
+        if worker.fault or loss.hopeless or worker.failures >= self._limits.quarantine_after:
             self.quarantine(now, worker, worker.fault or loss.reason)
         else:
             worker.reason = loss.reason
@@ -348,7 +348,7 @@ class Workers:
         """It has no process, and gets none for long."""
         worker.reason, worker.fault = reason, ""
         self._become(worker, WorkerState.OUT)
-        worker.alarm = now + self._limits.out_pause
+        worker.alarm = now + self._limits.quarantine_pause
 
     def _become(self, worker: Worker, state: WorkerState) -> None:
         worker.state = state
@@ -363,13 +363,13 @@ class Workers:
         return "; ".join(f"{worker.id} is out of service: {worker.reason}" for worker in self)
 
     def _longer(self, backoff: float) -> float:
-        return min(max(2 * backoff, self._limits.restart_pause), self._limits.restart_pause_max)
+        return min(max(2 * backoff, self._limits.restart_backoff), self._limits.restart_backoff_max)
 
     def heartbeat_timeout(self, worker: Worker) -> float:
         """Seconds that a busy worker may be silent: while it takes a step, or prepares and decodes all that it has."""
         images, prices = worker.slots.values(), worker.known_prices
         expected = max(prices.step(counted(images)), prices.fixed(sum([each.key.work for each in images])))
-        return max(self._limits.silence_floor, self._limits.silence_factor * expected)
+        return max(self._limits.heartbeat_floor, self._limits.heartbeat_factor * expected)
 
     def check(self, *, opened: bool) -> None:
         """Validate invariants; raises BrokenInvariantError. Until it is `opened`, no worker is to be spawned."""

@@ -169,12 +169,22 @@ def _key_problems(schema: type, found: dict[Any, Any], key: Key) -> Iterator[Pro
         if name in known:
             yield from problems(known[name], value, (*key, name))
         else:
-            meant = _elsewhere(str(name).lower(), schema, key) or nearest(str(name).lower(), known)
-            text = f"is not a setting{meant} Allowed: {_listed(schema)}"
+            word = str(name).lower()
+            if now := next((each for each, kind in known.items() if _former_name(kind) == word), None):
+                text = f"is called {now} now (as a variable, {variable((*key, now))})"
+            else:
+                meant = _elsewhere(word, schema, key) or nearest(word, known)
+                text = f"is not a setting{meant} Allowed: {_listed(schema)}"
             yield Problem((*key, str(name)), text)
     for field in fields(schema):
         if _is_needed(field) and field.name not in found:
             yield Problem((*key, field.name), f"is missing: it must be {allowed(known[field.name])}")
+
+
+def _former_name(kind: Any) -> str | None:
+    """What a key was called in the release before this one."""
+    extras = [each.extra or {} for each in get_args(kind) if isinstance(each, msgspec.Meta)]
+    return next((extra["former"] for extra in extras if "former" in extra), None)
 
 
 def _is_needed(field: Field[Any]) -> bool:

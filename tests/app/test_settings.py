@@ -357,6 +357,25 @@ def test_a_key_in_the_wrong_section_is_told_with_its_own(tmp_path: Path, text: s
     assert f" is not a setting; did you mean {meant}? Allowed: " in line
 
 
+@pytest.mark.parametrize(
+    ("former", "now"),
+    [
+        ("silence_factor", "heartbeat_factor"),
+        ("silence_floor", "heartbeat_floor"),
+        ("restart_pause", "restart_backoff"),
+        ("restart_pause_max", "restart_backoff_max"),
+        ("out_after", "quarantine_after"),
+        ("out_pause", "quarantine_pause"),
+    ],
+)
+def test_the_former_name_of_a_key_is_refused_with_the_new_one(tmp_path: Path, former: str, now: str) -> None:
+    says = f"scheduler.{former} is called {now} now (as a variable, CONTOUR_SCHEDULER__{now.upper()})"
+
+    assert refusal(tmp_path, f"{ECHO}\nscheduler: {{{former}: 3}}") == [f"my.yaml: {says}"]
+    [line] = refusal(tmp_path, ECHO, **{f"CONTOUR_SCHEDULER__{former.upper()}": "3"})
+    assert line.endswith(says)
+
+
 @pytest.mark.parametrize("name", ["API_KEY", "SERVER_API_KEY"])
 def test_a_variable_without_its_section_is_told_with_its_name(tmp_path: Path, name: str) -> None:
     [line] = refusal(tmp_path, ECHO, **{f"CONTOUR_{name}": "0123456789abcdef"})
@@ -479,10 +498,10 @@ def test_a_deadline_above_the_longest_is_told(tmp_path: Path) -> None:
     ]
 
 
-def test_a_restart_pause_above_the_longest_is_told(tmp_path: Path) -> None:
-    [line] = refusal(tmp_path, "engine: {kind: echo}\nscheduler: {restart_pause: 90, restart_pause_max: 9}")
+def test_a_restart_backoff_above_the_longest_is_refused(tmp_path: Path) -> None:
+    [line] = refusal(tmp_path, "engine: {kind: echo}\nscheduler: {restart_backoff: 90, restart_backoff_max: 9}")
 
-    assert line.startswith("my.yaml: scheduler.restart_pause is 90")
+    assert line.startswith("my.yaml: scheduler.restart_backoff is 90")
 
 
 def test_threads_share_the_cores(tmp_path: Path) -> None:

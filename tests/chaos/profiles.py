@@ -12,11 +12,11 @@ _COMMON: dict[str, object] = {
     "WORKERS__CPU_WORKERS": 2,
     "WORKERS__THREADS": 1,
     "SCHEDULER__ATTEMPTS": 6,
-    "SCHEDULER__OUT_AFTER": 1000,
+    "SCHEDULER__QUARANTINE_AFTER": 1000,
     "SCHEDULER__MAX_QUEUE": 24,
     "SCHEDULER__CLIENT_SHARE": 1,  # all of them have the same address
-    "SCHEDULER__RESTART_PAUSE": 0.1,
-    "SCHEDULER__RESTART_PAUSE_MAX": 1.0,
+    "SCHEDULER__RESTART_BACKOFF": 0.1,
+    "SCHEDULER__RESTART_BACKOFF_MAX": 1.0,
     "SCHEDULER__LOAD_TIMEOUT": 60,
     "SERVER__DEADLINE": DEADLINE_SECONDS,
     "SERVER__DRAIN_SECONDS": DRAIN_SECONDS,
@@ -60,7 +60,7 @@ PROFILES: Mapping[str, Profile] = {
         config="echo",
         overrides={
             **_COMMON,
-            "SCHEDULER__SILENCE_FLOOR": 4.0,  # on a busy machine, 40 megapixels take 2 s before the first step
+            "SCHEDULER__HEARTBEAT_FLOOR": 4.0,  # on a busy machine, 40 megapixels take 2 s before the first step
             "ENGINE__SLOTS": 4,
             "ENGINE__ECHO__STEPS": 8,
             "ENGINE__ECHO__STEP_SECONDS": 0.04,
@@ -77,7 +77,7 @@ PROFILES: Mapping[str, Profile] = {
         config="demo",
         overrides={
             **_COMMON,
-            "SCHEDULER__SILENCE_FLOOR": 4.0,
+            "SCHEDULER__HEARTBEAT_FLOOR": 4.0,
             "ENGINE__SLOTS": 1,
             "ENGINE__SAMPLER__STEPS": 4,
             "ENGINE__SIZE__SHORT_SIDE": 64,

@@ -154,7 +154,7 @@ def test_while_the_only_worker_restarts_its_loading_counts() -> None:
 
 
 def test_only_what_was_measured_last_counts() -> None:
-    core = scheduler(ready("gpu0", GPU), restart_pause=0.0)
+    core = scheduler(ready("gpu0", GPU), restart_backoff=0.0)
     core.handle(0.0, WorkerLost("gpu0", "SIGKILL"))
     core.handle(0.0, ready("gpu0", CPU))
     core.handle(0.0, WorkerLost("gpu0", "SIGKILL"))
@@ -263,7 +263,7 @@ def test_sizes_are_batches_of_their_own_so_no_promise_is_broken_by_mixing_them()
 
 def test_suspects_count_as_what_they_take_alone() -> None:
     cheap = Costs(20, tuple(0.005 + 0.0005 * n for n in range(1, 9)), 0.008)  # eight together take 0.188 s, one 0.118 s
-    core = scheduler(ready("gpu0", cheap), restart_pause=0.0)
+    core = scheduler(ready("gpu0", cheap), restart_backoff=0.0)
     for number in range(1, 9):
         core.handle(0.0, Submitted(job(number)))
     core.handle(0.1, WorkerLost("gpu0", "gone"))

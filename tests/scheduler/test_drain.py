@@ -27,7 +27,7 @@ FIRST, SECOND = Start(1, "gpu0", 0, 1), Start(2, "gpu0", 0, 2)
 
 def draining() -> Checked:
     """Job 1 runs, job 2 waits, and the service drains until 30 s."""
-    core = scheduler(ready("gpu0", SINGLE), restart_pause=0.0, silence_floor=100.0)
+    core = scheduler(ready("gpu0", SINGLE), restart_backoff=0.0, heartbeat_floor=100.0)
     core.handle(0.0, Submitted(job(1)))
     core.handle(0.0, Submitted(job(2)))
     assert core.handle(1.0, Drain(until=30.0)) == []

@@ -69,7 +69,7 @@ def test_steps_left_are_counted_from_the_pictures_own_length() -> None:
 
 
 def test_a_long_silence_is_no_more_like_a_long_picture() -> None:
-    core = scheduler(ready("cpu0", CPU), silence_floor=1.0, silence_factor=8.0)
+    core = scheduler(ready("cpu0", CPU), heartbeat_floor=1.0, heartbeat_factor=8.0)
     core.handle(0.0, Submitted(job(1, length=50.0)))
     assert core.next_wakeup == 8.0
 

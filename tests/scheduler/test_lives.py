@@ -90,7 +90,7 @@ def test_a_worker_that_finished_a_picture_is_spawned_again_at_once() -> None:
 
 
 def test_a_worker_that_finished_nothing_pauses_first() -> None:
-    core = scheduler(ready("gpu0"), restart_pause=0.5)
+    core = scheduler(ready("gpu0"), restart_backoff=0.5)
     assert core.handle(2.0, LOST) == []
     assert (core.state_of("gpu0"), core.next_wakeup) == (WorkerState.WAITING, 2.5)
     assert core.handle(2.4, Tick()) == []
@@ -98,24 +98,24 @@ def test_a_worker_that_finished_nothing_pauses_first() -> None:
 
 
 def test_the_pause_doubles_up_to_its_limit() -> None:
-    core = loading("gpu0", restart_pause=0.5, restart_pause_max=3.0, out_after=10**6)
+    core = loading("gpu0", restart_backoff=0.5, restart_backoff_max=3.0, quarantine_after=10**6)
     assert [lose(core, 10.0 * turn) for turn in range(5)] == pytest.approx([0.5, 1.0, 2.0, 3.0, 3.0])
 
 
 def test_it_doubles_for_ever_without_overflow() -> None:
-    core = loading("gpu0", out_after=10**6)
+    core = loading("gpu0", quarantine_after=10**6)
     assert max(lose(core, 100.0 * turn) for turn in range(2000)) == pytest.approx(30.0)
 
 
 def test_becoming_ready_does_not_end_the_doubling() -> None:
-    core = loading("gpu0", restart_pause=0.5, out_after=10**6)
+    core = loading("gpu0", restart_backoff=0.5, quarantine_after=10**6)
     assert lose(core, 0.0) == pytest.approx(0.5)
     core.handle(5.0, ready("gpu0"))
     assert lose(core, 6.0) == pytest.approx(1.0)
 
 
 def test_a_worker_that_only_failed_has_proved_nothing() -> None:
-    core = scheduler(ready("gpu0"), restart_pause=0.5)
+    core = scheduler(ready("gpu0"), restart_backoff=0.5)
     core.handle(0.0, Submitted(job(1)))
     core.handle(1.0, failed(FIRST, "KeyError"))
     assert core.handle(2.0, LOST) == []
@@ -123,7 +123,7 @@ def test_a_worker_that_only_failed_has_proved_nothing() -> None:
 
 
 def test_a_finished_picture_ends_the_doubling() -> None:
-    core = loading("gpu0", restart_pause=0.5, out_after=10**6)
+    core = loading("gpu0", restart_backoff=0.5, quarantine_after=10**6)
     lose(core, 0.0)
     lose(core, 10.0)
     core.handle(20.0, ready("gpu0"))
@@ -135,12 +135,12 @@ def test_a_finished_picture_ends_the_doubling() -> None:
 
 
 def test_without_a_pause_it_is_spawned_in_the_same_breath() -> None:
-    core = scheduler(ready("gpu0"), restart_pause=0.0)
+    core = scheduler(ready("gpu0"), restart_backoff=0.0)
     assert core.handle(1.0, LOST) == [Spawn("gpu0")]
 
 
 def test_a_new_process_may_have_other_costs() -> None:
-    core = scheduler(ready("gpu0", GPU), restart_pause=0.0)
+    core = scheduler(ready("gpu0", GPU), restart_backoff=0.0)
     core.handle(1.0, LOST)
     core.handle(2.0, ready("gpu0", CPU))
     assert core.predicted_seconds == pytest.approx(10.0)
@@ -151,7 +151,7 @@ def test_a_new_process_may_have_other_costs() -> None:
 
 
 def test_a_worker_that_is_silent_while_busy_is_killed() -> None:
-    core = scheduler(ready("gpu0"), silence_floor=20.0)
+    core = scheduler(ready("gpu0"), heartbeat_floor=20.0)
     core.handle(5.0, Submitted(job(1)))
     assert core.next_wakeup == 25.0
     assert core.handle(24.9, Tick()) == []
@@ -182,7 +182,7 @@ def test_an_idle_worker_is_given_its_time_from_the_start() -> None:
 
 
 def test_every_step_is_a_sign_of_life() -> None:
-    core = scheduler(ready("gpu0"), silence_floor=20.0)
+    core = scheduler(ready("gpu0"), heartbeat_floor=20.0)
     core.handle(0.0, Submitted(job(1)))
     for step in range(1, 10):
         assert core.handle(15.0 * step, stepped("gpu0", step)) == []
@@ -191,7 +191,7 @@ def test_every_step_is_a_sign_of_life() -> None:
 
 
 def test_a_finished_picture_is_a_sign_of_life() -> None:
-    core = scheduler(ready("gpu0"), silence_floor=20.0)
+    core = scheduler(ready("gpu0"), heartbeat_floor=20.0)
     core.handle(0.0, Submitted(job(1)))
     core.handle(0.0, Submitted(job(2)))
     core.handle(15.0, finished(FIRST))
@@ -199,7 +199,7 @@ def test_a_finished_picture_is_a_sign_of_life() -> None:
 
 
 def test_another_job_is_no_sign_of_life() -> None:
-    core = scheduler(ready("gpu0"), silence_floor=20.0)
+    core = scheduler(ready("gpu0"), heartbeat_floor=20.0)
     core.handle(0.0, Submitted(job(1)))
     core.handle(19.0, Submitted(job(2)))
     assert core.handle(20.0, Tick()) == [Kill("gpu0", "silent for 20.0 s")]
@@ -215,7 +215,7 @@ def test_another_job_is_no_sign_of_life() -> None:
     ],
 )
 def test_a_slow_worker_may_be_silent_for_longer(costs: Costs, work: float, seconds: float) -> None:
-    core = scheduler(ready("gpu0", costs), silence_factor=8.0, silence_floor=20.0)
+    core = scheduler(ready("gpu0", costs), heartbeat_factor=8.0, heartbeat_floor=20.0)
     core.handle(0.0, Submitted(job(1, work=work)))
     assert core.next_wakeup == pytest.approx(seconds)
 
@@ -263,7 +263,7 @@ def test_nothing_is_cancelled_in_a_killed_worker() -> None:
 
 
 def test_a_leaving_slot_does_not_survive_its_worker() -> None:
-    core = scheduler(ready("gpu0", SINGLE), restart_pause=0.0)
+    core = scheduler(ready("gpu0", SINGLE), restart_backoff=0.0)
     core.handle(0.0, Submitted(job(1)))
     assert core.handle(1.0, Cancelled(1)) == [Reply(1, Abandoned()), Cancel("gpu0", 0, 1)]
     assert core.handle(2.0, LOST) == [Spawn("gpu0")]
@@ -296,5 +296,5 @@ def test_one_that_is_ready_before_the_tick_is_in_time() -> None:
 
 
 def test_a_loading_worker_may_die() -> None:
-    core = loading("gpu0", restart_pause=0.0)
+    core = loading("gpu0", restart_backoff=0.0)
     assert core.handle(5.0, LOST) == [Spawn("gpu0")]

@@ -18,7 +18,7 @@ from scheduler.messages import (
 )
 from tests.scheduler.words import GPU, Checked, done, finished, job, loading, ready, scheduler
 
-LIMITS = {"restart_pause": 0.0, "out_after": 3, "out_pause": 100.0}
+LIMITS = {"restart_backoff": 0.0, "quarantine_after": 3, "quarantine_pause": 100.0}
 
 
 def lose(core: Checked, worker: str, *, times: int = 1, now: float = 1.0) -> None:
@@ -112,7 +112,7 @@ def test_its_jobs_are_done_elsewhere() -> None:
 
 
 def test_a_device_that_is_unwell_while_its_worker_pauses_keeps_it_out() -> None:
-    core = loading("gpu0", "gpu1", restart_pause=5.0, out_pause=100.0)
+    core = loading("gpu0", "gpu1", restart_backoff=5.0, quarantine_pause=100.0)
     lose(core, "gpu0", now=1.0)
     core.handle(2.0, Faulted("gpu0", "XID 79"))
     assert core.state_of("gpu0") is WorkerState.OUT
@@ -123,7 +123,7 @@ def test_a_device_that_is_unwell_while_its_worker_pauses_keeps_it_out() -> None:
 
 
 def test_a_fault_of_a_worker_that_is_being_killed_keeps_it_out() -> None:
-    core = scheduler(ready("gpu0"), ready("gpu1"), silence_floor=5.0, **LIMITS)
+    core = scheduler(ready("gpu0"), ready("gpu1"), heartbeat_floor=5.0, **LIMITS)
     core.handle(0.0, Submitted(job(1)))
     assert core.handle(5.0, Tick()) == [Kill("gpu0", "silent for 5.0 s")]
     core.handle(5.1, Faulted("gpu0", "XID 79"))

@@ -32,7 +32,7 @@ def test_a_job_that_waited_joins_when_a_batch_has_become_cheap() -> None:
 
 
 def test_a_slower_worker_is_waited_for_longer() -> None:
-    core = scheduler(ready("cpu0", CPU), silence_floor=1.0, silence_factor=8.0)
+    core = scheduler(ready("cpu0", CPU), heartbeat_floor=1.0, heartbeat_factor=8.0)
     core.handle(0.0, Submitted(job(1)))
     assert core.next_wakeup == 8.0
     core.handle(1.0, Measured("cpu0", SLOW_CPU))

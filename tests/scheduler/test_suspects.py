@@ -91,7 +91,7 @@ def test_a_picture_that_lacks_memory_after_its_client_left_is_forgotten() -> Non
 
 
 def test_workers_that_are_ended_from_outside_convict_nobody_until_it_is_a_habit() -> None:
-    core = scheduler(ready("gpu0"), restart_pause=0.0)
+    core = scheduler(ready("gpu0"), restart_backoff=0.0)
     submit(core, 1)
     for number in range(1, 10):
         core.handle(float(number), WorkerLost("gpu0", "killed by SIGKILL", outside=True))
@@ -115,7 +115,7 @@ def test_the_number_of_attempts_is_configured() -> None:
 
 
 def test_with_three_attempts_it_is_tried_three_times() -> None:
-    core = scheduler(ready("gpu0"), attempts=3, restart_pause=0.0)
+    core = scheduler(ready("gpu0"), attempts=3, restart_backoff=0.0)
     submit(core, 1)
     for now in (1.0, 2.0):
         assert lose(core, "gpu0", now) == [Spawn("gpu0")]
@@ -142,7 +142,7 @@ def test_lost_jobs_keep_their_order() -> None:
 
 
 def test_a_suspect_runs_alone() -> None:
-    core = scheduler(ready("gpu0"), restart_pause=0.0)
+    core = scheduler(ready("gpu0"), restart_backoff=0.0)
     submit(core, 1)
     lose(core, "gpu0")
     assert core.handle(1.0, ready("gpu0")) == [Start(1, "gpu0", 0, 2)]
@@ -227,7 +227,7 @@ def test_when_the_worker_that_is_kept_is_lost_another_is_kept() -> None:
 
 
 def test_another_worker_is_preferred_even_if_it_is_slower() -> None:
-    core = scheduler(ready("gpu0", SINGLE), ready("gpu1", SLOW_SINGLE), restart_pause=0.0)
+    core = scheduler(ready("gpu0", SINGLE), ready("gpu1", SLOW_SINGLE), restart_backoff=0.0)
     submit(core, 1, 2, 3, 4)
     assert core.running == 2  # 2 is on the slow one, as there is a queue
     for number in (3, 4):
@@ -239,7 +239,7 @@ def test_another_worker_is_preferred_even_if_it_is_slower() -> None:
 
 
 def test_the_same_device_is_tried_where_there_is_no_other() -> None:
-    core = scheduler(ready("gpu0"), ready("gpu1"), restart_pause=0.0)
+    core = scheduler(ready("gpu0"), ready("gpu1"), restart_backoff=0.0)
     submit(core, 1, 2)
     lose(core, "gpu0")
     core.handle(1.0, ready("gpu0"))
@@ -257,7 +257,7 @@ def test_a_suspect_waits_until_a_leaving_picture_is_gone() -> None:
 
 
 def test_nobody_joins_a_suspect_that_is_leaving() -> None:
-    core = scheduler(ready("gpu0"), restart_pause=0.0)
+    core = scheduler(ready("gpu0"), restart_backoff=0.0)
     submit(core, 1)
     lose(core, "gpu0")
     core.handle(1.0, ready("gpu0"))
@@ -267,7 +267,7 @@ def test_nobody_joins_a_suspect_that_is_leaving() -> None:
 
 
 def test_the_worker_that_one_suspect_avoids_takes_the_next() -> None:
-    core = scheduler(ready("gpu0", SINGLE), ready("gpu1", SINGLE), ready("gpu2", SINGLE), restart_pause=0.0)
+    core = scheduler(ready("gpu0", SINGLE), ready("gpu1", SINGLE), ready("gpu2", SINGLE), restart_backoff=0.0)
     submit(core, 1, 2, 3)
     lose(core, "gpu0")
     lose(core, "gpu1")

@@ -42,7 +42,13 @@ from scheduler.messages import (
 from tests.scheduler.words import IMAGE, Checked
 
 LIMITS = Limits(
-    max_queue=6, attempts=2, silence_floor=20.0, load_timeout=60.0, restart_pause_max=4.0, out_after=3, out_pause=50.0
+    max_queue=6,
+    attempts=2,
+    heartbeat_floor=20.0,
+    load_timeout=60.0,
+    restart_backoff_max=4.0,
+    quarantine_after=3,
+    quarantine_pause=50.0,
 )
 T = TypeVar("T")
 WORKERS = ("a", "b", "c")

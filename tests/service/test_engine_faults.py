@@ -10,9 +10,9 @@ STEPS = {"ENGINE__ECHO__STEPS": 5, "ENGINE__ECHO__STEP_SECONDS": 0.01, "ENGINE__
 # Faults are chance: no picture is to be convicted of a few of them, and no worker to wait or be given up for them.
 PATIENT = {
     "SCHEDULER__ATTEMPTS": 50,
-    "SCHEDULER__OUT_AFTER": 50,
-    "SCHEDULER__RESTART_PAUSE": 0,
-    "SCHEDULER__RESTART_PAUSE_MAX": 0,
+    "SCHEDULER__QUARANTINE_AFTER": 50,
+    "SCHEDULER__RESTART_BACKOFF": 0,
+    "SCHEDULER__RESTART_BACKOFF_MAX": 0,
 }
 CHANCE, ONCE = 0.05, 0.2  # of what is done five times a picture, and once: all of 60 are spared in one run of 500,000
 PICTURES = 60
@@ -40,7 +40,7 @@ def test_a_worker_that_exits_in_the_middle_of_a_step_costs_nobody_a_picture() ->
 
 
 def test_a_worker_that_hangs_without_dying_is_killed_by_its_silence() -> None:
-    silence = {"SCHEDULER__SILENCE_FLOOR": 1.0}
+    silence = {"SCHEDULER__HEARTBEAT_FLOOR": 1.0}
     with Service("echo", ENGINE__FAULTS__HANG=CHANCE, **silence, **STEPS, **PATIENT) as service:
         service.wait_until_ready(workers=2)
         codes = pictures_until(service, lambda: service.sample("contour_worker_losses_total") > 0)

@@ -91,7 +91,7 @@ def test_a_request_whose_worker_was_twice_killed_by_somebody_is_made_all_the_sam
 
 
 def test_a_stopped_worker_is_killed_by_its_silence_and_its_picture_made_elsewhere() -> None:
-    with Service("echo", SCHEDULER__SILENCE_FLOOR=3.0, **STEPS) as service, ThreadPoolExecutor(1) as client:
+    with Service("echo", SCHEDULER__HEARTBEAT_FLOOR=3.0, **STEPS) as service, ThreadPoolExecutor(1) as client:
         service.wait_until_ready(workers=2)
         answer = client.submit(service.generate)
         os.kill(busy_worker(service), signal.SIGSTOP)
@@ -113,7 +113,7 @@ def test_a_worker_that_is_stopped_for_a_moment_or_asked_to_end_keeps_its_picture
 
 
 def test_readiness_tells_of_a_lost_worker() -> None:
-    with Service("echo", WORKERS__CPU_WORKERS=1, SCHEDULER__RESTART_PAUSE=20) as service:
+    with Service("echo", WORKERS__CPU_WORKERS=1, SCHEDULER__RESTART_BACKOFF=20) as service:
         worker = service.wait_until_ready().readiness()["workers"][0]["process"]
         os.kill(worker, signal.SIGKILL)
         until(lambda: service.client.get("/readyz").status_code == 503)

@@ -17,7 +17,7 @@ def states(service: Service) -> list[str]:
 
 
 def test_a_worker_that_keeps_failing_is_out_of_service_and_tried_again_later() -> None:
-    settings = {"SCHEDULER__OUT_AFTER": 1, "SCHEDULER__OUT_PAUSE": 5.0, "WORKERS__CPU_WORKERS": 2}
+    settings = {"SCHEDULER__QUARANTINE_AFTER": 1, "SCHEDULER__QUARANTINE_PAUSE": 5.0, "WORKERS__CPU_WORKERS": 2}
     with Service("echo", **settings) as service:
         service.wait_until_ready(2)
         victim = service.readiness()["workers"][0]
@@ -35,7 +35,7 @@ def test_when_no_worker_can_be_had_everybody_is_told_and_the_exit_code_says_so(t
     # A whole file, so that the start does not stop at it, of another network.
     save_file({"nothing": np.zeros(1, np.float32)}, model / "vae" / "diffusion_pytorch_model.safetensors")
     with (
-        Service("demo", ENGINE__MODEL__PATH=model, SCHEDULER__OUT_AFTER=1) as service,
+        Service("demo", ENGINE__MODEL__PATH=model, SCHEDULER__QUARANTINE_AFTER=1) as service,
         ThreadPoolExecutor(1) as client,
     ):
         answer = client.submit(service.generate)

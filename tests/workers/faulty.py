@@ -47,7 +47,7 @@ def failing_once(monkeypatch: pytest.MonkeyPatch) -> FailOnce:
 async def two_workers(seen: Seen | None = None) -> AsyncIterator[Pool]:
     """A pool with two real workers; afterwards nothing of any job may be left, and there may be no process."""
     setups = [Setup(DeviceSpec(name, "cpu", None), ECHO, threads=1) for name in ("cpu0", "cpu1")]
-    core = Scheduler(["cpu0", "cpu1"], Limits(restart_pause=0.05, out_pause=0.05))
+    core = Scheduler(["cpu0", "cpu1"], Limits(restart_backoff=0.05, quarantine_pause=0.05))
     pool = Pool(setups, core, LAYOUT, seen or Seen())
     task = asyncio.create_task(pool.run())
     yield pool

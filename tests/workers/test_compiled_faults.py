@@ -38,7 +38,7 @@ DIED = [
 async def serving(fault: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pool]:
     monkeypatch.setattr("workers.process.main", dying.main)
     monkeypatch.setenv(dying.FAULT, fault)
-    core = Scheduler(["cpu0"], Limits(restart_pause=0.05))
+    core = Scheduler(["cpu0"], Limits(restart_backoff=0.05))
     pool = Pool(
         [Setup(DeviceSpec("cpu0", "cpu", None), dying.ENGINE, threads=1)],
         core,

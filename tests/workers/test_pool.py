@@ -49,7 +49,7 @@ async def running(
     seen: Observer | None = None, workers: int = 1, engine: EngineConfig = ECHO, room: int = 2**20
 ) -> AsyncIterator[Pool]:
     names = [f"cpu{number}" for number in range(workers)]
-    core = Scheduler(names, Limits(restart_pause=0.05))
+    core = Scheduler(names, Limits(restart_backoff=0.05))
     setups = [Setup(DeviceSpec(name, "cpu", None), engine, threads=1) for name in names]
     pool = Pool(setups, core, SlotLayout(engine.slots, room, room), seen or Seen())
     task = asyncio.create_task(pool.run())
@@ -171,7 +171,7 @@ def test_a_gpu_that_is_unwell_takes_its_workers_out_of_service() -> None:
 
 def test_a_pool_whose_workers_are_all_out_of_service_ends_and_says_why() -> None:
     async def scenario() -> None:
-        core = Scheduler(["cpu0"], Limits(out_after=1))
+        core = Scheduler(["cpu0"], Limits(quarantine_after=1))
         pool = Pool([Setup(DeviceSpec("cpu0", "cpu", None), BROKEN, threads=1)], core, SlotLayout(2, 2**20, 2**20))
         task = asyncio.create_task(pool.run())
         answer = await make(pool)
