@@ -42,7 +42,7 @@ WORKDIR /opt/contour
 COPY workers/__init__.py workers/config.py workers/console.py workers/document.py workers/fetch.py workers/folders.py \
     workers/schema.py workers/yamlfile.py workers/
 COPY scheduler/__init__.py scheduler/messages.py scheduler/
-COPY workers/fetching workers/fetching
+COPY workers/weights workers/weights
 COPY workers/engine/__init__.py workers/engine/architecture.py workers/engine/config.py workers/engine/contract.py \
     workers/engine/samplers.py workers/engine/startup.py workers/engine/trials.py workers/engine/weights.py workers/engine/
 COPY --from=chosen /chosen configs

@@ -11,8 +11,8 @@ from msgspec import Meta
 from workers.engine.config import Canny, EngineConfig, Lora, Sizing, Weights
 from workers.engine.samplers import unknown
 from workers.engine.weights import is_folder, named_loras
-from workers.fetching.store import find
 from workers.schema import SHOWN_CHARS, Problem, show
+from workers.weights.store import find
 
 AnyWeights = TypeVar("AnyWeights", bound=Weights)
 

@@ -164,8 +164,8 @@ def _file_flaws(path: Path) -> Iterator[str]:
     """Look at the header first: the libraries that can say what else a file is take 0.4 s to import."""
     if _looks_whole(path):
         return
-    from workers.fetching.errors import FetchError
-    from workers.fetching.tensors import shapes_in
+    from workers.weights.errors import FetchError
+    from workers.weights.tensors import shapes_in
 
     try:
         shapes_in(path)

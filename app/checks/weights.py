@@ -17,8 +17,8 @@ from workers.engine.weights import (
     is_single_file,
     parts_of,
 )
-from workers.fetching.errors import FetchError
-from workers.fetching.tensors import shapes_in
+from workers.weights.errors import FetchError
+from workers.weights.tensors import shapes_in
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 

@@ -17,11 +17,11 @@ from safetensors.torch import save
 
 from tests.workers.engine import demo
 from tests.workers.hub import COMMIT, Hub
-from workers import fetch
 from workers.engine.config import EngineConfig, Weights
 from workers.engine.engine import DiffusionEngine
 from workers.engine.model import load as load_model
-from workers.fetching.store import find
+from workers.weights import fetch
+from workers.weights.store import find
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo"
@@ -132,6 +132,11 @@ def run_here(tmp_path: Path, files: Mapping[str, bytes], *options: str, config: 
 
 def files_in(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def work(folder: Path) -> Path:
+    """Where the part is while it is not prepared."""
+    return folder / "models" / ".work" / f"controlnet-some--controlnet-{COMMIT[:12]}"
 
 
 def prepared(folder: Path, weights: Weights = CONTROLNET, dtype: str = "float16") -> Path:

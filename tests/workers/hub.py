@@ -1,11 +1,14 @@
 """A stand-in for the hub on loopback: the part of its HTTP that a download uses, and what can go wrong with it.
 
 As on the real one, large files are kept by Git LFS: a listing has their SHA-256, and asking for one leads on to another
-address, which answers to Range. Small files are known by git's hash of their blob.
+host, which answers to Range and gets no token. Small files are known by git's hash of their blob.
 """
 
 import hashlib
 import json
+import os
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -29,6 +32,7 @@ class Asked:
 
     file: str
     range: str | None
+    token: str | None = None
 
 
 @dataclass
@@ -38,9 +42,12 @@ class Hub:
     repositories: Mapping[str, Files] = field(default_factory=dict)
     commits: Mapping[str, str] = field(default_factory=dict)  # of repositories that are not at COMMIT
     error: tuple[int, str] | None = None  # (status, code) for every request
-    refusals: dict[str, list[tuple[int, str]]] = field(default_factory=dict)  # for a file, one after another
+    refusals: dict[str, list[tuple[int, str]]] = field(
+        default_factory=dict
+    )  # for a file (cdn/...: where it leads to), one after another
     cuts: dict[str, list[int]] = field(default_factory=dict)  # after so many bytes of an answer
     stalls: dict[str, list[int]] = field(default_factory=dict)  # the same, but the connection stays open
+    resets: dict[str, list[int]] = field(default_factory=dict)  # the same, but the connection is reset
     instead: dict[str, bytes] = field(default_factory=dict)  # what is sent
     ranges: bool = True
     token: str | None = None  # without which nothing but the listing is given out
@@ -66,7 +73,7 @@ class Hub:
         """The file that is meant by the path of a request, with what it holds."""
         for name, files in self.repositories.items():
             for begin in (f"/{name}/resolve/{self._commit(name)}/", f"/cdn/{name}/"):
-                file = path.removeprefix(begin)
+                file = path.removeprefix(begin).partition("?")[0]
                 if path.startswith(begin) and file in files:
                     return file, files[file]
         return None
@@ -87,6 +94,10 @@ def _blob(content: bytes) -> str:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
+    server: ThreadingHTTPServer
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def do_GET(self) -> None:
         listing, found = self.hub.listing(self.path), self.hub.find(self.path)
@@ -101,50 +112,59 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, json.dumps(listing).encode(), {})
         elif found is None:
             self._refuse(404, "EntryNotFound" if "/resolve/" in self.path else "RepoNotFound")
-        elif self.hub.token not in (None, self.headers.get("Authorization", "").removeprefix("Bearer ")):
+        elif "/resolve/" in self.path and self.hub.token not in (None, self._token()):
             self._refuse(403, "GatedRepo")
-        elif self.hub.refusals.get(found[0]):
-            self._refuse(*self.hub.refusals[found[0]].pop(0))
+        elif refusals := self.hub.refusals.get(self.path.startswith("/cdn/") * "cdn/" + found[0]):
+            self._refuse(*refusals.pop(0))
         elif "/resolve/" in self.path and found[0].endswith(".safetensors"):
             repository = self.path.split("/resolve/")[0]
             headers = {"X-Linked-Size": str(len(found[1])), "X-Linked-Etag": hashlib.sha256(found[1]).hexdigest()}
-            self._send(302, b"", headers | {"X-Repo-Commit": COMMIT, "Location": f"/cdn{repository}/{found[0]}"})
+            place = f"http://localhost:{self.server.server_port}/cdn{repository}/{found[0]}?signature=signed"
+            self._send(302, b"", headers | {"X-Repo-Commit": COMMIT, "Location": place})
+        elif self.command == "HEAD":
+            self._send(200, found[1], {"ETag": f'"{_blob(found[1])}"', "X-Repo-Commit": COMMIT})
         else:
             self._send_file(*found)
+
+    def _token(self) -> str:
+        return self.headers.get("Authorization", "").removeprefix("Bearer ")
 
     def _send_file(self, file: str, content: bytes) -> None:
         content = self.hub.instead.get(file, content)
         asked = self.headers["Range"]
-        self.hub.asked.append(Asked(file, asked))
+        self.hub.asked.append(Asked(file, asked, self._token() or None))
         begin = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.hub.ranges else 0
         headers = {"ETag": f'"{_blob(content)}"', "X-Repo-Commit": COMMIT}
         if begin:
             headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
         self._send(206 if begin else 200, content[begin:], headers, self._fault(file))
 
-    def _fault(self, file: str) -> tuple[int, bool] | None:
-        for faults, stall in ((self.hub.cuts, False), (self.hub.stalls, True)):
-            if faults.get(file):
-                return faults[file].pop(0), stall
+    def _fault(self, file: str) -> tuple[int, str] | None:
+        for kind in ("cuts", "stalls", "resets"):
+            if (faults := getattr(self.hub, kind)).get(file):
+                return faults[file].pop(0), kind
         return None
 
     def _refuse(self, status: int, code: str) -> None:
         self._send(status, b"", {"X-Error-Code": code, "Retry-After": "0"})
 
-    def _send(
-        self, status: int, body: bytes, headers: Mapping[str, str], fault: tuple[int, bool] | None = None
-    ) -> None:
+    def _send(self, status: int, body: bytes, headers: Mapping[str, str], fault: tuple[int, str] | None = None) -> None:
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
+        if self.command == "HEAD":
+            return
         self.wfile.write(body if fault is None else body[: fault[0]])
         if fault is not None:
             self.close_connection = True
-            if fault[1]:
-                self.wfile.flush()
-                self.hub.stalled.set()
-                self.hub.closing.wait(180)
+            self.wfile.flush()
+        if fault is not None and fault[1] == "stalls":
+            self.hub.stalled.set()
+            self.hub.closing.wait(180)
+        if fault is not None and fault[1] == "resets":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())
 
     def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002
 

@@ -30,11 +30,11 @@ from tests.workers.fetching import (
     weights,
 )
 from tests.workers.hub import COMMIT, Hub, files_of, serving
-from workers import fetch
 from workers.config import locate
 from workers.engine.config import Lora
 from workers.engine.weights import absent
-from workers.fetching.store import find, manifest_in, sha256_of
+from workers.weights import fetch
+from workers.weights.store import find, manifest_in, sha256_of
 
 Fetched: TypeAlias = tuple[Path, Hub, "subprocess.CompletedProcess[str]"]
 
@@ -190,7 +190,7 @@ def test_a_check_finds_what_is_damaged_and_again_mends_it(tmp_path: Path, capsys
 
     assert run_here(tmp_path, {}, "--check") == 1
     told = capsys.readouterr()
-    assert f"engine.controlnet: {path} has another content than it had, by its SHA-256\n" in told.out
+    assert f"engine.controlnet: {path} has changed since it was written: its SHA-256 is" in told.out
     assert "made anew by --again" in told.err
     assert run_here(tmp_path, {}, "--again") == 0
     assert path.read_bytes() == weights()

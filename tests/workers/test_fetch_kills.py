@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from tests.workers.fetching import (
     CONTROLNET,
     HALF,
+    ONE,
     ROOT,
     SIZE,
     WEIGHTS,
@@ -32,9 +33,10 @@ from tests.workers.fetching import (
     run_inside,
     start,
     weights,
+    work,
 )
 from tests.workers.hub import COMMIT, Hub, serving, wait_until
-from workers.fetching.store import damages, find, manifest_in
+from workers.weights.store import damages, find, manifest_in
 
 
 def large() -> Hub:
@@ -42,21 +44,26 @@ def large() -> Hub:
     return Hub({"some/controlnet": controlnet() | {WEIGHTS: weights(torch.float32, 8_000_000)}})
 
 
-def test_a_killed_download_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    hub = hub_with(stalls={WEIGHTS: [HALF]})
+def test_a_killed_download_goes_on_with_the_files_that_it_lacks(tmp_path: Path) -> None:
+    """A file that was on its way begins anew; nothing of it stays."""
+    shards = [f"diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    files = {name: save({name: torch.ones(3_000_000, dtype=torch.float16)}, {"format": "pt"}) for name in shards}
+    config = {"config.json": controlnet()["config.json"]}
+    hub = Hub({"some/controlnet": config | files}, stalls={shards[1]: [len(files[shards[1]]) - 1]})
     with serving(hub) as url:
         process = start(tmp_path, url)
         assert hub.stalled.wait(180)
-        part = tmp_path / "models/.work" / f"controlnet-some--controlnet-{COMMIT[:12]}/originals" / f"{WEIGHTS}.part"
-        wait_until(lambda: part.is_file() and part.stat().st_size > 0)
+        wait_until((work(tmp_path) / "originals" / shards[0]).exists)
         end(process, signal.SIGKILL)
-        kept = part.stat().st_size
+        left = list(work(tmp_path).rglob("*.incomplete"))
         assert not is_there(tmp_path)
-        done = run_inside(tmp_path, url)
+        done = run_inside(tmp_path, url, "--keep")
     assert done.returncode == 0, done.stderr
-    assert 0 < kept <= HALF
-    assert ranges(hub) == [None, f"bytes={kept}-"]
-    assert (prepared(tmp_path) / WEIGHTS).read_bytes() == weights()
+    assert sorted(asked.file for asked in hub.asked) == ["config.json", shards[0], shards[1], shards[1]]
+    assert {asked.range for asked in hub.asked} == {None}
+    assert load_file(prepared(tmp_path) / WEIGHTS).keys() == set(shards)
+    assert len(left) == 1
+    assert list(work(tmp_path).rglob("*.incomplete")) == []
 
 
 def test_an_interrupted_download_says_that_it_goes_on(tmp_path: Path) -> None:
@@ -82,14 +89,14 @@ def test_two_at_once_fetch_once(tmp_path: Path) -> None:
         hub.closing.set()  # the first is cut, and goes on
         outputs = [process.communicate(timeout=180)[0] for process in (first, second)]
     assert outputs == [f"engine.model: {ROOT}/configs/demo\nengine.controlnet: {prepared(tmp_path)}\n"] * 2
-    assert ranges(hub) == [None, f"bytes={HALF}-"]
+    assert ranges(hub) == [None, None]
 
 
 def test_a_killed_conversion_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     with serving(large()) as url:
         process = start(tmp_path, url)
-        scratch = tmp_path / "models/.work" / f"controlnet-some--controlnet-{COMMIT[:12]}/scratch"
-        wait_until(lambda: scratch.is_dir() and any(scratch.iterdir()) and not (scratch / "config.json").exists())
+        ready = work(tmp_path) / "scratch" / "ready"
+        wait_until(lambda: ready.is_dir() and len(list(ready.iterdir())) > 1)  # not the configuration alone
         end(process, signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
         assert not is_there(tmp_path)
@@ -177,14 +184,13 @@ def test_too_little_space_is_told_before_anything_is_fetched(tmp_path: Path) -> 
     assert hub.asked == []
 
 
-def test_a_disk_that_others_fill_is_told_and_what_came_is_kept(tmp_path: Path) -> None:
+def test_a_disk_that_others_fill_is_told(tmp_path: Path) -> None:
     content = weights(count=3_000_000)
     half = len(content) // 2
     hub = Hub({"some/controlnet": controlnet() | {WEIGHTS: content}}, stalls={WEIGHTS: [half]})
     with small_disk(tmp_path / "disk", 10) as disk, serving(hub) as url:
         process = start(tmp_path, url, "--to", str(disk))
         assert hub.stalled.wait(180)
-        wait_until(lambda: any(part.stat().st_size for part in disk.rglob(f"{WEIGHTS}.part")))
         filler = disk / "filler"
         with suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
@@ -192,10 +198,9 @@ def test_a_disk_that_others_fill_is_told_and_what_came_is_kept(tmp_path: Path) -
         hub.closing.set()
         _, said = process.communicate(timeout=180)
         assert process.returncode == 1
-        assert f"engine.controlnet: some/controlnet: no space is left in {disk}" in said
+        assert f"engine.controlnet: some/controlnet: {WEIGHTS}: no space is left in {disk}" in said
         filler.unlink()
         assert run_inside(tmp_path, url, "--to", str(disk)).returncode == 0
-    assert ranges(hub)[-1] is not None  # the rest alone
 
 
 @pytest.mark.parametrize("limit", [HALF, SIZE + 1000])
@@ -207,7 +212,8 @@ def test_a_disk_that_fills_up_is_told(tmp_path: Path, limit: int) -> None:
         process = start(tmp_path, url, *options, preexec_fn=shrink)
         _, said = process.communicate(timeout=180)
         assert process.returncode == 1
-        assert "engine.controlnet: some/controlnet: no space is left in" in said
+        assert "engine.controlnet: some/controlnet: " in said
+        assert "no space is left in" in said
         assert "Traceback" not in said
         assert not is_there(tmp_path)
         if not options:  # there is room again
@@ -222,27 +228,34 @@ def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
     assert f"Not a directory: '{tmp_path}/file/models'" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["originals/{WEIGHTS}.part", "float16/contour.json", "scratch"])
+@pytest.mark.parametrize("name", ["originals/{WEIGHTS}", "originals/.cache", "scratch", ""])
 def test_no_link_that_others_have_put_into_the_folder_is_followed(tmp_path: Path, name: str) -> None:
     """In a folder that all may write to: what it points to is neither written to nor emptied."""
-    work = tmp_path / "models/.work" / f"controlnet-some--controlnet-{COMMIT[:12]}"
-    planted, victim = work / name.format(WEIGHTS=WEIGHTS), tmp_path / "victim"
+    planted, victim = work(tmp_path) / name.format(WEIGHTS=WEIGHTS), tmp_path / "victim"
     planted.parent.mkdir(parents=True)
-    if name == "scratch":
-        victim.mkdir()
-        (victim / "config.json").write_bytes(b"precious")
-    else:
-        victim.write_bytes(b"precious")
-    planted.symlink_to(victim)
+    victim.mkdir()
+    (victim / "config.json").write_bytes(b"precious")
+    planted.symlink_to(victim if not name.endswith("}") else victim / "config.json")
     with serving(hub_with()) as url:
         done = run_inside(tmp_path, url)
-    assert is_there(tmp_path) == (done.returncode == 0)
-    assert (victim / "config.json" if victim.is_dir() else victim).read_bytes() == b"precious"
-    if done.returncode:
-        assert done.stderr.startswith("engine.controlnet: some/controlnet: ")
-        assert str(planted) in done.stderr
-    else:
-        assert not any(path.is_symlink() for path in (tmp_path / "models").rglob("*"))
+    assert done.returncode == 0, done.stderr
+    assert files_in(victim) == {"config.json"}
+    assert (victim / "config.json").read_bytes() == b"precious"
+    assert not any(path.is_symlink() for path in (tmp_path / "models").rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "path", ["../victim.safetensors", "/{folder}/victim.safetensors", "a/../../../victim.safetensors"]
+)
+def test_no_repository_can_write_outside_its_folder(tmp_path: Path, path: str) -> None:
+    named = path.format(folder=tmp_path)
+    hub = Hub({"some/controlnet": controlnet(), "some/lora": {named: weights()}})
+    lora = f"loras: [{{path: some/lora, revision: {COMMIT}, file: {named}}}]"
+    with serving(hub) as url:
+        done = run_inside(tmp_path, url, config=f"{ONE}  {lora}\n")
+    assert done.returncode == 1
+    assert f"the repository has no {named}; its safetensors files: none" in done.stderr
+    assert list(tmp_path.rglob("victim*")) == []
 
 
 def test_what_is_fetched_can_be_read_by_all_and_changed_by_nobody_else(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from tests.workers.fetching import (
     weights,
 )
 from tests.workers.hub import COMMIT, Asked, Hub, entry, serving
-from workers import fetch
 from workers.config import locate
 from workers.engine.config import EngineConfig, Weights
 from workers.engine.weights import absent
+from workers.weights import fetch
 
 
 def cached(folder: Path, files: dict[str, bytes]) -> None:

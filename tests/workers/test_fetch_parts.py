@@ -9,9 +9,9 @@ from safetensors.torch import save
 
 from tests.workers.fetching import WEIGHTS, controlnet, run_here, run_inside, weights
 from tests.workers.hub import Hub, serving
-from workers import fetch
-from workers.fetching.errors import FetchError
-from workers.fetching.parts import PARTS, texts_of, weights_of
+from workers.weights import fetch
+from workers.weights.errors import FetchError
+from workers.weights.selection import texts_of, weights_of
 
 MODEL_FILES = (
     ".gitattributes",
@@ -42,15 +42,15 @@ MODEL_FILES = (
 
 
 def test_of_a_model_half_precision_is_taken() -> None:
-    assert weights_of(PARTS["model"], MODEL_FILES, "float16") == {
-        "unet/diffusion_pytorch_model": ["unet/diffusion_pytorch_model.fp16.safetensors"],
-        "vae/diffusion_pytorch_model": ["vae/diffusion_pytorch_model.fp16.safetensors"],
-        "text_encoder/model": ["text_encoder/model.fp16.safetensors"],
+    assert weights_of("model", MODEL_FILES, "float16") == {
+        "unet/diffusion_pytorch_model.safetensors": ["unet/diffusion_pytorch_model.fp16.safetensors"],
+        "vae/diffusion_pytorch_model.safetensors": ["vae/diffusion_pytorch_model.fp16.safetensors"],
+        "text_encoder/model.safetensors": ["text_encoder/model.fp16.safetensors"],
     }
 
 
 def test_the_texts_beside_the_weights_are_taken() -> None:
-    assert texts_of(PARTS["model"], MODEL_FILES) == [
+    assert texts_of("model", MODEL_FILES) == [
         "unet/config.json",
         "vae/config.json",
         "text_encoder/config.json",
@@ -63,27 +63,25 @@ def test_the_texts_beside_the_weights_are_taken() -> None:
 
 
 def test_full_precision_is_taken_where_it_is_wanted() -> None:
-    taken = weights_of(PARTS["model"], MODEL_FILES, "float32")
-    assert taken["unet/diffusion_pytorch_model"] == ["unet/diffusion_pytorch_model.safetensors"]
+    taken = weights_of("model", MODEL_FILES, "float32")
+    assert taken["unet/diffusion_pytorch_model.safetensors"] == ["unet/diffusion_pytorch_model.safetensors"]
 
 
 def test_without_half_precision_the_full_is_taken() -> None:
-    assert weights_of(PARTS["controlnet"], ["config.json", WEIGHTS], "float16") == {
-        "diffusion_pytorch_model": [WEIGHTS]
-    }
+    assert weights_of("controlnet", ["config.json", WEIGHTS], "float16") == {WEIGHTS: [WEIGHTS]}
 
 
 def test_shards_are_taken_if_all_are_there() -> None:
     shards = [f"diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
 
-    assert weights_of(PARTS["controlnet"], shards, "float16") == {"diffusion_pytorch_model": shards}
+    assert weights_of("controlnet", shards, "float16") == {WEIGHTS: shards}
     with pytest.raises(FetchError, match=r"no diffusion_pytorch_model\.safetensors"):
-        weights_of(PARTS["controlnet"], shards[1:], "float16")
+        weights_of("controlnet", shards[1:], "float16")
 
 
 def test_a_repository_of_another_layout_is_refused() -> None:
     with pytest.raises(FetchError, match=r"no vae/config\.json"):
-        texts_of(PARTS["model"], [name for name in MODEL_FILES if name != "vae/config.json"])
+        texts_of("model", [name for name in MODEL_FILES if name != "vae/config.json"])
 
 
 @pytest.mark.parametrize(

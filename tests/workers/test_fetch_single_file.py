@@ -16,12 +16,11 @@ from tests.workers import checkpoint
 from tests.workers.engine import demo, full_size
 from tests.workers.fetching import DEMO, WEIGHTS, assert_same_picture, files_in, run_inside
 from tests.workers.hub import COMMIT, Hub, serving
-from workers import fetch
 from workers.config import locate
 from workers.engine.config import EngineConfig, Weights
 from workers.engine.weights import absent
-from workers.fetching import single_file
-from workers.fetching.single_file import SD15, SD15_REPOSITORY
+from workers.weights import fetch, single_file
+from workers.weights.single_file import SD15, SD15_REPOSITORY
 
 UNET, VAE, TEXT, CONTROL = (DEMO / name for name in ("unet", "vae", "text_encoder", "controlnet"))
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
@@ -132,7 +131,7 @@ def test_what_was_converted_does_not_need_the_original(converted: Path, tmp_path
 def small_sd15(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The small model's architecture in the place of Stable Diffusion's: without a tokenizer, as that has none."""
     folder = shutil.copytree(DEMO, tmp_path / "sd15", ignore=shutil.ignore_patterns("tokenizer", "*.safetensors"))
-    monkeypatch.setattr("workers.fetching.prepare.SD15", folder)
+    monkeypatch.setattr("workers.weights.prepare.SD15", folder)
 
 
 @pytest.mark.usefixtures("small_sd15")
@@ -306,7 +305,7 @@ def test_a_checkpoint_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.C
 def test_what_is_shipped_is_the_architecture_of_stable_diffusion(kind: single_file.Kind) -> None:
     network = getattr(full_size.architecture(), kind)
     shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-    assert single_file._expected(kind, single_file.config_in(SD15, kind)) == shapes
+    assert single_file.expected_shapes(kind, single_file.config_in(SD15, kind)) == shapes
     assert sum(tensor.numel() for tensor in network.parameters()) == full_size.PARAMETERS[kind]
 
 
@@ -327,8 +326,8 @@ def test_the_original_names_of_stable_diffusion_are_converted() -> None:
         "control_model.zero_convs.11.0.weight",
         "control_model.input_hint_block.14.bias",
     } <= original.keys()
-    for component in (*single_file._MODEL, single_file._PREFIXED):
-        config = single_file.config_in(SD15, component.config)
-        tensors = {key: tensor for key, tensor in original.items() if key.startswith(component.prefix)}
-        found = single_file._renamed(component.kind)(tensors, config)
-        assert list(single_file._differences(single_file._expected(component.kind, config), found)) == []
+    for kind, prefix in single_file.PREFIXES.items():
+        config = single_file.config_in(SD15, kind)
+        tensors = {key: tensor for key, tensor in original.items() if key.startswith(prefix)}
+        found = single_file.renamed(kind, tensors, config)
+        assert list(single_file.differences(single_file.expected_shapes(kind, config), found)) == []

@@ -1,4 +1,4 @@
-"""Safetensors files: whether they are what they are called, and the same weights in another number format."""
+"""Safetensors files: whether they are that, and the same weights in another number format."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from workers.fetching.errors import FetchError
+from workers.weights.errors import FetchError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,43 +26,40 @@ _MAGIC = {  # how other files begin
 
 
 def shapes_in(path: Path) -> dict[str, list[int]]:
-    """The tensors of a file by their shapes. Raises FetchError when it is no safetensors file."""
+    """Return the shapes of a file's tensors. Raises FetchError if it is no safetensors file."""
     return {key: shape for key, (_, shape) in _header(path).items()}
 
 
 def _header(path: Path) -> dict[str, tuple[str, list[int]]]:
-    """(number format, shape) of each tensor; the library checks that the file has all of them."""
+    """Return (number format, shape) of each tensor. The library checks that the file has all of them."""
     try:
         with safe_open(path, framework="np") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - it is no dictionary
             return {key: (part.get_dtype(), part.get_shape()) for key, part in slices.items()}
     except SafetensorError as error:
-        raise FetchError(f"{path} is no whole safetensors file: it is {_what(path, error)}") from error
+        raise FetchError(f"{path} is no whole safetensors file: it is {_kind_of(path)}") from error
 
 
-def _what(path: Path, error: Exception) -> str:
+def _kind_of(path: Path) -> str:
     with path.open("rb") as file:
         begin = file.read(max(map(len, _MAGIC)))
-    return next((text for magic, text in _MAGIC.items() if begin.startswith(magic)), f"damaged or cut off ({error})")
+    return next((text for magic, text in _MAGIC.items() if begin.startswith(magic)), "damaged or cut off")
 
 
 def is_ready(path: Path, dtype: str) -> bool:
-    """Whether a file can be used as it is: its numbers are in this format, and it says that it is torch's.
+    """Return whether a file is in this number format and marked as torch's, so that it needs no conversion.
 
-    Raises FetchError when it is no safetensors file.
+    Raises FetchError if it is no safetensors file.
     """
-    found = {code for code, _ in _header(path).values()}
-    return found <= {_CODES[dtype]} | _WHOLE_NUMBERS and _says_torch(path)
-
-
-def _says_torch(path: Path) -> bool:
+    formats = {code for code, _ in _header(path).values()}
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return bool(header.get("__metadata__", {}).get("format") == _METADATA["format"])
+    marked = header.get("__metadata__", {}).get("format") == _METADATA["format"]
+    return marked and formats <= {_CODES[dtype]} | _WHOLE_NUMBERS
 
 
 def read(paths: Sequence[Path], prefix: str = "") -> dict[str, "Tensor"]:
-    """The tensors of files whose names begin with a prefix. They are read when they are used."""
+    """Return the tensors of files whose names begin with a prefix. Their bytes are read when they are used."""
     tensors: dict[str, Tensor] = {}
     for path in paths:
         with safe_open(path, framework="pt") as file:
@@ -72,24 +69,19 @@ def read(paths: Sequence[Path], prefix: str = "") -> dict[str, "Tensor"]:
 
 
 def write(tensors: Mapping[str, "Tensor"], dtype: str, target: Path, what: str) -> None:
-    """Write tensors in a number format; who is killed meanwhile may leave other files beside. Raises FetchError."""
+    """Write tensors to a file in a number format. Raises FetchError and OSError."""
     from safetensors.torch import save_file
 
+    cast = {name: _cast(tensor, dtype, f"{what}: {name}") for name, tensor in tensors.items()}
+    target.touch()
+    mode = target.stat().st_mode
     try:
-        save_file(
-            {name: _cast(tensor, dtype, f"{what}: {name}") for name, tensor in tensors.items()}, target, _METADATA
-        )
+        save_file(cast, target, _METADATA)
     except SafetensorError as error:
         if (number := re.search(r"os error (\d+)", str(error))) is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(target)) from error
-    target.chmod(0o666 & ~_umask())  # the library lets nobody else read it
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # it can only be told by setting it
-    os.umask(mask)
-    return mask
+    target.chmod(mode)  # the library lets nobody else read it
 
 
 def _cast(tensor: "Tensor", dtype: str, what: str) -> "Tensor":

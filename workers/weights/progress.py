@@ -1,28 +1,28 @@
-"""Long work shows how far it is: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work on the standard error: a bar on a terminal, elsewhere a plain line now and then."""
 
 import sys
 from typing import Any
 
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # it makes its names when they are asked for
 
-SMALL = 2**20  # bytes: a file that is here at once is not worth a line
+SMALL = 2**20  # bytes: a smaller file gets no line
 LINE_SECONDS = 10.0  # between two lines, where there is no terminal
 
 
 def say(text: str) -> None:
-    """Tell the person who waits; results go to the standard output, which this leaves alone."""
+    """Tell the person who waits. The standard output is for results."""
     tqdm.write(text, file=sys.stderr)
 
 
-def bar(name: str, total: int, initial: int = 0) -> Any:
-    """How far the bytes of a file have come; a context manager with `update(n)`."""
+def bar(name: str, *, total: int | None, initial: int = 0, **_: object) -> Any:
+    """Return a progress bar of a file's bytes: a context manager with `update(n)`."""
     kind = tqdm if sys.stderr.isatty() else _Lines
-    small = total < SMALL
+    small = (total or 0) < SMALL
     return kind(desc=name, total=total, initial=initial, unit="B", unit_scale=True, unit_divisor=1024, disable=small)
 
 
 class _Lines(tqdm):
-    """The same for files and pipes: they keep every line, so there are few."""
+    """Few lines, as files and pipes keep every one."""
 
     disable: bool
 
@@ -32,14 +32,12 @@ class _Lines(tqdm):
         )
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Write a line instead of drawing over the last."""
         if not self.disable and self.n:
             self.fp.write(f"{msg or str(self)}\n")
             self.fp.flush()
         return True
 
     def close(self) -> None:
-        """Say how it ended, and no more."""
         if not self.disable:
             self.display()
             self.disable = True

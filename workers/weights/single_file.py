@@ -1,0 +1,157 @@
+"""Checkpoints in one file, in the layout of the original latent-diffusion code, converted to that of diffusers.
+
+A checkpoint says nothing of its architecture: `sd15/` has the configurations of Stable Diffusion 1.5. The renaming is
+that of diffusers' `from_single_file`. Its result is compared with the architecture, tensor by tensor, as
+`from_single_file` itself only warns of what is left over, and leaves out what is missing.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from workers.engine.config import Weights
+from workers.weights.errors import FetchError
+from workers.weights.tensors import read, shapes_in
+
+SD15 = Path(__file__).with_name("sd15")
+SD15_REPOSITORY = Weights(  # its tokenizer is taken, as no checkpoint has one
+    path="stable-diffusion-v1-5/stable-diffusion-v1-5", revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
+)
+Kind = Literal["unet", "vae", "text_encoder", "controlnet"]
+Shapes = Mapping[str, list[int]]
+
+_FIRST = "model.diffusion_model.input_blocks.0.0.weight"  # [out, in, 3, 3]
+_CROSS = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"  # [out, width of the text]
+_CONTROL = "input_hint_block.0.weight"
+_SD2_WIDTH = 1024
+_INPUTS = {9: "an inpainting model", 8: "InstructPix2Pix", 7: "an upscaler", 5: "a depth model"}
+_LORA = "a LoRA"
+_OTHERS = {  # how the keys of other models begin
+    "conditioner.embedders.": "Stable Diffusion XL",
+    "control_model.label_emb.": "a ControlNet for Stable Diffusion XL",
+    "add_embedding.": "a ControlNet for Stable Diffusion XL",
+    "cond_stage_model.model.": "Stable Diffusion 2",
+    "model.diffusion_model.joint_blocks.": "Stable Diffusion 3",
+    "joint_blocks.": "Stable Diffusion 3",
+    "model.diffusion_model.double_blocks.": "Flux",
+    "double_blocks.": "Flux",
+    "lora_": _LORA,
+    "unet.": _LORA,
+}
+_POSITIONS = "embeddings.position_ids"  # 0, 1, 2...: old files have them, transformers makes them
+
+
+NAMES: Mapping[Kind, str] = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "controlnet": "ControlNet"}
+PREFIXES: Mapping[Kind, str] = {  # of a network's keys
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder": "cond_stage_model.transformer.",
+    "controlnet": "control_model.",
+}
+
+
+def networks_in(name: str, path: Path) -> Mapping[Kind, str]:
+    """Return the networks of a checkpoint that is to be the "model" or the "controlnet", with their keys' prefixes.
+
+    Raises FetchError.
+    """
+    shapes = shapes_in(path)
+    if (other := _other_model(shapes)) is not None:
+        advice = "name it under engine.loras" if other == _LORA else "choose one for Stable Diffusion 1.5"
+        raise FetchError(f"it is {other}, which cannot be engine.{name}: {advice}")
+    control = _control(shapes)
+    if name == "controlnet" and control:
+        return control
+    if name == "model" and _FIRST in shapes:
+        return _model(shapes)
+    kind = "a model: name it under engine.model" if _FIRST in shapes else "of a kind that is not known"
+    kind = "a ControlNet: name it under engine.controlnet" if control else kind
+    raise FetchError(f"it is {kind}; it cannot be engine.{name}")
+
+
+def _other_model(shapes: Shapes) -> str | None:
+    for begin, what in _OTHERS.items():
+        if any(key.startswith(begin) for key in shapes):
+            return what
+    inputs = shapes.get(_FIRST, [0, 4])[1]
+    if inputs != 4:
+        return _INPUTS.get(inputs, f"a model with {inputs} input channels")
+    widths = [shapes[key][1] for key in shapes if key.endswith(_CROSS)]
+    return "made for Stable Diffusion 2" if _SD2_WIDTH in widths else None
+
+
+def _control(shapes: Shapes) -> dict[Kind, str]:
+    if PREFIXES["controlnet"] + _CONTROL in shapes:
+        return {"controlnet": PREFIXES["controlnet"]}
+    return {"controlnet": ""} if {_CONTROL, "controlnet_cond_embedding.conv_in.weight"} & shapes.keys() else {}
+
+
+def _model(shapes: Shapes) -> dict[Kind, str]:
+    found: dict[Kind, str] = {kind: prefix for kind, prefix in PREFIXES.items() if kind != "controlnet"}
+    for kind, prefix in found.items():
+        if not any(key.startswith(prefix) for key in shapes):
+            raise FetchError(f"it has no {NAMES[kind]} ({prefix}*): choose a checkpoint that has one")
+    return found
+
+
+def convert(path: Path, kind: Kind, prefix: str, like: Path) -> dict[str, Any]:
+    """Return a network's tensors, named and shaped as diffusers and transformers do. Raises FetchError."""
+    config = config_in(like, kind)
+    tensors = renamed(kind, read([path], prefix), config)
+    problem = next(differences(expected_shapes(kind, config), tensors), None)
+    if problem is not None:
+        raise FetchError(f"it does not fit: its {NAMES[kind]} {problem}; {like} says what it should have")
+    return tensors
+
+
+def config_in(like: Path, kind: Kind) -> dict[str, Any]:
+    """Return the configuration of a network in a model's folder. Raises FetchError."""
+    path = like / kind / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no JSON"
+        raise FetchError(f"{path} cannot be read ({reason}): name another folder by --like") from error
+    return config
+
+
+def renamed(kind: Kind, tensors: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Rename a network's tensors from the original layout to that of diffusers."""
+    from diffusers.loaders import single_file_utils as diffusers
+
+    match kind:
+        case "unet":
+            found = diffusers.convert_ldm_unet_checkpoint(tensors, config)
+        case "vae":
+            found = diffusers.convert_ldm_vae_checkpoint(tensors, config)
+        case "controlnet":
+            found = diffusers.convert_controlnet_checkpoint(tensors, config)
+        case "text_encoder":
+            found = diffusers.convert_ldm_clip_checkpoint(tensors)
+            found = {key.removeprefix("text_model."): tensor for key, tensor in found.items()}
+    return {key: tensor for key, tensor in found.items() if tensor is not None and not key.endswith(_POSITIONS)}
+
+
+def expected_shapes(kind: Kind, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all tensors of an architecture."""
+    import torch
+    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    networks = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "controlnet": ControlNetModel}
+    with torch.device("meta"):
+        empty = (
+            CLIPTextModel(CLIPTextConfig(**config)) if kind == "text_encoder" else networks[kind].from_config(config)
+        )
+    return {key: tuple(tensor.shape) for key, tensor in empty.state_dict().items() if not key.endswith(_POSITIONS)}
+
+
+def differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Any]) -> Iterator[str]:
+    """Say what the tensors of a network lack, and have in excess or in another shape."""
+    yield from (f"has no {key}" for key in expected if key not in found)
+    for key, tensor in found.items():
+        if key not in expected:
+            yield f"has {key}, which is not known there"
+        elif tuple(tensor.shape) != expected[key]:
+            yield f"has {key} in the shape {list(tensor.shape)} instead of {list(expected[key])}"
