@@ -9,6 +9,7 @@ from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import Any, Protocol
 
+from scheduler.messages import WorkerReady
 from workers import wire
 from workers.process import out_of_reach
 from workers.reports import is_possible
@@ -115,7 +116,7 @@ class Child:
                 continue
             if isinstance(report, wire.Trying):
                 self._tries = report.names
-            self.loaded = self.loaded or isinstance(report, wire.Ready)
+            self.loaded = self.loaded or isinstance(report, WorkerReady)
             yield report
 
     def reject(self, reason: str) -> None:

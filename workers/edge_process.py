@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import msgspec
 
-from scheduler.messages import Blame, Costs
+from scheduler.messages import Blame, Costs, Failed, Finished, Image, WorkerReady
 from workers import wire
 from workers.child import End
 from workers.confinement import confine, drop_privileges
@@ -311,11 +311,11 @@ class EdgeService:
     def _on_report(self, _: str, report: wire.Report) -> None:
         """A report that nobody waits for raises, which ends the process."""
         match report:
-            case wire.Ready():
+            case WorkerReady():
                 self._answer.set_result(b"")
-            case wire.Finished(slot, _, length):
-                self._answer.set_result(self._memory.read(slot, length))
-            case wire.Failed(_, _, reason, blame):
+            case Finished(_, slot, _, image):
+                self._answer.set_result(self._memory.read(slot, image.length))
+            case Failed(_, _, _, reason, blame):
                 self._answer.set_exception((BadPictureError if blame is Blame.PICTURE else FailedError)(reason))
             case _:
                 raise ValueError(f"the edge process sends no {type(report).__name__}")
@@ -366,7 +366,7 @@ def main(setup: EdgeSetup, channel: socket.socket, memory: SlotMemory) -> None:
     """Entry point of the process: find edges until nobody is at the other end of the socket."""
     prepare(setup, memory)
     budget = DecodeBudget(setup.decoding_bytes)
-    wire.send(channel, wire.Ready(COSTS, "CPU", None))
+    wire.send(channel, WorkerReady(ID, COSTS))
     while isinstance(order := wire.receive_order(channel), wire.Run):
         wire.send(channel, _answer(order, memory, budget))
 
@@ -410,8 +410,8 @@ def _answer(order: wire.Run, memory: SlotMemory, budget: DecodeBudget) -> wire.R
         elif not isinstance(error, BadPictureError):
             log.exception("No edges were found")
             blame, reason = Blame.SERVICE, f"{type(error).__name__}: {error}"
-        return wire.Failed(order.slot, order.generation, wire.as_reason(reason), blame)
-    return wire.Finished(order.slot, order.generation, len(found), 0.0, 0.0, 0.0, 0.0)
+        return Failed(ID, order.slot, order.generation, wire.as_reason(reason), blame)
+    return Finished(ID, order.slot, order.generation, Image(len(found), 0.0, 0.0, 0.0, 0.0))
 
 
 def _find(task: EdgeTask, budget: DecodeBudget) -> bytes:

@@ -23,9 +23,10 @@ from workers.engine.contract import Condition, Task
 from workers.pending import Answer, PendingJobs, Terms
 from workers.process import Setup
 from workers.processes import Processes
-from workers.reports import Device, event_of, summary
+from workers.reports import summary
 from workers.slots import SlotLayout
 from workers.watching import Watch, Watching
+from workers.wire import Device
 
 __all__ = ["Answer", "Device", "NothingServedError", "Observer", "Pool", "Terms"]
 
@@ -191,8 +192,8 @@ class Pool:
                 self._processes.kill(worker)
             case m.Start():
                 self._start(command)
-            case m.Cancel(worker, slot, generation):
-                self._processes.send(worker, wire.Drop(slot, generation))
+            case m.Cancel(worker):
+                self._processes.send(worker, command)
             case m.Reply(job, outcome):
                 self._reply(job, outcome)
             case m.Exit(failure):
@@ -275,15 +276,19 @@ class Pool:
     # ------------------------------------------------------------------------------------------------ from the workers
 
     def _on_report(self, worker: m.WorkerId, report: wire.Report) -> None:
-        if isinstance(report, wire.Stepped):
-            self._watching.stepped(worker, report)
-        if (event := event_of(worker, report)) is not None:
-            self._handle(event)
+        if isinstance(report, m.Stepped):
+            self._watching.stepped(report)
+        if isinstance(report, wire.ReportEvent):
+            if report.worker != worker:
+                raise ValueError(f"it speaks for {report.worker}")
+            self._handle(report)
         match report:
-            case wire.Ready(costs, device, uuid):
-                self.devices[worker], self._step_seconds[worker] = Device(device, uuid), costs.step_seconds[0]
-                log.info("Worker %s is ready on %s: %.3f s a step", worker, device, costs.step_seconds[0])
-            case wire.Measured(costs):
+            case Device():
+                self.devices[worker] = report
+            case m.WorkerReady(_, costs):
+                seconds = self._step_seconds[worker] = costs.step_seconds[0]
+                log.info("Worker %s is ready on %s: %.3f s per step", worker, self.devices[worker].name, seconds)
+            case m.Measured(_, costs):
                 log.log(self._news(worker, costs), "Worker %s: %.3f s per step", worker, costs.step_seconds[0])
             case wire.Preview():
                 self._watching.previewed(worker, report)

@@ -13,6 +13,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
+from scheduler.messages import WorkerReady
 from workers import wire
 from workers.allocator import keep_freed_memory
 from workers.confinement import drop_privileges
@@ -70,9 +71,10 @@ def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
         with _no_garbage():
             engine = _load(setup, Trials(lambda names: wire.send(channel, wire.Trying(names)), setup.without))
             costs = engine.warm_up()
-        worker = Worker(engine, channel, memory, costs, Metadata(setup.engine, setup.about))
+        worker = Worker(setup.device.id, engine, channel, memory, costs, Metadata(setup.engine, setup.about))
         worker.tell()  # before it is ready: how it runs is news of its start
-        wire.send(channel, wire.Ready(costs, *_describe(setup.device)))
+        wire.send(channel, _describe(setup.device))
+        wire.send(channel, WorkerReady(setup.device.id, costs))
         worker.run()
     except Exception as error:  # noqa: BLE001 - crash-only: the pool learns why and runs the pictures elsewhere
         end(channel, error)
@@ -158,13 +160,13 @@ def _load(setup: Setup, trials: Trials) -> Engine[Any]:
     return build(setup.engine, "cuda:0" if setup.device.kind == "cuda" else "cpu", trials)
 
 
-def _describe(device: DeviceSpec) -> tuple[str, str | None]:
-    """(name, NVML's UUID) of the device that CUDA really gave us."""
+def _describe(device: DeviceSpec) -> wire.Device:
+    """The device that CUDA really gave us."""
     if device.kind == "cpu":
-        return "CPU", None
+        return wire.Device("CPU", None)
     import torch
 
     properties = torch.cuda.get_device_properties(0)
     if device.token is not None and device.token.startswith("MIG-"):
-        return properties.name, device.token
-    return properties.name, f"GPU-{properties.uuid}"
+        return wire.Device(properties.name, device.token)
+    return wire.Device(properties.name, f"GPU-{properties.uuid}")

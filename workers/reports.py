@@ -1,10 +1,9 @@
-"""Reports of workers: whether they can be believed, and what they mean to the scheduler.
+"""Reports of workers: whether they can be believed.
 
 A worker decodes what strangers send. So the pool checks each report before it uses any slot, length or number in it.
 """
 
-from dataclasses import dataclass
-from typing import TypeAlias, assert_never
+from typing import assert_never
 
 from scheduler import messages as m
 from workers import wire
@@ -17,37 +16,6 @@ MAX_STEPS = 1_000_000  # of an image
 MAX_SIDE = 4096  # pixels of an image
 MAX_WORK = MAX_SIDE**2  # nominal images that are one image
 DAY = 86_400.0  # seconds
-
-ReportEvent: TypeAlias = m.WorkerReady | m.Measured | m.Stepped | m.Finished | m.Failed | m.Released
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """What a worker said of its device when it became ready; `uuid` is NVML's, None on a CPU."""
-
-    name: str
-    uuid: str | None
-
-
-def event_of(worker: m.WorkerId, report: wire.Report) -> ReportEvent | None:
-    """What the scheduler is to be told; None where it is not concerned."""
-    match report:
-        case wire.Ready(costs):
-            return m.WorkerReady(worker, costs)
-        case wire.Measured(costs):
-            return m.Measured(worker, costs)
-        case wire.Stepped(done):
-            return m.Stepped(worker, tuple((slot, taken) for slot, taken, _ in done))
-        case wire.Finished(slot, generation, length, prepare, denoise, decode, encode, warnings):
-            return m.Finished(worker, slot, generation, m.Image(length, prepare, denoise, decode, encode, warnings))
-        case wire.Failed(slot, generation, reason, blame):
-            return m.Failed(worker, slot, generation, reason, blame)
-        case wire.Released(slot, generation):
-            return m.Released(worker, slot, generation)
-        case wire.Preview() | wire.Changed() | wire.Trying() | wire.Ending():
-            return None
-        case _ as unreachable:
-            assert_never(unreachable)
 
 
 def summary(condition: Condition) -> str:
@@ -62,20 +30,22 @@ def is_possible(report: wire.Report, layout: SlotLayout) -> bool:  # noqa: C901,
     """Whether every slot, length and number in a report is one that a worker with this memory can have."""
     slots = range(layout.count)
     match report:
-        case wire.Ready(costs, device, uuid):
-            return _is_cost(costs, layout) and max(len(device), len(uuid or "")) <= DEVICE_CHARS
-        case wire.Measured(costs):
+        case m.WorkerReady(_, costs) | m.Measured(_, costs):
             return _is_cost(costs, layout)
-        case wire.Stepped(done):
-            return all(slot in slots and 1 <= taken <= total <= MAX_STEPS for slot, taken, total in done)
+        case wire.Device(name, uuid):
+            return max(len(name), len(uuid or "")) <= DEVICE_CHARS
+        case m.Stepped(_, done, totals):
+            steps = ((slot, taken, total) for (slot, taken), total in zip(done, totals, strict=True))
+            return len(done) == len(totals) and all(
+                slot in slots and 1 <= taken <= total <= MAX_STEPS for slot, taken, total in steps
+            )
         case wire.Preview(slot, _, jpeg):
             return slot in slots and len(jpeg) <= wire.MAX_PREVIEW
-        case wire.Finished(slot, _, length, prepare, denoise, decode, encode, warnings):
-            possible = slot in slots and 1 <= length <= layout.output_bytes and warnings == wire.as_warnings(warnings)
-            return possible and all(map(_is_duration, (prepare, denoise, decode, encode)))
-        case wire.Failed(slot, _, reason):
+        case m.Finished(_, slot, _, image):
+            return slot in slots and _is_image(image, layout)
+        case m.Failed(_, slot, _, reason):
             return slot in slots and len(reason) <= wire.REASON_CHARS
-        case wire.Released(slot):
+        case m.Released(_, slot):
             return slot in slots
         case wire.Changed(condition):
             counts = [condition.graph_bytes, *(number for _, number in (*condition.graphs, *condition.fallbacks))]
@@ -86,6 +56,15 @@ def is_possible(report: wire.Report, layout: SlotLayout) -> bool:  # noqa: C901,
             return len(reason) <= wire.REASON_CHARS
         case _ as unreachable:
             assert_never(unreachable)
+
+
+def _is_image(image: m.Image, layout: SlotLayout) -> bool:
+    durations = (image.prepare, image.denoise, image.decode, image.encode)
+    return (
+        1 <= image.length <= layout.output_bytes
+        and image.warnings == wire.as_warnings(image.warnings)
+        and all(map(_is_duration, durations))
+    )
 
 
 def _is_cost(costs: m.Costs, layout: SlotLayout) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from scheduler.messages import JobId, Standing, Start, WorkerId
+from scheduler.messages import JobId, Standing, Start, Stepped, WorkerId
 from workers import wire
 
 log = logging.getLogger("contour.watching")
@@ -65,10 +65,10 @@ class Watching:
         else:
             self._tenants.pop((start.worker, start.slot), None)
 
-    def stepped(self, worker: WorkerId, report: wire.Stepped) -> None:
+    def stepped(self, report: Stepped) -> None:
         """Reports come in order and a slot is reused after its tenant has left: so they are about the present one."""
-        for slot, done, total in report.done:
-            if (tenant := self._tenants.get((worker, slot))) is not None:
+        for (slot, done), total in zip(report.done, report.totals, strict=True):
+            if (tenant := self._tenants.get((report.worker, slot))) is not None:
                 self._tell(tenant[0], Advanced(done, total))
 
     def previewed(self, worker: WorkerId, report: wire.Preview) -> None:

@@ -1,7 +1,8 @@
 """What pool and worker say to each other: small msgpack messages on a SEQPACKET socket pair. Pictures never cross it.
 
-A message names a slot by its number and its generation (see `scheduler.messages.Start`): whoever gets one about an old
-generation drops it.
+A worker reports events as the scheduler takes them (`scheduler.messages`). Here is what only pool and worker need to
+know. A message names a slot by its number and its generation (see `scheduler.messages.Start`): whoever gets one about
+an old generation drops it.
 """
 
 import socket
@@ -11,7 +12,16 @@ from typing import TypeAlias
 
 import msgspec
 
-from scheduler.messages import Blame, Costs
+from scheduler.messages import (
+    Cancel,
+    Failed,
+    Finished,
+    Measured,
+    Message,
+    Released,
+    Stepped,
+    WorkerReady,
+)
 from workers.engine.contract import Condition, Options, Task
 
 MAX_MESSAGE = 65_536  # bytes; the longest real messages: `Ending`, `Finished`, `Changed` and `Preview`, each bounded
@@ -23,11 +33,7 @@ NAMED_SHAPES, NAMED_COUNTS = 256, 64  # in a `Changed`, of each kind
 NAME_CHARS = 80
 
 
-class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Base of all messages."""
-
-
-class Run(_Message, frozen=True):
+class Run(Message, frozen=True):
     """Make a picture: its input slot holds `picture_bytes` of file, then `wish_bytes` of a `Wish`."""
 
     slot: int
@@ -36,41 +42,21 @@ class Run(_Message, frozen=True):
     wish_bytes: int
 
 
-class Drop(_Message, frozen=True):
-    """Let go of a slot as soon as possible."""
-
-    slot: int
-    generation: int
-
-
-class Stop(_Message, frozen=True):
+class Stop(Message, frozen=True):
     """End, leaving whatever is unfinished."""
 
 
-Order: TypeAlias = Run | Drop | Stop
+Order: TypeAlias = Run | Cancel | Stop
 
 
-class Ready(_Message, frozen=True):
-    """The model is warm. `device` is for people, `uuid` is NVML's (None on a CPU)."""
+class Device(Message, frozen=True):
+    """What a worker runs on, told before it is ready. `name` is for people, `uuid` is NVML's (None on a CPU)."""
 
-    costs: Costs
-    device: str
+    name: str
     uuid: str | None
 
 
-class Measured(_Message, frozen=True):
-    """What a picture costs from now on."""
-
-    costs: Costs
-
-
-class Stepped(_Message, frozen=True):
-    """One denoising step was taken: (slot, steps taken so far, steps in all) of each picture in it."""
-
-    done: tuple[tuple[int, int, int], ...]
-
-
-class Preview(_Message, frozen=True):
+class Preview(Message, frozen=True):
     """What a picture looks like so far: a small JPEG."""
 
     slot: int
@@ -78,62 +64,34 @@ class Preview(_Message, frozen=True):
     jpeg: bytes
 
 
-class Finished(_Message, frozen=True):
-    """The output slot holds `length` bytes of picture file. Durations in seconds. `warnings` are for the client."""
-
-    slot: int
-    generation: int
-    length: int
-    prepare: float
-    denoise: float
-    decode: float
-    encode: float
-    warnings: tuple[str, ...] = ()
-
-
-class Failed(_Message, frozen=True):
-    """One picture could not be made."""
-
-    slot: int
-    generation: int
-    reason: str
-    blame: Blame
-
-
-class Released(_Message, frozen=True):
-    """The slot is empty, as `Drop` asked."""
-
-    slot: int
-    generation: int
-
-
-class Changed(_Message, frozen=True):
+class Changed(Message, frozen=True):
     """How the engine runs from now on, `shortened`."""
 
     condition: Condition
 
 
-class Trying(_Message, frozen=True):
+class Trying(Message, frozen=True):
     """What is being tried from now on that may end this process (`engine.trials`)."""
 
     names: tuple[str, ...]
 
 
-class Ending(_Message, frozen=True):
+class Ending(Message, frozen=True):
     """Last words: why the worker is about to exit. `hopeless`: the next process would end alike."""
 
     reason: str
     hopeless: bool = False
 
 
-Report: TypeAlias = Ready | Measured | Stepped | Preview | Finished | Failed | Released | Changed | Trying | Ending
+ReportEvent: TypeAlias = WorkerReady | Measured | Stepped | Finished | Failed | Released  # told the scheduler as it is
+Report: TypeAlias = ReportEvent | Device | Preview | Changed | Trying | Ending
 
 _encoder = msgspec.msgpack.Encoder()
 _orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
 _reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
 
 
-class Wish(_Message, frozen=True):
+class Wish(Message, frozen=True):
     """A task but for its picture. It lies in shared memory as well, as prompts may be long."""
 
     text: str

@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias
 
+from scheduler import messages as m
 from scheduler.messages import Blame, Costs
 from workers import wire
 from workers.engine.contract import (
@@ -79,6 +80,7 @@ _Mail: TypeAlias = wire.Order | _Prepared | _Gone
 class Worker:
     """Moves pictures from their input slots through the engine to their output slots."""
 
+    id: m.WorkerId
     engine: Engine[Any]
     channel: socket.socket
     memory: SlotMemory
@@ -117,7 +119,7 @@ class Worker:
         costs = self.engine.costs()
         if costs != self.costs:
             self.costs = costs
-            wire.send(self.channel, wire.Measured(costs))
+            wire.send(self.channel, m.Measured(self.id, costs))
         condition = self.engine.condition()
         if condition != self._told:
             self._told = condition
@@ -148,7 +150,7 @@ class Worker:
         if began < self._remeasure_at or not self.engine.measure_again(self._inbox.empty):
             return
         self.costs = self.engine.costs()
-        wire.send(self.channel, wire.Measured(self.costs))
+        wire.send(self.channel, m.Measured(self.id, self.costs))
         now, alike = time.monotonic(), math.isclose(self.costs.step_seconds[0], before, rel_tol=REMEASURE_CHANGE)
         self._remeasure_pause = min(2 * self._remeasure_pause, REMEASURE_SECONDS) if alike else REMEASURE_SOONEST
         times = REMEASURE_PAUSE if alike else 1
@@ -160,7 +162,7 @@ class Worker:
                 self._tenants[mail.slot] = _Tenant(mail.generation)
             case _Prepared():
                 self._admit(mail)
-            case wire.Drop():
+            case m.Cancel():
                 self._drop(mail)
             case _Gone():
                 del self._tenants[mail.slot]
@@ -181,7 +183,7 @@ class Worker:
         tenant.made_from, tenant.prepare, tenant.admitted = prepared.made_from, prepared.seconds, True
         tenant.warnings = wire.as_warnings(prepared.content.warnings)
 
-    def _drop(self, order: wire.Drop) -> None:
+    def _drop(self, order: m.Cancel) -> None:
         tenant = self._tenants.get(order.slot)
         if tenant is None or tenant.generation != order.generation:
             return  # it left before the order came, and its own report frees the slot
@@ -191,7 +193,7 @@ class Worker:
             self._release(order.slot)
 
     def _release(self, slot: int) -> None:
-        wire.send(self.channel, wire.Released(slot, self._tenants.pop(slot).generation))
+        wire.send(self.channel, m.Released(self.id, slot, self._tenants.pop(slot).generation))
 
     def _lack(self, slot: int, error: OutOfMemoryError) -> None:
         """There is no memory for a picture here and now: tell. If that goes on, it is this process that lacks it."""
@@ -199,7 +201,7 @@ class Worker:
         if self._shortages > SHORTAGES:
             raise error
         generation = self._tenants.pop(slot).generation
-        wire.send(self.channel, wire.Failed(slot, generation, wire.as_reason(str(error)), Blame.MEMORY))
+        wire.send(self.channel, m.Failed(self.id, slot, generation, wire.as_reason(str(error)), Blame.MEMORY))
 
     def _step(self) -> None:
         try:
@@ -209,7 +211,8 @@ class Worker:
             return
         if not stepped:
             return
-        wire.send(self.channel, wire.Stepped(tuple((each.slot, each.done, each.total) for each in stepped)))
+        done, totals = tuple((each.slot, each.done) for each in stepped), tuple(each.total for each in stepped)
+        wire.send(self.channel, m.Stepped(self.id, done, totals))
         for picture in stepped:
             if picture.done == picture.total:
                 self._finish(picture.slot)
@@ -297,10 +300,10 @@ class Worker:
             return
         self.memory.output(slot)[: len(data)] = data
         denoise, decode, encode = denoised - tenant.began, collected - denoised, time.monotonic() - collected
-        durations = (tenant.prepare, denoise, decode, encode)
-        self._leave(wire.Finished(slot, tenant.generation, len(data), *durations, tenant.warnings))
+        image = m.Image(len(data), tenant.prepare, denoise, decode, encode, tenant.warnings)
+        self._leave(m.Finished(self.id, slot, tenant.generation, image))
 
-    def _leave(self, report: wire.Finished | wire.Failed) -> None:
+    def _leave(self, report: m.Finished | m.Failed) -> None:
         """Empty the slot, then say so: in this order, as the slot's next order may follow the report immediately."""
         self._inbox.put(_Gone(report.slot))
         wire.send(self.channel, report)
@@ -317,14 +320,14 @@ class Worker:
         try:
             return work()
         except BadPictureError as error:
-            self._leave(wire.Failed(slot, generation, wire.as_reason(str(error)), Blame.PICTURE))
+            self._leave(m.Failed(self.id, slot, generation, wire.as_reason(str(error)), Blame.PICTURE))
         except BadOptionError as error:
-            self._leave(wire.Failed(slot, generation, wire.as_reason(str(error)), Blame.OPTION))
+            self._leave(m.Failed(self.id, slot, generation, wire.as_reason(str(error)), Blame.OPTION))
         except (OutOfMemoryError, MemoryError) as error:
-            self._leave(wire.Failed(slot, generation, _summary(error), Blame.MEMORY))
+            self._leave(m.Failed(self.id, slot, generation, _summary(error), Blame.MEMORY))
         except Exception as error:
             log.exception("a picture failed")
-            self._leave(wire.Failed(slot, generation, _summary(error), Blame.SERVICE))
+            self._leave(m.Failed(self.id, slot, generation, _summary(error), Blame.SERVICE))
         return None
 
 

@@ -8,6 +8,7 @@ import threading
 from dataclasses import dataclass, field
 from unittest.mock import patch
 
+from scheduler import messages as m
 from workers import process, wire
 from workers.engine.faults import INJECTED
 from workers.process import Setup
@@ -28,12 +29,12 @@ class Stutter:
 
     def __call__(self, end: socket.socket, message: wire.Order | wire.Report) -> None:
         _send(end, message)
-        if isinstance(message, wire.Finished) and self.draw.random() < self.chance:
+        if isinstance(message, m.Finished) and self.draw.random() < self.chance:
             again = threading.Timer(self.draw.uniform(0, LATEST_SECONDS), self._again, (end, message))
             again.daemon = True
             again.start()
 
-    def _again(self, end: socket.socket, message: wire.Finished) -> None:
+    def _again(self, end: socket.socket, message: m.Finished) -> None:
         log.warning("%s: late_report", INJECTED)
         _send(end, message)
 

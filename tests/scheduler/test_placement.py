@@ -1,8 +1,7 @@
 """Who goes where: empty workers, joining, waiting, first come first served."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from scheduler.costs import Wait
 from scheduler.messages import Command, Costs, Finished, Reply, Start, Submitted, WorkerReady

@@ -1,8 +1,7 @@
 """Predictions, and whether to join or to wait."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from scheduler.costs import Capacity, Wait, capacity
 from scheduler.messages import Costs, Submitted

@@ -4,12 +4,11 @@ The world plays clients, clock and worker processes, with their races: messages 
 ones of former processes, workers that hang. It knows nothing of the core but its commands and public face.
 """
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
+from msgspec.structs import replace
 
 from scheduler.core import IllegalEvent
 from scheduler.costs import Wait

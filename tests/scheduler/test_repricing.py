@@ -1,8 +1,7 @@
 """Workers that measure themselves again, as their networks have become faster."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from scheduler.costs import Wait
 from scheduler.errors import IllegalEvent

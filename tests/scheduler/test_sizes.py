@@ -1,10 +1,10 @@
 """What steps of other sizes cost: as measured, else by a power law, and corrected by real steps."""
 
 from collections import Counter
-from dataclasses import replace
 from math import log2
 
 import pytest
+from msgspec.structs import replace
 
 from scheduler.costs import Slowdown, StepPrices
 from scheduler.messages import NOMINAL, BatchKey, Costs

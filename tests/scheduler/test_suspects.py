@@ -1,6 +1,6 @@
 """Jobs that were in a lost worker: tried once more, alone, then convicted."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from scheduler.costs import Wait
 from scheduler.messages import (

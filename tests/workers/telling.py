@@ -4,8 +4,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from unittest.mock import patch
+
+from msgspec.structs import replace
 
 from scheduler.messages import Costs
 from workers import process, worker

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scheduler import messages as m
 from tests.fuzz.seeds import file_of
 from tests.workers.contours import drawing, expected, files, pixels_of, size_of
 from workers import edge_process, wire
@@ -162,14 +163,14 @@ def test_one_that_is_killed_while_nobody_asks_is_reaped_and_replaced() -> None:
 
 def end_at_once(setup: EdgeSetup, channel: socket.socket, memory: SlotMemory) -> None:
     """Runs as the process: it ends when it is asked."""
-    wire.send(channel, wire.Ready(edge_process.COSTS, "CPU", None))
+    wire.send(channel, m.WorkerReady(edge_process.ID, edge_process.COSTS))
     channel.recv(2**16)
     os._exit(3)
 
 
 def talk_nonsense(setup: EdgeSetup, channel: socket.socket, memory: SlotMemory) -> None:
     """Runs as the process: what it answers is no message, and it does not end by itself."""
-    wire.send(channel, wire.Ready(edge_process.COSTS, "CPU", None))
+    wire.send(channel, m.WorkerReady(edge_process.ID, edge_process.COSTS))
     channel.recv(2**16)
     channel.send(b"\xc1")
     time.sleep(2 * PATIENCE)

@@ -156,7 +156,7 @@ def test_a_worker_whose_socket_ends_is_replaced_and_its_picture_made_again() -> 
 def test_a_gpu_that_is_unwell_takes_its_workers_out_of_service() -> None:
     async def scenario() -> None:
         async with running(workers=2) as pool:
-            await until(lambda: len(pool.devices) == 2)
+            await until(lambda: all(view.state is m.WorkerState.READY for view in pool.core.workers()))
             pool.devices["cpu0"] = Device("a GPU", "GPU-1")  # as NVML would know it
             pool.fault({"GPU-2"}, "GPU-2 reports XID 79")
             assert all(view.state is m.WorkerState.READY for view in pool.core.workers())

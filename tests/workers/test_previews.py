@@ -7,9 +7,10 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
+from scheduler import messages as m
 from tests.workers import showing
 from tests.workers.showing import Asks
-from tests.workers.test_process import PICTURE, SLOW, Worker, of_one_colour
+from tests.workers.test_process import ID, PICTURE, SLOW, Worker, of_one_colour
 from workers import wire
 from workers.engine.contract import Options
 
@@ -42,7 +43,7 @@ def made(worker: Worker, picture: bytes, options: Options = WATCHED) -> list[wir
     reports = []
     for report in heard:
         reports.append(report)
-        if isinstance(report, wire.Finished):
+        if isinstance(report, m.Finished):
             break
     return reports
 
@@ -55,7 +56,7 @@ def test_a_watched_picture_is_shown_before_it_is_finished(start: Callable[[], Wo
     reports = made(start(), PICTURE)
     shown = previews(reports)
     assert 1 <= len(shown) < STEPS
-    assert reports.index(shown[0]) > reports.index(wire.Stepped(((0, 1, STEPS),)))
+    assert reports.index(shown[0]) > reports.index(m.Stepped(ID, ((0, 1),), (STEPS,)))
     for preview in shown:
         assert (preview.slot, preview.generation) == (0, 7)
         with Image.open(BytesIO(preview.jpeg)) as image:
@@ -97,12 +98,12 @@ def test_a_preview_that_takes_long_keeps_no_picture_waiting_and_is_the_only_one(
     worker.run(0, 7, of_one_colour(Asks.DRAWN_LATE), WATCHED)
     for report in heard:
         reports.append(report)
-        if {type(each) for each in reports} >= {wire.Finished, wire.Preview}:
+        if {type(each) for each in reports} >= {m.Finished, wire.Preview}:
             break
     worker.run(0, 8)  # meanwhile, all else that might be drawn is reported
     for report in heard:
         reports.append(report)
-        if isinstance(report, wire.Finished):
+        if isinstance(report, m.Finished):
             break
     assert len(previews(reports)) == 1
     assert reports[-1].generation == 8  # type: ignore[union-attr]

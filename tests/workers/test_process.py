@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 
+from scheduler import messages as m
 from scheduler.messages import Blame
 from tests.workers import telling
 from workers import wire
@@ -29,6 +30,7 @@ from workers.process import Setup
 from workers.slots import SlotLayout, SlotMemory
 from workers.worker import SHORTAGES
 
+ID = "cpu0"
 PATIENCE = 120.0  # seconds, before a test gives a process up
 SLOW = EngineConfig(kind="echo", slots=3, echo=Echo(steps=4, step_seconds=0.1))
 Kind = TypeVar("Kind")
@@ -48,7 +50,7 @@ class Worker:
 
     def __init__(self, engine: EngineConfig, output_bytes: int = 2**20) -> None:
         self.memory = SlotMemory.create(SlotLayout(engine.slots, 2**20, output_bytes))
-        setup = Setup(DeviceSpec("cpu0", "cpu", None), engine, threads=1)
+        setup = Setup(DeviceSpec(ID, "cpu", None), engine, threads=1)
         self.reaped = False
         self.child = Child(multiprocessing.get_context("spawn"), setup, self.memory)
 
@@ -80,7 +82,7 @@ class Worker:
 @pytest.fixture
 def worker() -> Iterator[Worker]:
     worker = Worker(SLOW)
-    assert isinstance(worker.until(wire.Ready), wire.Ready)
+    assert isinstance(worker.until(m.WorkerReady), m.WorkerReady)
     yield worker
     worker.child.send(wire.Stop())
     assert worker.ended() == "ended with exit code 0"
@@ -88,9 +90,11 @@ def worker() -> Iterator[Worker]:
 
 def test_it_tells_what_a_step_costs_when_it_is_ready() -> None:
     worker = Worker(SLOW)
-    ready = worker.until(wire.Ready)
-    assert isinstance(ready, wire.Ready)
-    assert (ready.costs.steps, len(ready.costs.step_seconds), ready.device, ready.uuid) == (4, 3, "CPU", None)
+    heard = worker.hear()
+    assert next(heard) == wire.Device("CPU", None)
+    ready = next(heard)
+    assert isinstance(ready, m.WorkerReady)
+    assert (ready.worker, ready.costs.steps, len(ready.costs.step_seconds)) == (ID, 4, 3)
     worker.child.kill()
     assert worker.end() == End("killed by SIGKILL", outside=False)
 
@@ -108,55 +112,55 @@ def test_pictures_share_steps_and_each_is_finished_once(worker: Worker) -> None:
     reports = []
     for report in worker.hear():
         reports.append(report)
-        if sum(isinstance(each, wire.Finished) for each in reports) == 2:
+        if sum(isinstance(each, m.Finished) for each in reports) == 2:
             break
-    finished = [report for report in reports if isinstance(report, wire.Finished)]
+    finished = [report for report in reports if isinstance(report, m.Finished)]
     assert {(each.slot, each.generation) for each in finished} == {(0, 1), (2, 2)}
-    assert any(len(each.done) == 2 for each in reports if isinstance(each, wire.Stepped))
+    assert any(len(each.done) == 2 for each in reports if isinstance(each, m.Stepped))
     for each in finished:
-        pixels = cv2.imdecode(np.frombuffer(worker.memory.output(each.slot)[: each.length], np.uint8), 1)
+        pixels = cv2.imdecode(np.frombuffer(worker.memory.output(each.slot)[: each.image.length], np.uint8), 1)
         assert pixels is not None
         assert pixels.shape == (64, 64, 3)
 
 
 def test_what_is_no_picture_is_refused_and_the_next_one_made(worker: Worker) -> None:
     worker.run(1, 7, b"not a picture")
-    failed = worker.until(wire.Failed)
-    assert isinstance(failed, wire.Failed)
+    failed = worker.until(m.Failed)
+    assert isinstance(failed, m.Failed)
     assert (failed.slot, failed.generation, failed.blame) == (1, 7, Blame.PICTURE)
     worker.run(1, 8)
-    finished = worker.until(wire.Finished)
-    assert isinstance(finished, wire.Finished)
+    finished = worker.until(m.Finished)
+    assert isinstance(finished, m.Finished)
     assert finished.generation == 8
 
 
 def test_a_dropped_picture_frees_its_slot_before_its_last_step(worker: Worker) -> None:
     worker.run(0, 1, options=Options(steps=1000))
-    worker.until(wire.Stepped)
-    worker.child.send(wire.Drop(0, 1))
+    worker.until(m.Stepped)
+    worker.child.send(m.Cancel(ID, 0, 1))
     rest = []
     for report in worker.hear():
         rest.append(report)
-        if isinstance(report, wire.Released):
+        if isinstance(report, m.Released):
             break
-    assert rest[-1] == wire.Released(0, 1)
+    assert rest[-1] == m.Released(ID, 0, 1)
     assert len(rest) < 100  # the step that was running, and those until the drop was sent
 
 
 def test_a_drop_for_an_old_generation_drops_nothing(worker: Worker) -> None:
     worker.run(0, 5)
-    worker.child.send(wire.Drop(0, 4))
-    finished = worker.until(wire.Finished)
-    assert isinstance(finished, wire.Finished)
+    worker.child.send(m.Cancel(ID, 0, 4))
+    finished = worker.until(m.Finished)
+    assert isinstance(finished, m.Finished)
     assert finished.generation == 5
 
 
 def test_a_result_that_does_not_fit_its_slot_is_an_error_that_says_what_to_raise() -> None:
     worker = Worker(replace(SLOW, echo=Echo(steps=1)), output_bytes=100)
-    worker.until(wire.Ready)
+    worker.until(m.WorkerReady)
     worker.run(0, 1)
-    failed = worker.until(wire.Failed)
-    assert isinstance(failed, wire.Failed)
+    failed = worker.until(m.Failed)
+    assert isinstance(failed, m.Failed)
     assert failed.blame is Blame.SERVICE
     assert "raise workers.output_bytes" in failed.reason
     worker.child.kill()
@@ -168,7 +172,7 @@ def test_an_engine_with_nothing_to_tell_is_not_reported_on(worker: Worker) -> No
     reports = []
     for report in worker.hear():
         reports.append(report)
-        if isinstance(report, wire.Finished):
+        if isinstance(report, m.Finished):
             break
     assert not any(isinstance(report, wire.Changed) for report in reports)
 
@@ -187,17 +191,18 @@ def teller(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
 def test_how_the_engine_runs_is_told_before_it_is_ready_and_when_that_changes(teller: Worker) -> None:
     heard = teller.hear()
     assert next(heard) == wire.Changed(telling.condition(graphs=0, fallbacks=0))
+    assert next(heard) == wire.Device("CPU", None)
     ready = next(heard)
-    assert isinstance(ready, wire.Ready)
+    assert isinstance(ready, m.WorkerReady)
     measured = next(heard)  # although it had nothing to do
-    assert isinstance(measured, wire.Measured)
+    assert isinstance(measured, m.Measured)
     assert measured.costs.step_seconds == tuple(each / 2 for each in ready.costs.step_seconds)
     assert next(heard) == wire.Changed(telling.condition(graphs=1, fallbacks=0))
     teller.run(0, 1)
     reports = []
     for report in heard:
         reports.append(report)
-        if isinstance(report, wire.Finished):
+        if isinstance(report, m.Finished):
             break
     changes = [report for report in reports if isinstance(report, wire.Changed)]
     assert changes == [wire.Changed(telling.condition(graphs=1, fallbacks=1))]
@@ -205,10 +210,10 @@ def test_how_the_engine_runs_is_told_before_it_is_ready_and_when_that_changes(te
 
 def test_an_idle_worker_measures_itself_again_and_reports_it(teller: Worker) -> None:
     heard = teller.hear()
-    ready = next(report for report in heard if isinstance(report, wire.Ready))
+    ready = next(report for report in heard if isinstance(report, m.WorkerReady))
     # Graph and measurement make it three times as fast as it was when it started.
     expected = tuple(each / 3 for each in ready.costs.step_seconds)
-    assert any(isinstance(report, wire.Measured) and report.costs.step_seconds == expected for report in heard)
+    assert any(isinstance(report, m.Measured) and report.costs.step_seconds == expected for report in heard)
 
 
 def test_a_picture_is_decoded_beside_the_steps_of_others_and_its_stages_add_up(teller: Worker) -> None:
@@ -217,19 +222,17 @@ def test_a_picture_is_decoded_beside_the_steps_of_others_and_its_stages_add_up(t
     reports = []
     for report in heard:
         reports.append(report)
-        if report == wire.Stepped(((0, 3, 4),)):
+        if report == m.Stepped(ID, ((0, 3),), (4,)):
             teller.run(1, 2)
-        if isinstance(report, wire.Finished):
+        if isinstance(report, m.Finished):
             break
     finished = reports[-1]
-    assert isinstance(finished, wire.Finished)
+    assert isinstance(finished, m.Finished)
     assert finished.slot == 0
-    last_step = next(
-        n for n, report in enumerate(reports) if isinstance(report, wire.Stepped) and (0, 4, 4) in report.done
-    )
-    assert any(isinstance(report, wire.Stepped) for report in reports[last_step + 1 :])
-    assert telling.DECODE_SECONDS <= finished.decode < telling.DECODE_SECONDS + finished.denoise
-    assert finished.encode < telling.DECODE_SECONDS
+    last_step = next(n for n, report in enumerate(reports) if isinstance(report, m.Stepped) and (0, 4) in report.done)
+    assert any(isinstance(report, m.Stepped) for report in reports[last_step + 1 :])
+    assert telling.DECODE_SECONDS <= finished.image.decode < telling.DECODE_SECONDS + finished.image.denoise
+    assert finished.image.encode < telling.DECODE_SECONDS
 
 
 def test_a_device_that_fails_while_it_decodes_ends_the_process_with_its_reason(teller: Worker) -> None:
@@ -240,21 +243,21 @@ def test_a_device_that_fails_while_it_decodes_ends_the_process_with_its_reason(t
 @pytest.mark.parametrize("where", telling.LACKS_MEMORY)
 def test_a_picture_without_memory_for_it_is_reported_and_the_next_one_made(teller: Worker, where: str) -> None:
     teller.run(1, 7, of_one_colour(telling.LACKS_MEMORY[where]))
-    failed = teller.until(wire.Failed)
-    assert isinstance(failed, wire.Failed)
+    failed = teller.until(m.Failed)
+    assert isinstance(failed, m.Failed)
     assert (failed.slot, failed.generation, failed.blame) == (1, 7, Blame.MEMORY)
     assert f"no memory to {where}" in failed.reason
     teller.run(1, 8)
-    finished = teller.until(wire.Finished)
-    assert isinstance(finished, wire.Finished)
+    finished = teller.until(m.Finished)
+    assert isinstance(finished, m.Finished)
     assert finished.generation == 8
 
 
 def test_a_step_without_memory_gives_all_its_pictures_back(teller: Worker) -> None:
     teller.run(0, 1)
-    teller.until(wire.Stepped)
+    teller.until(m.Stepped)
     teller.run(1, 2, of_one_colour(telling.LACKS_MEMORY["step"]))
-    failed = list(islice(of_kind(teller.hear(), wire.Failed), 2))
+    failed = list(islice(of_kind(teller.hear(), m.Failed), 2))
     assert {(each.slot, each.generation, each.blame) for each in failed} == {
         (0, 1, Blame.MEMORY),
         (1, 2, Blame.MEMORY),
@@ -264,7 +267,7 @@ def test_a_step_without_memory_gives_all_its_pictures_back(teller: Worker) -> No
 def test_a_process_that_lacks_memory_again_and_again_ends(teller: Worker) -> None:
     for generation in range(SHORTAGES):
         teller.run(0, generation, of_one_colour(telling.LACKS_MEMORY["finish"]))
-        teller.until(wire.Failed)
+        teller.until(m.Failed)
     teller.run(0, SHORTAGES, of_one_colour(telling.LACKS_MEMORY["finish"]))
     assert teller.ended() == "OutOfMemoryError: no memory to finish"
 
@@ -279,36 +282,36 @@ def test_it_can_get_no_more_privileges_and_dumps_no_core(worker: Worker) -> None
 def test_an_image_that_waits_for_its_memory_can_be_dropped_and_keeps_no_other_waiting(teller: Worker) -> None:
     heard = teller.hear()
     teller.run(0, 1, of_one_colour(telling.WAITS))
-    teller.child.send(wire.Drop(0, 1))
+    teller.child.send(m.Cancel(ID, 0, 1))
     teller.run(1, 2)
-    ends = list(islice(of_kind(heard, (wire.Released, wire.Finished)), 2))
-    assert wire.Released(0, 1) in ends
-    assert [each.slot for each in ends if isinstance(each, wire.Finished)] == [1]
+    ends = list(islice(of_kind(heard, (m.Released, m.Finished)), 2))
+    assert m.Released(ID, 0, 1) in ends
+    assert [each.slot for each in ends if isinstance(each, m.Finished)] == [1]
     teller.run(0, 3)
-    assert next(of_kind(heard, wire.Finished)).generation == 3
+    assert next(of_kind(heard, m.Finished)).generation == 3
 
 
 def test_an_error_whose_text_cannot_be_encoded_frees_its_slot(teller: Worker) -> None:
     teller.run(1, 7, of_one_colour(telling.UNENCODABLE))
-    failed = teller.until(wire.Failed)
-    assert failed == wire.Failed(1, 7, "RuntimeError: no such file: ?", Blame.SERVICE)
+    failed = teller.until(m.Failed)
+    assert failed == m.Failed(ID, 1, 7, "RuntimeError: no such file: ?", Blame.SERVICE)
     teller.run(1, 8)
-    assert isinstance(teller.until(wire.Finished), wire.Finished)
+    assert isinstance(teller.until(m.Finished), m.Finished)
 
 
 def test_a_slot_that_holds_no_task_is_free_again(worker: Worker) -> None:
     worker.memory.input(1)[:10] = b"not a task"
     assert worker.child.send(wire.Run(1, 7, 0, 10))
-    failed = worker.until(wire.Failed)
-    assert isinstance(failed, wire.Failed)
+    failed = worker.until(m.Failed)
+    assert isinstance(failed, m.Failed)
     assert (failed.slot, failed.generation, failed.blame) == (1, 7, Blame.SERVICE)
     worker.run(1, 8)
-    assert isinstance(worker.until(wire.Finished), wire.Finished)
+    assert isinstance(worker.until(m.Finished), m.Finished)
 
 
 def test_an_order_that_is_none_ends_the_process_with_the_reason() -> None:
     worker = Worker(SLOW)
-    worker.until(wire.Ready)
+    worker.until(m.WorkerReady)
     worker.child.channel.send(b"\xc1")
     assert worker.ended().startswith("DecodeError: ")
 
@@ -317,12 +320,12 @@ def test_it_does_not_heed_the_signals_of_a_terminal(worker: Worker) -> None:
     os.kill(worker.child.pid, signal.SIGINT)
     os.kill(worker.child.pid, signal.SIGTERM)
     worker.run(0, 1)
-    assert isinstance(worker.until(wire.Finished), wire.Finished)
+    assert isinstance(worker.until(m.Finished), m.Finished)
 
 
 def test_it_ends_when_the_pool_closes_the_socket() -> None:
     worker = Worker(SLOW)
-    worker.until(wire.Ready)
+    worker.until(m.WorkerReady)
     process = worker.child._process
     worker.child.channel.close()
     process.join(PATIENCE)
@@ -331,7 +334,7 @@ def test_it_ends_when_the_pool_closes_the_socket() -> None:
 
 def test_it_ends_when_the_pool_closes_the_socket_with_reports_unread() -> None:
     worker = Worker(SLOW)
-    worker.until(wire.Ready)
+    worker.until(m.WorkerReady)
     worker.run(0, 1)
     assert select.select([worker.child.channel], [], [], PATIENCE)[0]
     time.sleep(1.0)  # it is idle again, so nothing but the socket can tell it

@@ -16,13 +16,13 @@ from workers.slots import SlotLayout
 
 LAYOUT = SlotLayout(2, 2**20, 2**20)
 POSSIBLE = (
-    wire.Ready(lying.COSTS, "CPU", None),
-    wire.Measured(m.Costs(4, (0.1, 0.1), 0.2, 0.1, ((lying.WIDE, (0.3, 0.4)),) * MAX_SIZES)),
-    wire.Finished(1, 1, 2**20, *lying.TIMES),
-    wire.Finished(1, 1, 2**20, *lying.TIMES, ("x" * wire.WARNING_CHARS,) * wire.MAX_WARNINGS),
-    wire.Stepped(((0, 1, 4), (1, 4, 4))),
+    m.WorkerReady(lying.ID, lying.COSTS),
+    m.Measured(lying.ID, m.Costs(4, (0.1, 0.1), 0.2, 0.1, ((lying.WIDE, (0.3, 0.4)),) * MAX_SIZES)),
+    m.Finished(lying.ID, 1, 1, m.Image(2**20, *lying.TIMES)),
+    m.Finished(lying.ID, 1, 1, m.Image(2**20, *lying.TIMES, ("x" * wire.WARNING_CHARS,) * wire.MAX_WARNINGS)),
+    m.Stepped(lying.ID, ((0, 1), (1, 4)), (4, 4)),
     wire.Preview(0, 1, bytes(wire.MAX_PREVIEW)),
-    wire.Failed(1, 1, "x" * wire.REASON_CHARS, m.Blame.SERVICE),
+    m.Failed(lying.ID, 1, 1, "x" * wire.REASON_CHARS, m.Blame.SERVICE),
     wire.Changed(Condition(graphs=(("step", 3),))),
 )
 SENT_TO_A_POOL = (

@@ -33,8 +33,8 @@ def test_who_watches_is_told_of_the_job_and_of_no_other() -> None:
     watching, news = Watching(), list[News]()
     watching.add(1, news.append)
     watching.started(FIRST)
-    watching.stepped("gpu0", wire.Stepped(((0, 1, 4), (1, 3, 4))))
-    watching.stepped("gpu1", wire.Stepped(((0, 2, 4),)))
+    watching.stepped(m.Stepped("gpu0", ((0, 1), (1, 3)), (4, 4)))
+    watching.stepped(m.Stepped("gpu1", ((0, 2),), (4,)))
     watching.previewed("gpu0", preview(11))
     assert news == [Started(), Advanced(1, 4), Previewed(b"a picture")]
 
@@ -54,7 +54,7 @@ def test_who_is_answered_is_told_no_more() -> None:
     watching.started(FIRST)
     watching.drop(1)
     watching.previewed("gpu0", preview(11))
-    watching.stepped("gpu0", wire.Stepped(((0, 4, 4),)))
+    watching.stepped(m.Stepped("gpu0", ((0, 4),), (4,)))
     assert news == [Started()]
 
 
@@ -63,7 +63,7 @@ def test_what_follows_a_watched_picture_unwatched_is_told_to_nobody() -> None:
     watching.add(1, news.append)
     watching.started(FIRST)
     watching.started(SECOND)
-    watching.stepped("gpu0", wire.Stepped(((0, 1, 4),)))
+    watching.stepped(m.Stepped("gpu0", ((0, 1),), (4,)))
     assert news == [Started()]
 
 
@@ -107,7 +107,7 @@ def test_a_watched_picture_is_followed_from_its_start_to_its_end() -> None:
 def test_one_that_is_made_again_elsewhere_starts_again() -> None:
     async def scenario() -> None:
         async with running(engine=ENGINE, workers=2) as pool:
-            await until(lambda: len(pool.devices) == 2)
+            await until(lambda: all(view.state is m.WorkerState.READY for view in pool.core.workers()))
             news = list[News]()
 
             def kill_on_the_way(each: News) -> None:

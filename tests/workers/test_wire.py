@@ -7,6 +7,7 @@ import pytest
 from app.params import SEED_MAX, SEED_MIN
 from app.settings import Settings
 from app.start import slot_layout
+from scheduler import messages as m
 from scheduler.messages import BatchKey, Blame, Costs
 from workers import wire
 from workers.engine.contract import MAX_SIZES, Condition, Options, Task
@@ -100,7 +101,7 @@ def test_the_largest_request_that_is_taken_fits_into_a_slot(seed: int) -> None:
 def test_any_text_of_an_error_fits_into_a_report(text: str) -> None:
     reason = wire.as_reason(text)
     assert len(reason) <= wire.REASON_CHARS
-    assert sent(wire.Failed(0, 1, reason, Blame.SERVICE)) == wire.Failed(0, 1, reason, Blame.SERVICE)
+    assert sent(m.Failed("gpu0", 0, 1, reason, Blame.SERVICE)) == m.Failed("gpu0", 0, 1, reason, Blame.SERVICE)
 
 
 @pytest.mark.parametrize("text", ["x" * 10_000, "\ud800 in a prompt", "\U0001f600" * wire.WARNING_CHARS])
@@ -108,12 +109,12 @@ def test_any_warnings_fit_into_a_report(text: str) -> None:
     warnings = wire.as_warnings((text,) * 100)
     assert len(warnings) == wire.MAX_WARNINGS
     assert max(map(len, warnings)) <= wire.WARNING_CHARS
-    report = wire.Finished(0, 1, 10, 0.0, 0.0, 0.0, 0.0, warnings)
+    report = m.Finished("gpu0", 0, 1, m.Image(10, 0.0, 0.0, 0.0, 0.0, warnings))
     assert sent(report) == report
 
 
 def test_costs_of_the_most_sizes_and_slots_arrive_as_they_were() -> None:
     steps = tuple(n / 7 for n in range(MAX_SLOTS))
     sizes = tuple((BatchKey(1 + n / 3, (4096, 64 + n)), steps) for n in range(MAX_SIZES))
-    ready = wire.Ready(Costs(20, steps, 1 / 3, 1 / 7, sizes), "CPU", None)
+    ready = m.WorkerReady("gpu0", Costs(20, steps, 1 / 3, 1 / 7, sizes))
     assert sent(ready) == ready
