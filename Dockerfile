@@ -42,7 +42,10 @@ WORKDIR /opt/contour
 COPY workers/__init__.py workers/config.py workers/console.py workers/document.py workers/fetch.py workers/folders.py \
     workers/schema.py workers/yamlfile.py workers/
 COPY scheduler/__init__.py scheduler/messages.py scheduler/
-COPY workers/weights workers/weights
+COPY workers/weights/__init__.py workers/weights/errors.py workers/weights/fetch.py workers/weights/prepare.py \
+    workers/weights/progress.py workers/weights/repository.py workers/weights/selection.py workers/weights/single_file.py \
+    workers/weights/store.py workers/weights/tensors.py workers/weights/
+COPY workers/weights/sd15 workers/weights/sd15
 COPY workers/engine/__init__.py workers/engine/architecture.py workers/engine/config.py workers/engine/contract.py \
     workers/engine/samplers.py workers/engine/startup.py workers/engine/trials.py workers/engine/weights.py workers/engine/
 COPY --from=chosen /chosen configs

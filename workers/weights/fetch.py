@@ -131,6 +131,6 @@ def _problems(name: str, weights: Weights, options: FetchOptions) -> Iterator[st
 
 def interrupted(*_: object) -> None:
     """End at once: downloads run in threads, which cannot be stopped, and nothing half done is taken for a model."""
-    sys.stderr.write("\n" * sys.stderr.isatty() + "interrupted; the same command goes on from here\n")  # below the bars
-    sys.stderr.flush()
+    said = "\n" * sys.stderr.isatty() + "interrupted; the same command goes on from here\n"  # below the bars
+    os.write(sys.stderr.fileno(), said.encode())  # sys.stderr may be in the middle of writing
     os._exit(INTERRUPTED)

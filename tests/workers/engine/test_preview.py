@@ -16,12 +16,12 @@ from tests.service.running import file_of
 from tests.workers.engine import demo
 from tests.workers.engine.demo import CONFIG
 from tests.workers.engine.test_shortage import Refusing
-from workers.convert import read_engine
 from workers.engine import codec, sampler
 from workers.engine.codec import Pixels
 from workers.engine.contract import Options, OutOfMemoryError, Task
 from workers.engine.engine import DiffusionEngine
 from workers.engine.preview import fit
+from workers.weights.convert import read_engine
 
 DEMO = read_engine(Path(__file__).parents[3] / "configs" / "demo.yaml")
 STEPS, SIDE = 10, DEMO.size.short_side // 8
