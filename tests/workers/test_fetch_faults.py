@@ -192,6 +192,19 @@ def test_no_network_is_told(tmp_path: Path) -> None:
     assert done.stderr.startswith(f"engine.controlnet: some/controlnet: {url} cannot be reached (")
 
 
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("hub.example.com", "hub.example.com cannot be reached (it does not begin with https://): check the network"),
+        ("http://hub:port", "http://hub:port does not answer as a hub does: check the network and HF_ENDPOINT"),
+    ],
+)
+def test_an_address_that_is_none_is_told(tmp_path: Path, address: str, told: str) -> None:
+    done = run_inside(tmp_path, address)
+    assert done.returncode == LATER
+    assert done.stderr.startswith(f"engine.controlnet: some/controlnet: {told}")
+
+
 def test_a_hub_that_is_gone_in_the_middle_is_told(tmp_path: Path) -> None:
     hub = hub_with(stalls={WEIGHTS: [HALF]})
     with serving(hub) as url:

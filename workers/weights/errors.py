@@ -77,6 +77,8 @@ def reason(error: BaseException) -> str:
     """Say shortly what the hub or the network answered."""
     if isinstance(error, errors.HfHubHTTPError):
         return f"status {error.response.status_code}"
+    if isinstance(error, httpx.UnsupportedProtocol):
+        return "it does not begin with https://"
     if isinstance(error, httpx.TimeoutException):
         return "no answer in time"
     if isinstance(error, httpx.RemoteProtocolError):

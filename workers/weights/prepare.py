@@ -22,7 +22,7 @@ from workers.folders import make, no_follow
 from workers.weights.errors import FetchError
 from workers.weights.progress import say
 from workers.weights.repository import Repository, in_folder, open_repository
-from workers.weights.selection import texts_of, weights_of
+from workers.weights.selection import HALF, texts_of, weights_of
 from workers.weights.single_file import SD15, SD15_REPOSITORY, convert, networks_in
 from workers.weights.store import find, folder_in, is_prepared, name_of, origin_of, sync, write_manifest
 from workers.weights.tensors import is_ready, read, shapes_in, write
@@ -96,7 +96,7 @@ class _Preparation:
             _remove(self.work)
         _remove(self._originals / ".cache")  # the library's unfinished downloads, which it would not take up again
         _remove(self.work / "scratch")
-        self.work.mkdir(_PRIVATE, parents=True, exist_ok=True)
+        make(self.work, _PRIVATE)
         self._ready.mkdir(parents=True)
         if isinstance(self.weights, Lora):
             self._lora(self.weights)
@@ -138,7 +138,11 @@ class _Preparation:
             _check_config(self._ready / text, _CHECKED[text])
         paths = dict(zip(names, repository.fetch(names, self._originals), strict=True))
         for target, found in chosen.items():
-            self._convert([paths[name] for name in found], target)
+            originals = [paths[name] for name in found]
+            if len(originals) == 1 and is_ready(originals[0], self.options.dtype):
+                self._take(originals[0], target)
+            else:
+                self._write(target, read(originals))
 
     def _open(self, weights: Weights) -> Repository:
         return open_repository(weights, self.options.source, self.options.patience)
@@ -189,12 +193,6 @@ class _Preparation:
                 return
         shutil.copyfile(path, target)
 
-    def _convert(self, paths: list[Path], name: str) -> None:
-        if len(paths) == 1 and is_ready(paths[0], self.options.dtype):
-            self._take(paths[0], name)
-        else:
-            self._write(name, read(paths))
-
     def _write(self, name: str, tensors: Mapping[str, object]) -> None:
         say(f"converting {name} to {self.options.dtype}")
         write(tensors, self.options.dtype, self._target(name), name)  # type: ignore[arg-type]
@@ -205,10 +203,11 @@ class _Preparation:
         return target
 
     def _check_room(self, repository: Repository, names: Sequence[str], beside: float) -> None:
-        """Refuse before anything is fetched: all of it must fit, and what the largest file is converted to."""
+        """Refuse before anything is fetched: all of it must fit, and what is made of it, `beside` times its size."""
         files = [repository.files[name] for name in names]
         missing = sum(file.size for file in files if not file.has_size_of(self._originals / file.path))
-        _check_free(missing + int(beside * max(file.size for file in files)), self.options.models)
+        converted = sum(file.size for file in files if HALF not in file.path)
+        _check_free(missing + int(beside * converted), self.options.models)
 
 
 def _is_private(folder: Path) -> bool:

@@ -183,7 +183,7 @@ def _ask(call: Callable[[], T], place: Path, patience: float) -> T:
     while True:
         try:
             return call()
-        except (httpx.HTTPError, OSError, ValueError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, RuntimeError, ValueError) as error:
             cause = (error.__cause__ or error) if isinstance(error, LocalEntryNotFoundError) else error
             now = time.monotonic()
             end = now + patience if end is None else end
