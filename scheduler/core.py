@@ -1,13 +1,13 @@
-"""The scheduler: events in, commands out. It reads no clock, opens nothing, and is the only writer of its state.
+"""The scheduler is a pure state machine: events in, commands out. It reads no clock and does no I/O.
 
 Every accepted job gets exactly one reply. A worker's life:
 
     NEW -> LOADING -> READY -> ENDING -> WAITING -> LOADING ...
                                       -> OUT (quarantined) -> LOADING ...
 
-`ENDING` is between `Kill` and the exit of the process; a process that exits by itself goes from LOADING or READY to
-WAITING or OUT at once. A job that ran on a worker that exited is a suspect: it is tried again, alone on a worker, so
-that if it is the reason it takes nobody with it.
+A worker is ENDING between `Kill` and the exit of its process. If the process exits by itself, its worker goes from
+LOADING or READY to WAITING or OUT at once. A job that ran on a worker that exited is a suspect: it is tried again,
+alone on a worker, so that no other job is lost if it crashes that one as well.
 """
 
 from bisect import bisect_left, insort
@@ -26,15 +26,14 @@ from scheduler.workers import Worker, Workers
 
 __all__ = ["BrokenInvariantError", "IllegalEvent", "Scheduler"]
 
-CRASH, ENDED_FROM_OUTSIDE = 5, 1  # what a lost worker costs its jobs of their tries; one ended from outside is hardly
-"""their doing."""
+CRASH, ENDED_FROM_OUTSIDE = 5, 1  # retry cost for the jobs of a lost worker; they hardly cause a kill from outside
 
 
 class Scheduler:
     """Decides which worker runs which job, and when.
 
-    Feed it events and carry out the commands it returns, in order. Jobs may come before `Opened`, and wait. After
-    `Exit`, the only commands are `Reply(Draining)` to those who come too late.
+    Feed it events and carry out the commands it returns, in order. Jobs that are submitted before `Opened` wait. After
+    `Exit`, every `Submitted` is answered with `Reply(Draining)`, and nothing else happens.
     """
 
     def __init__(self, workers: Sequence[WorkerId], limits: Limits) -> None:
@@ -42,16 +41,16 @@ class Scheduler:
         self._workers = Workers(workers, limits)
         self._queue = FairQueue()
         self._placement = Placement(self._queue, self._workers, limits)
-        self._jobs: dict[m.JobId, JobState] = {}  # all without a reply
+        self._jobs: dict[m.JobId, JobState] = {}  # all that have no reply yet
         self._deadlines: list[tuple[float, m.JobId]] = []  # theirs, sorted
         self._running: dict[m.JobId, JobState] = {}  # those in a slot, the oldest first
-        self._held: Worker | None = None  # nobody joins it, so that it empties for a suspect
+        self._held: Worker | None = None  # gets no new jobs, so that it becomes empty for a suspect
         self._generations = count(1)
         self._opened = False
         self._until: float | None = None  # the end of the drain
-        self._failure = ""  # why it ends, if nobody asked it to
+        self._failure = ""  # why the service ends, if that was not asked for
         self._exited = False
-        self._promised = 0.0  # the latest time at which somebody was told to come back
+        self._promised = 0.0  # the latest time that a refused client was told to come back at
         self._wait: Wait | None = None
         self._commands: list[Command] = []  # the answer to the event in hand
 
@@ -68,7 +67,7 @@ class Scheduler:
         self._placement.forget()
         self._process(now, event)
         self._placement.forget()
-        # After the event: an image that is finished in time is delivered, though the clock is looked at too late.
+        # Only after the event: an image that is done is delivered, even if its deadline passes in this moment.
         self._expire_deadlines(now)
         self._wake_workers(now)
         self._end_drain(now)
@@ -89,37 +88,37 @@ class Scheduler:
 
     @property
     def queue_depth(self) -> int:
-        """Jobs that wait."""
+        """The number of waiting jobs."""
         return len(self._queue)
 
     @property
     def running(self) -> int:
-        """Jobs in a slot."""
+        """The number of running jobs."""
         return len(self._running)
 
     @property
     def ready(self) -> bool:
-        """A worker is ready."""
+        """Whether a worker is ready."""
         return bool(self._workers.ready)
 
     @property
     def draining(self) -> bool:
-        """Nothing new is taken."""
+        """Whether new jobs are refused because the service ends."""
         return self._until is not None
 
     @property
     def wait(self) -> Wait | None:
-        """Why the next job waits; None if no job does."""
+        """Why the next job waits; None if none waits."""
         return self._wait
 
     @property
     def predicted_seconds(self) -> float | None:
-        """What one nominal image takes alone on the fastest worker known; None until one has measured itself."""
+        """Seconds of one nominal image alone on the fastest worker; None until a worker has measured itself."""
         measured = [worker for worker in self._workers if worker.prices is not None]
         return min([worker.seconds_alone() for worker in measured], default=None)
 
     def standing(self, job: m.JobId, now: float) -> m.Standing | None:
-        """Where a job stands that waits, as far as one can tell; None if it does not wait."""
+        """The expected position and wait of a waiting job; None if it does not wait."""
         state = self._jobs.get(job)
         if state is None or state.assignment is not None:
             return None
@@ -142,7 +141,7 @@ class Scheduler:
             case m.Finished() | m.Failed() | m.Released():
                 self._free_slot(now, event)
             case m.Cancelled(job_id):
-                # It may have been answered already: the client's going and our reply cross each other.
+                # It may have been answered already, when the cancellation and the reply cross.
                 if job_id in self._jobs:
                     self._give_up(self._jobs[job_id], m.Abandoned())
             case m.WorkerReady(worker, costs):
@@ -167,7 +166,7 @@ class Scheduler:
     def _submit(self, now: float, job: Job) -> None:
         if job.id in self._jobs:
             raise IllegalEvent(f"job {job.id} was submitted before")
-        self._expire_deadlines(now)  # what has expired takes no place in the queue
+        self._expire_deadlines(now)  # expired jobs must not take up places in the queue
         state = JobState(job, now, self._placement.load(job, now))
         if (refusal := self._refusal(now, state)) is not None:
             self._commands.append(m.Reply(job.id, refusal))
@@ -186,9 +185,9 @@ class Scheduler:
         return refusal
 
     def _appointment(self, now: float, job: JobState, seconds: float) -> float:
-        """When a refused client should come back: not at the time that others were told, or most are refused again.
+        """Seconds after which a refused client should retry: one after the other, or most would be refused again.
 
-        Appointments reach one full queue ahead, as those beyond would only be guesses.
+        The times reach one full queue ahead; later ones would be guesses.
         """
         if not self._workers.known:
             return seconds
@@ -200,13 +199,13 @@ class Scheduler:
     def _free_slot(self, now: float, event: m.Finished | m.Failed | m.Released) -> None:
         assignment = self._workers[event.worker].assignment(event.slot, event.generation)
         if assignment is None:
-            return  # reported by a former process before it ended
+            return  # a late report of a former process
         if assignment.job is not None:
             self._resolve(event, assignment.job)
         self._workers.free_slot(now, assignment, finished=isinstance(event, m.Finished))
 
     def _resolve(self, event: m.Finished | m.Failed | m.Released, job: JobState) -> None:
-        """Answer a job, unless what it lacked was memory: alone, it may do with what there is."""
+        """Answer a job, unless it ran out of memory: alone on a worker, it may have enough."""
         outcome = _outcome(event, job)
         if isinstance(event, m.Failed) and event.blame is m.Blame.MEMORY:
             assert job.assignment is not None
@@ -217,7 +216,7 @@ class Scheduler:
 
     def _on_worker_ready(self, now: float, worker: Worker, costs: Costs) -> None:
         if worker.state is WorkerState.ENDING:
-            return  # it was ready just too late
+            return  # it became ready after it was killed
         if worker.state is not WorkerState.LOADING:
             raise IllegalEvent(f"{worker.id} is {worker.state} and cannot become ready")
         if costs.steps < 1 or not costs.step_seconds:
@@ -228,7 +227,7 @@ class Scheduler:
 
     def _update_costs(self, worker: Worker, costs: Costs) -> None:
         if worker.state is WorkerState.ENDING:
-            return  # it said so before it was killed
+            return  # sent before it was killed
         if worker.state is not WorkerState.READY:
             raise IllegalEvent(f"{worker.id} is {worker.state} and cannot have measured itself")
         known = worker.known_prices.costs
@@ -254,21 +253,21 @@ class Scheduler:
                 self._workers.quarantine(now, worker, reason)
                 self._end_if_all_are_out(now)
             case WorkerState.NEW:
-                pass  # it will find out for itself
+                pass  # its process will report the fault again
             case _ as unreachable:
                 assert_never(unreachable)
 
     def _end_if_all_are_out(self, now: float) -> None:
-        """Whoever started this service can do more than wait: start it again, or elsewhere."""
-        self._wake_workers(now)  # one whose backoff is over by now is spawned again, and not out any more
+        """End the service if all workers are out of service: whoever started it can restart it, or move it."""
+        self._wake_workers(now)  # a worker whose pause is over is spawned again, so it is not out any more
         self._failure = self._workers.failure
         if self._failure:
             self._until = now
 
     def _try_alone(self, jobs: list[JobState], worker: WorkerId, cost: int, outcome: Outcome | None = None) -> None:
-        """Jobs come back undone from a worker: each is tried again alone, unless it has used up its tries.
+        """Retry each of these jobs alone on a worker.
 
-        Then it gets the outcome, or is answered that it crashes workers.
+        A job that has used up its tries is answered with `outcome`; without one, that it crashes workers.
         """
         for job in jobs:
             job.losses, job.retry_cost, job.lost_on = job.losses + 1, job.retry_cost + cost, worker
@@ -302,7 +301,7 @@ class Scheduler:
             case WorkerState.LOADING:
                 self._kill(now, worker, f"not ready after {self._limits.load_timeout:g} s")
             case WorkerState.READY:
-                # A heartbeat does not move the alarm: it may ring early.
+                # Heartbeats do not move the alarm, so it may be too early.
                 timeout = self._workers.heartbeat_timeout(worker)
                 if worker.heard + timeout > now:
                     worker.alarm = worker.heard + timeout
@@ -337,15 +336,15 @@ class Scheduler:
         self._wait = suspect if other is None else other
 
     def _waits_for_a_place(self, stepped: Worker) -> bool:
-        """Whether a step changes nothing: who is done sooner by waiting for a place is so until an image leaves.
+        """Whether a step cannot start a job: if it is better to wait for a place, it stays so until an image leaves.
 
-        A job that waits although a worker is empty may have waited for long enough.
+        Not if a worker is empty: then a job may have waited for long enough for a faster one.
         """
         waits = self._wait is Wait.SLOWER and not self._commands and not stepped.decoding
         return waits and all(each.slots for each in self._workers.ready)
 
     def _place_suspects(self, now: float) -> Wait | None:
-        for job in list(self._queue.suspects):  # all of them: the worker that one avoids may do for the next
+        for job in list(self._queue.suspects):  # all of them: each avoids another worker
             if (worker := self._workers.fastest_empty(avoid=job.lost_on)) is not None:
                 self._start(now, job, worker)
         if not self._queue.suspects:
@@ -361,7 +360,7 @@ class Scheduler:
                 return choice
             job, worker = choice
             late = now + worker.joined_by(job.job).end > job.job.deadline
-            if late and len(self._queue) > 1:  # it would make the next ones late as well
+            if late and len(self._queue) > 1:  # starting it would make others late as well
                 self._reply(job, m.Expired())
             else:
                 self._start(now, job, worker)
@@ -377,14 +376,14 @@ class Scheduler:
     # --------------------------------------------------------------------------------------------------------- replies
 
     def _give_up(self, job: JobState, outcome: Outcome) -> None:
-        """Answer a job that is not done, and have its slot freed. A worker that is being killed needs no telling."""
+        """Answer a job that is not done, and free its slot. A worker that is being killed needs no `Cancel`."""
         assignment = job.assignment
         self._reply(job, outcome)
         if assignment is not None and assignment.worker.ready:
             self._commands.append(m.Cancel(assignment.worker.id, assignment.slot, assignment.generation))
 
     def _reply(self, job: JobState, outcome: Outcome) -> None:
-        """Answer a job, wherever it is; nothing else is ever said of it. If it is in a slot, that is leaving now."""
+        """Give a job its only reply. If it is in a slot, the slot is leaving from now on."""
         self._placement.forget()
         if self._running.pop(job.job.id, None) is None:
             self._queue.remove(job)
@@ -395,7 +394,7 @@ class Scheduler:
         self._commands.append(m.Reply(job.job.id, outcome))
 
     def check(self) -> None:
-        """Validate all invariants, at a cost in proportion to all that there is; raises BrokenInvariantError."""
+        """Validate all invariants; raises BrokenInvariantError. For tests: it looks at every job and worker."""
         waiting = [job.job.id for job in self._queue]
         require(sorted(self._jobs) == sorted([*self._running, *waiting]), "a job is nowhere, or twice")
         require(sorted(job for _, job in self._deadlines) == sorted(self._jobs), "a deadline is missing, or left over")

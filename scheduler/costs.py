@@ -1,11 +1,11 @@
-"""What a device takes for a step, when the images of a batch are done, and how many images a second that makes.
+"""Costs: how long a step takes, when the images of a batch are done, and the throughput that follows.
 
-The engine advances all images of one size in one batch, whatever step each is at, and runs one batch per size after the
-other. So a denoising step takes the sum over the sizes that run. An example: a step takes 10 ms for one image of the
-nominal size and 12 ms for two, and an image of twice that size runs beside them: 12 + 2 * 10 = 32 ms.
+The engine runs all images of one size as one batch, whatever step each is at, and one batch per size after the other.
+So the time of a denoising step is the sum over the sizes that run. An example: a step takes 10 ms for one image of the
+nominal size and 12 ms for two. With an image of twice that size beside these two, it takes 12 + 2 * 10 = 32 ms.
 
-Predictions are in seconds from now. They take a device to be busy with steps alone: what an image takes beside its
-steps (to be prepared, decoded and encoded) delays that image and not its neighbours.
+Predictions are in seconds from now. Only steps and decoding occupy the device; the rest of an image (reading and
+writing files) delays that image and not its neighbours.
 """
 
 from bisect import bisect_left, bisect_right
@@ -21,15 +21,13 @@ from statistics import fmean
 from scheduler.messages import NOMINAL, BatchKey, Costs, Job
 
 INSTANT = 1e-9  # seconds; stands for a measured zero, where it would be a divisor
-CROWD = 10.0  # jobs that wait for each running image, when a worker's capacity is judged: a deadline is ten images long
-APART = 1.25  # times the work: from sizes closer to each other, nothing is concluded for those beyond
-STEEPEST = 2.0  # exponent of work: attention compares all pixels with all
-HOPE, CAUTION = 0.85, 1.05  # times a prediction: the least, and the most as a rule, that it turns out to be
-RELUCTANCE = 0.01  # of the sum of completion times
-MISSED = (
-    3  # steps that begin until a place that has become free is used: what was there is encoded, what comes prepared
-)
-ROUNDING = 1e-9  # relative; sums that differ by less are equal
+CROWD = 10.0  # waiting jobs for each running image, when capacity is estimated: deadlines are some ten images long
+APART = 1.25  # sizes must differ by this factor in work to extrapolate from them
+STEEPEST = 2.0  # the largest exponent of work: attention compares all pixels with all
+HOPE, CAUTION = 0.85, 1.05  # actual times are between these multiples of the prediction, as a rule
+RELUCTANCE = 0.01  # joining must make the sum of completion times smaller by this part
+MISSED = 3  # steps that pass until a free place is used, while one image is encoded and the next is prepared
+ROUNDING = 1e-9  # relative; values that differ by less are equal
 
 
 class Wait(StrEnum):
@@ -45,26 +43,25 @@ class Wait(StrEnum):
 
 @dataclass(slots=True)
 class Slowdown:
-    """How many times longer than measured a worker's steps take at present.
+    """The factor by which a worker's steps take longer than measured at present.
 
-    Above 1: other work runs on the machine, or the device is throttled. Below 1: other work ran while the worker
-    measured itself. It starts with one second of steps as measured. One step counts for at most HICCUP times what was
-    expected, because a worker that was stopped for a while says little about its next step.
+    It is above 1 if other work runs on the machine or the device is throttled, and below 1 if other work ran during the
+    measurement. It starts as if one second of steps had taken as long as measured. One step counts as at most HICCUP
+    times its expected time, because a pause of the process says little about the next step.
     """
 
     taken: float = 1.0
     expected: float = 1.0
     factor: float = 1.0
-    """1 if steps take as long as measured."""
 
     KEPT = 0.98  # of the past, with each step: about fifty steps count
     HICCUP = 5.0
     LEAST = 1e-3
 
     def add(self, taken: float, measured: float) -> None:
-        """Count one more step: the seconds that it took, and those that it takes as measured.
+        """Count one more step: the seconds it took, and the seconds it takes as measured.
 
-        A step that takes no time, as those of an engine that does nothing, says nothing.
+        Ignore steps without a measured time, as of an engine that does nothing.
         """
         if measured < INSTANT:
             return
@@ -75,11 +72,11 @@ class Slowdown:
 
 
 def power_law(work: float, known: Sequence[tuple[float, float]]) -> float:
-    """Seconds of a step of so much work, from the steps that are known: (work, seconds), by ascending work.
+    """Seconds of a step of so much work, from known steps: pairs of (work, seconds), by ascending work.
 
-    Between two known works, it is the power law through both. Beyond the last, the law goes on as between the last and
-    the nearest that is at least `APART` times as far: two that lie closer tell more of noise than of growth. Without
-    such a pair, seconds are proportional to work.
+    Between two known steps, interpolate by the power law through both. Beyond the last, extrapolate by the power law
+    through the last and the nearest one that differs by a factor of at least `APART`: closer ones tell more about noise
+    than about growth. Without such a pair, take seconds as proportional to work.
     """
     place = bisect_left(known, (work, 0.0))
     if 0 < place < len(known):
@@ -99,32 +96,31 @@ def _exponent(one: tuple[float, float], other: tuple[float, float]) -> float:
 
 @dataclass(slots=True)
 class StepPrices:
-    """What steps take on one device, by what runs on it.
+    """The prices of one device: what a step takes, by the images that run.
 
-    A worker measures batches of the nominal size before it is ready, and those of other sizes when it finds the time.
-    The sizes that it did not measure are priced by a power law through those that it did. An example: a step of one
-    image takes 10 ms, and one of twice the work 24 ms. Then 1.5 times the work takes 10 * 1.5 ** 1.26 = 16.7 ms. While
-    only the nominal size is known, prices are proportional to work.
+    A worker measures batches of the nominal size before it is ready, and other sizes later, when it is idle. Sizes that
+    were not measured are priced by a power law through those that were. An example: a step takes 10 ms for one image,
+    and 24 ms for one of twice the work. Then 1.5 times the work takes 10 * 1.5 ** 1.26 = 16.7 ms. While only the
+    nominal size is known, prices are proportional to work.
 
-    Real steps correct the prices in two ways: the slowdown scales all of them and follows within some fifty steps; what
-    another size takes compared with the nominal one is learned from steps that run nothing else, and kept until that
-    size is measured again. More images in a batch never make it cheaper, whatever was measured: that could only be
-    noise.
+    Real steps correct the prices in two ways. The slowdown scales all of them, and follows within some fifty steps. The
+    price of another size relative to the nominal one is learned from steps that run nothing else, and kept until that
+    size is measured. More images in a batch never make it cheaper, whatever was measured: that could only be noise.
     """
 
     costs: Costs
     slowdown: Slowdown = field(default_factory=Slowdown)
     learned: dict[BatchKey, float] = field(default_factory=dict)
-    """By size: how many times as long as the nominal one a step of one image takes, as real steps say."""
+    """By size: the price of one image relative to one of the nominal size, learned from real steps."""
     seconds: tuple[float, ...] = field(init=False)
-    """A step of n images of the nominal size, for n = 1, 2, ..."""
+    """Seconds of a step of n images of the nominal size, for n = 1, 2, ..."""
     by_size: dict[BatchKey, tuple[float, ...]] = field(init=False)
-    """The same of each size that was asked for so far, with what was learned."""
+    """The same by size, for the sizes asked for so far, with what was learned."""
     guessed: dict[BatchKey, float] = field(init=False)
-    """Of those sizes, the price of one image before anything was learned."""
+    """By size: the price of one image before anything was learned."""
 
-    LEARNED = 0.02  # of the difference, with each step
-    FAR = 3.0  # times: so far from a first guess can what is learned be
+    LEARNED = 0.02  # the part of a difference that one step corrects
+    FAR = 3.0  # learned prices stay within this factor of the first guess
 
     def __post_init__(self) -> None:
         self.seconds = tuple(accumulate(self.costs.step_seconds, max))
@@ -140,19 +136,19 @@ class StepPrices:
         return sum([self.of(key)[n - 1] for key, n in counts.items()])
 
     def of(self, key: BatchKey) -> tuple[float, ...]:
-        """A step of n images of a size, for n = 1, 2, ..., with what was learned, but without the slowdown."""
+        """Seconds of a step of n images of a size, for n = 1, 2, ..., as learned, but without the slowdown."""
         known = self.by_size.get(key)
         if known is None:
             known = self.by_size[key] = self._priced(key)
         return known
 
     def _priced(self, key: BatchKey) -> tuple[float, ...]:
-        """The prices of a size that was not measured."""
+        """The prices of a size that was not measured, without the slowdown."""
         if key.work == NOMINAL.work:
             return self.seconds
         known: dict[float, list[Sequence[float]]] = {}
         for other, steps in self.costs.sizes:
-            known.setdefault(other.work, []).append(steps)  # a size and the same turned by 90 degrees, say
+            known.setdefault(other.work, []).append(steps)  # several sizes: 512 x 768 and 768 x 512, say
         known[NOMINAL.work] = [self.seconds]
         means = [(work, [fmean(each) for each in zip(*steps, strict=True)]) for work, steps in sorted(known.items())]
         prices = [power_law(key.work, [(work, steps[n]) for work, steps in means]) for n in range(len(self.seconds))]
@@ -163,7 +159,7 @@ class StepPrices:
         return tuple(accumulate(prices, max))
 
     def step_in_one_batch(self, counts: Mapping[BatchKey, int]) -> float:
-        """The same if all images could share one batch: then each has its part of a batch of its size."""
+        """The same if images of all sizes could share one batch, each paying its part of a batch of its size."""
         images = sum(counts.values())
         parts = [n / images * self.of(key)[images - 1] for key, n in counts.items()]
         return self.slowdown.factor * sum(parts)
@@ -173,11 +169,11 @@ class StepPrices:
         return self.slowdown.factor * self.costs.fixed_seconds * work
 
     def decode(self, work: float) -> float:
-        """Those of them in which the device takes no step."""
+        """The part of `fixed` in which the device takes no step."""
         return self.slowdown.factor * self.costs.decode_seconds * work
 
     def beside(self, work: float) -> float:
-        """Those of them in which the device steps on."""
+        """The part of `fixed` in which the device goes on with steps."""
         return self.fixed(work) - self.decode(work)
 
     def steps(self, length: float) -> int:
@@ -185,20 +181,20 @@ class StepPrices:
         return max(1, round(self.costs.steps * length))
 
     def alone(self, job: Job) -> float:
-        """Seconds that a job takes on the worker if nothing else runs there."""
+        """Seconds of a job if nothing else runs."""
         return self.steps(job.length) * self.step({job.batch_key: 1}) + self.fixed(job.work)
 
     def learn(self, taken: float, counts: Mapping[BatchKey, int], decoded: float) -> None:
-        """Correct the prices by a step that ended `taken` seconds after the one before.
+        """Correct the prices by a step that ended `taken` seconds after the previous one.
 
-        Between the two, images of `decoded` times the nominal size were decoded.
+        Between the two, `decoded` nominal images were decoded.
         """
         measured, beside = self._as_measured(counts), decoded * self.costs.decode_seconds
         if len(counts) == 1 and measured and not beside:
             [key] = counts
             if (prices := self.by_size[key]) is not self.seconds:
                 off = min(taken / (measured * self.slowdown.factor), self.slowdown.HICCUP)
-                # Steps of one size tell this and the slowdown together only: neither may run away from the other.
+                # Steps of one size give only the product of its price and the slowdown: neither may run away.
                 guess = self.guessed[key]
                 price = min(max(prices[0] * (1 + self.LEARNED * (off - 1)), guess / self.FAR), guess * self.FAR)
                 factor = price / max(prices[0], INSTANT)
@@ -209,7 +205,7 @@ class StepPrices:
 
 @dataclass(slots=True, eq=False)
 class BatchImage:
-    """An image in a batch: its size, its denoising steps left, and when it is due."""
+    """An image in a batch: its size, the denoising steps left, and its deadline."""
 
     key: BatchKey
     left: int
@@ -220,7 +216,7 @@ steps_left = attrgetter("left")
 
 
 def counted(images: Iterable[BatchImage]) -> dict[BatchKey, int]:
-    """How many there are of each size. (A Counter takes three times as long to make.)"""
+    """The number of images of each size. (Making a Counter takes three times as long.)"""
     counts: dict[BatchKey, int] = {}
     for image in images:
         counts[image.key] = counts.get(image.key, 0) + 1
@@ -230,9 +226,9 @@ def counted(images: Iterable[BatchImage]) -> dict[BatchKey, int]:
 def completion_times(
     prices: StepPrices, batch: Sequence[BatchImage], taken: int = 0, busy: float = 0.0
 ) -> tuple[list[float], float]:
-    """When each image of a batch is done if nobody joins, and when the device has nothing more to do.
+    """When each image of a batch is done if no image joins, and when the device has nothing more to do.
 
-    `batch` is sorted by the steps left. It starts `busy` seconds from now, with `taken` of these steps behind it.
+    `batch` is sorted by steps left. Its steps start `busy` seconds from now, and `taken` of the steps are done by then.
     """
     ends, counts = [], counted(batch)
     factor, decode, beside, step = prices.slowdown.factor, prices.decode(1.0), prices.beside(1.0), prices.step(counts)
@@ -252,12 +248,11 @@ def completion_times(
 
 @dataclass(frozen=True, slots=True)
 class Joining:
-    """What it means for a running batch if new images join it now, or wait instead for places of those that leave.
+    """What happens if new images join a running batch now, compared with waiting for images to leave.
 
-    `end` is when the new images are done if they join, and `added` how much the sum of all completion times grows.
-    `others` are two times each, the earliest first: an image of the batch would be late if the new ones joined after
-    the first, and is late anyway after the second. Waiting makes the sum smaller by `gain`, and the device is done
-    so much `sooner`.
+    `end` is when the new images are done if they join, and `added` the growth of the sum of all completion times.
+    `others` has two points in time for each image of the batch, sorted: joining after the first makes it late, and
+    after the second it is late anyway. Waiting makes the sum smaller by `gain`, and the device is done `sooner`.
     """
 
     end: float
@@ -267,15 +262,15 @@ class Joining:
     sooner: float
 
     def makes_late(self, now: float) -> bool:
-        """Whether an image of the batch that can be in time would be late."""
+        """Whether joining makes an image late that can still be in time."""
         soonest = self.others[0][0] if self.others else inf
         return soonest < now and any(joined < now <= anyway for joined, anyway in self.others)
 
     def is_slower(self, behind: float) -> bool:
-        """Whether waiting gives the smaller sum of completion times. `behind` jobs wait behind the new ones.
+        """Whether waiting gives a smaller sum of completion times. `behind` jobs wait behind the new ones.
 
-        Each of them ends as much later as the device is busy longer: the longer the queue, the more throughput counts.
-        Whoever delays nobody joins.
+        If the device is busy for longer, each job behind ends so much later: the longer the queue, the more throughput
+        counts. A job that delays no image joins.
         """
         return self.gain + behind * self.sooner > 0 and self.added > self.end * (1 + ROUNDING)
 
@@ -283,10 +278,10 @@ class Joining:
 def joining(
     prices: StepPrices, batch: Sequence[BatchImage], apart: Sequence[float], key: BatchKey, steps: int, group: int = 1
 ) -> Joining:
-    """Compare joining a batch with waiting, for a `group` of images that are alike.
+    """Compare joining a batch with waiting, for a `group` of equal images.
 
-    `batch` is sorted by the steps left, and its images are done at the times `apart` if nobody joins. Nothing speaks
-    against joining an empty one.
+    `batch` is sorted by steps left, and its images are done at the times `apart` if no image joins. Joining an empty
+    batch is always right.
     """
     place = bisect_right(batch, steps, key=steps_left)
     together = [*batch[:place], *[BatchImage(key, steps, 0.0)] * group, *batch[place:]]
@@ -295,8 +290,8 @@ def joining(
     waited, waited_busy, _ = if_they_wait(prices, batch, key, steps, group) if batch else (joined, busy, 0.0)
     step = prices.step(counted(together))
     later = [*ends[:place], *ends[place + group :]]
-    # A prediction is off by some percent, and lags by up to a step. So joining must leave that much to spare, and an
-    # image that would miss its deadline by little is protected as well: let down, it would surely miss it.
+    # Predictions are off by some percent and out of date by up to a step. So joining must leave that much slack, and an
+    # image that seems late by little is protected as well: without protection it would surely be late.
     others = [
         (image.deadline - CAUTION * with_it - step, image.deadline - HOPE * alone)
         for image, alone, with_it in zip(batch, apart, later, strict=True)
@@ -309,11 +304,11 @@ def joining(
 def if_they_wait(
     prices: StepPrices, batch: Sequence[BatchImage], key: BatchKey, steps: int, group: int = 1
 ) -> tuple[float, float, float]:
-    """The sum of completion times, when the device has nothing more to do, and when the last of the group is done, if
-    each of a group takes the place of the next image to leave.
+    """The effects of waiting: each image of a group takes the place of the next image to leave.
 
-    A place is free when what was there is decoded, and no step is taken until then. Who takes it misses the steps
-    that begin meanwhile, with one image less: what such a step takes for each image longer is lost.
+    Returns the sum of completion times, when the device has nothing more to do, and when the last of the group is done.
+    A place becomes free when its image has been decoded; the device takes no step meanwhile. The MISSED steps until the
+    place is used run with one image less, and what they take longer per image is lost.
     """
     rest, total, taken, until, lost = list(batch), 0.0, 0, 0.0, 0.0
     for _ in range(group):
@@ -329,20 +324,20 @@ def if_they_wait(
 
 @lru_cache(4096)
 def best_group(seconds: tuple[float, ...], images: int, most: int) -> int:
-    """How many images of a size, `most` at most, make a step cheapest for each if they join as many as run.
+    """How many images, `most` at most, should join `images` others of their size so that a step costs each least.
 
-    Where a batch of five costs as much as one of eight, nobody would be the fifth, were it not for three more.
-    `seconds` are those of a step of 1, 2, ... images.
+    `seconds` are those of a step of 1, 2, ... images. An example: if a batch of five costs as much as one of eight, a
+    fifth image alone would rather wait, but four together join.
     """
     return min(range(1, most + 1), key=lambda group: seconds[images + group - 1] / (images + group))
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What a worker does under load, as measured: `places` nominal images together, `seconds` for each.
+    """A worker under load: it runs `places` nominal images together, and each takes `seconds`.
 
-    `step_share` is the part of an image that one step is, `steps_share` that all of them are. `lag` is how many seconds
-    a count of steps can lag behind.
+    One step is `step_share` of an image, all its steps are `steps_share`. The known progress of an image is out of date
+    by up to `lag` seconds.
     """
 
     places: int
@@ -358,7 +353,7 @@ class Capacity:
 
 
 def capacity(costs: Costs) -> Capacity:
-    """The load that joining leads to, when images are spread evenly over their steps and a queue waits."""
+    """The capacity that the rules of joining lead to, with a long queue and images evenly spread over their steps."""
     prices, places = StepPrices(costs), 1
     while places < len(costs.step_seconds):
         spread = [BatchImage(NOMINAL, costs.steps * (n + 1) // (places + 1), inf) for n in range(places)]
@@ -368,6 +363,6 @@ def capacity(costs: Costs) -> Capacity:
             break
         places += 1
     step = costs.step_seconds[places - 1]
-    others = (places - 1) * costs.decode_seconds  # each of them is decoded once meanwhile
+    others = (places - 1) * costs.decode_seconds  # each other image is decoded once meanwhile
     seconds = max(costs.steps * step + costs.fixed_seconds + others, INSTANT)
     return Capacity(places, seconds, step / seconds, costs.steps * step / seconds, step + costs.fixed_seconds)

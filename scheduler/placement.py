@@ -1,14 +1,19 @@
-"""Whom to admit, which job is next, and which worker it joins.
+"""Admission and placement: which jobs are accepted, which one starts next, and on which worker.
 
-**Admission.** A job is taken if, with it, everybody who waits is still in time when they run in the order of their
-deadlines. That order is not the one in which they will start, but if it holds them all, some order does, and `next_job`
-leaves the fair order for it when it must. Of what is free, in places and in time, one client may have a share only, so
-there is always something left for one more (dynamic thresholds: Choudhury and Hahne, IEEE/ACM Transactions on
-Networking 6, 1998).
+**Admission.** Accept a job if all waiting jobs, this one included, would meet their deadlines when run in the order of
+their deadlines. Jobs normally start in the fair order instead. If the order of deadlines is feasible, so is some other
+order, and `_turn` switches to the earliest deadline when the fair order would make a job late. One client may use only
+a share of the free queue, in places and in time, so there is always room for another client (dynamic thresholds:
+Choudhury and Hahne, IEEE/ACM Transactions on Networking 6, 1998).
 
-**Placement.** A job joins the worker where the sum of all completion times grows least, unless it would make a running
-image late or waiting is better. A free slot prefers a job of a size that runs there already, as another size is another
-batch: whose turn it is may be passed over for that, for PASSING seconds at most.
+**Placement.** A job joins the worker where the sum of completion times grows least, unless it would make a running
+image late, or waiting for a place gives a smaller sum. A free slot prefers a job of a size that already runs there,
+because another size is another batch. The job whose turn it is may be passed over for that, but for PASSING seconds at
+most.
+
+An example. A step of one image takes 10 ms, of two images 12 ms. Worker A has an image with 20 steps left, worker B is
+empty. On B a job of 20 steps ends after 200 ms and delays nobody: the sum grows by 200 ms. On A it ends after 240 ms
+and delays the other image by 40 ms: the sum grows by 280 ms. The job starts on B.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,22 +26,22 @@ from scheduler.messages import BatchKey, Expired, Impossible, Job, Overdrawn, Re
 from scheduler.queue import FairQueue, JobState
 from scheduler.workers import Worker, Workers
 
-MARGIN = 1.1  # on the wait in a queue: what is taken to the edge of its deadline would miss it by the least delay
+MARGIN = 1.1  # on the predicted wait in the queue: a job admitted without slack would be late after any delay
 SOONEST_RETRY = 0.001  # seconds
 PASSING = 3.0  # seconds
-RESTED = 10.0  # seconds after which a worker without jobs is taken to be as fast as measured
+RESTED = 10.0  # seconds without a job after which a worker that was slow is assumed to be as fast as measured
 Option = tuple[Worker, Wait | None]  # and the reason for a job not to join it
-ALIKE = 1.05  # workers where a job adds up to this many times the least to the sum of completion times are equals
+ALIKE = 1.05  # workers count as equal if the sum grows by at most this many times the least growth
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What the workers do at present, and when jobs that wait will be done if they run in the order of their deadlines.
+    """The state of all workers together, and from it the completion times of waiting jobs in the order of deadlines.
 
-    The first starts `delay` seconds after `now`, when the work `before` all of them is done. All workers that are known
-    do `throughput` nominal images per second, of which `rate` is counted on for those that wait. A nominal image takes
-    `service` seconds on a busy worker, of which `steps_share` are steps. What is known of running images lags by `lag`
-    seconds.
+    Waiting jobs start after `delay` seconds, once `before` nominal images of running work are done. All known workers
+    together do `throughput` nominal images per second; admission counts on `rate` of it. A nominal image takes
+    `service` seconds on a busy worker; `steps_share` of that are steps. The progress of running images is known with a
+    delay of up to `lag` seconds.
     """
 
     now: float
@@ -48,42 +53,42 @@ class Forecast:
     steps_share: float
     lag: float
 
-    def spares(self, jobs: Iterable[JobState]) -> list[float]:
-        """How much time each of these jobs has to spare, which are sorted by their deadlines."""
+    def slacks(self, jobs: Iterable[JobState]) -> list[float]:
+        """The slack of each job, in seconds. `jobs` are sorted by deadline."""
         before, per_work, service, start = self.before, 1 / self.rate, self.service, self.now + self.delay
-        spares = []
+        slacks = []
         for job in jobs:
-            spares.append(job.deadline - before * per_work - service * job.load - start)
+            slacks.append(job.deadline - before * per_work - service * job.load - start)
             before += job.load
-        return spares
+        return slacks
 
 
 class Placement:
-    """Decides on jobs by the queue and the workers, and changes neither."""
+    """Chooses jobs and workers. It changes neither the queue nor the workers."""
 
     def __init__(self, queue: FairQueue, workers: Workers, limits: Limits) -> None:
         self._queue = queue
         self._workers = workers
         self._limits = limits
         self._forecast: Forecast | None = None
-        self._spares: list[float] | None = None
+        self._slacks: list[float] | None = None
 
     def forget(self) -> None:
-        """Something has changed: what was worked out does not hold any more."""
-        self._forecast = self._spares = None
+        """Drop what was computed: something has changed."""
+        self._forecast = self._slacks = None
 
     # ------------------------------------------------------------------------------------------------------- estimates
 
     def load(self, job: Job, now: float) -> float:
-        """What a job takes, in nominal images: only its steps are more or fewer, the rest of it is what it was.
+        """The work of a job in nominal images. `length` scales only the part of it that is steps.
 
-        Before a worker has measured which part that is, it is at most so much.
+        Before a worker has measured that part, this is an upper bound.
         """
         share = self.forecast(now).steps_share if self._workers.known else float(job.length > 1)
         return job.work * (1 + share * (job.length - 1))
 
     def forecast(self, now: float) -> Forecast:
-        """What can be said of the jobs that wait. A worker must have measured itself."""
+        """The present forecast. At least one worker must have measured itself."""
         if self._forecast is None or self._forecast.now != now:
             self._forecast = self._look_ahead(now)
         return self._forecast
@@ -100,16 +105,16 @@ class Placement:
         # By Little's law, the mean time in service is what is in service over what leaves per second.
         return Forecast(now, delay, before, throughput, rate, places / throughput, steps / total, lag / total)
 
-    def _spares_of_waiting(self, view: Forecast) -> list[float]:
-        if self._spares is None:
-            self._spares = view.spares(self._queue.by_deadline)
-        return self._spares
+    def _slacks_of_waiting(self, view: Forecast) -> list[float]:
+        if self._slacks is None:
+            self._slacks = view.slacks(self._queue.by_deadline)
+        return self._slacks
 
     def seconds_to_start(self, work: float, oldest: JobState | None, now: float) -> float | None:
-        """When a job is expected to start that so much work starts before; None while no worker has measured itself.
+        """Seconds until a job starts that has `work` waiting before it; None while no worker has measured itself.
 
-        It takes a place to become free, and then what the workers get done together. As a rule the first place is
-        freed by the worker that runs the `oldest` job.
+        A place must become free, and then the workers must do that work. As a rule, the worker that runs the `oldest`
+        job has the first free place.
         """
         if not self._workers.known:
             return None
@@ -123,7 +128,7 @@ class Placement:
     def admit(
         self, now: float, job: JobState, next_deadline: float | None, oldest: JobState | None
     ) -> Expired | Rejected | Impossible | Overdrawn | None:
-        """Why a job is not taken; None if it is. `oldest` is the job that runs for longest."""
+        """Return the reason to refuse a job, or None. `oldest` is the job that has run for longest."""
         if job.deadline <= now:
             return Expired()
         own, free = self._queue.of(job.job.client), self._limits.max_queue - len(self._queue)
@@ -144,13 +149,13 @@ class Placement:
         return self._admit_in_time(now, job, others)
 
     def _others_share(self) -> float:
-        """What must stay free for others, for each part of the queue that a client has."""
+        """How much must stay free for others, as a multiple of what one client has."""
         limits = self._limits
         share = limits.client_share if self._queue.clients > 1 else max(limits.client_share, limits.lone_share)
         return (1 - share) / share
 
     def _admit_in_time(self, now: float, job: JobState, others: float) -> Rejected | Overdrawn | None:
-        """Whether everybody is in time with it, and it leaves others their share of the time."""
+        """Refuse a job that would be late, make a waiting job late, or leave others less than their share of time."""
         budget, alone = job.deadline - now, None
         if not len(self._queue):
             room = self._room(None)
@@ -162,39 +167,36 @@ class Placement:
                 if alone >= 0:  # it starts at once, is in time, and nobody waits: nothing else is to be worked out
                     return None
         view = self.forecast(now)
-        spare, fits = self._spare(now, job, view) if alone is None else (alone, False)
+        slack, fits = self._slack(now, job, view) if alone is None else (alone, False)
         lag = self._lag(job, view)
         if not fits:
             wait = view.delay + (view.before + sum([each.load for each in self._queue.by_deadline])) / view.rate
             return Rejected(retry_after(wait, view.service * job.load, lag, budget))
         own = [each for each in self._queue.of(job.job.client) if each.job.priority >= job.job.priority]
         claim = sum([each.load for each in own]) / view.rate * others
-        return Overdrawn(max(claim - spare + lag, SOONEST_RETRY)) if claim > spare else None
+        return Overdrawn(max(claim - slack + lag, SOONEST_RETRY)) if claim > slack else None
 
-    def _spare(self, now: float, job: JobState, view: Forecast) -> tuple[float, bool]:
-        """The time that a job has to spare, and whether it and everybody who waits are in time.
-
-        Who would be late anyway does not count.
-        """
+    def _slack(self, now: float, job: JobState, view: Forecast) -> tuple[float, bool]:
+        """The slack of a new job, and whether all waiting jobs, but those that are late anyway, are in time with it."""
         place = self._queue.due_by(job.deadline)
         before = view.before + sum([each.load for each in self._queue.by_deadline[:place]])
-        spare = job.deadline - now - view.delay - before / view.rate - view.service * job.load
-        spares = self._spares_of_waiting(view)
-        sooner, later = min(spares[:place], default=inf), min(spares[place:], default=inf)
+        slack = job.deadline - now - view.delay - before / view.rate - view.service * job.load
+        slacks = self._slacks_of_waiting(view)
+        sooner, later = min(slacks[:place], default=inf), min(slacks[place:], default=inf)
         with_it = min(sooner, later - job.load / view.rate)
-        return spare, spare >= 0 and with_it >= min(0.0, sooner, later)
+        return slack, slack >= 0 and with_it >= min(0.0, sooner, later)
 
     def _lag(self, job: JobState, view: Forecast) -> float:
-        """How many seconds what is known of running images can lag behind."""
+        """By how many seconds the known progress of running images can be out of date."""
         return view.lag * max([1.0, job.job.work, *[each.job.work for each in self._queue]])
 
     def _seconds_to_places(
         self, places: int, now: float, next_deadline: float | None, oldest: JobState | None
     ) -> float:
-        """When so many places in the queue are free.
+        """Seconds until so many places in the queue are free.
 
-        The first is when the first image leaves the batch that the oldest job runs in, as a rule; and when the first
-        deadline passes, which is all that can be said while nothing runs. Others follow at the workers' pace.
+        The first is free when an image leaves the batch of the oldest job, or when the next deadline passes, which is
+        all that is known while nothing runs. The others follow at the rate of the workers.
         """
         assert next_deadline is not None
         seconds = next_deadline - now
@@ -207,9 +209,9 @@ class Placement:
     # ---------------------------------------------------------------------------------------------------------- choice
 
     def choose(self, now: float, held: Worker | None) -> tuple[JobState, Worker] | Wait:
-        """Which job to start now, and on which worker; or why the one whose turn it is should wait.
+        """Return the job to start now and its worker, or the reason for the next job to wait.
 
-        A job of a size that runs already goes first, for so long. Nobody joins the `held` worker.
+        Jobs of a size that already runs go first, for PASSING seconds at most. No job joins the `held` worker.
         """
         room = self._room(held)
         if isinstance(room, Wait):
@@ -229,13 +231,13 @@ class Placement:
         return choice if isinstance(choice, Wait) else (turn, choice)
 
     def _turn(self, now: float) -> JobState:
-        """Whose turn it is, as long as everybody else is in time then; else who is due first."""
+        """The next job in the fair order if all others stay in time; else the one with the earliest deadline."""
         turn, due = self._queue.next, self._queue.by_deadline[0]
         assert turn is not None
         return turn if turn is due or self._can_go_first(now, turn) else due
 
     def _can_go_first(self, now: float, job: JobState) -> bool:
-        """Whether all others are in time if a job starts before them. Those due later lose nothing by that."""
+        """Whether all other jobs stay in time if this one starts first. Only those due earlier can become late."""
         if not self._workers.known:
             return True
         view, sooner = self.forecast(now), self._queue.due_before(job)
@@ -245,17 +247,17 @@ class Placement:
         soonest = self._queue.by_deadline[0].deadline - now - view.delay
         if soonest >= (view.before + work + job.load) / view.rate + view.service * most:  # all are in time by far
             return True
-        return min(self._spares_of_waiting(view)[:sooner]) >= job.load / view.rate
+        return min(self._slacks_of_waiting(view)[:sooner]) >= job.load / view.rate
 
     def _others_to_start(self, now: float, turn: JobState) -> Iterator[JobState]:
-        """The first jobs of other sizes, of those that can start before the one whose turn it is."""
+        """The first job of each other size, if it may start before the one whose turn it is."""
         keeps_place = not turn.background and now - turn.submitted >= PASSING  # no background job goes first then
         for job in self._queue.first_of_each_size():
             if job.key != turn.key and not (job.background and keeps_place) and self._can_go_first(now, job):
                 yield job
 
     def _room(self, held: Worker | None) -> list[Worker] | Wait:
-        """The workers that a job can start on."""
+        """The workers that a job can start on, or the reason why there is none."""
         room = [worker for worker in self._workers.ready if worker.has_room]
         if not room:
             return Wait.SLOTS_TAKEN if self._workers.ready else Wait.NO_WORKER
@@ -266,7 +268,7 @@ class Placement:
         return [(worker, worker.reason_not_to_join(job, now, share, alike)) for worker in room]
 
     def _best(self, state: JobState, now: float, behind: int, options: Sequence[Option]) -> Worker | Wait:
-        """The best of these workers for a job. `behind` jobs wait behind it."""
+        """The best of these workers for a job, or the reason to wait. `behind` jobs wait behind it."""
         job = state.job
         found = [worker for worker, reason in options if reason is None]
         if not found:
@@ -275,7 +277,7 @@ class Placement:
             ]
         in_time = [worker for worker, reason in options if reason is not Wait.DEADLINE and _in_time(worker, job, now)]
         found = [worker for worker in found if worker in in_time] or in_time or found
-        # What a worker's last steps took is no exact science: among equals, the one that has rested longest.
+        # Predictions differ by noise, so among nearly equal workers take the one that has been idle for longest.
         least = min([worker.joined_by(job).added for worker in found])
         nearly_least = least + (ALIKE - 1) * abs(least)  # a leaving image can make the sum smaller than it was
         equals = [worker for worker in found if worker.joined_by(job).added <= nearly_least]
@@ -285,10 +287,10 @@ class Placement:
 
 
 def _should_wait_for_another(best: Worker, job: Job, ready: Sequence[Worker], behind: int, waits: float) -> bool:
-    """Whether a job is done sooner if it waits for a place on a faster worker, though `best` is empty.
+    """Whether a job ends sooner if it waits for a place on a faster worker, although `best` is empty.
 
-    Of those who wait behind it, each takes a place on the faster one as well. One that `waits` for as long as it would
-    take on the empty one was wrong to hope: others take the places.
+    Jobs behind it compete for places on the faster worker. A job that already `waits` for as long as it would have
+    taken on the empty one stops waiting, because others take those places.
     """
     end = best.joined_by(job).end
     if best.slots or waits >= end:
@@ -311,12 +313,12 @@ def _seconds_of_suspect(job: JobState, known: Sequence[Worker]) -> float:
 
 
 def _seconds_at_best(worker: Worker, job: Job) -> float:
-    """What a job takes alone, when nothing slows the worker down."""
+    """Seconds of a job alone on a worker, without its present slowdown."""
     return worker.known_prices.alone(job) / max(1.0, worker.known_prices.slowdown.factor)
 
 
 def _seconds_until_ready(worker: Worker, now: float) -> float:
-    """When a worker without a process can take jobs again, if loading takes as long as last time."""
+    """Seconds until a worker without a process can take jobs, if loading takes as long as last time."""
     if worker.state is WorkerState.LOADING:
         return max(0.0, worker.spawned_at + worker.load_seconds - now)
     start = max(0.0, worker.alarm - now) if worker.alarm is not None else 0.0
@@ -324,8 +326,9 @@ def _seconds_until_ready(worker: Worker, now: float) -> float:
 
 
 def retry_after(wait: float, service: float, lag: float, budget: float) -> float:
-    """Seconds until a job is admitted that must end within `budget`, and now would wait for `wait` and run `service`.
+    """Seconds until a job with `budget` seconds to its deadline would be admitted.
 
-    A budget below the service time of a busy worker needs an idle one: there is one when all that is here has ended.
+    Now it would wait `wait` seconds and run `service`. A budget below the service time on a busy worker needs an idle
+    one, which there is when all present work has ended.
     """
     return max(wait + service - (budget if budget >= service else 0.0) + lag, lag, SOONEST_RETRY)

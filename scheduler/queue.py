@@ -1,17 +1,16 @@
-"""The jobs that wait, in two orders: by deadline, in which all of them are in time, and by turn, which is fair.
+"""The waiting jobs, in two orders: by deadline, for admission, and by turn, which is the fair order to start them in.
 
-A turn is one of self-clocked fair queueing (Golestani, INFOCOM 1994). Each client has a queue of its own and a virtual
-time: the work that was started for it. The client whose virtual time would be least after its next job is next. A
-client that comes back starts at the virtual time of those that stayed, so nobody saves turns for later. An example: A
-has sent ten jobs and B sends one; B's runs after the one of A's that is next, not after all ten.
+The fair order is self-clocked fair queueing (Golestani, INFOCOM 1994). Each client has a queue and a virtual time: the
+work that was started for it. The client whose virtual time would be least after its next job is served next. A client
+that returns starts at the virtual time of the others, so it cannot save up turns. An example: A has sent ten jobs, then
+B sends one. B's job starts after the next one of A, not after all ten.
 
-Jobs of negative priority are background work: all others, which are interactive, go first, whichever client's they
-are. Fairness holds among either. So that background jobs never starve, each interactive job that starts while any of
-them waits adds a ninth of its work to what they are owed, and one of them goes first once its work is owed. As long as
-they wait, they get a tenth of all work, less what the next one takes: an example is that of two floods of equal images,
-nine interactive ones start for each one in the background.
+Jobs of negative priority are background work. All other jobs are interactive and go first, whichever client sent them.
+Each of the two classes is fair in itself. Background jobs never starve: each interactive job that starts while one of
+them waits adds a ninth of its work to what they are owed, and once the work of the next background job is owed, it goes
+first. An example: of two endless streams of equal images, nine interactive ones start for each background one.
 
-There are some hundreds of jobs, so everything here walks over all of them.
+At most some hundreds of jobs wait, so everything here simply walks over all of them.
 """
 
 from bisect import bisect_left, bisect_right, insort
@@ -29,10 +28,10 @@ OWED = 1 / 9  # of the work of each interactive job that is started while backgr
 
 @dataclass(slots=True, eq=False)
 class JobState:
-    """An accepted job without its reply. It runs if it has an assignment, else it waits.
+    """An accepted job that has no reply yet. It runs if it has an assignment, else it waits.
 
-    `load` is what it takes, in nominal images, by what was known of the workers when it was accepted. `charge` is what
-    its client has been served once it has started.
+    `load` is its work in nominal images, as estimated when it was accepted. `charge` is added to its client's virtual
+    time when it starts.
     """
 
     job: Job
@@ -41,11 +40,11 @@ class JobState:
     charge: float = field(init=False)
     deadline: float = field(init=False)
     key: BatchKey = field(init=False)
-    sequence: int = 0  # its place among all jobs that ever waited
+    sequence: int = 0  # numbers all jobs that ever waited
     started: float = 0.0
     passed_since: float | None = None  # since when others went first because of their size
-    losses: int = 0  # workers that exited while it ran on them
-    retry_cost: int = 0  # those, weighed by how likely it is that the job was the reason
+    losses: int = 0  # how many workers exited while it ran on them
+    retry_cost: int = 0  # the same, weighted by how likely the job was the reason
     lost_on: WorkerId | None = None
     assignment: SlotAssignment | None = None
 
@@ -55,18 +54,18 @@ class JobState:
 
     @property
     def background(self) -> bool:
-        """It gives way to interactive jobs, also to those of other clients."""
+        """Interactive jobs of all clients start before it."""
         return self.job.priority < 0
 
     @property
     def suspect(self) -> bool:
-        """It ran on a worker that exited, and may be the reason."""
+        """It ran on a worker that exited, so it may be the reason."""
         return self.losses > 0
 
 
 @dataclass(slots=True)
 class ClientQueue:
-    """One client's jobs: the most important first, then as they came. `served` is its virtual time."""
+    """One client's waiting jobs, by priority, then in order of arrival. `served` is its virtual time."""
 
     served: float
     jobs: list[JobState] = field(default_factory=list)
@@ -81,7 +80,7 @@ def _due(job: JobState) -> tuple[float, int]:
 
 
 class Turns:
-    """One queue per client, served in order of least work done."""
+    """A fair queue: one queue per client, served in order of least work done."""
 
     def __init__(self) -> None:
         self.clients: dict[ClientId, ClientQueue] = {}  # a client whose first job is new is last
@@ -89,11 +88,11 @@ class Turns:
         self.sizes = Counter[BatchKey]()
 
     def of(self, client: ClientId) -> list[JobState]:
-        """A client's jobs, in its order."""
+        """A client's waiting jobs, in order."""
         return self.clients[client].jobs if client in self.clients else []
 
     def add(self, job: JobState) -> None:
-        """A job waits from now on."""
+        """Add a job."""
         self.sizes[job.key] += 1
         client = job.job.client
         queue = self.clients.setdefault(client, ClientQueue(self._virtual_time))
@@ -102,7 +101,7 @@ class Turns:
             self.clients[client] = self.clients.pop(client)
 
     def remove(self, job: JobState, *, started: bool) -> None:
-        """A job waits no longer. If it was started, its client is charged for it."""
+        """Remove a job. If it has started, charge its client for it."""
         queue = self.clients.pop(job.job.client)
         queue.jobs.remove(job)
         self.sizes[job.key] -= 1
@@ -118,13 +117,13 @@ class Turns:
 
     @property
     def next(self) -> JobState | None:
-        """Whose turn it is."""
+        """The job whose turn it is; None if none waits."""
         if not self.clients:
             return None
         return min(self.clients.values(), key=lambda queue: queue.served + queue.jobs[0].charge).jobs[0]
 
     def order(self) -> list[JobState]:
-        """All jobs in the order of their turns if nobody else comes."""
+        """All jobs in the order in which they start if no other job comes."""
         first, turns = self.next, list[tuple[float, bool, int, JobState]]()
         for queue in self.clients.values():
             turn = queue.served
@@ -159,9 +158,9 @@ class Turns:
 
 
 class FairQueue:
-    """All jobs that wait: interactive ones by fair turns, then background ones by theirs.
+    """All waiting jobs: interactive ones in fair order, then background ones in fair order.
 
-    Suspects come before all others and in no client's queue: they have had their turn already.
+    Suspects come before all others, and are in no client's queue: they have had their turn already.
     """
 
     def __init__(self) -> None:
@@ -181,7 +180,7 @@ class FairQueue:
 
     @property
     def clients(self) -> int:
-        """How many clients have a job that waits."""
+        """How many clients have waiting jobs."""
         return len(self._interactive.clients.keys() | self._background.clients.keys())
 
     @property
@@ -190,45 +189,45 @@ class FairQueue:
         return sum([len(queue.jobs) for queue in self._background.clients.values()])
 
     def of(self, client: ClientId) -> list[JobState]:
-        """A client's jobs, in its order."""
+        """A client's waiting jobs, in order."""
         return self._interactive.of(client) + self._background.of(client)
 
     @property
     def loads(self) -> tuple[float, float]:
-        """The sum of all loads but those of suspects, and the largest; 0 if nobody waits."""
+        """The sum and the maximum of the loads of all jobs but suspects; 0 if none waits."""
         if self._loads is None:
             loads = [job.load for job in self.by_deadline]
             self._loads = sum(loads), max(loads, default=0.0)
         return self._loads
 
     def due_before(self, job: JobState) -> int:
-        """How many jobs are due before a job that waits."""
+        """How many jobs have an earlier deadline than this one."""
         return bisect_left(self.by_deadline, _due(job), key=_due)
 
     def of_size(self, key: BatchKey) -> int:
-        """How many jobs of a size wait."""
+        """How many waiting jobs have this size."""
         return self._interactive.sizes[key] + self._background.sizes[key]
 
     def due_by(self, deadline: float) -> int:
-        """How many jobs are due by then."""
+        """How many jobs have this deadline or an earlier one."""
         return bisect_right(self.by_deadline, deadline, key=attrgetter("deadline"))
 
     def _turns_of(self, job: JobState) -> Turns:
         return self._background if job.background else self._interactive
 
     def add(self, job: JobState) -> None:
-        """A job is accepted."""
+        """Add an accepted job."""
         self._sequence += 1
         job.sequence, self._loads = self._sequence, None
         insort(self.by_deadline, job, key=_due)
         self._turns_of(job).add(job)
 
     def put_back(self, suspects: list[JobState]) -> None:
-        """Jobs have lost their worker."""
+        """Put jobs that lost their worker before all others."""
         self.suspects[:0] = suspects
 
     def remove(self, job: JobState, *, started: bool = False) -> None:
-        """A job waits no longer. If it was started, its client is charged for it."""
+        """Remove a job. If it has started, charge its client for it."""
         if job.suspect:
             self.suspects.remove(job)
             return
@@ -242,14 +241,14 @@ class FairQueue:
 
     @property
     def next(self) -> JobState | None:
-        """Whose turn it is; None if only suspects wait."""
+        """The job whose turn it is; None if only suspects wait."""
         interactive, background = self._interactive.next, self._background.next
         if interactive is None or (background is not None and self._owed >= background.charge):
             return background
         return interactive
 
     def turns(self) -> list[JobState]:
-        """All but suspects, in the order of their turns if nobody else comes."""
+        """All jobs but suspects, in the order in which they start if no other job comes."""
         interactive, background = self._interactive.order()[::-1], self._background.order()[::-1]
         turns, owed = list[JobState](), self._owed
         while interactive and background:
@@ -258,16 +257,16 @@ class FairQueue:
         return turns + interactive[::-1] + background[::-1]
 
     def first_of_each_size(self) -> list[JobState]:
-        """The first job of each size that waits, in the order of their turns; a background job where no other has it.
+        """The first job of each size, in the fair order; a background job only for sizes that no interactive job has.
 
-        So background jobs may pass an interactive one of another size: without them, batches would be smaller.
+        So a background job may start before an interactive one of another size: else batches would be smaller.
         """
         first = self._interactive.first_of_each_size()
         sizes = {job.key for job in first}
         return first + [job for job in self._background.first_of_each_size() if job.key not in sizes]
 
     def before(self, job: JobState) -> list[JobState]:
-        """What starts before a job that waits, if nothing else comes."""
+        """The jobs that start before a waiting job, if no other job comes."""
         if job.suspect:
             return self.suspects[: self.suspects.index(job)]
         turns = self.turns()
@@ -286,5 +285,5 @@ class FairQueue:
 
 
 def _owed_after(owed: float, job: JobState) -> float:
-    """What background jobs are owed when a job has started."""
+    """The work owed to background jobs after a job has started."""
     return max(0.0, owed - job.charge) if job.background else owed + OWED * job.charge

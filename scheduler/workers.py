@@ -1,6 +1,6 @@
-"""The workers: the state of each, what its slots hold, and when to look at it.
+"""The workers: their states, slots and alarms.
 
-A machine has at most some sixteen of them, so every question walks over all, and no sum is kept that could drift.
+A machine has some sixteen at most, so everything here walks over all of them, and keeps no sum that could drift.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class SlotAssignment(BatchImage):
-    """What is in a slot. Without a job it is leaving: its job is answered, its worker has yet to free the slot."""
+    """An image in a slot. Without a job it is leaving: the job is answered, but the slot is not free yet."""
 
     steps: int
     worker: "Worker"
@@ -43,8 +43,7 @@ class SlotAssignment(BatchImage):
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """A device and whatever process it has now. `prices` and `capacity` outlive the process: the best guess for the
-    next."""
+    """A device and its process, if any. `prices` and `capacity` outlive the process, as estimates for the next one."""
 
     id: WorkerId
     state: WorkerState = WorkerState.NEW
@@ -53,34 +52,34 @@ class Worker:
     size: int = 0  # how many slots it has, once it was ready
     slots: dict[int, SlotAssignment] = field(default_factory=dict)
     exclusive: bool = False  # a suspect runs here, and nobody joins it
-    alarm: float | None = None  # when to look at it: it has loaded or been silent too long then, or paused long enough
-    heard: float = 0.0  # its last heartbeat, or since when it has something to do
+    alarm: float | None = None  # when to look at it: it loads or is silent for too long, or its pause is over
+    heard: float = 0.0  # the time of its last heartbeat, or when it got work after being empty
     ready_at: float = 0.0
     spawned_at: float = 0.0
     load_seconds: float = 0.0  # from its last spawn until it was ready
-    stepped: float | None = None  # when it took its last step, if it has been busy since
-    decoding: float = 0.0  # what is decoded after that step, in nominal images
+    stepped: float | None = None  # the time of its last step, if it has been busy since
+    decoding: float = 0.0  # the work that is decoded after that step, in nominal images
     changed: int = 0  # the number of the event that last changed its slots
-    proven: bool = False  # this process finished an image, or was ready for long
+    proven: bool = False  # this process has finished an image, or was ready for long
     backoff: float = 0.0  # before its next restart
     failures: int = 0  # processes in a row that were not proven
-    fault: str = ""  # what its device has, if that is why it is being killed
+    fault: str = ""  # the fault of its device, if it is being killed for that
     restarts: int = 0
     reason: str = ""
-    # What was worked out, kept while nothing changes:
+    # Results that are kept until something changes:
     joinings: dict[tuple[BatchKey, float, int], Joining] = field(default_factory=dict)
     known_ends: tuple[list[SlotAssignment], list[float]] | None = None
     known_rates: tuple[float, float, float, float, float] | None = None
 
     @property
     def known_prices(self) -> StepPrices:
-        """Of a worker that was ready at least once."""
+        """The prices of a worker that was ready at least once."""
         assert self.prices is not None
         return self.prices
 
     @property
     def known_capacity(self) -> Capacity:
-        """Of a worker that was ready at least once."""
+        """The capacity of a worker that was ready at least once."""
         assert self.capacity is not None
         return self.capacity
 
@@ -96,59 +95,59 @@ class Worker:
 
     @property
     def batch(self) -> list[SlotAssignment]:
-        """The images that somebody waits for."""
+        """The running images, without those that are leaving."""
         return [each for each in self.slots.values() if each.job is not None]
 
     @property
     def throughput(self) -> float:
-        """Nominal images per second under load, as its steps are at present."""
+        """Nominal images per second under load, at its present speed."""
         return self.known_capacity.throughput / self.known_prices.slowdown.factor
 
     @property
     def lag(self) -> float:
-        """How many seconds what is known of its images can lag behind."""
+        """By how many seconds the known progress of its images can be out of date."""
         return self.known_capacity.lag * self.known_prices.slowdown.factor
 
     @property
     def work_left(self) -> float:
-        """What is left of its images, in nominal images. What runs alone keeps all of the worker busy."""
+        """The remaining work of its images, in nominal images. A suspect, which runs alone, keeps all of it busy."""
         if self.exclusive:
             return self.seconds_to_place() * self.throughput
         step, steps = self.known_capacity.step_share, self.known_prices.costs.steps
-        # The part of an image that is not steps counts until the end.
+        # The part of an image that is not steps counts until it is done.
         return sum([each.key.work * (1 - step * (steps - each.left)) for each in self.batch])
 
     @property
     def rates(self) -> tuple[float, float, float, float, float]:
-        """Its throughput, the part of it that steps are, its throughput times its lag, its work left, its places."""
+        """What a forecast sums up: throughput, throughput of steps, throughput times lag, work left, places."""
         if self.known_rates is None:
             capacity, rate = self.known_capacity, self.throughput
             self.known_rates = rate, rate * capacity.steps_share, rate * self.lag, self.work_left, capacity.places
         return self.known_rates
 
     def forget(self) -> None:
-        """Something has changed: what was worked out does not hold any more."""
+        """Drop what was computed: something has changed."""
         self.joinings.clear()
         self.known_ends = self.known_rates = None
 
     @property
     def ends(self) -> tuple[list[SlotAssignment], list[float]]:
-        """Its batch by the steps left, and when each image is done if nobody joins."""
+        """Its batch by steps left, and when each image is done if no image joins."""
         if self.known_ends is None:
             batch = sorted(self.batch, key=steps_left)
             self.known_ends = batch, completion_times(self.known_prices, batch)[0]
         return self.known_ends
 
     def seconds_alone(self) -> float:
-        """One nominal image if nothing else runs there."""
+        """Seconds of one nominal image alone."""
         return self.known_prices.alone(Job(0, 0.0))
 
     def seconds_to_place(self) -> float:
-        """Until the first of its images is done if nobody joins; 0 if nothing runs."""
+        """Seconds until its first image is done if no image joins; 0 if none runs."""
         return next(iter(self.ends[1]), 0.0)
 
     def joined_by(self, job: Job, group: int = 1) -> Joining:
-        """What it means if a job joins now, or a group that is alike; kept, as a job that waits asks at every event."""
+        """What happens if a job, or a group of such jobs, joins now. Kept, because it is asked for at every event."""
         known = self.joinings.get((job.batch_key, job.length, group))
         if known is None:
             prices = self.known_prices
@@ -157,7 +156,7 @@ class Worker:
         return known
 
     def reason_not_to_join(self, job: Job, now: float, behind: float, alike: int) -> Wait | None:
-        """Why a job should wait; None if it should join. `behind` jobs wait behind it, `alike` are of its size."""
+        """Return the reason not to join the batch, or None. `behind` jobs wait behind it, `alike` have its size."""
         if not self.slots:
             return None
         if (joining := self.joined_by(job)).makes_late(now):
@@ -169,16 +168,16 @@ class Worker:
         return Wait.SLOWER if group == 1 or self.joined_by(job, group).is_slower(behind + 1 - group) else None
 
     def end_if_waited_for(self, job: Job) -> float:
-        """When a job is done that takes the place of the first to leave."""
+        """When a job is done that takes the place of the next image to leave."""
         return if_they_wait(self.known_prices, self.ends[0], job.batch_key, self.known_prices.steps(job.length))[2]
 
     def assignment(self, slot: int, generation: int) -> SlotAssignment | None:
-        """What a report of this worker is about; None if it is late: about a job of a former process."""
+        """The assignment that a report is about; None if the report is late and about a former process."""
         found = self.slots.get(slot)
         return found if found is not None and found.generation == generation else None
 
     def view(self) -> WorkerView:
-        """What `/readyz` shows."""
+        """The worker as `/readyz` shows it."""
         size = self.size if self.ready or self.slots else 0
         return WorkerView(self.id, self.state, len(self.batch), size, self.restarts, self.reason)
 
@@ -191,9 +190,9 @@ class Workers:
         self._by_id = {worker: Worker(worker) for worker in workers}
         self._all = list(self._by_id.values())
         self.ready: list[Worker] = []
-        """Those that can be given jobs."""
+        """Workers that can be given jobs."""
         self.known: list[Worker] = []
-        """Whose prices count: the ready ones; while there is none, all that were ever ready and may be again."""
+        """Workers to estimate by: the ready ones; while there are none, all that were ready before."""
         self._mixing = Slowdown(taken=0.1, expected=0.1)  # soon known: nothing is measured before
         self._changes = 0
 
@@ -207,12 +206,12 @@ class Workers:
 
     @property
     def mixing(self) -> float:
-        """How many times longer steps take, lately, because images of several sizes are several batches."""
+        """By which factor steps take longer, lately, because images of several sizes are several batches."""
         return self._mixing.factor
 
     @property
     def running(self) -> int:
-        """Images that somebody waits for."""
+        """The number of running images, without those that are leaving."""
         return sum([len(worker.batch) for worker in self._all])
 
     def fastest_empty(self, avoid: WorkerId | None) -> Worker | None:
@@ -221,7 +220,7 @@ class Workers:
         return min(empty, key=lambda worker: (worker.seconds_alone(), worker.changed), default=None)
 
     def to_hold(self, held: Worker | None, avoid: WorkerId | None) -> Worker | None:
-        """The worker to keep others off, so that it empties: as before, else the least loaded one with room."""
+        """The worker that gets no new jobs, so that it becomes empty: the held one, else the least loaded with room."""
         if held is not None and held.ready and not self._avoided(held, avoid):
             return held
         others = [worker for worker in self.ready if worker.has_room and worker.slots and not worker.exclusive]
@@ -232,11 +231,11 @@ class Workers:
         return worker.id == avoid and len(self.ready) > 1
 
     def next_alarm(self) -> float | None:
-        """When the first worker is to be looked at."""
+        """The time of the first alarm."""
         return min([worker.alarm for worker in self._all if worker.alarm is not None], default=None)
 
     def due(self, now: float) -> list[Worker]:
-        """Whose alarm has come, the earliest first. Their alarms are off from now on."""
+        """The workers whose alarm is due, the earliest first. Turns these alarms off."""
         due = [worker for worker in self._all if worker.alarm is not None and worker.alarm <= now]
         due.sort(key=lambda worker: worker.alarm or 0.0)
         for worker in due:
@@ -259,10 +258,10 @@ class Workers:
         return assignment
 
     def on_step(self, now: float, worker: Worker, done: Sequence[tuple[int, int]]) -> None:
-        """Note how far the images in a worker are, and correct its prices by how long the step took."""
+        """Update the progress of a worker's images, and correct its prices by how long the step took."""
         stepped, worker.heard, worker.stepped = worker.stepped, now, now
         counts = counted([worker.slots[slot] for slot, _ in done if slot in worker.slots])
-        # Where all take their first step, the device may have waited for them to be prepared.
+        # If all images take their first step, the device may have waited for their preparation.
         if stepped is not None and counts and any(steps > 1 for _, steps in done):
             worker.known_prices.learn(now - stepped, counts, worker.decoding)
             self._mixing.add(worker.known_prices.step(counts), worker.known_prices.step_in_one_batch(counts))
@@ -273,13 +272,13 @@ class Workers:
         worker.forget()
 
     def detach(self, assignment: SlotAssignment) -> None:
-        """The job in a slot is answered: the slot is leaving."""
+        """Detach an answered job from its slot: the slot is leaving."""
         assert assignment.job is not None
         assignment.job.assignment, assignment.job = None, None
         assignment.worker.forget()
 
     def free_slot(self, now: float, assignment: SlotAssignment, *, finished: bool) -> None:
-        """Its worker has freed the slot."""
+        """The worker has freed the slot."""
         worker = assignment.worker
         worker.heard = now
         worker.proven = worker.proven or finished
@@ -310,14 +309,14 @@ class Workers:
         self.update_costs(worker, costs)
 
     def update_costs(self, worker: Worker, costs: Costs) -> None:
-        """It has measured itself: its slowdown starts afresh. What was learned of sizes is kept."""
+        """It has measured itself: its slowdown starts anew. The learned prices of sizes are kept."""
         learned = {} if worker.prices is None else worker.prices.learned
         worker.size = len(costs.step_seconds)
         worker.prices, worker.capacity = StepPrices(costs, learned=learned), capacity(costs)
         self._changed(worker)
 
     def end(self, now: float, worker: Worker) -> None:
-        """It is being killed: it gets no more jobs."""
+        """It is being killed, and gets no more jobs."""
         if worker.ready:
             worker.proven = worker.proven or now - worker.ready_at >= self._limits.quarantine_pause
         worker.alarm = None
@@ -345,7 +344,7 @@ class Workers:
         return jobs
 
     def quarantine(self, now: float, worker: Worker, reason: str) -> None:
-        """It has no process, and gets none for long."""
+        """It has no process, and gets none for a long time."""
         worker.reason, worker.fault = reason, ""
         self._become(worker, WorkerState.OUT)
         worker.alarm = now + self._limits.quarantine_pause
@@ -357,7 +356,7 @@ class Workers:
 
     @property
     def failure(self) -> str:
-        """Why no worker can do anything, now or soon: all are quarantined. Empty while one may."""
+        """Why all workers are out of service; empty while one is not."""
         if any(worker.state is not WorkerState.OUT for worker in self):
             return ""
         return "; ".join(f"{worker.id} is out of service: {worker.reason}" for worker in self)
@@ -366,7 +365,7 @@ class Workers:
         return min(max(2 * backoff, self._limits.restart_backoff), self._limits.restart_backoff_max)
 
     def heartbeat_timeout(self, worker: Worker) -> float:
-        """Seconds that a busy worker may be silent: while it takes a step, or prepares and decodes all that it has."""
+        """Seconds that a busy worker may be silent: for one step, or to prepare and decode all its images."""
         images, prices = worker.slots.values(), worker.known_prices
         expected = max(prices.step(counted(images)), prices.fixed(sum([each.key.work for each in images])))
         return max(self._limits.heartbeat_floor, self._limits.heartbeat_factor * expected)
