@@ -10,7 +10,6 @@ from starlette.applications import Starlette
 
 from app.access import Access
 from app.compat.routes import routes
-from app.description import Description
 from app.desk import Desk
 from app.docs import Docs
 from app.edges import EdgeFinder, Edges
@@ -19,6 +18,7 @@ from app.health import Health
 from app.http.stack import middlewares
 from app.making import Maker
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
+from app.openapi import Description
 from app.page import Page
 from app.rules import Rules
 from app.server import Endpoints, create_app

@@ -13,13 +13,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.description import Description
 from app.desk import Desk
 from app.docs import Docs
 from app.edges import Edges
 from app.errors import on_exception
 from app.generation import Generation
 from app.health import Health
+from app.openapi import Description
 from app.page import Page
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]

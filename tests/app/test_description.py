@@ -13,9 +13,8 @@ from referencing.jsonschema import DRAFT202012
 from starlette.routing import Route
 
 from app.application import Application
-from app.description import describe
-from app.description.problems import EXAMPLES
 from app.errors import Error
+from app.openapi import describe, example_of
 from app.settings import ServerConfig, Settings, load
 
 CONFIG = Path(__file__).parents[2] / "configs" / "echo.yaml"
@@ -108,7 +107,7 @@ def _resolved(schema: dict[str, str]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("error", list(Error), ids=lambda error: error.slug)
 def test_every_error_has_an_example(error: Error) -> None:
-    assert EXAMPLES[error].error is error
+    assert example_of(error).error is error
 
 
 def _described(path: str, error: Error) -> bool:

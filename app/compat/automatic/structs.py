@@ -35,9 +35,9 @@ Pair = Annotated[list[str | None], Meta(max_length=2)]  # an image, and perhaps 
 class ControlNetUnit(msgspec.Struct, frozen=True, kw_only=True):
     """An argument of ControlNet: the image, in base64 or as a data: URL, and how its edges count.
 
-    `module`: canny finds edges in the image; none takes it as an edge map, white on black. `weight` is control_scale;
-    `threshold_a` and `threshold_b` are canny_low and canny_high, as configured if they are negative. A mask must be
-    blank. `pixel_perfect`, `resize_mode` and `hr_option` change nothing, as the size follows the image.
+    `module`: canny finds edges in the image; none takes it as an edge map, white on black. Thresholds are as configured
+    if they are negative. A mask must be blank. `pixel_perfect`, `resize_mode` and `hr_option` change nothing, as the
+    size follows the image.
     """
 
     enabled: bool | None = True

@@ -1,0 +1,240 @@
+"""`/openapi.json`: the API's description (OpenAPI 3.1), made from what the service works by.
+
+Schemas are made from the structs and the table of options (`app.schemas`), problems from the table of errors, in the
+words of each interface; openapi.yaml has the rest, with gaps that are filled here.
+"""
+
+import base64
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import msgspec
+import yaml
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app import __version__, events
+from app.bodies import PICTURES
+from app.compat.automatic import errors as automatic
+from app.compat.automatic.catalogue import catalogue
+from app.compat.automatic.structs import MAX_NAME
+from app.compat.openai import errors as openai
+from app.desk import Voice
+from app.docs import FOLDER, Docs
+from app.errors import Error, Problem, joined, respond
+from app.generation import JSON
+from app.http.prefix import HEADER, prefix_of
+from app.metrics import OF_CONNECTIONS, OF_EDGES
+from app.page import Page
+from app.schemas import BINARY, Node, Schemas, reference, struct_of
+from app.settings import Settings
+
+OVERLAY = Path(__file__).with_suffix(".yaml")
+# What every request can get, before its endpoint is reached: told in our own words, whatever the interface.
+BEFORE = frozenset({*OF_CONNECTIONS, Error.FOREIGN_ORIGIN, Error.UNKNOWN_HOST, Error.METHOD})
+SETS = {error.slug: {error} for error in Error} | {"all": set(Error), "edges": set(OF_EDGES)}
+GAPS = {200, 304, 503, "query", "body", "bodyRequired", "errors"}
+HEADERS = {error: "Retry-After" for error in Error if error.status in (429, 503)}
+HEADERS |= {Error.METHOD: "Allow", Error.UNAUTHORIZED: "WWW-Authenticate"}
+# How an interface tells of a problem, and the schema of the body that it does it with.
+OURS = "ProblemBody"
+INTERFACES: Mapping[str, tuple[Voice, str]] = {
+    "OpenAI": (openai.respond, "OpenAI.ErrorAnswer"),
+    "AUTOMATIC1111": (automatic.respond, "Automatic.ErrorAnswer"),
+}
+WITH_KEY = {"Images", *INTERFACES}  # tags of what asks for an API key
+
+
+class Description:
+    """Answers with the description of the service, as it is found behind the prefix of a request's proxy."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._document = describe(settings)
+        self._bodies = {"": msgspec.json.encode(self._document)}
+        if prefix := settings.server.root_path:
+            self._bodies[prefix] = self._at(prefix)
+        self._headers = {"Vary": HEADER} if settings.server.trusted_proxies else {}
+
+    async def respond(self, request: Request) -> Response:
+        """200, always."""
+        prefix = prefix_of(request.scope)
+        body = self._bodies.get(prefix) or self._at(prefix)
+        return Response(body, headers=self._headers, media_type=JSON)
+
+    def _at(self, prefix: str) -> bytes:
+        return msgspec.json.encode({**self._document, "servers": [{"url": prefix}]})
+
+
+def describe(settings: Settings) -> Node:
+    """The whole description."""
+    overlay, schemas = _overlay(), Schemas(settings)
+    keys = overlay["securitySchemes"] if settings.server.has_keys else {}
+    operations = {**overlay["operations"]}
+    operations["AUTOMATIC1111"] = operations["AUTOMATIC1111"] | _lists(settings)
+    operations["Pages"] = operations["Pages"] | {
+        f"GET {path}": _files(operations["Pages"][f"GET {path}"], media_types)
+        for path, media_types in (("/page/{name}", Page(settings).media_types), ("/docs/{name}", Docs().media_types))
+    }
+    paths: dict[str, Node] = {}
+    for tag, of_tag in operations.items():
+        for name, told in of_tag.items():
+            method, path = name.split()
+            node = paths.setdefault(path, {})[method.lower()] = _operation(tag, told, schemas)
+            if keys and tag in WITH_KEY:
+                node["security"] = [{scheme: []} for scheme in keys]
+    return {
+        "openapi": "3.1.0",
+        "info": overlay["info"] | {"version": __version__},
+        "tags": [{"name": name, "description": text} for name, text in overlay["tags"].items()],
+        "paths": paths,
+        "components": {
+            "schemas": _merged(schemas.named, overlay["schemas"]),
+            "headers": overlay["headers"],
+            "securitySchemes": keys,
+        },
+    }
+
+
+def example_of(error: Error) -> Problem:
+    """What a client may be told of an error, word by word."""
+    told = _overlay()["problems"][error.slug]
+    each = [{"detail": told}] if isinstance(told, str) else told if isinstance(told, list) else [told]
+    return joined([Problem(error, **one) for one in each])
+
+
+@cache
+def _overlay() -> Node:
+    png, jpeg = (base64.b64encode((FOLDER / f"example.{suffix}").read_bytes()).decode() for suffix in ("png", "jpg"))
+    filled = Template(OVERLAY.read_text(encoding="utf-8")).safe_substitute(
+        png=png, jpeg=jpeg, files=", ".join(PICTURES), metrics=CONTENT_TYPE_LATEST, name=MAX_NAME
+    )
+    read: Node = yaml.load(filled, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
+    return read
+
+
+def _merged(node: Node, more: Node) -> Node:
+    """A node with all that another has besides or says otherwise."""
+    both = {name: _merged(node.get(name, {}), each) if isinstance(each, dict) else each for name, each in more.items()}
+    return node | both
+
+
+def _operation(tag: str, told: Mapping[Any, Any], schemas: Schemas) -> Node:
+    answers = {str(status): _answer(*each) for status, each in told.items() if isinstance(status, int)}
+    node: Node = {"tags": [tag]} | {name: each for name, each in told.items() if name not in GAPS}
+    if "query" in told:
+        node["parameters"] = [*told.get("parameters", ()), *_in_query(told["query"], schemas)]
+    if "body" in told:
+        node["requestBody"] = {"required": told.get("bodyRequired", True), "content": _content(told["body"])}
+    problems = _problems(told.get("errors", ""), *INTERFACES.get(tag, (respond, OURS)))
+    return node | {"responses": dict(sorted({**problems, **answers}.items()))}
+
+
+def _in_query(names: str, schemas: Schemas) -> Iterator[Node]:
+    """Parameters for some options, or all; the prompt, which is needed, comes first."""
+    for name in names.split() if names != "all" else dict.fromkeys(["text", *schemas.query]):
+        node = {**schemas.query[name]}
+        yield {"name": name, "in": "query", "description": node.pop("description"), "schema": node}
+
+
+def _answer(description: str, content: Node, names: str = "") -> Node:
+    node: Node = {"description": description} | ({"content": _content(content)} if content else {})
+    return node | {"headers": _headers(names.split())} if names else node
+
+
+def _headers(names: Iterable[str]) -> Node:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def _content(kinds: Mapping[str, Any]) -> Node:
+    return {kind: _media(kind, told) for names, told in kinds.items() for kind in names.split(", ")}
+
+
+def _media(kind: str, told: Any) -> Node:
+    if told == "file":
+        suffix = kind.removeprefix("image/").replace("jpeg", "jpg")
+        file = {"summary": "A circle and a square", "externalValue": f"docs/example.{suffix}"}
+        return {"schema": BINARY, "examples": {"picture": file}}
+    if isinstance(told, str):
+        return {"schema": reference(told)}
+    schema = reference(told["schema"]) if isinstance(told["schema"], str) else told["schema"]
+    examples = {name: _example(kind, *each) for name, each in told.get("examples", {}).items()}
+    return {**told, "schema": schema, **({"examples": examples} if examples else {})}
+
+
+def _example(kind: str, summary: str, value: Any) -> Node:
+    if kind == events.MEDIA_TYPE:
+        told = [events.event(name, msgspec.json.encode(data)) for each in value for name, data in each.items()]
+        value = b"".join(told).decode()
+    return {"summary": summary, "value": value}
+
+
+def _files(told: dict[Any, Any], media_types: Mapping[str, str]) -> dict[Any, Any]:
+    """The files that a page is made of. A text has its charset in its type."""
+    schema = {"enum": list(media_types)}
+    parameter = {"name": "name", "in": "path", "required": True, "description": "Which file.", "schema": schema}
+    content = {kind.partition(";")[0]: "text" if "charset" in kind else "binary" for kind in media_types.values()}
+    return told | {"parameters": [parameter], 200: [told[200][0], content, told[200][2]]}
+
+
+def _lists(settings: Settings) -> Node:
+    """What is always the same in AUTOMATIC1111's interface."""
+    found: Node = {}
+    for path, value in catalogue(settings).items():
+        example = ["As it is here", msgspec.to_builtins(value)]
+        found[f"GET {path}"] = {
+            "operationId": "list" + "".join(part.capitalize() for part in re.split("[/_-]", path)),
+            "summary": "What there is.",
+            200: ["What there is.", {JSON: {"schema": _of(value), "examples": {"here": example}}}, "X-Request-Id"],
+            "errors": "unauthorized",
+        }
+    return found
+
+
+def _of(value: object) -> Node:
+    """The schema of a value, which is known where it is of structs."""
+    struct = struct_of(value)
+    one = {} if struct is None else reference(f"Automatic.{struct.__name__}")
+    if isinstance(value, list):
+        return {"type": "array"} | ({"items": one} if one else {})
+    return one or {"type": "object"} | ({"required": list(value)} if isinstance(value, dict) else {})
+
+
+def _problems(words: str, voice: Voice, schema: str) -> Node:
+    """A response for each status that an endpoint's errors have, or those before it is reached."""
+    named = {*BEFORE, Error.INTERNAL}
+    for word in words.split():
+        named = named - SETS[word[1:]] if word.startswith("-") else named | SETS[word]
+    ours = named if schema == OURS else BEFORE
+    found: dict[str, Node] = {}
+    for errors, tell, name in ((ours, respond, OURS), (named - ours, voice, schema)):
+        by_status: dict[int, dict[Error, Response]] = {}
+        for error in (each for each in Error if each in errors):
+            response = tell(example_of(error))
+            by_status.setdefault(response.status_code, {})[error] = response
+        for status, told in by_status.items():
+            node, before = _problem(told, name), found.get(str(status), {"description": ""})
+            both = f"{before['description']} {node['description']}".strip()
+            found[str(status)] = _merged(before, node) | {"description": both}
+    return found
+
+
+def _problem(told: Mapping[Error, Response], name: str) -> Node:
+    schema = reference(name)
+    if name == OURS:
+        kinds = {"type": {"enum": [error.type for error in told]}, "status": {"const": int(next(iter(told)).status)}}
+        schema = {"allOf": [schema, {"properties": kinds}]}
+    examples = {
+        error.slug: {"summary": error.title, "value": msgspec.json.decode(bytes(response.body))}
+        for error, response in told.items()
+    }
+    media_type = next(iter(told.values())).media_type or JSON
+    return {
+        "description": "; ".join(f"{error.title} (`{error.slug}`)" for error in told) + ".",
+        "headers": _headers(["X-Request-Id", *(HEADERS[error] for error in told if error in HEADERS)]),
+        "content": {media_type: {"schema": schema, "examples": examples}},
+    }
