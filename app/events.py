@@ -1,4 +1,4 @@
-"""Server-sent events (WHATWG HTML, 9.2): how a picture comes along, told while it does."""
+"""Server-sent events (WHATWG HTML, 9.2): the progress of an image while it is made."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ QUIET_SECONDS = 15.0  # after which a comment keeps proxies from taking the conn
 
 
 class QueuedEvent(msgspec.Struct, frozen=True):
-    """A picture waits: `position` start before it, and it starts in about `seconds`, if that can be told."""
+    """An image waits: `position` others start before it, and it starts in about `seconds`, null if that is unknown."""
 
     image: int
     position: int
@@ -29,13 +29,13 @@ class QueuedEvent(msgspec.Struct, frozen=True):
 
 
 class StartedEvent(msgspec.Struct, frozen=True):
-    """A picture is begun; once more, if what made it was lost."""
+    """Work on an image begins; it begins again if its worker exits."""
 
     image: int
 
 
 class StepEvent(msgspec.Struct, frozen=True):
-    """Of the `total` steps of a picture, `done` are done."""
+    """`done` of the `total` steps of an image are done."""
 
     image: int
     done: int
@@ -43,7 +43,7 @@ class StepEvent(msgspec.Struct, frozen=True):
 
 
 class PreviewEvent(msgspec.Struct, frozen=True):
-    """What a picture looks like so far: a small JPEG in standard base64."""
+    """What an image looks like so far: a small JPEG in standard base64."""
 
     image: int
     jpeg_base64: str

@@ -30,7 +30,7 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """How much is taken: bytes and pixels of a picture, characters of a text."""
+    """The most that a request may have: bytes and pixels of an image, characters of a text."""
 
     picture_bytes: int
     picture_pixels: int

@@ -39,7 +39,7 @@ class EditForm(RequestOptions, frozen=True, kw_only=True):
 
 
 class EditedImage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A picture in standard base64, or as a data: URL; and the seed that makes it again."""
+    """An image in standard base64, or as a data: URL; and the seed that makes it again."""
 
     seed: int
     b64_json: str | None = None
@@ -47,7 +47,7 @@ class EditedImage(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ImagesAnswer(msgspec.Struct, frozen=True):
-    """The pictures, and what they are. `model` is what made them, whatever name was asked for.
+    """The images, and what they are. `model` is what made them, whatever name was asked for.
 
     `warnings` is there when the request was not followed to the letter, such as when the prompt was cut.
     """
@@ -78,7 +78,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class PartialImageEvent(msgspec.Struct, frozen=True, tag_field="type", tag="image_edit.partial_image"):
-    """What the picture looks like so far: small, and a JPEG."""
+    """What the image looks like so far: small, and a JPEG."""
 
     b64_json: str
     partial_image_index: int
@@ -90,7 +90,7 @@ class PartialImageEvent(msgspec.Struct, frozen=True, tag_field="type", tag="imag
 
 
 class CompletedEvent(msgspec.Struct, frozen=True, tag_field="type", tag="image_edit.completed"):
-    """The picture."""
+    """The finished image."""
 
     b64_json: str
     created_at: int
