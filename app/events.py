@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.errors import Error
 from scheduler.messages import Standing
-from workers.watching import Advanced, News, Previewed, Started
+from workers.jobs import Advanced, Previewed, ProgressEvent, Started
 
 log = logging.getLogger("contour.events")
 
@@ -70,7 +70,7 @@ def told(progress: Progress) -> bytes:
     return event(NAMES[type(progress)], msgspec.json.encode(progress))
 
 
-def told_of(image: int, news: News) -> bytes:
+def told_of(image: int, news: ProgressEvent) -> bytes:
     """What is new of a picture, as one event."""
     return told(_progress(image, news))
 
@@ -79,15 +79,15 @@ class Feed:
     """What is new of some pictures and has not been sent: of each kind the latest, as a client that reads slowly needs
     no more. `told` makes an event of it."""
 
-    def __init__(self, told: Callable[[int, News], bytes] = told_of) -> None:
+    def __init__(self, told: Callable[[int, ProgressEvent], bytes] = told_of) -> None:
         self._told = told
-        self._pending: dict[tuple[int, type], News] = {}
+        self._pending: dict[tuple[int, type], ProgressEvent] = {}
         self._there = asyncio.Event()
 
     def __bool__(self) -> bool:
         return bool(self._pending)
 
-    def follow(self, image: int, news: News) -> None:
+    def follow(self, image: int, news: ProgressEvent) -> None:
         """Something is new."""
         key = image, type(news)
         self._pending.pop(key, None)  # so that it comes after what came before it
@@ -179,7 +179,7 @@ async def _body(send: Send, body: bytes, *, more: bool) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-def _progress(image: int, news: News) -> Progress:
+def _progress(image: int, news: ProgressEvent) -> Progress:
     match news:
         case Standing(position, seconds):
             return QueuedEvent(image, position, seconds)

@@ -18,8 +18,8 @@ from app.settings import ServerConfig
 from scheduler import messages as m
 from workers.engine.contract import Task
 from workers.engine.header import Header
-from workers.pool import Pool, Terms
-from workers.watching import News
+from workers.jobs import ProgressCallback, ProgressEvent
+from workers.pool import Pool
 
 if TYPE_CHECKING:
     from app.desk import Ticket
@@ -30,7 +30,7 @@ AUTO_SECONDS = 60.0
 AUTO_TIMES = 10.0
 AUTO_LOADING_SECONDS = 300.0
 
-Follow: TypeAlias = Callable[[int, News], None]  # which of the pictures, and what is new of it
+Follow: TypeAlias = Callable[[int, ProgressEvent], None]  # which of the pictures, and what is new of it
 
 
 class ClientGoneError(Exception):
@@ -88,10 +88,8 @@ class Maker:
         ticket.asked = Asked(images, steps, *pictures.final_size(header, self.rules))
         work, length, size = pictures.effort(header, steps, self.rules)
         deadline = time.monotonic() + self._patience(request, work * length * images)
-        terms = Terms(deadline, work, ticket.client, length, params.priority, self._surcharge(header), size)
-        making = [
-            self._one(params, seed, terms, follow and partial(follow, n)) for n, seed in enumerate(params.seeds())
-        ]
+        job = m.Job(0, deadline, work, ticket.client, length, params.priority, self._surcharge(header), size)
+        making = [self._one(params, seed, job, follow and partial(follow, n)) for n, seed in enumerate(params.seeds())]
         return [await making[0]] if len(making) == 1 else await _all(making)
 
     def _surcharge(self, header: Header) -> float:
@@ -110,10 +108,10 @@ class Maker:
         return max(AUTO_SECONDS, AUTO_TIMES * predicted * work)
 
     async def _one(
-        self, params: GenerationParams, seed: int, terms: Terms, watch: Callable[[News], None] | None
+        self, params: GenerationParams, seed: int, job: m.Job, on_progress: ProgressCallback | None
     ) -> Picture:
         submitted = time.perf_counter()
-        answer = await self._pool.generate(Task(params.image, params.text, seed, params.options), terms, watch)
+        answer = await self._pool.generate(Task(params.image, params.text, seed, params.options), job, on_progress)
         if not isinstance(answer.outcome, m.Done):
             raise error_of(answer.outcome, params.blamed)
         image = answer.outcome.image
@@ -126,7 +124,7 @@ class Maker:
         }
         self._metrics.stages(stages)
         finished = time.perf_counter()
-        return Picture(answer.picture, answer.outcome.worker, stages, submitted, finished, image.warnings)
+        return Picture(answer.image, answer.outcome.worker, stages, submitted, finished, image.warnings)
 
 
 async def _all(making: Sequence[Coroutine[Any, Any, Picture]]) -> list[Picture]:

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import assert_never
 
 from scheduler import messages as m
@@ -20,20 +21,17 @@ from scheduler.core import IllegalEvent, Scheduler
 from workers import wire
 from workers.child import End
 from workers.engine.contract import Condition, Task
-from workers.pending import Answer, PendingJobs, Terms
+from workers.jobs import JobResult, JobTable, ProgressCallback
 from workers.process import Setup
 from workers.processes import Processes
 from workers.reports import summary
 from workers.slots import SlotLayout
-from workers.watching import Watch, Watching
 from workers.wire import Device
-
-__all__ = ["Answer", "Device", "NothingServedError", "Observer", "Pool", "Terms"]
 
 log = logging.getLogger("contour.pool")
 
 COPIED_AT_ONCE = 2**21  # bytes of files, in one turn of the event loop; the file that exceeds it is copied whole
-STANDING_SECONDS = 1.0  # between two words to who watches a job that waits
+POSITION_SECONDS = 1.0  # between two reports of where a job that waits stands in the queue
 WORTH_LOGGING = 0.1  # of a change in what a step costs, relative
 RETRY_SECONDS = 0.1  # before what has failed is tried again
 TRIES = 20  # of that
@@ -67,9 +65,8 @@ class Pool:
         self._processes = Processes(
             {setup.device.id: setup for setup in setups}, layout, self._on_report, self._on_exit
         )
-        self._pending = PendingJobs(layout.input_bytes)
-        self._watching = Watching()
-        self._last_job = 0
+        self._jobs = JobTable(layout.input_bytes)
+        self._ids = count(1)
         self._observe = observe
         self._timer: asyncio.TimerHandle | None = None
         self._copied = 0  # bytes, into slots, in this turn of the event loop
@@ -90,25 +87,20 @@ class Pool:
         if self._failure:
             raise NothingServedError(self._failure)
 
-    async def generate(self, task: Task, terms: Terms, watch: Watch | None = None) -> Answer:
-        """Make one picture by its deadline, and tell `watch` how it goes. Cancelling this call cancels the job.
+    async def generate(self, task: Task, job: m.Job, on_progress: ProgressCallback | None = None) -> JobResult:
+        """Make one image by the job's deadline; the job gets a number of its own. Cancelling this call cancels it.
 
         Raises ValueError or OverflowError for a task that cannot be handed to a worker, and whatever the scheduler
         raises. Nothing of the job is left then.
         """
-        pending = self._pending.pack(task)
-        self._last_job += 1
-        job = terms.job(self._last_job)
+        job = replace(job, id=next(self._ids))
+        result = self._jobs.add(job.id, task, on_progress)
         try:
-            self._pending.add(job.id, pending)
-            if watch is not None:
-                self._watching.add(job.id, watch)
             self._handle(m.Submitted(job))
-            self._tell_standing(job.id)
-            return await pending.answer
+            self._report_position(job.id)
+            return await result
         except BaseException:
-            self._pending.drop(job.id)
-            self._watching.drop(job.id)
+            self._jobs.drop(job.id)
             self._notice(m.Cancelled(job.id))
             raise
 
@@ -214,7 +206,7 @@ class Pool:
             case m.Cancel():
                 pass  # the slot comes free when the image is finished
             case m.Reply(job):
-                self._answer(job, m.Broken("it could not be taken from its worker; the log says why"))
+                self._jobs.resolve(job, m.Broken("it could not be taken from its worker; the log says why"))
             case m.Exit(failure):
                 self._exit(failure)
             case _ as unreachable:
@@ -230,21 +222,21 @@ class Pool:
 
         To copy a large file takes 10 ms, and one event may start as many jobs as there are slots.
         """
-        pending, loop = self._pending[command.job], asyncio.get_running_loop()
+        pending, loop = self._jobs[command.job], asyncio.get_running_loop()
         if self._copied > COPIED_AT_ONCE:
             loop.call_soon(self._start_later, command)
             return
         if not self._copied:
             loop.call_soon(self._forget_copied)
-        self._copied += len(pending.picture)
-        self._processes.memory(command.worker).write(command.slot, pending.picture, pending.wish)
-        self._watching.started(command)
+        self._copied += len(pending.image)
+        self._processes.memory(command.worker).write(command.slot, pending.image, pending.params)
+        self._jobs.started(command)
         # Last: a worker that has been told uses the slot, so nothing may fail after this.
-        run = wire.Run(command.slot, command.generation, len(pending.picture), len(pending.wish))
+        run = wire.Run(command.slot, command.generation, len(pending.image), len(pending.params))
         self._processes.send(command.worker, run)
 
     def _start_later(self, command: m.Start) -> None:
-        if command.job in self._pending:
+        if command.job in self._jobs:
             self._carry_out(command)
         else:  # its client has left meanwhile, and no worker will report that the slot is empty
             self._notice(_never_started(command))
@@ -253,31 +245,27 @@ class Pool:
         self._copied = 0
 
     def _reply(self, job: m.JobId, outcome: m.Outcome) -> None:
-        picture = b""
-        if isinstance(outcome, m.Done) and self._pending.is_awaited(job):
-            picture = self._processes.memory(outcome.worker).read(outcome.slot, outcome.image.length)
-        self._answer(job, outcome, picture)
-
-    def _answer(self, job: m.JobId, outcome: m.Outcome, picture: bytes = b"") -> None:
-        self._watching.drop(job)
-        self._pending.answer(job, Answer(outcome, picture))
+        image = b""
+        if isinstance(outcome, m.Done) and self._jobs.is_awaited(job):
+            image = self._processes.memory(outcome.worker).read(outcome.slot, outcome.image.length)
+        self._jobs.resolve(job, outcome, image)
 
     def _exit(self, failure: str) -> None:
         self._failure = failure
         self._drained.set()
 
-    def _tell_standing(self, job: m.JobId) -> None:
-        """Now and again while it waits: it may do so once more, if its worker is lost."""
-        if job in self._watching:
+    def _report_position(self, job: m.JobId) -> None:
+        """Now and again, until the job ends: it may wait once more, if its worker is lost."""
+        if self._jobs.is_followed(job):
             if (standing := self.core.standing(job, time.monotonic())) is not None:
-                self._watching.waits(job, standing)
-            asyncio.get_running_loop().call_later(STANDING_SECONDS, self._tell_standing, job)
+                self._jobs.publish(job, standing)
+            asyncio.get_running_loop().call_later(POSITION_SECONDS, self._report_position, job)
 
     # ------------------------------------------------------------------------------------------------ from the workers
 
     def _on_report(self, worker: m.WorkerId, report: wire.Report) -> None:
         if isinstance(report, m.Stepped):
-            self._watching.stepped(report)
+            self._jobs.stepped(report)
         if isinstance(report, wire.ReportEvent):
             if report.worker != worker:
                 raise ValueError(f"it speaks for {report.worker}")
@@ -291,7 +279,7 @@ class Pool:
             case m.Measured(_, costs):
                 log.log(self._news(worker, costs), "Worker %s: %.3f s per step", worker, costs.step_seconds[0])
             case wire.Preview():
-                self._watching.previewed(worker, report)
+                self._jobs.previewed(worker, report)
             case wire.Changed(condition):
                 self.conditions[worker] = condition
                 log.info("Worker %s runs with %s", worker, summary(condition))
@@ -323,8 +311,8 @@ class Pool:
         """End everything. Who still waits, as no `Exit` came that answers all, is told so."""
         if self._timer is not None:
             self._timer.cancel()
-        for job in self._pending:
-            self._answer(job, m.Draining())
+        for job in self._jobs:
+            self._jobs.resolve(job, m.Draining())
         await self._processes.close()
 
 

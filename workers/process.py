@@ -72,11 +72,11 @@ def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
             engine = _load(setup, Trials(lambda names: wire.send(channel, wire.Trying(names)), setup.without))
             costs = engine.warm_up()
         worker = Worker(setup.device.id, engine, channel, memory, costs, Metadata(setup.engine, setup.about))
-        worker.tell()  # before it is ready: how it runs is news of its start
+        worker.report_status()  # before it is ready, so that its start is logged as a whole
         wire.send(channel, _describe(setup.device))
         wire.send(channel, WorkerReady(setup.device.id, costs))
         worker.run()
-    except Exception as error:  # noqa: BLE001 - crash-only: the pool learns why and runs the pictures elsewhere
+    except Exception as error:  # noqa: BLE001 - crash-only: the pool learns why and runs the images elsewhere
         end(channel, error)
 
 

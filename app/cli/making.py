@@ -22,7 +22,7 @@ from app.start import build_pool
 from scheduler import messages as m
 from workers.devices import Placement
 from workers.folders import replace_file
-from workers.pool import NothingServedError, Pool, Terms
+from workers.pool import NothingServedError, Pool
 from workers.secrets import forget_secrets
 
 LONG = 10 * 365 * 86400.0  # seconds: nobody sets a deadline here
@@ -108,14 +108,14 @@ class Maker:
         task = self._recipe.task(picture, item.seed)
         steps = self._rules.resolved(task.options).steps
         work, length, size = effort(measured(picture, self._rules, None), steps, self._rules)
-        terms = Terms(time.monotonic() + LONG, work, length=length, size=size)
-        answer = await pool.generate(task, terms, progress.watch(item))
+        job = m.Job(0, time.monotonic() + LONG, work, length=length, size=size)
+        answer = await pool.generate(task, job, progress.watch(item))
         if isinstance(answer.outcome, m.Draining):
             return False
         if not isinstance(answer.outcome, m.Done):
             raise error_of(answer.outcome, None)
         self._warn(item, answer.outcome.image.warnings)
-        await asyncio.to_thread(replace_file, item.target, answer.picture)
+        await asyncio.to_thread(replace_file, item.target, answer.image)
         self.tally.made += 1
         hand_over(item.target)
         return True

@@ -1,7 +1,6 @@
 """What a person sees of it: a bar on a terminal, a few lines elsewhere. Results go to the standard output."""
 
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -10,8 +9,8 @@ from typing import Self
 from tqdm import tqdm
 
 from app.cli.plan import Item
+from workers.jobs import Advanced, ProgressCallback, ProgressEvent, Started
 from workers.logs import escaped
-from workers.watching import Advanced, News, Started
 
 LOADING = "{desc} {elapsed}"
 MAKING = "{desc} {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} to go"
@@ -71,10 +70,10 @@ class Progress:
             self._bar.reset()  # the clock, above all
             self._show()
 
-    def watch(self, item: Item) -> Callable[[News], None]:
+    def watch(self, item: Item) -> ProgressCallback:
         """Who is to be told how a picture goes."""
 
-        def told(news: News) -> None:
+        def told(news: ProgressEvent) -> None:
             match news:
                 case Advanced():
                     self._parts[item] = news

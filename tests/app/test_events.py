@@ -8,7 +8,7 @@ import pytest
 from app import events
 from app.events import EventStream, Feed
 from scheduler.messages import Standing
-from workers.watching import Advanced, Previewed, Started
+from workers.jobs import Advanced, Previewed, Started
 
 
 def test_of_each_kind_the_latest_is_told() -> None:

@@ -9,7 +9,7 @@ from app.health import Health
 from scheduler.core import Scheduler
 from scheduler.limits import Limits
 from workers.engine.contract import Condition
-from workers.pool import Device
+from workers.wire import Device
 
 
 def test_graphs_and_fallbacks_of_each_worker_are_shown() -> None:

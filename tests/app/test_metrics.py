@@ -10,8 +10,8 @@ from app.errors import Error
 from app.metrics import DeviceCollector, EngineCollector, Metrics
 from scheduler import messages as m
 from workers.engine.contract import Condition
-from workers.pool import Device
 from workers.telemetry import Reading
+from workers.wire import Device
 
 READING = Reading(
     utilization=0.83, memory_used=5 * 2**30, memory_total=80 * 2**30, temperature=61.0, throttle_reasons=("hw_thermal",)

@@ -37,7 +37,7 @@ from tests.service.running import png
 from workers.devices import DeviceSpec
 from workers.engine.config import Echo, EngineConfig, Sizing
 from workers.engine.contract import Options, Task
-from workers.pool import Pool, Terms
+from workers.pool import Pool
 from workers.process import Setup
 from workers.slots import SlotLayout
 
@@ -164,8 +164,8 @@ async def _ask(pool: Pool, run: Run, job: m.JobId, arrival: Arrival, began: floa
     await asyncio.sleep(max(0.0, began + arrival.seconds - time.monotonic()))
     task = Task(IMAGES[arrival.size], "", job, Options(steps=arrival.steps))
     deadline, length = began + arrival.seconds + arrival.deadline, arrival.steps / NOMINAL_STEPS
-    terms = Terms(deadline, arrival.work, arrival.client, length, arrival.priority, size=arrival.size)
-    answer = await pool.generate(task, terms)
+    asked = m.Job(0, deadline, arrival.work, arrival.client, length, arrival.priority, size=arrival.size)
+    answer = await pool.generate(task, asked)
     run.answers[job] = time.monotonic() - began, answer.outcome
 
 

@@ -12,7 +12,8 @@ from scheduler.core import Scheduler
 from scheduler.limits import Limits
 from tests.workers.test_pool import ECHO, PATIENCE, TASK, Seen, make, until
 from workers.devices import DeviceSpec
-from workers.pool import Answer, Pool
+from workers.jobs import JobResult
+from workers.pool import Pool
 from workers.process import Setup
 from workers.slots import SlotLayout
 
@@ -60,8 +61,7 @@ async def two_workers(seen: Seen | None = None) -> AsyncIterator[Pool]:
 def assert_nothing_is_left(pool: Pool) -> None:
     pool.core.check()
     assert (pool.core.running, pool.core.queue_depth) == (0, 0)
-    assert list(pool._pending) == []
-    assert pool._watching._watches == {}
+    assert list(pool._jobs) == []
 
 
 def assert_timer_is_set(pool: Pool) -> None:
@@ -76,8 +76,8 @@ def all_are_ready(pool: Pool) -> bool:
 async def every_slot_works(pool: Pool) -> None:
     """As many jobs as there are slots, at the same time, each with its image."""
     await until(lambda: all_are_ready(pool))
-    assert [answer.picture for answer in await asyncio.gather(*(make(pool) for _ in range(4)))] == [TASK.picture] * 4
+    assert [answer.image for answer in await asyncio.gather(*(make(pool) for _ in range(4)))] == [TASK.picture] * 4
 
 
-def kinds(answers: Sequence[Answer]) -> list[str]:
+def kinds(answers: Sequence[JobResult]) -> list[str]:
     return sorted(type(answer.outcome).__name__ for answer in answers)

@@ -21,7 +21,8 @@ from tests.workers.engine.demo import picture
 from workers.devices import DeviceSpec
 from workers.engine.contract import Task
 from workers.engine.trials import COMPILING
-from workers.pool import Answer, Pool, Terms
+from workers.jobs import JobResult
+from workers.pool import Pool
 from workers.process import Setup
 from workers.slots import SlotLayout
 
@@ -71,8 +72,8 @@ async def until(true: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-async def made(pool: Pool) -> Answer:
-    answer = await pool.generate(TASK, Terms(time.monotonic() + PATIENCE))
+async def made(pool: Pool) -> JobResult:
+    answer = await pool.generate(TASK, m.Job(0, time.monotonic() + PATIENCE))
     assert isinstance(answer.outcome, m.Done), answer.outcome
     return answer
 
@@ -84,7 +85,7 @@ def test_a_process_that_dies_of_it_is_followed_by_one_that_does_without_and_says
     async def scenario() -> None:
         async with serving(fault, monkeypatch) as pool:
             await until(lambda: compiled(pool) >= 1 or restarts(pool) == 1)
-            assert len({(await made(pool)).picture for _ in range(3)}) == 1
+            assert len({(await made(pool)).image for _ in range(3)}) == 1
             await until(lambda: fallbacks(pool) == {CRASHED: 1})
             assert (restarts(pool), compiled(pool)) == (1, 0)
             registry = CollectorRegistry()
@@ -105,10 +106,10 @@ def test_one_that_is_killed_while_it_compiles_is_followed_by_the_same(
 
     async def scenario() -> None:
         async with serving("never ends", monkeypatch) as pool:
-            picture = (await made(pool)).picture  # while it compiles
+            picture = (await made(pool)).image  # while it compiles
             os.kill(pool.processes["cpu0"], signal.SIGKILL)
             await until(lambda: fallbacks(pool) == {CRASHED: 1})
-            assert (await made(pool)).picture == picture
+            assert (await made(pool)).image == picture
 
     asyncio.run(scenario())
 

@@ -11,7 +11,6 @@ from tests.chaos import late
 from tests.service.running import file_of
 from tests.workers.test_pool import Seen, running
 from workers.engine.contract import Task
-from workers.pool import Terms
 
 PICTURES = 12
 ALWAYS = "1"
@@ -45,8 +44,8 @@ def test_a_late_report_about_an_old_generation_answers_nobody(monkeypatch: pytes
         async with running(seen) as pool:
             deadline = asyncio.get_running_loop().time() + 60
             # One after another, so that they follow each other in slot 0.
-            answers = [await pool.generate(task(number), Terms(deadline)) for number in range(PICTURES)]
-        assert [answer.picture for answer in answers] == [task(number).picture for number in range(PICTURES)]
+            answers = [await pool.generate(task(number), m.Job(0, deadline)) for number in range(PICTURES)]
+        assert [answer.image for answer in answers] == [task(number).picture for number in range(PICTURES)]
         assert seen.old
         replies = [command.job for command in seen.commands if isinstance(command, m.Reply)]
         assert replies == list(range(1, PICTURES + 1))

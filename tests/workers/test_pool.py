@@ -21,9 +21,11 @@ from workers.child import Child
 from workers.devices import DeviceSpec
 from workers.engine.config import Echo, EngineConfig
 from workers.engine.contract import Options, Task
-from workers.pool import Answer, Device, NothingServedError, Observer, Pool, Terms
+from workers.jobs import JobResult
+from workers.pool import NothingServedError, Observer, Pool
 from workers.process import Setup
 from workers.slots import SlotLayout
+from workers.wire import Device
 
 PATIENCE = 120.0
 ECHO = EngineConfig(kind="echo", slots=2, echo=Echo(steps=10, step_seconds=0.02, reencode=False))
@@ -66,15 +68,15 @@ async def until(true: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-async def make(pool: Pool) -> Answer:
-    return await asyncio.wait_for(pool.generate(TASK, Terms(time.monotonic() + PATIENCE)), PATIENCE)
+async def make(pool: Pool) -> JobResult:
+    return await asyncio.wait_for(pool.generate(TASK, m.Job(0, time.monotonic() + PATIENCE)), PATIENCE)
 
 
 def test_pictures_come_back_as_they_went() -> None:
     async def scenario() -> None:
         async with running(workers=2) as pool:
             answers = await asyncio.gather(*(make(pool) for _ in range(6)))
-        assert [answer.picture for answer in answers] == [TASK.picture] * 6
+        assert [answer.image for answer in answers] == [TASK.picture] * 6
         assert all(isinstance(answer.outcome, m.Done) for answer in answers)
 
     asyncio.run(scenario())
@@ -85,7 +87,7 @@ def test_a_cancelled_call_cancels_the_job() -> None:
         seen = Seen()
         async with running(seen) as pool:
             await make(pool)
-            waiting = asyncio.create_task(pool.generate(ENDLESS, Terms(time.monotonic() + 3600)))
+            waiting = asyncio.create_task(pool.generate(ENDLESS, m.Job(0, time.monotonic() + 3600)))
             await until(lambda: pool.core.running == 1)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -110,7 +112,7 @@ def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.Monk
     async def scenario() -> None:
         seen = Seen()
         async with running(seen) as pool:
-            assert (await make(pool)).picture == TASK.picture
+            assert (await make(pool)).image == TASK.picture
         lost = [event.reason for event in seen.events if isinstance(event, m.WorkerLost)]
         assert lost == ["cannot be started: [Errno 11] Resource temporarily unavailable"] * 2
 
@@ -146,7 +148,7 @@ def test_a_worker_whose_socket_ends_is_replaced_and_its_picture_made_again() -> 
             waiting = asyncio.create_task(make(pool))
             await until(lambda: pool.core.running == 1)
             pool._processes["cpu0"].channel.shutdown(socket.SHUT_RD)
-            assert (await waiting).picture == TASK.picture
+            assert (await waiting).image == TASK.picture
         lost = [event.reason for event in seen.events if isinstance(event, m.WorkerLost)]
         assert lost == ["killed by SIGKILL"]
 
@@ -202,12 +204,12 @@ def test_large_files_are_copied_in_several_turns_and_one_that_is_cancelled_meanw
         async with running(engine=EngineConfig(kind="echo", slots=8, echo=echo), room=2**22) as pool:
             await make(pool)
             for cancelled in range(8):
-                terms = Terms(time.monotonic() + PATIENCE)
+                terms = m.Job(0, time.monotonic() + PATIENCE)
                 jobs = [asyncio.create_task(pool.generate(large, terms)) for _ in range(8)]
                 await asyncio.sleep(0)  # all are submitted now, and some are still to be copied
                 jobs.pop(cancelled).cancel()
                 answers = await asyncio.wait_for(asyncio.gather(*jobs), PATIENCE)
-                assert [answer.picture for answer in answers] == [large.picture] * 7
+                assert [answer.image for answer in answers] == [large.picture] * 7
             await until(lambda: pool.core.running == 0)
             assert [view.restarts for view in pool.core.workers()] == [0]
 

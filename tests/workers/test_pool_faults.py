@@ -29,8 +29,10 @@ from tests.workers.test_pool import PATIENCE, TASK, Seen, make, until
 from workers import wire
 from workers.child import Child
 from workers.engine.contract import Task
-from workers.pool import Answer, Device, Pool, Terms
+from workers.jobs import JobResult
+from workers.pool import Pool
 from workers.slots import SlotMemory
+from workers.wire import Device
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def fail_once(monkeypatch: pytest.MonkeyPatch) -> FailOnce:
     return failing_once(monkeypatch)
 
 
-def provoke(pool: Pool, kind: type[m.Command], jobs: list["asyncio.Task[Answer]"]) -> None:
+def provoke(pool: Pool, kind: type[m.Command], jobs: list["asyncio.Task[JobResult]"]) -> None:
     """Do what makes the scheduler say such a command, if jobs alone do not."""
     if kind is m.Cancel:
         jobs.pop(0).cancel()
@@ -163,7 +165,7 @@ def test_a_task_that_does_not_fit_into_a_slot_is_never_submitted(task: Task, err
         seen = Seen()
         async with two_workers(seen) as pool:
             with pytest.raises(error):
-                await pool.generate(task, Terms(time.monotonic() + PATIENCE), lambda news: None)
+                await pool.generate(task, m.Job(0, time.monotonic() + PATIENCE), lambda news: None)
             assert_nothing_is_left(pool)
             await every_slot_works(pool)
         assert sum(isinstance(event, m.Submitted) for event in seen.events) == 4
@@ -176,7 +178,7 @@ def test_a_task_that_fills_its_slot_is_made() -> None:
         async with two_workers() as pool:
             room = LAYOUT.input_bytes - len(wire.pack(TASK))
             task = replace(TASK, picture=bytes(TASK.picture).ljust(room, b"\0"))
-            answer = await pool.generate(task, Terms(time.monotonic() + PATIENCE))
-            assert answer.picture == task.picture
+            answer = await pool.generate(task, m.Job(0, time.monotonic() + PATIENCE))
+            assert answer.image == task.picture
 
     asyncio.run(scenario())

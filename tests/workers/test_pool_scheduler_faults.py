@@ -25,7 +25,7 @@ from tests.workers.faulty import (
 from tests.workers.test_pool import ECHO, PATIENCE, TASK, Seen, make, until
 from workers import pool as pool_module
 from workers.devices import DeviceSpec
-from workers.pool import Pool, Terms
+from workers.pool import Pool
 from workers.process import Setup
 
 
@@ -43,7 +43,7 @@ def test_a_submission_that_fails_leaves_nothing_behind(after: str, fail_once: Fa
             await until(lambda: pool.core.running == 4)
             fail_once(pool.core, after, Fault("of the scheduler"))
             with pytest.raises(Fault):
-                await pool.generate(TASK, Terms(time.monotonic() + PATIENCE), lambda news: None)
+                await pool.generate(TASK, m.Job(0, time.monotonic() + PATIENCE), lambda news: None)
             assert_timer_is_set(pool)
             assert kinds(await asyncio.gather(*jobs)) == ["Done"] * JOBS
             await every_slot_works(pool)
@@ -91,7 +91,7 @@ def test_a_wake_up_that_keeps_failing_is_tried_again_but_not_without_end(monkeyp
     async def scenario() -> None:
         async with two_workers() as pool:
             await until(lambda: all_are_ready(pool))
-            job = asyncio.create_task(pool.generate(TASK, Terms(time.monotonic() + 1.0)))
+            job = asyncio.create_task(pool.generate(TASK, m.Job(0, time.monotonic() + 1.0)))
             await asyncio.sleep(0)
             signal_all(pool, signal.SIGSTOP)
             ring, failures = pool.core._expire_deadlines, list[float]()

@@ -71,7 +71,7 @@ def test_it_costs_the_worker_that_sent_it_and_no_job(lie: str, monkeypatch: pyte
             job = asyncio.create_task(make(pool))
             await until(lambda: bool(pool.processes))
             del os.environ[lying.LIE]  # the next process is an honest one
-            assert (await job).picture == TASK.picture
+            assert (await job).image == TASK.picture
             assert pool.core.running == 0
             pool.core.check()
         lost = [event.reason for event in seen.events if isinstance(event, m.WorkerLost)]
@@ -90,7 +90,7 @@ def test_a_worker_that_only_looks_as_if_it_had_ended_is_ended(monkeypatch: pytes
         async with running(seen) as pool:
             await until(lambda: any(isinstance(event, m.WorkerLost) for event in seen.events))
             del os.environ[lying.LIE]
-            assert (await make(pool)).picture == TASK.picture
+            assert (await make(pool)).image == TASK.picture
         lost = [event.reason for event in seen.events if isinstance(event, m.WorkerLost)]
         assert set(lost) == {"killed by SIGKILL"}
 
@@ -104,7 +104,7 @@ def test_a_worker_that_never_stops_reporting_keeps_nobody_waiting(monkeypatch: p
     async def scenario() -> None:
         seen = Seen()
         async with running(seen, workers=2) as pool:
-            assert [(await make(pool)).picture for _ in range(3)] == [TASK.picture] * 3
+            assert [(await make(pool)).image for _ in range(3)] == [TASK.picture] * 3
             flood = [event for event in seen.events if isinstance(event, m.Released)]
             assert len(flood) > 100
 

@@ -14,7 +14,7 @@ from app.compat.automatic.errors import wrong
 from app.compat.automatic.structs import ProgressAnswer, State
 from app.errors import quoted
 from scheduler.messages import Standing
-from workers.watching import Advanced, News, Previewed, Started
+from workers.jobs import Advanced, Previewed, ProgressEvent, Started
 
 HOW = "Send id_task, which is the force_task_id of your txt2img request."
 UNNAMED = f"{HOW} Your latest job is found without it if the service has API keys or sets server.shared_progress."
@@ -39,7 +39,7 @@ class Job:
         self._standings: dict[int, Standing] = {}  # of the images that wait
         self._preview: bytes | None = None
 
-    def follow(self, image: int, news: News) -> None:
+    def follow(self, image: int, news: ProgressEvent) -> None:
         """Something is new."""
         match news:
             case Standing():

@@ -8,7 +8,7 @@ import pybase64
 from app.compat.openai.structs import CompletedEvent, PartialImageEvent
 from app.events import Feed, event
 from workers.engine.header import read_header
-from workers.watching import Advanced, News, Previewed
+from workers.jobs import Advanced, Previewed, ProgressEvent
 
 
 class Partials:
@@ -21,7 +21,7 @@ class Partials:
         self._fed = 0
         self._sent = 0
 
-    def follow(self, image: int, news: News) -> None:
+    def follow(self, image: int, news: ProgressEvent) -> None:
         """Something is new."""
         match news:
             case Advanced(done, total):
@@ -35,7 +35,7 @@ class Partials:
     def _is_due(self) -> bool:
         return self._fed < self._wanted and self._share * (self._wanted + 1) >= self._fed + 1
 
-    def _told(self, image: int, news: News) -> bytes:
+    def _told(self, image: int, news: ProgressEvent) -> bytes:
         assert isinstance(news, Previewed)
         index, self._sent = self._sent, self._sent + 1
         encoded = pybase64.b64encode_as_string(news.jpeg)

@@ -1,10 +1,11 @@
-"""What those who watch a picture are told: by themselves, and by a pool with a real worker."""
+"""What those who follow a job are told: by themselves, and by a pool with a real worker."""
 
 import asyncio
 import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 
@@ -16,8 +17,8 @@ from tests.workers.test_pool import PATIENCE, TASK, running, until
 from workers import wire
 from workers.engine.config import Echo, EngineConfig
 from workers.engine.contract import Options, Task
-from workers.pool import Answer, Pool, Terms
-from workers.watching import Advanced, News, Previewed, Started, Watching
+from workers.jobs import Advanced, JobResult, JobTable, Previewed, ProgressEvent, Started
+from workers.pool import Pool
 
 STEPS = 6
 ENGINE = EngineConfig(kind="echo", slots=1, echo=Echo(steps=STEPS, step_seconds=0.1))
@@ -29,56 +30,71 @@ def preview(generation: int) -> wire.Preview:
     return wire.Preview(0, generation, b"a picture")
 
 
-def test_who_watches_is_told_of_the_job_and_of_no_other() -> None:
-    watching, news = Watching(), list[News]()
-    watching.add(1, news.append)
-    watching.started(FIRST)
-    watching.stepped(m.Stepped("gpu0", ((0, 1), (1, 3)), (4, 4)))
-    watching.stepped(m.Stepped("gpu1", ((0, 2),), (4,)))
-    watching.previewed("gpu0", preview(11))
-    assert news == [Started(), Advanced(1, 4), Previewed(b"a picture")]
+def heard(*reports: Callable[[JobTable], object], followed: int = 1) -> list[ProgressEvent]:
+    """What is told to whoever follows one of two jobs."""
+
+    async def scenario() -> list[ProgressEvent]:
+        jobs, events = JobTable(2**20), list[ProgressEvent]()
+        for job in (1, 2):
+            jobs.add(job, TASK, events.append if job == followed else None)
+        for report in reports:
+            report(jobs)
+        return events
+
+    return asyncio.run(scenario())
 
 
-def test_a_late_preview_is_not_taken_for_one_of_the_slots_next_picture() -> None:
-    watching, news = Watching(), list[News]()
-    watching.add(2, news.append)
-    watching.started(FIRST)
-    watching.started(SECOND)
-    watching.previewed("gpu0", preview(11))
-    assert news == [Started()]
+def test_who_follows_a_job_hears_of_it_and_of_no_other() -> None:
+    events = heard(
+        lambda jobs: jobs.started(FIRST),
+        lambda jobs: jobs.stepped(m.Stepped("gpu0", ((0, 1), (1, 3)), (4, 4))),
+        lambda jobs: jobs.stepped(m.Stepped("gpu1", ((0, 2),), (4,))),
+        lambda jobs: jobs.previewed("gpu0", preview(11)),
+    )
+    assert events == [Started(), Advanced(1, 4), Previewed(b"a picture")]
 
 
-def test_who_is_answered_is_told_no_more() -> None:
-    watching, news = Watching(), list[News]()
-    watching.add(1, news.append)
-    watching.started(FIRST)
-    watching.drop(1)
-    watching.previewed("gpu0", preview(11))
-    watching.stepped(m.Stepped("gpu0", ((0, 4),), (4,)))
-    assert news == [Started()]
+def test_a_late_preview_is_not_taken_for_one_of_the_slots_next_image() -> None:
+    events = heard(
+        lambda jobs: jobs.started(FIRST),
+        lambda jobs: jobs.started(SECOND),
+        lambda jobs: jobs.previewed("gpu0", preview(11)),
+        followed=2,
+    )
+    assert events == [Started()]
 
 
-def test_what_follows_a_watched_picture_unwatched_is_told_to_nobody() -> None:
-    watching, news = Watching(), list[News]()
-    watching.add(1, news.append)
-    watching.started(FIRST)
-    watching.started(SECOND)
-    watching.stepped(m.Stepped("gpu0", ((0, 1),), (4,)))
-    assert news == [Started()]
+def test_who_is_answered_hears_no_more() -> None:
+    events = heard(
+        lambda jobs: jobs.started(FIRST),
+        lambda jobs: jobs.resolve(1, m.Expired()),
+        lambda jobs: jobs.previewed("gpu0", preview(11)),
+        lambda jobs: jobs.stepped(m.Stepped("gpu0", ((0, 4),), (4,))),
+    )
+    assert events == [Started()]
+
+
+def test_nobody_hears_of_what_follows_in_the_slot_that_is_not_followed() -> None:
+    events = heard(
+        lambda jobs: jobs.started(FIRST),
+        lambda jobs: jobs.started(SECOND),
+        lambda jobs: jobs.stepped(m.Stepped("gpu0", ((0, 1),), (4,))),
+    )
+    assert events == [Started()]
 
 
 # ---------------------------------------------------------------------------------------------------------------- pool
 
 
-async def make(pool: Pool, task: Task, news: list[News]) -> Answer:
-    return await asyncio.wait_for(pool.generate(task, Terms(time.monotonic() + PATIENCE), news.append), PATIENCE)
+async def make(pool: Pool, task: Task, news: list[ProgressEvent]) -> JobResult:
+    return await asyncio.wait_for(pool.generate(task, m.Job(0, time.monotonic() + PATIENCE), news.append), PATIENCE)
 
 
-def of(news: list[News], kind: type[News]) -> list[News]:
+def of(news: list[ProgressEvent], kind: type[ProgressEvent]) -> list[ProgressEvent]:
     return [each for each in news if isinstance(each, kind)]
 
 
-def assert_whole(news: list[News]) -> None:
+def assert_whole(news: list[ProgressEvent]) -> None:
     """It begins, and takes its steps in order; what it looks like is told in between."""
     assert news[0] == Started()
     assert of(news, Advanced) == [Advanced(done, STEPS) for done in range(1, STEPS + 1)]
@@ -93,8 +109,8 @@ def assert_whole(news: list[News]) -> None:
 def test_a_watched_picture_is_followed_from_its_start_to_its_end() -> None:
     async def scenario() -> None:
         async with running(engine=ENGINE) as pool:
-            await until(lambda: bool(pool.devices))
-            watched, unshown = list[News](), list[News]()
+            await until(lambda: pool.core.ready)
+            watched, unshown = list[ProgressEvent](), list[ProgressEvent]()
             assert isinstance((await make(pool, WATCHED, watched)).outcome, m.Done)
             assert isinstance((await make(pool, TASK, unshown)).outcome, m.Done)
         assert_whole(watched)
@@ -108,15 +124,15 @@ def test_one_that_is_made_again_elsewhere_starts_again() -> None:
     async def scenario() -> None:
         async with running(engine=ENGINE, workers=2) as pool:
             await until(lambda: all(view.state is m.WorkerState.READY for view in pool.core.workers()))
-            news = list[News]()
+            news = list[ProgressEvent]()
 
-            def kill_on_the_way(each: News) -> None:
+            def kill_on_the_way(each: ProgressEvent) -> None:
                 news.append(each)
                 if news.count(Started()) == 1 and each == Advanced(2, STEPS):
                     busy = next(view.id for view in pool.core.workers() if view.running)
                     os.kill(pool.processes[busy], signal.SIGKILL)
 
-            answer = await pool.generate(WATCHED, Terms(time.monotonic() + PATIENCE), kill_on_the_way)
+            answer = await pool.generate(WATCHED, m.Job(0, time.monotonic() + PATIENCE), kill_on_the_way)
             assert isinstance(answer.outcome, m.Done)
         again = len(news) - news[::-1].index(Started()) - 1
         assert again > 0
@@ -127,15 +143,17 @@ def test_one_that_is_made_again_elsewhere_starts_again() -> None:
 
 def test_a_watch_that_fails_harms_neither_picture_nor_worker(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
-        told = list[News]()
+        told = list[ProgressEvent]()
 
-        def fail(news: News) -> None:
+        def fail(news: ProgressEvent) -> None:
             told.append(news)
             raise RuntimeError("nobody is at home")
 
         async with running(engine=ENGINE) as pool:
-            await until(lambda: bool(pool.devices))
-            answer = await asyncio.wait_for(pool.generate(WATCHED, Terms(time.monotonic() + PATIENCE), fail), PATIENCE)
+            await until(lambda: pool.core.ready)
+            answer = await asyncio.wait_for(
+                pool.generate(WATCHED, m.Job(0, time.monotonic() + PATIENCE), fail), PATIENCE
+            )
             assert isinstance(answer.outcome, m.Done)
             assert "nobody is at home" in caplog.text
             caplog.clear()  # its traceback holds on to the pool's memory
