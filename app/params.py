@@ -184,7 +184,6 @@ PARAMS: Mapping[str, Param] = {
     "temperature": Param(
         meaning="Divides the logits of the softmax in the ControlNet's attention layers.",
         range=Range(0, 1, open=True),
-        default=1.0,
         flags=("--temperature",),
     ),
     "number_of_images": Param(

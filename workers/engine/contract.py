@@ -74,7 +74,8 @@ AS_CONFIGURED = Options()
 class Resolved(NamedTuple):
     """Options by their names in a request, with the configured value of each that the request leaves out.
 
-    This is the only place where None means "as configured". The thresholds are in order, whichever a client calls low.
+    Here None becomes the configured value, and nowhere else, but for a file's format and quality (`codec`). The
+    thresholds are in order, whichever a client calls low.
     """
 
     negative_prompt: str
@@ -83,6 +84,7 @@ class Resolved(NamedTuple):
     control_scale: float
     canny_low: int
     canny_high: int
+    temperature: float
 
     @property
     def canny(self) -> Canny:
@@ -100,6 +102,7 @@ def resolved(options: Options, config: EngineConfig) -> Resolved:
         _either(options.control_scale, config.control_scale),
         min(low, high),
         max(low, high),
+        options.temperature,
     )
 
 

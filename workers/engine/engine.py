@@ -137,13 +137,13 @@ class DiffusionEngine:
 
         All on the CPU: so a seed means the same on every device. Raises BadPictureError and BadOptionError.
         """
-        options = task.options
-        plan, scales = self._model.plans.of(options.steps), scales_of(options, self._config, self._coldest)
+        options, chosen = task.options, resolved(task.options, self._config)
+        plan, scales = self._model.plans.of(chosen.steps), scales_of(chosen, self._config, self._coldest)
         header = read_header(task.picture)
         width, height = size = output_size(header.width, header.height, self._config.size)
         with self._budget.spend_on(header, size):
             pixels = codec.decode_to(task.picture, width, height)
-        edges = self._edges(pixels, options)
+        edges = codec.grey(pixels) if options.control_image == "edges" else codec.edges(pixels, chosen.canny)
         shape = (4, height // self._model.latent_scale, width // self._model.latent_scale)
         noise = draw(task.seed, shape, plan.matrix.noises)
         prompts = self._prompts(task)
@@ -297,11 +297,6 @@ class DiffusionEngine:
         workspace = self._homes.pop(slot)
         self._finals[slot] = (workspace, workspace.batch.final_latents(slot))
         workspace.batch.remove(slot)
-
-    def _edges(self, pixels: Pixels, options: Options) -> Pixels:
-        if options.control_image == "edges":
-            return codec.grey(pixels)
-        return codec.edges(pixels, resolved(options, self._config).canny)
 
     def _hint(self, edges: Pixels) -> Tensor:
         picture = upload(torch.from_numpy(edges), self._model.device).to(self._model.dtype) / 255

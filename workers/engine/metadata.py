@@ -129,7 +129,7 @@ class Metadata:
             "Size": f"{size[0]}x{size[1]}",
             "Model": self._about.model,
             CONTROLNET: self.control(options),
-            "Temperature": _number(options.temperature),
+            "Temperature": _number(chosen.temperature),
             "Prompt suffix": config.prompt.suffix,
             "Input hash": made_from.input_hash,
             "Config hash": self._digest,

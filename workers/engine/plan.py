@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from workers.engine.config import EngineConfig, Sampler, rows_of
-from workers.engine.contract import BadOptionError, Options, resolved
+from workers.engine.contract import BadOptionError, Options, Resolved
 from workers.engine.sampler import SamplerMatrix, Scheduler, counts, sampler_matrix
 
 _log = logging.getLogger(__name__)
@@ -100,9 +100,9 @@ class Plans:
         self.usual = self.extent.plan(sampler.steps, usual)
         self._asked = lru_cache(_KEPT)(self._make)
 
-    def of(self, steps: int | None) -> Plan:
-        """The plan for a number of steps, or the configured one. Raises BadOptionError."""
-        if steps is None or steps == self.usual.steps:
+    def of(self, steps: int) -> Plan:
+        """The plan for a number of steps. Raises BadOptionError."""
+        if steps == self.usual.steps:
             return self.usual
         if not 1 <= steps <= self._most:
             raise BadOptionError(f"steps is {steps}, but must be 1 to {self._most}.")
@@ -144,14 +144,13 @@ class Scales(NamedTuple):
     coldness: float
 
 
-def scales_of(options: Options, config: EngineConfig, coldest: float) -> Scales:
+def scales_of(chosen: Resolved, config: EngineConfig, coldest: float) -> Scales:
     """The scales of a picture; temperatures below `coldest` are taken for that. Raises BadOptionError."""
-    chosen = resolved(options, config)
     guidance = chosen.guidance_scale
     if guidance > 1 and rows_of(config.guidance_scale) == 1:
         raise BadOptionError(f"guidance_scale is {guidance:g}, but this model runs without guidance: 1 is the most.")
     # As in diffusers, guidance begins above 1.
-    return Scales(max(guidance, 1.0), chosen.control_scale, 1 / max(options.temperature, coldest))
+    return Scales(max(guidance, 1.0), chosen.control_scale, 1 / max(chosen.temperature, coldest))
 
 
 def warnings_of(options: Options, scales: Scales, edges: NDArray[np.uint8]) -> Iterator[str]:

@@ -36,7 +36,7 @@ def test_there_is_room_for_the_most_steps_that_may_be_asked_for(name: str, exten
 def test_the_configured_steps_may_always_be_taken() -> None:
     found = plans("UniPCMultistepScheduler", steps=12, max_steps=10)
     assert found.extent == Extent(12, 1)
-    assert found.of(None) is found.of(12) is found.usual
+    assert found.of(12) is found.usual
     assert found.of(11).calls == 11
     with pytest.raises(BadOptionError, match="steps is 13, but must be 1 to 12"):
         found.of(13)
