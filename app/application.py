@@ -95,7 +95,7 @@ class Application:
 
     def _observe(self, event: m.Event, commands: Sequence[m.Command]) -> None:
         self.metrics.observe(event, commands)
-        if self._ready is not None and isinstance(event, m.WorkerReady | m.WorkerLost) and self._has_started():
+        if self._ready is not None and isinstance(event, m.WorkerReady | m.WorkerExited) and self._has_started():
             # Later: what else the worker has reported by now belongs to the start, and is logged before.
             asyncio.get_running_loop().call_soon(self._ready)
             self._ready = None

@@ -75,7 +75,7 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as offer:
             self._ignore_upgrade(data[offer.args[0] :])
         except httptools.HttpParserError as error:
-            self._refuse(self._refusal or Problem(Error.BROKEN_HTTP, _unreadable(error)))
+            self._refuse(self._refusal or Problem(Error.MALFORMED_HTTP, _unreadable(error)))
         else:
             if self._unused > self.max_head_bytes:
                 self._refuse(self._head_too_large())
@@ -95,7 +95,7 @@ class Connection(HttpToolsProtocol):
             self._refusal = self._head_too_large()
         elif len(self.pipeline) >= MAX_PIPELINED:
             detail = f"More than {MAX_PIPELINED} requests came before the first of them was answered."
-            self._refusal = Problem(Error.BROKEN_HTTP, detail)
+            self._refusal = Problem(Error.MALFORMED_HTTP, detail)
         if self._refusal is not None:
             raise self._refusal
         super().on_headers_complete()
@@ -106,7 +106,7 @@ class Connection(HttpToolsProtocol):
         self._pieces += 1
         self._body_bytes += len(body)
         if self._pieces > FREE_PIECES + self._body_bytes // PIECE_BYTES:
-            self._refusal = Problem(Error.BROKEN_HTTP, "The body comes in too many small chunks; send larger ones.")
+            self._refusal = Problem(Error.MALFORMED_HTTP, "The body comes in too many small chunks; send larger ones.")
             raise self._refusal
         super().on_body(body)
 

@@ -166,6 +166,6 @@ def _problem(error: Exception, blamed: str | None) -> Problem:
         case SlowError():
             return Problem(Error.EXPIRED, str(error))
         case CrashedError():
-            return Problem(Error.POISONED, str(error))
+            return Problem(Error.WORKER_CRASH, str(error))
         case _:
             return Problem(Error.INTERNAL, "Finding the edges failed; the server's log says why.", reason=str(error))

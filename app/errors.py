@@ -35,18 +35,18 @@ SAFE_HEADERS: Mapping[str, str] = {"Cache-Control": "no-store", "X-Content-Type-
 class Error(Enum):
     """The table: the last part of the problem's type, its status and its title."""
 
-    BROKEN_HTTP = "broken-http", HTTPStatus.BAD_REQUEST, "The request is not valid HTTP"
-    BROKEN_JSON = "broken-json", HTTPStatus.BAD_REQUEST, "The body is not JSON"
-    BROKEN_FORM = "broken-form", HTTPStatus.BAD_REQUEST, "The body is not a form"
+    MALFORMED_HTTP = "malformed-http", HTTPStatus.BAD_REQUEST, "The request is not valid HTTP"
+    MALFORMED_JSON = "malformed-json", HTTPStatus.BAD_REQUEST, "The body is not JSON"
+    MALFORMED_FORM = "malformed-form", HTTPStatus.BAD_REQUEST, "The body is not a form"
     UNAUTHORIZED = "unauthorized", HTTPStatus.UNAUTHORIZED, "An API key is needed"
     FOREIGN_ORIGIN = "foreign-origin", HTTPStatus.FORBIDDEN, "Pages of this origin may not use this service"
     UNKNOWN_HOST = "unknown-host", HTTPStatus.FORBIDDEN, "This service does not answer under this host name"
     NOT_FOUND = "not-found", HTTPStatus.NOT_FOUND, "There is nothing at this path"
     METHOD = "method-not-allowed", HTTPStatus.METHOD_NOT_ALLOWED, "This path does not take this method"
     NOT_ACCEPTABLE = "not-acceptable", HTTPStatus.NOT_ACCEPTABLE, "No form of the answer is one that you accept"
-    SLOW = "request-timeout", HTTPStatus.REQUEST_TIMEOUT, "The request took too long to arrive"
+    REQUEST_TIMEOUT = "request-timeout", HTTPStatus.REQUEST_TIMEOUT, "The request took too long to arrive"
     TOO_LARGE = "too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request is larger than this service takes"
-    OVERDRAWN = "overdrawn", HTTPStatus.TOO_MANY_REQUESTS, "You have used your share of the queue"
+    QUOTA_EXCEEDED = "quota-exceeded", HTTPStatus.TOO_MANY_REQUESTS, "You have used your share of the queue"
     HEAD_TOO_LARGE = (
         "head-too-large",
         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -56,7 +56,7 @@ class Error(Enum):
     INVALID_FIELD = "invalid-field", HTTPStatus.UNPROCESSABLE_ENTITY, "A field is missing or wrong"
     INVALID_PICTURE = "invalid-picture", HTTPStatus.UNPROCESSABLE_ENTITY, "The image cannot be read"
     INTERNAL = "internal", HTTPStatus.INTERNAL_SERVER_ERROR, "The service failed"
-    POISONED = "poisoned", HTTPStatus.INTERNAL_SERVER_ERROR, "This request crashed the workers that tried it"
+    WORKER_CRASH = "worker-crash", HTTPStatus.INTERNAL_SERVER_ERROR, "This request crashed the workers that tried it"
     BUSY = "busy", HTTPStatus.SERVICE_UNAVAILABLE, "The service is too busy to finish this in time"
     DRAINING = "draining", HTTPStatus.SERVICE_UNAVAILABLE, "The service is shutting down"
     CONNECTIONS = "too-many-connections", HTTPStatus.SERVICE_UNAVAILABLE, "There are too many connections"

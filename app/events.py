@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.errors import Error
-from scheduler.messages import Standing
+from scheduler.messages import QueuePosition
 from workers.jobs import Advanced, Previewed, ProgressEvent, Started
 
 log = logging.getLogger("contour.events")
@@ -181,7 +181,7 @@ async def _body(send: Send, body: bytes, *, more: bool) -> None:
 
 def _progress(image: int, news: ProgressEvent) -> Progress:
     match news:
-        case Standing(position, seconds):
+        case QueuePosition(position, seconds):
             return QueuedEvent(image, position, seconds)
         case Started():
             return StartedEvent(image)

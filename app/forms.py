@@ -36,7 +36,7 @@ async def parsed(
     try:
         parts = await parser.parse()
     except MultiPartException as error:
-        raise Problem(Error.BROKEN_FORM, _broken_form(error.message, chunks.start)) from None
+        raise Problem(Error.MALFORMED_FORM, _broken_form(error.message, chunks.start)) from None
     texts = {name: value for name, value in parts.multi_items() if isinstance(value, str)}
     files = [(name, await value.read()) for name, value in parts.multi_items() if isinstance(value, UploadFile)]
     await parts.close()
@@ -94,7 +94,7 @@ def _form_type(content_type: str) -> Headers:
     boundary = parameters.get(b"boundary", b"").decode("latin-1")
     if not BOUNDARY.fullmatch(boundary):
         detail = f"The Content-Type has no boundary of 1 to 70 characters (RFC 2046). {LIBRARY}"
-        raise Problem(Error.BROKEN_FORM, detail)
+        raise Problem(Error.MALFORMED_FORM, detail)
     return Headers({"content-type": f'multipart/form-data; boundary="{boundary}"'})
 
 

@@ -34,9 +34,9 @@ def parsed_json(
     """
     # Counted before anything is built of it: a decoder checks the length of a list when the list is there.
     if max_values is not None and _count(body, VALUE_STARTS) > max_values:
-        raise Problem(Error.BROKEN_JSON, f"The JSON has more than {max_values} values; no request needs so many.")
+        raise Problem(Error.MALFORMED_JSON, f"The JSON has more than {max_values} values; no request needs so many.")
     if len(body) > MAX_ESCAPES and _count(body, ESCAPES) > MAX_ESCAPES:
-        raise Problem(Error.BROKEN_JSON, f"The JSON has more than {MAX_ESCAPES} escaped characters; send UTF-8.")
+        raise Problem(Error.MALFORMED_JSON, f"The JSON has more than {MAX_ESCAPES} escaped characters; send UTF-8.")
     body = body.removeprefix(MARK)  # RFC 8259, 8.1
     try:
         try:

@@ -18,7 +18,7 @@ SPACE = b" \t\r\n"
 
 def broken(body: bytes, error: Exception) -> Problem:
     """The problem of a body that is no JSON; `error` is msgspec's."""
-    return Problem(Error.BROKEN_JSON, _other(body) or _at(body, error))
+    return Problem(Error.MALFORMED_JSON, _other(body) or _at(body, error))
 
 
 def _other(body: bytes) -> str | None:

@@ -147,4 +147,4 @@ def _client_of(connection: object) -> str:
 
 
 def _late(what: str, seconds: float) -> Problem:
-    return Problem(Error.SLOW, f"The request's {what} took more than {seconds:g} s to arrive.")
+    return Problem(Error.REQUEST_TIMEOUT, f"The request's {what} took more than {seconds:g} s to arrive.")

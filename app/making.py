@@ -148,9 +148,9 @@ def error_of(outcome: m.Outcome, blamed: str | None) -> Problem | ClientGoneErro
             return Problem(
                 Error.INTERNAL, "The worker failed to make this image; the server's log says why.", reason=reason
             )
-        case m.Poisoned(losses):
+        case m.WorkerCrash(losses):
             return Problem(
-                Error.POISONED, f"{losses} workers exited while they ran this request; it is not tried again."
+                Error.WORKER_CRASH, f"{losses} workers exited while they ran this request; it is not tried again."
             )
         case m.Expired():
             return Problem(
@@ -163,9 +163,9 @@ def error_of(outcome: m.Outcome, blamed: str | None) -> Problem | ClientGoneErro
         case m.Impossible(seconds):
             detail = f"This cannot finish before your deadline: alone on this server it takes about {seconds:.1f} s. "
             return Problem(Error.EXPIRED, detail + "Allow more time (Prefer: wait=SECONDS), or ask for fewer steps.")
-        case m.Overdrawn(retry_after):
+        case m.QuotaExceeded(retry_after):
             detail = f"You have used your share of the queue. Try again in {whole_seconds(retry_after)} s."
-            return Problem(Error.OVERDRAWN, detail, retry_after=retry_after)
+            return Problem(Error.QUOTA_EXCEEDED, detail, retry_after=retry_after)
         case m.Draining():
             return Problem(Error.DRAINING, "The service is shutting down. Try another server, or this one later.")
         case m.Abandoned() | m.Done():

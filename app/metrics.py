@@ -21,9 +21,10 @@ from workers.pool import Pool
 from workers.telemetry import Nvml, Reading
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-OF_CONNECTIONS = (Error.BROKEN_HTTP, Error.HEAD_TOO_LARGE, Error.SLOW, Error.CONNECTIONS)  # there was no whole request
+# Of connections: there was no whole request
+OF_CONNECTIONS = (Error.MALFORMED_HTTP, Error.HEAD_TOO_LARGE, Error.REQUEST_TIMEOUT, Error.CONNECTIONS)
 OF_EDGES = (
-    Error.BROKEN_JSON,
+    Error.MALFORMED_JSON,
     Error.UNAUTHORIZED,
     Error.NOT_ACCEPTABLE,
     Error.TOO_LARGE,
@@ -31,7 +32,7 @@ OF_EDGES = (
     Error.INVALID_FIELD,
     Error.INVALID_PICTURE,
     Error.INTERNAL,
-    Error.POISONED,
+    Error.WORKER_CRASH,
     Error.BUSY,
     Error.DRAINING,
     Error.EXPIRED,
@@ -136,7 +137,7 @@ class Metrics:
             case m.Stepped(worker, done):
                 self._steps.labels(worker).inc()
                 self._occupancy.observe(len(done))
-            case m.WorkerLost(worker):
+            case m.WorkerExited(worker):
                 self._losses.labels(worker).inc()
             case _:
                 pass

@@ -107,4 +107,4 @@ def _text(encoded: msgspec.Raw, name: str) -> str:
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         told = broken(bytes(encoded), error).detail
-        raise Problem(Error.BROKEN_JSON, f"In {name}, {told[:1].lower()}{told[1:]}") from None
+        raise Problem(Error.MALFORMED_JSON, f"In {name}, {told[:1].lower()}{told[1:]}") from None

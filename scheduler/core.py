@@ -117,14 +117,14 @@ class Scheduler:
         measured = [worker for worker in self._workers if worker.prices is not None]
         return min([worker.seconds_alone() for worker in measured], default=None)
 
-    def standing(self, job: m.JobId, now: float) -> m.Standing | None:
+    def standing(self, job: m.JobId, now: float) -> m.QueuePosition | None:
         """The expected position and wait of a waiting job; None if it does not wait."""
         state = self._jobs.get(job)
         if state is None or state.assignment is not None:
             return None
         before = self._queue.before(state)
         seconds = self._placement.seconds_to_start(sum([each.load for each in before]), self._oldest, now)
-        return m.Standing(len(before), seconds)
+        return m.QueuePosition(len(before), seconds)
 
     def workers(self) -> list[WorkerView]:
         """All workers, in the order they were given."""
@@ -150,7 +150,7 @@ class Scheduler:
                 self._update_costs(self._workers[worker], costs)
             case m.Faulted(worker, reason):
                 self._quarantine(now, self._workers[worker], reason)
-            case m.WorkerLost(worker):
+            case m.WorkerExited(worker):
                 self._on_worker_exit(now, self._workers[worker], event)
             case m.Tick():
                 pass
@@ -180,7 +180,7 @@ class Scheduler:
             return m.Draining()
         next_deadline = self._deadlines[0][0] if self._deadlines else None
         refusal = self._placement.admit(now, job, next_deadline, self._oldest)
-        if isinstance(refusal, m.Rejected | m.Overdrawn):
+        if isinstance(refusal, m.Rejected | m.QuotaExceeded):
             return type(refusal)(self._appointment(now, job, refusal.retry_after))
         return refusal
 
@@ -235,7 +235,7 @@ class Scheduler:
             raise IllegalEvent(f"{worker.id} cannot change its steps or slots while it is ready")
         self._workers.update_costs(worker, costs)
 
-    def _on_worker_exit(self, now: float, worker: Worker, loss: m.WorkerLost) -> None:
+    def _on_worker_exit(self, now: float, worker: Worker, loss: m.WorkerExited) -> None:
         if worker.state in {WorkerState.NEW, WorkerState.WAITING, WorkerState.OUT}:
             raise IllegalEvent(f"{worker.id} has no process to lose")
         jobs = self._workers.on_exit(now, worker, loss)
@@ -275,7 +275,7 @@ class Scheduler:
         self._queue.put_back(jobs)
         for job in jobs:
             if job.retry_cost >= CRASH * self._limits.attempts:
-                self._reply(job, outcome or m.Poisoned(job.losses))
+                self._reply(job, outcome or m.WorkerCrash(job.losses))
 
     # ---------------------------------------------------------------------------------------------------------- alarms
 

@@ -22,7 +22,7 @@ from math import ceil, inf
 
 from scheduler.costs import Wait
 from scheduler.limits import Limits
-from scheduler.messages import BatchKey, Expired, Impossible, Job, Overdrawn, Rejected, WorkerState
+from scheduler.messages import BatchKey, Expired, Impossible, Job, QuotaExceeded, Rejected, WorkerState
 from scheduler.queue import FairQueue, JobState
 from scheduler.workers import Worker, Workers
 
@@ -127,7 +127,7 @@ class Placement:
 
     def admit(
         self, now: float, job: JobState, next_deadline: float | None, oldest: JobState | None
-    ) -> Expired | Rejected | Impossible | Overdrawn | None:
+    ) -> Expired | Rejected | Impossible | QuotaExceeded | None:
         """Return the reason to refuse a job, or None. `oldest` is the job that has run for longest."""
         if job.deadline <= now:
             return Expired()
@@ -138,7 +138,7 @@ class Placement:
         if own and others:  # a client's first job is never denied to it, and one place is left for another's first
             missing = max(ceil((len(own) + 1) * others), 2) - free
             if missing > 0:
-                return Overdrawn(self._seconds_to_places(missing, now, next_deadline, oldest))
+                return QuotaExceeded(self._seconds_to_places(missing, now, next_deadline, oldest))
         if free <= 0:
             return Rejected(self._seconds_to_places(1, now, next_deadline, oldest))
         if not self._workers.known:
@@ -154,7 +154,7 @@ class Placement:
         share = limits.client_share if self._queue.clients > 1 else max(limits.client_share, limits.lone_share)
         return (1 - share) / share
 
-    def _admit_in_time(self, now: float, job: JobState, others: float) -> Rejected | Overdrawn | None:
+    def _admit_in_time(self, now: float, job: JobState, others: float) -> Rejected | QuotaExceeded | None:
         """Refuse a job that would be late, make a waiting job late, or leave others less than their share of time."""
         budget, alone = job.deadline - now, None
         if not len(self._queue):
@@ -174,7 +174,7 @@ class Placement:
             return Rejected(retry_after(wait, view.service * job.load, lag, budget))
         own = [each for each in self._queue.of(job.job.client) if each.job.priority >= job.job.priority]
         claim = sum([each.load for each in own]) / view.rate * others
-        return Overdrawn(max(claim - slack + lag, SOONEST_RETRY)) if claim > slack else None
+        return QuotaExceeded(max(claim - slack + lag, SOONEST_RETRY)) if claim > slack else None
 
     def _slack(self, now: float, job: JobState, view: Forecast) -> tuple[float, bool]:
         """The slack of a new job, and whether all waiting jobs, but those that are late anyway, are in time with it."""

@@ -24,7 +24,7 @@ from scheduler.costs import (
 )
 from scheduler.errors import IllegalEvent, require
 from scheduler.limits import Limits
-from scheduler.messages import BatchKey, Costs, Job, WorkerId, WorkerLost, WorkerState, WorkerView
+from scheduler.messages import BatchKey, Costs, Job, WorkerExited, WorkerId, WorkerState, WorkerView
 
 if TYPE_CHECKING:
     from scheduler.queue import JobState
@@ -322,7 +322,7 @@ class Workers:
         worker.alarm = None
         self._become(worker, WorkerState.ENDING)
 
-    def on_exit(self, now: float, worker: Worker, loss: WorkerLost) -> list["JobState"]:
+    def on_exit(self, now: float, worker: Worker, loss: WorkerExited) -> list["JobState"]:
         """Its process has ended. Returns the jobs that ran on it, in the order in which they started."""
         self.end(now, worker)
         jobs = []

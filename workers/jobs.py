@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from scheduler.messages import JobId, Outcome, Standing, Start, Stepped, WorkerId
+from scheduler.messages import JobId, Outcome, QueuePosition, Start, Stepped, WorkerId
 from workers import wire
 from workers.engine.contract import Task
 
@@ -33,7 +33,7 @@ class Previewed:
     jpeg: bytes
 
 
-ProgressEvent: TypeAlias = Standing | Started | Advanced | Previewed  # Standing: the job waits
+ProgressEvent: TypeAlias = QueuePosition | Started | Advanced | Previewed  # QueuePosition: the job waits
 ProgressCallback: TypeAlias = Callable[[ProgressEvent], None]
 
 

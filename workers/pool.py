@@ -198,7 +198,7 @@ class Pool:
         loop = asyncio.get_running_loop()
         match command:
             case m.Spawn(worker):  # no process, descriptor or memory to be had: it is tried again, as after any loss
-                loop.call_soon(self._notice, m.WorkerLost(worker, f"cannot be started: {error}"))
+                loop.call_soon(self._notice, m.WorkerExited(worker, f"cannot be started: {error}"))
             case m.Kill():
                 loop.call_later(RETRY_SECONDS, self._kill_again, command, tries - 1)
             case m.Start():
@@ -300,7 +300,7 @@ class Pool:
             log.error("Worker %s ended while it tried %s; it starts again without", worker, " and ".join(end.tried))
             setup = self._processes.setups[worker]
             self._processes.setups[worker] = replace(setup, without=setup.without | frozenset(end.tried))
-        self._notice(m.WorkerLost(worker, end.reason, end.outside, end.hopeless))
+        self._notice(m.WorkerExited(worker, end.reason, end.outside, end.hopeless))
         if (view := self._view(worker)).state is m.WorkerState.OUT:
             log.error("Worker %s is out of service for a while: %s", worker, view.reason)
 

@@ -222,7 +222,7 @@ class _Hope:
                 case m.WorkerReady():
                     self._ready = True
                     loaded()
-                case m.WorkerLost(worker, reason) if not self._ready:
+                case m.WorkerExited(worker, reason) if not self._ready:
                     self._lost[worker] = reason
                     if len(self._lost) == self.workers and not self.gone.done():
                         listed = "; ".join(f"{name}: {why}" for name, why in self._lost.items())

@@ -64,7 +64,7 @@ class LeastLoaded:
             case m.WorkerReady(worker, costs):
                 self._slots[worker] = self.most_slots or len(costs.step_seconds)
                 self._free[worker] = list(range(self._slots[worker]))
-            case m.WorkerLost(worker):
+            case m.WorkerExited(worker):
                 self._on_worker_exit(worker)
             case m.Finished() | m.Failed() | m.Released():
                 self._free_slot(event)

@@ -169,7 +169,7 @@ class Device:
     def _exit(self, reason: str) -> None:
         self._process += 1
         self._forget()
-        self._tell(m.WorkerLost(self.name, reason))
+        self._tell(m.WorkerExited(self.name, reason))
 
     def start(self, command: m.Start, arrival: Arrival) -> None:
         """Put an image into a slot, and prepare it."""

@@ -14,7 +14,7 @@ from scheduler.simulation.devices import Machine
 from scheduler.simulation.simulator import Run
 
 BOUND = "bound"
-REFUSALS = (m.Rejected, m.Overdrawn, m.Impossible, m.Draining)
+REFUSALS = (m.Rejected, m.QuotaExceeded, m.Impossible, m.Draining)
 
 
 @dataclass(frozen=True, slots=True)

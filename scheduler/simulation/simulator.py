@@ -99,7 +99,7 @@ class Simulator:
         began = time.thread_time_ns()
         commands = self._core.handle(self._calendar.now, event)
         self._run.decisions.append((time.thread_time_ns() - began) / 1000)
-        self._run.failures += isinstance(event, m.WorkerLost)
+        self._run.failures += isinstance(event, m.WorkerExited)
         for command in commands:
             self._carry_out(command)
 
@@ -125,7 +125,7 @@ class Simulator:
             raise RuntimeError(f"job {job} is answered twice")
         self._unanswered.remove(job)
         now = self._calendar.now
-        if isinstance(outcome, m.Rejected | m.Overdrawn) and self._run.tries[job] <= self._retries:
+        if isinstance(outcome, m.Rejected | m.QuotaExceeded) and self._run.tries[job] <= self._retries:
             self._calendar.at(now + outcome.retry_after, partial(self._submit, job))
         else:
             self._run.answers[job] = now, outcome

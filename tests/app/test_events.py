@@ -7,15 +7,16 @@ import pytest
 
 from app import events
 from app.events import EventStream, Feed
-from scheduler.messages import Standing
+from scheduler.messages import QueuePosition
 from workers.jobs import Advanced, Previewed, Started
 
 
 def test_of_each_kind_the_latest_is_told() -> None:
     feed = Feed()
-    for news in (Standing(2, 4.0), Standing(1, 2.5), Started(), Advanced(1, 9), Previewed(b"1"), Advanced(2, 9)):
+    told = (QueuePosition(2, 4.0), QueuePosition(1, 2.5), Started(), Advanced(1, 9), Previewed(b"1"), Advanced(2, 9))
+    for news in told:
         feed.follow(0, news)
-    feed.follow(1, Standing(0, None))
+    feed.follow(1, QueuePosition(0, None))
     assert feed.take() == (
         b'event: queued\ndata: {"image":0,"position":1,"seconds":2.5}\n\n'
         b'event: started\ndata: {"image":0}\n\n'

@@ -74,14 +74,15 @@ def test_how_each_engine_runs_is_shown() -> None:
 def test_every_outcome_has_a_series_before_it_happens() -> None:
     found = samples(Metrics().registry)
     outcomes = {labels[0][1] for name, labels in found if name == "contour_requests_total"}
-    assert outcomes >= {"done", "abandoned", "busy", "expired", "draining", "poisoned", "internal", "invalid-picture"}
+    of_images = {"done", "abandoned", "busy", "expired", "draining", "worker-crash", "internal", "invalid-picture"}
+    assert outcomes >= of_images
     assert Error.NOT_FOUND.slug in outcomes
-    assert Error.BROKEN_HTTP.slug not in outcomes
+    assert Error.MALFORMED_HTTP.slug not in outcomes
     of_edges = {labels[0][1] for name, labels in found if name == "contour_edges_total"}
-    assert of_edges >= {"done", "abandoned", "busy", "expired", "draining", "poisoned", "internal", "invalid-picture"}
+    assert of_edges >= of_images
     assert of_edges < outcomes
     reasons = {labels[0][1] for name, labels in found if name == "contour_connection_errors_total"}
-    assert reasons == {"broken-http", "head-too-large", "request-timeout", "too-many-connections"}
+    assert reasons == {"malformed-http", "head-too-large", "request-timeout", "too-many-connections"}
 
 
 def test_a_workers_counters_are_there_before_its_first_step_and_its_first_loss() -> None:
@@ -111,7 +112,7 @@ def test_a_scrape_is_not_doubled_by_when_each_series_began() -> None:
 def test_a_job_that_is_started_again_is_a_retry() -> None:
     metrics = Metrics()
     metrics.observe(m.Tick(), [m.Start(1, "gpu0", 0, 1), m.Start(2, "gpu0", 1, 2)])
-    metrics.observe(m.WorkerLost("gpu0", "gone"), [m.Start(1, "gpu1", 0, 3), m.Reply(2, m.Poisoned(2))])
+    metrics.observe(m.WorkerExited("gpu0", "gone"), [m.Start(1, "gpu1", 0, 3), m.Reply(2, m.WorkerCrash(2))])
     metrics.observe(m.Tick(), [m.Reply(1, m.Abandoned())])
     found = samples(metrics.registry)
     assert found["contour_retries_total", ()] == 1

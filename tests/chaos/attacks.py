@@ -61,11 +61,11 @@ def _forms() -> Iterator[Kind]:
     """The codec that a client names is never used."""
     for charset in CHARSETS:
         yield _form(f"attack: form in {charset}", GOOD, b"\\ud800", charset)
-    yield _form("attack: form, much text in punycode", _ends("broken-form"), b"a" * MANY, "punycode")
-    yield _form("attack: form, surrogate", _ends("broken-form"), b"\xed\xa0\x80")
-    yield _form("attack: form, almost boundaries", _ends("broken-form"), b"\r\n--" * (MANY // 4))
+    yield _form("attack: form, much text in punycode", _ends("malformed-form"), b"a" * MANY, "punycode")
+    yield _form("attack: form, surrogate", _ends("malformed-form"), b"\xed\xa0\x80")
+    yield _form("attack: form, almost boundaries", _ends("malformed-form"), b"\r\n--" * (MANY // 4))
     header = form(part("text", b"a", more=b"X: " + b"a" * MANY + b"\r\n"))
-    yield Kind("attack: form, long header", 1, _ends("broken-form"), headers=dict([FORM_TYPE]), body=header)
+    yield Kind("attack: form, long header", 1, _ends("malformed-form"), headers=dict([FORM_TYPE]), body=header)
 
 
 def _form(name: str, ends: frozenset[str], text: bytes, charset: str = "utf-8") -> Kind:
@@ -76,13 +76,13 @@ def _form(name: str, ends: frozenset[str], text: bytes, charset: str = "utf-8") 
 def _json() -> Iterator[Kind]:
     """Odd values, and more of them than anybody needs."""
     ends: Mapping[str, tuple[str, bytes]] = {
-        "surrogate": ("broken-json", _json_of(text="\ud800")),
-        "deep nesting": ("broken-json", b'{"more":' + b"[" * 9000),
+        "surrogate": ("malformed-json", _json_of(text="\ud800")),
+        "deep nesting": ("malformed-json", b'{"more":' + b"[" * 9000),
         "many values": ("invalid-field", b'{"text":[' + b"{}," * (MANY // 3) + b"{}]}"),
         "long text": ("invalid-field", _json_of(text="a" * MANY)),
         "long integer": ("invalid-field", _json_of(random_seed="9" * MANY)),
         "long key": ("invalid-field", json.dumps({"k" * MANY: 1}).encode()),
-        "not a number": ("broken-json", _json_of(temperature=float("nan"))),
+        "not a number": ("malformed-json", _json_of(temperature=float("nan"))),
     }
     for name, (end, body) in ends.items():
         yield Kind(f"attack: JSON, {name}", 0.7, _ends(end), body=body)

@@ -44,7 +44,7 @@ def kinds() -> tuple[Kind, ...]:
 
 def _bad() -> list[Kind]:
     broken = {
-        "broken-json": b'{"request_id": 1',
+        "malformed-json": b'{"request_id": 1',
         "invalid-field": b'{"request_id": 1, "text": "no picture"}',
         "invalid-picture": good_body(1, b"this is no picture"),
     }

@@ -32,7 +32,7 @@ def test_the_right_picture_and_an_honest_refusal_break_nothing() -> None:
     assert broken(record("done"), record("busy"), record("invalid-field", "bad: invalid-field")) == ""
 
 
-@pytest.mark.parametrize("outcome", ["wrong picture", "two answers", "no answer", "cut", "expired", "poisoned"])
+@pytest.mark.parametrize("outcome", ["wrong picture", "two answers", "no answer", "cut", "expired", "worker-crash"])
 def test_a_good_request_that_ends_otherwise_is_named(outcome: str) -> None:
     assert f"request 1 (good, life 0, 1.00 to 2.00 s, unnamed): {outcome}" in broken(record(outcome))
 

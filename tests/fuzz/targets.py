@@ -18,7 +18,7 @@ from workers.engine.header import read_header
 Target = Callable[[bytes], None]
 
 MAX_PIXELS = 4_000_000  # a tenth of the service's own limit, so that an example is done quickly
-REFUSALS = {Error.BROKEN_JSON, Error.INVALID_FIELD, Error.INVALID_PICTURE, Error.TOO_LARGE}
+REFUSALS = {Error.MALFORMED_JSON, Error.INVALID_FIELD, Error.INVALID_PICTURE, Error.TOO_LARGE}
 
 DECODER = msgspec.json.Decoder(GenerationRequest, strict=False)
 RULES = replace(Rules.of(Settings()), max_pixels=MAX_PIXELS)

@@ -16,7 +16,7 @@ from scheduler.messages import (
     Start,
     Submitted,
     Tick,
-    WorkerLost,
+    WorkerExited,
 )
 from scheduler.placement import MARGIN
 from tests.scheduler.sums import seconds_alone
@@ -136,7 +136,7 @@ def test_before_a_worker_has_measured_itself_all_are_taken() -> None:
 
 def test_with_all_workers_lost_the_last_costs_count() -> None:
     core = scheduler(ready("cpu0", CPU))
-    core.handle(0.0, WorkerLost("cpu0", "SIGKILL"))
+    core.handle(0.0, WorkerExited("cpu0", "SIGKILL"))
     assert core.handle(0.0, Submitted(job(1, deadline=10.5))) == []
     [reply] = core.handle(0.0, Submitted(job(2, deadline=19.5)))
     assert retry_after(reply) == pytest.approx(0.5 + 10.0 * MARGIN + 10.0 - 19.5 + 2.0)  # it is started in 0.5 s
@@ -145,7 +145,7 @@ def test_with_all_workers_lost_the_last_costs_count() -> None:
 def test_while_the_only_worker_restarts_its_loading_counts() -> None:
     core = loading("cpu0")
     core.handle(30.0, ready("cpu0", CPU))
-    core.handle(40.0, WorkerLost("cpu0", "SIGKILL"))
+    core.handle(40.0, WorkerExited("cpu0", "SIGKILL"))
     [reply] = core.handle(40.0, Submitted(job(1, deadline=80.0)))  # 0.5 s, then 30 s to load, then 10 s
     assert retry_after(reply) == pytest.approx(0.5 + 30.0 + 10.0 - 40.0 + 2.0)
     assert core.handle(40.0, Submitted(job(2, deadline=81.0))) == []
@@ -155,9 +155,9 @@ def test_while_the_only_worker_restarts_its_loading_counts() -> None:
 
 def test_only_what_was_measured_last_counts() -> None:
     core = scheduler(ready("gpu0", GPU), restart_backoff=0.0)
-    core.handle(0.0, WorkerLost("gpu0", "SIGKILL"))
+    core.handle(0.0, WorkerExited("gpu0", "SIGKILL"))
     core.handle(0.0, ready("gpu0", CPU))
-    core.handle(0.0, WorkerLost("gpu0", "SIGKILL"))
+    core.handle(0.0, WorkerExited("gpu0", "SIGKILL"))
     assert core.handle(0.0, Submitted(job(1, deadline=9.5))) == [Reply(1, Impossible(10.0))]
 
 
@@ -266,7 +266,7 @@ def test_suspects_count_as_what_they_take_alone() -> None:
     core = scheduler(ready("gpu0", cheap), restart_backoff=0.0)
     for number in range(1, 9):
         core.handle(0.0, Submitted(job(number)))
-    core.handle(0.1, WorkerLost("gpu0", "gone"))
+    core.handle(0.1, WorkerExited("gpu0", "gone"))
     core.handle(0.1, ready("gpu0", cheap))
     [reply] = core.handle(0.1, Submitted(job(9, deadline=0.7)))
     assert retry_after(reply) > 0.3

@@ -18,7 +18,7 @@ from scheduler.messages import (
     Start,
     Submitted,
     Tick,
-    WorkerLost,
+    WorkerExited,
 )
 from tests.scheduler.words import SINGLE, Checked, done, finished, job, loading, ready, scheduler
 
@@ -102,7 +102,7 @@ def test_a_deadline_may_end_it() -> None:
 
 def test_a_worker_that_is_lost_meanwhile_is_spawned_again() -> None:
     core = draining()
-    assert core.handle(2.0, WorkerLost("gpu0", "SIGKILL")) == [Spawn("gpu0")]
+    assert core.handle(2.0, WorkerExited("gpu0", "SIGKILL")) == [Spawn("gpu0")]
     assert core.handle(3.0, ready("gpu0", SINGLE)) == [Start(1, "gpu0", 0, 2)]
 
 
@@ -110,7 +110,7 @@ def test_a_worker_that_is_lost_meanwhile_is_spawned_again() -> None:
     "event",
     [
         Tick(),
-        WorkerLost("gpu0", "told to stop"),
+        WorkerExited("gpu0", "told to stop"),
         finished(FIRST),
         Drain(until=0.0),
         Cancelled(1),

@@ -13,7 +13,7 @@ from scheduler.messages import (
     Start,
     Submitted,
     Tick,
-    WorkerLost,
+    WorkerExited,
 )
 from tests.scheduler.words import CPU, SINGLE, Checked, done, failed, finished, job, ready, released, scheduler, stepped
 
@@ -136,7 +136,7 @@ def test_a_worker_that_fails_on_a_job_breaks_it() -> None:
 def test_a_late_message_is_not_taken_for_the_next_tenants() -> None:
     core = scheduler(ready("gpu0", SINGLE))
     core.handle(0.0, Submitted(job(1)))
-    core.handle(0.1, WorkerLost("gpu0", "SIGSEGV"))
+    core.handle(0.1, WorkerExited("gpu0", "SIGSEGV"))
     core.handle(1.0, Tick())
     second = Start(1, "gpu0", 0, 2)
     assert core.handle(2.0, ready("gpu0", SINGLE)) == [second]

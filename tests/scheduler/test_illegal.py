@@ -10,7 +10,7 @@ from scheduler.messages import (
     Opened,
     Start,
     Submitted,
-    WorkerLost,
+    WorkerExited,
     WorkerReady,
 )
 from tests.scheduler.words import Checked, finished, job, loading, ready, released, scheduler, stepped
@@ -21,7 +21,7 @@ def busy() -> Checked:
     core = loading("gpu0", "gpu1", "gpu2")
     core.handle(0.0, ready("gpu0"))
     core.handle(0.0, Submitted(job(1)))
-    core.handle(0.0, WorkerLost("gpu1", "SIGKILL"))
+    core.handle(0.0, WorkerExited("gpu1", "SIGKILL"))
     return core
 
 
@@ -35,12 +35,12 @@ def face(core: Scheduler) -> tuple[object, ...]:
     [
         pytest.param(Opened(), "opened before", id="opened twice"),
         pytest.param(ready("gpu7"), "no worker gpu7", id="an unknown worker is ready"),
-        pytest.param(WorkerLost("gpu7", ""), "no worker gpu7", id="an unknown worker is lost"),
+        pytest.param(WorkerExited("gpu7", ""), "no worker gpu7", id="an unknown worker is lost"),
         pytest.param(stepped("gpu7", 1), "no worker gpu7", id="an unknown worker steps"),
         pytest.param(finished(Start(1, "gpu7", 0, 1)), "no worker gpu7", id="an unknown worker finishes"),
         pytest.param(ready("gpu0"), "gpu0 is ready", id="ready twice"),
         pytest.param(ready("gpu1"), "gpu1 is waiting", id="ready without a process"),
-        pytest.param(WorkerLost("gpu1", ""), "no process", id="lost twice"),
+        pytest.param(WorkerExited("gpu1", ""), "no process", id="lost twice"),
         pytest.param(Submitted(job(1)), "job 1 was submitted", id="a job twice"),
         pytest.param(released(Start(1, "gpu0", 0, 1)), "nobody cancelled", id="released without a cancel"),
         pytest.param(WorkerReady("gpu2", Costs(20, (), 0.1)), "no step or no slot", id="a worker without slots"),

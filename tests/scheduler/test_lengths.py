@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scheduler.costs import Wait
-from scheduler.messages import Costs, Done, Overdrawn, Rejected, Reply, Start, Stepped, Submitted, WorkerLost
+from scheduler.messages import Costs, Done, QuotaExceeded, Rejected, Reply, Start, Stepped, Submitted, WorkerExited
 from scheduler.placement import MARGIN
 from tests.scheduler.sums import if_joined, running, seconds_alone, steps_of
 from tests.scheduler.test_admission import FLEETS, alone
@@ -108,7 +108,7 @@ def test_what_was_taken_before_anything_was_known_still_counts_as_much() -> None
     core = loading("cpu0")
     core.handle(0.0, Submitted(job(1, length=2.0)))
     core.handle(0.0, ready("cpu0", CPU))
-    core.handle(0.0, WorkerLost("cpu0", "gone"))
+    core.handle(0.0, WorkerExited("cpu0", "gone"))
     core.check()  # all sums are what they should be
 
 
@@ -161,7 +161,7 @@ def test_whoever_is_taken_gets_a_picture_in_time_whatever_else_comes(
         toy.run(toy.now + pause * unit)
     toy.run(toy.now + 300 * unit)
     assert len(toy.outcomes) == len(day)
-    assert {type(outcome) for _, outcome in toy.outcomes.values()} <= {Done, Rejected, Overdrawn}
+    assert {type(outcome) for _, outcome in toy.outcomes.values()} <= {Done, Rejected, QuotaExceeded}
 
 
 @pytest.mark.parametrize("slower", [1.0, 1.3])
@@ -176,7 +176,7 @@ def test_at_overload_with_mixed_lengths_what_is_taken_is_done_in_time(slower: fl
         toy.run(toy.now + random.expovariate(3 * CAPACITY))
     toy.run(END + 2 * DEADLINE)
     settled = [number for number, at in submitted.items() if SETTLED <= at < END - DEADLINE]
-    assert {type(toy.outcomes[number][1]) for number in settled} == {Done, Rejected, Overdrawn}
+    assert {type(toy.outcomes[number][1]) for number in settled} == {Done, Rejected, QuotaExceeded}
     made = [number for number, (at, end) in toy.outcomes.items() if isinstance(end, Done) and SETTLED <= at < END]
     work = sum(toy.jobs[number].length for number in made)
     assert work >= 0.85 * CAPACITY / slower * (END - SETTLED)

@@ -18,7 +18,7 @@ from scheduler.messages import (
     Start,
     Submitted,
     Tick,
-    WorkerLost,
+    WorkerExited,
     WorkerState,
 )
 from tests.scheduler.words import (
@@ -38,7 +38,7 @@ from tests.scheduler.words import (
 )
 
 FIRST = Start(1, "gpu0", 0, 1)
-LOST = WorkerLost("gpu0", "SIGKILL")
+LOST = WorkerExited("gpu0", "SIGKILL")
 
 
 def lose(core: Checked, now: float) -> float:

@@ -13,7 +13,7 @@ from scheduler.messages import (
     Start,
     Submitted,
     Tick,
-    WorkerLost,
+    WorkerExited,
     WorkerState,
 )
 from tests.scheduler.words import GPU, Checked, done, finished, job, loading, ready, scheduler
@@ -23,7 +23,7 @@ LIMITS = {"restart_backoff": 0.0, "quarantine_after": 3, "quarantine_pause": 100
 
 def lose(core: Checked, worker: str, *, times: int = 1, now: float = 1.0) -> None:
     for _ in range(times):
-        core.handle(now, WorkerLost(worker, "SIGSEGV"))
+        core.handle(now, WorkerExited(worker, "SIGSEGV"))
 
 
 def reason_of(core: Checked, worker: str) -> str:
@@ -40,7 +40,7 @@ def test_a_worker_that_is_lost_too_often_is_out_of_service() -> None:
 
 def test_a_worker_whose_next_process_would_end_alike_is_out_of_service_at_once() -> None:
     core = loading("gpu0", "gpu1", **LIMITS)
-    core.handle(1.0, WorkerLost("gpu0", "no such model", hopeless=True))
+    core.handle(1.0, WorkerExited("gpu0", "no such model", hopeless=True))
     assert (core.state_of("gpu0"), reason_of(core, "gpu0")) == (WorkerState.OUT, "no such model")
 
 
@@ -81,7 +81,7 @@ def test_when_all_are_out_of_service_everybody_is_told_and_it_ends_with_the_reas
     lose(core, "gpu0", times=3)
     lose(core, "gpu1", times=2)
     told = "gpu0 is out of service: SIGSEGV; gpu1 is out of service: no driver"
-    assert core.handle(1.0, WorkerLost("gpu1", "no driver")) == [Reply(1, Draining()), Exit(told)]
+    assert core.handle(1.0, WorkerExited("gpu1", "no driver")) == [Reply(1, Draining()), Exit(told)]
     assert core.handle(1.0, Submitted(job(2))) == [Reply(2, Draining())]
     assert core.next_wakeup is None
 
@@ -100,7 +100,7 @@ def test_a_worker_whose_device_is_unwell_is_killed_and_out_of_service(state: Wor
     if state is WorkerState.READY:
         core.handle(0.0, ready("gpu0"))
     assert core.handle(1.0, Faulted("gpu0", "XID 79")) == [Kill("gpu0", "XID 79")]
-    assert core.handle(1.5, WorkerLost("gpu0", "killed by SIGKILL")) == []
+    assert core.handle(1.5, WorkerExited("gpu0", "killed by SIGKILL")) == []
     assert (core.state_of("gpu0"), reason_of(core, "gpu0")) == (WorkerState.OUT, "XID 79")
 
 
@@ -108,7 +108,7 @@ def test_its_jobs_are_done_elsewhere() -> None:
     core = scheduler(ready("gpu0"), ready("gpu1"), **LIMITS)
     core.handle(0.0, Submitted(job(1)))
     core.handle(1.0, Faulted("gpu0", "XID 79"))
-    assert core.handle(1.5, WorkerLost("gpu0", "killed by SIGKILL")) == [Start(1, "gpu1", 0, 2)]
+    assert core.handle(1.5, WorkerExited("gpu0", "killed by SIGKILL")) == [Start(1, "gpu1", 0, 2)]
 
 
 def test_a_device_that_is_unwell_while_its_worker_pauses_keeps_it_out() -> None:
@@ -127,7 +127,7 @@ def test_a_fault_of_a_worker_that_is_being_killed_keeps_it_out() -> None:
     core.handle(0.0, Submitted(job(1)))
     assert core.handle(5.0, Tick()) == [Kill("gpu0", "silent for 5.0 s")]
     core.handle(5.1, Faulted("gpu0", "XID 79"))
-    core.handle(5.2, WorkerLost("gpu0", "killed by SIGKILL"))
+    core.handle(5.2, WorkerExited("gpu0", "killed by SIGKILL"))
     assert core.state_of("gpu0") is WorkerState.OUT
 
 
@@ -135,7 +135,7 @@ def test_one_that_is_out_has_no_process_to_lose_and_none_that_is_ready() -> None
     core = loading("gpu0", "gpu1", **LIMITS)
     lose(core, "gpu0", times=3)
     with pytest.raises(IllegalEvent, match="no process to lose"):
-        core.handle(1.0, WorkerLost("gpu0", "again"))
+        core.handle(1.0, WorkerExited("gpu0", "again"))
     with pytest.raises(IllegalEvent, match="gpu0 is out"):
         core.handle(1.0, ready("gpu0", GPU))
 
@@ -147,6 +147,6 @@ def test_when_the_last_is_lost_after_the_pause_of_another_is_over_that_one_is_tr
     lose(core, "gpu0", now=0.0)
     core.handle(1.0, Faulted("gpu1", "XID 79"))
     core.handle(1.0, Submitted(job(1)))
-    assert core.handle(101.0, WorkerLost("gpu1", "killed")) == [Spawn("gpu0")]
+    assert core.handle(101.0, WorkerExited("gpu1", "killed")) == [Spawn("gpu0")]
     assert (core.state_of("gpu0"), core.state_of("gpu1")) == (WorkerState.LOADING, WorkerState.OUT)
     assert core.queue_depth == 1

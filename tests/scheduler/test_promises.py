@@ -28,7 +28,7 @@ from scheduler.messages import (
     Stepped,
     Submitted,
     Tick,
-    WorkerLost,
+    WorkerExited,
     WorkerReady,
 )
 from tests.scheduler.sums import steps_of
@@ -163,9 +163,9 @@ class AnyWorld(World):
     def say_what_cannot_be(self, worker: str, costs: Costs) -> None:
         process = self.processes.get(worker)
         unanswered = [client.job for client in self.clients.values() if client.outcome is None]
-        events: list[Event] = [Opened(), WorkerLost("nobody", ""), *map(Submitted, unanswered)]
+        events: list[Event] = [Opened(), WorkerExited("nobody", ""), *map(Submitted, unanswered)]
         if process is None:
-            events += [WorkerReady(worker, costs), Measured(worker, costs), WorkerLost(worker, "")]
+            events += [WorkerReady(worker, costs), Measured(worker, costs), WorkerExited(worker, "")]
         elif process.costs is None and not process.killed:
             events += [Measured(worker, costs)]
         elif process.ready or (costs.steps == 0 and not process.killed):

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from scheduler.messages import BatchKey, Costs, Job, Reply, Start, Submitted, WorkerLost
+from scheduler.messages import BatchKey, Costs, Job, Reply, Start, Submitted, WorkerExited
 from scheduler.workers import Worker
 from tests.scheduler.toy import Toy
 from tests.scheduler.words import GPU, Checked, finished, job, loading, ready, scheduler, stepped
@@ -58,7 +58,7 @@ def test_a_job_waits_for_a_faster_worker_for_so_long_as_the_empty_one_would_take
 def test_the_time_to_wait_counts_down_while_a_worker_loads() -> None:
     core = loading("gpu0")
     core.handle(60.0, ready("gpu0", GPU))
-    core.handle(70.0, WorkerLost("gpu0", "gone"))
+    core.handle(70.0, WorkerExited("gpu0", "gone"))
     core.handle(71.0, Submitted(job(1, deadline=1000.0)))  # its loading began then, and takes a minute
     soon, later = core.standing(1, 71.0), core.standing(1, 91.0)
     assert soon is not None

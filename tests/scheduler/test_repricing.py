@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from scheduler.costs import Wait
 from scheduler.errors import IllegalEvent
-from scheduler.messages import Costs, Done, Finished, Impossible, Measured, Start, Submitted, WorkerLost
+from scheduler.messages import Costs, Done, Finished, Impossible, Measured, Start, Submitted, WorkerExited
 from tests.scheduler.sums import seconds_alone
 from tests.scheduler.toy import Toy
 from tests.scheduler.words import CPU, GPU, IMAGE, SLOW_GPU, job, loading, ready, scheduler, stepped
@@ -49,7 +49,7 @@ def test_a_worker_that_is_not_ready_has_nothing_to_tell() -> None:
     core = loading("gpu0")
     with pytest.raises(IllegalEvent, match="gpu0 is loading"):
         core.handle(1.0, Measured("gpu0", GPU))
-    core.handle(1.0, WorkerLost("gpu0", "gone"))
+    core.handle(1.0, WorkerExited("gpu0", "gone"))
     with pytest.raises(IllegalEvent, match="gpu0 is waiting"):
         core.handle(1.0, Measured("gpu0", GPU))
 

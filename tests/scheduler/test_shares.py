@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scheduler.messages import Done, Event, Overdrawn, Rejected, Reply, Start, Submitted, WorkerLost
+from scheduler.messages import Done, Event, QuotaExceeded, Rejected, Reply, Start, Submitted, WorkerExited
 from scheduler.placement import MARGIN
 from tests.scheduler.test_admission import FLEETS, alone
 from tests.scheduler.toy import Toy
@@ -141,7 +141,7 @@ def test_in_a_hurry_a_client_still_leaves_others_as_much_time_as_it_takes() -> N
     line.submit(101, "other", deadline=4.0)
     [reply] = line.core.handle(0.0, Submitted(job(102, 4.0, client="other")))
     assert isinstance(reply, Reply)
-    assert isinstance(reply.outcome, Overdrawn)
+    assert isinstance(reply.outcome, QuotaExceeded)
 
 
 def test_who_comes_new_does_not_wait_for_all_that_another_client_has_in_line() -> None:
@@ -195,7 +195,7 @@ def test_without_shares_nobody_overdraws_a_queue_that_lost_jobs_came_back_to() -
     core = scheduler(ready("cpu0", SINGLE), max_queue=1, client_share=1.0)
     core.handle(0.0, Submitted(job(1, client="only")))
     core.handle(0.0, Submitted(job(2, client="only")))
-    core.handle(0.0, WorkerLost("cpu0", "SIGKILL"))
+    core.handle(0.0, WorkerExited("cpu0", "SIGKILL"))
     assert core.queue_depth == 2
     [reply] = core.handle(0.0, Submitted(job(3, client="only")))
     assert isinstance(reply, Reply)
@@ -215,7 +215,7 @@ def test_whoever_is_taken_gets_a_picture_in_time_whoever_else_comes(
         toy.run(toy.now + pause * unit)
     toy.run(toy.now + 100 * unit)
     assert len(toy.outcomes) == len(day)
-    assert {type(outcome) for _, outcome in toy.outcomes.values()} <= {Done, Rejected, Overdrawn}
+    assert {type(outcome) for _, outcome in toy.outcomes.values()} <= {Done, Rejected, QuotaExceeded}
 
 
 # ------------------------------------------------------------------------------------------------------- its own share
@@ -226,7 +226,7 @@ def test_a_client_has_at_most_what_is_left_for_others() -> None:
     assert core.handle(0.0, Submitted(job(100, client="another"))) == []
     for number in (1, 2, 3):
         assert core.handle(0.0, Submitted(job(number, client="flood"))) == []
-    assert core.handle(1.0, Submitted(job(4, client="flood"))) == [Reply(4, Overdrawn(999.0))]
+    assert core.handle(1.0, Submitted(job(4, client="flood"))) == [Reply(4, QuotaExceeded(999.0))]
     assert core.handle(1.0, Submitted(job(5, client="other"))) == []
 
 
@@ -260,7 +260,7 @@ def test_a_client_leaves_others_as_much_time_as_it_takes() -> None:
     assert [bool(reply) for reply in replies] == [True, False, False, False, True, True]  # one runs, three wait
     [reply] = replies[4]
     assert isinstance(reply, Reply)
-    assert isinstance(reply.outcome, Overdrawn)
+    assert isinstance(reply.outcome, QuotaExceeded)
     spare = 66.0 - (40.0 * MARGIN + 10.0)
     assert reply.outcome.retry_after == pytest.approx(30.0 * MARGIN - spare + 2.0)
     assert core.handle(0.0, Submitted(job(7, 66.0, client="other"))) == []
@@ -274,7 +274,7 @@ def test_a_client_leaves_others_as_much_time_as_it_takes() -> None:
 def test_whoever_comes_back_when_told_is_taken(fleet: str, limits: dict[str, float], pause: float) -> None:
     alike = {"lone_share": limits.get("client_share", 0.5)}
     toy, seconds = Toy(*FLEETS[fleet], **limits, **alike), 12 * alone(*FLEETS[fleet])
-    while not isinstance(answer := toy.submit(seconds, client="flood"), Overdrawn):
+    while not isinstance(answer := toy.submit(seconds, client="flood"), QuotaExceeded):
         assert answer is None
         toy.run(toy.now + pause)
     toy.run(toy.now + answer.retry_after)

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from scheduler.messages import Standing, Submitted, WorkerLost
+from scheduler.messages import QueuePosition, Submitted, WorkerExited
 from tests.scheduler.test_admission import FLEETS
 from tests.scheduler.toy import Toy
 from tests.scheduler.words import CPU, SINGLE, Checked, job, loading, ready, scheduler, stepped
@@ -25,7 +25,7 @@ def test_before_a_worker_has_measured_itself_nobody_knows_how_long() -> None:
     core = loading("gpu0")
     core.handle(0.0, Submitted(job(1, client="a")))
     core.handle(0.0, Submitted(job(2, client="a")))
-    assert core.place_of(2) == Standing(1, None)
+    assert core.place_of(2) == QueuePosition(1, None)
 
 
 def test_a_client_alone_is_told_its_place_and_the_time() -> None:
@@ -72,7 +72,7 @@ def test_a_suspect_stands_before_all_others() -> None:
     core = scheduler(ready("cpu0", SINGLE))
     core.handle(0.0, Submitted(job(1)))
     core.handle(0.0, Submitted(job(2)))
-    core.handle(1.0, WorkerLost("cpu0", "gone"))
+    core.handle(1.0, WorkerExited("cpu0", "gone"))
     assert positions(core, 1, 2) == [0, 1]
 
 

@@ -10,13 +10,13 @@ from scheduler.messages import (
     Cancel,
     Cancelled,
     Command,
-    Poisoned,
     Reply,
     Spawn,
     Start,
     Submitted,
     Tick,
-    WorkerLost,
+    WorkerCrash,
+    WorkerExited,
 )
 from tests.scheduler.words import (
     SINGLE,
@@ -39,7 +39,7 @@ def submit(core: Checked, *ids: int) -> list[Command]:
 
 
 def lose(core: Checked, worker: str, now: float = 1.0) -> list[Command]:
-    return core.handle(now, WorkerLost(worker, "SIGSEGV"))
+    return core.handle(now, WorkerExited(worker, "SIGSEGV"))
 
 
 def come_back(core: Checked, worker: str, now: float = 2.0) -> list[Command]:
@@ -52,7 +52,7 @@ def test_a_job_that_loses_its_second_worker_is_poisoned() -> None:
     core = scheduler(ready("gpu0"), ready("gpu1"))
     submit(core, 1)
     assert lose(core, "gpu0") == [Start(1, "gpu1", 0, 2)]
-    assert lose(core, "gpu1") == [Reply(1, Poisoned(losses=2))]
+    assert lose(core, "gpu1") == [Reply(1, WorkerCrash(losses=2))]
     assert (core.running, core.queue_depth) == (0, 0)
 
 
@@ -94,16 +94,16 @@ def test_workers_that_are_ended_from_outside_convict_nobody_until_it_is_a_habit(
     core = scheduler(ready("gpu0"), restart_backoff=0.0)
     submit(core, 1)
     for number in range(1, 10):
-        core.handle(float(number), WorkerLost("gpu0", "killed by SIGKILL", outside=True))
+        core.handle(float(number), WorkerExited("gpu0", "killed by SIGKILL", outside=True))
         assert Start(1, "gpu0", 0, number + 1) in come_back(core, "gpu0", float(number))
-    lost = core.handle(10.0, WorkerLost("gpu0", "killed by SIGKILL", outside=True))
-    assert lost[0] == Reply(1, Poisoned(losses=10))
+    lost = core.handle(10.0, WorkerExited("gpu0", "killed by SIGKILL", outside=True))
+    assert lost[0] == Reply(1, WorkerCrash(losses=10))
 
 
 def test_who_lost_a_worker_to_somebody_outside_runs_alone_all_the_same() -> None:
     core = scheduler(ready("gpu0"), ready("gpu1"))
     submit(core, 1)
-    assert core.handle(1.0, WorkerLost("gpu0", "killed by SIGKILL", outside=True)) == [Start(1, "gpu1", 0, 2)]
+    assert core.handle(1.0, WorkerExited("gpu0", "killed by SIGKILL", outside=True)) == [Start(1, "gpu1", 0, 2)]
     assert core.handle(1.0, Submitted(job(2))) == []
     assert core.wait is Wait.SUSPECT
 
@@ -111,7 +111,7 @@ def test_who_lost_a_worker_to_somebody_outside_runs_alone_all_the_same() -> None
 def test_the_number_of_attempts_is_configured() -> None:
     core = scheduler(ready("gpu0"), attempts=1)
     submit(core, 1, 2)
-    assert lose(core, "gpu0") == [Reply(1, Poisoned(losses=1)), Reply(2, Poisoned(losses=1))]
+    assert lose(core, "gpu0") == [Reply(1, WorkerCrash(losses=1)), Reply(2, WorkerCrash(losses=1))]
 
 
 def test_with_three_attempts_it_is_tried_three_times() -> None:
@@ -120,7 +120,7 @@ def test_with_three_attempts_it_is_tried_three_times() -> None:
     for now in (1.0, 2.0):
         assert lose(core, "gpu0", now) == [Spawn("gpu0")]
         core.handle(now, ready("gpu0"))
-    assert lose(core, "gpu0", 3.0) == [Reply(1, Poisoned(losses=3)), Spawn("gpu0")]
+    assert lose(core, "gpu0", 3.0) == [Reply(1, WorkerCrash(losses=3)), Spawn("gpu0")]
 
 
 def test_a_lost_job_goes_before_those_who_wait() -> None:
@@ -167,7 +167,7 @@ def test_the_second_death_convicts_only_the_one_that_ran_alone() -> None:
     lose(core, "gpu0")
     come_back(core, "gpu0")
     core.handle(2.0, Submitted(job(3)))
-    assert lose(core, "gpu0", 3.0) == [Reply(1, Poisoned(losses=2))]
+    assert lose(core, "gpu0", 3.0) == [Reply(1, WorkerCrash(losses=2))]
     assert come_back(core, "gpu0", 9.0) == [Start(2, "gpu0", 0, 4)]
 
 

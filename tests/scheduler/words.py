@@ -17,8 +17,8 @@ from scheduler.messages import (
     Job,
     JobId,
     Opened,
+    QueuePosition,
     Released,
-    Standing,
     Start,
     Stepped,
     WorkerId,
@@ -45,7 +45,7 @@ class Checked(Scheduler):
         self.check()
         return commands
 
-    def place_of(self, job: JobId) -> Standing | None:
+    def place_of(self, job: JobId) -> QueuePosition | None:
         return self.standing(job, self.now)
 
     def why(self) -> Wait | None:

@@ -27,8 +27,7 @@ from scheduler.messages import (
     Job,
     Kill,
     Outcome,
-    Overdrawn,
-    Poisoned,
+    QuotaExceeded,
     Refused,
     Rejected,
     Released,
@@ -36,7 +35,8 @@ from scheduler.messages import (
     Spawn,
     Start,
     Submitted,
-    WorkerLost,
+    WorkerCrash,
+    WorkerExited,
     WorkerReady,
 )
 from tests.scheduler.words import IMAGE, Checked
@@ -205,7 +205,7 @@ class World(RuleBasedStateMachine):
             self.late.append(Failed(worker, number, slot.generation, "late", Blame.SERVICE))
             self.late.append(Released(worker, number, slot.generation))
             self.count_loss(slot, worker, outside=outside)
-        self.tell(WorkerLost(worker, "gone", outside))
+        self.tell(WorkerExited(worker, "gone", outside))
 
     def tell(self, event: Event) -> list[Command]:
         commands = self.core.handle(self.now, event)
@@ -286,7 +286,7 @@ class World(RuleBasedStateMachine):
                 assert isinstance(event, Failed)
                 assert (event.blame in {Blame.PICTURE, Blame.OPTION}) == isinstance(outcome, Refused)
                 assert event.blame is not Blame.MEMORY or client.guilt >= CRASH * LIMITS.attempts
-            case Poisoned(losses):
+            case WorkerCrash(losses):
                 assert losses == client.losses
                 assert client.guilt >= CRASH * LIMITS.attempts
             case Expired():
@@ -297,7 +297,7 @@ class World(RuleBasedStateMachine):
             case Rejected(retry_after):
                 assert retry_after > 0.0
                 assert client.starts == 0
-            case Overdrawn(retry_after):
+            case QuotaExceeded(retry_after):
                 assert retry_after > 0.0
                 assert client.starts == 0
                 assert self.waiting_of(client.job.client)

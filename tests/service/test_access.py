@@ -108,7 +108,7 @@ def test_one_clients_flood_does_not_starve_another(guarded: Service) -> None:
     # A turn each, and what is done while the other makes up its mind; first come, first served, it were 20 for each.
     assert after - before <= 5 * 6
     refused = [answer for answer in answers[FLOOD] if answer.status_code != 200]
-    assert {answer.json()["type"] for answer in refused} == {"urn:contour:problem:overdrawn"}
+    assert {answer.json()["type"] for answer in refused} == {"urn:contour:problem:quota-exceeded"}
     assert all(answer.status_code == 429 and int(answer.headers["Retry-After"]) >= 1 for answer in refused)
 
 

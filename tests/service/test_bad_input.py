@@ -171,25 +171,25 @@ def with_more(more: bytes) -> bytes:
 
 
 REFUSED_BODIES = {
-    "NaN": (with_more(b'"x": NaN'), 400, "broken-json", None),
-    "Infinity": (with_more(b'"x": -Infinity'), 400, "broken-json", None),
-    "a number with a leading zero": (with_more(b'"x": 01'), 400, "broken-json", None),
-    "a comma at the end": (json.dumps(good_request()).encode()[:-1] + b",}", 400, "broken-json", None),
-    "a comment": (with_more(b'/* no */ "x": 1'), 400, "broken-json", None),
-    "single quotes": (b"{'text': 'a'}", 400, "broken-json", None),
-    "a bare tab in a string": (with_more(b'"x": "\t"'), 400, "broken-json", None),
+    "NaN": (with_more(b'"x": NaN'), 400, "malformed-json", None),
+    "Infinity": (with_more(b'"x": -Infinity'), 400, "malformed-json", None),
+    "a number with a leading zero": (with_more(b'"x": 01'), 400, "malformed-json", None),
+    "a comma at the end": (json.dumps(good_request()).encode()[:-1] + b",}", 400, "malformed-json", None),
+    "a comment": (with_more(b'/* no */ "x": 1'), 400, "malformed-json", None),
+    "single quotes": (b"{'text': 'a'}", 400, "malformed-json", None),
+    "a bare tab in a string": (with_more(b'"x": "\t"'), 400, "malformed-json", None),
     "deep nesting in a field that is ignored": (
-        with_more(b'"x": ' + b"[" * 50_000 + b"]" * 50_000), 400, "broken-json", None
+        with_more(b'"x": ' + b"[" * 50_000 + b"]" * 50_000), 400, "malformed-json", None
     ),
     "deep nesting in the picture": (
-        with_more(b'"input_image_base64": ' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000), 400, "broken-json", None
+        with_more(b'"input_image_base64": ' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000), 400, "malformed-json", None
     ),
-    "invalid UTF-8 in the prompt": (b'{"text": "\xff\xfe"}', 400, "broken-json", None),
-    "an overlong slash in the prompt": (b'{"text": "\xc0\xaf"}', 400, "broken-json", None),
-    "a surrogate in UTF-8": (b'{"text": "\xed\xa0\x80"}', 400, "broken-json", None),
-    "half a surrogate": (b'{"text": "\\udc00"}', 400, "broken-json", None),
-    "UTF-16": (json.dumps(good_request()).encode("utf-16"), 400, "broken-json", None),
-    "two bodies": (json.dumps(good_request()).encode() * 2, 400, "broken-json", None),
+    "invalid UTF-8 in the prompt": (b'{"text": "\xff\xfe"}', 400, "malformed-json", None),
+    "an overlong slash in the prompt": (b'{"text": "\xc0\xaf"}', 400, "malformed-json", None),
+    "a surrogate in UTF-8": (b'{"text": "\xed\xa0\x80"}', 400, "malformed-json", None),
+    "half a surrogate": (b'{"text": "\\udc00"}', 400, "malformed-json", None),
+    "UTF-16": (json.dumps(good_request()).encode("utf-16"), 400, "malformed-json", None),
+    "two bodies": (json.dumps(good_request()).encode() * 2, 400, "malformed-json", None),
     "a seed of 1e400": (with_more(b'"random_seed": 1e400'), 422, "invalid-field", "random_seed"),
     "a seed of 5,000 digits": (with_more(b'"random_seed": ' + b"9" * 5000), 422, "invalid-field", "random_seed"),
     "a seed of 5,000 digits in a string": (

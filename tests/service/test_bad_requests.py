@@ -64,13 +64,13 @@ def fields() -> Iterator[Bad]:
 
 
 def bodies() -> Iterator[Bad]:
-    yield Bad("an empty body", b"", 400, "broken-json")
-    yield Bad("half a body", json_with()[:-10], 400, "broken-json")
-    yield Bad("more after the body", json_with() + b"}", 400, "broken-json")
-    yield Bad("NaN", b'{"request_id": NaN}', 400, "broken-json")
-    yield Bad("no UTF-8", b'{"text": "\xff\xfe"}', 400, "broken-json")
-    yield Bad("half a surrogate", b'{"text": "\\ud800"}', 400, "broken-json")
-    yield Bad("deep nesting", b'{"a":' * 100_000, 400, "broken-json")
+    yield Bad("an empty body", b"", 400, "malformed-json")
+    yield Bad("half a body", json_with()[:-10], 400, "malformed-json")
+    yield Bad("more after the body", json_with() + b"}", 400, "malformed-json")
+    yield Bad("NaN", b'{"request_id": NaN}', 400, "malformed-json")
+    yield Bad("no UTF-8", b'{"text": "\xff\xfe"}', 400, "malformed-json")
+    yield Bad("half a surrogate", b'{"text": "\\ud800"}', 400, "malformed-json")
+    yield Bad("deep nesting", b'{"a":' * 100_000, 400, "malformed-json")
     yield Bad("a list", b"[]", 422, "invalid-field")
     yield Bad("a string", b'"hello"', 422, "invalid-field")
     number = json_with().replace(b'"request_id": 7', b'"request_id": ' + b"9" * 5000)

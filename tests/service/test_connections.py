@@ -83,19 +83,19 @@ BROKEN = {
 @pytest.mark.parametrize("sent", BROKEN.values(), ids=BROKEN.keys())
 def test_what_is_not_http_gets_400_and_the_connection_is_closed(echo: Service, sent: bytes) -> None:
     answer = exchange(echo, sent)[-1]
-    assert (answer.status, answer.problem, answer.headers["connection"]) == (400, "broken-http", "close")
+    assert (answer.status, answer.problem, answer.headers["connection"]) == (400, "malformed-http", "close")
     assert echo.generate().status_code == 200
 
 
 def test_a_body_without_a_length_is_no_body(echo: Service) -> None:
     # RFC 9112 6.3: without a length a request has no body; what follows would be the next request.
     (answer,) = exchange(echo, head())
-    assert (answer.status, answer.problem) == (400, "broken-json")
+    assert (answer.status, answer.problem) == (400, "malformed-json")
     assert exchange(echo, head() + BODY)[-1].status == 400
 
 
 def test_a_length_that_is_too_small_cuts_the_body(echo: Service) -> None:
-    assert exchange(echo, head("Content-Length: 10") + BODY[:10])[0].problem == "broken-json"
+    assert exchange(echo, head("Content-Length: 10") + BODY[:10])[0].problem == "malformed-json"
     assert exchange(echo, head("Content-Length: 10") + BODY)[-1].status == 400
 
 
@@ -122,7 +122,7 @@ def test_chunks_over_the_limit_end_the_request_when_they_have_come(echo: Service
 def test_a_body_in_tiny_chunks_is_refused(echo: Service) -> None:
     body = BODY[:-1] + b', "filler": "' + b"x" * 40_000 + b'"}'
     (answer,) = exchange(echo, head(CHUNKED) + chunked(body, 1))
-    assert (answer.status, answer.problem) == (400, "broken-http")
+    assert (answer.status, answer.problem) == (400, "malformed-http")
     assert exchange(echo, head(CHUNKED) + chunked(body, 64))[0].status == 200
 
 
@@ -152,7 +152,7 @@ def test_pipelined_requests_are_answered_in_their_order(echo: Service) -> None:
 
 def test_what_follows_a_request_and_is_not_http_costs_the_connection(echo: Service) -> None:
     last = exchange(echo, KEPT + b"\r\n" + BODY + b"\0\0\0\0")[-1]
-    assert last.problem == "broken-http"
+    assert last.problem == "malformed-http"
 
 
 def test_a_client_that_will_send_no_more_counts_as_gone(echo: Service) -> None:

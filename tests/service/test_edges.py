@@ -157,7 +157,7 @@ def test_bodies_of_other_kinds_are_refused(service: Service) -> None:
         return service.client.post("/edges", content=body, headers={"Content-Type": kind})
 
     assert_problem(post(PICTURE, "application/octet-stream"), 415, "unsupported-media-type")
-    assert_problem(post(PICTURE, "application/json"), 400, "broken-json")
+    assert_problem(post(PICTURE, "application/json"), 400, "malformed-json")
     assert_problem(post(b"{}", "application/json"), 422, "invalid-field", "input_image_base64")
     assert_problem(ask_in_json(service, input_image_base64="?"), 422, "invalid-field", "input_image_base64")
     assert_problem(service.client.get("/edges"), 405, "method-not-allowed")

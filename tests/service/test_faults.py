@@ -83,7 +83,7 @@ def twice(sig: signal.Signals) -> httpx.Response:
 
 def test_a_request_whose_worker_twice_crashed_gets_an_error_that_says_so() -> None:
     answer = twice(signal.SIGSEGV)
-    assert (answer.status_code, answer.json()["type"]) == (500, "urn:contour:problem:poisoned")
+    assert (answer.status_code, answer.json()["type"]) == (500, "urn:contour:problem:worker-crash")
 
 
 def test_a_request_whose_worker_was_twice_killed_by_somebody_is_made_all_the_same() -> None:

@@ -108,7 +108,7 @@ def test_a_form_without_its_picture_is_told_so(echo: Service) -> None:
 )
 def test_a_broken_form_is_told_so(echo: Service, kind: str, body: bytes) -> None:
     response = echo.client.post("/generation/", content=body, headers={"content-type": kind})
-    assert (response.status_code, response.json()["type"]) == (400, "urn:contour:problem:broken-form")
+    assert (response.status_code, response.json()["type"]) == (400, "urn:contour:problem:malformed-form")
 
 
 def test_a_form_is_refused_at_the_limit_of_bodies(echo: Service) -> None:

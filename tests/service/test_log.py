@@ -162,7 +162,7 @@ def test_a_connection_that_never_became_a_request_has_its_reason_in_the_log() ->
         service._reader.join(PATIENCE)
     told = [line for line in map(json.loads, service.log) if line["logger"] == "contour.request"]
     assert [(line["status"], line["outcome"], line["client"]) for line in told] == [
-        (400, "broken-http", "127.0.0.1"),
+        (400, "malformed-http", "127.0.0.1"),
         (431, "head-too-large", "127.0.0.1"),
     ]
     assert all(line["reason"] for line in told)

@@ -275,6 +275,6 @@ def test_what_is_no_http_is_told_in_words(echo: Service, sent: bytes, words: str
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
     problem = json.loads(body)
-    assert problem["type"] == "urn:contour:problem:broken-http"
+    assert problem["type"] == "urn:contour:problem:malformed-http"
     assert words in problem["detail"]
     assert not re.search("encountered|Expected|Invalid", problem["detail"])

@@ -28,7 +28,7 @@ def test_what_clients_saw_adds_up() -> None:
 
 
 def test_what_closes_a_connection_is_counted(echo: Service) -> None:
-    for sent, reason in ((b"nonsense\r\n\r\n", "broken-http"), (head("X: " + "x" * 70_000), "head-too-large")):
+    for sent, reason in ((b"nonsense\r\n\r\n", "malformed-http"), (head("X: " + "x" * 70_000), "head-too-large")):
         before = echo.sample("contour_connection_errors_total", reason=reason)
         requests = echo.sample("contour_requests_total")
         assert exchange(echo, sent)[0].problem == reason

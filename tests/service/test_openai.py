@@ -291,7 +291,7 @@ def test_too_much_is_a_rate_limit_and_the_clients_retries_get_their_pictures(slo
 
 
 def test_a_request_that_ended_workers_is_not_to_be_tried_again() -> None:
-    response = errors.respond(Problem(Error.POISONED, "Two workers ended."))
+    response = errors.respond(Problem(Error.WORKER_CRASH, "Two workers ended."))
     assert (response.status_code, response.headers["x-should-retry"]) == (500, "false")
     busy = errors.respond(Problem(Error.BUSY, "Later.", retry_after=2.1))
     assert (busy.status_code, busy.headers["retry-after"]) == (503, "3")

@@ -102,7 +102,7 @@ def test_all_of_several_images_are_given_up_when_one_of_them_is_refused(headers:
     with Service("echo", WORKERS__CPU_WORKERS=1, SCHEDULER__MAX_QUEUE=2, **overrides) as service:
         service.wait_until_ready()
         response = service.client.post("/generation/", json=good_request(number_of_images=4), headers=headers)
-        assert (response.status_code, response.json()["type"]) == (429, "urn:contour:problem:overdrawn")
+        assert (response.status_code, response.json()["type"]) == (429, "urn:contour:problem:quota-exceeded")
         assert int(response.headers["Retry-After"]) >= 1
         until(lambda: service.sample("contour_running") == 0)
         assert service.sample("contour_queue_depth") == 0

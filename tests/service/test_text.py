@@ -125,7 +125,7 @@ def test_a_slow_codec_is_not_used(echo: Service) -> None:
 def test_a_boundary_that_is_none_is_refused(echo: Service, boundary: str) -> None:
     kind = f"multipart/form-data; boundary={boundary}".encode("latin-1")
     refused = echo.client.post("/generation/", content=b"--X--\r\n", headers={b"Content-Type": kind})
-    assert (refused.status_code, refused.json()["type"]) == (400, "urn:contour:problem:broken-form")
+    assert (refused.status_code, refused.json()["type"]) == (400, "urn:contour:problem:malformed-form")
 
 
 def test_messages_quote_little_and_answers_are_small(echo: Service) -> None:
@@ -158,5 +158,5 @@ def test_json_of_a_great_many_values_is_refused_before_it_is_built(echo: Service
     for body in (b'{"x":[%b]}' % (b"{}," * 2**20 + b"{}"), b"[" * 2**20, b'{"x":[%b]}' % (b"[],[[]]," * 2**18 + b"0")):
         refused = echo.client.post("/generation/", content=body, headers={"Content-Type": "application/json"})
         assert refused.status_code in {400, 422}
-        assert refused.json()["type"] in {"urn:contour:problem:broken-json", "urn:contour:problem:invalid-field"}
+        assert refused.json()["type"] in {"urn:contour:problem:malformed-json", "urn:contour:problem:invalid-field"}
     check_unharmed(echo)

@@ -49,6 +49,6 @@ def test_a_late_report_about_an_old_generation_answers_nobody(monkeypatch: pytes
         assert seen.old
         replies = [command.job for command in seen.commands if isinstance(command, m.Reply)]
         assert replies == list(range(1, PICTURES + 1))
-        assert not any(isinstance(event, m.WorkerLost) for event in seen.events)
+        assert not any(isinstance(event, m.WorkerExited) for event in seen.events)
 
     asyncio.run(scenario())

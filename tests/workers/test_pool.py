@@ -113,7 +113,7 @@ def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.Monk
         seen = Seen()
         async with running(seen) as pool:
             assert (await make(pool)).image == TASK.picture
-        lost = [event.reason for event in seen.events if isinstance(event, m.WorkerLost)]
+        lost = [event.reason for event in seen.events if isinstance(event, m.WorkerExited)]
         assert lost == ["cannot be started: [Errno 11] Resource temporarily unavailable"] * 2
 
     asyncio.run(scenario())
@@ -127,7 +127,7 @@ def test_how_a_workers_engine_runs_is_known_until_the_worker_is_lost(monkeypatch
 
         def observe(event: m.Event, commands: Sequence[m.Command]) -> None:
             seen(event, commands)
-            if isinstance(event, m.WorkerLost):
+            if isinstance(event, m.WorkerExited):
                 at_the_loss.append(dict(pool.conditions))
 
         async with running(observe) as pool:
@@ -149,7 +149,7 @@ def test_a_worker_whose_socket_ends_is_replaced_and_its_picture_made_again() -> 
             await until(lambda: pool.core.running == 1)
             pool._processes["cpu0"].channel.shutdown(socket.SHUT_RD)
             assert (await waiting).image == TASK.picture
-        lost = [event.reason for event in seen.events if isinstance(event, m.WorkerLost)]
+        lost = [event.reason for event in seen.events if isinstance(event, m.WorkerExited)]
         assert lost == ["killed by SIGKILL"]
 
     asyncio.run(scenario())

@@ -64,7 +64,7 @@ def test_a_report_that_the_scheduler_cannot_take_costs_its_worker_and_no_job(
             fail_once(pool.core, "handle", error, lambda _, event: isinstance(event, kind))
             assert kinds(await asyncio.gather(*jobs)) == ["Done"] * JOBS
             await every_slot_works(pool)
-        lost = [event.reason for event in seen.events if isinstance(event, m.WorkerLost)]
+        lost = [event.reason for event in seen.events if isinstance(event, m.WorkerExited)]
         assert lost == [f"its report was refused: {error}"]
 
     asyncio.run(scenario())
@@ -77,7 +77,7 @@ def test_the_death_of_a_worker_is_told_until_the_scheduler_takes_it(fail_once: F
             jobs = [asyncio.create_task(make(pool)) for _ in range(JOBS)]
             await until(lambda: pool.core.running == 4)
             raised = fail_once(
-                pool.core, "handle", Fault("of the scheduler"), lambda _, event: isinstance(event, m.WorkerLost)
+                pool.core, "handle", Fault("of the scheduler"), lambda _, event: isinstance(event, m.WorkerExited)
             )
             os.kill(pool.processes["cpu0"], signal.SIGKILL)
             assert kinds(await asyncio.gather(*jobs)) == ["Done"] * JOBS

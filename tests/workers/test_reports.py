@@ -74,7 +74,7 @@ def test_it_costs_the_worker_that_sent_it_and_no_job(lie: str, monkeypatch: pyte
             assert (await job).image == TASK.picture
             assert pool.core.running == 0
             pool.core.check()
-        lost = [event.reason for event in seen.events if isinstance(event, m.WorkerLost)]
+        lost = [event.reason for event in seen.events if isinstance(event, m.WorkerExited)]
         assert len(lost) == 1
         assert lost[0].startswith(("it sent what is no report", "it sent a ", "its report was refused"))
 
@@ -88,10 +88,10 @@ def test_a_worker_that_only_looks_as_if_it_had_ended_is_ended(monkeypatch: pytes
     async def scenario() -> None:
         seen = Seen()
         async with running(seen) as pool:
-            await until(lambda: any(isinstance(event, m.WorkerLost) for event in seen.events))
+            await until(lambda: any(isinstance(event, m.WorkerExited) for event in seen.events))
             del os.environ[lying.LIE]
             assert (await make(pool)).image == TASK.picture
-        lost = [event.reason for event in seen.events if isinstance(event, m.WorkerLost)]
+        lost = [event.reason for event in seen.events if isinstance(event, m.WorkerExited)]
         assert set(lost) == {"killed by SIGKILL"}
 
     asyncio.run(scenario())

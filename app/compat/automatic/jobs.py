@@ -13,7 +13,7 @@ import pybase64
 from app.compat.automatic.errors import wrong
 from app.compat.automatic.structs import ProgressAnswer, State
 from app.errors import quoted
-from scheduler.messages import Standing
+from scheduler.messages import QueuePosition
 from workers.jobs import Advanced, Previewed, ProgressEvent, Started
 
 HOW = "Send id_task, which is the force_task_id of your txt2img request."
@@ -36,13 +36,13 @@ class Job:
         self._steps = steps
         self._done = [0] * images
         self._running_since: float | None = None
-        self._standings: dict[int, Standing] = {}  # of the images that wait
+        self._standings: dict[int, QueuePosition] = {}  # of the images that wait
         self._preview: bytes | None = None
 
     def follow(self, image: int, news: ProgressEvent) -> None:
         """Something is new."""
         match news:
-            case Standing():
+            case QueuePosition():
                 self._standings[image] = news
             case Started():
                 self._standings.pop(image, None)
@@ -84,7 +84,7 @@ class Job:
         return (time.monotonic() - self._running_since) * (1 - share) / share
 
     @property
-    def _standing(self) -> Standing | None:
+    def _standing(self) -> QueuePosition | None:
         """The place of the image that starts first; None once one has started."""
         if self._running_since is not None:
             return None

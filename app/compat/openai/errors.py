@@ -8,14 +8,14 @@ from starlette.responses import Response
 from app.compat.openai.structs import ErrorAnswer, ErrorDetail
 from app.errors import Error, Problem, problem_headers
 
-CODES = {Error.UNAUTHORIZED: "invalid_api_key", Error.OVERDRAWN: "rate_limit_exceeded"}
+CODES = {Error.UNAUTHORIZED: "invalid_api_key", Error.QUOTA_EXCEEDED: "rate_limit_exceeded"}
 MODEL_FIELD = "model"
 
 
 def respond(problem: Problem) -> Response:
     """The response that tells a client of a problem."""
     headers = problem_headers(problem)
-    if problem.error is Error.POISONED:
+    if problem.error is Error.WORKER_CRASH:
         headers["x-should-retry"] = "false"  # or the official clients would end two more workers, and two more
     return Response(error_body(problem), status(problem.error), headers, "application/json")
 
@@ -33,7 +33,7 @@ def error_body(problem: Problem) -> bytes:
 
 
 def _type(error: Error) -> str:
-    if error is Error.OVERDRAWN:
+    if error is Error.QUOTA_EXCEEDED:
         return "rate_limit_error"
     return "server_error" if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
 
