@@ -9,7 +9,7 @@ import re
 import pybase64
 
 from app.errors import Error, Problem, quoted
-from workers.engine.foreign import OTHER, kind_of
+from workers.engine.file_kinds import OTHER, kind_of
 
 WHITESPACE = b" \t\r\n\v\f"
 TO_STANDARD = bytes.maketrans(b"-_", b"+/")

@@ -42,7 +42,7 @@ def main() -> None:
 def _rows(config: EngineConfig, repeats: int) -> Iterator[tuple[str, dict[str, float]]]:
     engines = _engine(replace(config, runtime="torch")), _engine(replace(config, runtime="onnxruntime"))
     for pictures in (1, config.slots):
-        by_torch, by_onnx = _in_turns([each.rehearsal(pictures) for each in engines], repeats)
+        by_torch, by_onnx = _in_turns([each.dummy_run(pictures) for each in engines], repeats)
         yield f"step of {pictures}", _row(by_torch, by_onnx)
     for each in engines:
         each.admit(0, each.prepare(Task(png(config.size.short_side, config.size.short_side), "a square", 1)))

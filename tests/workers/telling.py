@@ -62,25 +62,25 @@ class TellingEngine(EchoEngine):
 
     def prepare(self, task: Task) -> Echoed:
         prepared = super().prepare(task)
-        _given_memory("prepare", prepared.picture)
-        assert not isinstance(prepared.picture, bytes)
-        if prepared.picture.max() == WAITS:
+        _given_memory("prepare", prepared.image)
+        assert not isinstance(prepared.image, bytes)
+        if prepared.image.max() == WAITS:
             time.sleep(WAIT_SECONDS)
-        if prepared.picture.max() == UNENCODABLE:
+        if prepared.image.max() == UNENCODABLE:
             raise RuntimeError("no such file: \ud800")
         return prepared
 
     def admit(self, slot: int, prepared: Echoed) -> None:
-        _given_memory("admit", prepared.picture)
+        _given_memory("admit", prepared.image)
         super().admit(slot, prepared)
 
     def step(self) -> list[Stepped]:
         for prepared, _ in self._running.values():
-            _given_memory("step", prepared.picture)
+            _given_memory("step", prepared.image)
         return super().step()
 
     def finish(self, slot: int) -> Decoding:  # type: ignore[override]
-        _given_memory("finish", self._running[slot][0].picture)
+        _given_memory("finish", self._running[slot][0].image)
         self._fallbacks += 1
         return Decoding(super().finish(slot))
 

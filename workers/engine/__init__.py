@@ -1,4 +1,4 @@
-"""The model: it knows tensors and pictures, not jobs, queues or HTTP."""
+"""The model: it knows tensors and images, not jobs, queues or HTTP."""
 
 from typing import TYPE_CHECKING, Any
 

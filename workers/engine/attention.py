@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from workers.engine import apart
+from workers.engine import kernel_probe
 from workers.engine.config import AttentionKernel
-from workers.engine.takeover import check
 from workers.engine.trials import Trials
 from workers.engine.trials import attention as trial_of
+from workers.engine.upgrade import check
 
 _log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def _missing(name: str, device: torch.device) -> str:
         case "cudnn" if not torch.backends.cudnn.is_available():
             return "torch was built without it"
         case "xformers":
-            return apart.flaw_of(name, device) if _is_installed(name) else "it is not installed"
+            return kernel_probe.flaw_of(name, device) if _is_installed(name) else "it is not installed"
         case _:
             return ""
 

@@ -1,8 +1,20 @@
-"""Pictures of one size that run together, each at its own step of its own number of steps.
+"""Images of one size that run together, each at its own step of its own number of steps.
 
-The state of a running picture is its history: every noise prediction so far, and its noise. The latents of its next
-call are a row of the sampler's matrix times that history (`sampler.py`), so a step needs to know no sampler: each
-picture brings its own matrix.
+This is step-level continuous batching. The state of a running image is its history: its noise, and the noise that the
+networks predicted at each step so far. The latents of its next step are one row of its sampler's matrix times that
+history (`sampler.py`). So a step is the same arithmetic whatever the sampler, and images at different steps, of
+different numbers of steps, share one batch and one CUDA graph.
+
+Example: slot 0 runs image A, at step 7 of 20; slot 2 runs image B, which joins now with 30 steps. The next step runs
+bucket 2, the smallest batch size that holds both. On the device it
+
+1. gathers entries [0, 2]: each history, and row 7 of A's matrix and row 0 of B's; row times history gives the latents,
+2. runs the networks on both, with A's time projection of its call 7 and B's of its call 0,
+3. scatters: A's prediction goes to column 7 of A's history, B's to column 0 of B's, and both counters grow by one.
+
+All three read the device's own counters and index tensors, and no number from Python. So one recorded graph serves
+every later step of this bucket, whoever is in it. With three images in buckets of 1, 2 and 4, one entry is padding: it
+points at an extra entry of the buffers that belongs to no image.
 """
 
 from collections.abc import Sequence
@@ -14,76 +26,76 @@ from torch import Tensor
 
 from workers.engine.conditioning import TEXT_TOKENS
 from workers.engine.contract import Stepped
-from workers.engine.denoiser import Moment, Predict
+from workers.engine.denoiser import Predict, StepInputs
 from workers.engine.graphs import Graphs, Work
-from workers.engine.plan import Placed, Scales
+from workers.engine.plan import DeviceSchedule, Scales
 from workers.engine.runtime import AnyModel
 from workers.engine.streams import upload
-from workers.engine.takeover import Place
+from workers.engine.upgrade import Upgradable
 
-_TRIAL_GUIDANCE = 2.0  # such that both rows count, and rounding errors are not multiplied by more
+_TRIAL_GUIDANCE = 2.0  # both rows count, and rounding errors are not multiplied by more
 Size = tuple[int, int]  # height and width of the latents
 
 
 @dataclass(frozen=True, slots=True)
-class Newcomer:
-    """A picture to join: noise [noises, 4, h, w], hint embedding [channels, h, w], keys and values [rows, 77, total].
+class JoiningImage:
+    """An image to join: noise [noises, 4, h, w], hint embedding [channels, h, w], keys and values [rows, 77, total].
 
-    The first noise is what the picture begins with, the others are what the sampler draws at its steps.
+    The image begins with the first noise; the sampler draws the others at its steps.
     """
 
     noise: Tensor
     hint: Tensor
     text: Tensor
-    plan: Placed
+    schedule: DeviceSchedule
     scales: Scales
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """What all pictures of an engine have in common: their greatest number S, and how many rows each has."""
+class BatchShape:
+    """What all batches of an engine have in common: S slots, and the rows of an image."""
 
     slots: int
-    rows: int  # without guidance the unconditional one is left out
-    buckets: tuple[int, ...]  # the batch sizes that are run, ascending, up to S
+    rows: int  # 2 with guidance (unconditional, conditional), else 1
+    buckets: tuple[int, ...]  # batch sizes, ascending, up to S
 
 
 @dataclass(frozen=True, slots=True)
 class _Buffers:
-    """What the step reads and writes. They stay where they are, so that a step can be recorded and replayed.
+    """What a step reads and writes, always at the same addresses, which a recorded graph keeps.
 
-    There is one entry a slot, and one more that is nobody's: it fills up a bucket, and is run for rehearsal. With N
-    model calls at most, and 1 row a picture or 2 under guidance (unconditional, conditional):
+    There is one entry per slot and one that belongs to no image, for padding and dummy runs. N is the largest number of
+    model calls.
     """
 
-    history: Tensor  # [S + 1, columns, 4, h, w] float32: each call's noise prediction, and from N on the noises
-    weights: Tensor  # [S + 1, N + 1, columns] float32: of these, for each call's latents and the final ones
+    history: Tensor  # [S + 1, columns, 4, h, w] float32: each call's noise prediction, then from column N the noises
+    weights: Tensor  # [S + 1, N + 1, columns] float32: row k makes the latents of call k, the last row the final ones
     times: Tensor  # [S + 1, N, total]: the time projections at each call
     scales: Tensor  # [S + 1, 3] float32, see `Scales`
     step: Tensor  # [S + 1] calls made
-    hint: Tensor  # [S + 1, h, w, channels]: as the channels-last layout has it, so that gathering it is all
+    hint: Tensor  # [S + 1, h, w, channels]: channels last, so that gathering needs no second copy
     text: Tensor  # [S + 1, rows, 77, total] keys and values of the UNet's layers, then of the ControlNet's
-    chosen: dict[int, Tensor]  # bucket -> [bucket] the entries that it runs
+    chosen: dict[int, Tensor]  # bucket -> [bucket] the entries to run
 
 
 class Batch:
-    """Runs up to S pictures of one size, in parts that fit the buckets."""
+    """Runs up to S images of one size, in parts that fit the buckets."""
 
-    def __init__(self, model: AnyModel, recipe: Recipe, size: Size, predict: Predict, graphs: Graphs) -> None:
+    def __init__(self, model: AnyModel, shape: BatchShape, size: Size, predict: Predict, graphs: Graphs) -> None:
         self._model = model
-        self._recipe = recipe
+        self._shape = shape
         self._size = size
         self.graphs = graphs
-        # Recording runs the step: of nobody's entry then, which is as good as new after it.
-        self._places = {
-            bucket: Place(graphs, bucket, predict, partial(self._step, bucket), partial(self._choose, bucket, ()))
-            for bucket in recipe.buckets
+        # Recording runs the step, so only the entry of no image is chosen before it.
+        self._steps = {
+            bucket: Upgradable(graphs, bucket, predict, partial(self._step, bucket), partial(self._choose, bucket, ()))
+            for bucket in shape.buckets
         }
-        self._buckets = recipe.buckets
+        self._buckets = shape.buckets
         self._buffers = self._allocate()
-        self._running: dict[int, Stepped] = {}  # by slot, as the host knows it
-        self._estimates: dict[int, Tensor | None] = {}  # by slot, as in its plan
-        self._chosen: dict[int, Sequence[int]] = {}  # bucket -> slots, as the device was told
+        self._running: dict[int, Stepped] = {}  # by slot, as the host counts
+        self._estimates: dict[int, Tensor | None] = {}  # by slot, as in its schedule
+        self._chosen: dict[int, Sequence[int]] = {}  # bucket -> slots that the device was last given
         self._used: set[int] = set()  # buckets that images ran in
 
     def __len__(self) -> int:
@@ -97,38 +109,38 @@ class Batch:
 
     @property
     def upgraded(self) -> int:
-        """How many buckets run compiled networks."""
-        return sum(place.upgraded for place in self._places.values())
+        """The number of buckets that run compiled networks."""
+        return sum(step.upgraded for step in self._steps.values())
 
     @property
     def used(self) -> tuple[int, ...]:
-        """The buckets that images ran in or that have graphs: to run them once more takes no more memory."""
+        """The buckets that images ran in or that have graphs: running them again takes no more memory."""
         return tuple(bucket for bucket in self._buckets if bucket in self._used or bucket in self.graphs)
 
-    def admit(self, slot: int, newcomer: Newcomer) -> None:
-        """Let a picture take part from the next step on."""
-        buffers, first_noise, calls = self._buffers, self._model.plans.extent.calls, newcomer.plan.calls
-        # What is not there yet is weighed with zero, but zero times a leftover infinity would not be zero.
+    def admit(self, slot: int, image: JoiningImage) -> None:
+        """Let an image take part from the next step on."""
+        buffers, first_noise, calls = self._buffers, self._model.plans.layout.calls, image.schedule.calls
+        # Weights of later columns are zero, but zero times an infinity of the slot's last image would be NaN.
         buffers.history[slot].zero_()
-        buffers.history[slot, first_noise : first_noise + len(newcomer.noise)].copy_(newcomer.noise, non_blocking=True)
-        buffers.weights[slot, : calls + 1].copy_(newcomer.plan.weights)
-        buffers.times[slot, :calls].copy_(newcomer.plan.times)
-        for n, scale in enumerate(newcomer.scales):
+        buffers.history[slot, first_noise : first_noise + len(image.noise)].copy_(image.noise, non_blocking=True)
+        buffers.weights[slot, : calls + 1].copy_(image.schedule.weights)
+        buffers.times[slot, :calls].copy_(image.schedule.times)
+        for n, scale in enumerate(image.scales):
             buffers.scales[slot, n] = scale
         buffers.step[slot] = 0
-        buffers.hint[slot].copy_(newcomer.hint.permute(1, 2, 0))
-        buffers.text[slot].copy_(newcomer.text)
+        buffers.hint[slot].copy_(image.hint.permute(1, 2, 0))
+        buffers.text[slot].copy_(image.text)
         self._running[slot] = Stepped(slot, 0, calls)
-        self._estimates[slot] = newcomer.plan.estimates
+        self._estimates[slot] = image.schedule.estimates
 
     def remove(self, slot: int) -> None:
-        """Let a picture go."""
+        """Remove an image."""
         del self._running[slot], self._estimates[slot]
 
     def advance(self) -> list[Stepped]:
-        """Take one step with all pictures; return how far each is, of its own number of calls.
+        """Take one step with all images; return the progress of each.
 
-        Raises torch.OutOfMemoryError when there is not enough memory for one; with enough for fewer, these are run.
+        Raises torch.OutOfMemoryError when memory does not even suffice for one image at a time.
         """
         waiting = list(self._running)
         while waiting:
@@ -146,14 +158,16 @@ class Batch:
         return stepped
 
     def final_latents(self, slot: int) -> Tensor:
-        """The latents [4, h, w] of a picture that has made all its calls."""
+        """The latents [4, h, w] of an image after its last call."""
         weights = self._buffers.weights[slot, self._running[slot].total]
         latents: Tensor = torch.tensordot(weights, self._buffers.history[slot], dims=1)
         return latents
 
     def estimate(self, slot: int) -> Tensor | None:
-        """The latents [4, h, w] that a picture's last call points at. None before its first, and where the sampler
-        does not tell."""
+        """The denoised latents [4, h, w] that an image's last call predicts.
+
+        None before its first call, and where the sampler's schedule is unknown.
+        """
         estimates, done = self._estimates[slot], self._running[slot].done
         if estimates is None or not done:
             return None
@@ -161,40 +175,40 @@ class Batch:
         return latents
 
     def prepare(self, bucket: int) -> None:
-        """Record a bucket's step, if that can be done, before it is needed."""
-        self._places[bucket].prepare()
+        """Record a bucket's step, if possible, before it is needed."""
+        self._steps[bucket].prepare()
 
     def upgrade(self, bucket: int, predict: Predict, times: Tensor) -> None:
-        """Run a bucket with other networks from the next step on, if they agree with those that it runs with.
+        """Run a bucket with other networks from the next step on, if they agree with the present ones.
 
-        `times` [N, total] are time projections to try them with. Raises what `Place.offer` does.
+        `times` [N, total] are time projections for the comparison. Raises what `Upgradable.offer` does.
         """
-        moment = self._invented(bucket, times)
-        self._places[bucket].offer(predict, lambda networks: networks(moment), self._model.dtype)
+        inputs = self._random_inputs(bucket, times)
+        self._steps[bucket].offer(predict, lambda networks: networks(inputs), self._model.dtype)
 
-    def rehearse(self, bucket: int) -> None:
-        """Take a step of a bucket without pictures in it: it takes as long as any, and nothing comes of it."""
+    def dummy_run(self, bucket: int) -> None:
+        """Run one step of a bucket on the entry of no image, to warm up and to time it."""
         self._run((), bucket)
 
     def try_out(self, bucket: int, predict: Predict) -> None:
-        """Run networks on a bucket's shapes, and drop what they predict; from any thread, whatever else runs."""
-        predict(self._of_nobody(bucket))
+        """Run networks on a bucket's shapes and drop the result. Safe from any thread, beside any step."""
+        predict(self._padding(bucket))
 
     def _run(self, slots: Sequence[int], bucket: int) -> None:
         def use(step: Work) -> None:
             self._choose(bucket, slots)
             step()
 
-        self._places[bucket].run(use, real=bool(slots))
+        self._steps[bucket].run(use, real=bool(slots))
 
     def _choose(self, bucket: int, slots: Sequence[int]) -> None:
         if self._chosen.get(bucket) != slots:
-            entries = [*slots, *[self._recipe.slots] * (bucket - len(slots))]
+            entries = [*slots, *[self._shape.slots] * (bucket - len(slots))]
             self._buffers.chosen[bucket].copy_(upload(torch.tensor(entries), self._model.device))
             self._chosen[bucket] = slots
 
     def _do_without(self, bucket: int, error: torch.OutOfMemoryError) -> None:
-        """Make room, or else run smaller parts from now on. Raises the error when there are none."""
+        """Free memory, or else run smaller buckets from now on. Raises the error when there is no smaller one."""
         if self.graphs.make_room():
             return
         smaller = tuple(each for each in self._buckets if each < bucket)
@@ -204,60 +218,60 @@ class Batch:
         self.graphs.fallbacks.note("step: out of memory", f"{self._size}: from now on {smaller[-1]} at a time")
 
     def _step(self, bucket: int, predict: Predict) -> None:
-        """One step of the chosen entries, on the device alone."""
+        """One step of the chosen entries. The host takes no part: this is what a graph records."""
         chosen = self._buffers.chosen[bucket]
         self._scatter(chosen, predict(self._gather(chosen)))
 
-    def _of_nobody(self, bucket: int) -> Moment:
-        return self._gather(torch.full((bucket,), self._recipe.slots, device=self._model.device))
+    def _padding(self, bucket: int) -> StepInputs:
+        return self._gather(torch.full((bucket,), self._shape.slots, device=self._model.device))
 
-    def _invented(self, bucket: int, times: Tensor) -> Moment:
-        """What a step of a bucket may look like, laid out like any: noise, at timesteps all along the way."""
-        moment, generator = self._of_nobody(bucket), torch.Generator(self._model.device).manual_seed(bucket)
-        for tensor in (moment.latents, moment.text, moment.hint):
+    def _random_inputs(self, bucket: int, times: Tensor) -> StepInputs:
+        """Inputs of a bucket's step as they may occur: noise, at timesteps spread over the schedule."""
+        inputs, generator = self._padding(bucket), torch.Generator(self._model.device).manual_seed(bucket)
+        for tensor in (inputs.latents, inputs.text, inputs.hint):
             tensor.normal_(generator=generator)
-        moment.times.copy_(times[[n * len(times) // bucket for n in range(bucket)]])
-        moment.guidance_scale.fill_(_TRIAL_GUIDANCE)
-        return moment
+        inputs.times.copy_(times[[n * len(times) // bucket for n in range(bucket)]])
+        inputs.guidance_scale.fill_(_TRIAL_GUIDANCE)
+        return inputs
 
-    def _gather(self, chosen: Tensor) -> Moment:
+    def _gather(self, chosen: Tensor) -> StepInputs:
         buffers, dtype = self._buffers, self._model.dtype
         step = buffers.step[chosen]
         history, weights = buffers.history[chosen], buffers.weights[chosen, step]
         latents = torch.bmm(weights[:, None], history.flatten(2)).view(-1, *history.shape[2:])
-        guidance, control, coldness = buffers.scales[chosen].unbind(1)
-        return Moment(
+        guidance, control, inverse_temperature = buffers.scales[chosen].unbind(1)
+        return StepInputs(
             latents.to(dtype, memory_format=torch.channels_last),
             buffers.times[chosen, step],
             buffers.text[chosen],
             buffers.hint[chosen],
             control.to(dtype),
             guidance,
-            coldness.to(dtype),
+            inverse_temperature.to(dtype),
         )
 
     def _scatter(self, chosen: Tensor, noise: Tensor) -> None:
         buffers = self._buffers
         step = buffers.step[chosen]
         buffers.history.index_put_((chosen, step), noise)
-        # Last: until here, a step that was broken off can be taken again.
+        # The counter last: a step that fails before this line can be repeated.
         buffers.step.index_put_((chosen,), step + 1)
-        buffers.step[self._recipe.slots :].zero_()
+        buffers.step[self._shape.slots :].zero_()
 
     def _allocate(self) -> _Buffers:
-        model, recipe = self._model, self._recipe
-        entries, extent = recipe.slots + 1, model.plans.extent
+        model, shape = self._model, self._shape
+        entries, layout = shape.slots + 1, model.plans.layout
 
-        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=model.device)
+        def zeros(*sizes: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros(sizes, dtype=dtype, device=model.device)
 
         return _Buffers(
-            history=zeros(entries, extent.columns, 4, *self._size, dtype=torch.float32),
-            weights=zeros(entries, extent.calls + 1, extent.columns, dtype=torch.float32),
-            times=zeros(entries, extent.calls, model.time_width, dtype=model.dtype),
+            history=zeros(entries, layout.columns, 4, *self._size, dtype=torch.float32),
+            weights=zeros(entries, layout.calls + 1, layout.columns, dtype=torch.float32),
+            times=zeros(entries, layout.calls, model.time_width, dtype=model.dtype),
             scales=torch.ones(entries, len(Scales._fields), device=model.device),
             step=zeros(entries, dtype=torch.int64),
             hint=zeros(entries, *self._size, model.hint_channels, dtype=model.dtype),
-            text=zeros(entries, recipe.rows, TEXT_TOKENS, model.text.width, dtype=model.dtype),
-            chosen={b: torch.full((b,), recipe.slots, device=model.device) for b in recipe.buckets},
+            text=zeros(entries, shape.rows, TEXT_TOKENS, model.text.width, dtype=model.dtype),
+            chosen={b: torch.full((b,), shape.slots, device=model.device) for b in shape.buckets},
         )

@@ -1,4 +1,4 @@
-"""A limit of the memory that is spent on decoding images at one time."""
+"""A limit on the memory for decoding images at one time."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -14,23 +14,23 @@ _SMALL_PART = 4  # this part of the budget, once more, is for the small ones tog
 
 
 class DecodeBudget:
-    """Bytes for images that are being decoded. May be used by several threads at once.
+    """Limits the bytes of images that are being decoded. Thread-safe.
 
-    Large images take seconds, and are decoded one at a time. Small ones do not wait for them: else one client with a
-    few large files would delay everybody. In all, no more than `capacity` and a quarter of it is spent.
+    Large images take seconds, and are decoded one at a time. Small ones do not wait for them, else a client with a few
+    large files would delay everybody. The total is `capacity` and a quarter of it.
     """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._small = Lane(capacity // _SMALL_PART)
-        self._large = Lane(1)
+        self._small = FairSemaphore(capacity // _SMALL_PART)
+        self._large = FairSemaphore(1)
 
     @contextmanager
     def spend_on(self, header: Header, size: tuple[int, int]) -> Iterator[None]:
-        """Hold what it takes to decode an image to a size (width, height). Raises BadPictureError if that is too much.
+        """Hold the memory to decode an image to a size (width, height). Raises BadPictureError if that is too much.
 
-        A lossless WebP may need all of the budget for its codes. Hardly any does, and which do is known only when it is
-        decoded, so it counts as large.
+        A lossless WebP may need all of the budget for its codes. Hardly any does, but that is known only after
+        decoding, so it counts as large.
         """
         needed = decoding_bytes(header, size)
         if needed > self._capacity:
@@ -44,8 +44,8 @@ class DecodeBudget:
                 yield
 
 
-class Lane:
-    """Bytes, or places, that are shared: first come, first served."""
+class FairSemaphore:
+    """A semaphore that serves in the order of arrival, of bytes or places."""
 
     def __init__(self, capacity: int) -> None:
         self._free = capacity
@@ -54,14 +54,14 @@ class Lane:
 
     @contextmanager
     def hold(self, needed: int) -> Iterator[None]:
-        """Wait for so many, and give them back afterwards."""
-        turn = object()
+        """Wait for so many, and return them afterwards."""
+        ticket = object()
         with self._changed:
-            self._waiting.append(turn)
-            self._changed.wait_for(lambda: self._waiting[0] is turn and needed <= self._free)
+            self._waiting.append(ticket)
+            self._changed.wait_for(lambda: self._waiting[0] is ticket and needed <= self._free)
             self._waiting.popleft()
             self._free -= needed
-            self._changed.notify_all()  # there may be enough for the next one, too
+            self._changed.notify_all()  # there may be enough for the next, too
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Picture files to pixels and back. Pixels are RGB, uint8, [height, width, 3]."""
+"""Image files to pixels and back. Pixels are RGB, uint8, [height, width, 3]."""
 
 import hashlib
 import struct
@@ -84,7 +84,7 @@ def alpha_range(data: Buffer) -> tuple[int, int]:
 
 @contextmanager
 def _explained(header: Header) -> Iterator[None]:
-    """Decode an image that is not too large. Raises BadPictureError for whatever a library says of a damaged one."""
+    """Refuse an image that is too large, and turn a library's errors of a damaged one into BadPictureError."""
     if header.width * header.height > _MAX_PIXELS or max(header.width, header.height) > _MAX_SIDE:
         raise BadPictureError(f"The image is too large: {header.width} x {header.height} pixels.")
     try:
@@ -129,9 +129,9 @@ def grey(pixels: Pixels) -> Pixels:
 
 
 def encode(pixels: Pixels, output: Output, file_format: FileFormat | None = None, quality: int | None = None) -> bytes:
-    """The picture file of RGB pixels; `output` has the format, and the quality of a JPEG or WebP, if nothing else does.
+    """The image file of RGB pixels; `output` has the default format and quality.
 
-    A PNG has no quality: it loses nothing.
+    A PNG has no quality.
     """
     wanted = file_format or output.format
     keys = {"jpeg": cv2.IMWRITE_JPEG_QUALITY, "webp": cv2.IMWRITE_WEBP_QUALITY}
@@ -199,9 +199,8 @@ def _jpeg(data: Buffer, header: Header, size: tuple[int, int]) -> Image.Image:
 def _jpeg_without_end(data: Buffer, header: Header, size: tuple[int, int], failure: OSError) -> Image.Image:
     """A JPEG file that lacks its end marker and nothing else: what follows its data is then of no effect.
 
-    libjpeg takes zeros for data that is missing, and only warns, which Pillow does not tell. So the file is decoded
-    twice, once with other data added: where pixels are missing, that changes them. There is one image in memory at a
-    time.
+    libjpeg replaces missing data by zeros and only warns, which Pillow hides. So the file is decoded twice, once with
+    other data added, which changes pixels that are missing. Only one image is in memory at a time.
     """
     cut = bytes(data).rstrip(b"\xff")  # half a marker
     changed = _digest(_loaded(_open_jpeg(_continued(cut), header), header, size))

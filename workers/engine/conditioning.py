@@ -1,8 +1,8 @@
-"""The client's words as tensors: tokens on any thread, text features and keys/values on the device's thread.
+"""Prompts as tensors: tokens on any thread, text features and keys/values on the device's thread.
 
-CLIP's text encoder has 77 positions, of which the first and the last are marks: it reads 75 tokens. A longer text is
-cut there, and the answer says what was not read. The web UI encodes such a text in pieces of 75 tokens instead; that
-would give prompts of several lengths, while here all images of a batch share one shape.
+CLIP's text encoder has 77 positions, of which the first and the last are marks, so it reads 75 tokens. A longer text is
+cut there, and a warning quotes what was not read. AUTOMATIC1111's web UI encodes such a text in pieces of 75 tokens
+instead; that makes prompts of several lengths, while here all images of a batch share one shape.
 """
 
 import json
@@ -35,7 +35,7 @@ _QUOTED_CHARS = 300  # of a text that was not read, in a warning
 
 
 class Prompt(NamedTuple):
-    """A text as 77 token numbers. `warning` says what of it was cut off; it is empty where nothing was."""
+    """A text as 77 token numbers. `warning` quotes what was cut off, if anything."""
 
     tokens: tuple[int, ...]
     warning: str = ""
@@ -57,20 +57,19 @@ class Tokens:
         self.configured_negative = configured.tokens
 
     def positive(self, text: str) -> Prompt:
-        """The client's text with the suffix after it. What does not fit is cut off, so the suffix first."""
+        """The client's text with the configured suffix. What does not fit is cut off, the suffix first."""
         return self._prompt("The prompt", text, self._suffix)
 
     def negative(self, text: str | None = None) -> Prompt:
-        """What the picture should not show; as configured if nothing else is said."""
+        """A negative prompt; None is the configured one."""
         return Prompt(self.configured_negative) if text is None else self._prompt("The negative prompt", text)
 
     def _prompt(self, name: str, text: str, suffix: str = "") -> Prompt:
         if _LONE_SURROGATE.search(text):
             raise BadOptionError("The prompt contains half a surrogate pair, which is not a character: remove it.")
-        # The first call sets the padding, which borrows the tokenizer; from a second thread that fails with "Already
-        # borrowed".
+        # The first call sets the padding and borrows the tokenizer; a second thread would fail with "Already borrowed".
         with self._lock:
-            encoded = self._tokenizer(text + suffix, verbose=False)  # or it would log that the text is too long
+            encoded = self._tokenizer(text + suffix, verbose=False)  # else it logs that the text is too long
         numbers = encoded.input_ids
         if len(numbers) <= TEXT_TOKENS:
             return Prompt((*numbers, *[self._tokenizer.pad_token_id] * (TEXT_TOKENS - len(numbers))))
@@ -79,7 +78,7 @@ class Tokens:
 
 
 def _cut(name: str, text: str, suffix: str, begins: list[int]) -> str:
-    """The warning for a text of which only the first tokens are read, from where in it each begins."""
+    """The warning for a text that is cut; `begins` are the offsets of its tokens."""
     own, first = sum(begin < len(text) for begin in begins), begins[READ_TOKENS]
     unread = _quoted((text + suffix)[first:] if own <= READ_TOKENS else text[first:])
     if own <= READ_TOKENS:
@@ -97,7 +96,7 @@ def _quoted(text: str) -> str:
 
 
 class TextEncoder:
-    """The text encoder, and the projections of both networks that make keys and values of what it understood."""
+    """The text encoder, followed by both networks' projections to keys and values."""
 
     def __init__(
         self, text_encoder: "CLIPTextModel", unet: "UNet2DConditionModel", controlnet: "ControlNetModel"
@@ -105,8 +104,8 @@ class TextEncoder:
         self._text_encoder = text_encoder
         self._networks = (unet, controlnet)
         self.width = sum(sum(keys_values_widths(network)) for network in self._networks)
-        # Left to itself, transformers makes a mask while a graph is recorded, and none at other times (`is_tracing`):
-        # then other kernels would be recorded than were rehearsed.
+        # By default, transformers makes a mask only while a graph is recorded (`is_tracing`), so other kernels would be
+        # recorded than were warmed up.
         masked = torch.full((1, 1, TEXT_TOKENS, TEXT_TOKENS), -math.inf, dtype=unet.dtype)
         self._causal = masked.triu(1).to(text_encoder.device)
 
@@ -117,11 +116,11 @@ class TextEncoder:
 
 
 class TextConditioning:
-    """Keys and values [77, `width`] of every cross-attention of both networks: made by `encode` of tokens [1, 77].
+    """Keys and values [77, `width`] of every cross-attention of both networks; `encode` makes them of tokens [1, 77].
 
-    Only those of the `configured` negative prompt are kept. A cache of clients' prompts would tell a client, by how
-    long its request takes, whether another has sent the same prompt lately. And it would save little: 3 ms of the
-    small model's 1,000, and less of a full-size model's time.
+    Only those of the `configured` negative prompt are kept. With a cache of clients' prompts, a client could see from
+    its request's duration whether another has sent the same prompt lately. And it would save little: 3 ms of the small
+    model's 1,000, and less of a full-size model's time.
     """
 
     def __init__(
@@ -136,12 +135,12 @@ class TextConditioning:
         self._encoder = encode
         self._configured = configured
         self._kept: Tensor | None = None
-        # Where a graph of the text encoder reads and writes.
+        # Buffers of the text encoder's graph.
         self._numbers = torch.zeros(1, TEXT_TOKENS, dtype=torch.int64, device=device)
         self._flat = torch.zeros(TEXT_TOKENS, width, dtype=dtype, device=device)
 
     def keys_values(self, tokens: tuple[int, ...], graphs: Graphs | None = None) -> Tensor:
-        """[77, total], the UNet's layers before the ControlNet's; by a graph, given `graphs`. Not to be written to."""
+        """[77, total], the UNet's layers before the ControlNet's; by a graph, given `graphs`. Read only."""
         if tokens != self._configured:
             return self._compute(tokens, graphs)
         if self._kept is None:

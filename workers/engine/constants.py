@@ -1,7 +1,7 @@
 """What the networks need that does not change from step to step, computed once.
 
-Per sampler: the time projections of all ResNets. Per prompt: the keys and values of all cross-attentions. Per picture:
-the hint embedding. Each is one flat tensor, with the layers side by side in the order in which they run.
+Per sampler: the time projections of all ResNets. Per prompt: the keys and values of all cross-attentions. Per image:
+the hint embedding. Each is one flat tensor, with the layers side by side in running order.
 """
 
 from collections.abc import Iterator
@@ -54,10 +54,10 @@ def pack_projections(net: "UNet2DConditionModel | ControlNetModel") -> None:
                 part.weight.data = weight
 
 
-def hint_embedding(controlnet: "ControlNetModel", picture: Tensor) -> Tensor:
-    """What joins the ControlNet's first convolution, for a picture [B, 3, 8h, 8w] in 0 .. 1: [B, channels, h, w]."""
+def hint_embedding(controlnet: "ControlNetModel", image: Tensor) -> Tensor:
+    """The hint embedding [B, channels, h, w] of an image [B, 3, 8h, 8w] in 0 .. 1; it is added after `conv_in`."""
     embed = controlnet.controlnet_cond_embedding
-    x = silu(embed.conv_in(picture))
+    x = silu(embed.conv_in(image))
     for conv in embed.blocks:
         x = silu(conv(x))
     hint: Tensor = embed.conv_out(x)

@@ -20,7 +20,7 @@ class UnusableModelError(Exception):
 
 
 class BadPictureError(ValueError):
-    """The input cannot be read as a picture; the message is for the client."""
+    """The input cannot be read as an image; the message is for the client."""
 
 
 class BadOptionError(ValueError):
@@ -47,7 +47,7 @@ class OutOfMemoryError(RuntimeError):
 class Options:
     """What a task wants otherwise than the configuration says; None is as configured.
 
-    `negative` is what the picture should not show. `control_image`: the input is a photo, in which edges are found, or
+    `negative` is what the image should not show. `control_image`: the input is a photo, in which edges are found, or
     an edge map, white on black, which is used as it is. `temperature`, in (0, 1], divides the logits of the softmax in
     the ControlNet's attention layers, and nothing else; in half precision, below 1/256 it counts as that. `format` is
     the file's, and so is `quality` (1 .. 100, of a JPEG or WebP). `previews`: somebody wants to watch.
@@ -112,7 +112,7 @@ def _either(wanted: T | None, configured: T) -> T:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One picture to make: the encoded input, the prompt, the seed (-2**63 .. 2**64 - 1), and what else is wanted."""
+    """One image to make: the encoded input, the prompt, the seed (-2**63 .. 2**64 - 1), and what else is wanted."""
 
     picture: bytes | memoryview
     text: str
@@ -122,7 +122,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """A running picture after a step: `done` of its `total` steps are taken; equal means that it waits for `finish`."""
+    """A running image after a step: `done` of its `total` steps are taken; equal means that it waits for `finish`."""
 
     slot: int
     done: int
@@ -145,7 +145,7 @@ class Condition:
 
 
 class Engine(Protocol[Prepared]):
-    """Makes pictures, several at a time, each at its own step.
+    """Makes images, several at a time, each at its own step.
 
     `prepare`, `collect`, `encode` and `draw` may be called from any thread, several at once. All else is called from
     one thread, the only one that talks to the device. Slots are numbered 0 .. slots - 1.
@@ -175,28 +175,28 @@ class Engine(Protocol[Prepared]):
         """
 
     def admit(self, slot: int, prepared: Prepared) -> None:
-        """Put a prepared picture into a free slot; it takes part in the next step."""
+        """Put a prepared image into a free slot; it takes part in the next step."""
 
     def step(self) -> Sequence[Stepped]:
-        """Advance every unfinished picture by one denoising step. Nothing to advance: an empty sequence."""
+        """Advance every unfinished image by one denoising step. Nothing to advance: an empty sequence."""
 
     def finish(self, slot: int) -> object:
-        """Have a picture that took its last step decoded, free its slot, and return what `collect` takes.
+        """Have an image that took its last step decoded, free its slot, and return what `collect` takes.
 
         The device may decode it beside the next steps of others.
         """
 
     def discard(self, slot: int) -> None:
-        """Drop the picture in a slot, at whatever step it is, and free the slot."""
+        """Drop the image in a slot, at whatever step it is, and free the slot."""
 
     def collect(self, decoding: object) -> object:
-        """Wait until the device has decoded a finished picture, and return what `encode` takes."""
+        """Wait until the device has decoded a finished image, and return what `encode` takes."""
 
     def encode(self, pixels: object, options: Options = AS_CONFIGURED) -> bytes:
-        """The bytes of the picture file that the client gets, in the format and the quality that it asks for."""
+        """The bytes of the image file that the client gets, in the format and the quality that it asks for."""
 
     def preview(self, slot: int) -> object | None:
-        """Have the device show what a running picture looks like so far, and return what `draw` takes.
+        """Have the device show what a running image looks like so far, and return what `draw` takes.
 
         None: there is nothing to show. It costs next to nothing beside a step, and waits for nothing.
         """

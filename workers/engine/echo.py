@@ -1,4 +1,4 @@
-"""An engine without a model: the picture comes back as it went in. For tests and for benchmarks of all the rest."""
+"""An engine without a model: the image comes back as it went in. For tests and for benchmarks of all the rest."""
 
 import time
 from collections import Counter
@@ -21,16 +21,16 @@ _WARM_UP_SEED = 0
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Echoed:
-    """A picture (RGB uint8 [h, w, 3], or the bytes that came, unread) that comes back after so many steps."""
+    """An image (RGB uint8 [h, w, 3], or the bytes that came, unread) that comes back after so many steps."""
 
-    picture: Pixels | bytes
+    image: Pixels | bytes
     steps: int
     key: BatchKey = NOMINAL
     warnings: tuple[str, ...] = ()
 
 
 class EchoEngine:
-    """Returns the input picture after as many steps as its task asks for, else `config.echo.steps`. All pictures that
+    """Returns the input image after as many steps as its task asks for, else `config.echo.steps`. All images that
     run share the time of a step; with `batch_seconds`, all of a size do."""
 
     def __init__(self, config: EngineConfig) -> None:
@@ -45,7 +45,7 @@ class EchoEngine:
         self._busy_until = 0.0  # time.monotonic, of the device that there is not
 
     def warm_up(self) -> Costs:
-        """Measure the codec on a nominal picture, unless pictures pass unread."""
+        """Measure the codec on a nominal image, unless images pass unread."""
         if self._config.echo.reencode:
             self._fixed_seconds = self._measure() + self._config.echo.fixed_seconds / 2  # to decode; as configured
         return self.costs()
@@ -61,15 +61,15 @@ class EchoEngine:
         return True
 
     def prepare(self, task: Task) -> Echoed:
-        """Decode the picture, or take its bytes unread.
+        """Decode the image, or take its bytes unread.
 
         Raises BadPictureError.
         """
         echo = self._config.echo
-        picture = self._decode(task.picture) if echo.reencode else bytes(task.picture)
+        image = self._decode(task.picture) if echo.reencode else bytes(task.picture)
         key = self._key(task.picture) if echo.batch_seconds else NOMINAL
         time.sleep(echo.fixed_seconds / 2 * key.work)
-        return Echoed(picture, resolved(task.options, self._config).steps, key)
+        return Echoed(image, resolved(task.options, self._config).steps, key)
 
     def _key(self, data: bytes | memoryview) -> BatchKey:
         header, sizing = read_header(data), self._config.size
@@ -82,13 +82,13 @@ class EchoEngine:
             return codec.decode(data)
 
     def admit(self, slot: int, prepared: Echoed) -> None:
-        """Put a picture into a free slot. Raises ValueError when the slot is taken or not there."""
+        """Put an image into a free slot. Raises ValueError when the slot is taken or not there."""
         if not 0 <= slot < self.slots or slot in self._running:
             raise ValueError(f"slot {slot} is not free")
         self._running[slot] = (prepared, Stepped(slot, 0, prepared.steps))
 
     def step(self) -> list[Stepped]:
-        """Let one step's time pass for every unfinished picture."""
+        """Let one step's time pass for every unfinished image."""
         unfinished = [slot for slot, (_, stepped) in self._running.items() if stepped.done < stepped.total]
         counts = Counter([self._running[slot][0].key for slot in unfinished])
         seconds = sum([self._step_seconds[n - 1] * key.work for key, n in counts.items()])
@@ -106,16 +106,16 @@ class EchoEngine:
         time.sleep(max(0.0, self._busy_until - now))
 
     def finish(self, slot: int) -> Pixels | bytes:
-        """The picture. Raises ValueError while it has steps to take."""
+        """The image. Raises ValueError while it has steps to take."""
         echoed, stepped = self._tenant(slot)
         if stepped.done < stepped.total:
             raise ValueError(f"slot {slot} has steps to take")
         del self._running[slot]
         self._pass(self._config.echo.fixed_seconds / 2 * echoed.key.work)
-        return echoed.picture
+        return echoed.image
 
     def discard(self, slot: int) -> None:
-        """Drop the picture in a slot. Raises ValueError when there is none."""
+        """Drop the image in a slot. Raises ValueError when there is none."""
         self._tenant(slot)
         del self._running[slot]
 
@@ -128,15 +128,15 @@ class EchoEngine:
         return Condition()
 
     def encode(self, pixels: object, options: Options = AS_CONFIGURED) -> bytes:
-        """The picture file; what passed unread is returned as it is."""
+        """The image file; what passed unread is returned as it is."""
         if isinstance(pixels, bytes):
             return pixels
         return codec.encode(np.asarray(pixels, np.uint8), self._config.output, options.format, options.quality)
 
     def preview(self, slot: int) -> object | None:
-        """The picture, if it was read."""
+        """The image, if it was read."""
         echoed, _ = self._tenant(slot)
-        return None if isinstance(echoed.picture, bytes) else echoed.picture
+        return None if isinstance(echoed.image, bytes) else echoed.image
 
     def draw(self, preview: object) -> bytes:
         """A small JPEG of it."""
@@ -157,7 +157,7 @@ class EchoEngine:
         side = self._config.size.short_side
         noise = np.random.default_rng(_WARM_UP_SEED).integers(0, 256, (side, side, 3), np.uint8)
         task = Task(self.encode(noise), "", _WARM_UP_SEED)
-        self.encode(self.prepare(task).picture)  # the first time, libraries set themselves up
+        self.encode(self.prepare(task).image)  # the first time, libraries set themselves up
         start = time.perf_counter()
-        self.encode(self.prepare(task).picture)
+        self.encode(self.prepare(task).image)
         return time.perf_counter() - start

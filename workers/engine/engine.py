@@ -1,7 +1,7 @@
-"""The diffusion engine: slots of running pictures that share every denoising step.
+"""The diffusion engine: slots of running images that share every denoising step.
 
-A picture may join at any step boundary and leave at any other, because the networks take each sample's own timestep.
-The sampler's arithmetic is a matrix (`sampler.py`), the running state lies in batches by size (`batch.py`).
+An image may join at any step boundary and leave at any other, because the networks take a timestep per image. The
+sampler's arithmetic is a matrix (`sampler.py`); batches by size hold the running state (`batch.py`).
 """
 
 import time
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scheduler.messages import Costs
 from workers.engine import codec
-from workers.engine.batch import Newcomer, Size
+from workers.engine.batch import JoiningImage, Size
 from workers.engine.budget import DecodeBudget
 from workers.engine.codec import Pixels
 from workers.engine.conditioning import Prompt
@@ -31,15 +31,15 @@ from workers.engine.contract import (
     Task,
     resolved,
 )
-from workers.engine.denoiser import coldest
+from workers.engine.denoiser import min_temperature
+from workers.engine.execution import ExecutionManager
 from workers.engine.graphs import Recorder
 from workers.engine.header import output_size, read_header
 from workers.engine.measure import Measurements
 from workers.engine.plan import Plan, Scales, draw, scales_of, warnings_of
 from workers.engine.runtime import AnyModel
-from workers.engine.speed import Workshop
 from workers.engine.startup import timed
-from workers.engine.streams import Decoding, Pace, fetch, upload
+from workers.engine.streams import Decoding, StepPacer, fetch, upload
 from workers.engine.trials import Trials
 from workers.engine.workspace import Workspace
 from workers.memory import memory_limit
@@ -51,14 +51,14 @@ T = TypeVar("T")
 def _on_device(
     method: Callable[Concatenate["DiffusionEngine", P], T],
 ) -> Callable[Concatenate["DiffusionEngine", P], T]:
-    """A method that gives the device work: not while torch's compiler times kernels on it.
+    """A method that gives the device work, and so waits while torch's compiler times kernels on it.
 
-    It tells in the contract's words that memory is lacking; the rest of torch's message is advice to programmers.
+    An out-of-memory error becomes the contract's, without torch's advice to programmers.
     """
 
     @wraps(method)
     def run(engine: "DiffusionEngine", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with torch.no_grad(), engine.turn():
+        with torch.no_grad(), engine.hold_device():
             try:
                 return method(engine, *args, **kwargs)
             except torch.OutOfMemoryError as error:
@@ -69,8 +69,8 @@ def _on_device(
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prepared:
-    """A picture that is ready for the device: tokens of each row, noise [noises, 4, h, w] float32, edges uint8
-    [8h, 8w], its own of sampler and scales, and what its client should know."""
+    """An image that is ready for the device: tokens of each row, noise [noises, 4, h, w] float32, edges uint8
+    [8h, 8w], its plan and scales, and warnings for the client."""
 
     prompts: tuple[tuple[int, ...], ...]
     noise: Tensor
@@ -83,7 +83,7 @@ class Prepared:
 class DiffusionEngine:
     """Stable Diffusion with a ControlNet on one device; implements `contract.Engine`.
 
-    `recorder` stands in for the device's own. `trials` are told what may end this process.
+    `recorder` replaces the device's own. `trials` records what may end this process.
     """
 
     def __init__(
@@ -93,52 +93,52 @@ class DiffusionEngine:
         self._config = config
         self._model = model
         self._budget = DecodeBudget(config.decode_budget(memory_limit()))
-        self._workshop = Workshop(config, model, recorder, trials)
-        self.turn = self._workshop.turns.take
-        self._homes: dict[int, Workspace] = {}  # slot -> where it runs
-        self._finals: dict[int, tuple[Workspace, Tensor]] = {}  # slot -> final latents that wait for `finish`
-        self._pace = Pace(model.device)
+        self._execution = ExecutionManager(config, model, recorder, trials)
+        self.hold_device = self._execution.device_lock.hold
+        self._workspaces: dict[int, Workspace] = {}  # slot -> where its image runs
+        self._finished_latents: dict[int, tuple[Workspace, Tensor]] = {}  # slot -> what waits for `finish`
+        self._pacer = StepPacer(model.device)
         side = config.size.short_side
-        self._coldest = coldest(model.dtype)
+        self._min_temperature = min_temperature(model.dtype)
         self._nominal: Size = (side // model.latent_scale, side // model.latent_scale)
         width, height = output_size(2 * side, side, config.size)
         self._wide: Size = (height // model.latent_scale, width // model.latent_scale)
-        self._measurements = Measurements(self, side, self._workshop.recipe.buckets)
+        self._measurements = Measurements(self, side, self._execution.shape.buckets)
 
     @property
     def calls(self) -> int:
-        """Denoising steps of a picture that asks for no number of its own."""
+        """Model calls of an image with the configured number of steps."""
         return self._model.plans.usual.calls
 
     @torch.no_grad()
     def warm_up(self) -> Costs:
-        """Record and run everything once, measure it, and begin to compile."""
+        """Record and run everything once, measure it, and start to compile."""
         with timed("buffers made and graphs recorded"):
-            self._workshop.set_up()
+            self._execution.set_up()
         with timed("costs measured"):
             self._measurements.take_all()
         with timed("colours of previews fitted to the VAE"):
             if (shown := self._show(torch.zeros(4, *self._nominal, device=self._model.device))) is not None:
                 shown.wait()
-        self._workshop.start_compiling()
+        self._execution.start_compiling()
         return self.costs()
 
     def costs(self) -> Costs:
-        """Of the nominal picture, the square of `size.short_side`; a bucket's step as it is since it was compiled."""
+        """The costs of the nominal image, a square of `size.short_side`, with what is compiled so far."""
         return self._measurements.costs()
 
     @_on_device
     def measure_again(self, is_idle: Callable[[], bool]) -> bool:
-        """Run placeholder images again, until somebody needs the engine."""
+        """Measure with placeholder images again, until the engine is needed."""
         return self._measurements.refresh(is_idle)
 
     def prepare(self, task: Task) -> Prepared:
         """Decode, resize, find edges, tokenise, and draw the noise.
 
-        All on the CPU: so a seed means the same on every device. Raises BadPictureError and BadOptionError.
+        All on the CPU, so that a seed means the same on every device. Raises BadPictureError and BadOptionError.
         """
         options, chosen = task.options, resolved(task.options, self._config)
-        plan, scales = self._model.plans.of(chosen.steps), scales_of(chosen, self._config, self._coldest)
+        plan, scales = self._model.plans.of(chosen.steps), scales_of(chosen, self._config, self._min_temperature)
         header = read_header(task.picture)
         width, height = size = output_size(header.width, header.height, self._config.size)
         with self._budget.spend_on(header, size):
@@ -154,159 +154,158 @@ class DiffusionEngine:
 
     @_on_device
     def admit(self, slot: int, prepared: Prepared) -> None:
-        """Put a prepared picture into a free slot.
+        """Put a prepared image into a free slot.
 
         Raises ValueError when the slot is taken or not there, and OutOfMemoryError.
         """
-        if not 0 <= slot < self.slots or slot in self._homes or slot in self._finals:
+        if not 0 <= slot < self.slots or slot in self._workspaces or slot in self._finished_latents:
             raise ValueError(f"slot {slot} is not free")
-        self._homes[slot] = self._workshop.with_room(lambda: self._place(slot, prepared))
+        self._workspaces[slot] = self._execution.with_room(lambda: self._place(slot, prepared))
 
     @_on_device
     def step(self) -> list[Stepped]:
-        """Advance every running picture by one denoising step, each size in a batch of its own.
+        """Advance every running image by one denoising step, each size in a batch of its own.
 
-        Before that, take over what has been compiled; do so now and then when nothing runs, too. Raises
-        OutOfMemoryError: then all that runs is to be discarded, as some of it may have advanced.
+        Before that, switch to what has been compiled; so call this now and then when nothing runs, too. Raises
+        OutOfMemoryError; then discard all running images, as some may have advanced.
         """
-        for size, bucket in self._workshop.upgrade():
+        for size, bucket in self._execution.upgrade():
             if bucket is not None:
                 self._measurements.take(bucket, None if size == self._nominal else size)
-        self._pace.wait()
-        stepped = [progress for batch in self._workshop.spaces.busy() for progress in batch.advance()]
-        self._pace.mark()
-        for picture in stepped:
-            if picture.done == picture.total:
-                self._retire(picture.slot)
+        self._pacer.wait()
+        stepped = [progress for batch in self._execution.spaces.busy() for progress in batch.advance()]
+        self._pacer.mark()
+        for each in stepped:
+            if each.done == each.total:
+                self._retire(each.slot)
         return stepped
 
     def latents(self, slot: int) -> Tensor:
-        """The final latents [4, h, w], float32, of a picture that took its last step. Raises ValueError before that."""
+        """The final latents [4, h, w], float32, of an image after its last step. Raises ValueError before that."""
         return self._final(slot)[1]
 
     @_on_device
     def finish(self, slot: int) -> Decoding:
-        """Have a picture that took its last step decoded, and free its slot.
+        """Decode an image after its last step, and free its slot.
 
-        Raises ValueError before that, and OutOfMemoryError: then it is still there.
+        Raises ValueError before that, and OutOfMemoryError, after which the image is still in its slot.
         """
         workspace, latents = self._final(slot)
-        decoding = self._workshop.with_room(lambda: workspace.decoder.start(latents))
-        del self._finals[slot]
+        decoding = self._execution.with_room(lambda: workspace.decoder.start(latents))
+        del self._finished_latents[slot]
         return decoding
 
     def discard(self, slot: int) -> None:
-        """Drop the picture in a slot. Raises ValueError when there is none."""
-        if slot in self._homes:
-            self._homes.pop(slot).batch.remove(slot)
-        elif slot in self._finals:
-            del self._finals[slot]
+        """Drop the image in a slot. Raises ValueError when there is none."""
+        if slot in self._workspaces:
+            self._workspaces.pop(slot).batch.remove(slot)
+        elif slot in self._finished_latents:
+            del self._finished_latents[slot]
         else:
             raise ValueError(f"slot {slot} is empty")
 
     def collect(self, decoding: object) -> Pixels:
-        """RGB pixels uint8 [height, width, 3] of what `finish` returned, when the device is done with them."""
+        """Wait for what `finish` returned: RGB pixels, uint8 [height, width, 3]."""
         assert isinstance(decoding, Decoding)
         return decoding.wait()
 
     def encode(self, pixels: object, options: Options = AS_CONFIGURED) -> bytes:
-        """The picture file that the client gets."""
+        """The image file for the client."""
         return codec.encode(np.asarray(pixels, np.uint8), self._config.output, options.format, options.quality)
 
     @_on_device
     def preview(self, slot: int) -> Decoding | None:
-        """Have the device colour the latents that a running picture's last step points at.
+        """Colour the denoised latents that a running image's last step predicts.
 
-        None before its first, where the sampler does not tell, and where no colours were found. Raises ValueError
-        when it does not run, and OutOfMemoryError.
+        None before its first step, where the sampler does not predict them, and where no colours could be fitted.
+        Raises ValueError for a slot without a running image, and OutOfMemoryError.
         """
-        if slot not in self._homes:
-            raise ValueError(f"slot {slot} holds no picture that runs")
-        latents = self._homes[slot].batch.estimate(slot)
+        if slot not in self._workspaces:
+            raise ValueError(f"slot {slot} holds no running image")
+        latents = self._workspaces[slot].batch.estimate(slot)
         return None if latents is None else self._show(latents)
 
     def draw(self, preview: object) -> bytes:
-        """A small JPEG, a pixel for each of the latents, of what `preview` returned."""
+        """A small JPEG of what `preview` returned, with a pixel per latent."""
         return codec.thumbnail(self.collect(preview))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Pixels:
-        """RGB pixels of latents [4, h, w], waited for."""
-        workspace = self._workshop.spaces.of((latents.shape[1], latents.shape[2]))
+        """Decode latents [4, h, w] to RGB pixels, and wait for them."""
+        workspace = self._execution.spaces.of((latents.shape[1], latents.shape[2]))
         return workspace.decoder.start(latents.to(self._model.device)).wait()
 
-    def rehearsal(self, bucket: int, size: Size | None = None) -> Callable[[], None]:
-        """What takes a step of so many images of a size, nominal by default, that there are not.
+    def dummy_run(self, bucket: int, size: Size | None = None) -> Callable[[], None]:
+        """A function that runs one step of a bucket on placeholder images, of nominal size by default.
 
-        Where the engine has no buffers for the other size, they are made now, and dropped with this.
+        It owns the buffers for another size, if the engine has none.
         """
-        space = self._workshop.spaces.of(self._nominal) if size is None else self._workshop.space(size)
-        return torch.no_grad()(partial(space.batch.rehearse, bucket))
+        space = self._execution.spaces.of(self._nominal) if size is None else self._execution.space(size)
+        return torch.no_grad()(partial(space.batch.dummy_run, bucket))
 
-    def rehearsable(self) -> list[tuple[Size, int]]:
-        """Steps of other sizes, as (size, bucket), that can be rehearsed at no lasting cost of memory.
+    def dummy_runs(self) -> list[tuple[Size, int]]:
+        """The dummy runs of other sizes, as (size, bucket), that take no memory for good.
 
-        They are those of the sizes used last, in buckets that images ran in or that have graphs. Where another size
-        costs little, it is a step of one image of 2:1 as well: most sizes lie between that and the nominal one.
+        These are the sizes used last, in buckets that images ran in or that have graphs. Where another size costs
+        little, also one image of 2:1, as most sizes lie between that and the nominal one.
         """
-        sizes = {size: space.batch.used for size, space in self._workshop.spaces.latest() if space.batch.used}
-        if self._workshop.light:
-            sizes.setdefault(self._wide, self._workshop.recipe.buckets[:1])
+        sizes = {size: space.batch.used for size, space in self._execution.spaces.latest() if space.batch.used}
+        if self._execution.light:
+            sizes.setdefault(self._wide, self._execution.shape.buckets[:1])
         sizes.pop(self._nominal, None)
         return [(size, bucket) for size, buckets in list(sizes.items())[:MAX_SIZES] for bucket in buckets]
 
     def pixels(self, size: Size) -> tuple[int, int]:
-        """Width and height of an image whose latents have a size."""
+        """Width and height in pixels of an image with latents of a size."""
         return size[1] * self._model.latent_scale, size[0] * self._model.latent_scale
 
     def condition(self) -> Condition:
         """Kernels, graphs and fallbacks."""
-        return self._workshop.condition()
+        return self._execution.condition()
 
-    def settle(self, seconds: float) -> bool:
-        """Wait until the engine is as fast as it gets, with nothing running; whether it was before time was up."""
+    def wait_until_compiled(self, seconds: float) -> bool:
+        """With nothing running, wait until all is compiled; False if that takes longer."""
         deadline = time.monotonic() + seconds
-        while not (settled := self._workshop.settled()) and time.monotonic() < deadline:
+        while not (done := self._execution.all_compiled()) and time.monotonic() < deadline:
             self.step()
             time.sleep(0.01)
-        return settled
+        return done
 
     def synchronize(self) -> None:
-        """Wait until the device has done all it was told."""
+        """Wait for the device."""
         if self._model.device.type == "cuda":
             torch.cuda.synchronize(self._model.device)
 
     def _place(self, slot: int, prepared: Prepared) -> Workspace:
-        workspace = self._workshop.spaces.of((prepared.noise.shape[2], prepared.noise.shape[3]))
+        workspace = self._execution.spaces.of((prepared.noise.shape[2], prepared.noise.shape[3]))
         noise = upload(prepared.noise, self._model.device)
         hint, text = self._hint(prepared.edges), self._text(prepared.prompts)
-        plan = self._workshop.placed(prepared.plan)
-        workspace.batch.admit(slot, Newcomer(noise, hint, text, plan, prepared.scales))
+        schedule = self._execution.schedule(prepared.plan)
+        workspace.batch.admit(slot, JoiningImage(noise, hint, text, schedule, prepared.scales))
         return workspace
 
     def _show(self, latents: Tensor) -> Decoding | None:
-        colours = self._workshop.colours
+        colours = self._execution.colours
         return None if colours is None else fetch(colours(latents))
 
     def _final(self, slot: int) -> tuple[Workspace, Tensor]:
-        if slot not in self._finals:
-            raise ValueError(f"slot {slot} holds no picture that took its last step")
-        return self._finals[slot]
+        if slot not in self._finished_latents:
+            raise ValueError(f"slot {slot} holds no image that has taken its last step")
+        return self._finished_latents[slot]
 
     def _retire(self, slot: int) -> None:
-        workspace = self._homes.pop(slot)
-        self._finals[slot] = (workspace, workspace.batch.final_latents(slot))
+        workspace = self._workspaces.pop(slot)
+        self._finished_latents[slot] = (workspace, workspace.batch.final_latents(slot))
         workspace.batch.remove(slot)
 
     def _hint(self, edges: Pixels) -> Tensor:
-        picture = upload(torch.from_numpy(edges), self._model.device).to(self._model.dtype) / 255
-        return self._model.hint(picture)
+        return self._model.hint(upload(torch.from_numpy(edges), self._model.device).to(self._model.dtype) / 255)
 
     def _prompts(self, task: Task) -> tuple[Prompt, ...]:
-        """Prompts of an image's rows; the unconditional row comes first."""
+        """The prompts of an image's rows, the unconditional one first."""
         tokens, positive = self._model.tokens, self._model.tokens.positive(task.text)
-        return (tokens.negative(task.options.negative), positive) if self._workshop.recipe.rows == 2 else (positive,)
+        return (tokens.negative(task.options.negative), positive) if self._execution.shape.rows == 2 else (positive,)
 
     def _text(self, prompts: tuple[tuple[int, ...], ...]) -> Tensor:
         """Keys and values of an image's rows [rows, 77, total]."""
-        return torch.stack([self._workshop.keys_values(prompt) for prompt in prompts])
+        return torch.stack([self._execution.keys_values(prompt) for prompt in prompts])

@@ -42,7 +42,7 @@ class FaultyEngine:
         return self._engine.prepare(task)
 
     def admit(self, slot: int, prepared: Any) -> None:
-        """Pass a picture on."""
+        """Pass an image on."""
         self._engine.admit(slot, prepared)
         self._running.add(slot)
 
@@ -63,13 +63,13 @@ class FaultyEngine:
         return self._engine.measure_again(is_idle)
 
     def finish(self, slot: int) -> object:
-        """Raises OutOfMemoryError by chance; the picture is in its slot then, as it was."""
+        """Raises OutOfMemoryError by chance; the image is in its slot then, as it was."""
         self._refuse_memory("finish", self._faults.finish_memory)
         self._running.discard(slot)
         return self._engine.finish(slot)
 
     def discard(self, slot: int) -> None:
-        """Drop a picture."""
+        """Drop an image."""
         self._running.discard(slot)
         self._engine.discard(slot)
 

@@ -1,7 +1,18 @@
-"""CUDA graphs: what the device does again and again is recorded once and replayed, without a launch for each kernel.
+"""CUDA graphs: work that the device repeats is recorded once and then replayed with a single launch.
 
-A work that is recorded reads and writes memory that stays where it is, allocates from a pool, and asks the host
-nothing. Works that share a pool share its memory: they must run one after the other, on one stream.
+A step launches hundreds of kernels, each for some microseconds of the CPU's time; a small batch runs faster than that.
+A graph replays all of them at once. The price is that everything in it is fixed: shapes, kernels and addresses. So
+recorded work reads its inputs from buffers that never move, writes its results into such buffers, and never waits for
+the device. Memory for what lies between comes from a pool that belongs to the graph.
+
+Example: a batch of two steps at 512 x 512. `graphs.of(2, step)` finds no recording for key 2, so it runs `step` a few
+times, on padding, to let libraries choose kernels and allocate, then records it. It returns the replay, and every
+later step of two images is one launch that reads who takes part from an index tensor. Decoding uses another key and
+another pool: graphs that share a pool reuse each other's memory, so they must run one after the other, on one stream,
+while the VAE runs beside the steps.
+
+Recording can fail: for lack of memory, or because some kernel cannot be recorded. Then the work runs without a graph:
+slower, counted in `Fallbacks`, and not tried again. A graph that fails when replayed is dropped the same way.
 """
 
 import logging
@@ -23,39 +34,40 @@ Work: TypeAlias = Callable[[], object]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Recording:
-    """A recorded work, and the bytes by which its pool grew for it."""
+    """Recorded work, and the bytes by which its pool grew."""
 
     replay: Work
     size: int
 
 
 class Recorder(Protocol):
-    """Records works on a device. The seam at which tests stand in for one."""
+    """Records work on a device. Tests replace it."""
 
-    def pool(self, *, aside: bool = False) -> object:
-        """A new pool of memory; `aside`: for works that are replayed beside those of other pools."""
+    def pool(self, *, concurrent: bool = False) -> object:
+        """A new pool of memory; `concurrent`: its graphs run beside those of other pools."""
 
     def record(self, work: Work, pool: object) -> Recording:
-        """Run a work a few times, and record it. Raises torch.OutOfMemoryError, and whatever else goes wrong.
+        """Run work a few times, then record it.
 
-        Then nothing more is to be recorded in the pool, but what was recorded in it before can be replayed.
+        Raises torch.OutOfMemoryError, and whatever else goes wrong. After an error nothing more may be recorded in the
+        pool, but its earlier recordings can be replayed.
         """
 
-    def settle(self) -> None:
-        """Wait for all that the device was told: then nothing that is dropped is still in use."""
+    def synchronize(self) -> None:
+        """Wait for the device, so that nothing that is dropped next is still in use."""
 
     def trim(self) -> None:
-        """Give the device memory that nothing uses any more."""
+        """Return unused memory to the device."""
 
 
 class Fallbacks:
-    """Counts the times that a slower way was taken because the faster one failed, and logs each."""
+    """Counts and logs each time that a faster way failed and a slower one was taken."""
 
     def __init__(self) -> None:
         self._times: Counter[str] = Counter()
 
     def note(self, reason: str, detail: object) -> None:
-        """Enter one. `reason` is one of a few, for a metric; `detail` is for the log."""
+        """Count one. `reason` is a metric's label, so one of a few; `detail` goes to the log."""
         self._times[reason] += 1
         log.warning("%s: %s", reason, detail)
 
@@ -65,47 +77,47 @@ class Fallbacks:
 
 
 @dataclass(frozen=True, slots=True)
-class Studio:
-    """What all graphs of an engine share: the recorder, the turn to use it, and what to do without memory.
+class GraphContext:
+    """What all graphs of an engine share. `recorder` is None where work runs without graphs.
 
-    `turn` is held while graphs are recorded or networks compiled: either may disturb the other. `make_room` drops what
-    can be done without and says whether there was any.
+    `lock` is held while graphs are recorded or networks compiled, as either disturbs the other. `make_room` drops
+    workspaces that nobody uses and says whether there were any.
     """
 
     recorder: Recorder | None
     fallbacks: Fallbacks
     make_room: Callable[[], bool]
-    turn: Lock
+    lock: Lock
     trials: Trials = field(default_factory=Trials)
 
 
 class Pool:
-    """Memory that graphs share. `aside`: as in `Recorder.pool`.
+    """Memory that graphs share. `concurrent`: as in `Recorder.pool`.
 
-    After a recording in it has failed there is another in its place, as torch may refuse to record in the old one. The
-    graphs that it has keep the old one alive.
+    A failed recording replaces the recorder's pool, as torch may refuse to record in it again. Earlier graphs keep the
+    old one alive.
     """
 
-    def __init__(self, *, aside: bool = False) -> None:
-        self._aside = aside
+    def __init__(self, *, concurrent: bool = False) -> None:
+        self._concurrent = concurrent
         self._made: object | None = None
 
     def record(self, recorder: Recorder, work: Work) -> Recording:
-        """Record a work. Raises what the recorder raises."""
+        """Record work. Raises what the recorder raises."""
         if self._made is None:
-            self._made = recorder.pool(aside=self._aside)
+            self._made = recorder.pool(concurrent=self._concurrent)
         try:
             return recorder.record(work, self._made)
         except BaseException:
-            self._made = recorder.pool(aside=self._aside)
+            self._made = recorder.pool(concurrent=self._concurrent)
             raise
 
 
 class Graphs:
-    """The graphs of some works that share a pool, by key."""
+    """Graphs by key that share a pool, such as one for each bucket of a batch."""
 
-    def __init__(self, studio: Studio, pool: Pool | None = None) -> None:
-        self._studio = studio
+    def __init__(self, context: GraphContext, pool: Pool | None = None) -> None:
+        self._context = context
         self._pool = pool or Pool()
         self._recordings: dict[Hashable, Recording] = {}
         self._hopeless: set[Hashable] = set()
@@ -124,98 +136,98 @@ class Graphs:
 
     @property
     def fallbacks(self) -> Fallbacks:
-        """Where to enter what had to be given up."""
-        return self._studio.fallbacks
+        """The count of what had to be given up."""
+        return self._context.fallbacks
 
     @property
     def trials(self) -> Trials:
-        """Where to tell what is tried."""
-        return self._studio.trials
+        """The record of what is being tried."""
+        return self._context.trials
 
     def make_room(self) -> bool:
-        """Drop what can be done without; False when there is nothing."""
-        return self._studio.make_room()
+        """Drop unused workspaces; False when there are none."""
+        return self._context.make_room()
 
-    def of(self, key: Hashable, work: Work, rehearsal: Work = lambda: None) -> Work:
-        """What does the work fastest: its graph, recorded at first use, or the work itself where that is not possible.
+    def of(self, key: Hashable, work: Work, before_recording: Work = lambda: None) -> Work:
+        """The fastest way to do the work: its graph, recorded at first use, or the work itself if that fails.
 
-        Recording runs the work a few times; `rehearsal` is called before, to see that this harms nothing. A graph that
-        fails is given up, and the work done instead.
+        Recording runs the work a few times: `before_recording` must see to it that this harms no image. A graph that
+        fails when replayed is dropped, and the work is done instead.
         """
         if key not in self._recordings and key not in self._hopeless:
-            self._try_to_record(key, work, rehearsal)
+            self._try_to_record(key, work, before_recording)
         recording = self._recordings.get(key)
         return work if recording is None else partial(self._replay, recording, key, work)
 
-    def replace(self, key: Hashable, work: Work, rehearsal: Work) -> None:
-        """Record the work that is to take another's place, and replay it once: only then is the other's graph dropped.
+    def replace(self, key: Hashable, work: Work, before_recording: Work) -> None:
+        """Record other work under a key, and replay it once; only then drop the present graph.
 
-        Raises whatever goes wrong; nothing has changed then.
+        Raises whatever goes wrong, and then has changed nothing.
         """
-        recorder = self._studio.recorder
+        recorder = self._context.recorder
         if recorder is None:
             return
-        with self._studio.turn:
-            rehearsal()
+        with self._context.lock:
+            before_recording()
             recording = self._record(recorder, work)
             recording.replay()
-            recorder.settle()  # for what goes wrong on the device; and the other one may be running
+            recorder.synchronize()  # to see errors of the device; and the present graph may be running
         self._recordings[key] = recording
 
     def drop(self, key: Hashable) -> None:
-        """Forget a graph, and that it could not be recorded: its work has changed."""
+        """Forget a graph, or that it could not be recorded, as its work has changed."""
         self._hopeless.discard(key)
-        if key in self._recordings and self._studio.recorder is not None:
-            self._studio.recorder.settle()  # it may be running
+        if key in self._recordings and self._context.recorder is not None:
+            self._context.recorder.synchronize()  # the graph may be running
         self._recordings.pop(key, None)
 
     def _replay(self, recording: Recording, key: Hashable, work: Work) -> None:
         try:
             recording.replay()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the work may be done without
-            with self.trials.of(GRAPHS):  # if the device has failed, this is why
+        except Exception as error:  # noqa: BLE001 - whatever it is, the work can run without a graph
+            with self.trials.of(GRAPHS):  # if the device has failed, the graph is to blame
                 self.drop(key)
                 self._give_up(key, "graph: not replayed", error)
                 work()
 
     def _give_up(self, key: Hashable, reason: str, error: Exception) -> None:
         self._hopeless.add(key)
-        self._studio.fallbacks.note(reason, f"{key} runs without: {first_line(error)}")
+        self._context.fallbacks.note(reason, f"{key} runs without: {first_line(error)}")
 
-    def _try_to_record(self, key: Hashable, work: Work, rehearsal: Work) -> None:
-        recorder = self._studio.recorder
+    def _try_to_record(self, key: Hashable, work: Work, before_recording: Work) -> None:
+        recorder = self._context.recorder
         if recorder is None:
             return
-        if not self._studio.turn.acquire(blocking=False):
+        if not self._context.lock.acquire(blocking=False):
             self._note_delay(key)
             return
         try:
             with self.trials.of(GRAPHS):
-                rehearsal()
+                before_recording()
                 self._recordings[key] = self._record(recorder, work)
         except torch.OutOfMemoryError as error:
             self._give_up(key, "graph: out of memory", error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the work may be done without
+        except Exception as error:  # noqa: BLE001 - whatever it is, the work can run without a graph
             self._give_up(key, "graph: not recordable", error)
         finally:
-            self._studio.turn.release()
+            self._context.lock.release()
 
     def _note_delay(self, key: Hashable) -> None:
-        """Networks are being compiled: until then the work runs as it is, which counts once."""
+        """Count once that the work runs without a graph until the compiler is done."""
         if key not in self._delayed:
             self._delayed.add(key)
-            self._studio.fallbacks.note("graph: waits for the compiler", f"{key} runs without until it has finished")
+            self._context.fallbacks.note("graph: waits for the compiler", f"{key} runs without until it has finished")
 
     def _record(self, recorder: Recorder, work: Work) -> Recording:
         try:
             return self._pool.record(recorder, work)
         except torch.OutOfMemoryError:
             recorder.trim()
-            if not self._studio.make_room():
+            if not self._context.make_room():
                 raise
         return self._pool.record(recorder, work)
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, and its kind where it says nothing."""
+    """The first line of an error's message, or its type if it has none."""
     return str(error).partition("\n")[0] or type(error).__name__

@@ -1,6 +1,6 @@
 """What an image file says of itself: its format and size, read from the header alone, and what it takes to decode it.
 
-Nothing is decompressed and nothing is allocated by the declared size, so a picture may claim any size: the caller
+Nothing is decompressed and nothing is allocated by the declared size, so an image may claim any size: the caller
 compares it with its own limit. Pillow would warn of such claims (or, for WebP, allocate the canvas at once), therefore
 the few bytes are read here. Layouts: PNG 3rd edition 5 and 11; ITU T.81 B.1; RFC 9649; Exif 2.32 4.6.
 """
@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias, assert_never
 
 from workers.engine.config import Sizing
 from workers.engine.contract import BadPictureError
-from workers.engine.foreign import kind_of
+from workers.engine.file_kinds import kind_of
 
 Format: TypeAlias = Literal["PNG", "JPEG", "WebP"]
 Buffer: TypeAlias = bytes | memoryview
@@ -54,7 +54,7 @@ _MAX_ENTRIES = 256  # of an EXIF directory, looked at; cameras write some 20, an
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A picture's format, its size in pixels as a viewer shows it, and its EXIF orientation (1 to 8, 1 is upright).
+    """An image's format, its size in pixels as a viewer shows it, and its EXIF orientation (1 to 8, 1 is upright).
 
     `lossless` is how many bytes of a WebP are coded losslessly: all of its pixels, or only their alpha.
     """

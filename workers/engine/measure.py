@@ -1,5 +1,5 @@
-"""What a step and all the rest of an image cost on this device: measured when a worker warms up and whenever it idles,
-and steps again when they have become faster."""
+"""Measures what a step and the rest of an image cost on this device: at warm-up, whenever the worker idles, and steps
+again after they have become faster."""
 
 import logging
 import time
@@ -27,21 +27,21 @@ Clock: TypeAlias = Callable[[Iterable[Callable[[], object]]], float]
 _log = logging.getLogger(__name__)
 
 _REPEATS = 3  # at most
-_IDLE_REPEATS = 20  # at most: a GPU that has idled needs some steps until its clock is up
-_ENOUGH_S = 0.2  # spent on one figure; a device that needs more of it for two calls is a slow one, and steadier
-_LONG_S = 1.0  # for a call that is not repeated: the first of a shape chooses kernels, which takes some tenths of this
-_PATIENCE_S = 0.5  # for all steps: it is part of the start. On a slow device those that are left are estimated
-_OTHERS_S = 1.0  # spent on other sizes whenever the engine idles; the next time goes on with those that are left
+_IDLE_REPEATS = 20  # at most: an idle GPU needs some steps to raise its clock
+_ENOUGH_S = 0.2  # per figure; a device that needs more for two calls is slow, and so steadier
+_LONG_S = 1.0  # a longer call is not repeated. The first of a shape chooses kernels, in some tenths of this
+_STEPS_S = 0.5  # for all steps at warm-up; on a slow device the rest is estimated
+_OTHERS_S = 1.0  # for other sizes whenever the engine idles; the next time continues with the rest
 
 
 class _NeededError(Exception):
-    """Somebody needs the engine."""
+    """The engine is needed."""
 
 
 class Measurements:
-    """What was measured of images of `side` x `side` pixels: one step of each bucket, and all that is not a step.
+    """Measures images of `side` x `side` pixels: one step of each bucket, and all that is not a step.
 
-    And one step of other sizes, where that takes no memory for long (`DiffusionEngine.rehearsable`).
+    And one step of other sizes, where that takes no memory for good (`DiffusionEngine.dummy_runs`).
     """
 
     def __init__(self, engine: "DiffusionEngine", side: int, buckets: Sequence[int]) -> None:
@@ -57,8 +57,8 @@ class Measurements:
         self._costs: Costs | None = None
 
     def costs(self) -> Costs:
-        """As the scheduler wants them. Images that fill no bucket cost as much as those that do."""
-        if self._costs is None:  # asked for with every step, and seldom new
+        """The costs for the scheduler. A bucket costs the same however full it is."""
+        if self._costs is None:  # asked for at every step, and rarely new
             steps = tuple(self._nominal(self._bucket(n)) for n in range(1, self._buckets[-1] + 1))
             sizes = tuple(self._costs_of(size) for size in sorted({size for size, _ in self._others}))
             fixed = self._host_seconds + self._device_seconds
@@ -66,14 +66,14 @@ class Measurements:
         return self._costs
 
     def take_all(self) -> None:
-        """Measure all but the steps of an image, then steps while patience lasts; log which buckets it left out."""
+        """Measure all but the steps of an image, then steps while time lasts; log the buckets that are left out."""
         self._host_seconds = self._seconds(self._on_host())
         self._device_seconds = self._seconds(self._on_device())
-        deadline = time.perf_counter() + _PATIENCE_S
+        deadline = time.perf_counter() + _STEPS_S
         first, *rest = dict.fromkeys((self._buckets[0], self._buckets[-1], *self._buckets))
         self.take(first)
-        # The ends first: between them the rest can be estimated. What other sizes take can be less well.
-        others = self._engine.rehearsable()
+        # The ends first: the rest can be interpolated, other sizes less well.
+        others = self._engine.dummy_runs()
         for size, bucket in (
             *((None, bucket) for bucket in rest[:1]),
             *(part for part in others if part[1] == first),
@@ -84,25 +84,25 @@ class Measurements:
                 self.take(bucket, size)
         known = sorted(self._step_seconds)
         if estimated := [bucket for bucket in self._buckets if bucket not in known]:
-            _log.info("step time measured for %s images together, estimated for %s", known, estimated)
+            _log.info("Step time measured for batches of %s, estimated for %s", known, estimated)
 
     def take(self, bucket: int, size: Size | None = None) -> None:
-        """Measure a step of a bucket, of the nominal size by default, with whatever runs standing still.
+        """Measure a step of a bucket, of the nominal size by default, while running images wait.
 
-        Where it fails, as for want of memory, what was known or estimated stays; while nothing is, it raises the error.
+        If that fails, for lack of memory say, the former figure or estimate stays; without any, raise the error.
         """
         try:
-            seconds = self._seconds([self._engine.rehearsal(bucket, size)] * _REPEATS)
+            seconds = self._seconds([self._engine.dummy_run(bucket, size)] * _REPEATS)
         except Exception as error:
             if not self._step_seconds:
                 raise
-            _log.warning("a step of %d images cannot be measured: %s", bucket, error)
+            _log.warning("Cannot measure a step of %d images: %s", bucket, error)
         else:
             self._note(bucket, size, seconds)
         self._costs = None
 
     def _note(self, bucket: int, size: Size | None, seconds: float) -> None:
-        """Keep a figure, and of other sizes those measured last."""
+        """Keep a figure; of other sizes only the latest."""
         if size is None:
             self._step_seconds[bucket] = seconds
             return
@@ -112,14 +112,13 @@ class Measurements:
         self._others = {part: seconds for part, seconds in self._others.items() if part[0] in kept}
 
     def refresh(self, is_idle: Callable[[], bool]) -> bool:
-        """Measure everything again. False, and nothing has changed, if the engine is needed before that is done.
+        """Measure everything again. Return False, with nothing changed, if the engine is needed before the end.
 
-        Other work on the machine can only slow it: so the fastest of the runs counts. Each figure is measured by
-        itself, as other work does not slow all of them alike: what is not a step is the processor's, on a GPU. One
-        that there is no memory for stays as it was.
+        Other work on the machine only slows a run, so the fastest counts. It does not slow all parts alike: on a GPU,
+        all but the steps depends on the CPU. So each figure is measured by itself; one without memory stays as it was.
 
-        Other sizes come last, those first that were measured longest ago. They are extra: what of them is not measured
-        before the engine is needed, or `_OTHERS_S` have passed, is taken to have changed as the nominal size has.
+        Other sizes come last, the oldest figures first. Those not measured before the engine is needed, or before
+        `_OTHERS_S` have passed, change in proportion to the nominal size.
         """
 
         def unless_needed(action: Callable[[], object]) -> None:
@@ -141,14 +140,14 @@ class Measurements:
     def _refresh_nominal(self, fastest: Clock) -> None:
         first, steps = self._buckets[0], dict(self._step_seconds)
         for bucket in self._buckets:
-            if bucket in steps or bucket * steps[first] <= _PATIENCE_S:
+            if bucket in steps or bucket * steps[first] <= _STEPS_S:
                 with suppress(torch.OutOfMemoryError):
-                    steps[bucket] = fastest([self._engine.rehearsal(bucket)] * _IDLE_REPEATS)
+                    steps[bucket] = fastest([self._engine.dummy_run(bucket)] * _IDLE_REPEATS)
         change = steps[first] / self._step_seconds[first]
         host, device = self._host_seconds, self._device_seconds
         with suppress(OutOfMemoryError, torch.OutOfMemoryError):
             host = fastest(self._on_host())
-        if device > _LONG_S:  # an image that comes now would wait so long: take it to have changed as steps have
+        if device > _LONG_S:  # an image that arrives would wait for this: assume the change of a step
             device *= change
         else:
             with suppress(OutOfMemoryError, torch.OutOfMemoryError):
@@ -158,10 +157,10 @@ class Measurements:
 
     def _refresh_others(self, fastest: Clock) -> None:
         until, age = time.perf_counter() + _OTHERS_S, {part: n for n, part in enumerate(self._others)}
-        for size, bucket in sorted(self._engine.rehearsable(), key=lambda part: age.get(part, -1)):
-            if self._expected(bucket, size) <= _PATIENCE_S:
+        for size, bucket in sorted(self._engine.dummy_runs(), key=lambda part: age.get(part, -1)):
+            if self._expected(bucket, size) <= _STEPS_S:
                 with suppress(torch.OutOfMemoryError):
-                    self._note(bucket, size, fastest([self._engine.rehearsal(bucket, size)] * _REPEATS))
+                    self._note(bucket, size, fastest([self._engine.dummy_run(bucket, size)] * _REPEATS))
                     self._costs = None
             if time.perf_counter() > until:
                 break
@@ -170,14 +169,14 @@ class Measurements:
         return next(each for each in self._buckets if each >= images)
 
     def _expected(self, bucket: int, size: Size | None) -> float:
-        """About how long a step takes, or longer: as if a batch gained nothing."""
+        """An upper estimate of a step's seconds: as if batching gained nothing."""
         return bucket * self._step_seconds[self._buckets[0]] * (1.0 if size is None else self._key(size).work)
 
     def _nominal(self, images: float) -> float:
         """Seconds of a step of so many nominal images.
 
-        Buckets that were not measured are interpolated between those that were; beyond the largest, a step is taken to
-        cost as much per image as that one, which is what a device without idle units does.
+        Buckets are interpolated between measured ones. Beyond the largest, a step costs as much per image as that one,
+        as on a fully used device.
         """
         known = sorted(self._step_seconds)
         if images > known[-1]:
@@ -185,7 +184,7 @@ class Measurements:
         return float(np.interp(images, known, [self._step_seconds[each] for each in known]))
 
     def _costs_of(self, size: Size) -> tuple[BatchKey, tuple[float, ...]]:
-        """Steps of a size: as measured, and in other buckets as they grow with as much work of the nominal size."""
+        """Steps of a size: as measured, and other buckets in proportion to as much work of the nominal size."""
         key = self._key(size)
         measured = {bucket: seconds for (each, bucket), seconds in self._others.items() if each == size}
         known = sorted(measured)
@@ -198,7 +197,7 @@ class Measurements:
         return BatchKey(width * height / self._side**2, (width, height))
 
     def _on_host(self) -> Iterable[Callable[[], object]]:
-        """What codec threads do for an image, beside the steps of others."""
+        """The work of codec threads for an image, beside the steps of others."""
 
         def read_and_write(task: Task) -> None:
             self._engine.prepare(task)
@@ -207,10 +206,10 @@ class Measurements:
         return [partial(read_and_write, task) for task in self._tasks]
 
     def _on_device(self) -> Iterable[Callable[[], object]]:
-        """What keeps the device from the steps of others: an image is admitted and decoded.
+        """The work that delays the steps of others: admitting and decoding an image.
 
-        On a CPU that is done between two steps, by the thread that takes them. On a GPU the VAE runs beside the steps,
-        but is taken to keep the device as busy as they do: then each delays the other by as long as it takes itself.
+        On a CPU that happens between two steps. On a GPU the VAE runs beside the steps, but we assume that it uses as
+        much of the device as they do, so that each delays the other by its own time.
         """
 
         def admit_and_decode(prepared: "Prepared") -> None:
@@ -221,12 +220,12 @@ class Measurements:
         return (partial(admit_and_decode, self._engine.prepare(task)) for task in self._tasks)
 
     def _seconds(self, actions: Iterable[Callable[[], object]]) -> float:
-        """The median time of actions; the first is warm-up, but where it takes long it is the only one and counts."""
+        """The median time of actions without the first, the warm-up, unless that takes long and is the only one."""
         times = self._times(actions)
         return median(times[1:] or times)
 
     def _times(self, actions: Iterable[Callable[[], object]]) -> list[float]:
-        """How long each action takes, until enough is spent on them."""
+        """The seconds of each action, until enough time is spent."""
         times = []
         for action in actions:
             start = time.perf_counter()
@@ -239,6 +238,6 @@ class Measurements:
 
 
 def _image(side: int) -> bytes:
-    """Noise, blurred enough to have edges but not to be nothing but edges."""
+    """Blurred noise: some edges, but not only edges."""
     coarse = np.random.default_rng(0).integers(0, 256, (side // 8, side // 8, 3), np.uint8)
     return codec.encode(codec.resize(coarse, side, side), Output(format="png"))

@@ -1,4 +1,4 @@
-"""The model's weights, and all that is made of them once: from a folder, or from the Hugging Face cache."""
+"""Loads the model, from a folder or the Hugging Face cache, and computes once what does not change."""
 
 import inspect
 from dataclasses import dataclass, replace
@@ -18,10 +18,10 @@ from workers.engine.denoiser import Denoiser, Guided, Layers, Passes
 from workers.engine.lora import fuse
 from workers.engine.networks import Attend
 from workers.engine.plan import Plans
-from workers.engine.runtime import Ways
+from workers.engine.runtime import ModelFunctions
 from workers.engine.sampler import Scheduler, UnsupportedSamplerError, is_scheduler
 from workers.engine.startup import timed
-from workers.engine.streams import Aside
+from workers.engine.streams import SideStream
 from workers.engine.weights import COMPONENTS, MissingWeightsError, folder_of, is_folder, named_loras, weight_file
 
 _SAFELY = {"use_safetensors": True, "local_files_only": True}  # no pickles, nothing from the hub
@@ -75,36 +75,36 @@ class Model:
         """The time projections of both networks at timesteps [N]: [N, total]."""
         return torch.cat([time_table(network, timesteps) for network in (self.unet, self.controlnet)], dim=1)
 
-    def hint(self, picture: Tensor) -> Tensor:
+    def hint(self, edges: Tensor) -> Tensor:
         """The hint embedding [channels, h, w] of edges [8h, 8w] in 0 .. 1."""
-        return hint_embedding(self.controlnet, picture.expand(1, 3, -1, -1))[0]
+        return hint_embedding(self.controlnet, edges.expand(1, 3, -1, -1))[0]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels of final latents [4, h, w]: RGB uint8 [height, width, 3], on the device."""
         return decode(self.vae, latents)
 
-    def ways(self, attend: Attend, mode: str | None) -> Ways:
-        """How it is run: by torch, with this attention, and compiled in this mode of torch.compile."""
+    def functions(self, attend: Attend, mode: str | None) -> ModelFunctions:
+        """The model's functions: by torch, with this attention, and compiled in this mode of torch.compile."""
         passes, layers = Passes.of(self.unet, self.controlnet, attend), Layers.of(self.unet, self.controlnet)
 
-        def compiled() -> Ways:
+        def compiled() -> ModelFunctions:
             decode = torch.compile(self.decode, fullgraph=True, dynamic=False, mode=mode)
-            return Ways(partial(_guided, passes.compiled(mode), layers), decode)
+            return ModelFunctions(partial(_guided, passes.compiled(mode), layers), decode)
 
-        return Ways(partial(_guided, passes, layers), self.decode, compiled)
+        return ModelFunctions(partial(_guided, passes, layers), self.decode, compiled)
 
 
 def latent_scale(vae: "AutoencoderKL") -> int:
-    """Pixels along a side of one latent: each level of the VAE but the last halves a picture."""
+    """Pixels along a side of one latent: each level of the VAE but the last halves an image."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
-def _guided(passes: Passes, layers: Layers, aside: Aside) -> Guided:
-    return Guided(Denoiser(passes, aside), layers)
+def _guided(passes: Passes, layers: Layers, side_stream: SideStream) -> Guided:
+    return Guided(Denoiser(passes, side_stream), layers)
 
 
 def decode(vae: "AutoencoderKL", latents: Tensor) -> Tensor:
-    """The VAE's picture of final latents [4, h, w]: RGB uint8 [height, width, 3]."""
+    """Decode final latents [4, h, w] with the VAE: RGB uint8 [height, width, 3]."""
     scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
     return to_pixels(vae.decode(scaled[None], return_dict=False)[0][0])
 
@@ -139,7 +139,7 @@ def assemble(config: EngineConfig, parts: Parts, device: str) -> Model:
     check(parts.unet.config, parts.controlnet.config, parts.text_encoder.config.hidden_size)
     plans = plans_of(config.sampler, parts.scheduler)
     for part in (parts.unet, parts.controlnet, parts.vae, parts.text_encoder):
-        _settle(part, device)
+        _freeze(part, device)
     networks = parts.unet, parts.controlnet
     for network in networks:
         pack_projections(network)
@@ -157,15 +157,15 @@ def assemble(config: EngineConfig, parts: Parts, device: str) -> Model:
     )
 
 
-def _settle(part: nn.Module, device: str) -> None:
+def _freeze(part: nn.Module, device: str) -> None:
     # Channels-last on the CPU too: a step of the demo model took 51 ms instead of 70.
     part.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
 
 
 def plans_of(sampler: Sampler, base: dict[str, Any]) -> Plans:
-    """What numbers of steps come to; `base` is the configuration of the scheduler the model came with.
+    """The plans of a sampler; `base` is the configuration of the scheduler that the model came with.
 
-    Raises UnsupportedSamplerError when that is nothing for the configured number.
+    Raises UnsupportedSamplerError when the sampler cannot take the configured number of steps.
     """
     return Plans(sampler, lambda steps: make_scheduler(replace(sampler, steps=steps), base))
 
@@ -176,14 +176,14 @@ def make_scheduler(sampler: Sampler, base: dict[str, Any]) -> Scheduler:
     Raises UnsupportedSamplerError.
     """
     kind = _scheduler_kind(sampler.name)
-    # Only what this scheduler knows: what another kind was saved with would be warned of.
+    # Only keys that this scheduler knows: diffusers warns of others.
     known = inspect.signature(kind).parameters
     options = {key: value for key, value in base.items() if key in known} | sampler.options
     try:
         scheduler = kind.from_config(options)
         scheduler.set_timesteps(sampler.steps)
     except (ImportError, LookupError, TypeError, ValueError) as error:
-        problem = f"{sampler.name} cannot be had with {sampler.steps} steps and these options: {str(error).strip()}"
+        problem = f"{sampler.name} does not work with {sampler.steps} steps and these options: {str(error).strip()}"
         raise UnsupportedSamplerError(problem) from error
     if not is_scheduler(scheduler):
         raise UnsupportedSamplerError(f"{sampler.name} is not of the kind that samples with Stable Diffusion")
@@ -196,7 +196,7 @@ def _scheduler_kind(name: str) -> Any:
     kind = getattr(diffusers, name, None)
     try:
         found = hasattr(kind, "set_timesteps")
-    except ImportError:  # diffusers tells, where it is made, which package it lacks
+    except ImportError:  # diffusers names the missing package when the scheduler is made
         found = True
     if not found:
         raise UnsupportedSamplerError(f"diffusers has no scheduler named {name}")
@@ -259,7 +259,7 @@ def _model_folder(config: EngineConfig) -> Path:
 
 def _folder(name: str, weights: Weights) -> Path:
     if is_folder(weights):
-        return Path(weights.path)  # what is missing in it is told file by file
+        return Path(weights.path)  # missing files are reported one by one
     folder = folder_of(name, weights)
     if folder is None:
         raise MissingWeightsError(f"{weights.path} at revision {weights.revision}")

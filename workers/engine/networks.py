@@ -1,19 +1,19 @@
 """The forward passes of Stable Diffusion's UNet and of its ControlNet, over the modules that diffusers loads.
 
-They read from top to bottom and leave out what does not change between steps: the time projections and the keys and
-values of cross-attention come in ready-made (`constants.py`), one tensor a layer, in the order in which the layers run.
-There is no host synchronisation and no Python number that varies: shapes alone decide what is run. `denoiser.py` puts
-the three passes together.
+They read from top to bottom and leave out what does not change between steps: time projections, and keys and values of
+cross-attention, are computed once (`constants.py`) and passed in, one tensor per layer, in running order. Nothing waits
+for the device and no Python number varies: shapes alone decide which kernels run, so a step can be recorded or
+compiled. `denoiser.py` puts the three passes together.
 
 Shapes: B images, each with one row, or with two under classifier-free guidance (unconditional, conditional), which
 makes R rows in all. An image's rows are alike until they first meet the text, so all before that runs on B rows only:
 exact, and 3.8% of a step saved with SD 1.5. Where B-row tensors meet R-row ones, `_plus`, `_beside` and `_alike` fit
 them without a copy.
 
-Pictures stay in the channels-last layout, in which convolutions are fastest and tokens cost no copy, but for one thing:
-torch's group norm takes and makes the contiguous layout alone on CUDA (`native_group_norm`, in ATen/native/
-group_norm.cpp). So each copies what it takes, and the convolution after it copies once more: 2 x 88 copies a step with
-SD 1.5. Compiled networks have a decomposition in its place, which leaves the layout to the compiler.
+Feature maps stay in the channels-last layout, in which convolutions are fastest and tokens need no copy. The exception
+is torch's group norm, which on CUDA takes and makes the contiguous layout only (`native_group_norm`, in ATen/native/
+group_norm.cpp). So it copies its input, and the convolution after it copies once more: 2 x 88 copies a step with SD
+1.5. Compiled networks use a decomposition instead, which leaves the layout to the compiler.
 
 Source of the architecture: diffusers 0.42, UNet2DConditionModel and ControlNetModel.
 """
@@ -45,8 +45,8 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tens
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """What a network, or a half of one, is told besides its latents.
+class LayerInputs:
+    """What a network, or a half of one, takes besides latents.
 
     `shifts`: each ResNet's time projection [R, channels]. `keys_values`: keys and values, alternately, of each
     cross-attention [R, 77, channels].
@@ -55,26 +55,26 @@ class Given:
     shifts: Sequence[Tensor]
     keys_values: Sequence[Tensor]
 
-    def halves(self, encoder: "Given") -> tuple["Given", "Given"]:
-        """This, for an encoder with as many layers as another's has, and for all that comes after it."""
+    def halves(self, encoder: "LayerInputs") -> tuple["LayerInputs", "LayerInputs"]:
+        """Split into the inputs of an encoder with as many layers as another one, and of the rest."""
         shifts, keys_values = len(encoder.shifts), len(encoder.keys_values)
         return (
-            Given(self.shifts[:shifts], self.keys_values[:keys_values]),
-            Given(self.shifts[shifts:], self.keys_values[keys_values:]),
+            LayerInputs(self.shifts[:shifts], self.keys_values[:keys_values]),
+            LayerInputs(self.shifts[shifts:], self.keys_values[keys_values:]),
         )
 
 
 class _Feed:
-    """Hands out what is given, layer by layer, and the attention to use: `coldness` [R] multiplies its logits."""
+    """Yields the inputs layer by layer, and computes attention; `inverse_temperature` [R] multiplies its logits."""
 
-    def __init__(self, given: Given, attend: Attend, coldness: Tensor | None = None) -> None:
-        self.shifts: Iterator[Tensor] = iter(given.shifts)
-        self.keys_values: Iterator[Tensor] = iter(given.keys_values)
+    def __init__(self, inputs: LayerInputs, attend: Attend, inverse_temperature: Tensor | None = None) -> None:
+        self.shifts: Iterator[Tensor] = iter(inputs.shifts)
+        self.keys_values: Iterator[Tensor] = iter(inputs.keys_values)
         self._attend = attend
-        self._coldness = coldness
+        self._coldness = inverse_temperature
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
-        # Kernels know one factor for all rows. That of each row is taken by its queries, as logits are linear in them.
+        # Kernels take one factor for all rows. Logits are linear in the queries, so each row's factor scales those.
         if self._coldness is not None:
             queries = queries * _alike(self._coldness, queries)[:, None, None]
         return self._attend(queries, keys, values, heads)
@@ -82,13 +82,13 @@ class _Feed:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What the ControlNet is told: the hint embedding [B, channels, h, w] and the rest. `scale` [R] is what its
-    residuals are to be multiplied by, `coldness` [R] what multiplies the logits of its attention."""
+    """The ControlNet's inputs: the hint embedding [B, channels, h, w] and those of its layers. `scale` [R] multiplies
+    its residuals, `inverse_temperature` [R] the logits of its attention."""
 
     hint: Tensor
     scale: Tensor
-    coldness: Tensor
-    given: Given
+    inverse_temperature: Tensor
+    inputs: LayerInputs
 
 
 def control_residuals(
@@ -96,33 +96,33 @@ def control_residuals(
 ) -> Residuals:
     """What the ControlNet adds to each skip connection of the UNet, and to its middle; for latents [B, 4, h, w].
 
-    Not scaled yet: `unet_noise` does that as it adds, which spares a pass over each of them.
+    They are not scaled yet: `unet_noise` scales as it adds, which saves a pass over each.
     """
     x = controlnet.conv_in(latents) + control.hint
-    skips, x = _encode(controlnet, x, _Feed(control.given, attend, control.coldness))
+    skips, x = _encode(controlnet, x, _Feed(control.inputs, attend, control.inverse_temperature))
     convs = controlnet.controlnet_down_blocks
     residuals = [conv(skip) for conv, skip in zip(convs, skips, strict=True)]
     return residuals, controlnet.controlnet_mid_block(x)
 
 
 def unet_features(
-    unet: "UNet2DConditionModel", latents: Tensor, given: Given, attend: Attend = attention
+    unet: "UNet2DConditionModel", latents: Tensor, inputs: LayerInputs, attend: Attend = attention
 ) -> tuple[list[Tensor], Tensor]:
     """The UNet's encoder and middle, which need no ControlNet: the skip connections, and the middle's output."""
-    return _encode(unet, unet.conv_in(latents), _Feed(given, attend))
+    return _encode(unet, unet.conv_in(latents), _Feed(inputs, attend))
 
 
 def unet_noise(
     unet: "UNet2DConditionModel",
     features: tuple[list[Tensor], Tensor],
-    given: Given,
+    inputs: LayerInputs,
     residuals: Residuals,
     scale: Tensor,
     attend: Attend = attention,
 ) -> Tensor:
-    """The UNet's decoder, over what its encoder and the ControlNet made, this scaled by [R]: the noise [R, 4, h, w]."""
+    """The UNet's decoder: the noise [R, 4, h, w], from its encoder's features and the residuals, scaled by [R]."""
     skips = [_controlled(skip, residual, scale) for skip, residual in zip(features[0], residuals[0], strict=True)]
-    x = _decode(unet, _controlled(features[1], residuals[1], scale), skips, _Feed(given, attend))
+    x = _decode(unet, _controlled(features[1], residuals[1], scale), skips, _Feed(inputs, attend))
     noise: Tensor = unet.conv_out(silu(unet.conv_norm_out(x)))
     return noise
 
@@ -192,12 +192,12 @@ def _resnet(module: "ResnetBlock2D", x: Tensor, feed: _Feed) -> Tensor:
 def _transformer(module: "Transformer2DModel", x: Tensor, feed: _Feed) -> Tensor:
     height, width = x.shape[-2:]
     h: Tensor = module.norm(x)
-    # A 1x1 convolution or a linear layer: the same sum, on pictures or on tokens.
+    # A 1x1 convolution or a linear layer: the same sum, on feature maps or on tokens.
     linear = module.use_linear_projection
     h = module.proj_in(_tokens(h)) if linear else _tokens(module.proj_in(h))
     for block in module.transformer_blocks:
         h = _transformer_block(block, h, feed)
-    h = _picture(module.proj_out(h), height, width) if linear else module.proj_out(_picture(h, height, width))
+    h = _feature_map(module.proj_out(h), height, width) if linear else module.proj_out(_feature_map(h, height, width))
     return _plus(x, h)
 
 
@@ -223,7 +223,7 @@ def _tokens(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def _picture(x: Tensor, height: int, width: int) -> Tensor:
+def _feature_map(x: Tensor, height: int, width: int) -> Tensor:
     """[rows, h * w, channels] as [rows, channels, h, w] in the channels-last layout."""
     return x.reshape(x.shape[0], height, width, -1).permute(0, 3, 1, 2)
 
@@ -246,7 +246,7 @@ def _beside(x: Tensor, skip: Tensor) -> Tensor:
     if copies == 1:
         return torch.cat([x, skip], dim=1)
     repeated = _tokens(skip)[:, None].expand(-1, copies, -1, -1)
-    return _picture(torch.cat([_tokens(x).unflatten(0, (-1, copies)), repeated], -1).flatten(0, 1), *x.shape[-2:])
+    return _feature_map(torch.cat([_tokens(x).unflatten(0, (-1, copies)), repeated], -1).flatten(0, 1), *x.shape[-2:])
 
 
 def _alike(rows: Tensor, like: Tensor) -> Tensor:

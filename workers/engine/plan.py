@@ -1,4 +1,4 @@
-"""What a task asks for, as the engine takes it: its steps as a plan, its scales and thresholds, its seed's noise."""
+"""What a request asks for, as the engine needs it: steps as a matrix, scales, thresholds and noise."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -18,35 +18,35 @@ from workers.engine.sampler import SamplerMatrix, Scheduler, counts, sampler_mat
 _log = logging.getLogger(__name__)
 
 _KEPT = 64  # plans; with 50 steps 31 KB each, and up to 40 ms to make, in which steps on a CPU are slower by half
-# What schedulers of diffusers raise when they are set to, or run with, a number of steps that is not for them.
-_UNABLE = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
-_HALF_WHITE = 127  # the mean of an edge map; that of an inverted one is higher, that of Canny's is about 20
+# What schedulers of diffusers raise for a number of steps that they cannot take.
+_STEP_ERRORS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+_HALF_WHITE = 127  # mean of an edge map: about 20 for Canny's, above this for an inverted one
 _TORCH_SEEDS, _KEYS = range(2**32), 2**128
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
-    """The columns of a history: first the noise predictions of at most so many calls, then at most so many noises."""
+class HistoryLayout:
+    """The columns of a history: noise predictions of up to `calls` calls, then up to `noises` noises."""
 
     calls: int
     noises: int
 
     @property
     def columns(self) -> int:
-        """How many there are."""
+        """The number of columns."""
         return self.calls + self.noises
 
     def holds(self, matrix: SamplerMatrix) -> bool:
-        """Whether a picture that is made by a matrix has room."""
+        """Whether the history of an image with this matrix fits."""
         return matrix.calls <= self.calls and matrix.noises <= self.noises
 
     def plan(self, steps: int, matrix: SamplerMatrix) -> "Plan":
-        """A matrix, laid out as a history."""
+        """A matrix, its columns in this layout."""
         estimates = None if matrix.estimates is None else self._laid_out(matrix.estimates, matrix)
         return Plan(steps, matrix, self._laid_out(matrix.weights, matrix), estimates)
 
     def _laid_out(self, rows: Tensor, matrix: SamplerMatrix) -> Tensor:
-        """Rows of a matrix, float32; zero for what it does not have."""
+        """Rows of a matrix in this layout, float32; zero where the matrix has no column."""
         laid_out = torch.zeros(len(rows), self.columns)
         noises, predictions = rows.split([matrix.noises, matrix.calls], dim=1)
         laid_out[:, : matrix.calls] = predictions
@@ -56,8 +56,10 @@ class Extent:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Plan:
-    """How a picture is made in a number of steps. `weights` [N + 1, columns]: the matrix, laid out in float32, and so
-    are its `estimates` [N, columns], if there are any."""
+    """How an image is made in a number of steps.
+
+    `weights` [N + 1, columns] and `estimates` [N, columns], if any, are the matrix's in a history's layout, float32.
+    """
 
     steps: int
     matrix: SamplerMatrix
@@ -66,14 +68,14 @@ class Plan:
 
     @property
     def calls(self) -> int:
-        """N: how often the model is called."""
+        """N, the number of model calls."""
         return self.matrix.calls
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Placed:
-    """A plan on the device: its weights [N + 1, columns] and estimates [N, columns], and the time projections at its
-    calls [N, total]."""
+class DeviceSchedule:
+    """A plan on the device: weights [N + 1, columns], estimates [N, columns], and its calls' time projections
+    `times` [N, total]."""
 
     weights: Tensor
     estimates: Tensor | None
@@ -81,14 +83,15 @@ class Placed:
 
     @property
     def calls(self) -> int:
-        """N: how often the model is called."""
+        """N, the number of model calls."""
         return len(self.times)
 
 
 class Plans:
-    """The plans of a sampler; `scheduler` makes one that is set to a number of steps. From any thread.
+    """The plans of a sampler by number of steps. Thread-safe.
 
-    Raises UnsupportedSamplerError when it cannot take the configured number.
+    `scheduler` makes a diffusers scheduler for a number of steps. Raises UnsupportedSamplerError when the sampler
+    cannot take the configured number.
     """
 
     def __init__(self, sampler: Sampler, scheduler: Callable[[int], Scheduler]) -> None:
@@ -96,8 +99,8 @@ class Plans:
         self._most = max(sampler.steps, sampler.max_steps)
         self._scheduler = scheduler
         usual = self._matrix(sampler.steps)
-        self.extent = self._widest(Extent(usual.calls, usual.noises))
-        self.usual = self.extent.plan(sampler.steps, usual)
+        self.layout = self._widest(HistoryLayout(usual.calls, usual.noises))
+        self.usual = self.layout.plan(sampler.steps, usual)
         self._asked = lru_cache(_KEPT)(self._make)
 
     def of(self, steps: int) -> Plan:
@@ -111,11 +114,11 @@ class Plans:
     def _make(self, steps: int) -> Plan:
         try:
             matrix = self._matrix(steps)
-        except _UNABLE as error:
+        except _STEP_ERRORS as error:
             raise self._refusal(steps) from error
-        if not self.extent.holds(matrix):
+        if not self.layout.holds(matrix):
             raise self._refusal(steps)
-        return self.extent.plan(steps, matrix)
+        return self.layout.plan(steps, matrix)
 
     def _refusal(self, steps: int) -> BadOptionError:
         return BadOptionError(f"steps is {steps}, which {self._sampler.name} cannot take: choose another number.")
@@ -123,38 +126,38 @@ class Plans:
     def _matrix(self, steps: int) -> SamplerMatrix:
         return sampler_matrix(self._scheduler(steps))
 
-    def _widest(self, usual: Extent) -> Extent:
-        """That of the most steps that may be asked for and that the sampler can take."""
+    def _widest(self, usual: HistoryLayout) -> HistoryLayout:
+        """The layout for the largest allowed number of steps that the sampler can take."""
         for steps in range(self._most, self._sampler.steps, -1):
             try:
                 calls, noises = counts(self._scheduler(steps))
-            except _UNABLE as error:
+            except _STEP_ERRORS as error:
                 _log.info("%s cannot take %d steps: %s", self._sampler.name, steps, str(error).strip())
             else:
-                return Extent(max(usual.calls, calls), max(usual.noises, noises))
+                return HistoryLayout(max(usual.calls, calls), max(usual.noises, noises))
         return usual
 
 
 class Scales(NamedTuple):
-    """A picture's own numbers: its guidance (1 is none), and what multiplies the ControlNet's residuals and the logits
-    of its attention (`coldness`: one over the temperature)."""
+    """An image's scales: guidance (1 is none), the factor of the ControlNet's residuals, and the factor of the logits
+    of its attention."""
 
     guidance: float
     control: float
-    coldness: float
+    inverse_temperature: float
 
 
-def scales_of(chosen: Resolved, config: EngineConfig, coldest: float) -> Scales:
-    """The scales of a picture; temperatures below `coldest` are taken for that. Raises BadOptionError."""
+def scales_of(chosen: Resolved, config: EngineConfig, min_temperature: float) -> Scales:
+    """The scales of an image; lower temperatures count as `min_temperature`. Raises BadOptionError."""
     guidance = chosen.guidance_scale
     if guidance > 1 and rows_of(config.guidance_scale) == 1:
         raise BadOptionError(f"guidance_scale is {guidance:g}, but this model runs without guidance: 1 is the most.")
-    # As in diffusers, guidance begins above 1.
-    return Scales(max(guidance, 1.0), chosen.control_scale, 1 / max(chosen.temperature, coldest))
+    # As in diffusers, there is guidance only above 1.
+    return Scales(max(guidance, 1.0), chosen.control_scale, 1 / max(chosen.temperature, min_temperature))
 
 
 def warnings_of(options: Options, scales: Scales, edges: NDArray[np.uint8]) -> Iterator[str]:
-    """What a client should know of its options and of the image's edges (uint8, [height, width])."""
+    """Warnings for the client about its options and the image's edges (uint8, [height, width])."""
     if options.negative and scales.guidance == 1:
         yield "The negative prompt has no effect, as guidance_scale is 1 or less."
     if options.control_image == "photo" and not edges.any():
@@ -170,8 +173,8 @@ def draw(seed: int, shape: tuple[int, ...], count: int) -> Tensor:
     CPU, so that it is the same on every device.
 
     On a CPU torch seeds an MT19937 with the low 32 bits: 0, 2**32 and -2**63 would be one seed. Seeds of 32 bits draw
-    from it, one tensor after the other, as diffusers does. Any other seed is the key of a Philox generator, a block
-    cipher that takes 128 bits, so that each of them draws other noise.
+    from it, one tensor after the other, as diffusers does. Any other seed is the 128-bit key of a Philox generator, so
+    that each seed draws different noise.
     """
     if seed in _TORCH_SEEDS:
         generator = Generator().manual_seed(seed)

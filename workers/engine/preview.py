@@ -8,11 +8,11 @@ from torch import Tensor
 from workers.engine.runtime import Decode
 
 # Each channel is one of two values in a patch, and there is a patch of each of the 16 combinations. Four make a
-# picture, such that each channel's mean over it is zero: a decoder normalises over the whole of a picture.
+# image, such that each channel's mean over it is zero: a decoder normalises over the whole of an image.
 _VALUE = 0.75  # in sampling's units; real latents have a variance of about one, but far from zero colours saturate
 _PATCH, _MARGIN = 6, 2  # in latents; colours run into each other at the margins, so these are left out
 _QUARTERS = ((1, 1, 1, 1), (1, 1, -1, -1), (-1, -1, 1, 1), (-1, -1, -1, -1))
-_PICTURES = ((1, 1, 1, 1), (1, 1, 1, -1), (1, -1, 1, 1), (1, -1, 1, -1))
+_IMAGES = ((1, 1, 1, 1), (1, 1, 1, -1), (1, -1, 1, 1), (1, -1, 1, -1))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -31,21 +31,21 @@ class Colours:
 @torch.no_grad()
 def fit(decode: Decode, device: torch.device) -> Colours:
     """The map that comes closest, by least squares, to what a VAE makes of the patches."""
-    signs = torch.tensor(_PICTURES)[:, None] * torch.tensor(_QUARTERS)  # [pictures, quarters, channels]
-    made = torch.stack([_patches(decode(_picture(four).to(device))) for four in signs.float() * _VALUE])
+    signs = torch.tensor(_IMAGES)[:, None] * torch.tensor(_QUARTERS)  # [images, quarters, channels]
+    made = torch.stack([_patches(decode(_image(four).to(device))) for four in signs.float() * _VALUE])
     # The channels are orthogonal over the patches, and so are they to the bias: each weight is a mean.
     weights = torch.einsum("pqc, pqr -> cr", signs.double(), made) / (signs[..., 0].numel() * _VALUE)
     return Colours(weights.float().to(device), made.mean((0, 1)).float().to(device))
 
 
-def _picture(quarters: Tensor) -> Tensor:
+def _image(quarters: Tensor) -> Tensor:
     """Latents [4, 2P, 2P] of four flat patches [4, channels]."""
     latents: Tensor = quarters.T.unflatten(1, (2, 2)).repeat_interleave(_PATCH, 1).repeat_interleave(_PATCH, 2)
     return latents
 
 
 def _patches(pixels: Tensor) -> Tensor:
-    """The mean colours [4, 3], float64, of the middles of a picture's quarters."""
+    """The mean colours [4, 3], float64, of the middles of an image's quarters."""
     scale = pixels.shape[0] // (2 * _PATCH)
     quarters = pixels.cpu().double().unflatten(0, (2, -1)).unflatten(2, (2, -1))  # [2, side, 2, side, 3]
     middle = slice(_MARGIN * scale, -_MARGIN * scale)

@@ -1,6 +1,6 @@
 """The seam between the engine and what runs the networks: torch (`model.py`), or another runtime (`runtimes/`).
 
-Slots, batches, the sampler's matrix and all that is kept from step to step are the engine's own, whatever runs them.
+Slots, batches, the sampler's matrix and all state between steps belong to the engine, whatever runs the networks.
 """
 
 from collections.abc import Callable
@@ -14,28 +14,28 @@ from workers.engine.conditioning import TextConditioning, Tokens
 from workers.engine.denoiser import Predict
 from workers.engine.networks import Attend
 from workers.engine.plan import Plans
-from workers.engine.streams import Aside
+from workers.engine.streams import SideStream
 
 Decode: TypeAlias = Callable[[Tensor], Tensor]  # latents [4, h, w] to RGB uint8 [8h, 8w, 3], on the device
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Ways:
-    """How a step and the VAE are run. `compiled` makes the same, faster, where torch runs them.
+class ModelFunctions:
+    """The functions that run a step and the VAE. `compiled` makes faster ones, where torch runs them.
 
-    Only what torch runs can be recorded as graphs, and run beside other work of the device.
+    Only what torch runs can be recorded as graphs, and run on a side stream.
     """
 
-    predict: Callable[[Aside], Predict]
+    predict: Callable[[SideStream], Predict]
     decode: Decode
-    compiled: "Callable[[], Ways] | None" = None
+    compiled: "Callable[[], ModelFunctions] | None" = None
 
 
 class AnyModel(Protocol):
-    """All that the engine asks of a model, on its device."""
+    """All that the engine needs of a model, on its device."""
 
     @property
-    def tokens(self) -> Tokens: ...  # noqa: D102 - said above, and in the classes
+    def tokens(self) -> Tokens: ...  # noqa: D102 - the types say it
 
     @property
     def text(self) -> TextConditioning: ...  # noqa: D102
@@ -64,8 +64,8 @@ class AnyModel(Protocol):
     def times(self, timesteps: Tensor) -> Tensor:
         """The time projections of both networks, the UNet's first, at timesteps [N], float32: [N, total]."""
 
-    def hint(self, picture: Tensor) -> Tensor:
+    def hint(self, edges: Tensor) -> Tensor:
         """The hint embedding [channels, h, w] of edges [8h, 8w] in 0 .. 1."""
 
-    def ways(self, attend: Attend, mode: str | None) -> Ways:
-        """How it is run. `attend` and torch.compile's `mode` are for what torch runs."""
+    def functions(self, attend: Attend, mode: str | None) -> ModelFunctions:
+        """The model's functions. `attend` and torch.compile's `mode` apply where torch runs them."""

@@ -1,11 +1,17 @@
 """A sampler is a matrix.
 
-DDIM, PNDM, Euler, Heun, DPM++ 2M, DEIS, UniPC and others are linear in the initial noise, in the model outputs, and in
-what they draw at their steps, if they do (LCM, Euler ancestral, DDPM). So the model input of call k is the sum of
-`M[k, i] * input_i` over (noise, draws, eps_0 .. eps_N-1); M depends on the schedule alone. It is read off the diffusers
-scheduler itself, which stays the one source of sampler truth: run in float64 on a "picture" that has a pixel for each
-input, where each input is the unit vector of its own pixel, the scheduler writes into pixel i what input i weighs in
-its result. What it draws is an input like any other: torch.overrides lets a call of torch.randn be answered.
+DDIM, PNDM, Euler, Heun, DPM++ 2M, DEIS, UniPC and others are linear in the initial noise, in the model's outputs, and
+in the noise that some draw at their steps (LCM, Euler ancestral, DDPM). So the model's input at call k is the sum of
+`M[k, i] * input_i` over the inputs (noise, draws, eps_0 .. eps_N-1), and the matrix M depends on the schedule alone.
+Row N gives the final latents. M is lower triangular: no call sees a later output.
+
+Example: Euler from sigma 10 to 5 to 0, in two steps. It computes x1 = x0 + (5 - 10) eps_0 and x2 = x1 + (0 - 5) eps_1,
+with x0 = 10 noise. So the final latents are the row (10, -5, -5) times (noise, eps_0, eps_1).
+
+We do not write such rows down for each sampler. We run diffusers' own scheduler, in float64, on "latents" that have
+one pixel per input, where input i is 1 in pixel i and 0 elsewhere. Because the scheduler is linear, pixel i of its
+result is the weight of input i. What it draws is an input like the others: torch.overrides replaces the result of
+torch.randn. Further pixels with random inputs then prove that the scheduler was in fact linear.
 """
 
 import inspect
@@ -25,12 +31,12 @@ _PROOF_TOLERANCE = 1e-6  # relative; in diffusers 0.42 some come to 1e-15, those
 
 
 class UnsupportedSamplerError(UnusableModelError, ValueError):
-    """A scheduler that cannot be had, or is no fixed linear map: it clips, or draws noise that is not the request's."""
+    """A scheduler is missing, or no fixed linear map: it clips, or draws noise that is not the request's."""
 
 
 @runtime_checkable
 class Scheduler(Protocol):
-    """What is used of a diffusers scheduler whose timesteps are set."""
+    """The parts that we use of a diffusers scheduler with timesteps set."""
 
     timesteps: Tensor
 
@@ -48,24 +54,24 @@ class Scheduler(Protocol):
 
 
 def is_scheduler(found: object) -> TypeGuard[Scheduler]:
-    """Whether it can be used as diffusers' pipelines for Stable Diffusion use theirs."""
+    """Whether it works like the schedulers in diffusers' pipelines for Stable Diffusion."""
     if not isinstance(found, Scheduler):
         return False
     try:
         inspect.signature(found.step).bind(None, None, None, return_dict=False)
-    except TypeError:  # it wants more, such as a second sample
+    except TypeError:  # it needs more, such as a second sample
         return False
     return True
 
 
 @dataclass(frozen=True, eq=False)
 class SamplerMatrix:
-    """A scheduler with its steps. N is the number of model calls, not always that of steps (Heun: 2n - 1).
+    """A scheduler with its steps. N is the number of model calls, not always the number of steps (Heun: 2n - 1).
 
-    `weights` [N + 1, noises + N], float64: row k < N makes the model input of call k from the noise, what is drawn at
-    the steps, and eps_0 .. eps_N-1; row N the final latents. No call sees a later output. `timesteps` [N], float32:
-    what the model is told. `estimates` [N, noises + N]: row k makes the latents that the answer to call k points at,
-    without noise; None where the scheduler does not tell (see `estimates`).
+    `weights` [N + 1, noises + N], float64: row k < N makes the model's input of call k from the noise, the draws, and
+    eps_0 .. eps_N-1; row N the final latents. `timesteps` [N], float32, are passed to the model. `estimates`
+    [N, noises + N]: row k makes the denoised latents that call k predicts; None where they are unknown (see
+    `estimates`).
     """
 
     weights: Tensor
@@ -74,45 +80,44 @@ class SamplerMatrix:
 
     @property
     def calls(self) -> int:
-        """N: how often the model is called for one picture."""
+        """N, the number of model calls for one image."""
         return len(self.timesteps)
 
     @property
     def noises(self) -> int:
-        """1 + D: the initial noise, and what the scheduler draws at its steps."""
+        """1 + D: the initial noise, and the draws."""
         return self.weights.shape[1] - self.calls
 
 
 def sampler_matrix(scheduler: Scheduler) -> SamplerMatrix:
-    """The matrix of a fresh scheduler (they remember what they have seen).
+    """The matrix of a fresh scheduler (a used one keeps state).
 
     Raises UnsupportedSamplerError.
     """
     timesteps = scheduler.timesteps.to("cpu", torch.float32)
     calls, draws = len(timesteps), _MOST_DRAWS * len(timesteps)
     units = torch.eye(1 + draws + calls, dtype=torch.float64)
-    # In one run, as it may be asked for while others' steps want the interpreter: beside the pixels that are read off
-    # some that are to prove it.
-    others = _others(len(units))
-    answers, made = _respond(scheduler, torch.cat([units, others], dim=1), draws)
-    weights, expected = answers.split([len(units), others.shape[1]], dim=1)
-    _prove(scheduler, weights @ others, expected)
+    # One run for both, the pixels to read off and those of the proof, as steps may want the interpreter meanwhile.
+    random = _random_pixels(len(units))
+    answers, made = _respond(scheduler, torch.cat([units, random], dim=1), draws)
+    weights, expected = answers.split([len(units), random.shape[1]], dim=1)
+    _prove(scheduler, weights @ random, expected)
     weights = torch.cat([weights[:, : 1 + made], weights[:, 1 + draws :]], dim=1)
     predicted = torch.eye(1 + made + calls, dtype=torch.float64)[1 + made :]
     return SamplerMatrix(weights, timesteps, estimates(scheduler, weights[:-1], predicted, timesteps))
 
 
 def counts(scheduler: Scheduler) -> tuple[int, int]:
-    """How often a fresh scheduler has the model called, and how many noises it takes: N and 1 + D of its matrix."""
+    """N and 1 + D of a fresh scheduler's matrix: its model calls and its noises."""
     calls, counted = len(scheduler.timesteps), _Draws()
     _run(scheduler, torch.zeros(1 + calls, 1, dtype=torch.float64), counted)
     return calls, 1 + counted.made
 
 
 class _Draws(TorchFunctionMode):
-    """While it is entered, counts what torch.randn draws from `generator`, and puts rows [draws, pixels] in its place.
+    """A context in which torch.randn with `generator` returns the next of the rows [draws, pixels].
 
-    Without rows it only counts. Other draws are left as they are: the proof finds them.
+    Without rows it only counts the draws. Other draws stay as they are: the proof finds them.
     """
 
     def __init__(self, rows: Tensor | None = None) -> None:
@@ -132,20 +137,20 @@ class _Draws(TorchFunctionMode):
     def _row(self, drawn: Tensor) -> Tensor:
         assert self._rows is not None
         if self.made > len(self._rows) or drawn.numel() != self._rows.shape[1]:
-            raise UnsupportedSamplerError("The scheduler draws other than noise of the picture's shape at its steps")
+            raise UnsupportedSamplerError("The scheduler draws other than noise of the image's shape at its steps")
         return self._rows[self.made - 1].view_as(drawn).to(drawn.dtype)
 
 
 def _respond(scheduler: Scheduler, inputs: Tensor, draws: int) -> tuple[Tensor, int]:
-    """[N + 1, pixels] for inputs [1 + draws + N, pixels]: the noise, what is drawn, and what the model answers; and how
-    often was drawn."""
+    """Return results [N + 1, pixels] for inputs [1 + draws + N, pixels] (noise, draws, model outputs), and the number
+    of draws."""
     noise, drawn, outputs = inputs.split([1, draws, len(inputs) - 1 - draws])
     answering = _Draws(drawn)
     return _run(scheduler, torch.cat([noise, outputs]), answering), answering.made
 
 
 def _run(scheduler: Scheduler, inputs: Tensor, draws: _Draws) -> Tensor:
-    """N model inputs and the final latents [N + 1, pixels] for the noise and the model's answers [N + 1, pixels]."""
+    """N model inputs and the final latents [N + 1, pixels], for the noise and the model's outputs [N + 1, pixels]."""
     rows = []
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     options = {"generator": draws.generator} if takes_generator else {}
@@ -158,14 +163,14 @@ def _run(scheduler: Scheduler, inputs: Tensor, draws: _Draws) -> Tensor:
     return torch.stack([*rows, latents.flatten()]).double()
 
 
-def _others(inputs: int) -> Tensor:
-    """Other inputs [inputs, pixels], large enough to be clipped by a scheduler that clips."""
+def _random_pixels(inputs: int) -> Tensor:
+    """Random inputs [inputs, pixels], large enough that a scheduler that clips clips them."""
     generator = Generator().manual_seed(_PROOF_SEED)
     return 3 * torch.randn(inputs, _PROOF_PIXELS, dtype=torch.float64, generator=generator)
 
 
 def _prove(scheduler: Scheduler, by_matrix: Tensor, expected: Tensor) -> None:
-    """Compare what the matrix makes of them with what the scheduler did."""
+    """Compare the matrix's results with the scheduler's own."""
     error = float((by_matrix - expected).norm() / expected.norm())
     if not error < _PROOF_TOLERANCE:
         raise UnsupportedSamplerError(
@@ -176,13 +181,13 @@ def _prove(scheduler: Scheduler, by_matrix: Tensor, expected: Tensor) -> None:
 
 
 def estimates(scheduler: Any, inputs: Tensor, answers: Tensor, timesteps: Tensor) -> Tensor | None:
-    """x0 after each of N calls [N, columns], float64, from rows [N, columns] that make their model inputs and answers.
+    """Rows [N, columns], float64, that make x0, the denoised latents that each of N calls predicts.
 
-    x0 are the denoised latents that a call points at. The model's input is sqrt(abar) x0 + sqrt(1 - abar) eps whatever
-    the sampler: it was trained so, and `scale_model_input` sees to it. abar is the schedule's at the timestep that the
-    model is told. So x0 follows from input and answer, and as the input is a row of the matrix times the inputs, x0 is
-    as well. `timesteps` [N] are what the model is told. None for a scheduler that does not tell its noise schedule, or
-    whose model answers with something else than noise, velocity or image.
+    The model's input is sqrt(abar) x0 + sqrt(1 - abar) eps whatever the sampler: it was trained so, and
+    `scale_model_input` sees to it. abar belongs to the timestep that is passed to the model (`timesteps` [N]). So x0
+    follows from the call's input and output, and since both are rows of a matrix, x0 is one, too: `inputs` and
+    `answers` [N, columns]. None for a scheduler without a known noise schedule, or whose model predicts something else
+    than noise, velocity or the image.
     """
     schedule = getattr(scheduler, "alphas_cumprod", None)
     if schedule is None:

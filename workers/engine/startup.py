@@ -1,7 +1,7 @@
-"""A fast start: what its seconds are spent on, in the log, and weights that are read ahead.
+"""A fast start: the log shows where its seconds go, and weights are read ahead.
 
-Weights are brought into memory while Python imports what is to load them: seconds each, and one does not hinder the
-other.
+Imports and reading weights take seconds each, and do not hinder each other. So a thread reads the weights into the
+kernel's cache while Python imports.
 """
 
 import logging
@@ -21,26 +21,26 @@ _CHUNK_BYTES = 2**23
 
 @contextmanager
 def timed(what: str) -> Iterator[None]:
-    """Log, when it is done, how many seconds it took."""
+    """Log how many seconds the context took."""
     began = time.monotonic()
     yield
     _log.info("%s in %.2f s", what, time.monotonic() - began)
 
 
 def read_ahead(config: EngineConfig, device: str) -> Thread:
-    """Have the files that a model is loaded from read into the kernel's cache, by a thread that ends with that.
+    """Start a thread that reads a model's files into the kernel's cache.
 
-    They are read, as the kernel takes advice (WILLNEED) for a few hundred KiB at a time only. Nor are the model's parts
-    loaded side by side instead: diffusers and transformers change torch's own classes while they load one.
+    It reads them, as the kernel takes advice (WILLNEED) for a few hundred KiB at a time only. Loading the model's parts
+    in parallel is no alternative: diffusers and transformers change torch's own classes while they load one.
     """
-    thread = Thread(target=_read, args=(config, device), name="reads ahead", daemon=True)
+    thread = Thread(target=_read, args=(config, device), name="read ahead", daemon=True)
     thread.start()
     return thread
 
 
 def _read(config: EngineConfig, device: str) -> None:
     room = bytearray(_CHUNK_BYTES)
-    with suppress(OSError):  # whoever loads it will say what is wrong
+    with suppress(OSError):  # whatever loads them reports it
         for path in files(config, device):
             with path.open("rb", buffering=0) as file:
                 while file.readinto(room):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workers.engine.codec import Pixels
 from workers.engine.graphs import Graphs, Work
-from workers.engine.takeover import Place
+from workers.engine.upgrade import Upgradable
 
 if TYPE_CHECKING:
     from workers.engine.runtime import AnyModel, Decode
@@ -20,16 +20,16 @@ _STEPS_AHEAD = 1
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device of a tensor in main memory. The host does not wait for it: pinned memory needs no help."""
+    """Copy a tensor from main memory to the device. The host does not wait, as the copy comes from pinned memory."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-class Aside:
-    """Work that the device may do beside what follows, until they are joined. Without streams, or a device,
-    it is done in line.
+class SideStream:
+    """A second stream: work forked to it runs beside what the main stream does, until both join.
 
-    What is made aside is made of memory that only later work aside reuses, and that begins after whatever has been
-    queued before it: so tensors may pass both ways without further care, provided that they are kept until `join`.
+    Without a CUDA device, the work runs in line. Tensors that are made on the side stream use memory that only later
+    work there reuses, and forked work begins after all that is queued before it. So tensors may pass both ways without
+    further care, provided that they are kept until `join`.
     """
 
     def __init__(self, device: torch.device | None) -> None:
@@ -37,7 +37,7 @@ class Aside:
 
     @contextmanager
     def fork(self) -> Iterator[None]:
-        """Queue what is done within beside the current stream, after all that is queued there now."""
+        """Queue the work of this context on the side stream, after all that is queued on the current one."""
         if self._stream is None:
             yield
             return
@@ -46,16 +46,16 @@ class Aside:
             yield
 
     def join(self) -> None:
-        """Have the current stream wait for the work aside."""
+        """Make the current stream wait for the side stream."""
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
 
 
-class Pace:
+class StepPacer:
     """Keeps the host at most one step ahead of a CUDA device.
 
-    Further ahead, progress reports would be promises, and a newcomer would queue behind steps that were launched long
-    before they run. Not ahead at all, the device would idle between steps.
+    Further ahead, progress would be reported before it is made, and a new image would queue behind steps that were
+    launched long before they run. Not ahead at all, the device would idle between steps.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -63,27 +63,27 @@ class Pace:
         self._marks: deque[torch.cuda.Event] = deque()
 
     def mark(self) -> None:
-        """A step has been launched."""
+        """Note that a step has been launched."""
         if self._cuda:
             event = torch.cuda.Event()
             event.record()
             self._marks.append(event)
 
     def wait(self) -> None:
-        """Before a step is launched: wait for the one before the last."""
+        """Before a step is launched, wait for the one before the last."""
         while len(self._marks) > _STEPS_AHEAD:
             self._marks.popleft().synchronize()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Decoding:
-    """Pixels that are on their way to main memory, RGB uint8 [height, width, 3]."""
+    """Pixels on their way to main memory, RGB uint8 [height, width, 3]."""
 
     pixels: Tensor
     done: torch.cuda.Event | None
 
     def wait(self) -> Pixels:
-        """Wait for them; from any thread."""
+        """Return the pixels when they have arrived; from any thread."""
         if self.done is not None:
             self.done.synchronize()
         pixels: Pixels = self.pixels.numpy()
@@ -91,7 +91,7 @@ class Decoding:
 
 
 def fetch(pixels: Tensor) -> Decoding:
-    """Send pixels on their way as they are now; what becomes of them afterwards does not matter."""
+    """Start copying pixels to main memory; later changes to them have no effect."""
     if not pixels.is_cuda:
         return Decoding(pixels.clone(), None)
     copy = torch.empty_like(pixels, device="cpu", pin_memory=True)
@@ -102,17 +102,17 @@ def fetch(pixels: Tensor) -> Decoding:
 
 
 class Decoder:
-    """Decodes latents of one size, one picture after the other."""
+    """Runs the VAE on latents of one size, one image after the other."""
 
     def __init__(
-        self, model: "AnyModel", decode: "Decode", size: tuple[int, int], aside: Aside, graphs: Graphs
+        self, model: "AnyModel", decode: "Decode", size: tuple[int, int], side_stream: SideStream, graphs: Graphs
     ) -> None:
-        self._aside = aside
+        self._side_stream = side_stream
         self._dtype = model.dtype
         self.graphs = graphs
-        self._place = Place(graphs, "VAE", decode, self._work)
+        self._function = Upgradable(graphs, "VAE", decode, self._work)
         height, width = (side * model.latent_scale for side in size)
-        # The graph's own: what is in main memory cannot be among them, as each picture needs its own there.
+        # Buffers of the graph. The copy in main memory is none of them, as each image needs its own.
         self._latents = torch.zeros(4, *size, device=model.device)
         self._pixels = torch.zeros(height, width, 3, dtype=torch.uint8, device=model.device)
 
@@ -123,32 +123,32 @@ class Decoder:
 
     @property
     def upgraded(self) -> bool:
-        """Whether it runs a compiled VAE."""
-        return self._place.upgraded
+        """Whether the VAE is compiled."""
+        return self._function.upgraded
 
     def prepare(self) -> None:
-        """Record the VAE, if that can be done, before it is needed."""
-        self._place.prepare()
+        """Record the VAE, if possible, before it is needed."""
+        self._function.prepare()
 
     def upgrade(self, decode: "Decode") -> None:
-        """Decode by another function from the next image on, if it agrees with the present one.
+        """Decode with another function from the next image on, if it agrees with the present one.
 
-        Raises what `Place.offer` does.
+        Raises what `Upgradable.offer` does.
         """
         generator = torch.Generator(self._latents.device).manual_seed(0)
         noise = torch.empty_like(self._latents).normal_(generator=generator)
-        self._place.offer(decode, lambda function: function(noise), self._dtype)
+        self._function.offer(decode, lambda function: function(noise), self._dtype)
 
     def try_out(self, decode: "Decode") -> None:
-        """Run a function on latents of this size, and drop what it makes; from any thread, whatever else runs."""
+        """Run a function on latents of this size and drop the result. Safe from any thread, beside anything else."""
         decode(torch.zeros_like(self._latents))
 
     def start(self, latents: Tensor) -> Decoding:
-        """Have final latents [4, h, w] decoded after all that is queued now, beside what is queued later."""
-        return self._place.run(lambda decode: self._start(latents, decode))
+        """Decode final latents [4, h, w] after all work queued so far, beside all that is queued later."""
+        return self._function.run(lambda decode: self._start(latents, decode))
 
     def _start(self, latents: Tensor, decode: Work) -> Decoding:
-        with self._aside.fork():
+        with self._side_stream.fork():
             self._latents.copy_(latents)
             if latents.is_cuda:
                 latents.record_stream(torch.cuda.current_stream())

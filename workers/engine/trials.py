@@ -1,9 +1,9 @@
-"""What is being tried for the first time, told to the pool before it can kill this process.
+"""What is being tried for the first time, reported to the pool before it can kill this process.
 
-A crash in a kernel, a driver or a compiler cannot be caught. So the name of what is tried is told first, and taken back
-when it has gone well. What is still being tried when the process ends is not tried by its successor: the pool hands the
-names on (`Setup.without`). Example: the worker tells "compiled networks", torch's compiler ends it by SIGSEGV, and the
-next process of that device serves with the networks as they are.
+A crash in a kernel, a driver or a compiler cannot be caught. So the worker reports the name of what it tries first, and
+takes it back when that went well. A successor does not try what was still being tried when the process ended: the pool
+passes the names on (`Setup.without`). Example: the worker reports "compiled networks", torch's compiler dies of
+SIGSEGV, and the next process of that device serves without compiled networks.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -13,7 +13,7 @@ from typing import TypeAlias, get_args
 
 from workers.engine.config import AttentionKernel
 
-Tell: TypeAlias = Callable[[tuple[str, ...]], None]
+Report: TypeAlias = Callable[[tuple[str, ...]], None]
 
 
 def attention(kernel: str) -> str:
@@ -26,42 +26,42 @@ TRIALS = frozenset({COMPILING, GRAPHS, *map(attention, get_args(AttentionKernel)
 
 
 class Trials:
-    """Tells what is being tried. `without`: what ended the last process of this device. For several threads.
+    """Reports what is being tried. `without`: what ended the last process of this device. Thread-safe.
 
-    Where one is part of another, as kernels are tried while a graph is recorded, the inner one alone is told.
+    Of nested trials, such as a kernel that is tried while a graph is recorded, only the inner one is reported.
     """
 
-    def __init__(self, tell: Tell = lambda names: None, without: Collection[str] = ()) -> None:
+    def __init__(self, report: Report = lambda names: None, without: Collection[str] = ()) -> None:
         self.without = frozenset(without)
-        self.settle: Callable[[], object] = lambda: None
-        """Waits for the device, and raises if that has failed. Set by who has a device."""
-        self._tell = tell
+        self.synchronize: Callable[[], object] = lambda: None
+        """Waits for the device, and raises if it has failed. Set by whoever owns a device."""
+        self._report = report
         self._running: dict[int, list[str]] = {}  # by thread, the innermost last
         self._lock = Lock()
         self._lost = False
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """Try something. Whatever it raises is passed on; where the device fails with it, the trial does not end."""
+        """Try something. Errors pass through; if the device fails with one, the trial does not end."""
         running = self._running.setdefault(get_ident(), [])
         running.append(name)
-        self._tell_all()
+        self._report_all()
         try:
             yield
         finally:
-            self._settle()
+            self._synchronize()
             running.pop()
-            self._tell_all()
+            self._report_all()
 
-    def _settle(self) -> None:
+    def _synchronize(self) -> None:
         try:
-            self.settle()
+            self.synchronize()
         except BaseException:
-            self._lost = True  # what is tried from now on fails as well, and is not to blame
+            self._lost = True  # what is tried from now on fails too, and is not to blame
             raise
 
-    def _tell_all(self) -> None:
+    def _report_all(self) -> None:
         with self._lock:
             if not self._lost:
                 innermost = [names[-1] for names in list(self._running.values()) if names]
-                self._tell(tuple(dict.fromkeys(innermost)))
+                self._report(tuple(dict.fromkeys(innermost)))

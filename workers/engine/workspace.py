@@ -1,4 +1,4 @@
-"""All that is kept for pictures of one size, and for how many sizes."""
+"""Workspaces: the buffers and graphs for images of one size, and for how many sizes they are kept."""
 
 import logging
 from collections import OrderedDict
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Workspace:
-    """What makes pictures of one size. `kept`: for good, as its size is named in the configuration."""
+    """What makes images of one size. `kept`: never dropped, as the configuration names its size."""
 
     batch: Batch
     decoder: Decoder
@@ -26,21 +26,21 @@ class Workspace:
 
     @property
     def graph_bytes(self) -> int:
-        """Bytes of device memory that the graphs alone take."""
+        """Bytes of device memory of the graphs alone."""
         return self.batch.graphs.size + self.decoder.graphs.size
 
 
 class Workspaces:
     """The workspaces by size.
 
-    Those of other than the configured sizes are made at first use, and kept while they take no more than `bound` bytes
-    together; the least recently used that nobody needs are the first to go. `settle` waits for the device.
+    Those of sizes that are not configured are made at first use, and kept while they take no more than `bound` bytes
+    together; the least recently used idle ones are dropped first. `synchronize` waits for the device.
     """
 
-    def __init__(self, make: Callable[[Size, bool], Workspace], bound: int, settle: Callable[[], None]) -> None:
+    def __init__(self, make: Callable[[Size, bool], Workspace], bound: int, synchronize: Callable[[], None]) -> None:
         self._make = make
         self._bound = bound
-        self._settle = settle
+        self._synchronize = synchronize
         self._by_size: OrderedDict[Size, Workspace] = OrderedDict()
 
     def __len__(self) -> int:
@@ -66,17 +66,17 @@ class Workspaces:
         return list(reversed(self._by_size.items()))
 
     def busy(self) -> Iterator[Batch]:
-        """The batches that have pictures in them."""
+        """The batches that have images in them."""
         return (workspace.batch for workspace in self if len(workspace.batch))
 
     def make_room(self) -> bool:
-        """Drop all that can be made again; False when there is nothing."""
+        """Drop all idle workspaces that are not kept; False when there are none."""
         idle = self._idle()
         self._drop(idle)
         return bool(idle)
 
     def _keep_to_bound(self, wanted: Size) -> None:
-        """It grows when graphs are recorded, so what is over the bound is found when a workspace is next asked for."""
+        """Drop what exceeds the bound. Recording makes workspaces grow, so this runs when one is asked for."""
         idle = [size for size in self._idle() if size != wanted]
         surplus = sum(workspace.size for workspace in self if not workspace.kept) - self._bound
         gone = []
@@ -90,7 +90,7 @@ class Workspaces:
 
     def _drop(self, sizes: list[Size]) -> None:
         if sizes:
-            self._settle()  # it may still be decoding
+            self._synchronize()  # one may still be decoding
         for size in sizes:
-            log.info("the buffers and graphs for latents of %dx%d are dropped", *size)
+            log.info("Dropping the buffers and graphs for latents of %dx%d", *size)
             del self._by_size[size]

@@ -115,7 +115,7 @@ class Bench:
         engine = DiffusionEngine(config, model)
         engine.warm_up()
         warm = time.monotonic() - began
-        settled = engine.settle(max(1.0, min(self.left, _SETTLE_SECONDS)))
+        settled = engine.wait_until_compiled(max(1.0, min(self.left, _SETTLE_SECONDS)))
         try:
             yield Subject(engine, model, warm, time.monotonic() - began - warm, settled)
         finally:

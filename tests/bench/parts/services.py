@@ -21,7 +21,7 @@ import torch
 from tests.bench.parts.bench import CONFIGS, TEXT, Bench, Row, milliseconds, summary
 from tests.service.running import ROOT, Service, png, until
 from workers.engine.config import EngineConfig
-from workers.engine.speed import buckets
+from workers.engine.execution import buckets
 
 COMPILE_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # variables that name folders
 _CLIENTS = 8

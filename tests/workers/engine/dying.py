@@ -17,48 +17,48 @@ from torch import Tensor
 from tests.workers.engine.demo import CONFIG
 from workers import process
 from workers.engine.config import Speed
-from workers.engine.denoiser import Moment, Predict
+from workers.engine.denoiser import Predict, StepInputs
 from workers.engine.model import Model
-from workers.engine.runtime import Ways
-from workers.engine.streams import Aside
+from workers.engine.runtime import ModelFunctions
+from workers.engine.streams import SideStream
 from workers.process import Setup
 from workers.slots import SlotMemory
 
 FAULT = "CONTOUR_TEST_COMPILED"  # a variable: a name of FAULTS
 GATE = "CONTOUR_TEST_GATE"  # another: while this file is not there, compiling does not end
 ENGINE = replace(CONFIG, slots=1, speed=Speed(compile=True))
-Fault = Callable[[Moment, Predict], Tensor]
+Fault = Callable[[StepInputs, Predict], Tensor]
 
 
 def _steps_here() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _of_a_request(moment: Moment) -> bool:
+def _of_a_request(inputs: StepInputs) -> bool:
     """Placeholders are not guided as the configuration says."""
-    return float(moment.guidance_scale.max()) == ENGINE.guidance_scale
+    return float(inputs.guidance_scale.max()) == ENGINE.guidance_scale
 
 
-def _raises(kind: type[BaseException], when: Callable[[Moment], bool]) -> Fault:
-    def run(moment: Moment, plain: Predict) -> Tensor:
-        if when(moment):
+def _raises(kind: type[BaseException], when: Callable[[StepInputs], bool]) -> Fault:
+    def run(inputs: StepInputs, plain: Predict) -> Tensor:
+        if when(inputs):
             raise kind("a fault of the compiler")
-        return plain(moment)
+        return plain(inputs)
 
     return run
 
 
-def _ends(how: Callable[[], object], when: Callable[[Moment], bool]) -> Fault:
-    def run(moment: Moment, plain: Predict) -> Tensor:
-        if when(moment):
+def _ends(how: Callable[[], object], when: Callable[[StepInputs], bool]) -> Fault:
+    def run(inputs: StepInputs, plain: Predict) -> Tensor:
+        if when(inputs):
             how()
-        return plain(moment)
+        return plain(inputs)
 
     return run
 
 
 def _computes(wrong: Callable[[Tensor], Tensor]) -> Fault:
-    return lambda moment, plain: wrong(plain(moment))
+    return lambda inputs, plain: wrong(plain(inputs))
 
 
 class _Later:
@@ -67,8 +67,8 @@ class _Later:
     def __init__(self) -> None:
         self.steps = 0
 
-    def __call__(self, moment: Moment) -> bool:
-        self.steps += _of_a_request(moment)
+    def __call__(self, inputs: StepInputs) -> bool:
+        self.steps += _of_a_request(inputs)
         return self.steps >= 3
 
 
@@ -76,11 +76,11 @@ def _crash() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-def _compiling(moment: Moment) -> bool:
+def _compiling(inputs: StepInputs) -> bool:
     return not _steps_here()
 
 
-def _proving(moment: Moment) -> bool:
+def _proving(inputs: StepInputs) -> bool:
     return _steps_here()
 
 
@@ -117,23 +117,23 @@ def fault(name: str) -> Fault:
     return FAULTS[name]()
 
 
-def with_fault(fault: Fault, plain: Ways) -> Ways:
+def with_fault(fault: Fault, plain: ModelFunctions) -> ModelFunctions:
     """What plays the compiled networks."""
 
-    def predict(aside: Aside) -> Predict:
-        inner = plain.predict(aside)
-        return lambda moment: fault(moment, inner)
+    def predict(side_stream: SideStream) -> Predict:
+        inner = plain.predict(side_stream)
+        return lambda inputs: fault(inputs, inner)
 
-    return Ways(predict, plain.decode)
+    return ModelFunctions(predict, plain.decode)
 
 
 def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
     """Entry point of such a process, instead of `workers.process.main`."""
-    ways = Model.ways
+    functions = Model.functions
 
-    def patched(model: Model, *arguments: Any) -> Ways:
-        plain = ways(model, *arguments)
+    def patched(model: Model, *arguments: Any) -> ModelFunctions:
+        plain = functions(model, *arguments)
         return replace(plain, compiled=lambda: with_fault(fault(os.environ[FAULT]), plain))
 
-    with patch.object(Model, "ways", patched):
+    with patch.object(Model, "functions", patched):
         process.main(setup, channel, memory)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from workers.engine.graphs import Recording, Work
 
-REHEARSALS = 3  # two before recording, and recording runs the host's side of the work once more
+RUNS = 3  # two before recording, and recording runs the host's side of the work once more
 
 
 @dataclass
@@ -15,29 +15,29 @@ class FakeRecorder:
     failures: list[Exception | None] = field(default_factory=list)
     size: int = 100
     pools: list[object] = field(default_factory=list)  # of each recording, in order
-    aside: list[object] = field(default_factory=list)  # pools that were made for works beside others
+    concurrent: list[object] = field(default_factory=list)  # pools that were made for works beside others
     replays: int = 0
-    settled: int = 0
+    synchronized: int = 0
     trimmed: int = 0
     broken: bool = False  # then no recording can be replayed
 
-    def pool(self, *, aside: bool = False) -> object:
+    def pool(self, *, concurrent: bool = False) -> object:
         made = object()
-        if aside:
-            self.aside.append(made)
+        if concurrent:
+            self.concurrent.append(made)
         return made
 
     def record(self, work: Work, pool: object) -> Recording:
         failure = self.failures.pop(0) if self.failures else None
         if failure is not None:
             raise failure
-        for _ in range(REHEARSALS):
+        for _ in range(RUNS):
             work()
         self.pools.append(pool)
         return Recording(lambda: self._replay(work), self.size)
 
-    def settle(self) -> None:
-        self.settled += 1
+    def synchronize(self) -> None:
+        self.synchronized += 1
 
     def trim(self) -> None:
         self.trimmed += 1

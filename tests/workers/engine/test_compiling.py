@@ -46,14 +46,14 @@ def test_targets_are_compiled_one_by_one_each_when_the_last_was_taken_over() -> 
 
 
 def test_the_turn_is_held_while_compiling_and_free_while_it_is_taken_over() -> None:
-    turn, seen = threading.Lock(), list[bool]()
-    compiler = Compiler(lambda target: seen.append(turn.locked()), turn, Fallbacks())
+    lock, seen = threading.Lock(), list[bool]()
+    compiler = Compiler(lambda target: seen.append(lock.locked()), lock, Fallbacks())
     compiler.ask(FIRST)
     ready = list[Target]()
 
     def taken() -> bool:
         for target in compiler.ready():
-            assert not turn.locked()
+            assert not lock.locked()
             ready.append(target)
         return bool(ready)
 

@@ -231,12 +231,12 @@ def test_a_start_on_a_busy_machine_is_forgotten_when_it_is_measured_again(
     monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     engine, delay = demo.engine(), 0.5
-    rehearsal = engine.rehearsal
+    dummy_run = engine.dummy_run
 
     def slow(bucket: int, *size: Any) -> Callable[[], None]:
-        return clock.later(0.01 * bucket + delay, rehearsal(bucket, *size))
+        return clock.later(0.01 * bucket + delay, dummy_run(bucket, *size))
 
-    monkeypatch.setattr(engine, "rehearsal", slow)
+    monkeypatch.setattr(engine, "dummy_run", slow)
     engine.warm_up()
     assert engine.measure_again(idle)
     assert engine.costs().step_seconds[0] >= 0.5
@@ -277,7 +277,7 @@ def test_measuring_ends_with_the_step_that_runs_when_the_engine_is_needed(monkey
     engine = demo.engine()
     before = engine.warm_up()
     steps: list[int] = []
-    monkeypatch.setattr(engine, "rehearsal", lambda bucket: partial(steps.append, bucket))
+    monkeypatch.setattr(engine, "dummy_run", lambda bucket: partial(steps.append, bucket))
     assert not engine.measure_again(lambda: len(steps) < 2)
     assert len(steps) == 2
     assert engine.costs() == before
@@ -288,7 +288,7 @@ def test_without_memory_to_measure_again_what_was_measured_stays(monkeypatch: py
     engine = demo.engine()
     before = engine.warm_up()
 
-    monkeypatch.setattr(engine, "rehearsal", lambda *part: refused)
+    monkeypatch.setattr(engine, "dummy_run", lambda *part: refused)
     assert engine.measure_again(idle)
     after = engine.costs()
     assert (after.step_seconds, after.sizes) == (before.step_seconds, before.sizes)
@@ -308,8 +308,8 @@ def test_pictures_that_fill_no_bucket_cost_as_much_as_those_that_do() -> None:
 
 def test_a_bucket_without_memory_to_measure_it_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = demo.engine()
-    rehearsal = engine.rehearsal
-    monkeypatch.setattr(engine, "rehearsal", lambda bucket, *size: rehearsal(bucket, *size) if bucket == 1 else refused)
+    dummy_run = engine.dummy_run
+    monkeypatch.setattr(engine, "dummy_run", lambda bucket, *size: dummy_run(bucket, *size) if bucket == 1 else refused)
     costs = engine.warm_up()
     assert costs.step_seconds == pytest.approx([n * costs.step_seconds[0] for n in (1, 2, 3)])
 

@@ -12,12 +12,12 @@ import torch
 from tests.workers.engine import demo, dying
 from tests.workers.engine.demo import CONFIG, Reference
 from workers.driver import driver_fault
-from workers.engine import apart
+from workers.engine import kernel_probe
 from workers.engine.attention import flaw
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig, Sampler, Sizing, Speed
 from workers.engine.engine import DiffusionEngine
-from workers.engine.graphs import Fallbacks, Graphs, Pool, Studio
+from workers.engine.graphs import Fallbacks, GraphContext, Graphs, Pool
 from workers.engine.model import assemble, read
 from workers.engine.recording import CudaRecorder
 from workers.telemetry import Nvml
@@ -130,7 +130,7 @@ def test_compiled_networks_make_the_same_picture() -> None:
     engine, _ = on_cuda(replace(USUAL, slots=1), torch.float16)
     before = made(engine, 3)
     engine.warm_up()
-    assert engine.settle(1200)
+    assert engine.wait_until_compiled(1200)
     graphs = dict(engine.condition().graphs)
     assert (graphs["steps compiled"], graphs["VAE compiled"]) == (1, 1)
     assert engine.condition().fallbacks == ()
@@ -144,7 +144,7 @@ def test_warming_up_measures_the_device() -> None:
 
 
 def test_a_recording_that_breaks_off_leaves_the_graphs_before_and_after_it_as_they_are() -> None:
-    graphs = Graphs(Studio(CudaRecorder(torch.device(DEVICE)), Fallbacks(), lambda: False, Lock()), Pool())
+    graphs = Graphs(GraphContext(CudaRecorder(torch.device(DEVICE)), Fallbacks(), lambda: False, Lock()), Pool())
     x, before_stream = torch.zeros(1000, device=DEVICE), torch.cuda.current_stream()
 
     def add(number: int) -> Callable[[], object]:
@@ -167,12 +167,12 @@ def test_a_recording_that_breaks_off_leaves_the_graphs_before_and_after_it_as_th
 
 def test_compiled_networks_that_raise_where_they_serve_leave_the_graphs_as_they_are() -> None:
     engine, _ = on_cuda(replace(USUAL, slots=1), torch.float16)
-    plain = engine._workshop._ways
+    plain = engine._execution._functions
     faulty = dying.with_fault(dying.fault("asserts where it serves"), plain)
-    engine._workshop._ways = replace(plain, compiled=lambda: faulty)
+    engine._execution._functions = replace(plain, compiled=lambda: faulty)
     engine.warm_up()
     graphs, before = dict(engine.condition().graphs), made(engine, 3)
-    assert engine.settle(600)
+    assert engine.wait_until_compiled(600)
     assert np.array_equal(made(engine, 3), before)
     assert dict(engine.condition().graphs) == graphs | {"VAE compiled": 1}
     assert engine.condition().fallbacks == (("compile: not taken over", 1),)
@@ -182,14 +182,14 @@ def test_steps_that_are_taken_while_networks_are_compiled_make_the_same_picture(
     engine, _ = on_cuda(replace(USUAL, slots=1), torch.float16)
     before = made(engine, 3)
     engine.warm_up()
-    while not engine._workshop.settled():
+    while not engine._execution.all_compiled():
         assert demo.psnr(made(engine, 3), before) >= 40
     assert engine.condition().fallbacks == ()
 
 
 @pytest.mark.skipif(find_spec("xformers") is None, reason="needs xformers")
 def test_xformers_does_apart_what_it_does_here() -> None:
-    assert apart.flaw_of("xformers", torch.device(DEVICE)) == flaw("xformers", torch.device(DEVICE))
+    assert kernel_probe.flaw_of("xformers", torch.device(DEVICE)) == flaw("xformers", torch.device(DEVICE))
 
 
 def test_the_driver_of_a_gpu_that_computes_is_not_too_old() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.workers.engine.recorder import REHEARSALS, FakeRecorder, recorder
-from workers.engine.graphs import Fallbacks, Graphs, Studio
+from tests.workers.engine.recorder import RUNS, FakeRecorder, recorder
+from workers.engine.graphs import Fallbacks, GraphContext, Graphs
 
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory.\nMore lines.")
 
@@ -23,8 +23,8 @@ class Counted:
         self.runs += 1
 
 
-def graphs(fake: FakeRecorder | None, make_room: Callable[[], bool] = lambda: False, turn: Any = None) -> Graphs:
-    return Graphs(Studio(fake, Fallbacks(), make_room, turn or Lock()))
+def graphs(fake: FakeRecorder | None, make_room: Callable[[], bool] = lambda: False, lock: Any = None) -> Graphs:
+    return Graphs(GraphContext(fake, Fallbacks(), make_room, lock or Lock()))
 
 
 def test_a_work_is_recorded_at_first_use_and_replayed_from_then_on() -> None:
@@ -32,7 +32,7 @@ def test_a_work_is_recorded_at_first_use_and_replayed_from_then_on() -> None:
     works = graphs(fake)
     for _ in range(3):
         works.of("step", work)()
-    assert work.runs == REHEARSALS + 3
+    assert work.runs == RUNS + 3
     assert fake.replays == 3
     assert (len(works), works.size) == (1, 7)
 
@@ -41,8 +41,8 @@ def test_it_is_rehearsed_before_it_is_recorded_and_never_again() -> None:
     order: list[str] = []
     works = graphs(recorder())
     for _ in range(2):
-        works.of("step", lambda: order.append("work"), lambda: order.append("rehearsal"))()
-    assert order == ["rehearsal", *["work"] * (REHEARSALS + 2)]
+        works.of("step", lambda: order.append("work"), lambda: order.append("dummy_run"))()
+    assert order == ["dummy_run", *["work"] * (RUNS + 2)]
 
 
 def test_works_share_a_pool() -> None:
@@ -91,17 +91,17 @@ def test_what_cannot_be_recorded_runs_as_it_is() -> None:
 
 @pytest.mark.parametrize("error", [ValueError("a mistake"), AssertionError(), KeyError("missing"), MemoryError()])
 def test_whatever_error_it_is_the_work_runs_as_it_is_and_the_turn_is_given_back(error: Exception) -> None:
-    turn, work = Lock(), Counted()
-    works = graphs(recorder([error]), turn=turn)
+    lock, work = Lock(), Counted()
+    works = graphs(recorder([error]), lock=lock)
     assert works.of("step", work) is work
-    assert not turn.locked()
+    assert not lock.locked()
     assert works.fallbacks.counts() == (("graph: not recordable", 1),)
 
 
 def test_while_networks_are_compiled_nothing_is_recorded_and_that_is_counted_once() -> None:
-    fake, work, turn = recorder(), Counted(), Lock()
-    works = graphs(fake, turn=turn)
-    with turn:
+    fake, work, lock = recorder(), Counted(), Lock()
+    works = graphs(fake, lock=lock)
+    with lock:
         for _ in range(3):
             assert works.of("step", work) is work
     works.of("step", work)()
@@ -141,10 +141,10 @@ def test_a_dropped_graph_is_recorded_anew_when_the_device_is_done_with_it() -> N
     works = graphs(fake)
     works.of("step", Counted())
     works.drop("step")
-    assert (len(works), fake.settled) == (0, 1)
+    assert (len(works), fake.synchronized) == (0, 1)
     changed = Counted()
     works.of("step", changed)()
-    assert changed.runs == REHEARSALS + 1
+    assert changed.runs == RUNS + 1
 
 
 def test_a_work_that_has_changed_may_be_recordable() -> None:

@@ -26,8 +26,8 @@ from tests.workers.engine.rivals import (
     inputs,
     random,
 )
-from workers.engine import apart
 from workers.engine import attention as attention_module
+from workers.engine import kernel_probe
 from workers.engine.attention import PLAIN, Attention, Kernel, flaw, kernels
 from workers.engine.config import AttentionKernel
 
@@ -157,7 +157,7 @@ def plays_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """A torch that was built with all its kernels; others are tried here, on the CPU."""
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
-    monkeypatch.setattr(apart, "flaw_of", lambda name, device: flaw(name, CPU))
+    monkeypatch.setattr(kernel_probe, "flaw_of", lambda name, device: flaw(name, CPU))
 
 
 def names(found: tuple[Kernel, ...]) -> list[str]:

@@ -56,7 +56,7 @@ def test_a_start_measures_an_image_of_two_to_one_as_well_and_keeps_no_buffers_fo
     assert key == WIDE
     assert len(steps) == 3
     assert 0 < steps[0] <= steps[1] <= steps[2]
-    assert engine._workshop.spaces.get((8, 16)) is None
+    assert engine._execution.spaces.get((8, 16)) is None
 
 
 def test_a_slow_start_leaves_other_sizes_to_when_it_idles(monkeypatch: pytest.MonkeyPatch) -> None:

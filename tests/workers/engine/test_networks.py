@@ -21,9 +21,9 @@ from workers.engine.constants import (
     shift_widths,
     time_table,
 )
-from workers.engine.denoiser import Denoiser, Passes, coldest
-from workers.engine.networks import Control, Given
-from workers.engine.streams import Aside
+from workers.engine.denoiser import Denoiser, Passes, min_temperature
+from workers.engine.networks import Control, LayerInputs
+from workers.engine.streams import SideStream
 
 TOLERANCE = 1e-5
 IMAGES, SIDE = 2, 8
@@ -41,11 +41,11 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def given(net: Any, timesteps: Tensor, features: Tensor) -> Given:
+def inputs_of(net: Any, timesteps: Tensor, features: Tensor) -> LayerInputs:
     """What a network is told, for timesteps [R] and text features [R, 77, width]."""
     shifts = torch.split(time_table(net, timesteps), shift_widths(net), dim=1)
     text = torch.stack([keys_values(net, row) for row in features])
-    return Given(shifts, torch.split(text, keys_values_widths(net), dim=-1))
+    return LayerInputs(shifts, torch.split(text, keys_values_widths(net), dim=-1))
 
 
 def doubled(x: Tensor) -> Tensor:
@@ -53,9 +53,9 @@ def doubled(x: Tensor) -> Tensor:
     return x.repeat_interleave(2, 0)
 
 
-def unet_noise(unet: Any, controlnet: Any, told: Given, residuals: tuple[list[Tensor], Tensor]) -> Tensor:
+def unet_noise(unet: Any, controlnet: Any, told: LayerInputs, residuals: tuple[list[Tensor], Tensor]) -> Tensor:
     """Encoder and decoder, for the latents below."""
-    encoder = Given(shift_widths(controlnet), keys_values_widths(controlnet))  # type: ignore[arg-type] # as many
+    encoder = LayerInputs(shift_widths(controlnet), keys_values_widths(controlnet))  # type: ignore[arg-type] # as many
     encoding, decoding = told.halves(encoder)
     features = networks.unet_features(unet, LATENTS, encoding)
     return networks.unet_noise(unet, features, decoding, residuals, torch.ones(IMAGES))
@@ -67,9 +67,9 @@ TIMESTEPS = torch.tensor([801.0, 42.0])
 SCALES = torch.tensor([0.4, 1.3])
 
 
-def told(given: Given, scale: Tensor) -> Control:
+def control_of(inputs: LayerInputs, scale: Tensor) -> Control:
     """What the ControlNet is told of the picture below."""
-    return Control(hint_embedding(demo.parts().controlnet, PICTURE), scale, torch.ones_like(scale), given)
+    return Control(hint_embedding(demo.parts().controlnet, PICTURE), scale, torch.ones_like(scale), inputs)
 
 
 def features(rows: int) -> Tensor:
@@ -107,7 +107,7 @@ def test_the_hint_embedding_is_diffusers() -> None:
 def test_the_controlnet_is_diffusers() -> None:
     controlnet = demo.parts().controlnet
     text = features(IMAGES)
-    control = told(given(controlnet, TIMESTEPS, text), torch.ones(IMAGES))
+    control = control_of(inputs_of(controlnet, TIMESTEPS, text), torch.ones(IMAGES))
     skips, middle = networks.control_residuals(controlnet, LATENTS, control)
     expected = controlnet(LATENTS, TIMESTEPS, text, PICTURE)
     assert len(skips) == len(expected.down_block_res_samples)
@@ -117,10 +117,10 @@ def test_the_controlnet_is_diffusers() -> None:
 
 def test_a_temperature_of_one_changes_no_bit() -> None:
     controlnet = demo.parts().controlnet
-    control = told(given(controlnet, TIMESTEPS, features(IMAGES)), torch.ones(IMAGES))
+    control = control_of(inputs_of(controlnet, TIMESTEPS, features(IMAGES)), torch.ones(IMAGES))
     skips, middle = networks.control_residuals(controlnet, LATENTS, control)
     x = controlnet.conv_in(LATENTS) + control.hint
-    plain, plain_middle = networks._encode(controlnet, x, networks._Feed(control.given, networks.attention))
+    plain, plain_middle = networks._encode(controlnet, x, networks._Feed(control.inputs, networks.attention))
     assert torch.equal(middle, controlnet.controlnet_mid_block(plain_middle))
     for actual, conv, expected in zip(skips, controlnet.controlnet_down_blocks, plain, strict=True):
         assert torch.equal(actual, conv(expected))
@@ -128,9 +128,9 @@ def test_a_temperature_of_one_changes_no_bit() -> None:
 
 def test_half_precision_holds_the_queries_of_its_lowest_temperature() -> None:
     controlnet = copy.deepcopy(demo.parts().controlnet).half()
-    control = told(given(controlnet, TIMESTEPS, features(IMAGES).half()), torch.ones(IMAGES))
-    coldness = torch.full((IMAGES,), 1 / coldest(torch.float16)).half()
-    control = replace(control, hint=control.hint.half(), coldness=coldness)
+    control = control_of(inputs_of(controlnet, TIMESTEPS, features(IMAGES).half()), torch.ones(IMAGES))
+    inverse_temperature = torch.full((IMAGES,), 1 / min_temperature(torch.float16)).half()
+    control = replace(control, hint=control.hint.half(), inverse_temperature=inverse_temperature)
     skips, middle = networks.control_residuals(controlnet, LATENTS.half(), control)
     assert all(residual.isfinite().all() for residual in (*skips, middle))
 
@@ -139,7 +139,7 @@ def test_the_unet_is_diffusers() -> None:
     unet, controlnet = demo.parts().unet, demo.parts().controlnet
     text = features(IMAGES)
     residuals = controlnet(LATENTS, TIMESTEPS, text, PICTURE)
-    actual = unet_noise(unet, controlnet, given(unet, TIMESTEPS, text), (residuals[0], residuals[1]))
+    actual = unet_noise(unet, controlnet, inputs_of(unet, TIMESTEPS, text), (residuals[0], residuals[1]))
     expected = unet(
         LATENTS,
         TIMESTEPS,
@@ -153,8 +153,8 @@ def test_the_unet_is_diffusers() -> None:
 def test_guidance_shares_what_its_halves_have_in_common() -> None:
     unet, controlnet = demo.parts().unet, demo.parts().controlnet
     text, timesteps = features(2 * IMAGES), doubled(TIMESTEPS)
-    control = told(given(controlnet, timesteps, text), doubled(SCALES))
-    actual = Denoiser(Passes.of(unet, controlnet), Aside(None))(LATENTS, given(unet, timesteps, text), control)
+    control = control_of(inputs_of(controlnet, timesteps, text), doubled(SCALES))
+    actual = Denoiser(Passes.of(unet, controlnet), SideStream(None))(LATENTS, inputs_of(unet, timesteps, text), control)
 
     residuals = controlnet(doubled(LATENTS), timesteps, text, doubled(PICTURE))
     scaled = [residual * doubled(SCALES)[:, None, None, None] for residual in (*residuals[0], residuals[1])]
@@ -188,7 +188,7 @@ def test_linear_projections_as_in_stable_diffusion_2_are_covered() -> None:
     pack_projections(unet)
     text = random(IMAGES, 77, 16)
     residuals = controlnet(LATENTS, TIMESTEPS, text, PICTURE)
-    actual = unet_noise(unet, controlnet, given(unet, TIMESTEPS, text), (residuals[0], residuals[1]))
+    actual = unet_noise(unet, controlnet, inputs_of(unet, TIMESTEPS, text), (residuals[0], residuals[1]))
     expected = unet(
         LATENTS,
         TIMESTEPS,
@@ -212,12 +212,13 @@ def test_the_passes_can_be_traced_whole() -> None:
     """Without a break: what compilers ask for."""
     unet, controlnet = demo.parts().unet, demo.parts().controlnet
     text = features(IMAGES)
-    control = told(given(controlnet, TIMESTEPS, text), SCALES)
+    control = control_of(inputs_of(controlnet, TIMESTEPS, text), SCALES)
     plain = Passes.of(unet, controlnet)
     trace = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
     traced = Passes(trace(plain.control), trace(plain.encode), trace(plain.decode))
     actual, expected = (
-        Denoiser(passes, Aside(None))(LATENTS, given(unet, TIMESTEPS, text), control) for passes in (traced, plain)
+        Denoiser(passes, SideStream(None))(LATENTS, inputs_of(unet, TIMESTEPS, text), control)
+        for passes in (traced, plain)
     )
     assert relative_error(actual, expected) <= TOLERANCE
 

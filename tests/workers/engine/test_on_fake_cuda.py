@@ -12,15 +12,15 @@ from torch import Tensor
 from tests.workers.engine import full_size
 from tests.workers.engine.fake_cuda import DEVICE, Call, efficient_attention, fake_cuda, layout_kept
 from workers.engine import model as models
-from workers.engine.batch import Batch, Newcomer, Recipe
+from workers.engine.batch import Batch, BatchShape, JoiningImage
 from workers.engine.config import EngineConfig, Sampler, rows_of
 from workers.engine.constants import pack_projections
 from workers.engine.contract import Stepped
-from workers.engine.graphs import Fallbacks, Graphs, Studio
+from workers.engine.graphs import Fallbacks, GraphContext, Graphs
 from workers.engine.model import Model, assemble, plans_of
-from workers.engine.plan import Placed, Scales
+from workers.engine.plan import DeviceSchedule, Scales
 from workers.engine.preview import Colours
-from workers.engine.streams import Aside
+from workers.engine.streams import SideStream
 
 CONFIG = EngineConfig(sampler=Sampler(steps=2))
 SIDE = 64  # of the latents
@@ -50,9 +50,9 @@ def model() -> Iterator[Model]:
 
 
 def batch_of(model: Model, guidance: float, buckets: tuple[int, ...]) -> Batch:
-    predict = model.ways(efficient_attention, None).predict(Aside(None))
-    graphs = Graphs(Studio(None, Fallbacks(), lambda: False, Lock()))
-    return Batch(model, Recipe(4, rows_of(guidance), buckets), (SIDE, SIDE), predict, graphs)
+    predict = model.functions(efficient_attention, None).predict(SideStream(None))
+    graphs = Graphs(GraphContext(None, Fallbacks(), lambda: False, Lock()))
+    return Batch(model, BatchShape(4, rows_of(guidance), buckets), (SIDE, SIDE), predict, graphs)
 
 
 def step(model: Model, guidance: float, bucket: int) -> list[Call]:
@@ -60,7 +60,7 @@ def step(model: Model, guidance: float, bucket: int) -> list[Call]:
     with fake_cuda():
         batch = batch_of(model, guidance, (bucket,))
     with fake_cuda() as calls:
-        batch._step(bucket, batch._places[bucket]._plain)
+        batch._step(bucket, batch._steps[bucket]._plain)
     return calls
 
 
@@ -109,8 +109,8 @@ def test_so_does_all_else_that_a_picture_needs(model: Model) -> None:
     with fake_cuda() as calls:
         hint = model.hint(edges)
         model.text._encode()
-        text, placed = torch.stack([model.text._flat] * 2), Placed(weights, estimates, model.times(timesteps))
-        batch.admit(0, Newcomer(noise, hint, text, placed, Scales(7.5, 1.0, 1.0)))
+        text, schedule = torch.stack([model.text._flat] * 2), DeviceSchedule(weights, estimates, model.times(timesteps))
+        batch.admit(0, JoiningImage(noise, hint, text, schedule, Scales(7.5, 1.0, 1.0)))
         pixels = model.decode(noise[0])
     with fake_cuda():
         latents = batch.final_latents(0)
@@ -132,7 +132,7 @@ def test_a_preview_is_a_handful_of_small_kernels(model: Model) -> None:
     assert (pixels.shape, pixels.dtype, str(pixels.device)) == ((SIDE, SIDE, 3), torch.uint8, DEVICE)
     assert {str(x.device) for call in calls for x in (*call.took, *call.made)} == {DEVICE}
     assert [call.name for call in calls if call.name not in VIEWS] == ["mm", "addmm", "round_", "clamp_", "_to_copy"]
-    history = 4 * SIDE**2 * model.plans.extent.columns
+    history = 4 * SIDE**2 * model.plans.layout.columns
     assert max(x.numel() for call in calls for x in (*call.took, *call.made) if call.name not in VIEWS) == history
 
 

@@ -222,9 +222,9 @@ def test_it_is_the_controlnets_alone(shared: DiffusionEngine) -> None:
 
 def test_the_lowest_temperatures_leave_a_picture() -> None:
     engine = demo.engine(replace(CONFIG, slots=1))
-    coldest, colder = (together(engine, tasks(({"temperature": each},)))[0] for each in (2.0**-20, 1e-300))
-    assert coldest.isfinite().all()
-    assert torch.equal(coldest, colder)
+    min_temperature, colder = (together(engine, tasks(({"temperature": each},)))[0] for each in (2.0**-20, 1e-300))
+    assert min_temperature.isfinite().all()
+    assert torch.equal(min_temperature, colder)
 
 
 # ----------------------------------------------------------------------------------------------------------- refused

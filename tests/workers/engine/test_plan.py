@@ -11,7 +11,7 @@ from tests.workers.engine.test_sampler import SD15
 from workers.engine.config import Sampler
 from workers.engine.contract import BadOptionError
 from workers.engine.model import make_scheduler, plans_of
-from workers.engine.plan import Extent, Plans
+from workers.engine.plan import HistoryLayout, Plans
 from workers.engine.sampler import UnsupportedSamplerError, sampler_matrix
 
 
@@ -20,22 +20,22 @@ def plans(name: str, steps: int = 4, max_steps: int = 10, **options: Any) -> Pla
 
 
 @pytest.mark.parametrize(
-    ("name", "extent"),
+    ("name", "layout"),
     [
-        ("UniPCMultistepScheduler", Extent(10, 1)),
-        ("HeunDiscreteScheduler", Extent(19, 1)),
-        ("LCMScheduler", Extent(10, 10)),
-        ("EulerAncestralDiscreteScheduler", Extent(10, 11)),
+        ("UniPCMultistepScheduler", HistoryLayout(10, 1)),
+        ("HeunDiscreteScheduler", HistoryLayout(19, 1)),
+        ("LCMScheduler", HistoryLayout(10, 10)),
+        ("EulerAncestralDiscreteScheduler", HistoryLayout(10, 11)),
     ],
 )
-def test_there_is_room_for_the_most_steps_that_may_be_asked_for(name: str, extent: Extent) -> None:
-    assert plans(name).extent == extent
-    assert plans(name).of(10).weights.shape == (extent.calls + 1, extent.columns)
+def test_there_is_room_for_the_most_steps_that_may_be_asked_for(name: str, layout: HistoryLayout) -> None:
+    assert plans(name).layout == layout
+    assert plans(name).of(10).weights.shape == (layout.calls + 1, layout.columns)
 
 
 def test_the_configured_steps_may_always_be_taken() -> None:
     found = plans("UniPCMultistepScheduler", steps=12, max_steps=10)
-    assert found.extent == Extent(12, 1)
+    assert found.layout == HistoryLayout(12, 1)
     assert found.of(12) is found.usual
     assert found.of(11).calls == 11
     with pytest.raises(BadOptionError, match="steps is 13, but must be 1 to 12"):
@@ -45,11 +45,11 @@ def test_the_configured_steps_may_always_be_taken() -> None:
 @pytest.mark.parametrize("name", ["UniPCMultistepScheduler", "HeunDiscreteScheduler", "LCMScheduler"])
 def test_a_layout_weighs_what_the_matrix_does(name: str) -> None:
     found = plans(name)
-    plan, extent = found.of(3), found.extent
+    plan, layout = found.of(3), found.layout
     noises, predictions = torch.randn(plan.matrix.noises, 5), torch.randn(plan.calls, 5)
-    history = torch.zeros(extent.columns, 5)
+    history = torch.zeros(layout.columns, 5)
     history[: plan.calls] = predictions
-    history[extent.calls : extent.calls + len(noises)] = noises
+    history[layout.calls : layout.calls + len(noises)] = noises
     expected = plan.matrix.weights.float() @ torch.cat([noises, predictions])
     assert torch.allclose(plan.weights @ history, expected, atol=1e-5)
 
@@ -84,7 +84,7 @@ def test_threads_that_ask_at_once_do_not_disturb_one_another() -> None:
 
 def test_where_the_most_steps_are_too_many_there_is_room_for_what_can_be_taken() -> None:
     found = plans("LCMScheduler", max_steps=50, original_inference_steps=20)
-    assert found.extent == Extent(20, 20)
+    assert found.layout == HistoryLayout(20, 20)
     assert found.of(20).calls == 20
     with pytest.raises(BadOptionError, match="steps is 21, which LCMScheduler cannot take"):
         found.of(21)
@@ -92,7 +92,7 @@ def test_where_the_most_steps_are_too_many_there_is_room_for_what_can_be_taken()
 
 def test_what_breaks_only_in_the_middle_of_its_steps_is_refused_too() -> None:
     found = plans("DDIMScheduler", steps=998, max_steps=1000)  # with steps_offset 1 the last timestep is out of range
-    assert found.extent.calls == 999
+    assert found.layout.calls == 999
     with pytest.raises(BadOptionError, match="steps is 1000, which DDIMScheduler cannot take"):
         found.of(1000)
 
@@ -106,7 +106,7 @@ def test_steps_that_need_more_room_than_the_most_are_refused() -> None:
 
 
 def test_a_sampler_that_cannot_take_the_configured_steps_is_told_at_once() -> None:
-    with pytest.raises(UnsupportedSamplerError, match="LCMScheduler cannot be had with 51 steps"):
+    with pytest.raises(UnsupportedSamplerError, match="LCMScheduler does not work with 51 steps"):
         plans("LCMScheduler", steps=51)
 
 

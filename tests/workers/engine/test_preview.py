@@ -96,7 +96,7 @@ def test_previews_come_closer_to_the_picture(made: list[Made]) -> None:
 
 def test_no_other_order_of_the_channels_resembles_both(engine: DiffusionEngine, made: list[Made]) -> None:
     def resembling(order: tuple[int, ...]) -> bool:
-        colours = engine._workshop.colours
+        colours = engine._execution.colours
         assert colours is not None
         return all(resembles(colours(each.latents[list(order)]).numpy(), each.picture) for each in made)
 
@@ -106,9 +106,9 @@ def test_no_other_order_of_the_channels_resembles_both(engine: DiffusionEngine, 
 def test_the_map_is_the_same_each_time_and_warming_up_fits_it() -> None:
     engine = demo.engine()
     engine.warm_up()
-    assert "colours" in vars(engine._workshop)
-    again = fit(engine._model.ways(lambda *_: torch.empty(0), None).decode, torch.device("cpu"))
-    found = engine._workshop.colours
+    assert "colours" in vars(engine._execution)
+    again = fit(engine._model.functions(lambda *_: torch.empty(0), None).decode, torch.device("cpu"))
+    found = engine._execution.colours
     assert found is not None
     assert torch.equal(found.weights, again.weights)
     assert torch.equal(found.bias, again.bias)
@@ -120,8 +120,8 @@ def test_where_no_colours_are_found_images_are_made_without_previews() -> None:
     def broken(latents: torch.Tensor) -> torch.Tensor:
         raise AssertionError
 
-    engine._workshop._ways = replace(engine._workshop._ways, decode=broken)
-    assert engine._workshop.colours is None
+    engine._execution._functions = replace(engine._execution._functions, decode=broken)
+    assert engine._execution.colours is None
     engine.admit(0, engine.prepare(demo.task(0, previews=True)))
     engine.step()
     assert engine.preview(0) is None
@@ -157,7 +157,7 @@ def test_it_is_the_last_step_that_is_shown() -> None:
     engine.admit(0, engine.prepare(demo.task()))
     engine.step()
     engine.step()
-    before, predictions = shown(engine, 0), engine._homes[0].batch._buffers.history[0]
+    before, predictions = shown(engine, 0), engine._workspaces[0].batch._buffers.history[0]
     predictions[2] += 1  # not made yet
     assert np.array_equal(shown(engine, 0), before)
     predictions[1] += 1
@@ -170,7 +170,7 @@ def test_a_picture_that_is_shown_is_the_same() -> None:
     engine.admit(0, engine.prepare(demo.task()))
     for _ in range(CONFIG.sampler.steps):
         engine.step()
-        if 0 in engine._homes:
+        if 0 in engine._workspaces:
             engine.preview(0)
     assert torch.equal(engine.latents(0), expected)
 
@@ -201,7 +201,7 @@ def test_without_memory_it_says_so_and_the_picture_goes_on(monkeypatch: pytest.M
     engine = demo.engine()
     engine.admit(0, engine.prepare(demo.task()))
     engine.step()
-    batch = engine._homes[0].batch
+    batch = engine._workspaces[0].batch
     monkeypatch.setattr(batch, "estimate", Refusing(1).instead_of(batch.estimate))
     with pytest.raises(OutOfMemoryError):
         engine.preview(0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.workers.engine.fake_capture import Cuda
-from workers.engine.graphs import Fallbacks, Graphs, Pool, Studio
+from workers.engine.graphs import Fallbacks, GraphContext, Graphs, Pool
 from workers.engine.recording import _MOST_LOST_POOLS, CudaRecorder
 
 DEVICE = torch.device("cuda:0")
@@ -21,15 +21,15 @@ def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cud
     return made
 
 
-def studio(make_room: Callable[[], bool] = lambda: False) -> Studio:
-    return Studio(CudaRecorder(DEVICE), Fallbacks(), make_room, Lock())
+def context(make_room: Callable[[], bool] = lambda: False) -> GraphContext:
+    return GraphContext(CudaRecorder(DEVICE), Fallbacks(), make_room, Lock())
 
 
 def nothing() -> None: ...
 
 
 def test_a_recording_that_breaks_off_costs_that_work_its_graph_and_no_other(cuda: Cuda) -> None:
-    shared = studio()
+    shared = context()
     pool = Pool()
     steps, text = Graphs(shared, pool), Graphs(shared, pool)
     before = steps.of(4, nothing)
@@ -46,13 +46,13 @@ def test_a_recording_that_breaks_off_costs_that_work_its_graph_and_no_other(cuda
 
 
 def test_works_that_run_beside_others_are_still_recorded_on_a_stream_of_their_own(cuda: Cuda) -> None:
-    shared, seen = studio(), list[str]()
+    shared, seen = context(), list[str]()
 
     def work() -> None:
         seen.append(cuda.current.name)
 
-    main, aside = Graphs(shared, Pool()), Graphs(shared, Pool(aside=True))
-    for graphs in (main, aside):
+    main, side = Graphs(shared, Pool()), Graphs(shared, Pool(concurrent=True))
+    for graphs in (main, side):
         graphs.of("broken", cuda.break_off)
         graphs.of("whole", work)
     assert len(set(seen)) == 2
@@ -60,7 +60,7 @@ def test_works_that_run_beside_others_are_still_recorded_on_a_stream_of_their_ow
 
 
 def test_a_work_that_raises_while_it_is_recorded_leaves_nothing_behind(cuda: Cuda) -> None:
-    shared = studio()
+    shared = context()
 
     def work() -> None:
         if cuda.current.capturing is not None:
@@ -86,14 +86,14 @@ def test_memory_that_gives_out_while_recording_is_made_and_the_work_recorded(cud
             cuda.current.broken = True
             raise NO_MEMORY
 
-    shared = studio(make_room)
+    shared = context(make_room)
     graphs = Graphs(shared, Pool())
     graphs.of("step", work)()
     assert (len(graphs), shared.fallbacks.counts()) == (1, ())
 
 
 def test_a_device_on_which_nothing_can_be_recorded_is_given_up_before_its_memory_is_lost(cuda: Cuda) -> None:
-    graphs = Graphs(studio(), Pool())
+    graphs = Graphs(context(), Pool())
     for key in range(3 * _MOST_LOST_POOLS):
         graphs.of(key, cuda.break_off)
     assert len(cuda.host_pools) == _MOST_LOST_POOLS

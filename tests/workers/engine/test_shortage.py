@@ -24,7 +24,7 @@ def test_a_graph_without_memory_costs_other_sizes_theirs_first() -> None:
     demo.make(made_by, demo.task(1, 96))
     fake.failures.append(NO_MEMORY)
     demo.make(made_by, demo.task(1, 128))
-    assert made_by._workshop.spaces.get((8, 12)) is None
+    assert made_by._execution.spaces.get((8, 12)) is None
     assert made_by.condition().fallbacks == ()
 
 
@@ -52,16 +52,16 @@ def test_a_picture_is_decoded_in_the_memory_of_other_sizes() -> None:
     made_by.admit(0, made_by.prepare(demo.task(0)))
     demo.run(made_by, 0)
     expected = made_by.decode(made_by.latents(0))
-    made_by._finals[0][0].decoder.start = fake.instead_of(made_by._finals[0][0].decoder.start)  # type: ignore[method-assign]
+    made_by._finished_latents[0][0].decoder.start = fake.instead_of(made_by._finished_latents[0][0].decoder.start)  # type: ignore[method-assign]
     assert (made_by.collect(made_by.finish(0)) == expected).all()
-    assert made_by._workshop.spaces.get((8, 12)) is None
+    assert made_by._execution.spaces.get((8, 12)) is None
 
 
 def test_a_picture_that_cannot_be_decoded_stays_until_it_is_dropped() -> None:
     made_by, fake = engine(FOUR), Refusing(2)
     made_by.admit(0, made_by.prepare(demo.task(0)))
     demo.run(made_by, 0)
-    made_by._finals[0][0].decoder.start = fake.instead_of(made_by._finals[0][0].decoder.start)  # type: ignore[method-assign]
+    made_by._finished_latents[0][0].decoder.start = fake.instead_of(made_by._finished_latents[0][0].decoder.start)  # type: ignore[method-assign]
     with pytest.raises(OutOfMemoryError):
         made_by.finish(0)
     made_by.discard(0)
@@ -105,8 +105,8 @@ class _Limited:
         plain, layers = Passes.of(parts.unet, parts.controlnet), Layers.of(parts.unet, parts.controlnet)
         self._encode = plain.encode
         limited = replace(plain, encode=self)
-        ways = engine._workshop._ways
-        engine._workshop._ways = replace(ways, predict=lambda aside: Guided(Denoiser(limited, aside), layers))
+        functions = engine._execution._functions
+        engine._execution._functions = replace(functions, predict=lambda side: Guided(Denoiser(limited, side), layers))
 
     def __call__(self, latents: Tensor, *rest: Any) -> Any:
         if len(latents) > self._rows:

@@ -58,7 +58,7 @@ def test_what_loses_the_device_is_never_taken_back_and_nothing_else_is_blamed(to
 
     def fatal() -> None:
         with trials.of(attention("cudnn")):
-            trials.settle = lost
+            trials.synchronize = lost
             raise ValueError
 
     with pytest.raises(torch.AcceleratorError):

@@ -25,16 +25,16 @@ from workers.engine.constants import (
     time_projections,
     time_table,
 )
-from workers.engine.denoiser import Denoiser, Guided, Layers, Moment, Passes
+from workers.engine.denoiser import Denoiser, Guided, Layers, Passes, StepInputs
 from workers.engine.model import Parts, decode, latent_scale
 from workers.engine.runtimes.files import to_write
-from workers.engine.streams import Aside
+from workers.engine.streams import SideStream
 
 log = logging.getLogger(__name__)
 
 OPSET = 20  # the newest that ONNX Runtime and TensorRT's parser both support
 INLINE_BYTES = 2**30  # weights beyond lie in a second file: protobuf ends at 2 GiB
-_MOST_PICTURES, _MOST_SIDE = 64, 512  # what shapes are proved for: slots, and latents of 4096 pixels
+_MOST_IMAGES, _MOST_SIDE = 64, 512  # what shapes are proved for: slots, and latents of 4096 pixels
 _LEAST_SIDE = 8
 
 
@@ -58,7 +58,7 @@ class _Step(nn.Module):
 
     def forward(self, *moment: Tensor) -> Tensor:
         passes = Passes.of(self.unet, self.controlnet)
-        noise: Tensor = Guided(Denoiser(passes, Aside(None)), self._layers)(Moment(*moment))
+        noise: Tensor = Guided(Denoiser(passes, SideStream(None)), self._layers)(StepInputs(*moment))
         return noise
 
 
@@ -107,7 +107,7 @@ class _Times(nn.Module):
 
 
 def graphs(parts: Parts, rows: int) -> Iterator[tuple[str, Graph]]:
-    """All graphs of a model by name; pictures have so many rows."""
+    """All graphs of a model by name; images have so many rows."""
     for net in (parts.unet, parts.controlnet):
         pack_projections(net)
     height, width = Dim("height", min=_LEAST_SIDE, max=_MOST_SIDE), Dim("width", min=_LEAST_SIDE, max=_MOST_SIDE)
@@ -116,16 +116,16 @@ def graphs(parts: Parts, rows: int) -> Iterator[tuple[str, Graph]]:
     yield "vae", Graph(_Vae(parts), {"latents": torch.zeros(4, 16, 24)}, (free,), "pixels")
     tokens = torch.zeros(1, TEXT_TOKENS, dtype=torch.int64)
     yield "text", Graph(_Text(parts), {"tokens": tokens}, (None,), "keys_values")
-    picture = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
-    yield "hint", Graph(_Hint(parts), {"edges": torch.zeros(128, 192, dtype=dtype)}, (picture,), "hint")
+    image = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    yield "hint", Graph(_Hint(parts), {"edges": torch.zeros(128, 192, dtype=dtype)}, (image,), "hint")
     calls = {0: Dim("calls", min=1, max=4096)}
     yield "times", Graph(_Times(parts), {"timesteps": torch.zeros(2)}, (calls,), "times")
 
 
 def _step(parts: Parts, rows: int, height: Any, width: Any) -> Graph:
-    dtype, pictures = parts.unet.dtype, Dim("batch", min=1, max=_MOST_PICTURES)
+    dtype, images = parts.unet.dtype, Dim("batch", min=1, max=_MOST_IMAGES)
     networks = parts.unet, parts.controlnet
-    # Two pictures, not one, and sides that differ: what is 1 or equal would be taken for fixed.
+    # Two images, not one, and sides that differ: what is 1 or equal would be taken for fixed.
     inputs = {
         "latents": torch.zeros(2, 4, 16, 24, dtype=dtype),
         "times": torch.zeros(2, sum(sum(shift_widths(net)) for net in networks), dtype=dtype),
@@ -133,11 +133,11 @@ def _step(parts: Parts, rows: int, height: Any, width: Any) -> Graph:
         "hint": torch.zeros(2, 16, 24, parts.unet.config.block_out_channels[0], dtype=dtype),
         "control_scale": torch.ones(2, dtype=dtype),
         "guidance_scale": torch.ones(2),
-        "coldness": torch.ones(2, dtype=dtype),
+        "inverse_temperature": torch.ones(2, dtype=dtype),
     }
-    every = {0: pictures}
-    sides = {0: pictures, 2: height, 3: width}
-    moment = (sides, every, every, {0: pictures, 1: height, 2: width}, every, every, every)
+    every = {0: images}
+    sides = {0: images, 2: height, 3: width}
+    moment = (sides, every, every, {0: images, 1: height, 2: width}, every, every, every)
     return Graph(_Step(parts), inputs, (moment,), "noise")  # type: ignore[arg-type] # of the variadic forward
 
 

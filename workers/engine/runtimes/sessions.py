@@ -21,11 +21,11 @@ from torch import Tensor
 
 from workers.engine.conditioning import TEXT_TOKENS, TextConditioning, Tokens
 from workers.engine.config import EngineConfig
-from workers.engine.denoiser import Moment, Predict
+from workers.engine.denoiser import Predict, StepInputs
 from workers.engine.model import dtype_of, plans_of, small_parts
 from workers.engine.networks import Attend
 from workers.engine.plan import Plans
-from workers.engine.runtime import Ways
+from workers.engine.runtime import ModelFunctions
 from workers.engine.runtimes.files import (
     CUDA_PROVIDER,
     TENSORRT_PROVIDER,
@@ -37,7 +37,7 @@ from workers.engine.runtimes.files import (
     paths,
     refuse_others,
 )
-from workers.engine.streams import Aside
+from workers.engine.streams import SideStream
 
 log = logging.getLogger(__name__)
 
@@ -184,17 +184,17 @@ class OnnxModel:
         made = torch.empty(len(timesteps), self.time_width, dtype=self.dtype, device=self.device)
         return self.sessions["times"](made, timesteps)
 
-    def hint(self, picture: Tensor) -> Tensor:
+    def hint(self, edges: Tensor) -> Tensor:
         """The hint embedding [channels, h, w] of edges [8h, 8w] in 0 .. 1."""
-        height, width = (side // self.latent_scale for side in picture.shape)
+        height, width = (side // self.latent_scale for side in edges.shape)
         made = torch.empty(self.hint_channels, height, width, dtype=self.dtype, device=self.device)
-        return self.sessions["hint"](made, picture)
+        return self.sessions["hint"](made, edges)
 
-    def ways(self, attend: Attend, mode: str | None) -> Ways:
+    def functions(self, attend: Attend, mode: str | None) -> ModelFunctions:
         """How it is run; the arguments are for torch."""
-        return Ways(self._predict, self._decode)
+        return ModelFunctions(self._predict, self._decode)
 
-    def _predict(self, aside: Aside) -> Predict:
+    def _predict(self, aside: SideStream) -> Predict:
         return partial(_predict, self.sessions["step"])
 
     def _decode(self, latents: Tensor) -> Tensor:
@@ -203,10 +203,10 @@ class OnnxModel:
         return self.sessions["vae"](made, latents)
 
 
-def _predict(step: Session, moment: Moment) -> Tensor:
+def _predict(step: Session, moment: StepInputs) -> Tensor:
     latents = moment.latents
     noise = torch.empty(latents.shape, dtype=torch.float32, device=latents.device)
-    scales = moment.control_scale, moment.guidance_scale, moment.coldness
+    scales = moment.control_scale, moment.guidance_scale, moment.inverse_temperature
     return step(noise, latents, moment.times, moment.text, moment.hint, *scales)
 
 

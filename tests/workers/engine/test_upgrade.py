@@ -17,7 +17,7 @@ from tests.workers.engine.three import alone, assert_alike, engine, speed, toget
 from workers.engine.denoiser import Denoiser, Guided, Layers, Passes
 from workers.engine.engine import DiffusionEngine
 from workers.engine.model import decode
-from workers.engine.runtime import Decode, Ways
+from workers.engine.runtime import Decode, ModelFunctions
 
 
 def traced() -> tuple[Passes, Decode]:
@@ -32,8 +32,8 @@ def traced() -> tuple[Passes, Decode]:
 def compiled_by(made_by: DiffusionEngine, passes: Passes, decode: Decode) -> None:
     """Have an engine take these for what is compiled."""
     layers = Layers.of(demo.parts().unet, demo.parts().controlnet)
-    compiled = Ways(lambda aside: Guided(Denoiser(passes, aside), layers), decode)
-    made_by._workshop._ways = replace(made_by._workshop._ways, compiled=lambda: compiled)
+    compiled = ModelFunctions(lambda side: Guided(Denoiser(passes, side), layers), decode)
+    made_by._execution._functions = replace(made_by._execution._functions, compiled=lambda: compiled)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own imports
@@ -44,14 +44,14 @@ def test_compiled_networks_take_over_between_two_steps_of_a_picture(backend: str
     made_by = engine(config, recorder())
     if backend == "eager":
         compiled_by(made_by, *traced())
-    made_by._workshop.set_up()
+    made_by._execution.set_up()
     made_by._measurements.take_all()
     planned_with = made_by.costs()
     made_by.admit(0, made_by.prepare(demo.task(0)))
     for _ in range(2):
         made_by.step()
-    made_by._workshop.start_compiling()
-    compiler = made_by._workshop._compiler
+    made_by._execution.start_compiling()
+    compiler = made_by._execution._compiler
     while not compiler._compiled.qsize():  # the test's own time-out bounds this
         assert compiler._thread is not None
         assert not compiler.idle(), made_by.condition().fallbacks
@@ -59,7 +59,7 @@ def test_compiled_networks_take_over_between_two_steps_of_a_picture(backend: str
     assert relative_error(demo.run(made_by, 0), alone()[0]) <= 1e-4
     assert dict(made_by.condition().graphs)["steps compiled"] == 1
     assert made_by.costs() != planned_with
-    assert made_by.settle(600)
+    assert made_by.wait_until_compiled(600)
     compiled = made_by.collect(made_by.finish(0)).astype(int)
     assert abs(compiled - engine(CONFIG).decode(alone()[0])).max() <= 1
     assert dict(made_by.condition().graphs)["VAE compiled"] == 1
@@ -69,9 +69,9 @@ def test_compiled_networks_take_over_between_two_steps_of_a_picture(backend: str
 def test_any_number_of_shapes_is_compiled() -> None:
     made_by = engine(speed(replace(CONFIG, slots=3), compile=True))
     compiled_by(made_by, *traced())
-    made_by._workshop.set_up()
-    made_by._workshop.start_compiling()
-    assert made_by.settle(600)
+    made_by._execution.set_up()
+    made_by._execution.start_compiling()
+    assert made_by.wait_until_compiled(600)
     assert (
         dict(made_by.condition().graphs)["steps compiled"] == 3
     )  # of three passes each: 9 compilations, of which torch takes 8
@@ -84,9 +84,9 @@ def test_when_compiling_fails_pictures_are_made_as_before() -> None:
 
     made_by = engine(speed(compile=True))
     compiled_by(made_by, Passes(broken, broken, broken), broken)
-    made_by._workshop.set_up()
-    made_by._workshop.start_compiling()
-    assert made_by.settle(600)
+    made_by._execution.set_up()
+    made_by._execution.start_compiling()
+    assert made_by.wait_until_compiled(600)
     assert_alike(together(made_by), alone())
     assert made_by.condition().fallbacks == (("compile: failed", 5),)  # four batch sizes, and the VAE
 
@@ -114,12 +114,12 @@ SURVIVED = {
 def test_a_fault_of_compiled_networks_costs_them_alone(fault: str, recorded: bool) -> None:
     fake = recorder() if recorded else None
     made_by = engine(speed(replace(CONFIG, slots=1), compile=True), fake)
-    workshop = made_by._workshop
-    plain = workshop._ways
-    workshop._ways = replace(plain, compiled=lambda: dying.with_fault(dying.fault(fault), plain))
+    execution = made_by._execution
+    plain = execution._functions
+    execution._functions = replace(plain, compiled=lambda: dying.with_fault(dying.fault(fault), plain))
     made_by.warm_up()
     graphs = dict(made_by.condition().graphs)
-    assert made_by.settle(600)
+    assert made_by.wait_until_compiled(600)
     for _ in range(2):
         assert_alike({0: demo.make(made_by, demo.task(0))}, {0: alone()[0]})
     condition = made_by.condition()
@@ -131,12 +131,12 @@ def test_a_fault_of_compiled_networks_costs_them_alone(fault: str, recorded: boo
 def test_a_compiled_vae_that_is_wrong_is_not_taken_over_and_one_that_fails_is_given_up() -> None:
     for faulty, reason in ((_inverted, NOT_TAKEN), (_tired(), GIVEN_UP)):
         made_by = engine(speed(replace(CONFIG, slots=1), compile=True))
-        workshop = made_by._workshop
-        plain = workshop._ways
-        compiled = Ways(plain.predict, partial(faulty, plain.decode))
-        workshop._ways = replace(plain, compiled=partial(replace, compiled))
+        execution = made_by._execution
+        plain = execution._functions
+        compiled = ModelFunctions(plain.predict, partial(faulty, plain.decode))
+        execution._functions = replace(plain, compiled=partial(replace, compiled))
         made_by.warm_up()
-        assert made_by.settle(600)
+        assert made_by.wait_until_compiled(600)
         latents = demo.make(made_by, demo.task(0))
         assert (made_by.decode(latents) == plain.decode(latents).numpy()).all()
         assert made_by.condition().fallbacks == ((reason, 1),)
@@ -162,16 +162,16 @@ def test_networks_that_would_be_compiled_again_where_they_serve_are_not_taken_ov
     """That takes minutes, in which nobody's step would be taken."""
     made_by = engine(speed(replace(CONFIG, slots=1), compile=True))
     compiled_by(made_by, traced()[0], partial(decode, demo.parts().vae))
-    made_by._workshop.set_up()
+    made_by._execution.set_up()
     made_by._measurements.take_all()
-    made_by._workshop.start_compiling()
-    compiler = made_by._workshop._compiler
+    made_by._execution.start_compiling()
+    compiler = made_by._execution._compiler
     deadline = time.monotonic() + 600
     while not compiler._compiled.qsize():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     torch.compiler.reset()  # all that was compiled is forgotten
-    assert made_by.settle(600)
+    assert made_by.wait_until_compiled(600)
     assert_alike({0: demo.make(made_by, demo.task(0))}, {0: alone()[0]})
     assert dict(made_by.condition().graphs)["steps compiled"] == 0
     assert (NOT_TAKEN, 1) in made_by.condition().fallbacks

@@ -1,4 +1,4 @@
-"""What makes the engine fast: where its graphs, compiled networks and streams are put together."""
+"""Execution: puts graphs, compiled networks, attention kernels and streams together, and improves them in service."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
@@ -9,17 +9,16 @@ import torch
 from torch import Tensor
 
 from workers.engine.attention import Attention, Kernel, kernels
-from workers.engine.batch import Batch, Recipe, Size
-from workers.engine.compiling import Compiler, DeviceTurns, Target, hold_while_timing, one_worker_at_a_time
-from workers.engine.compiling import name as words_for
+from workers.engine.batch import Batch, BatchShape, Size
+from workers.engine.compiling import Compiler, DeviceLock, Target, describe, hold_while_timing, one_worker_at_a_time
 from workers.engine.config import AttentionKernel, EngineConfig, rows_of
 from workers.engine.contract import Condition
-from workers.engine.graphs import Fallbacks, Graphs, Pool, Recorder, Studio, first_line
-from workers.engine.plan import Placed, Plan
+from workers.engine.graphs import Fallbacks, GraphContext, Graphs, Pool, Recorder, first_line
+from workers.engine.plan import DeviceSchedule, Plan
 from workers.engine.preview import Colours, fit
 from workers.engine.recording import recorder_for
-from workers.engine.runtime import AnyModel, Ways
-from workers.engine.streams import Aside, Decoder, upload
+from workers.engine.runtime import AnyModel, ModelFunctions
+from workers.engine.streams import Decoder, SideStream, upload
 from workers.engine.trials import COMPILING, GRAPHS, Trials
 from workers.engine.trials import attention as trial_of
 from workers.engine.workspace import Workspace, Workspaces
@@ -27,13 +26,13 @@ from workers.engine.workspace import Workspace, Workspaces
 T = TypeVar("T")
 
 _GIB = 2**30
-_PLACED_PLANS = 16  # kept on the device: 3.0 MB each with SD 1.5 in float16 and 50 steps
-_COMPILED_AT_MOST = 1000  # passes by shapes; a limit there must be
-_MODE_ON_CUDA = "max-autotune-no-cudagraphs"  # the graphs are ours
+_KEPT_SCHEDULES = 16  # kept on the device: 3.0 MB each with SD 1.5 in float16 and 50 steps
+_COMPILED_AT_MOST = 1000  # passes times shapes; torch wants a limit
+_MODE_ON_CUDA = "max-autotune-no-cudagraphs"  # we record the graphs
 
 
-class Workshop:
-    """Makes the workspaces, and improves them while they are used."""
+class ExecutionManager:
+    """Makes the workspaces, and speeds them up while they are used."""
 
     def __init__(
         self, config: EngineConfig, model: AnyModel, recorder: Recorder | None = None, trials: Trials | None = None
@@ -41,71 +40,71 @@ class Workshop:
         self._config = config
         self._model = model
         self._threads = torch.get_num_threads()
-        self.turns = DeviceTurns()
-        """Held by whoever gives the device work, but for the compiler's own."""
+        self.device_lock = DeviceLock()
+        """Held while anything but the compiler's timings gives the device work."""
         self._fallbacks = Fallbacks()
         self._trials = trials or Trials()
-        self._trials.settle = self._settle
+        self._trials.synchronize = self._synchronize
         for name in sorted(self._trials.without):
             detail = f"the last process of this device ended while it tried {name}; restart the service to try again"
             self._fallbacks.note(f"{name}: off after a crash", detail)
         self._recorder = recorder
         self._attention = Attention(self._kernels(), trials=self._trials)
-        self._ways = model.ways(self._attention, _MODE_ON_CUDA if self._on_cuda else None)
-        self._by_torch = self._ways.compiled is not None
+        self._functions = model.functions(self._attention, _MODE_ON_CUDA if self._on_cuda else None)
+        self._by_torch = self._functions.compiled is not None
         if recorder is None and config.speed.graphs and self._by_torch:
             recorder = recorder_for(model.device)
         if GRAPHS in self._trials.without:
             recorder = None
         self._recorder = recorder
-        turn = Lock()
-        self._studio = Studio(recorder, self._fallbacks, self._make_room, turn, self._trials)
-        # One pool for what runs on one stream: steps and text on the main one, the VAE on its own.
-        self._main_pool, self._vae_pool = Pool(), Pool(aside=True)
-        self._text = Graphs(self._studio, self._main_pool)
-        self._step_aside, self._vae_aside = self._aside(), self._aside()
-        # The same for all targets: torch keeps cuBLAS workspaces for each stream, for good.
+        lock = Lock()
+        self._context = GraphContext(recorder, self._fallbacks, self._make_room, lock, self._trials)
+        # One pool per stream: steps and text run on the main one, the VAE on its own.
+        self._main_pool, self._vae_pool = Pool(), Pool(concurrent=True)
+        self._text = Graphs(self._context, self._main_pool)
+        self._step_side, self._vae_side = self._side_stream(), self._side_stream()
+        # One stream for all targets: torch keeps a cuBLAS workspace per stream, for good.
         self._compile_stream = torch.cuda.Stream(model.device) if self._on_cuda else None
-        self._compile_aside = self._aside()
-        self._compiler = Compiler(self._compile, turn, self._fallbacks, one_worker_at_a_time)
+        self._compile_side = self._side_stream()
+        self._compiler = Compiler(self._compile, lock, self._fallbacks, one_worker_at_a_time)
         rows = rows_of(config.guidance_scale)
-        self.recipe = Recipe(config.slots, rows, buckets(config.slots, exact=recorder is None))
-        self._placed = lru_cache(_PLACED_PLANS)(self._place)
-        self.spaces = Workspaces(self._workspace, int(config.speed.other_sizes_gib * _GIB), self._settle)
+        self.shape = BatchShape(config.slots, rows, buckets(config.slots, exact=recorder is None))
+        self._schedules = lru_cache(_KEPT_SCHEDULES)(self._make_schedule)
+        self.spaces = Workspaces(self._workspace, int(config.speed.other_sizes_gib * _GIB), self._synchronize)
 
     def set_up(self) -> None:
-        """Record what the configured sizes need: the largest first, as what comes later fits into its memory."""
+        """Record the graphs of the configured sizes: the largest first, as later ones fit into its memory."""
         torch.backends.cudnn.benchmark = self._config.speed.time_convolutions
         for size in sorted(self._sizes(), key=lambda size: size[0] * size[1], reverse=True):
             space = self.spaces.of(size, kept=True)
-            for bucket in reversed(self.recipe.buckets):
+            for bucket in reversed(self.shape.buckets):
                 space.batch.prepare(bucket)
             space.decoder.prepare()
 
     def space(self, size: Size) -> Workspace:
-        """The workspace of a size; where there is none, one that nobody keeps."""
+        """The workspace of a size, or else a temporary one."""
         return self.spaces.get(size) or self._workspace(size, kept=False)
 
     @property
     def light(self) -> bool:
-        """Whether another size costs little: torch on a CPU needs neither graphs for it nor much time to choose."""
+        """Whether another size costs little: torch on a CPU needs no graphs and chooses kernels quickly."""
         return self._by_torch and self._recorder is None and not self._on_cuda
 
     def start_compiling(self) -> None:
-        """Compile the networks for the configured sizes in the background; what one picture alone needs comes first."""
+        """Compile the networks for the configured sizes in the background, for single images first."""
         wanted = self._config.speed.compile
         if COMPILING in self._trials.without:
             return
         if self._by_torch and (wanted is True or (wanted == "auto" and self._on_cuda)):
-            first, *others = self.recipe.buckets
+            first, *others = self.shape.buckets
             for part in (first, None, *others):
                 for size in self._sizes():
                     self._compiler.ask((size, part))
 
     def upgrade(self) -> Iterator[Target]:
-        """Take over what has been compiled, and yield it. Between steps: a picture's next step is made by it.
+        """Switch to what has been compiled, and yield it. To be called between steps.
 
-        It proves itself first, here, where it is to run. What does not is not taken over.
+        Each compiled part is proven first, in this thread, where it will run. One that fails is not used.
         """
         for size, bucket in self._compiler.ready():
             if (space := self.spaces.get(size)) is None or (compiled := self._compiled) is None:
@@ -113,23 +112,23 @@ class Workshop:
             try:
                 with self._trials.of(COMPILING):
                     self._take_over(space, bucket, compiled)
-            except Exception as error:  # noqa: BLE001 - whatever it is, images are made without
-                detail = f"{words_for((size, bucket))}: {type(error).__name__}: {first_line(error)}"
+            except Exception as error:  # noqa: BLE001 - whatever it is, images can be made without
+                detail = f"{describe((size, bucket))}: {type(error).__name__}: {first_line(error)}"
                 self._fallbacks.note("compile: not taken over", detail)
             else:
                 yield size, bucket
 
-    def _take_over(self, space: Workspace, bucket: int | None, compiled: Ways) -> None:
-        # To compile again here would keep everybody waiting for minutes.
+    def _take_over(self, space: Workspace, bucket: int | None, compiled: ModelFunctions) -> None:
+        # Compiling again here would stop all images for minutes.
         with torch.compiler.set_stance("fail_on_recompile"):
             if bucket is None:
                 space.decoder.upgrade(compiled.decode)
             else:
-                times = self.placed(self._model.plans.usual).times
-                space.batch.upgrade(bucket, compiled.predict(self._step_aside), times)
+                times = self.schedule(self._model.plans.usual).times
+                space.batch.upgrade(bucket, compiled.predict(self._step_side), times)
 
     def with_room(self, work: Callable[[], T]) -> T:
-        """The result of a work. If it lacks memory, it is done once more in what can be made free.
+        """Return the result of `work`. If memory runs out, free some and try once more.
 
         Raises torch.OutOfMemoryError when that does not help.
         """
@@ -140,23 +139,23 @@ class Workshop:
                 raise
         return work()
 
-    def settled(self) -> bool:
-        """Whether all that was to be compiled is in use."""
+    def all_compiled(self) -> bool:
+        """Whether everything that was to be compiled is in use or given up."""
         return self._compiler.idle()
 
     def keys_values(self, tokens: tuple[int, ...]) -> Tensor:
-        """Keys and values of a prompt [77, total]. Not to be written to."""
+        """Keys and values of a prompt [77, total]. Read only."""
         return self._model.text.keys_values(tokens, self._text)
 
-    def placed(self, plan: Plan) -> Placed:
-        """A plan on the device. Not to be written to."""
-        return self._placed(plan)
+    def schedule(self, plan: Plan) -> DeviceSchedule:
+        """A plan on the device. Read only."""
+        return self._schedules(plan)
 
     @cached_property
     def colours(self) -> Colours | None:
-        """What latents look like, by this model's VAE; None where that could not be found out."""
+        """The map from latents to colours, fitted to this model's VAE; None where that failed."""
         try:
-            return fit(self._ways.decode, self._model.device)
+            return fit(self._functions.decode, self._model.device)
         except Exception as error:  # noqa: BLE001 - images are made without previews
             self._fallbacks.note("previews: off", f"{type(error).__name__}: {first_line(error)}")
             return None
@@ -183,22 +182,22 @@ class Workshop:
         scale = self._model.latent_scale
         return [(height // scale, width // scale) for width, height in self._config.speed.sizes or [(side, side)]]
 
-    def _place(self, plan: Plan) -> Placed:
+    def _make_schedule(self, plan: Plan) -> DeviceSchedule:
         device = self._model.device
         estimates = None if plan.estimates is None else upload(plan.estimates, device)
         times = self._model.times(upload(plan.matrix.timesteps, device))
-        return Placed(upload(plan.weights, device), estimates, times)
+        return DeviceSchedule(upload(plan.weights, device), estimates, times)
 
     def _workspace(self, size: Size, kept: bool) -> Workspace:
-        # What may be dropped again has pools of its own, or its memory would not come back.
-        main, vae = (self._main_pool, self._vae_pool) if kept else (Pool(), Pool(aside=True))
-        predict = self._ways.predict(self._step_aside)
-        batch = Batch(self._model, self.recipe, size, predict, Graphs(self._studio, main))
-        decoder = Decoder(self._model, self._ways.decode, size, self._vae_aside, Graphs(self._studio, vae))
+        # A workspace that may be dropped has pools of its own, or its memory would not come back.
+        main, vae = (self._main_pool, self._vae_pool) if kept else (Pool(), Pool(concurrent=True))
+        predict = self._functions.predict(self._step_side)
+        batch = Batch(self._model, self.shape, size, predict, Graphs(self._context, main))
+        decoder = Decoder(self._model, self._functions.decode, size, self._vae_side, Graphs(self._context, vae))
         return Workspace(batch, decoder, kept)
 
     def _compile(self, target: Target) -> None:
-        """In the compiler's thread: run the networks on a target's shapes, which has torch compile them for these."""
+        """In the compiler's thread: run the networks on a target's shapes, so that torch compiles them for these."""
         from torch._dynamo import config as compiler_config
 
         size, bucket = target
@@ -206,34 +205,34 @@ class Workshop:
         compiled = self._compiled
         if space is None or compiled is None:
             return
-        torch.set_num_threads(self._threads)  # a thread's own setting, which compiled code is bound to
-        # torch counts all passes at all shapes as one function's recompilations, and gives up after eight.
+        torch.set_num_threads(self._threads)  # set per thread, and built into compiled code
+        # torch counts all passes at all shapes as recompilations of one function, and gives up after eight.
         unlimited = compiler_config.patch(recompile_limit=_COMPILED_AT_MOST)
         with self._trials.of(COMPILING), unlimited, torch.no_grad(), torch.cuda.stream(self._compile_stream):
             if bucket is None:
                 space.decoder.try_out(compiled.decode)
             else:
-                space.batch.try_out(bucket, compiled.predict(self._compile_aside))
-            self._settle()
+                space.batch.try_out(bucket, compiled.predict(self._compile_side))
+            self._synchronize()
 
     @cached_property
-    def _compiled(self) -> Ways | None:
-        """Made when something is compiled: torch's compiler takes 0.5 s to import, and a model is ready without it."""
+    def _compiled(self) -> ModelFunctions | None:
+        """Made at first use: torch's compiler takes 0.5 s to import, and a model is ready without it."""
         if self._on_cuda:
-            hold_while_timing(self.turns.take)
-        return self._ways.compiled and self._ways.compiled()
+            hold_while_timing(self.device_lock.hold)
+        return self._functions.compiled and self._functions.compiled()
 
     def _kernels(self) -> Sequence[Kernel]:
         without = [name for name in get_args(AttentionKernel) if trial_of(name) in self._trials.without]
         return kernels(self._model.device, self._config.speed.attention, self._fallbacks.note, without)
 
-    def _aside(self) -> Aside:
-        return Aside(self._model.device if self._config.speed.beside and self._by_torch else None)
+    def _side_stream(self) -> SideStream:
+        return SideStream(self._model.device if self._config.speed.beside and self._by_torch else None)
 
-    def _settle(self) -> None:
+    def _synchronize(self) -> None:
         if self._recorder is not None:
-            self._recorder.settle()
-        elif self._on_cuda:  # without graphs, too, one stream must not be given what another still uses
+            self._recorder.synchronize()
+        elif self._on_cuda:  # also without graphs: one stream must not get memory that another still uses
             torch.cuda.synchronize(self._model.device)
 
     def _make_room(self) -> bool:
@@ -248,7 +247,7 @@ class Workshop:
 
 
 def buckets(slots: int, *, exact: bool) -> tuple[int, ...]:
-    """The batch sizes to run: every one up to `slots` where that costs nothing, else powers of two and `slots`."""
+    """The batch sizes to run: all up to `slots` if `exact`, else powers of two and `slots`."""
     if exact:
         return tuple(range(1, slots + 1))
     return tuple(sorted({slots, *(2**n for n in range(slots.bit_length()) if 2**n < slots)}))

@@ -1,10 +1,10 @@
-"""Attention kernels that are not torch's own, tried in a process of their own before they are used in this one.
+"""Tries attention kernels that are not torch's own in a child process before they are used in this one.
 
-A kernel that was built for another torch or another GPU may end its process, or leave a CUDA error behind after which
-the process cannot use its device any more. What was found is kept in the compiler's cache, by all that it depends on:
-the process takes some seconds, most of them to import torch.
+A kernel that was built for another torch or another GPU may kill its process, or leave a CUDA error behind after which
+the process cannot use its device. A probe takes some seconds, most of them to import torch, so the compiler's cache
+keeps the result, by all that it depends on.
 
-python -m workers.engine.apart KERNEL cuda:0 tries one, and writes why it cannot be used.
+python -m workers.engine.kernel_probe KERNEL cuda:0 tries one, and writes why it cannot be used.
 """
 
 import ctypes
@@ -22,9 +22,9 @@ import torch
 from workers.folders import replace_file
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
-PATIENCE_S = 120.0  # torch may have to be imported from a cold disk, and all devices at once
+TIMEOUT_S = 120.0  # torch may have to be imported from a cold disk, and all devices at once
 _ROOT = Path(__file__).parents[2]
-# A process ended by somebody else, or for want of memory; and reasons that a busy device has. They pass.
+# Signals from outside, such as for lack of memory, and errors of a busy device: another time it may work.
 _SENT_BY_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PASSING = ("memory", "CUDA error", "CUDA GPUs")
 
@@ -42,13 +42,13 @@ def flaw_of(kernel: str, device: torch.device) -> str:
 
 def _ask(kernel: str, device: torch.device) -> tuple[str, bool]:
     """The flaw, and whether it would be the same another time."""
-    command = [sys.executable, "-m", "workers.engine.apart", kernel, str(device), str(os.getpid())]
+    command = [sys.executable, "-m", "workers.engine.kernel_probe", kernel, str(device), str(os.getpid())]
     try:
         asked = subprocess.run(  # noqa: S603 - our own module
-            command, cwd=_ROOT, capture_output=True, timeout=PATIENCE_S, check=False
+            command, cwd=_ROOT, capture_output=True, timeout=TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"a process that tried it did not end within {PATIENCE_S:g} s", False
+        return f"a process that tried it did not end within {TIMEOUT_S:g} s", False
     except OSError as error:
         return f"no process could be started to try it: {error}", False
     if asked.returncode:
@@ -59,13 +59,13 @@ def _ask(kernel: str, device: torch.device) -> tuple[str, bool]:
 
 
 def _cached(kernel: str, device: torch.device) -> Path | None:
-    """The file for what is known of it; None where nothing is kept."""
+    """The file for the result; None without a cache."""
     folder = os.environ.get(CACHE)
     if folder is None:
         return None
     try:
         package = version(kernel)
-    except PackageNotFoundError:  # it does not say what it is
+    except PackageNotFoundError:  # not installed by pip: its version is unknown
         return None
     where: tuple[object, ...] = (str(device),)
     if device.type == "cuda":
@@ -75,7 +75,7 @@ def _cached(kernel: str, device: torch.device) -> Path | None:
 
 
 def _driver_version() -> int:
-    """Of CUDA, as the driver says."""
+    """The CUDA version of the driver."""
     number = ctypes.c_int()
     ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
     return number.value
@@ -94,7 +94,7 @@ def _write(file: Path, found: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, json.dumps(found).encode())
     except OSError:
-        return  # it is found out again the next time
+        return  # the next start probes again
 
 
 def main(kernel: str, device: str, parent: str) -> int:

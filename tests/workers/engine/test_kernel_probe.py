@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from workers.engine import apart
-from workers.engine.apart import CACHE
+from workers.engine import kernel_probe
+from workers.engine.kernel_probe import CACHE
 
 CPU = torch.device("cpu")
 GOOD = """
@@ -74,7 +74,7 @@ def test_a_kernel_that_does_what_it_likes_to_its_process_costs_nothing_but_itsel
     monkeypatch.delenv(CACHE, raising=False)
     code, reason = OTHERS[kind]
     install(code)
-    found = apart.flaw_of("xformers", CPU)
+    found = kernel_probe.flaw_of("xformers", CPU)
     assert found.startswith(reason) if reason else found == ""
 
 
@@ -82,10 +82,10 @@ def test_one_that_hangs_is_not_waited_for_nor_remembered(
     install: Install, asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
-    monkeypatch.setattr(apart, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(kernel_probe, "TIMEOUT_S", 1.0)
     install("import time; time.sleep(600)")
     for _ in range(2):
-        assert apart.flaw_of("xformers", CPU) == "a process that tried it did not end within 1 s"
+        assert kernel_probe.flaw_of("xformers", CPU) == "a process that tried it did not end within 1 s"
     assert len(asked) == 2
 
 
@@ -97,10 +97,10 @@ def test_what_was_found_is_remembered_until_the_package_changes(
     code, reason = OTHERS[kind]
     install(code)
     for _ in range(2):
-        assert apart.flaw_of("xformers", CPU) == reason
+        assert kernel_probe.flaw_of("xformers", CPU) == reason
     assert len(asked) == 1
     install(GOOD, "1.1")
-    assert apart.flaw_of("xformers", CPU) == ""
+    assert kernel_probe.flaw_of("xformers", CPU) == ""
     assert len(asked) == 2
 
 
@@ -120,9 +120,9 @@ def test_what_may_be_otherwise_the_next_time_is_not_remembered(
 ) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
     install(code)
-    assert apart.flaw_of("xformers", CPU)
+    assert kernel_probe.flaw_of("xformers", CPU)
     install(GOOD)
-    assert apart.flaw_of("xformers", CPU) == ""
+    assert kernel_probe.flaw_of("xformers", CPU) == ""
 
 
 @pytest.mark.parametrize("content", [b"[1]", pytest.param(b"", marks=pytest.mark.slow)])
@@ -131,9 +131,9 @@ def test_a_file_that_is_broken_is_written_anew(
 ) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
     install("raise ImportError('not here')")
-    apart.flaw_of("xformers", CPU)
+    kernel_probe.flaw_of("xformers", CPU)
     (file,) = (tmp_path / "cache").iterdir()
     file.write_bytes(content)
     for _ in range(2):
-        assert apart.flaw_of("xformers", CPU) == "ImportError: not here"
+        assert kernel_probe.flaw_of("xformers", CPU) == "ImportError: not here"
     assert len(asked) == 2

@@ -13,8 +13,8 @@ from tests.workers.engine.demo import CONFIG, relative_error
 from tests.workers.engine.recorder import recorder
 from tests.workers.engine.three import ALIKE, FOUR, alone, assert_alike, engine, speed, together
 from workers.engine.denoiser import Denoiser, Passes
-from workers.engine.networks import Control, Given
-from workers.engine.speed import buckets
+from workers.engine.execution import buckets
+from workers.engine.networks import Control, LayerInputs
 
 NO_MEMORY = torch.OutOfMemoryError("out of memory")
 
@@ -48,14 +48,14 @@ def test_recording_in_the_middle_of_a_picture_leaves_it_as_it_is() -> None:
 def test_before_the_first_request_the_configured_sizes_are_recorded_the_largest_first() -> None:
     fake = recorder()
     made_by = engine(speed(sizes=[(64, 64), (128, 64)]), fake)
-    made_by._workshop.set_up()
-    areas = [space.batch._size for space in made_by._workshop.spaces]
+    made_by._execution.set_up()
+    areas = [space.batch._size for space in made_by._execution.spaces]
     assert areas == [(8, 16), (8, 8)]
     assert dict(made_by.condition().graphs) == {"steps": 6, "steps compiled": 0, "VAE compiled": 0, "VAE": 2, "text": 0}
     assert made_by.condition().graph_bytes == 8 * fake.size
     # One for the steps, one for the VAE, which runs beside them: so it is recorded apart.
     assert len(set(map(id, fake.pools))) == 2
-    assert [pool in fake.aside for pool in fake.pools] == 2 * [False, False, False, True]
+    assert [pool in fake.concurrent for pool in fake.pools] == 2 * [False, False, False, True]
 
 
 def test_nothing_is_recorded_by_a_request_for_a_configured_size() -> None:
@@ -82,19 +82,19 @@ def test_beyond_their_bound_the_least_recently_used_sizes_are_dropped() -> None:
     made_by = engine(speed(other_sizes_gib=1.2), fake)
     for width in (72, 80, 72, 88):
         demo.make(made_by, demo.task(1, width))
-    made_by._workshop.spaces.of((8, 8))
-    assert [space.batch._size for space in made_by._workshop.spaces] == [(8, 9), (8, 11), (8, 8)]
-    assert fake.settled
+    made_by._execution.spaces.of((8, 8))
+    assert [space.batch._size for space in made_by._execution.spaces] == [(8, 9), (8, 11), (8, 8)]
+    assert fake.synchronized
 
 
 def test_sizes_in_use_and_configured_sizes_are_not_dropped() -> None:
     made_by = engine(speed(other_sizes_gib=0, sizes=[(96, 64)]), recorder())
-    made_by._workshop.set_up()
+    made_by._execution.set_up()
     made_by.admit(0, made_by.prepare(demo.task(0)))
     made_by.step()
     demo.make_beside(made_by, 1, demo.task(1, 128))
     assert relative_error(demo.run(made_by, 0), alone()[0]) <= ALIKE
-    assert made_by._workshop.spaces.get((8, 12)) is not None
+    assert made_by._execution.spaces.get((8, 12)) is not None
 
 
 class _Asked(TorchDispatchMode):
@@ -116,7 +116,7 @@ class _Asked(TorchDispatchMode):
 @pytest.mark.parametrize("wanted", [True, False])
 def test_cudnn_times_its_algorithms_only_where_that_is_wanted(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", not wanted)  # and as it was, after the test
-    engine(speed(replace(CONFIG, slots=1), time_convolutions=wanted))._workshop.set_up()
+    engine(speed(replace(CONFIG, slots=1), time_convolutions=wanted))._execution.set_up()
     assert torch.backends.cudnn.benchmark is wanted
 
 
@@ -133,7 +133,7 @@ def test_a_step_asks_the_host_nothing() -> None:
 
 
 class _Noted:
-    """In place of an Aside."""
+    """In place of an SideStream."""
 
     def __init__(self, order: list[str]) -> None:
         self._order = order
@@ -146,7 +146,7 @@ class _Noted:
         self._order.append("join")
 
 
-NOTHING = Given((), ())
+NOTHING = LayerInputs((), ())
 NO_CONTROL = Control(torch.zeros(1), torch.zeros(1), torch.ones(1), NOTHING)
 
 

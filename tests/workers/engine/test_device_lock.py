@@ -16,8 +16,8 @@ from torch._inductor.runtime import benchmarking
 
 from tests.workers.engine import demo
 from tests.workers.engine.demo import CONFIG
-from workers.engine.apart import CACHE
-from workers.engine.compiling import DeviceTurns, hold_while_timing, one_worker_at_a_time
+from workers.engine.compiling import DeviceLock, hold_while_timing, one_worker_at_a_time
+from workers.engine.kernel_probe import CACHE
 
 ROOT = Path(__file__).parents[3]
 HOLD = """
@@ -38,13 +38,13 @@ def waits(work: Callable[[], object]) -> threading.Thread:
 
 
 def test_turns_are_taken_in_the_order_in_which_they_were_asked_for() -> None:
-    turns, order = DeviceTurns(), list[int]()
+    lock, order = DeviceLock(), list[int]()
 
     def ask(number: int) -> None:
-        with turns.take():
+        with lock.hold():
             order.append(number)
 
-    with turns.take():
+    with lock.hold():
         threads = [waits(lambda number=number: ask(number)) for number in range(3)]  # type: ignore[misc]
     for thread in threads:
         thread.join()
@@ -52,10 +52,10 @@ def test_turns_are_taken_in_the_order_in_which_they_were_asked_for() -> None:
 
 
 def test_who_has_the_turn_may_take_it_again_and_an_error_gives_it_back() -> None:
-    turns = DeviceTurns()
-    with pytest.raises(KeyError), turns.take(), turns.take():
+    lock = DeviceLock()
+    with pytest.raises(KeyError), lock.hold(), lock.hold():
         raise KeyError
-    thread = threading.Thread(target=lambda: turns.take().__enter__())
+    thread = threading.Thread(target=lambda: lock.hold().__enter__())
     thread.start()
     thread.join(120)
     assert not thread.is_alive()
@@ -64,10 +64,10 @@ def test_who_has_the_turn_may_take_it_again_and_an_error_gives_it_back() -> None
 def test_no_step_is_taken_while_the_compiler_times_a_kernel() -> None:
     engine = demo.engine(replace(CONFIG, slots=1))
     engine.admit(0, engine.prepare(demo.task(0)))
-    with engine.turn():  # as the compiler's thread does
+    with engine.hold_device():  # as the compiler's thread does
         thread = waits(engine.step)
     thread.join()
-    assert engine._homes[0].batch._running[0].done == 1
+    assert engine._workspaces[0].batch._running[0].done == 1
 
 
 @pytest.fixture
@@ -76,10 +76,10 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     seen: list[str] = []
 
     @contextmanager
-    def take() -> Iterator[None]:
-        seen.append("take")
+    def hold() -> Iterator[None]:
+        seen.append("hold")
         yield
-        seen.append("give")
+        seen.append("release")
 
     def bench(work: Callable[[], object], return_mode: str) -> float:
         seen.append("time")
@@ -88,7 +88,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(benchmarking.TritonBenchmarker, "triton_do_bench", staticmethod(bench))
     timer = benchmarking.TritonBenchmarker()
     monkeypatch.setattr(benchmarking, "benchmarker", timer)
-    hold_while_timing(take)
+    hold_while_timing(hold)
     yield seen
     if hasattr(benchmarking, "set_gpu_benchmark_lock_context"):
         benchmarking.set_gpu_benchmark_lock_context(None)
@@ -99,7 +99,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 )
 def test_torchs_compiler_holds_the_lock_while_it_times(held: list[str]) -> None:
     assert benchmarking.benchmarker.benchmark_gpu(lambda: None) == 1.0
-    assert held == ["take", "time", "give"]
+    assert held == ["hold", "time", "release"]
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def older(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_so_does_an_older_one(older: None, held: list[str]) -> None:
     assert benchmarking.benchmarker.benchmark_gpu(lambda: None) == 1.0
-    assert held == ["take", "time", "give"]
+    assert held == ["hold", "time", "release"]
 
 
 # ------------------------------------------------------------------------------------------- one cache, many workers
