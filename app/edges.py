@@ -31,7 +31,7 @@ from workers.edge_process import (
     at_resolution,
 )
 from workers.engine.config import Canny
-from workers.engine.contract import BadPictureError, Options
+from workers.engine.contract import BadImageError, Options
 from workers.engine.header import output_size
 
 PNG = "image/png"
@@ -95,7 +95,7 @@ class EdgeFinder:
     async def _find(self, request: Request, client: str, task: EdgeTask, blamed: str | None) -> bytes:
         try:
             return await unless_gone(request, self.service.find(task, client))
-        except (BadPictureError, EdgeError) as error:
+        except (BadImageError, EdgeError) as error:
             raise _problem(error, blamed) from None
 
 
@@ -157,7 +157,7 @@ class Edges(EdgeEndpoint):
 
 def _problem(error: Exception, blamed: str | None) -> Problem:
     match error:
-        case BadPictureError():
+        case BadImageError():
             return Problem(Error.INVALID_PICTURE, str(error), blamed)
         case BusyError():
             return Problem(Error.BUSY, str(error), retry_after=error.retry_after)

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from scheduler.messages import WorkerState, WorkerView
-from workers.engine.contract import Condition
+from workers.engine.contract import EngineStatus
 from workers.pool import Pool
 
 
@@ -63,7 +63,7 @@ class Health:
 
     def _worker(self, view: WorkerView) -> WorkerReadiness:
         device = self._pool.devices.get(view.id)
-        condition = self._pool.conditions.get(view.id, Condition())
+        condition = self._pool.conditions.get(view.id, EngineStatus())
         return WorkerReadiness(
             id=view.id,
             state=view.state,

@@ -11,7 +11,7 @@ from app.errors import Error, Problem, plain
 from app.field_types import KINDS
 from app.json_syntax import broken
 from app.rules import Rules
-from workers.engine.contract import BadPictureError
+from workers.engine.contract import BadImageError
 from workers.engine.header import Header, output_size, read_header
 
 JSON_NAME = "input_image_base64"
@@ -54,7 +54,7 @@ def measured(picture: bytes, rules: Rules, blamed: str | None) -> Header:
         raise too_large(what, rules.max_picture_bytes, "bytes", "server.max_picture_bytes", SMALLER, blamed)
     try:
         header = read_header(picture)
-    except BadPictureError as error:
+    except BadImageError as error:
         raise Problem(Error.INVALID_PICTURE, str(error), blamed) from None
     if header.width * header.height > rules.max_pixels:
         what = f"The image is {header.width} x {header.height}, which is {header.width * header.height} pixels"
@@ -62,7 +62,7 @@ def measured(picture: bytes, rules: Rules, blamed: str | None) -> Header:
         raise too_large(what, rules.max_pixels, "pixels", "server.max_pixels", advice, blamed)
     try:
         output_size(header.width, header.height, rules.engine.size)
-    except BadPictureError as error:
+    except BadImageError as error:
         raise Problem(Error.INVALID_PICTURE, str(error), blamed) from None
     return header
 

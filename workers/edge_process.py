@@ -31,7 +31,7 @@ from workers.child import End
 from workers.confinement import confine, drop_privileges
 from workers.engine.budget import DecodeBudget
 from workers.engine.config import Canny, Sizing
-from workers.engine.contract import BadPictureError
+from workers.engine.contract import BadImageError
 from workers.logs import LogFormat, configure, escaped
 from workers.process import die_with_parent, set_process_name
 from workers.processes import Processes
@@ -214,7 +214,7 @@ class EdgeService:
         """The result: a grey PNG (edges: 255 on an edge and 0 elsewhere), or two bytes, the range of the values.
 
         `client` takes turns with the others. Cancelled while it waits, the request leaves the queue; later, the image
-        is finished and forgotten. Raises BadPictureError, and EdgeError; OSError when no process can be started.
+        is finished and forgotten. Raises BadImageError, and EdgeError; OSError when no process can be started.
         """
         if self._closing:
             raise ClosingError
@@ -316,7 +316,7 @@ class EdgeService:
             case Finished(_, slot, _, image):
                 self._answer.set_result(self._memory.read(slot, image.length))
             case Failed(_, _, _, reason, blame):
-                self._answer.set_exception((BadPictureError if blame is Blame.PICTURE else FailedError)(reason))
+                self._answer.set_exception((BadImageError if blame is Blame.PICTURE else FailedError)(reason))
             case _:
                 raise ValueError(f"the edge process sends no {type(report).__name__}")
 
@@ -407,7 +407,7 @@ def _answer(order: wire.Run, memory: SlotMemory, budget: DecodeBudget) -> wire.R
         if lacks_memory(error):
             log.warning("An image was refused: it needs more memory than estimated, and more than is allowed")
             reason = "Decoding this image takes more memory than this server allows. Send a smaller one."
-        elif not isinstance(error, BadPictureError):
+        elif not isinstance(error, BadImageError):
             log.exception("No edges were found")
             blame, reason = Blame.SERVICE, f"{type(error).__name__}: {error}"
         return Failed(ID, order.slot, order.generation, wire.as_reason(reason), blame)

@@ -77,11 +77,11 @@ class JobTable:
         Raises ValueError where it does not fit or its text cannot be encoded, OverflowError for too large an integer.
         """
         params = wire.pack(task)
-        needed = len(task.picture) + len(params)
+        needed = len(task.image) + len(params)
         if needed > self._input_bytes:
             raise ValueError(f"The request needs {needed} bytes, but a slot has {self._input_bytes}.")
         result = asyncio.get_running_loop().create_future()
-        self._jobs[job] = PendingJob(task.picture, params, result, on_progress)
+        self._jobs[job] = PendingJob(task.image, params, result, on_progress)
         return result
 
     def drop(self, job: JobId) -> None:

@@ -20,7 +20,7 @@ from scheduler import messages as m
 from scheduler.core import IllegalEvent, Scheduler
 from workers import wire
 from workers.child import End
-from workers.engine.contract import Condition, Task
+from workers.engine.contract import EngineStatus, Task
 from workers.jobs import JobResult, JobTable, ProgressCallback
 from workers.process import Setup
 from workers.processes import Processes
@@ -61,7 +61,7 @@ class Pool:
         self.core = core
         self.devices: dict[m.WorkerId, Device] = {}
         self._step_seconds: dict[m.WorkerId, float] = {}  # as logged last
-        self.conditions: dict[m.WorkerId, Condition] = {}  # how each worker's engine runs, where there is news of it
+        self.conditions: dict[m.WorkerId, EngineStatus] = {}  # how each worker's engine runs, where there is news of it
         self._processes = Processes(
             {setup.device.id: setup for setup in setups}, layout, self._on_report, self._on_exit
         )

@@ -7,7 +7,7 @@ from typing import assert_never
 
 from scheduler import messages as m
 from workers import wire
-from workers.engine.contract import MAX_SIZES, Condition
+from workers.engine.contract import MAX_SIZES, EngineStatus
 from workers.engine.trials import TRIALS
 from workers.slots import SlotLayout
 
@@ -18,7 +18,7 @@ MAX_WORK = MAX_SIDE**2  # nominal images that are one image
 DAY = 86_400.0  # seconds
 
 
-def summary(condition: Condition) -> str:
+def summary(condition: EngineStatus) -> str:
     """How an engine runs, in a few words for the log."""
     graphs = sum(number for _, number in condition.graphs)
     fallbacks = sum(number for _, number in condition.fallbacks)

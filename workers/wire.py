@@ -22,7 +22,7 @@ from scheduler.messages import (
     Stepped,
     WorkerReady,
 )
-from workers.engine.contract import Condition, Options, Task
+from workers.engine.contract import EngineStatus, Options, Task
 
 MAX_MESSAGE = 65_536  # bytes; the longest real messages: `Ending`, `Finished`, `Changed` and `Preview`, each bounded
 MAX_PREVIEW = 16_384  # bytes of a preview's file: a thumbnail of nothing but noise has 14,433
@@ -67,7 +67,7 @@ class Preview(Message, frozen=True):
 class Changed(Message, frozen=True):
     """How the engine runs from now on, `shortened`."""
 
-    condition: Condition
+    condition: EngineStatus
 
 
 class Trying(Message, frozen=True):
@@ -123,12 +123,12 @@ def as_warnings(warnings: Sequence[str]) -> tuple[str, ...]:
     return tuple(text[:WARNING_CHARS].encode(errors="replace").decode() for text in warnings[:MAX_WARNINGS])
 
 
-def shortened(condition: Condition) -> Condition:
+def shortened(condition: EngineStatus) -> EngineStatus:
     """A condition that fits into a message: the newest of its entries, with their names in ASCII and cut.
 
     Names that are then the same are one entry.
     """
-    return Condition(
+    return EngineStatus(
         attention=tuple({_name(shape): _name(kernel) for shape, kernel in condition.attention[-NAMED_SHAPES:]}.items()),
         graphs=_counts(condition.graphs),
         graph_bytes=condition.graph_bytes,

@@ -28,10 +28,10 @@ from scheduler import messages as m
 from scheduler.messages import Blame, Costs
 from workers import wire
 from workers.engine.contract import (
+    BadImageError,
     BadOptionError,
-    BadPictureError,
-    Condition,
     Engine,
+    EngineStatus,
     OutOfMemoryError,
     UnusableModelError,
 )
@@ -77,7 +77,7 @@ class Worker:
     _slots: dict[int, _SlotState] = field(default_factory=dict)
     _codec_threads: ThreadPoolExecutor = field(init=False)
     _preview_thread: ThreadPoolExecutor = field(init=False)
-    _reported: Condition = field(default_factory=Condition)
+    _reported: EngineStatus = field(default_factory=EngineStatus)
     _remeasure_pause: float = REMEASURE_SOONEST
     _remeasure_at: float = field(default_factory=lambda: time.monotonic() + REMEASURE_SOONEST)
     _shortages: int = 0  # images in a row that lacked memory
@@ -105,7 +105,7 @@ class Worker:
         if costs != self.costs:
             self.costs = costs
             wire.send(self.channel, m.Measured(self.id, costs))
-        condition = self.engine.condition()
+        condition = self.engine.status()
         if condition != self._reported:
             self._reported = condition
             wire.send(self.channel, wire.Changed(wire.shortened(condition)))
@@ -304,7 +304,7 @@ class Worker:
         """The result of `work`, or None after reporting that this one image failed."""
         try:
             return work()
-        except BadPictureError as error:
+        except BadImageError as error:
             self._leave(m.Failed(self.id, slot, generation, wire.as_reason(str(error)), Blame.PICTURE))
         except BadOptionError as error:
             self._leave(m.Failed(self.id, slot, generation, wire.as_reason(str(error)), Blame.OPTION))

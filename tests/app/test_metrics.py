@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.errors import Error
 from app.metrics import DeviceCollector, EngineCollector, Metrics
 from scheduler import messages as m
-from workers.engine.contract import Condition
+from workers.engine.contract import EngineStatus
 from workers.telemetry import Reading
 from workers.wire import Device
 
@@ -56,8 +56,8 @@ def test_each_workers_gpu_is_shown_and_what_it_does_not_tell_is_left_out() -> No
 
 def test_how_each_engine_runs_is_shown() -> None:
     conditions = {
-        "gpu0": Condition((("2x8 64x77x160", "flash"),), (("step", 4),), 2**30, (("no compiler", 2),)),
-        "gpu1": Condition(),
+        "gpu0": EngineStatus((("2x8 64x77x160", "flash"),), (("step", 4),), 2**30, (("no compiler", 2),)),
+        "gpu1": EngineStatus(),
     }
     registry = CollectorRegistry()
     registry.register(EngineCollector(cast(Any, SimpleNamespace(conditions=conditions))))

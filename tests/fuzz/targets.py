@@ -12,7 +12,7 @@ from app.params import SEED_MAX, SEED_MIN, GenerationParams, GenerationRequest, 
 from app.rules import Rules
 from app.settings import Settings
 from workers.engine import codec
-from workers.engine.contract import BadPictureError
+from workers.engine.contract import BadImageError
 from workers.engine.header import read_header
 
 Target = Callable[[bytes], None]
@@ -25,11 +25,11 @@ RULES = replace(Rules.of(Settings()), max_pixels=MAX_PIXELS)
 
 
 def decoder(data: bytes) -> None:
-    """The picture decoder: pixels of the size that the header tells, or BadPictureError."""
+    """The picture decoder: pixels of the size that the header tells, or BadImageError."""
     try:
         header = read_header(data)
         pixels = codec.decode(data) if header.width * header.height <= MAX_PIXELS else None
-    except BadPictureError as error:
+    except BadImageError as error:
         respond(Problem(Error.INVALID_PICTURE, str(error)))
     else:
         assert pixels is None or pixels.shape == (header.height, header.width, 3)

@@ -76,7 +76,7 @@ def all_are_ready(pool: Pool) -> bool:
 async def every_slot_works(pool: Pool) -> None:
     """As many jobs as there are slots, at the same time, each with its image."""
     await until(lambda: all_are_ready(pool))
-    assert [answer.image for answer in await asyncio.gather(*(make(pool) for _ in range(4)))] == [TASK.picture] * 4
+    assert [answer.image for answer in await asyncio.gather(*(make(pool) for _ in range(4)))] == [TASK.image] * 4
 
 
 def kinds(answers: Sequence[JobResult]) -> list[str]:

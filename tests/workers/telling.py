@@ -13,7 +13,7 @@ from scheduler.messages import Costs
 from workers import process, worker
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
-from workers.engine.contract import Condition, OutOfMemoryError, Stepped, Task
+from workers.engine.contract import EngineStatus, OutOfMemoryError, StepProgress, Task
 from workers.engine.echo import Echoed, EchoEngine
 from workers.process import Setup
 from workers.slots import SlotMemory
@@ -74,7 +74,7 @@ class TellingEngine(EchoEngine):
         _given_memory("admit", prepared.image)
         super().admit(slot, prepared)
 
-    def step(self) -> list[Stepped]:
+    def step(self) -> list[StepProgress]:
         for prepared, _ in self._running.values():
             _given_memory("step", prepared.image)
         return super().step()
@@ -92,7 +92,7 @@ class TellingEngine(EchoEngine):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return decoding.pixels
 
-    def condition(self) -> Condition:
+    def status(self) -> EngineStatus:
         return condition(self._graphs, self._fallbacks)
 
     def _capture(self) -> None:
@@ -105,9 +105,9 @@ def _given_memory(where: str, pixels: Pixels | bytes) -> None:
         raise OutOfMemoryError(f"no memory to {where}")
 
 
-def condition(graphs: int, fallbacks: int) -> Condition:
+def condition(graphs: int, fallbacks: int) -> EngineStatus:
     """What the engine says after so many."""
-    return Condition(ATTENTION, (("step", graphs),), 2**20 * graphs, (("no compiler", fallbacks),))
+    return EngineStatus(ATTENTION, (("step", graphs),), 2**20 * graphs, (("no compiler", fallbacks),))
 
 
 def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:

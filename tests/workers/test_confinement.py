@@ -35,7 +35,7 @@ from workers.edge_process import (
     prepare,
 )
 from workers.engine.config import Canny, Sizing
-from workers.engine.contract import BadPictureError
+from workers.engine.contract import BadImageError
 from workers.engine.header import decoding_bytes, read_header
 from workers.slots import SlotLayout, SlotMemory
 
@@ -210,7 +210,7 @@ def opened(room: SlotLayout = ROOM, **setup: Any) -> Iterator[Callable[[bytes], 
 def result(find: Callable[[bytes], Any], picture: bytes) -> Any:
     try:
         return find(picture).tolist()
-    except BadPictureError as error:
+    except BadImageError as error:
         return str(error)
 
 
@@ -267,7 +267,7 @@ LARGE: dict[str, Callable[[], bytes]] = {
 def test_an_image_that_takes_more_memory_than_allowed_is_refused_for_that(kind: str) -> None:
     small = file_of(drawing(90, 60), "PNG")
     with opened(edge_layout(16 * MIB, Sizing()), decoding_bytes=24 * MIB) as find:
-        with pytest.raises(BadPictureError, match=r"can take \d+ MiB of memory; the limit is 24 MiB"):
+        with pytest.raises(BadImageError, match=r"can take \d+ MiB of memory; the limit is 24 MiB"):
             find(LARGE[kind]())
         assert np.array_equal(pixels_of(find(small)), expected(small, SIZE, Canny()))
 

@@ -32,7 +32,7 @@ from workers.edge_process import (
     edge_layout,
 )
 from workers.engine.config import Canny, Sizing
-from workers.engine.contract import BadPictureError
+from workers.engine.contract import BadImageError
 from workers.slots import SlotLayout, SlotMemory
 
 PATIENCE = 120.0  # seconds, before a test gives something up
@@ -119,7 +119,7 @@ def test_the_thresholds_are_those_that_were_wanted() -> None:
 def test_a_bad_image_and_a_failure_cost_their_own_request_alone() -> None:
     async def scenario() -> None:
         async with opened(room=SlotLayout(1, 2**20, 500)) as service:
-            with pytest.raises(BadPictureError, match="cut short"):
+            with pytest.raises(BadImageError, match="cut short"):
                 await service.find(EdgeTask(IMAGE[:100], TASK.size, Canny()))
             process = service.process
             with pytest.raises(FailedError, match="ValueError"):  # there is no room for its edges

@@ -45,7 +45,7 @@ def test_a_late_report_about_an_old_generation_answers_nobody(monkeypatch: pytes
             deadline = asyncio.get_running_loop().time() + 60
             # One after another, so that they follow each other in slot 0.
             answers = [await pool.generate(task(number), m.Job(0, deadline)) for number in range(PICTURES)]
-        assert [answer.image for answer in answers] == [task(number).picture for number in range(PICTURES)]
+        assert [answer.image for answer in answers] == [task(number).image for number in range(PICTURES)]
         assert seen.old
         replies = [command.job for command in seen.commands if isinstance(command, m.Reply)]
         assert replies == list(range(1, PICTURES + 1))

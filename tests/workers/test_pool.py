@@ -76,7 +76,7 @@ def test_pictures_come_back_as_they_went() -> None:
     async def scenario() -> None:
         async with running(workers=2) as pool:
             answers = await asyncio.gather(*(make(pool) for _ in range(6)))
-        assert [answer.image for answer in answers] == [TASK.picture] * 6
+        assert [answer.image for answer in answers] == [TASK.image] * 6
         assert all(isinstance(answer.outcome, m.Done) for answer in answers)
 
     asyncio.run(scenario())
@@ -112,7 +112,7 @@ def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.Monk
     async def scenario() -> None:
         seen = Seen()
         async with running(seen) as pool:
-            assert (await make(pool)).image == TASK.picture
+            assert (await make(pool)).image == TASK.image
         lost = [event.reason for event in seen.events if isinstance(event, m.WorkerExited)]
         assert lost == ["cannot be started: [Errno 11] Resource temporarily unavailable"] * 2
 
@@ -148,7 +148,7 @@ def test_a_worker_whose_socket_ends_is_replaced_and_its_picture_made_again() -> 
             waiting = asyncio.create_task(make(pool))
             await until(lambda: pool.core.running == 1)
             pool._processes["cpu0"].channel.shutdown(socket.SHUT_RD)
-            assert (await waiting).image == TASK.picture
+            assert (await waiting).image == TASK.image
         lost = [event.reason for event in seen.events if isinstance(event, m.WorkerExited)]
         assert lost == ["killed by SIGKILL"]
 
@@ -198,7 +198,7 @@ def test_a_model_that_cannot_be_used_is_not_tried_again() -> None:
 
 def test_large_files_are_copied_in_several_turns_and_one_that_is_cancelled_meanwhile_frees_its_slot() -> None:
     echo = Echo(steps=2, step_seconds=0.02, reencode=False)
-    large = replace(TASK, picture=bytes(TASK.picture) + bytes(3 * 2**20))  # PNG ignores what follows its end
+    large = replace(TASK, image=bytes(TASK.image) + bytes(3 * 2**20))  # PNG ignores what follows its end
 
     async def scenario() -> None:
         async with running(engine=EngineConfig(kind="echo", slots=8, echo=echo), room=2**22) as pool:
@@ -209,7 +209,7 @@ def test_large_files_are_copied_in_several_turns_and_one_that_is_cancelled_meanw
                 await asyncio.sleep(0)  # all are submitted now, and some are still to be copied
                 jobs.pop(cancelled).cancel()
                 answers = await asyncio.wait_for(asyncio.gather(*jobs), PATIENCE)
-                assert [answer.image for answer in answers] == [large.picture] * 7
+                assert [answer.image for answer in answers] == [large.image] * 7
             await until(lambda: pool.core.running == 0)
             assert [view.restarts for view in pool.core.workers()] == [0]
 

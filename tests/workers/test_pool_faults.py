@@ -155,7 +155,7 @@ def test_an_observer_that_always_fails_costs_nothing() -> None:
         (replace(TASK, text="\ud800"), UnicodeEncodeError),
         (replace(TASK, options=replace(TASK.options, negative="\udfff")), UnicodeEncodeError),
         (replace(TASK, seed=2**64), OverflowError),
-        (replace(TASK, picture=bytes(LAYOUT.input_bytes)), ValueError),
+        (replace(TASK, image=bytes(LAYOUT.input_bytes)), ValueError),
         (replace(TASK, text="x" * LAYOUT.input_bytes), ValueError),
     ],
     ids=["surrogate", "surrogate in an option", "seed", "picture", "text"],
@@ -177,8 +177,8 @@ def test_a_task_that_fills_its_slot_is_made() -> None:
     async def scenario() -> None:
         async with two_workers() as pool:
             room = LAYOUT.input_bytes - len(wire.pack(TASK))
-            task = replace(TASK, picture=bytes(TASK.picture).ljust(room, b"\0"))
+            task = replace(TASK, image=bytes(TASK.image).ljust(room, b"\0"))
             answer = await pool.generate(task, m.Job(0, time.monotonic() + PATIENCE))
-            assert answer.image == task.picture
+            assert answer.image == task.image
 
     asyncio.run(scenario())

@@ -10,7 +10,7 @@ from scheduler import messages as m
 from tests.workers import lying
 from tests.workers.test_pool import TASK, Seen, make, running, until
 from workers import wire
-from workers.engine.contract import MAX_SIZES, Condition
+from workers.engine.contract import MAX_SIZES, EngineStatus
 from workers.reports import is_possible
 from workers.slots import SlotLayout
 
@@ -23,7 +23,7 @@ POSSIBLE = (
     m.Stepped(lying.ID, ((0, 1), (1, 4)), (4, 4)),
     wire.Preview(0, 1, bytes(wire.MAX_PREVIEW)),
     m.Failed(lying.ID, 1, 1, "x" * wire.REASON_CHARS, m.Blame.SERVICE),
-    wire.Changed(Condition(graphs=(("step", 3),))),
+    wire.Changed(EngineStatus(graphs=(("step", 3),))),
 )
 SENT_TO_A_POOL = (
     "costs that are no numbers",
@@ -71,7 +71,7 @@ def test_it_costs_the_worker_that_sent_it_and_no_job(lie: str, monkeypatch: pyte
             job = asyncio.create_task(make(pool))
             await until(lambda: bool(pool.processes))
             del os.environ[lying.LIE]  # the next process is an honest one
-            assert (await job).image == TASK.picture
+            assert (await job).image == TASK.image
             assert pool.core.running == 0
             pool.core.check()
         lost = [event.reason for event in seen.events if isinstance(event, m.WorkerExited)]
@@ -90,7 +90,7 @@ def test_a_worker_that_only_looks_as_if_it_had_ended_is_ended(monkeypatch: pytes
         async with running(seen) as pool:
             await until(lambda: any(isinstance(event, m.WorkerExited) for event in seen.events))
             del os.environ[lying.LIE]
-            assert (await make(pool)).image == TASK.picture
+            assert (await make(pool)).image == TASK.image
         lost = [event.reason for event in seen.events if isinstance(event, m.WorkerExited)]
         assert set(lost) == {"killed by SIGKILL"}
 
@@ -104,7 +104,7 @@ def test_a_worker_that_never_stops_reporting_keeps_nobody_waiting(monkeypatch: p
     async def scenario() -> None:
         seen = Seen()
         async with running(seen, workers=2) as pool:
-            assert [(await make(pool)).image for _ in range(3)] == [TASK.picture] * 3
+            assert [(await make(pool)).image for _ in range(3)] == [TASK.image] * 3
             flood = [event for event in seen.events if isinstance(event, m.Released)]
             assert len(flood) > 100
 

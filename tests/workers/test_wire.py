@@ -10,10 +10,10 @@ from app.start import slot_layout
 from scheduler import messages as m
 from scheduler.messages import BatchKey, Blame, Costs
 from workers import wire
-from workers.engine.contract import MAX_SIZES, Condition, Options, Task
+from workers.engine.contract import MAX_SIZES, EngineStatus, Options, Task
 
 MAX_SLOTS = 64  # of `engine.slots`
-USUAL = Condition(
+USUAL = EngineStatus(
     attention=(("2x8 4096x4096x40", "cudnn"), ("2x8 4096x77x40", "flash")),
     graphs=(("step", 4), ("decode", 1)),
     graph_bytes=5 * 2**30,
@@ -37,7 +37,7 @@ def test_a_usual_condition_arrives_as_it_was() -> None:
 def test_the_longest_condition_there_can_be_fits_into_a_message() -> None:
     long = "\N{PILE OF POO}" * 500
     numbers = range(1000)
-    vast = Condition(
+    vast = EngineStatus(
         attention=tuple((f"{n:03}{long}", long) for n in numbers),
         graphs=tuple((f"{n:03}{long}", 2**63) for n in numbers),
         graph_bytes=2**63,
@@ -52,7 +52,7 @@ def test_the_longest_condition_there_can_be_fits_into_a_message() -> None:
 def test_of_too_many_entries_the_newest_are_kept() -> None:
     shapes = tuple((f"2x8 {n}x{n}x40", "flash") for n in range(wire.NAMED_SHAPES + 3))
     reasons = tuple((f"reason {n}", n) for n in range(wire.NAMED_COUNTS + 2))
-    short = wire.shortened(Condition(attention=shapes, fallbacks=reasons))
+    short = wire.shortened(EngineStatus(attention=shapes, fallbacks=reasons))
     assert short.attention == shapes[3:]
     assert short.fallbacks == reasons[2:]
 
@@ -60,7 +60,7 @@ def test_of_too_many_entries_the_newest_are_kept() -> None:
 def test_names_that_are_alike_when_cut_are_one_entry() -> None:
     reason = "compile failed: " + "x" * wire.NAME_CHARS
     short = wire.shortened(
-        Condition(
+        EngineStatus(
             attention=((reason + "a", "flash"), (reason + "b", "math")),
             fallbacks=((reason + " in the encoder", 2), ("other", 1), (reason + " in the decoder", 3)),
         )

@@ -202,7 +202,7 @@ class Attention:
         return self._kernel(q, k, v).run(q, k, v).transpose(1, 2).flatten(2)
 
     def choices(self) -> tuple[tuple[str, str], ...]:
-        """(shape, kernel) of every shape so far, in the order in which they came; as in `contract.Condition`."""
+        """(shape, kernel) of every shape so far, in the order in which they came; as in `contract.EngineStatus`."""
         return tuple((_name(shape), kernel.name) for shape, kernel in self._chosen.items())
 
     def _kernel(self, q: Tensor, k: Tensor, v: Tensor) -> Kernel:

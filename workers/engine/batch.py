@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from workers.engine.conditioning import TEXT_TOKENS
-from workers.engine.contract import Stepped
+from workers.engine.contract import StepProgress
 from workers.engine.denoiser import Predict, StepInputs
 from workers.engine.graphs import Graphs, Work
 from workers.engine.plan import DeviceSchedule, Scales
@@ -93,7 +93,7 @@ class Batch:
         }
         self._buckets = shape.buckets
         self._buffers = self._allocate()
-        self._running: dict[int, Stepped] = {}  # by slot, as the host counts
+        self._running: dict[int, StepProgress] = {}  # by slot, as the host counts
         self._estimates: dict[int, Tensor | None] = {}  # by slot, as in its schedule
         self._chosen: dict[int, Sequence[int]] = {}  # bucket -> slots that the device was last given
         self._used: set[int] = set()  # buckets that images ran in
@@ -130,14 +130,14 @@ class Batch:
         buffers.step[slot] = 0
         buffers.hint[slot].copy_(image.hint.permute(1, 2, 0))
         buffers.text[slot].copy_(image.text)
-        self._running[slot] = Stepped(slot, 0, calls)
+        self._running[slot] = StepProgress(slot, 0, calls)
         self._estimates[slot] = image.schedule.estimates
 
     def remove(self, slot: int) -> None:
         """Remove an image."""
         del self._running[slot], self._estimates[slot]
 
-    def advance(self) -> list[Stepped]:
+    def advance(self) -> list[StepProgress]:
         """Take one step with all images; return the progress of each.
 
         Raises torch.OutOfMemoryError when memory does not even suffice for one image at a time.

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Condition
 
-from workers.engine.contract import BadPictureError
+from workers.engine.contract import BadImageError
 from workers.engine.header import Header, decoding_bytes, table_bytes
 
 _MIB = 2**20
@@ -27,14 +27,14 @@ class DecodeBudget:
 
     @contextmanager
     def spend_on(self, header: Header, size: tuple[int, int]) -> Iterator[None]:
-        """Hold the memory to decode an image to a size (width, height). Raises BadPictureError if that is too much.
+        """Hold the memory to decode an image to a size (width, height). Raises BadImageError if that is too much.
 
         A lossless WebP may need all of the budget for its codes. Hardly any does, but that is known only after
         decoding, so it counts as large.
         """
         needed = decoding_bytes(header, size)
         if needed > self._capacity:
-            raise BadPictureError(_refusal(header, size, needed, self._capacity))
+            raise BadImageError(_refusal(header, size, needed, self._capacity))
         needed += table_bytes(header)
         if needed > self._capacity // _LARGE_PART:
             with self._large.hold(1):

@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from workers.engine.config import Canny, Output
-from workers.engine.contract import BadPictureError
+from workers.engine.contract import BadImageError
 from workers.engine.contract import Format as FileFormat
 from workers.engine.formats import (
     END_OF_IMAGE,
@@ -59,7 +59,7 @@ def decode_to(data: Buffer, width: int, height: int) -> Pixels:
 
     Alpha is composited on white, 16 bits become 8, EXIF orientation is applied, colour profiles are ignored. Takes at
     most `header.decoding_bytes` of memory: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is enough, and
-    a rotated image is turned after it is scaled. Raises BadPictureError, with a sentence for the client.
+    a rotated image is turned after it is scaled. Raises BadImageError, with a sentence for the client.
     """
     header = read_header(data)
     size = (height, width) if header.orientation >= SIDES_SWAPPED else (width, height)
@@ -68,7 +68,7 @@ def decode_to(data: Buffer, width: int, height: int) -> Pixels:
 
 
 def alpha_range(data: Buffer) -> tuple[int, int]:
-    """The least and the greatest alpha of an image file, of 0 to 255. Raises BadPictureError."""
+    """The least and the greatest alpha of an image file, of 0 to 255. Raises BadImageError."""
     header = read_header(data)
     with _explained(header):
         if header.format == "WebP":
@@ -84,15 +84,15 @@ def alpha_range(data: Buffer) -> tuple[int, int]:
 
 @contextmanager
 def _explained(header: Header) -> Iterator[None]:
-    """Refuse an image that is too large, and turn a library's errors of a damaged one into BadPictureError."""
+    """Refuse an image that is too large, and turn a library's errors of a damaged one into BadImageError."""
     if header.width * header.height > _MAX_PIXELS or max(header.width, header.height) > _MAX_SIDE:
-        raise BadPictureError(f"The image is too large: {header.width} x {header.height} pixels.")
+        raise BadImageError(f"The image is too large: {header.width} x {header.height} pixels.")
     try:
         yield
-    except BadPictureError:
+    except BadImageError:
         raise
     except _UNREADABLE as error:
-        raise BadPictureError(
+        raise BadImageError(
             f"The {header.format} image is damaged or cut short; send the whole file, or save it anew."
         ) from error
 
@@ -178,7 +178,7 @@ def _loaded(image: ImageFile.ImageFile, header: Header, size: tuple[int, int] | 
     """The image with its pixels; a JPEG's are decoded at no less than a size (width, height) that is enough."""
     # Two readers that disagree on the size could be used to smuggle a large image past the limit.
     if image.size != _stored_size(header):
-        raise BadPictureError(f"The {header.format} image declares more than one size; save it anew.")
+        raise BadImageError(f"The {header.format} image declares more than one size; save it anew.")
     if size and isinstance(image, JpegImageFile):
         image.draft(None, size)
     image.load()
@@ -227,7 +227,7 @@ def _open_jpeg(data: Buffer, header: Header) -> ImageFile.ImageFile:
     most = min(_MAX_SCANS, _MAX_SCANNED_PIXELS // (header.width * header.height))
     # To walk over all markers takes time: it is not needed where there are few of these bytes anywhere.
     if bytes(data).count(START_OF_SCAN) > most and (scans := jpeg_scans(data)) > most:
-        raise BadPictureError(f"The JPEG image goes over its pixels too often ({scans} scans); save it anew.")
+        raise BadImageError(f"The JPEG image goes over its pixels too often ({scans} scans); save it anew.")
     return JpegImageFile(BytesIO(data))
 
 

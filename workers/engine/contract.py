@@ -19,7 +19,7 @@ class UnusableModelError(Exception):
     """The configured model cannot run on this machine, however often it is tried; the message says why."""
 
 
-class BadPictureError(ValueError):
+class BadImageError(ValueError):
     """The input cannot be read as an image; the message is for the client."""
 
 
@@ -114,14 +114,14 @@ def _either(wanted: T | None, configured: T) -> T:
 class Task:
     """One image to make: the encoded input, the prompt, the seed (-2**63 .. 2**64 - 1), and what else is wanted."""
 
-    picture: bytes | memoryview
+    image: bytes | memoryview
     text: str
     seed: int
     options: Options = AS_CONFIGURED
 
 
 @dataclass(frozen=True, slots=True)
-class Stepped:
+class StepProgress:
     """A running image after a step: `done` of its `total` steps are taken; equal means that it waits for `finish`."""
 
     slot: int
@@ -130,7 +130,7 @@ class Stepped:
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class EngineStatus:
     """How an engine runs at present, for the log and the metrics: what it chose, holds, and had to give up.
 
     `attention`: (shape, kernel), where a shape is "rows x heads, queries x keys x head size" as in "2x8 4096x4096x40".
@@ -151,7 +151,7 @@ class Engine(Protocol[Prepared]):
     one thread, the only one that talks to the device. Slots are numbered 0 .. slots - 1.
 
     `prepare`, `admit`, `step`, `finish`, `preview` and `encode` may raise OutOfMemoryError. Any other error, but for a
-    BadPictureError, is a fault; of those that talk to the device, after it nothing is to be expected of that any more.
+    BadImageError, is a fault; of those that talk to the device, after it nothing is to be expected of that any more.
     """
 
     slots: int
@@ -171,13 +171,13 @@ class Engine(Protocol[Prepared]):
     def prepare(self, task: Task) -> Prepared:
         """Decode, resize, find edges, tokenise: all that needs no device.
 
-        Raises BadPictureError and BadOptionError.
+        Raises BadImageError and BadOptionError.
         """
 
     def admit(self, slot: int, prepared: Prepared) -> None:
         """Put a prepared image into a free slot; it takes part in the next step."""
 
-    def step(self) -> Sequence[Stepped]:
+    def step(self) -> Sequence[StepProgress]:
         """Advance every unfinished image by one denoising step. Nothing to advance: an empty sequence."""
 
     def finish(self, slot: int) -> object:
@@ -204,5 +204,5 @@ class Engine(Protocol[Prepared]):
     def draw(self, preview: object) -> bytes:
         """Wait until the device has shown it, and return a small JPEG."""
 
-    def condition(self) -> Condition:
+    def status(self) -> EngineStatus:
         """How the engine runs at present; equal to the last one if nothing has changed."""

@@ -12,7 +12,7 @@ from workers.engine import codec
 from workers.engine.budget import DecodeBudget
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
-from workers.engine.contract import AS_CONFIGURED, Condition, Options, Stepped, Task, resolved
+from workers.engine.contract import AS_CONFIGURED, EngineStatus, Options, StepProgress, Task, resolved
 from workers.engine.header import output_size, read_header
 from workers.memory import memory_limit
 
@@ -40,7 +40,7 @@ class EchoEngine:
         by_size = echo.batch_seconds or [echo.step_seconds]
         self._step_seconds = tuple(by_size[min(n, len(by_size) - 1)] for n in range(config.slots))
         self._budget = DecodeBudget(config.decode_budget(memory_limit()))
-        self._running: dict[int, tuple[Echoed, Stepped]] = {}
+        self._running: dict[int, tuple[Echoed, StepProgress]] = {}
         self._fixed_seconds = echo.fixed_seconds
         self._busy_until = 0.0  # time.monotonic, of the device that there is not
 
@@ -63,11 +63,11 @@ class EchoEngine:
     def prepare(self, task: Task) -> Echoed:
         """Decode the image, or take its bytes unread.
 
-        Raises BadPictureError.
+        Raises BadImageError.
         """
         echo = self._config.echo
-        image = self._decode(task.picture) if echo.reencode else bytes(task.picture)
-        key = self._key(task.picture) if echo.batch_seconds else NOMINAL
+        image = self._decode(task.image) if echo.reencode else bytes(task.image)
+        key = self._key(task.image) if echo.batch_seconds else NOMINAL
         time.sleep(echo.fixed_seconds / 2 * key.work)
         return Echoed(image, resolved(task.options, self._config).steps, key)
 
@@ -85,9 +85,9 @@ class EchoEngine:
         """Put an image into a free slot. Raises ValueError when the slot is taken or not there."""
         if not 0 <= slot < self.slots or slot in self._running:
             raise ValueError(f"slot {slot} is not free")
-        self._running[slot] = (prepared, Stepped(slot, 0, prepared.steps))
+        self._running[slot] = (prepared, StepProgress(slot, 0, prepared.steps))
 
-    def step(self) -> list[Stepped]:
+    def step(self) -> list[StepProgress]:
         """Let one step's time pass for every unfinished image."""
         unfinished = [slot for slot, (_, stepped) in self._running.items() if stepped.done < stepped.total]
         counts = Counter([self._running[slot][0].key for slot in unfinished])
@@ -123,9 +123,9 @@ class EchoEngine:
         """There is nothing to wait for."""
         return decoding
 
-    def condition(self) -> Condition:
+    def status(self) -> EngineStatus:
         """There is nothing to tell."""
-        return Condition()
+        return EngineStatus()
 
     def encode(self, pixels: object, options: Options = AS_CONFIGURED) -> bytes:
         """The image file; what passed unread is returned as it is."""
@@ -142,12 +142,12 @@ class EchoEngine:
         """A small JPEG of it."""
         return codec.thumbnail(np.asarray(preview, np.uint8))
 
-    def _tenant(self, slot: int) -> tuple[Echoed, Stepped]:
+    def _tenant(self, slot: int) -> tuple[Echoed, StepProgress]:
         if slot not in self._running:
             raise ValueError(f"slot {slot} is empty")
         return self._running[slot]
 
-    def _advance(self, slot: int) -> Stepped:
+    def _advance(self, slot: int) -> StepProgress:
         echoed, stepped = self._running[slot]
         stepped = replace(stepped, done=stepped.done + 1)
         self._running[slot] = (echoed, stepped)

@@ -42,7 +42,7 @@ _LOSSLESS_ALPHA = 0x10  # of the last byte of a VP8L header
 def embed(file: bytes, text: str | None) -> bytes:
     """The PNG, JPEG or WebP file with the XMP in it, and a text if there is one; a JPEG may have no room for it.
 
-    Raises BadPictureError for another file.
+    Raises BadImageError for another file.
     """
     blocks, view = _blocks(file, text), memoryview(file)
     if file.startswith(PNG_SIGNATURE):

@@ -24,10 +24,10 @@ from workers.engine.config import EngineConfig
 from workers.engine.contract import (
     AS_CONFIGURED,
     MAX_SIZES,
-    Condition,
+    EngineStatus,
     Options,
     OutOfMemoryError,
-    Stepped,
+    StepProgress,
     Task,
     resolved,
 )
@@ -135,14 +135,14 @@ class DiffusionEngine:
     def prepare(self, task: Task) -> Prepared:
         """Decode, resize, find edges, tokenise, and draw the noise.
 
-        All on the CPU, so that a seed means the same on every device. Raises BadPictureError and BadOptionError.
+        All on the CPU, so that a seed means the same on every device. Raises BadImageError and BadOptionError.
         """
         options, chosen = task.options, resolved(task.options, self._config)
         plan, scales = self._model.plans.of(chosen.steps), scales_of(chosen, self._config, self._min_temperature)
-        header = read_header(task.picture)
+        header = read_header(task.image)
         width, height = size = output_size(header.width, header.height, self._config.size)
         with self._budget.spend_on(header, size):
-            pixels = codec.decode_to(task.picture, width, height)
+            pixels = codec.decode_to(task.image, width, height)
         edges = codec.grey(pixels) if options.control_image == "edges" else codec.edges(pixels, chosen.canny)
         shape = (4, height // self._model.latent_scale, width // self._model.latent_scale)
         noise = draw(task.seed, shape, plan.matrix.noises)
@@ -163,7 +163,7 @@ class DiffusionEngine:
         self._workspaces[slot] = self._execution.with_room(lambda: self._place(slot, prepared))
 
     @_on_device
-    def step(self) -> list[Stepped]:
+    def step(self) -> list[StepProgress]:
         """Advance every running image by one denoising step, each size in a batch of its own.
 
         Before that, switch to what has been compiled; so call this now and then when nothing runs, too. Raises
@@ -259,9 +259,9 @@ class DiffusionEngine:
         """Width and height in pixels of an image with latents of a size."""
         return size[1] * self._model.latent_scale, size[0] * self._model.latent_scale
 
-    def condition(self) -> Condition:
+    def status(self) -> EngineStatus:
         """Kernels, graphs and fallbacks."""
-        return self._execution.condition()
+        return self._execution.status()
 
     def wait_until_compiled(self, seconds: float) -> bool:
         """With nothing running, wait until all is compiled; False if that takes longer."""

@@ -12,7 +12,7 @@ from workers.engine.attention import Attention, Kernel, kernels
 from workers.engine.batch import Batch, BatchShape, Size
 from workers.engine.compiling import Compiler, DeviceLock, Target, describe, hold_while_timing, one_worker_at_a_time
 from workers.engine.config import AttentionKernel, EngineConfig, rows_of
-from workers.engine.contract import Condition
+from workers.engine.contract import EngineStatus
 from workers.engine.graphs import Fallbacks, GraphContext, Graphs, Pool, Recorder, first_line
 from workers.engine.plan import DeviceSchedule, Plan
 from workers.engine.preview import Colours, fit
@@ -160,7 +160,7 @@ class ExecutionManager:
             self._fallbacks.note("previews: off", f"{type(error).__name__}: {first_line(error)}")
             return None
 
-    def condition(self) -> Condition:
+    def status(self) -> EngineStatus:
         """Kernels, graphs and fallbacks."""
         spaces = list(self.spaces)
         kinds = {
@@ -170,7 +170,7 @@ class ExecutionManager:
             "VAE": sum(len(space.decoder.graphs) for space in spaces),
             "text": len(self._text),
         }
-        return Condition(
+        return EngineStatus(
             attention=self._attention.choices(),
             graphs=tuple(kinds.items()),
             graph_bytes=self._text.size + sum(space.graph_bytes for space in spaces),

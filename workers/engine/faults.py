@@ -9,7 +9,7 @@ from typing import Any
 
 from scheduler.messages import Costs
 from workers.engine.config import Faults
-from workers.engine.contract import AS_CONFIGURED, Condition, Engine, Options, OutOfMemoryError, Stepped, Task
+from workers.engine.contract import AS_CONFIGURED, Engine, EngineStatus, Options, OutOfMemoryError, StepProgress, Task
 
 log = logging.getLogger("contour.faults")
 
@@ -46,7 +46,7 @@ class FaultyEngine:
         self._engine.admit(slot, prepared)
         self._running.add(slot)
 
-    def step(self) -> Sequence[Stepped]:
+    def step(self) -> Sequence[StepProgress]:
         """Fail before the step, hang in it, or end the process after it; a step of nothing is left alone."""
         if not self._running:
             return self._engine.step()
@@ -89,9 +89,9 @@ class FaultyEngine:
         """Pass it on."""
         return self._engine.draw(preview)
 
-    def condition(self) -> Condition:
+    def status(self) -> EngineStatus:
         """How the engine inside runs."""
-        return self._engine.condition()
+        return self._engine.status()
 
     def _refuse_memory(self, where: str, chance: float) -> None:
         if self._strikes(f"{where}_memory", chance):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngImageFile
 
-from workers.engine.contract import BadPictureError
+from workers.engine.contract import BadImageError
 from workers.engine.header import (
     BARE_MARKERS,
     NOT_FRAMES,
@@ -167,7 +167,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would lo
 
 
 def decode_webp(data: Buffer, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """BGR or BGRA pixels of a file that declares a size (width, height). Raises BadPictureError."""
+    """BGR or BGRA pixels of a file that declares a size (width, height). Raises BadImageError."""
     if data[12:16] == b"VP8X" and data[20] & _ANIMATED:
         return _first_frame(memoryview(data), size)
     return _still_webp(data, size)
@@ -178,11 +178,11 @@ def _still_webp(data: Buffer, size: tuple[int, int]) -> NDArray[np.uint8]:
         file = bytes(data).ljust(_LEAST_BYTES, b"\0")  # no copy, if there is nothing to do
         pixels = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
-        raise BadPictureError(_DAMAGED) from error
+        raise BadImageError(_DAMAGED) from error
     if pixels is None:
-        raise BadPictureError(_DAMAGED)
+        raise BadImageError(_DAMAGED)
     if pixels.shape[1::-1] != size:
-        raise BadPictureError("The WebP image declares more than one size; save it anew.")
+        raise BadImageError("The WebP image declares more than one size; save it anew.")
     return pixels.astype(np.uint8, copy=False)
 
 
@@ -190,10 +190,10 @@ def _first_frame(data: memoryview, size: tuple[int, int]) -> NDArray[np.uint8]:
     """The first frame on a white canvas. What an animation says of its background is ignored, as browsers do."""
     frame = next((body for name, body in riff_chunks(data) if name == b"ANMF"), memoryview(b""))
     if len(frame) < _FRAME_HEADER:
-        raise BadPictureError(_DAMAGED)
+        raise BadImageError(_DAMAGED)
     x, y, width, height = 2 * uint24(frame, 0), 2 * uint24(frame, 3), uint24(frame, 6) + 1, uint24(frame, 9) + 1
     if x + width > size[0] or y + height > size[1]:
-        raise BadPictureError("The WebP image has a frame larger than itself; save it anew.")
+        raise BadImageError("The WebP image has a frame larger than itself; save it anew.")
     pixels = _still_webp(_webp_file(frame), (width, height))
     if (width, height) == size:
         return pixels

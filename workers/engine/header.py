@@ -15,7 +15,7 @@ from struct import unpack_from
 from typing import Literal, TypeAlias, assert_never
 
 from workers.engine.config import Sizing
-from workers.engine.contract import BadPictureError
+from workers.engine.contract import BadImageError
 from workers.engine.file_kinds import kind_of
 
 Format: TypeAlias = Literal["PNG", "JPEG", "WebP"]
@@ -69,17 +69,17 @@ class Header:
 def read_header(data: Buffer) -> Header:
     """The header of a PNG, JPEG or WebP file.
 
-    Raises BadPictureError, with a sentence for the client.
+    Raises BadImageError, with a sentence for the client.
     """
     kind, read = _reader(data)
     try:
         width, height, exif, lossless = read(memoryview(data))
     except (struct.error, IndexError):
-        raise BadPictureError(
+        raise BadImageError(
             f"The {kind} image is cut short: it has {len(data)} bytes and ends within its header."
         ) from None
     if width < 1 or height < 1:
-        raise BadPictureError(
+        raise BadImageError(
             f"The {kind} image declares a size of {width} x {height} pixels; nothing can be made of that."
         )
     orientation = _orientation(exif)
@@ -93,12 +93,12 @@ def output_size(width: int, height: int, sizing: Sizing) -> tuple[int, int]:
 
     The rule of ControlNet's own demo (lllyasviel/ControlNet, annotator/util.py, `resize_image`): the short side becomes
     `short_side`, then both are rounded to multiples. An image too long for `long_side` is made smaller as a whole.
-    Rounding moves a side by half a multiple at most. Raises BadPictureError where the short side would be less than
+    Rounding moves a side by half a multiple at most. Raises BadImageError where the short side would be less than
     that: a whole multiple, which is the least, would then stretch it without bound.
     """
     longest = _longest(sizing)
     if max(width, height) * sizing.multiple > 2 * longest * min(width, height):
-        raise BadPictureError(_too_long(width, height, sizing))
+        raise BadImageError(_too_long(width, height, sizing))
     scale = min(sizing.short_side / min(width, height), longest / max(width, height))
     return _rounded(width * scale, sizing), _rounded(height * scale, sizing)
 
@@ -181,20 +181,20 @@ def _reader(data: Buffer) -> tuple[Format, Callable[[memoryview], _Stored]]:
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return "WebP", _read_webp
     if not start:
-        raise BadPictureError("The image is empty (0 bytes); send a PNG, JPEG or WebP file.")
-    raise BadPictureError(f"The image must be a PNG, JPEG or WebP file; this is {kind_of(data)}.")
+        raise BadImageError("The image is empty (0 bytes); send a PNG, JPEG or WebP file.")
+    raise BadImageError(f"The image must be a PNG, JPEG or WebP file; this is {kind_of(data)}.")
 
 
 def parts(data: memoryview, kind: Format, some: int = _SOME_PARTS) -> Iterator[None]:
-    """As many turns as a file of this length may have parts. Raises BadPictureError after that."""
+    """As many turns as a file of this length may have parts. Raises BadImageError after that."""
     most = some + len(data) // _PART_BYTES
     yield from repeat(None, most)
-    raise BadPictureError(f"The {kind} image consists of more than {most} parts; save it anew with another program.")
+    raise BadImageError(f"The {kind} image consists of more than {most} parts; save it anew with another program.")
 
 
 def _read_png(data: memoryview) -> _Stored:
     if bytes(data[12:16]) != b"IHDR":
-        raise BadPictureError("The PNG image is damaged: it does not begin with its header.")
+        raise BadImageError("The PNG image is damaged: it does not begin with its header.")
     width, height = unpack_from(">II", data, 16)
     exif = [body for at, name, body in png_chunks(data) if name == b"eXIf" and is_sound(data, at, name, body)]
     return width, height, bytes(exif[0]) if exif else b"", 0
@@ -225,7 +225,7 @@ def _read_jpeg(data: memoryview) -> _Stored:
         elif 0xC0 <= marker <= 0xCF and marker not in NOT_FRAMES:
             size = size or unpack_from(">xHH", body)
     if size is None:
-        raise BadPictureError("The JPEG image is damaged: it does not declare its size.")
+        raise BadImageError("The JPEG image is damaged: it does not declare its size.")
     height, width = size
     return width, height, exif, 0
 
@@ -252,7 +252,7 @@ def _next_marker(data: memoryview, at: int) -> int:
     """Where the next byte of 255 is: some cameras leave other bytes between segments, and decoders skip them."""
     found = bytes(data[at : at + _GAP]).find(0xFF)
     if found < 0:
-        raise BadPictureError("The JPEG image is damaged: its header cannot be followed.")
+        raise BadImageError("The JPEG image is damaged: its header cannot be followed.")
     return at + found
 
 
@@ -270,7 +270,7 @@ def _read_webp(data: memoryview) -> _Stored:
             width, height = unpack_from("<HH", data, 26)
             return width & 0x3FFF, height & 0x3FFF, b"", 0
         case _:
-            raise BadPictureError("The WebP image is damaged: it does not begin with its header.")
+            raise BadImageError("The WebP image is damaged: it does not begin with its header.")
 
 
 def riff_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:

@@ -59,7 +59,7 @@ class Provenance:
     def of(cls, task: Task) -> "Provenance":
         """That of a task."""
         wanted = task.options.embed_metadata == "full"
-        return cls(task.text, task.seed, task.options, digest(task.picture) if wanted else "")
+        return cls(task.text, task.seed, task.options, digest(task.image) if wanted else "")
 
 
 class Metadata:

@@ -197,7 +197,7 @@ class Subject:
 
     def started(self) -> Mapping[str, object]:
         """How it came to be what it is, for JSON."""
-        condition = self.engine.condition()
+        condition = self.engine.status()
         return {
             "warm up, s": round(self.warm_up, 2),
             "then until all was compiled, s": round(self.settling, 2),

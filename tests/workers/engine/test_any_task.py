@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from tests.workers.engine import demo
 from tests.workers.engine.images import small
 from workers.engine.config import EngineConfig
-from workers.engine.contract import BadOptionError, BadPictureError, Format, Options, OutOfMemoryError, Task
+from workers.engine.contract import BadImageError, BadOptionError, Format, Options, OutOfMemoryError, Task
 from workers.engine.echo import EchoEngine
 from workers.engine.engine import DiffusionEngine
 
-SAID = (BadPictureError, BadOptionError, OutOfMemoryError)
+SAID = (BadImageError, BadOptionError, OutOfMemoryError)
 IMAGES = [*small(), demo.picture(1, 1), demo.picture(300, 1)]
 
 

@@ -22,7 +22,7 @@ from tests.workers.engine.images import KINDS, exif, measure, webp_of_many_codes
 from workers.engine import codec
 from workers.engine.budget import DecodeBudget
 from workers.engine.config import EngineConfig, Sizing
-from workers.engine.contract import BadPictureError, Task
+from workers.engine.contract import BadImageError, Task
 from workers.engine.echo import EchoEngine
 from workers.engine.header import (
     Format,
@@ -155,7 +155,7 @@ def test_the_default_limit_of_pixels_follows_from_the_budget() -> None:
 def test_what_is_too_much_for_the_budget_is_refused_with_what_to_send() -> None:
     budget = DecodeBudget(NEEDED - 1)
     says = r"PNG image of 1000 x 1000 pixels can take 14 MiB of memory; the limit is 14 MiB\. Send .*: 512 x 512"
-    with pytest.raises(BadPictureError, match=says), budget.spend_on(IMAGE, (512, 512)):
+    with pytest.raises(BadImageError, match=says), budget.spend_on(IMAGE, (512, 512)):
         pass
     with budget.spend_on(Header("PNG", 900, 900), (512, 512)):
         pass
@@ -236,10 +236,10 @@ def test_engines_decode_within_their_budget() -> None:
     """Both refuse what is beyond; the echo engine only if it decodes at all."""
     data = codec.encode_grey(codec.decode(demo.picture(3000, 3000))[:, :, 0])
     tight = EngineConfig(kind="echo", decode_bytes=32 * MIB)
-    with pytest.raises(BadPictureError, match="the limit is 32 MiB"):
+    with pytest.raises(BadImageError, match="the limit is 32 MiB"):
         EchoEngine(tight).prepare(Task(data, "", 0))
     engine = demo.engine()
     engine._budget = DecodeBudget(32 * MIB)
-    with pytest.raises(BadPictureError, match=r"the limit is 32 MiB\..*: 64 x 64 pixels are used"):
+    with pytest.raises(BadImageError, match=r"the limit is 32 MiB\..*: 64 x 64 pixels are used"):
         engine.prepare(Task(data, "", 0))
     assert engine.prepare(demo.task()).edges.shape == (64, 64)

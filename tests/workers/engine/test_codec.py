@@ -15,7 +15,7 @@ from tests.workers.engine.images import animation, png
 from workers.engine import codec, formats
 from workers.engine.codec import Pixels
 from workers.engine.config import Canny, Output
-from workers.engine.contract import BadPictureError
+from workers.engine.contract import BadImageError
 from workers.engine.formats import essential
 from workers.engine.header import jpeg_scale, read_header
 
@@ -121,7 +121,7 @@ def test_the_range_of_alpha_is_told_whatever_the_file() -> None:
     deep = file_of(Image.fromarray(np.zeros((8, 8), np.uint16)))
     for data in (file_of(colours()), file_of(colours(), "JPEG"), file_of(colours(), "WebP"), deep):
         assert codec.alpha_range(data) == (255, 255)
-    with pytest.raises(BadPictureError, match="damaged"):
+    with pytest.raises(BadImageError, match="damaged"):
         codec.alpha_range(file_of(clear)[:45])
 
 
@@ -154,27 +154,27 @@ def test_an_animation_is_its_first_frame(kind: str) -> None:
 def test_a_truncated_picture_is_refused(kind: str, share: float) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     data = file_of(noise, kind)
-    with pytest.raises(BadPictureError):
+    with pytest.raises(BadImageError):
         codec.decode(data[: int(len(data) * share)])
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", file_of(Image.new("P", (8, 8)), "GIF"), b"<svg/>", b"BM" + bytes(60)])
 def test_what_is_no_picture_is_refused(data: bytes) -> None:
-    with pytest.raises(BadPictureError):
+    with pytest.raises(BadImageError):
         codec.decode(data)
 
 
 @pytest.mark.parametrize("side", [20_000, 2**31 - 1])
 def test_a_huge_declared_size_is_refused_before_it_is_allocated(side: int) -> None:
     good = file_of(Image.new("RGB", (1, 1)))
-    with pytest.raises(BadPictureError, match="too large"):
+    with pytest.raises(BadImageError, match="too large"):
         codec.decode(good[:16] + struct.pack(">II", side, side) + good[24:])
 
 
 def test_a_long_thin_webp_is_refused_before_it_is_decoded() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN)]
     data = file_of(frames[0], "WebP", save_all=True, append_images=frames[1:])
-    with pytest.raises(BadPictureError, match="too large: 13697032 x 8"):
+    with pytest.raises(BadImageError, match="too large: 13697032 x 8"):
         codec.decode(data[:24] + (13_697_032 - 1).to_bytes(3, "little") + data[27:])
 
 
@@ -182,7 +182,7 @@ def test_a_jpeg_that_goes_over_its_pixels_a_thousand_times_is_refused() -> None:
     data = file_of(Image.new("L", (1500, 1500), 128), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     assert codec.decode(data[:last] + data[last:-2] * 10 + data[-2:]).shape == (1500, 1500, 3)
-    with pytest.raises(BadPictureError, match="too often \\(1005 scans"):
+    with pytest.raises(BadImageError, match="too often \\(1005 scans"):
         codec.decode(data[:last] + data[last:-2] * 1000 + data[-2:])
 
 
@@ -205,7 +205,7 @@ def test_whatever_is_damaged_it_answers_or_refuses(kind: str, draw: st.DataObjec
     data = bytearray(file_of(colours(), kind))
     for _ in range(draw.draw(st.integers(1, 8))):
         data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
-    with suppress(BadPictureError):
+    with suppress(BadImageError):
         assert codec.decode(bytes(data)).shape[2] == 3
 
 
@@ -296,7 +296,7 @@ def test_a_frame_that_does_not_fit_is_refused() -> None:
     assert codec.decode(data).shape == (64, 64, 3)
     at = data.index(b"ANMF") + 8
     for changed in (data[:at] + b"\x02" + data[at + 1 :], data[:at], data[: at + 10]):
-        with pytest.raises(BadPictureError):
+        with pytest.raises(BadImageError):
             codec.decode(changed)
 
 
@@ -317,7 +317,7 @@ def test_the_smallest_webp_is_decoded() -> None:
 
 def test_a_damaged_webp_leaves_no_trace_on_the_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
     for data in (b"RIFF\x14\0\0\0WEBPVP8L\x08\0\0\0", file_of(colours(), "WebP")[:60]):
-        with pytest.raises(BadPictureError):
+        with pytest.raises(BadImageError):
             codec.decode(data + bytes(20))
     assert capfd.readouterr().err == ""
 

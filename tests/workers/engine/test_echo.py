@@ -9,7 +9,7 @@ from tests.service.running import png
 from tests.workers.engine.demo import picture
 from workers.engine import build, codec
 from workers.engine.config import Echo, EngineConfig, Output
-from workers.engine.contract import BadPictureError, Options, Stepped, Task
+from workers.engine.contract import BadImageError, Options, StepProgress, Task
 from workers.engine.echo import EchoEngine
 
 START = 100.0  # what a clock shows at first
@@ -23,8 +23,8 @@ def echo(steps: int = 2, step_seconds: float = 0.0, reencode: bool = True) -> Ec
 def test_a_picture_comes_back_after_its_steps() -> None:
     engine = echo(steps=2)
     engine.admit(1, engine.prepare(Task(picture(), "", 0)))
-    assert engine.step() == [Stepped(1, 1, 2)]
-    assert engine.step() == [Stepped(1, 2, 2)]
+    assert engine.step() == [StepProgress(1, 1, 2)]
+    assert engine.step() == [StepProgress(1, 2, 2)]
     assert engine.step() == []
     file = engine.encode(engine.finish(1))
     assert np.array_equal(codec.decode(file), codec.decode(picture()))
@@ -34,9 +34,9 @@ def test_a_picture_takes_the_steps_that_its_task_asks_for() -> None:
     engine = echo(steps=2)
     engine.admit(0, engine.prepare(Task(picture(), "", 0, Options(steps=3))))
     engine.admit(1, engine.prepare(Task(picture(), "", 0)))
-    assert engine.step() == [Stepped(0, 1, 3), Stepped(1, 1, 2)]
-    assert engine.step() == [Stepped(0, 2, 3), Stepped(1, 2, 2)]
-    assert engine.step() == [Stepped(0, 3, 3)]
+    assert engine.step() == [StepProgress(0, 1, 3), StepProgress(1, 1, 2)]
+    assert engine.step() == [StepProgress(0, 2, 3), StepProgress(1, 2, 2)]
+    assert engine.step() == [StepProgress(0, 3, 3)]
     assert engine.costs().steps == 2
 
 
@@ -49,7 +49,7 @@ def test_unread_bytes_come_back_as_they_are() -> None:
 
 
 def test_what_is_read_must_be_a_picture() -> None:
-    with pytest.raises(BadPictureError):
+    with pytest.raises(BadImageError):
         echo().prepare(Task(b"not a picture", "", 0))
 
 
@@ -77,7 +77,7 @@ def test_pictures_share_the_time_of_a_step(clock: Clock) -> None:
     engine = echo(step_seconds=0.5)
     for slot in range(2):
         engine.admit(slot, engine.prepare(Task(picture(), "", 0)))
-    assert engine.step() == [Stepped(0, 1, 2), Stepped(1, 1, 2)]
+    assert engine.step() == [StepProgress(0, 1, 2), StepProgress(1, 1, 2)]
     assert clock.now == START + 0.5
 
 
@@ -137,7 +137,7 @@ def test_a_discarded_picture_frees_its_slot() -> None:
     engine.admit(0, prepared)
     engine.discard(0)
     engine.admit(0, prepared)
-    assert engine.step() == [Stepped(0, 1, 2)]
+    assert engine.step() == [StepProgress(0, 1, 2)]
 
 
 def test_what_cannot_be_is_refused() -> None:

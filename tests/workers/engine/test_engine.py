@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.workers.engine import demo
 from tests.workers.engine.demo import CONFIG
 from workers.engine import build, codec, measure
-from workers.engine.contract import AS_CONFIGURED, BadPictureError, Engine, Options, Stepped, Task
+from workers.engine.contract import AS_CONFIGURED, BadImageError, Engine, Options, StepProgress, Task
 from workers.engine.engine import DiffusionEngine, Prepared
 from workers.engine.measure import Measurements
 
@@ -47,7 +47,10 @@ def test_build_makes_one() -> None:
 
 def test_a_picture_takes_its_steps_and_becomes_a_file(shared: DiffusionEngine) -> None:
     shared.admit(2, shared.prepare(demo.task(width=128)))
-    assert [shared.step() for _ in range(STEPS + 1)] == [*([Stepped(2, n, STEPS)] for n in range(1, STEPS + 1)), []]
+    assert [shared.step() for _ in range(STEPS + 1)] == [
+        *([StepProgress(2, n, STEPS)] for n in range(1, STEPS + 1)),
+        [],
+    ]
     pixels = shared.collect(shared.finish(2))
     assert pixels.shape == (64, 128, 3)
     assert pixels.dtype == np.uint8
@@ -123,7 +126,7 @@ def test_finished_pictures_wait_without_taking_part(shared: DiffusionEngine) -> 
     shared.admit(0, shared.prepare(demo.task(0)))
     demo.run(shared, 0)
     shared.admit(1, shared.prepare(demo.task(1)))
-    assert shared.step() == [Stepped(1, 1, STEPS)]
+    assert shared.step() == [StepProgress(1, 1, STEPS)]
     assert np.array_equal(pixels_of(shared, 1), expected[1])
     assert np.array_equal(shared.collect(shared.finish(0)), expected[0])
 
@@ -158,7 +161,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing(shared: DiffusionEngine) 
 
 
 def test_a_bad_picture_is_refused_at_prepare(shared: DiffusionEngine) -> None:
-    with pytest.raises(BadPictureError):
+    with pytest.raises(BadImageError):
         shared.prepare(Task(b"not a picture", "", 0))
 
 
@@ -179,7 +182,7 @@ def test_any_order_of_joining_and_leaving_makes_the_same_pictures(acts: list[tup
             unfinished = {slot for slot, done in running.items() if done < STEPS}
             running.update({slot: running[slot] + 1 for slot in unfinished})
             assert sorted(engine.step(), key=lambda stepped: stepped.slot) == [
-                Stepped(slot, running[slot], STEPS) for slot in sorted(unfinished)
+                StepProgress(slot, running[slot], STEPS) for slot in sorted(unfinished)
             ]
     for slot in running:
         assert demo.psnr(pixels_of(engine, slot), expected[slot]) >= ALIKE_DB

@@ -33,7 +33,7 @@ def test_replayed_steps_make_the_same_pictures_in_buckets_that_are_not_full() ->
     made_by = engine(FOUR, fake)
     assert_alike(together(made_by), alone())
     assert fake.replays >= CONFIG.sampler.steps + 2
-    assert dict(made_by.condition().graphs)["steps"] == 3
+    assert dict(made_by.status().graphs)["steps"] == 3
 
 
 def test_recording_in_the_middle_of_a_picture_leaves_it_as_it_is() -> None:
@@ -51,8 +51,8 @@ def test_before_the_first_request_the_configured_sizes_are_recorded_the_largest_
     made_by._execution.set_up()
     areas = [space.batch._size for space in made_by._execution.spaces]
     assert areas == [(8, 16), (8, 8)]
-    assert dict(made_by.condition().graphs) == {"steps": 6, "steps compiled": 0, "VAE compiled": 0, "VAE": 2, "text": 0}
-    assert made_by.condition().graph_bytes == 8 * fake.size
+    assert dict(made_by.status().graphs) == {"steps": 6, "steps compiled": 0, "VAE compiled": 0, "VAE": 2, "text": 0}
+    assert made_by.status().graph_bytes == 8 * fake.size
     # One for the steps, one for the VAE, which runs beside them: so it is recorded apart.
     assert len(set(map(id, fake.pools))) == 2
     assert [pool in fake.concurrent for pool in fake.pools] == 2 * [False, False, False, True]
@@ -73,7 +73,7 @@ def test_other_sizes_are_recorded_at_first_use_in_pools_of_their_own() -> None:
     made_by.warm_up()
     known = set(map(id, fake.pools))
     demo.make(made_by, demo.task(1, 96))
-    assert dict(made_by.condition().graphs)["steps"] == 4
+    assert dict(made_by.status().graphs)["steps"] == 4
     assert not known & {id(fake.pools[-1])}
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.service.running import png
 from workers.engine import build
 from workers.engine.config import Echo, EngineConfig, Faults
-from workers.engine.contract import Engine, OutOfMemoryError, Stepped, Task
+from workers.engine.contract import Engine, OutOfMemoryError, StepProgress, Task
 from workers.engine.echo import EchoEngine
 from workers.engine.faults import FaultyEngine
 
@@ -41,9 +41,9 @@ def test_one_that_is_asked_to_warns(caplog: pytest.LogCaptureFixture) -> None:
 def test_between_faults_it_is_the_engine_inside() -> None:
     made = running(Faults(hang=ALWAYS, hang_seconds=0))
     assert made.slots == 2
-    assert made.step() == [Stepped(0, 1, 2)]
-    assert made.step() == [Stepped(0, 2, 2)]
-    assert made.encode(made.collect(made.finish(0))) == TASK.picture
+    assert made.step() == [StepProgress(0, 1, 2)]
+    assert made.step() == [StepProgress(0, 2, 2)]
+    assert made.encode(made.collect(made.finish(0))) == TASK.image
 
 
 def test_memory_is_refused_while_a_picture_is_prepared() -> None:
@@ -57,7 +57,7 @@ def test_a_step_without_memory_takes_no_step() -> None:
     assert isinstance(made, FaultyEngine)
     with pytest.raises(OutOfMemoryError, match="in step"):
         made.step()
-    assert made._engine.step() == [Stepped(0, 1, 2)]
+    assert made._engine.step() == [StepProgress(0, 1, 2)]
 
 
 def test_a_picture_that_cannot_be_finished_can_be_discarded() -> None:

@@ -78,10 +78,10 @@ def test_replayed_graphs_make_the_same_picture_as_launched_kernels() -> None:
     engine, _ = on_cuda(USUAL, torch.float16)
     launched, _ = on_cuda(replace(USUAL, speed=Speed(graphs=False, beside=False)), torch.float16)
     assert demo.psnr(made(engine, 3), made(launched, 3)) >= 50
-    graphs = dict(engine.condition().graphs)
+    graphs = dict(engine.status().graphs)
     assert min(graphs["steps"], graphs["VAE"], graphs["text"]) >= 1
-    assert engine.condition().fallbacks == ()
-    assert dict(launched.condition().graphs)["steps"] == 0
+    assert engine.status().fallbacks == ()
+    assert dict(launched.status().graphs)["steps"] == 0
 
 
 def test_a_step_does_not_wait_for_the_device() -> None:
@@ -131,9 +131,9 @@ def test_compiled_networks_make_the_same_picture() -> None:
     before = made(engine, 3)
     engine.warm_up()
     assert engine.wait_until_compiled(1200)
-    graphs = dict(engine.condition().graphs)
+    graphs = dict(engine.status().graphs)
     assert (graphs["steps compiled"], graphs["VAE compiled"]) == (1, 1)
-    assert engine.condition().fallbacks == ()
+    assert engine.status().fallbacks == ()
     assert demo.psnr(made(engine, 3), before) >= 40
 
 
@@ -171,11 +171,11 @@ def test_compiled_networks_that_raise_where_they_serve_leave_the_graphs_as_they_
     faulty = dying.with_fault(dying.fault("asserts where it serves"), plain)
     engine._execution._functions = replace(plain, compiled=lambda: faulty)
     engine.warm_up()
-    graphs, before = dict(engine.condition().graphs), made(engine, 3)
+    graphs, before = dict(engine.status().graphs), made(engine, 3)
     assert engine.wait_until_compiled(600)
     assert np.array_equal(made(engine, 3), before)
-    assert dict(engine.condition().graphs) == graphs | {"VAE compiled": 1}
-    assert engine.condition().fallbacks == (("compile: not taken over", 1),)
+    assert dict(engine.status().graphs) == graphs | {"VAE compiled": 1}
+    assert engine.status().fallbacks == (("compile: not taken over", 1),)
 
 
 def test_steps_that_are_taken_while_networks_are_compiled_make_the_same_picture() -> None:
@@ -184,7 +184,7 @@ def test_steps_that_are_taken_while_networks_are_compiled_make_the_same_picture(
     engine.warm_up()
     while not engine._execution.all_compiled():
         assert demo.psnr(made(engine, 3), before) >= 40
-    assert engine.condition().fallbacks == ()
+    assert engine.status().fallbacks == ()
 
 
 @pytest.mark.skipif(find_spec("xformers") is None, reason="needs xformers")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from workers.engine.config import Sizing
-from workers.engine.contract import BadPictureError
+from workers.engine.contract import BadImageError
 from workers.engine.header import Header, output_size, read_header
 
 
@@ -96,7 +96,7 @@ def test_any_size_may_be_declared_and_costs_nothing() -> None:
     ],
 )
 def test_what_is_no_picture_is_refused_with_a_reason(data: bytes, says: str) -> None:
-    with pytest.raises(BadPictureError, match=says):
+    with pytest.raises(BadImageError, match=says):
         read_header(data)
 
 
@@ -120,7 +120,7 @@ def jpeg_with(padding: bytes) -> bytes:
     ids=["fill bytes", "comments", "fill after the frame", "comments after the frame", "chunks", "RIFF chunks"],
 )
 def test_millions_of_empty_parts_are_refused(data: bytes) -> None:
-    with pytest.raises(BadPictureError, match=r"consists of more than \d+ parts"):
+    with pytest.raises(BadImageError, match=r"consists of more than \d+ parts"):
         read_header(data)
 
 
@@ -146,7 +146,7 @@ def test_whatever_is_damaged_it_answers_or_refuses(kind: str, draw: st.DataObjec
     for _ in range(draw.draw(st.integers(1, 8))):
         data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
     del data[draw.draw(st.integers(0, len(data))) :]
-    with suppress(BadPictureError):
+    with suppress(BadImageError):
         assert read_header(bytes(data)).width >= 1
 
 
@@ -191,7 +191,7 @@ def test_each_side_is_rounded_to_the_nearest_multiple_or_the_shape_is_refused(
 ) -> None:
     multiple, longest = sizing.multiple, 2 * sizing.long_side // sizing.multiple
     if max(shape) > longest * min(shape):
-        with pytest.raises(BadPictureError, match=f"shapes up to {longest}:1 work"):
+        with pytest.raises(BadImageError, match=f"shapes up to {longest}:1 work"):
             output_size(*shape, sizing)
         return
     made = output_size(*shape, sizing)
@@ -208,7 +208,7 @@ def test_each_side_is_rounded_to_the_nearest_multiple_or_the_shape_is_refused(
     [((5000, 100), "(50:1)"), ((100, 5000), "(1:50)"), ((3201, 100), "(32.1:1)"), ((1, 10**6), "(1:1000000)")],
 )
 def test_a_shape_that_would_be_stretched_is_refused_with_those_that_work(shape: tuple[int, int], ratio: str) -> None:
-    with pytest.raises(BadPictureError) as refused:
+    with pytest.raises(BadImageError) as refused:
         output_size(*shape, Sizing(short_side=256, long_side=512, multiple=32))
     assert str(refused.value) == (
         f"This image is {shape[0]} x {shape[1]} {ratio}; with a short side of 256 and a long side of 512 pixels, "

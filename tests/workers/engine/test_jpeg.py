@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.workers.engine.images import noise
 from workers.engine import codec, formats
-from workers.engine.contract import BadPictureError
+from workers.engine.contract import BadImageError
 
 
 def file_of(image: Image.Image, **options: Any) -> bytes:
@@ -46,7 +46,7 @@ def test_wherever_a_file_is_cut_it_is_refused_or_nothing_is_missing(data: bytes)
     for length in range(len(data)):
         try:
             pixels = codec.decode(data[:length])
-        except BadPictureError:
+        except BadImageError:
             continue
         assert np.array_equal(pixels, whole)
         taken.append(length)

@@ -15,7 +15,7 @@ from workers.engine import model as models
 from workers.engine.batch import Batch, BatchShape, JoiningImage
 from workers.engine.config import EngineConfig, Sampler, rows_of
 from workers.engine.constants import pack_projections
-from workers.engine.contract import Stepped
+from workers.engine.contract import StepProgress
 from workers.engine.graphs import Fallbacks, GraphContext, Graphs
 from workers.engine.model import Model, assemble, plans_of
 from workers.engine.plan import DeviceSchedule, Scales
@@ -123,7 +123,7 @@ def test_a_preview_is_a_handful_of_small_kernels(model: Model) -> None:
     with fake_cuda():
         batch, plan = batch_of(model, 7.5, (1,)), model.plans.usual
         assert plan.estimates is not None
-        batch._running[0], batch._estimates[0] = Stepped(0, 1, plan.calls), plan.estimates.to(DEVICE)
+        batch._running[0], batch._estimates[0] = StepProgress(0, 1, plan.calls), plan.estimates.to(DEVICE)
         colours = Colours(torch.zeros(4, 3, device=DEVICE), torch.zeros(3, device=DEVICE))
     with fake_cuda() as calls:
         latents = batch.estimate(0)

@@ -19,7 +19,7 @@ from tests.workers.engine.three import engine as recorded
 from workers.engine import codec
 from workers.engine.codec import Pixels
 from workers.engine.config import Canny, EngineConfig, Output
-from workers.engine.contract import BadOptionError, Options, Stepped, Task, resolved
+from workers.engine.contract import BadOptionError, Options, StepProgress, Task, resolved
 from workers.engine.engine import DiffusionEngine
 
 TOLERANCE = 1e-4  # as in test_equivalence.py
@@ -43,7 +43,7 @@ def as_configured(config: EngineConfig, options: Asked) -> EngineConfig:
 
 
 def tasks(mixed: tuple[Asked, ...] = MIXED) -> list[Task]:
-    return [replace(demo.task(seed, **options), picture=shades()) for seed, options in enumerate(mixed)]
+    return [replace(demo.task(seed, **options), image=shades()) for seed, options in enumerate(mixed)]
 
 
 def shades() -> bytes:
@@ -57,7 +57,7 @@ def shades() -> bytes:
 def by_diffusers(config: EngineConfig, engine: DiffusionEngine, task: Task, options: Asked) -> Tensor:
     """Final latents by the pipeline alone, with the edges that its thresholds make."""
     prepared = engine.prepare(replace(task, options=Options()))
-    prepared = replace(prepared, edges=control_image(bytes(task.picture), options))
+    prepared = replace(prepared, edges=control_image(bytes(task.image), options))
     return Reference(as_configured(config, options), demo.parts()).latents(prepared, seed=task.seed)
 
 
@@ -137,7 +137,12 @@ def test_progress_is_told_of_each_pictures_own_steps(shared: DiffusionEngine) ->
     for slot, steps in enumerate((1, 3)):
         shared.admit(slot, shared.prepare(demo.task(steps=steps)))
     told = [shared.step() for _ in range(4)]
-    assert told == [[Stepped(0, 1, 1), Stepped(1, 1, 3)], [Stepped(1, 2, 3)], [Stepped(1, 3, 3)], []]
+    assert told == [
+        [StepProgress(0, 1, 1), StepProgress(1, 1, 3)],
+        [StepProgress(1, 2, 3)],
+        [StepProgress(1, 3, 3)],
+        [],
+    ]
     for slot in range(2):
         shared.discard(slot)
 
@@ -158,7 +163,7 @@ def test_recorded_steps_serve_pictures_whatever_they_ask_for(shared: DiffusionEn
     for actual, expected in zip(together(engine, tasks()), together(shared, tasks()), strict=True):
         assert relative_error(actual, expected) <= 1e-5
     assert len(fake.pools) == before
-    assert engine.condition().fallbacks == ()
+    assert engine.status().fallbacks == ()
 
 
 def test_pictures_in_the_middle_of_their_steps_do_not_notice_one_that_joins(shared: DiffusionEngine) -> None:

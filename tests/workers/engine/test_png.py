@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tests.page.visiting import CHROMIUM, chromium
 from tests.workers.engine.images import ADAM7, png
 from workers.engine import codec
-from workers.engine.contract import BadPictureError
+from workers.engine.contract import BadImageError
 from workers.engine.formats import essential
 
 Samples: TypeAlias = NDArray[np.uint16]  # [height, width, channels]
@@ -155,7 +155,7 @@ def test_odd_chunks_are_read_as_a_browser_reads_them(data: bytes, reds: list[int
 
 
 def test_a_palette_with_a_wrong_checksum_is_refused() -> None:
-    with pytest.raises(BadPictureError, match="damaged"):
+    with pytest.raises(BadImageError, match="damaged"):
         codec.decode(greys((b"PLTE", PALETTE), colour=3, bad=b"PLTE"))
 
 

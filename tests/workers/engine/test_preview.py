@@ -125,7 +125,7 @@ def test_where_no_colours_are_found_images_are_made_without_previews() -> None:
     engine.admit(0, engine.prepare(demo.task(0, previews=True)))
     engine.step()
     assert engine.preview(0) is None
-    assert engine.condition().fallbacks == (("previews: off", 1),)
+    assert engine.status().fallbacks == (("previews: off", 1),)
 
 
 # ------------------------------------------------------------------------------------------- as the contract has it

@@ -25,7 +25,7 @@ def test_a_graph_without_memory_costs_other_sizes_theirs_first() -> None:
     fake.failures.append(NO_MEMORY)
     demo.make(made_by, demo.task(1, 128))
     assert made_by._execution.spaces.get((8, 12)) is None
-    assert made_by.condition().fallbacks == ()
+    assert made_by.status().fallbacks == ()
 
 
 def test_a_step_without_memory_is_taken_in_smaller_parts() -> None:
@@ -33,7 +33,7 @@ def test_a_step_without_memory_is_taken_in_smaller_parts() -> None:
     limit = _Limited(made_by, rows=2)
     assert_alike(together(made_by), alone())
     assert limit.refused == 1  # once for good
-    assert made_by.condition().fallbacks == (("step: out of memory", 1),)
+    assert made_by.status().fallbacks == (("step: out of memory", 1),)
 
 
 def test_without_memory_for_one_picture_the_error_is_raised() -> None:

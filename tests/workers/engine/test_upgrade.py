@@ -54,16 +54,16 @@ def test_compiled_networks_take_over_between_two_steps_of_a_picture(backend: str
     compiler = made_by._execution._compiler
     while not compiler._compiled.qsize():  # the test's own time-out bounds this
         assert compiler._thread is not None
-        assert not compiler.idle(), made_by.condition().fallbacks
+        assert not compiler.idle(), made_by.status().fallbacks
         compiler._thread.join(0.05)
     assert relative_error(demo.run(made_by, 0), alone()[0]) <= 1e-4
-    assert dict(made_by.condition().graphs)["steps compiled"] == 1
+    assert dict(made_by.status().graphs)["steps compiled"] == 1
     assert made_by.costs() != planned_with
     assert made_by.wait_until_compiled(600)
     compiled = made_by.collect(made_by.finish(0)).astype(int)
     assert abs(compiled - engine(CONFIG).decode(alone()[0])).max() <= 1
-    assert dict(made_by.condition().graphs)["VAE compiled"] == 1
-    assert made_by.condition().fallbacks == ()
+    assert dict(made_by.status().graphs)["VAE compiled"] == 1
+    assert made_by.status().fallbacks == ()
 
 
 def test_any_number_of_shapes_is_compiled() -> None:
@@ -73,9 +73,9 @@ def test_any_number_of_shapes_is_compiled() -> None:
     made_by._execution.start_compiling()
     assert made_by.wait_until_compiled(600)
     assert (
-        dict(made_by.condition().graphs)["steps compiled"] == 3
+        dict(made_by.status().graphs)["steps compiled"] == 3
     )  # of three passes each: 9 compilations, of which torch takes 8
-    assert made_by.condition().fallbacks == ()
+    assert made_by.status().fallbacks == ()
 
 
 def test_when_compiling_fails_pictures_are_made_as_before() -> None:
@@ -88,7 +88,7 @@ def test_when_compiling_fails_pictures_are_made_as_before() -> None:
     made_by._execution.start_compiling()
     assert made_by.wait_until_compiled(600)
     assert_alike(together(made_by), alone())
-    assert made_by.condition().fallbacks == (("compile: failed", 5),)  # four batch sizes, and the VAE
+    assert made_by.status().fallbacks == (("compile: failed", 5),)  # four batch sizes, and the VAE
 
 
 NOT_TAKEN, FAILED, GIVEN_UP = "compile: not taken over", "compile: failed", "compile: given up"
@@ -118,11 +118,11 @@ def test_a_fault_of_compiled_networks_costs_them_alone(fault: str, recorded: boo
     plain = execution._functions
     execution._functions = replace(plain, compiled=lambda: dying.with_fault(dying.fault(fault), plain))
     made_by.warm_up()
-    graphs = dict(made_by.condition().graphs)
+    graphs = dict(made_by.status().graphs)
     assert made_by.wait_until_compiled(600)
     for _ in range(2):
         assert_alike({0: demo.make(made_by, demo.task(0))}, {0: alone()[0]})
-    condition = made_by.condition()
+    condition = made_by.status()
     reasons = {SURVIVED[fault]: 1} | ({"graph: not replayed": 1} if recorded and SURVIVED[fault] is GIVEN_UP else {})
     assert dict(condition.fallbacks) == reasons
     assert dict(condition.graphs) == graphs | {"VAE compiled": 1}
@@ -139,8 +139,8 @@ def test_a_compiled_vae_that_is_wrong_is_not_taken_over_and_one_that_fails_is_gi
         assert made_by.wait_until_compiled(600)
         latents = demo.make(made_by, demo.task(0))
         assert (made_by.decode(latents) == plain.decode(latents).numpy()).all()
-        assert made_by.condition().fallbacks == ((reason, 1),)
-        assert dict(made_by.condition().graphs)["VAE compiled"] == 0
+        assert made_by.status().fallbacks == ((reason, 1),)
+        assert dict(made_by.status().graphs)["VAE compiled"] == 0
 
 
 def _inverted(decode: Decode, latents: torch.Tensor) -> torch.Tensor:
@@ -173,5 +173,5 @@ def test_networks_that_would_be_compiled_again_where_they_serve_are_not_taken_ov
     torch.compiler.reset()  # all that was compiled is forgotten
     assert made_by.wait_until_compiled(600)
     assert_alike({0: demo.make(made_by, demo.task(0))}, {0: alone()[0]})
-    assert dict(made_by.condition().graphs)["steps compiled"] == 0
-    assert (NOT_TAKEN, 1) in made_by.condition().fallbacks
+    assert dict(made_by.status().graphs)["steps compiled"] == 0
+    assert (NOT_TAKEN, 1) in made_by.status().fallbacks
