@@ -1,4 +1,4 @@
-"""The model: it knows tensors and images, not jobs, queues or HTTP."""
+"""The model: tensors and images, without jobs, queues or HTTP."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def build(config: EngineConfig, device: str, trials: Trials | None = None) -> Engine[Any]:
     """The engine that a configuration asks for, on a torch device ("cpu", "cuda:0"); the echo engine needs none.
 
-    `trials` are told what may end this process.
+    `trials` records what may end this process.
 
     Raises MissingWeightsError, UnsafeModelError, LoraError, UnsupportedModelError and UnsupportedSamplerError.
     """
@@ -27,7 +27,7 @@ def build(config: EngineConfig, device: str, trials: Trials | None = None) -> En
 
 
 def _whole(config: EngineConfig, device: str, trials: Trials | None) -> Engine[Any]:
-    # torch and diffusers take seconds to import: only the engine that needs them pays.
+    # torch and diffusers take seconds to import, so only the engine that needs them imports them.
     if config.kind == "echo":
         from workers.engine.echo import EchoEngine
 

@@ -1,14 +1,12 @@
 """Scaled dot-product attention by the kernel that proved fastest on this device, shape by shape.
 
-Which kernel is the fastest depends on the device, the number of tokens, the head size and the batch, and on versions
-of torch, cuDNN and xformers: so it is measured.
+Which kernel is fastest depends on the device, the number of tokens, the head size, the batch, and the versions of
+torch, cuDNN and xformers. So each shape is measured when it first occurs, unless a graph is being captured or traced:
+warm up with every shape. The choice may differ between batch sizes, so an image depends on the size of its batch, in
+the last bits of its arithmetic.
 
-A shape is measured when it is first met, unless the work is being captured or traced: warm up with every shape. The
-choice may differ between batch sizes, so an image depends on its company, in the last bits of its arithmetic.
-
-The kernels of torch are called by their own operators, and not through `scaled_dot_product_attention` under
-`sdpa_kernel`, which sets flags of the whole process: an operator in a captured or compiled step is the one that was
-chosen, whatever the flags are when it runs.
+torch's kernels are called by their own operators, not through `scaled_dot_product_attention` under `sdpa_kernel`, which
+sets flags of the whole process: a captured or compiled step keeps its operator, whatever the flags are when it runs.
 """
 
 import logging
@@ -37,19 +35,19 @@ Shape: TypeAlias = tuple[int, int, int, int, int]  # rows, heads, queries, keys,
 
 _REASON_CHARS = 200
 _HEAD_SIZES = (40, 64, 80, 160)  # of Stable Diffusion's levels, and of its text encoder
-_ROUNDINGS = 5  # of relative error that are allowed; right kernels stay below one, wrong ones are off by hundreds
-_SCORES_BYTES = 2**30  # that a kernel may write which keeps all scores; beyond, it is slower by far in any case
-_CHUNK_SCORES = 2**25  # of which the reference keeps as many at a time: 128 MB
+_ROUNDINGS = 5  # allowed as relative error; right kernels stay below one, wrong ones are off by hundreds
+_SCORES_BYTES = 2**30  # the most that a kernel may write that keeps all scores; with more it is far slower anyway
+_CHUNK_SCORES = 2**25  # that the reference holds at a time: 128 MB
 
-_TIE = 1.03  # times as long is as fast: the first of the equal is taken, so that workers and restarts agree
+_TIE = 1.03  # times as long counts as equal, and the first wins, so that workers and restarts agree
 _WARM_UP_CALLS = 2
 _BURSTS, _CALLS = 5, 8
-_HEAD_START_CYCLES = 2_000_000  # a millisecond: the host launches a burst meanwhile, so that its own pace is not timed
+_HEAD_START_CYCLES = 2_000_000  # a millisecond, in which the host launches a burst, so that launches are not timed
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A way to compute attention: `run` takes [rows, heads, tokens, head size] thrice and returns as much as queries.
+    """A way to compute attention: `run` takes queries, keys and values [rows, heads, tokens, head size].
 
     `keeps_scores`: it writes rows x heads x queries x keys scores to memory.
     """
@@ -71,14 +69,14 @@ def _operator(name: str, *options: object) -> Run:
 
 @torch.library.custom_op("contour::xformers_attention", mutates_args=())
 def xformers_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """xformers' attention of [rows, tokens, heads, head size]; an operator, so that compilers need not look inside.
+    """xformers' attention of [rows, tokens, heads, head size]; an operator, opaque to compilers.
 
     Raises whatever xformers raises; ImportError where it is missing.
     """
     from xformers.ops import memory_efficient_attention_forward
 
     output: Tensor = memory_efficient_attention_forward(queries, keys, values)
-    return output.contiguous()  # as is declared below; nearly always it is already
+    return output.contiguous()  # as declared below; nearly always a no-op
 
 
 @xformers_attention.register_fake
@@ -91,7 +89,7 @@ def _xformers(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return output.transpose(1, 2)
 
 
-_NO_BIAS = (None, False)  # nor the logarithms that a backward pass would need
+_NO_BIAS = (None, False)  # and no logarithms for a backward pass
 PLAIN = Kernel("sdpa", scaled_dot_product_attention)
 _XFORMERS = Kernel("xformers", _xformers)
 _CANDIDATES = (
@@ -109,10 +107,9 @@ def kernels(
     note: Callable[[str, object], None] = lambda reason, detail: None,
     without: Collection[str] = (),
 ) -> tuple[Kernel, ...]:
-    """The kernels to choose from on a device; those that it lacks are logged, and `note` is told of those that fail.
+    """The kernels to choose from on a device. Missing ones are logged, and `note` is called for those that fail.
 
-    `wanted` leaves that one alone, `without` leaves some out. Where there is nothing to choose from it is `PLAIN`,
-    torch's own choice: on a CPU, and where the wanted one is missing.
+    `wanted` selects a single one, `without` excludes some. If none remains, as on a CPU, torch chooses (`PLAIN`).
     """
     candidates = [each for each in _CANDIDATES if wanted in ("auto", each.name) and each.name not in without]
     missing = {each.name: why for each in candidates if (why := _missing(each.name, device))}
@@ -145,26 +142,26 @@ def _missing(name: str, device: torch.device) -> str:
 def _is_installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
-    except ValueError:  # it is imported, and does not say from where
+    except ValueError:  # imported without a spec, as by a test
         return True
 
 
 def flaws(device: torch.device) -> dict[str, str]:
-    """Of each kernel why it cannot be used on a device, empty if it can: each is tried. A CPU has torch's own."""
+    """Try each kernel on a device, and return why it cannot be used; empty if it can. A CPU has torch's own."""
     if device.type != "cuda":
         return {PLAIN.name: ""}
     return {each.name: _missing(each.name, device) or flaw(each.name, device) for each in _CANDIDATES}
 
 
 def flaw(name: str, device: torch.device) -> str:
-    """Why a kernel does not run on a device, where it may do so in this process; empty if it runs, and is right."""
+    """Try a kernel in this process, and return why it cannot be used; empty if its result is right."""
     kernel = next(each for each in _CANDIDATES if each.name == name)
     try:
         for size in _HEAD_SIZES:
             generator = torch.Generator(device).manual_seed(size)
             sample = torch.empty(2, 8, 64, size, dtype=torch.float16, device=device).normal_(generator=generator)
             check(kernel.run(sample, sample, sample), PLAIN.run(sample, sample, sample), torch.float16)
-    except Exception as error:  # noqa: BLE001 - they fail in as many ways as there are versions of them
+    except Exception as error:  # noqa: BLE001 - each version fails in its own way
         return summary(error)
     return ""
 
@@ -175,15 +172,15 @@ def listed(reasons: Mapping[str, str]) -> str:
 
 
 def summary(error: Exception) -> str:
-    """The first line of an error, cut: some explain themselves at length."""
+    """The first line of an error, cut to a bounded length."""
     return f"{type(error).__name__}: {error}".partition("\n")[0][:_REASON_CHARS]
 
 
 class Attention:
-    """Scaled dot-product attention by the fastest kernel that was measured for its shape.
+    """Scaled dot-product attention by the kernel that was fastest for its shape.
 
-    For one engine, which computes in one dtype and calls it from one thread. `timer` tells the seconds that a call of
-    its argument keeps the device busy.
+    For one engine, with one dtype and one thread. `timer` returns the seconds that a call of its argument keeps the
+    device busy.
     """
 
     def __init__(self, kernels: Sequence[Kernel], timer: Timer | None = None, trials: Trials | None = None) -> None:
@@ -195,14 +192,14 @@ class Attention:
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
         """Attention of [rows, tokens, channels], over a number of heads: [rows, tokens, channels].
 
-        Keys and values have their own number of tokens. Any strides will do as long as channels lie side by side, so
-        that all three may be slices of one packed tensor.
+        Keys and values have their own number of tokens. Only channels must be contiguous, so all three may be slices of
+        one packed tensor.
         """
         q, k, v = _split(queries, heads), _split(keys, heads), _split(values, heads)
         return self._kernel(q, k, v).run(q, k, v).transpose(1, 2).flatten(2)
 
     def choices(self) -> tuple[tuple[str, str], ...]:
-        """(shape, kernel) of every shape so far, in the order in which they came; as in `contract.EngineStatus`."""
+        """(shape, kernel) of every shape so far, in order of appearance; as in `contract.EngineStatus`."""
         return tuple((_name(shape), kernel.name) for shape, kernel in self._chosen.items())
 
     def _kernel(self, q: Tensor, k: Tensor, v: Tensor) -> Kernel:
@@ -211,7 +208,7 @@ class Attention:
         if known is not None:
             return known
         if torch.compiler.is_compiling() or _capturing():
-            return PLAIN  # not kept: the shape is measured when it comes in a call that may wait
+            return PLAIN  # not kept: a later call that may wait measures the shape
         self._chosen[shape] = self._choose(shape, (q, k, v))
         return self._chosen[shape]
 
@@ -220,7 +217,7 @@ class Attention:
             return PLAIN
         seconds, out = self._try_all(shape, given)
         if given[0].is_cuda:
-            torch.cuda.empty_cache()  # what the slower ones needed will not be needed again
+            torch.cuda.empty_cache()  # the slower kernels' workspaces are not needed again
         if not seconds:
             _log.warning("attention %s: torch chooses, as no kernel can be used: %s", _name(shape), listed(out))
             return PLAIN
@@ -231,19 +228,19 @@ class Attention:
 
     @torch.no_grad()
     def _try_all(self, shape: Shape, given: tuple[Tensor, ...]) -> tuple[dict[str, float], dict[str, str]]:
-        """Seconds of each kernel that can be used, and why the others cannot. Memory is free again afterwards."""
+        """Seconds of each usable kernel, and why the others are not usable. Frees its memory."""
         seconds: dict[str, float] = {}
         out: dict[str, str] = {}
         try:
             inputs = [_random_like(tensor, seed) for seed, tensor in enumerate(given)]
             expected = textbook_attention(*inputs)
-        except Exception as error:  # noqa: BLE001 - nearly always there is not enough memory for it
+        except Exception as error:  # noqa: BLE001 - nearly always for lack of memory
             return seconds, {"measuring": summary(error)}
         for kernel in self._kernels:
             try:
                 with self._trials.of(trial_of(kernel.name)):
                     seconds[kernel.name] = self._try(kernel, shape, inputs, expected)
-            except Exception as error:  # noqa: BLE001 - a kernel refuses a shape in its own way, and is left out
+            except Exception as error:  # noqa: BLE001 - kernels refuse shapes in many ways
                 out[kernel.name] = summary(error)
                 _log.debug("attention %s: without %s: %s", _name(shape), kernel.name, out[kernel.name])
         return seconds, out
@@ -258,7 +255,7 @@ class Attention:
 
 
 def _capturing() -> bool:
-    # Without CUDA in torch the second question is an error.
+    # The second call raises where torch has no CUDA.
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
@@ -268,7 +265,7 @@ def _split(x: Tensor, heads: int) -> Tensor:
 
 
 def _random_like(tensor: Tensor, seed: int) -> Tensor:
-    """Normal numbers of the shape, dtype and strides of a tensor, which leave the global generators alone."""
+    """Normal numbers in a tensor's shape, dtype and strides, without the global generators."""
     generator = torch.Generator(tensor.device).manual_seed(seed)
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).normal_(
         generator=generator
@@ -300,7 +297,7 @@ def device_seconds(work: Callable[[], object]) -> float:
 def _burst_seconds(work: Callable[[], object]) -> float:
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
-    torch.cuda._sleep(_HEAD_START_CYCLES)  # noqa: SLF001 - torch's own benchmarks use it; there is no public one
+    torch.cuda._sleep(_HEAD_START_CYCLES)  # noqa: SLF001 - used by torch's own benchmarks; there is no public one
     begin.record()
     for _ in range(_CALLS):
         work()

@@ -213,5 +213,5 @@ class EngineConfig:
 
 
 def rows_of(guidance_scale: float) -> int:
-    """Rows of an image in a batch: where it is not guided, the unconditional one is left out."""
+    """Rows of an image in a batch: unconditional and conditional with guidance, else one."""
     return 2 if guidance_scale > 1 else 1

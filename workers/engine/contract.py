@@ -1,4 +1,4 @@
-"""What a worker process asks of an engine, and the words they share."""
+"""The interface between a worker process and its engine."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ ControlImage: TypeAlias = Literal["photo", "edges"]
 Embedding: TypeAlias = Literal["full", "source", "none"]
 
 
-MAX_SIZES = 8  # in an engine's costs, beside the nominal one
+MAX_SIZES = 8  # other sizes in an engine's costs
 
 
 class UnusableModelError(Exception):
-    """The configured model cannot run on this machine, however often it is tried; the message says why."""
+    """The configured model can never run on this machine; the message says why."""
 
 
 class BadImageError(ValueError):
@@ -24,15 +24,14 @@ class BadImageError(ValueError):
 
 
 class BadOptionError(ValueError):
-    """What a task asks for cannot be done by this model or sampler; the message is for the client."""
+    """This model or sampler cannot do what a task asks for; the message is for the client."""
 
 
 class HasWarnings(Protocol):
-    """What `Engine.prepare` returns. `warnings`: sentences for the client, about a request that was not followed
-    to the letter."""
+    """What `Engine.prepare` returns. `warnings` tell the client where its request could not be followed exactly."""
 
     @property
-    def warnings(self) -> tuple[str, ...]: ...  # noqa: D102 - said above
+    def warnings(self) -> tuple[str, ...]: ...  # noqa: D102 - see above
 
 
 Prepared = TypeVar("Prepared", bound=HasWarnings)
@@ -40,18 +39,18 @@ T = TypeVar("T")
 
 
 class OutOfMemoryError(RuntimeError):
-    """There is not enough memory for what was asked; the engine is as it was before, and works on."""
+    """Not enough memory for a call. The engine is as before, and goes on working."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a task wants otherwise than the configuration says; None is as configured.
+    """What a task asks for; None is the configured value.
 
-    `negative` is what the image should not show. `control_image`: the input is a photo, in which edges are found, or
-    an edge map, white on black, which is used as it is. `temperature`, in (0, 1], divides the logits of the softmax in
-    the ControlNet's attention layers, and nothing else; in half precision, below 1/256 it counts as that. `format` is
-    the file's, and so is `quality` (1 .. 100, of a JPEG or WebP). `previews`: somebody wants to watch.
-    `embed_metadata`: what the file tells of itself: all that made it, only that a model made it, or nothing.
+    `negative` is the negative prompt. `control_image`: the input is a photo, in which edges are found, or an edge map,
+    white on black, which is used as it is. `temperature`, in (0, 1], divides the logits of the softmax in the
+    ControlNet's attention layers, and nothing else; half precision allows no less than 1/256. `format` and `quality`
+    (1 .. 100, of a JPEG or WebP) are the file's. `previews`: make previews. `embed_metadata`: the file's metadata name
+    everything that made it, only that a model made it, or nothing.
     """
 
     negative: str | None = None
@@ -112,7 +111,7 @@ def _either(wanted: T | None, configured: T) -> T:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One image to make: the encoded input, the prompt, the seed (-2**63 .. 2**64 - 1), and what else is wanted."""
+    """One image to make: the encoded input, the prompt, the seed (-2**63 .. 2**64 - 1), and its options."""
 
     image: bytes | memoryview
     text: str
@@ -122,7 +121,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class StepProgress:
-    """A running image after a step: `done` of its `total` steps are taken; equal means that it waits for `finish`."""
+    """A running image after `done` of its `total` steps; after the last it waits for `finish`."""
 
     slot: int
     done: int
@@ -131,11 +130,11 @@ class StepProgress:
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """How an engine runs at present, for the log and the metrics: what it chose, holds, and had to give up.
+    """How an engine runs, for the log and the metrics.
 
     `attention`: (shape, kernel), where a shape is "rows x heads, queries x keys x head size" as in "2x8 4096x4096x40".
     `graphs`: (kind, count) of captured graphs, in `graph_bytes` bytes of device memory.
-    `fallbacks`: (reason, times) that a slower way was taken because the faster one failed.
+    `fallbacks`: (reason, count) of faster ways that failed, so that a slower one was taken.
     """
 
     attention: tuple[tuple[str, str], ...] = ()
@@ -147,11 +146,11 @@ class EngineStatus:
 class Engine(Protocol[Prepared]):
     """Makes images, several at a time, each at its own step.
 
-    `prepare`, `collect`, `encode` and `draw` may be called from any thread, several at once. All else is called from
-    one thread, the only one that talks to the device. Slots are numbered 0 .. slots - 1.
+    `prepare`, `collect`, `encode` and `draw` are thread-safe. One thread calls all other methods, and it alone gives
+    the device work. Slots are numbered 0 .. slots - 1.
 
-    `prepare`, `admit`, `step`, `finish`, `preview` and `encode` may raise OutOfMemoryError. Any other error, but for a
-    BadImageError, is a fault; of those that talk to the device, after it nothing is to be expected of that any more.
+    `prepare`, `admit`, `step`, `finish`, `preview` and `encode` may raise OutOfMemoryError. Any error but that and the
+    documented ones is a fault; if it comes from a method that uses the device, the device can no longer be used.
     """
 
     slots: int
@@ -160,16 +159,16 @@ class Engine(Protocol[Prepared]):
         """Run everything once and measure it. Called once, before anything else."""
 
     def costs(self) -> Costs:
-        """What was measured last; equal to what it was before if nothing has been measured since."""
+        """The latest measurements."""
 
     def measure_again(self, is_idle: Callable[[], bool]) -> bool:
-        """Measure the costs once more, while no slot is taken: the machine may have been busy before.
+        """Measure the costs again, while no slot is taken: the machine may have been busy before.
 
-        False, with the costs as they were, when it ended early: as `is_idle`, asked all the time, was false, say.
+        Return False, with the costs unchanged, if it ended early, for example because `is_idle` returned False.
         """
 
     def prepare(self, task: Task) -> Prepared:
-        """Decode, resize, find edges, tokenise: all that needs no device.
+        """Decode, resize, find edges, tokenise: everything before the device.
 
         Raises BadImageError and BadOptionError.
         """
@@ -178,31 +177,31 @@ class Engine(Protocol[Prepared]):
         """Put a prepared image into a free slot; it takes part in the next step."""
 
     def step(self) -> Sequence[StepProgress]:
-        """Advance every unfinished image by one denoising step. Nothing to advance: an empty sequence."""
+        """Advance every unfinished image by one denoising step, and return their progress."""
 
     def finish(self, slot: int) -> object:
-        """Have an image that took its last step decoded, free its slot, and return what `collect` takes.
+        """Start to decode an image after its last step, free its slot, and return the argument of `collect`.
 
-        The device may decode it beside the next steps of others.
+        The device may decode beside the next steps of others.
         """
 
     def discard(self, slot: int) -> None:
-        """Drop the image in a slot, at whatever step it is, and free the slot."""
+        """Drop the image in a slot, at any step, and free the slot."""
 
     def collect(self, decoding: object) -> object:
-        """Wait until the device has decoded a finished image, and return what `encode` takes."""
+        """Wait until the device has decoded a finished image, and return the argument of `encode`."""
 
     def encode(self, pixels: object, options: Options = AS_CONFIGURED) -> bytes:
-        """The bytes of the image file that the client gets, in the format and the quality that it asks for."""
+        """The image file for the client, in its format and quality."""
 
     def preview(self, slot: int) -> object | None:
-        """Have the device show what a running image looks like so far, and return what `draw` takes.
+        """Start a preview of a running image, and return the argument of `draw`; None if there is nothing to show.
 
-        None: there is nothing to show. It costs next to nothing beside a step, and waits for nothing.
+        It costs very little compared with a step, and does not wait.
         """
 
     def draw(self, preview: object) -> bytes:
-        """Wait until the device has shown it, and return a small JPEG."""
+        """Wait for a preview, and return a small JPEG."""
 
     def status(self) -> EngineStatus:
-        """How the engine runs at present; equal to the last one if nothing has changed."""
+        """How the engine runs at present."""

@@ -1,4 +1,4 @@
-"""An engine without a model: the image comes back as it went in. For tests and for benchmarks of all the rest."""
+"""An engine without a model, which returns its input: for tests, and for benchmarks of everything else."""
 
 import time
 from collections import Counter
@@ -21,7 +21,7 @@ _WARM_UP_SEED = 0
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Echoed:
-    """An image (RGB uint8 [h, w, 3], or the bytes that came, unread) that comes back after so many steps."""
+    """An image (RGB uint8 [h, w, 3], or the input's bytes, unread) to return after so many steps."""
 
     image: Pixels | bytes
     steps: int
@@ -30,8 +30,10 @@ class Echoed:
 
 
 class EchoEngine:
-    """Returns the input image after as many steps as its task asks for, else `config.echo.steps`. All images that
-    run share the time of a step; with `batch_seconds`, all of a size do."""
+    """Returns the input image after the steps that its task asks for, by default `config.echo.steps`.
+
+    All running images share the time of a step; with `batch_seconds`, all of a size do.
+    """
 
     def __init__(self, config: EngineConfig) -> None:
         echo = config.echo
@@ -42,26 +44,26 @@ class EchoEngine:
         self._budget = DecodeBudget(config.decode_budget(memory_limit()))
         self._running: dict[int, tuple[Echoed, StepProgress]] = {}
         self._fixed_seconds = echo.fixed_seconds
-        self._busy_until = 0.0  # time.monotonic, of the device that there is not
+        self._busy_until = 0.0  # time.monotonic, of the imaginary device
 
     def warm_up(self) -> Costs:
-        """Measure the codec on a nominal image, unless images pass unread."""
+        """Measure the codec on a nominal image, unless images stay unread."""
         if self._config.echo.reencode:
-            self._fixed_seconds = self._measure() + self._config.echo.fixed_seconds / 2  # to decode; as configured
+            self._fixed_seconds = self._measure() + self._config.echo.fixed_seconds / 2  # the configured time to decode
         return self.costs()
 
     def costs(self) -> Costs:
-        """As configured, but for the codec."""
+        """The configured costs, and the codec's."""
         echo = self._config.echo
         return Costs(echo.steps, self._step_seconds, self._fixed_seconds, echo.fixed_seconds / 2)
 
     def measure_again(self, is_idle: Callable[[], bool]) -> bool:
-        """The codec alone: a step costs what the configuration says."""
+        """Measure the codec again: the configuration has the rest."""
         self.warm_up()
         return True
 
     def prepare(self, task: Task) -> Echoed:
-        """Decode the image, or take its bytes unread.
+        """Decode the image, or keep its bytes unread.
 
         Raises BadImageError.
         """
@@ -88,7 +90,7 @@ class EchoEngine:
         self._running[slot] = (prepared, StepProgress(slot, 0, prepared.steps))
 
     def step(self) -> list[StepProgress]:
-        """Let one step's time pass for every unfinished image."""
+        """Spend the time of a step for every unfinished image."""
         unfinished = [slot for slot, (_, stepped) in self._running.items() if stepped.done < stepped.total]
         counts = Counter([self._running[slot][0].key for slot in unfinished])
         seconds = sum([self._step_seconds[n - 1] * key.work for key, n in counts.items()])
@@ -96,9 +98,9 @@ class EchoEngine:
         return [self._advance(slot) for slot in unfinished]
 
     def _pass(self, seconds: float, *, idle: bool = False) -> None:
-        """Let time of the device pass.
+        """Spend time of the device.
 
-        As with a GPU, which is told its next step during the last one, it does not wait for the host meanwhile.
+        Like a GPU, which gets its next step during the last one, it does not wait for the host between steps.
         """
         now = time.monotonic()
         began = now if idle else max(self._busy_until, now - seconds)
@@ -106,8 +108,8 @@ class EchoEngine:
         time.sleep(max(0.0, self._busy_until - now))
 
     def finish(self, slot: int) -> Pixels | bytes:
-        """The image. Raises ValueError while it has steps to take."""
-        echoed, stepped = self._tenant(slot)
+        """Return the image. Raises ValueError while it has steps to take."""
+        echoed, stepped = self._running_image(slot)
         if stepped.done < stepped.total:
             raise ValueError(f"slot {slot} has steps to take")
         del self._running[slot]
@@ -116,33 +118,33 @@ class EchoEngine:
 
     def discard(self, slot: int) -> None:
         """Drop the image in a slot. Raises ValueError when there is none."""
-        self._tenant(slot)
+        self._running_image(slot)
         del self._running[slot]
 
     def collect(self, decoding: object) -> object:
-        """There is nothing to wait for."""
+        """Return its argument: there is nothing to wait for."""
         return decoding
 
     def status(self) -> EngineStatus:
-        """There is nothing to tell."""
+        """An empty status."""
         return EngineStatus()
 
     def encode(self, pixels: object, options: Options = AS_CONFIGURED) -> bytes:
-        """The image file; what passed unread is returned as it is."""
+        """The image file; unread bytes stay as they are."""
         if isinstance(pixels, bytes):
             return pixels
         return codec.encode(np.asarray(pixels, np.uint8), self._config.output, options.format, options.quality)
 
     def preview(self, slot: int) -> object | None:
-        """The image, if it was read."""
-        echoed, _ = self._tenant(slot)
+        """The image, unless it is unread."""
+        echoed, _ = self._running_image(slot)
         return None if isinstance(echoed.image, bytes) else echoed.image
 
     def draw(self, preview: object) -> bytes:
-        """A small JPEG of it."""
+        """A small JPEG."""
         return codec.thumbnail(np.asarray(preview, np.uint8))
 
-    def _tenant(self, slot: int) -> tuple[Echoed, StepProgress]:
+    def _running_image(self, slot: int) -> tuple[Echoed, StepProgress]:
         if slot not in self._running:
             raise ValueError(f"slot {slot} is empty")
         return self._running[slot]

@@ -1,4 +1,4 @@
-"""Where metadata lies in an image file: a text with what made the image, and XMP that says that a model made it.
+"""Puts metadata into an image file: a text with what made the image, and XMP that says that a model made it.
 
 The text is kept where AUTOMATIC1111's web UI writes it and where it, ComfyUI and others look for it: in the text chunk
 `parameters` of a PNG, in EXIF's UserComment of a JPEG or WebP. The XMP is the same for all images. Layouts: PNG 3rd

@@ -1,6 +1,6 @@
-"""python -m workers.engine.examine cpu|cuda:0: what torch has and does on a device, as one line of JSON.
+"""python -m workers.engine.examine cpu|cuda:0: examine torch and a device; writes one line of JSON.
 
-For who must not import torch, and for devices whose driver or library may end the process that asks.
+In a process of its own, as the front end must not import torch, and a driver or library may kill the process.
 """
 
 import os
@@ -27,7 +27,7 @@ class Examined(msgspec.Struct, frozen=True):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write what there is to the standard output; the exit code. Ends with whoever asked, as torch may hang."""
+    """Write the result to standard output; return the exit code. Ends with the parent process, as torch may hang."""
     from workers.process import die_with_parent
 
     die_with_parent(os.getppid())
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def examine(name: str) -> Examined:
-    """What torch has and does on a device. Raises ImportError where torch cannot be imported."""
+    """Examine torch and a device. Raises ImportError where torch cannot be imported."""
     import torch
 
     from workers.engine import attention
@@ -55,7 +55,7 @@ def examine(name: str) -> Examined:
             torch.cuda.mem_get_info(device),
             attention.flaws(device),
         )
-    except Exception as error:  # noqa: BLE001 - drivers fail in many ways, and this is who asks how
+    except Exception as error:  # noqa: BLE001 - drivers fail in many ways, and this reports how
         return Examined(version, cuda, name, flaw=attention.summary(error))
 
 

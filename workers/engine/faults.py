@@ -1,4 +1,4 @@
-"""An engine around another that fails by chance, as `engine.faults` asks: to test everything around it."""
+"""An engine that wraps another and fails at random, as `engine.faults` asks, to test everything around it."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ INJECTED = "fault injected"  # begins the log line of each
 
 
 class FaultyEngine:
-    """Does what the engine inside it does, or fails first. No request decides it: tried again, each may succeed."""
+    """Fails at random, else calls the wrapped engine. Failures are independent of the request: a retry may succeed."""
 
     def __init__(self, engine: Engine[Any], faults: Faults) -> None:
         self.slots = engine.slots
@@ -29,11 +29,11 @@ class FaultyEngine:
         log.warning("THIS WORKER FAILS ON PURPOSE, as engine.faults is set: %s", faults)
 
     def warm_up(self) -> Costs:
-        """Nothing goes wrong here."""
+        """Warm up without faults."""
         return self._engine.warm_up()
 
     def costs(self) -> Costs:
-        """Nor here."""
+        """The costs of the wrapped engine."""
         return self._engine.costs()
 
     def prepare(self, task: Task) -> Any:
@@ -42,12 +42,12 @@ class FaultyEngine:
         return self._engine.prepare(task)
 
     def admit(self, slot: int, prepared: Any) -> None:
-        """Pass an image on."""
+        """Admit an image without faults."""
         self._engine.admit(slot, prepared)
         self._running.add(slot)
 
     def step(self) -> Sequence[StepProgress]:
-        """Fail before the step, hang in it, or end the process after it; a step of nothing is left alone."""
+        """Fail before a step, hang in it, or end the process after it; not while nothing runs."""
         if not self._running:
             return self._engine.step()
         self._refuse_memory("step", self._faults.step_memory)
@@ -59,11 +59,11 @@ class FaultyEngine:
         return stepped
 
     def measure_again(self, is_idle: Callable[[], bool]) -> bool:
-        """Measure the engine inside."""
+        """Measure the wrapped engine."""
         return self._engine.measure_again(is_idle)
 
     def finish(self, slot: int) -> object:
-        """Raises OutOfMemoryError by chance; the image is in its slot then, as it was."""
+        """Raises OutOfMemoryError by chance; the image is then still in its slot."""
         self._refuse_memory("finish", self._faults.finish_memory)
         self._running.discard(slot)
         return self._engine.finish(slot)
@@ -74,23 +74,23 @@ class FaultyEngine:
         self._engine.discard(slot)
 
     def collect(self, decoding: object) -> object:
-        """Pass the pixels on."""
+        """Collect without faults."""
         return self._engine.collect(decoding)
 
     def encode(self, pixels: object, options: Options = AS_CONFIGURED) -> bytes:
-        """Pass the file on."""
+        """Encode without faults."""
         return self._engine.encode(pixels, options)
 
     def preview(self, slot: int) -> object | None:
-        """Pass it on."""
+        """No faults here."""
         return self._engine.preview(slot)
 
     def draw(self, preview: object) -> bytes:
-        """Pass it on."""
+        """No faults here."""
         return self._engine.draw(preview)
 
     def status(self) -> EngineStatus:
-        """How the engine inside runs."""
+        """The status of the wrapped engine."""
         return self._engine.status()
 
     def _refuse_memory(self, where: str, chance: float) -> None:

@@ -1,6 +1,6 @@
-"""Names for files that are no PNG, JPEG or WebP, so that whoever sent one learns what it is and what to do.
+"""Names the kind of a file that is no PNG, JPEG or WebP, by its first bytes, so that an error can say what to do.
 
-By the first bytes alone. Signatures: the formats' own specifications, as collected in PRONOM and in file(1).
+Signatures: the formats' own specifications, as collected in PRONOM and in file(1).
 """
 
 import re
@@ -114,7 +114,7 @@ _MARKUP = (
 
 
 def kind_of(data: Buffer) -> str:
-    """What a file is, for a sentence: "a GIF image"; OTHER where that is all that can be said."""
+    """The kind of a file, for a sentence ("a GIF image"), or OTHER."""
     start = bytes(data[:_START_BYTES])
     if not start.strip(b"\0"):
         return "nothing but zeros"

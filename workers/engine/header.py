@@ -1,8 +1,8 @@
-"""What an image file says of itself: its format and size, read from the header alone, and what it takes to decode it.
+"""Reads format and size of an image file from its header, and estimates the memory to decode it.
 
 Nothing is decompressed and nothing is allocated by the declared size, so an image may claim any size: the caller
-compares it with its own limit. Pillow would warn of such claims (or, for WebP, allocate the canvas at once), therefore
-the few bytes are read here. Layouts: PNG 3rd edition 5 and 11; ITU T.81 B.1; RFC 9649; Exif 2.32 4.6.
+compares it with its own limit. Pillow would warn of such claims (or, for WebP, allocate the canvas at once), so we read
+the few bytes here. Layouts: PNG 3rd edition 5 and 11; ITU T.81 B.1; RFC 9649; Exif 2.32 4.6.
 """
 
 import struct
@@ -29,8 +29,8 @@ SIDES_SWAPPED = 5  # orientations 5 to 8 lie on their side
 BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})  # JPEG markers without a length: TEM, RST0-7, SOI
 _HEADER_ENDS = frozenset({0xD9, 0xDA})  # EOI, SOS
 NOT_FRAMES = frozenset({0xC4, 0xC8, 0xCC})  # the markers among C0-CF that do not start a frame: DHT, JPG, DAC
-# Chunks or segments that a file may consist of: some, and one for each so many bytes (libpng cuts pixels into 8 KiB).
-# A hostile file consists of millions of empty ones, over which Pillow would go for seconds.
+# A file may have so many chunks or segments, and one more for each so many bytes (libpng cuts pixels into 8 KiB). A
+# hostile file has millions of empty ones, which would keep Pillow busy for seconds.
 _SOME_PARTS = 1000
 _PART_BYTES = 4096
 _GAP = 256  # bytes at most between two segments of a JPEG
@@ -80,7 +80,7 @@ def read_header(data: Buffer) -> Header:
         ) from None
     if width < 1 or height < 1:
         raise BadImageError(
-            f"The {kind} image declares a size of {width} x {height} pixels; nothing can be made of that."
+            f"The {kind} image declares a size of {width} x {height} pixels; an image has at least one pixel."
         )
     orientation = _orientation(exif)
     if orientation >= SIDES_SWAPPED:

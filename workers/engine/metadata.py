@@ -1,12 +1,12 @@
-"""What made an image, as a text in the form that AUTOMATIC1111's web UI writes and reads (its "infotext").
+"""The metadata of an image, in the form that AUTOMATIC1111's web UI writes and reads (its "infotext").
 
     a red heart
     Negative prompt: fog
     Steps: 20, Sampler: UniPC, CFG scale: 7.5, Seed: 1, Size: 512x512, Model: sd15, ..., Version: Contour 0.1.0
 
-All is as it was for this image: what a request left out has the configured value. Beside the web UI's own keys there
-are `Prompt suffix`, which the configuration adds to the prompt, and two digests: of the input file, and of all in the
-configuration that decides what images look like. So equal texts stand for equal images.
+Every value is the one that was used, whether from the request or the configuration. Beside the web UI's own keys there
+are `Prompt suffix`, which the configuration adds to the prompt, and two digests: of the input file, and of all settings
+that decide what images look like. So equal texts stand for equal images.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Colours of latents without the VAE: a linear map, fitted to what the VAE makes of a few flat patches."""
+"""Colours of latents without the VAE: a linear map, fitted to the VAE's output for a few flat patches."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 from workers.engine.runtime import Decode
 
-# Each channel is one of two values in a patch, and there is a patch of each of the 16 combinations. Four make a
-# image, such that each channel's mean over it is zero: a decoder normalises over the whole of an image.
-_VALUE = 0.75  # in sampling's units; real latents have a variance of about one, but far from zero colours saturate
+# In a patch each channel has one of two values, and there is one patch for each of the 16 combinations. Four patches
+# make an image in which each channel's mean is zero, as a decoder normalises over the whole image.
+_VALUE = 0.75  # real latents have a variance of about one, but far from zero colours saturate
 _PATCH, _MARGIN = 6, 2  # in latents; colours run into each other at the margins, so these are left out
 _QUARTERS = ((1, 1, 1, 1), (1, 1, -1, -1), (-1, -1, 1, 1), (-1, -1, -1, -1))
 _IMAGES = ((1, 1, 1, 1), (1, 1, 1, -1), (1, -1, 1, 1), (1, -1, 1, -1))
@@ -30,10 +30,10 @@ class Colours:
 
 @torch.no_grad()
 def fit(decode: Decode, device: torch.device) -> Colours:
-    """The map that comes closest, by least squares, to what a VAE makes of the patches."""
+    """Fit the map to a VAE's output for the patches, by least squares."""
     signs = torch.tensor(_IMAGES)[:, None] * torch.tensor(_QUARTERS)  # [images, quarters, channels]
     made = torch.stack([_patches(decode(_image(four).to(device))) for four in signs.float() * _VALUE])
-    # The channels are orthogonal over the patches, and so are they to the bias: each weight is a mean.
+    # Over the patches, channels are orthogonal to each other and to the bias, so each weight is a mean.
     weights = torch.einsum("pqc, pqr -> cr", signs.double(), made) / (signs[..., 0].numel() * _VALUE)
     return Colours(weights.float().to(device), made.mean((0, 1)).float().to(device))
 

@@ -1,4 +1,4 @@
-"""Model folders come from strangers: what in them could make a loader run code or read elsewhere is refused.
+"""Refuses model folders that could make a loader run code or read other files: they come from strangers.
 
 diffusers and transformers read JSON files beside the weights. Most of their keys are numbers of an architecture; some
 name code to import from the hub, quantisers to install, or other files to read. None of those is needed here.

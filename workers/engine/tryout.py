@@ -1,7 +1,7 @@
 """python -m workers.engine.tryout: try the sampler and the LoRAs of a configuration, without loading the model.
 
-It reads a (located) engine section as JSON and writes the problems: [[key, text], ...]. LoRAs are fused into networks
-on torch's meta device, which have shapes and no weights.
+Reads a (located) engine section as JSON and writes the problems: [[key, text], ...]. LoRAs are fused into networks on
+torch's meta device, which have shapes but no weights.
 """
 
 import inspect

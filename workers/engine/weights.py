@@ -1,4 +1,4 @@
-"""Where the weights of a model lie on this machine: in a folder or in the Hugging Face cache. Nothing is downloaded."""
+"""Finds the weights of a model on this machine, in a folder or the Hugging Face cache. Downloads nothing."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,10 +7,10 @@ from workers.console import command
 from workers.engine.config import EngineConfig, Lora, Weights
 from workers.engine.contract import UnusableModelError
 
-# A file that each part has, by its key in the `engine` section: where it is, the part is.
+# A file that shows where a part is, by the part's key in the `engine` section.
 LANDMARKS = {"model": "unet/config.json", "controlnet": "config.json"}
 _NETWORK = "diffusion_pytorch_model"
-# What the file of a component is called, without its ending, by the component's folder.
+# File names without extension, by the component's folder.
 COMPONENTS = {"unet": _NETWORK, "controlnet": _NETWORK, "vae": _NETWORK, "text_encoder": "model"}
 
 

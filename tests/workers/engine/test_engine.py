@@ -147,7 +147,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing(shared: DiffusionEngine) 
     for slot in (0, -1, 3):
         with pytest.raises(ValueError, match=f"slot {slot} is not free"):
             shared.admit(slot, prepared)
-    with pytest.raises(ValueError, match="no picture that took its last step"):
+    with pytest.raises(ValueError, match="no image that has taken its last step"):
         shared.finish(0)
     with pytest.raises(ValueError, match="slot 1 is empty"):
         shared.discard(1)
@@ -155,7 +155,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing(shared: DiffusionEngine) 
     with pytest.raises(ValueError, match="slot 0 is not free"):
         shared.admit(0, prepared)
     shared.discard(0)
-    with pytest.raises(ValueError, match="no picture that took its last step"):
+    with pytest.raises(ValueError, match="no image that has taken its last step"):
         shared.finish(0)
     assert shared.step() == []
 
@@ -252,7 +252,7 @@ def test_a_start_on_a_busy_machine_is_forgotten_when_it_is_measured_again(
 def test_batch_sizes_that_a_slow_start_left_out_are_measured_when_it_idles(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = demo.engine()
     with monkeypatch.context() as busy:
-        busy.setattr(measure, "_PATIENCE_S", 0.0)
+        busy.setattr(measure, "_STEPS_S", 0.0)
         engine.warm_up()
     assert list(engine._measurements._step_seconds) == [1]
     assert engine.measure_again(idle)
@@ -320,8 +320,8 @@ def test_a_bucket_without_memory_to_measure_it_is_estimated(monkeypatch: pytest.
 def test_what_would_take_too_long_to_measure_is_estimated_and_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(measure, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(measure, "_STEPS_S", 0.0)
     with caplog.at_level(logging.INFO):
         costs = demo.engine().warm_up()
     assert costs.step_seconds == pytest.approx([n * costs.step_seconds[0] for n in (1, 2, 3)])
-    assert "measured for [1] images together, estimated for [2, 3]" in caplog.text
+    assert "measured for batches of [1], estimated for [2, 3]" in caplog.text

@@ -28,7 +28,7 @@ MIDDLE = BatchKey(1.5, (96, 64))
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy the machine is, nothing is left out."""
-    monkeypatch.setattr(measure, "_PATIENCE_S", 1000.0)
+    monkeypatch.setattr(measure, "_STEPS_S", 1000.0)
     monkeypatch.setattr(measure, "_OTHERS_S", 1000.0)
 
 
@@ -62,11 +62,11 @@ def test_a_start_measures_an_image_of_two_to_one_as_well_and_keeps_no_buffers_fo
 def test_a_slow_start_leaves_other_sizes_to_when_it_idles(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = demo.engine()
     with monkeypatch.context() as busy:
-        busy.setattr(measure, "_PATIENCE_S", 0.0)
+        busy.setattr(measure, "_STEPS_S", 0.0)
         assert engine.warm_up().sizes == ()
         assert engine.measure_again(idle)
         assert engine.costs().sizes == ()  # an image that comes would wait for so long a step
-    monkeypatch.setattr(measure, "_PATIENCE_S", 1000.0)
+    monkeypatch.setattr(measure, "_STEPS_S", 1000.0)
     assert engine.measure_again(idle)
     assert list(sizes_of(engine)) == [WIDE]
 

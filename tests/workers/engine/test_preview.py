@@ -148,7 +148,7 @@ def test_there_is_something_to_show_from_the_first_step_to_the_last_but_one() ->
         assert engine.preview(0) is not None
     engine.step()
     for slot in range(2):
-        with pytest.raises(ValueError, match=f"slot {slot} holds no picture that runs"):
+        with pytest.raises(ValueError, match=f"slot {slot} holds no running image"):
             engine.preview(slot)
 
 

@@ -1,6 +1,6 @@
-"""torch's networks as ONNX graphs: the engine's own forward passes, so that what they save is saved there as well.
+"""Exports the engine's own forward passes as ONNX graphs, so that other runtimes save the same work.
 
-A graph's batch, height and width are free. Attention is written as products and a softmax, which every runtime knows.
+A graph's batch, height and width are free. Attention becomes products and a softmax, which every runtime supports.
 """
 
 import logging
@@ -33,8 +33,8 @@ from workers.engine.streams import SideStream
 log = logging.getLogger(__name__)
 
 OPSET = 20  # the newest that ONNX Runtime and TensorRT's parser both support
-INLINE_BYTES = 2**30  # weights beyond lie in a second file: protobuf ends at 2 GiB
-_MOST_IMAGES, _MOST_SIDE = 64, 512  # what shapes are proved for: slots, and latents of 4096 pixels
+INLINE_BYTES = 2**30  # more weights go to a second file: protobuf's limit is 2 GiB
+_MOST_IMAGES, _MOST_SIDE = 64, 512  # limits of the shapes: slots, and latents of 4096 pixels
 _LEAST_SIDE = 8
 
 
@@ -56,9 +56,9 @@ class _Step(nn.Module):
         self.unet, self.controlnet = parts.unet, parts.controlnet
         self._layers = Layers.of(parts.unet, parts.controlnet)
 
-    def forward(self, *moment: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         passes = Passes.of(self.unet, self.controlnet)
-        noise: Tensor = Guided(Denoiser(passes, SideStream(None)), self._layers)(StepInputs(*moment))
+        noise: Tensor = Guided(Denoiser(passes, SideStream(None)), self._layers)(StepInputs(*inputs))
         return noise
 
 
@@ -107,7 +107,7 @@ class _Times(nn.Module):
 
 
 def graphs(parts: Parts, rows: int) -> Iterator[tuple[str, Graph]]:
-    """All graphs of a model by name; images have so many rows."""
+    """All graphs of a model by name, for images of so many rows."""
     for net in (parts.unet, parts.controlnet):
         pack_projections(net)
     height, width = Dim("height", min=_LEAST_SIDE, max=_MOST_SIDE), Dim("width", min=_LEAST_SIDE, max=_MOST_SIDE)
@@ -116,16 +116,16 @@ def graphs(parts: Parts, rows: int) -> Iterator[tuple[str, Graph]]:
     yield "vae", Graph(_Vae(parts), {"latents": torch.zeros(4, 16, 24)}, (free,), "pixels")
     tokens = torch.zeros(1, TEXT_TOKENS, dtype=torch.int64)
     yield "text", Graph(_Text(parts), {"tokens": tokens}, (None,), "keys_values")
-    image = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
-    yield "hint", Graph(_Hint(parts), {"edges": torch.zeros(128, 192, dtype=dtype)}, (image,), "hint")
+    sides = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    yield "hint", Graph(_Hint(parts), {"edges": torch.zeros(128, 192, dtype=dtype)}, (sides,), "hint")
     calls = {0: Dim("calls", min=1, max=4096)}
     yield "times", Graph(_Times(parts), {"timesteps": torch.zeros(2)}, (calls,), "times")
 
 
 def _step(parts: Parts, rows: int, height: Any, width: Any) -> Graph:
-    dtype, images = parts.unet.dtype, Dim("batch", min=1, max=_MOST_IMAGES)
+    dtype, batch = parts.unet.dtype, Dim("batch", min=1, max=_MOST_IMAGES)
     networks = parts.unet, parts.controlnet
-    # Two images, not one, and sides that differ: what is 1 or equal would be taken for fixed.
+    # Two images, and sides that differ: torch.export takes sizes that are 1 or equal for fixed.
     inputs = {
         "latents": torch.zeros(2, 4, 16, 24, dtype=dtype),
         "times": torch.zeros(2, sum(sum(shift_widths(net)) for net in networks), dtype=dtype),
@@ -135,23 +135,24 @@ def _step(parts: Parts, rows: int, height: Any, width: Any) -> Graph:
         "guidance_scale": torch.ones(2),
         "inverse_temperature": torch.ones(2, dtype=dtype),
     }
-    every = {0: images}
-    sides = {0: images, 2: height, 3: width}
-    moment = (sides, every, every, {0: images, 1: height, 2: width}, every, every, every)
-    return Graph(_Step(parts), inputs, (moment,), "noise")  # type: ignore[arg-type] # of the variadic forward
+    every = {0: batch}
+    sides = {0: batch, 2: height, 3: width}
+    free = (sides, every, every, {0: batch, 1: height, 2: width}, every, every, every)
+    return Graph(_Step(parts), inputs, (free,), "noise")  # type: ignore[arg-type] # of the variadic forward
 
 
 @torch.no_grad()
 def write(parts: Parts, rows: int, facts: Mapping[str, str], folder: Path, inline_bytes: int = INLINE_BYTES) -> None:
-    """Write all graphs of a model into a folder, with facts about it in each. What was there is replaced when all are
-    written, so that there are never some of both."""
+    """Write all graphs of a model into a folder, with facts about it in each.
+
+    They replace the folder when all are written, so that it never holds some of both."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     facts = dict(facts) | {"opset": str(OPSET), "latent_scale": str(latent_scale(parts.vae))}
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as made:
         new = Path(made) / "new"
         new.mkdir()
         for name, graph in graphs(parts, rows):
-            log.info("exporting %s", name)
+            log.info("Exporting %s", name)
             write_graph(graph, facts, new / f"{name}.onnx", inline_bytes)
         if folder.exists():
             folder.rename(Path(made) / "old")
@@ -160,8 +161,8 @@ def write(parts: Parts, rows: int, facts: Mapping[str, str], folder: Path, inlin
 
 @torch.no_grad()
 def write_graph(graph: Graph, facts: Mapping[str, str], path: Path, inline_bytes: int = INLINE_BYTES) -> None:
-    """Write one graph; weights of more than so many bytes into a file of their own beside it."""
-    with warnings.catch_warnings():  # torch warns of its own use of itself
+    """Write one graph; weights of more than `inline_bytes` go to a second file beside it."""
+    with warnings.catch_warnings():  # torch warns of its own code
         warnings.simplefilter("ignore", FutureWarning)
         exported = torch.export.export(graph.module.eval(), tuple(graph.inputs.values()), dynamic_shapes=graph.free)
         program = torch.onnx.export(

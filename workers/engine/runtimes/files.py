@@ -1,6 +1,6 @@
-"""ONNX files of a model: where they lie, what is written in them, and whether they are those of a configuration.
+"""ONNX files of a model: their folder, the facts in them, and whether they belong to a configuration.
 
-Imports neither torch nor ONNX before it has to: the front end asks as well.
+Imports torch and ONNX only when needed, as the front end uses this module, too.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ from workers.console import command
 from workers.engine.config import EngineConfig, rows_of
 from workers.engine.weights import folder_of, parts_of
 
-VERSION = "2"  # of what the graphs take and make; another one's files are refused
+VERSION = "2"  # of the graphs' inputs and outputs; files of another version are refused
 GRAPHS = ("step", "vae", "text", "hint", "times")  # a file each
 PACKAGES = ("onnx", "onnxruntime")
 CUDA_PROVIDER, TENSORRT_PROVIDER = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 CONVERT = command("-m", "workers.convert", "CONFIG", "--to", "onnx")
 INSTALL = command("-m", "pip", "install", "-c", "constraints.txt", ".[onnx]")
 _PREFIX = "contour."
-_SAMPLES, _SAMPLE_BYTES = 64, 4096  # of a file: training changes weights everywhere
+_SAMPLES, _SAMPLE_BYTES = 64, 4096  # per file: training changes weights everywhere
 
 
 class RuntimeProblem(RuntimeError):
@@ -29,22 +29,22 @@ class RuntimeProblem(RuntimeError):
 
 
 def label(engine: EngineConfig) -> str:
-    """A name for the folder of a (located) configuration's files."""
+    """The folder name for a (located) configuration's files."""
     assert engine.model is not None
     named = [(name, part.path, part.revision, getattr(part, "scale", None)) for name, part in parts_of(engine)]
     return f"{Path(engine.model.path).name}-{digest([named, rows_of(engine.guidance_scale)])[:8]}"
 
 
 def identity(engine: EngineConfig, dtype: str) -> dict[str, str]:
-    """What files for a (located) configuration have written in them. What may change without new files is left out:
-    sampler, sizes, slots and scales."""
+    """The facts in the files of a (located) configuration, without what may change without new files: sampler, sizes,
+    slots and scales."""
     parts = [(name, _contents(name, part, engine), getattr(part, "scale", None)) for name, part in parts_of(engine)]
     return {"version": VERSION, "dtype": dtype, "model": digest([parts, rows_of(engine.guidance_scale)])}
 
 
 def check(engine: EngineConfig, dtype: str, *, cuda: bool = False) -> None:
-    """Raises RuntimeProblem where ONNX Runtime cannot run a (located) configuration, on a GPU if it is to: packages or
-    files are missing, or the files are of something else."""
+    """Raises RuntimeProblem where ONNX Runtime cannot run a (located) configuration, on a GPU with `cuda`: packages or
+    files are missing, or the files belong to something else."""
     need(PACKAGES, "engine.runtime is onnxruntime")
     if cuda:
         _need_cuda()
@@ -86,22 +86,22 @@ def refuse_others(path: Path, found: Mapping[str, str], wanted: Mapping[str, str
 
 
 def paths(engine: EngineConfig, dtype: str) -> list[Path]:
-    """The files that there should be."""
+    """The expected files."""
     return [folder_for(engine, dtype) / f"{name}.onnx" for name in GRAPHS]
 
 
 def folder_for(engine: EngineConfig, dtype: str) -> Path:
-    """Where the files of a (located) configuration lie."""
+    """The folder of a (located) configuration's files."""
     return Path(engine.onnx).expanduser() / label(engine) / dtype
 
 
 def written(path: Path) -> dict[str, str]:
-    """What is written in a file about it. Raises RuntimeProblem when it is no ONNX file."""
+    """The facts in a file. Raises RuntimeProblem when it is no ONNX file."""
     return facts_in({entry.key: entry.value for entry in _load(path).metadata_props})
 
 
 def free_dimensions(path: Path) -> tuple[dict[str, list[int | None]], dict[str, str]]:
-    """The shape of each input of a file, None for dimensions that are free, and what is written in it.
+    """The shape of each input of a file, None for dimensions that are free, and the facts in it.
 
     Raises RuntimeProblem when it is no ONNX file.
     """
@@ -122,17 +122,17 @@ def _load(path: Path) -> Any:
 
 
 def to_write(facts: Mapping[str, str]) -> dict[str, str]:
-    """As keys of a file, beside others' keys."""
+    """Facts as keys of a file, with our prefix."""
     return {_PREFIX + key: value for key, value in facts.items()}
 
 
 def facts_in(written: Mapping[str, str]) -> dict[str, str]:
-    """Our own of a file's keys."""
+    """The facts among a file's keys."""
     return {key.removeprefix(_PREFIX): value for key, value in written.items() if key.startswith(_PREFIX)}
 
 
 def _contents(name: str, part: Any, engine: EngineConfig) -> Any:
-    """What identifies weights: a commit, or samples of the files themselves."""
+    """The identity of weights: a commit, or samples of the files."""
     if part.revision is not None:
         return part.path, part.revision
     folder = folder_of(name, part)

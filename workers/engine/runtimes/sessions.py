@@ -57,7 +57,7 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors
-        # Threads that spin while they wait save a tenth of a step on idle cores; beside one other busy process, on two
+        # Threads that spin while they wait save a tenth of a step on idle cores. But beside another busy process on two
         # cores, a step took 1.7 to 2.6 times as long with them.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._device = device
@@ -72,11 +72,11 @@ class Session:
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What is written in the file about it."""
+        """The facts in the file."""
         return facts_in(self._session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, result: Tensor, *inputs: Tensor) -> Tensor:
-        """Run it into `result`, which is returned; inputs in the order of the file's.
+        """Write the output to `result` and return it; inputs are in the file's order.
 
         Raises torch.OutOfMemoryError.
         """
@@ -85,9 +85,9 @@ class Session:
         for value, tensor in zip(self._session.get_inputs(), kept, strict=True):
             binding.bind_input(value.name, *self._memory(tensor))
         binding.bind_output(self._session.get_outputs()[0].name, *self._memory(result))
-        if self._device.type == "cuda":  # it runs on a stream of its own
+        if self._device.type == "cuda":  # the session runs on its own stream
             torch.cuda.current_stream().synchronize()
-        with _memory_is_asked_for():
+        with _memory_errors():
             self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         return result
@@ -98,11 +98,11 @@ class Session:
 
 
 @contextmanager
-def _memory_is_asked_for() -> Iterator[None]:
-    """Tells in torch's words that there is not enough, as the engine knows what to do then."""
+def _memory_errors() -> Iterator[None]:
+    """Turn ONNX Runtime's lack of memory into torch's error, which the engine handles."""
     try:
         yield
-    except RuntimeError as error:  # what running with bindings raises, whatever the reason
+    except RuntimeError as error:  # raised for any reason
         if any(words in str(error) for words in _WITHOUT_MEMORY):
             raise torch.OutOfMemoryError(str(error)) from error
         raise
@@ -191,10 +191,10 @@ class OnnxModel:
         return self.sessions["hint"](made, edges)
 
     def functions(self, attend: Attend, mode: str | None) -> ModelFunctions:
-        """How it is run; the arguments are for torch."""
+        """The model's functions; the arguments are for torch."""
         return ModelFunctions(self._predict, self._decode)
 
-    def _predict(self, aside: SideStream) -> Predict:
+    def _predict(self, side_stream: SideStream) -> Predict:
         return partial(_predict, self.sessions["step"])
 
     def _decode(self, latents: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ def load(config: EngineConfig, device: str) -> OnnxModel:
 
 
 def _open(config: EngineConfig, dtype: str, place: torch.device) -> dict[str, Session]:
-    """All files. The front end has looked at them (`files.check`), but they may have been replaced since."""
+    """Open all files. The front end has checked them (`files.check`), but they may have been replaced since."""
     wanted, sessions, by_tensorrt = identity(config, dtype), {}, config.onnx_provider == "tensorrt"
     if by_tensorrt and (reason := without_tensorrt(place)):
         by_tensorrt = False
