@@ -134,7 +134,6 @@ class Batch:
         self._estimates[slot] = image.schedule.estimates
 
     def remove(self, slot: int) -> None:
-        """Remove an image."""
         del self._running[slot], self._estimates[slot]
 
     def advance(self) -> list[StepProgress]:

@@ -54,7 +54,7 @@ class FairSemaphore:
 
     @contextmanager
     def hold(self, needed: int) -> Iterator[None]:
-        """Wait for so many, and return them afterwards."""
+        """Wait for `needed` units, and return them afterwards."""
         ticket = object()
         with self._changed:
             self._waiting.append(ticket)

@@ -93,7 +93,7 @@ def _explained(header: Header) -> Iterator[None]:
         raise
     except _UNREADABLE as error:
         raise BadImageError(
-            f"The {header.format} image is damaged or cut short; send the whole file, or save it anew."
+            f"The {header.format} image is damaged or cut short; send the whole file, or save it again."
         ) from error
 
 
@@ -178,7 +178,7 @@ def _loaded(image: ImageFile.ImageFile, header: Header, size: tuple[int, int] | 
     """The image with its pixels; a JPEG's are decoded at no less than a size (width, height) that is enough."""
     # Two readers that disagree on the size could be used to smuggle a large image past the limit.
     if image.size != _stored_size(header):
-        raise BadImageError(f"The {header.format} image declares more than one size; save it anew.")
+        raise BadImageError(f"The {header.format} image declares more than one size; save it again.")
     if size and isinstance(image, JpegImageFile):
         image.draft(None, size)
     image.load()
@@ -227,7 +227,7 @@ def _open_jpeg(data: Buffer, header: Header) -> ImageFile.ImageFile:
     most = min(_MAX_SCANS, _MAX_SCANNED_PIXELS // (header.width * header.height))
     # To walk over all markers takes time: it is not needed where there are few of these bytes anywhere.
     if bytes(data).count(START_OF_SCAN) > most and (scans := jpeg_scans(data)) > most:
-        raise BadImageError(f"The JPEG image goes over its pixels too often ({scans} scans); save it anew.")
+        raise BadImageError(f"The JPEG image goes over its pixels too often ({scans} scans); save it again.")
     return JpegImageFile(BytesIO(data))
 
 

@@ -31,7 +31,7 @@ class HasWarnings(Protocol):
     """What `Engine.prepare` returns. `warnings` tell the client where its request could not be followed exactly."""
 
     @property
-    def warnings(self) -> tuple[str, ...]: ...  # noqa: D102 - see above
+    def warnings(self) -> tuple[str, ...]: ...
 
 
 Prepared = TypeVar("Prepared", bound=HasWarnings)

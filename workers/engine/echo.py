@@ -122,26 +122,21 @@ class EchoEngine:
         del self._running[slot]
 
     def collect(self, decoding: object) -> object:
-        """Return its argument: there is nothing to wait for."""
         return decoding
 
     def status(self) -> EngineStatus:
-        """An empty status."""
         return EngineStatus()
 
     def encode(self, pixels: object, options: Options = AS_CONFIGURED) -> bytes:
-        """The image file; unread bytes stay as they are."""
         if isinstance(pixels, bytes):
             return pixels
         return codec.encode(np.asarray(pixels, np.uint8), self._config.output, options.format, options.quality)
 
     def preview(self, slot: int) -> object | None:
-        """The image, unless it is unread."""
         echoed, _ = self._running_image(slot)
         return None if isinstance(echoed.image, bytes) else echoed.image
 
     def draw(self, preview: object) -> bytes:
-        """A small JPEG."""
         return codec.thumbnail(np.asarray(preview, np.uint8))
 
     def _running_image(self, slot: int) -> tuple[Echoed, StepProgress]:

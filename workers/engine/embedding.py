@@ -4,9 +4,8 @@ The text is kept where AUTOMATIC1111's web UI writes it and where it, ComfyUI an
 `parameters` of a PNG, in EXIF's UserComment of a JPEG or WebP. The XMP is the same for all images. Layouts: PNG 3rd
 edition 11.3.3; Exif 2.32 4.5 and 4.6; RFC 9649 2.7; XMP part 3, 1.1.
 
-The blocks are put into the file as it was encoded, so its pixels stay as they are. OpenCV's `imencodeWithMetadata` was
-no choice: 5.0 writes a JPEG's XMP without the header that says what it is, and a PNG's with bytes of other memory
-behind it.
+The blocks are put into the file as it was encoded, so its pixels stay as they are. OpenCV's `imencodeWithMetadata` does
+not serve: 5.0 writes a JPEG's XMP without the header that marks it, and a PNG's with bytes of other memory after it.
 """
 
 import struct
@@ -56,12 +55,12 @@ def embed(file: bytes, text: str | None) -> bytes:
 
 
 def holds(file: bytes, text: str) -> bool:
-    """Whether a file has its text and XMP as `embed` writes them. What another program has saved has not."""
+    """Whether a file has its text and XMP as `embed` writes them, not as another program saved it."""
     return _blocks(file, text) in file
 
 
 def _blocks(file: bytes, text: str | None) -> bytes:
-    """What is to be put into a file, by its format."""
+    """The blocks to put into a file, by its format."""
     if text is not None:
         text = text.replace("\0", "\ufffd")  # it would end the text for some readers
     if file.startswith(PNG_SIGNATURE):
@@ -95,7 +94,7 @@ def _segment(body: bytes) -> bytes:
 
 
 def _webp(file: bytes, flags: int, blocks: bytes) -> bytes:
-    """What the encoder writes as one chunk becomes a file of several, which begins by saying which there are."""
+    """Turn the encoder's file of one chunk into one of several, which begins with a list of them."""
     header, view = read_header(file), memoryview(file)
     name = file[12:16]
     if name == b"VP8X":
@@ -120,7 +119,7 @@ def _exif(text: str) -> bytes:
 
 
 def _ifd(tag: int, kind: int, count: int, value: int) -> bytes:
-    """A directory of one entry, and none after it; a value of more than four bytes is where its number says."""
+    """A directory of one entry, and none after it; a value of more than four bytes is an offset."""
     return pack(">HHHIII", 1, tag, kind, count, value, 0)
 
 

@@ -124,12 +124,10 @@ class DiffusionEngine:
         return self.costs()
 
     def costs(self) -> Costs:
-        """The costs of the nominal image, a square of `size.short_side`, with what is compiled so far."""
         return self._measurements.costs()
 
     @_on_device
     def measure_again(self, is_idle: Callable[[], bool]) -> bool:
-        """Measure with placeholder images again, until the engine is needed."""
         return self._measurements.refresh(is_idle)
 
     def prepare(self, task: Task) -> Prepared:
@@ -196,7 +194,6 @@ class DiffusionEngine:
         return decoding
 
     def discard(self, slot: int) -> None:
-        """Drop the image in a slot. Raises ValueError when there is none."""
         if slot in self._workspaces:
             self._workspaces.pop(slot).batch.remove(slot)
         elif slot in self._finished_latents:
@@ -210,7 +207,6 @@ class DiffusionEngine:
         return decoding.wait()
 
     def encode(self, pixels: object, options: Options = AS_CONFIGURED) -> bytes:
-        """The image file for the client."""
         return codec.encode(np.asarray(pixels, np.uint8), self._config.output, options.format, options.quality)
 
     @_on_device
@@ -256,11 +252,9 @@ class DiffusionEngine:
         return [(size, bucket) for size, buckets in list(sizes.items())[:MAX_SIZES] for bucket in buckets]
 
     def pixels(self, size: Size) -> tuple[int, int]:
-        """Width and height in pixels of an image with latents of a size."""
         return size[1] * self._model.latent_scale, size[0] * self._model.latent_scale
 
     def status(self) -> EngineStatus:
-        """Kernels, graphs and fallbacks."""
         return self._execution.status()
 
     def wait_until_compiled(self, seconds: float) -> bool:
@@ -272,7 +266,6 @@ class DiffusionEngine:
         return done
 
     def synchronize(self) -> None:
-        """Wait for the device."""
         if self._model.device.type == "cuda":
             torch.cuda.synchronize(self._model.device)
 

@@ -161,7 +161,6 @@ class ExecutionManager:
             return None
 
     def status(self) -> EngineStatus:
-        """Kernels, graphs and fallbacks."""
         spaces = list(self.spaces)
         kinds = {
             "steps": sum(len(space.batch.graphs) for space in spaces),

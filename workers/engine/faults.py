@@ -29,11 +29,9 @@ class FaultyEngine:
         log.warning("THIS WORKER FAILS ON PURPOSE, as engine.faults is set: %s", faults)
 
     def warm_up(self) -> Costs:
-        """Warm up without faults."""
         return self._engine.warm_up()
 
     def costs(self) -> Costs:
-        """The costs of the wrapped engine."""
         return self._engine.costs()
 
     def prepare(self, task: Task) -> Any:
@@ -42,7 +40,6 @@ class FaultyEngine:
         return self._engine.prepare(task)
 
     def admit(self, slot: int, prepared: Any) -> None:
-        """Admit an image without faults."""
         self._engine.admit(slot, prepared)
         self._running.add(slot)
 
@@ -59,7 +56,6 @@ class FaultyEngine:
         return stepped
 
     def measure_again(self, is_idle: Callable[[], bool]) -> bool:
-        """Measure the wrapped engine."""
         return self._engine.measure_again(is_idle)
 
     def finish(self, slot: int) -> object:
@@ -69,28 +65,22 @@ class FaultyEngine:
         return self._engine.finish(slot)
 
     def discard(self, slot: int) -> None:
-        """Drop an image."""
         self._running.discard(slot)
         self._engine.discard(slot)
 
     def collect(self, decoding: object) -> object:
-        """Collect without faults."""
         return self._engine.collect(decoding)
 
     def encode(self, pixels: object, options: Options = AS_CONFIGURED) -> bytes:
-        """Encode without faults."""
         return self._engine.encode(pixels, options)
 
     def preview(self, slot: int) -> object | None:
-        """No faults here."""
         return self._engine.preview(slot)
 
     def draw(self, preview: object) -> bytes:
-        """No faults here."""
         return self._engine.draw(preview)
 
     def status(self) -> EngineStatus:
-        """The status of the wrapped engine."""
         return self._engine.status()
 
     def _refuse_memory(self, where: str, chance: float) -> None:

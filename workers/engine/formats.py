@@ -1,4 +1,4 @@
-"""What the three formats ask for beside Pillow and OpenCV: PNG, JPEG and WebP files as browsers show them."""
+"""PNG, JPEG and WebP files as browsers show them: what Pillow and OpenCV do not do themselves."""
 
 import re
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ _TO_8_BITS = {2: 0x55, 4: 0x11}
 
 
 def open_png(data: Buffer, *, low_bytes: bool = False) -> PngImageFile:
-    """The image, yet to be loaded; of 16-bit RGB the low bytes instead of the high ones, where they are wanted.
+    """Open an image without loading its pixels; with `low_bytes`, the low bytes of 16-bit RGB instead of the high ones.
 
     Transparency of 16-bit RGB is left out: see `deep_transparency`.
     """
@@ -68,7 +68,7 @@ def deep_transparency(data: Buffer) -> tuple[Colour, Colour] | None:
 
 
 def essential(data: Buffer) -> bytes:
-    """A PNG file of the chunks that its pixels need: the critical ones, and tRNS where browsers heed it."""
+    """A PNG file of the chunks that its pixels need: the critical ones, and tRNS where browsers use it."""
     view, found = memoryview(data), _png_transparency(data)
     kept = [view[: len(PNG_SIGNATURE)]]
     for at, name, body in png_chunks(view):
@@ -83,7 +83,7 @@ def _png_kind(data: Buffer) -> tuple[int, int]:
 
 
 def _png_transparency(data: Buffer) -> tuple[int, bytes] | None:
-    """Where the tRNS chunk is that counts, and its body: the first one that is sound, before the pixels."""
+    """Place and body of the tRNS chunk that counts: the first sound one before the pixels."""
     view, (depth, colour) = memoryview(data), _png_kind(data)
     in_order = colour != _PALETTE
     for at, name, body in png_chunks(view):
@@ -97,7 +97,7 @@ def _png_transparency(data: Buffer) -> tuple[int, bytes] | None:
 
 
 def _is_out_of_range(body: memoryview, depth: int, colour: int) -> bool:
-    """Whether no grey of 1, 2 or 4 bits is this one. Of greater depths browsers ignore the bits beyond."""
+    """Whether a grey of 1, 2 or 4 bits exceeds its depth. With more bits, browsers ignore those beyond."""
     return colour == _GREY and depth < 8 and int(unpack_from(">H", body)[0]) >= 1 << depth
 
 
@@ -119,7 +119,7 @@ def jpeg_scans(data: Buffer) -> int:
 
 def has_all_scans(data: Buffer) -> bool:
     """Whether the scans of a JPEG file bring all coefficients of all components, to their last bit (T.81 B.2.3)."""
-    missing = {(0, 0)}  # until a frame says more
+    missing = {(0, 0)}  # until there is a frame
     for marker, body in _markers(data):
         if 0xC0 <= marker <= 0xCF and marker not in NOT_FRAMES:
             missing = {(component, n) for component in body[6::3][:_COMPONENTS] for n in range(_COEFFICIENTS)}
@@ -135,7 +135,7 @@ def has_all_scans(data: Buffer) -> bool:
 
 
 def next_restart(data: bytes) -> bytes:
-    """The restart marker that comes next in the last scan of a JPEG file that was cut there, if it has any."""
+    """The next restart marker in the last scan of a JPEG file that was cut there."""
     scan = data.rfind(START_OF_SCAN)
     last = max(range(8), key=lambda n: data.rfind(_RESTARTS[n], scan))
     return _RESTARTS[(last + 1) % 8 if data.rfind(_RESTARTS[last], scan) >= 0 else 0]
@@ -161,7 +161,7 @@ def _markers(data: Buffer) -> Iterator[tuple[int, memoryview]]:
 _ANIMATED, _ALPHA = 0x02, 0x10  # flags of the VP8X chunk
 _FRAME_HEADER = 16  # bytes of an ANMF chunk before the frame's own chunks
 _LEAST_BYTES = 32  # OpenCV takes no file of fewer, though there are some, of a single colour
-_DAMAGED = "The WebP image is damaged or cut short; send the whole file, or save it anew."
+_DAMAGED = "The WebP image is damaged or cut short; send the whole file, or save it again."
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would log each file that it cannot read
 
@@ -182,18 +182,18 @@ def _still_webp(data: Buffer, size: tuple[int, int]) -> NDArray[np.uint8]:
     if pixels is None:
         raise BadImageError(_DAMAGED)
     if pixels.shape[1::-1] != size:
-        raise BadImageError("The WebP image declares more than one size; save it anew.")
+        raise BadImageError("The WebP image declares more than one size; save it again.")
     return pixels.astype(np.uint8, copy=False)
 
 
 def _first_frame(data: memoryview, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The first frame on a white canvas. What an animation says of its background is ignored, as browsers do."""
+    """The first frame on a white canvas. An animation's background is ignored, as in browsers."""
     frame = next((body for name, body in riff_chunks(data) if name == b"ANMF"), memoryview(b""))
     if len(frame) < _FRAME_HEADER:
         raise BadImageError(_DAMAGED)
     x, y, width, height = 2 * uint24(frame, 0), 2 * uint24(frame, 3), uint24(frame, 6) + 1, uint24(frame, 9) + 1
     if x + width > size[0] or y + height > size[1]:
-        raise BadImageError("The WebP image has a frame larger than itself; save it anew.")
+        raise BadImageError("The WebP image has a frame larger than itself; save it again.")
     pixels = _still_webp(_webp_file(frame), (width, height))
     if (width, height) == size:
         return pixels

@@ -3,7 +3,7 @@
 A step launches hundreds of kernels, each for some microseconds of the CPU's time; a small batch runs faster than that.
 A graph replays all of them at once. The price is that everything in it is fixed: shapes, kernels and addresses. So
 recorded work reads its inputs from buffers that never move, writes its results into such buffers, and never waits for
-the device. Memory for what lies between comes from a pool that belongs to the graph.
+the device. Memory for intermediate results comes from a pool that belongs to the graph.
 
 Example: a batch of two steps at 512 x 512. `graphs.of(2, step)` finds no recording for key 2, so it runs `step` a few
 times, on padding, to let libraries choose kernels and allocate, then records it. It returns the replay, and every
@@ -136,16 +136,13 @@ class Graphs:
 
     @property
     def fallbacks(self) -> Fallbacks:
-        """The count of what had to be given up."""
         return self._context.fallbacks
 
     @property
     def trials(self) -> Trials:
-        """The record of what is being tried."""
         return self._context.trials
 
     def make_room(self) -> bool:
-        """Drop unused workspaces; False when there are none."""
         return self._context.make_room()
 
     def of(self, key: Hashable, work: Work, before_recording: Work = lambda: None) -> Work:

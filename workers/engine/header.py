@@ -25,7 +25,7 @@ _Stored: TypeAlias = tuple[int, int, bytes, int]  # width, height, EXIF block an
 PNG_SIGNATURE, PNG_CHUNK = b"\x89PNG\r\n\x1a\n", 12  # bytes of a chunk besides its body
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION_TAG = 0x0112
-SIDES_SWAPPED = 5  # orientations 5 to 8 lie on their side
+SIDES_SWAPPED = 5  # orientations 5 to 8 swap the sides
 BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})  # JPEG markers without a length: TEM, RST0-7, SOI
 _HEADER_ENDS = frozenset({0xD9, 0xDA})  # EOI, SOS
 NOT_FRAMES = frozenset({0xC4, 0xC8, 0xCC})  # the markers among C0-CF that do not start a frame: DHT, JPG, DAC
@@ -42,7 +42,7 @@ _WEBP_BYTES = 10  # BGRA, a plane of alpha, and the decoder's own pixels of 4 wi
 _LOSSLESS = frozenset({b"VP8L", b"ALPH", b"ANMF"})
 _SETS, _SET_BYTES, _TABLES_FOR_A_BYTE = 2**16, 20_600, 2_400
 _JPEG_BYTES = 8  # coefficients of 2 bytes of a progressive CMYK file, at full size however small it is decoded
-_JPEG_PIXEL_BYTES = 4  # Pillow's image, of the size we decode to; then without the coefficients, but with ours of 3
+_JPEG_PIXEL_BYTES = 4  # Pillow's image at the size we decode to; afterwards no coefficients, but our image of 3
 _JPEG_BLOCK = 32  # pixels: sides are rounded up to as many at most
 _SCALED_BYTES = 6  # of the result, before and after it is turned
 MAX_BYTES_PER_PIXEL = 13  # of any image: the worst is such a JPEG
@@ -121,7 +121,7 @@ def decoding_bytes(header: Header, size: tuple[int, int]) -> int:
 
 
 def table_bytes(header: Header) -> int:
-    """An upper bound of what a lossless WebP takes besides, for its codes: whatever its pixels, up to 1.3 GiB."""
+    """An upper bound of a lossless WebP's memory for its codes: up to 1.3 GiB, whatever its pixels."""
     sets = min(_SETS, ceil(header.width / 4) * ceil(header.height / 4))
     return min(sets * _SET_BYTES, header.lossless * _TABLES_FOR_A_BYTE)
 
@@ -134,9 +134,9 @@ def _jpeg_bytes(header: Header, size: tuple[int, int], scaled: int) -> int:
 
 
 def jpeg_scale(header: Header, size: tuple[int, int]) -> int:
-    """By how much a JPEG is made smaller while it is decoded, so that no side is shorter than in `size`: 1, 2, 4 or 8.
+    """The factor by which a JPEG shrinks while it is decoded, so that no side is shorter than in `size`: 1, 2, 4 or 8.
 
-    It is what Pillow's `draft` chooses.
+    Pillow's `draft` chooses the same.
     """
     return max(scale for scale in (1, 2, 4, 8) if scale == 1 or _fits(header, size, scale))
 
@@ -146,7 +146,7 @@ def _fits(header: Header, size: tuple[int, int], scale: int) -> bool:
 
 
 def default_max_pixels(decode_bytes: int) -> int:
-    """The largest image to take where so much may be spent on decoding, whatever its format."""
+    """The largest image, of any format, that can be decoded in so many bytes."""
     return min(DEFAULT_MAX_PIXELS, decode_bytes // MAX_BYTES_PER_PIXEL)
 
 
@@ -186,10 +186,10 @@ def _reader(data: Buffer) -> tuple[Format, Callable[[memoryview], _Stored]]:
 
 
 def parts(data: memoryview, kind: Format, some: int = _SOME_PARTS) -> Iterator[None]:
-    """As many turns as a file of this length may have parts. Raises BadImageError after that."""
+    """Iterate as often as a file of this length may have parts, then raise BadImageError."""
     most = some + len(data) // _PART_BYTES
     yield from repeat(None, most)
-    raise BadImageError(f"The {kind} image consists of more than {most} parts; save it anew with another program.")
+    raise BadImageError(f"The {kind} image consists of more than {most} parts; save it again with another program.")
 
 
 def _read_png(data: memoryview) -> _Stored:
@@ -249,7 +249,7 @@ def _jpeg_segments(data: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def _next_marker(data: memoryview, at: int) -> int:
-    """Where the next byte of 255 is: some cameras leave other bytes between segments, and decoders skip them."""
+    """The place of the next byte of 255: some cameras leave other bytes between segments, which decoders skip."""
     found = bytes(data[at : at + _GAP]).find(0xFF)
     if found < 0:
         raise BadImageError("The JPEG image is damaged: its header cannot be followed.")

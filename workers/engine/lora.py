@@ -97,7 +97,7 @@ def _sorted(path: Path, tensors: Mapping[str, Tensor]) -> _Changes:
         network = "unet" if "unet" in (match["short"], match["long"]) else "text_encoder"
         parts, part = changes[network, _flat(match["layer"])], _PARTS[match["part"]]
         if part in parts:
-            raise LoraError(f"{path}: the key {key} says again what another key says of that layer")
+            raise LoraError(f"{path}: the key {key} repeats a part of the layer that another key has")
         parts[part] = tensor
     if not changes:
         raise LoraError(f"{path}: it is empty")

@@ -24,7 +24,7 @@ from workers.engine.samplers import WEB_UI_NAMES
 
 CONTROLNET, VERSION = "ControlNet 0", "Version"
 _DIGEST_DIGITS = 16  # of hexadecimal: 64 bits
-# Keys of `engine` that change how an image is made, and not what it looks like.
+# Keys of `engine` that do not change what an image looks like.
 _MEANS = ("slots", "speed", "faults", "onnx", "onnx_provider", "runtime", "decode_bytes")
 _SDE = ("sde-dpmsolver", "sde-dpmsolver++")
 _SCHEDULES = {
@@ -40,7 +40,7 @@ _SEPARATORS = str.maketrans(dict.fromkeys(',:\n\r"', " "))  # what ControlNet's 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What images say of the service: the name of its model, and its own with its version."""
+    """How images name the service: its model, and its name with the version."""
 
     model: str = ""
     software: str = "Contour"
@@ -48,7 +48,7 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What one image is made from, beside the configuration. `input_hash` is of the encoded input, where it is told."""
+    """What an image is made from, beside the configuration. `input_hash` is of the encoded input, if wanted."""
 
     text: str = ""
     seed: int = 0
@@ -72,7 +72,7 @@ class Metadata:
         usual = EngineConfig()
         means = {name: getattr(usual, name) for name in _MEANS}
         output = replace(config.output, format=usual.output.format)  # which a request may choose, and a file shows
-        # By its fields: msgspec would leave out defaults that nobody has written down.
+        # As a dictionary: msgspec would leave out fields with default values.
         decisive = asdict(replace(config, **means, output=output))
         self._digest = digest(msgspec.json.encode(decisive, order="sorted"))
 
@@ -105,7 +105,7 @@ class Metadata:
         return _CHARACTER_BYTES * (texts + len(line) + _NUMBERS) + len(XMP) + _BLOCK_BYTES
 
     def control(self, options: Options) -> str:
-        """What the ControlNet was given, in the words of the web UI's extension."""
+        """The ControlNet's input, in the format of the web UI's extension."""
         chosen = resolved(options, self._config)
         edges = options.control_image == "edges"
         values = {
@@ -145,9 +145,9 @@ def sampler_name(config: EngineConfig) -> str:
 
 
 def fitted(text: str) -> str:
-    """The text, cut where the EXIF of a JPEG has no room for it: in the prompts, as the last line is what can be read.
+    """The text, cut to fit a JPEG's EXIF: in the prompts, as other programs parse the last line.
 
-    That line says so then, by a digest of the whole.
+    That line then names the digest of the whole text.
     """
     whole = text.encode("utf-16-be", "replace")
     if len(whole) <= 2 * JPEG_UNITS:
@@ -160,12 +160,12 @@ def fitted(text: str) -> str:
 
 
 def _cut(prompts: str, room: int) -> str:
-    """Prompt and negative prompt in so many bytes of UTF-16; the one that is longer loses more."""
+    """Cut prompt and negative prompt to `room` bytes of UTF-16; the longer one loses more."""
     positive, mark, negative = prompts.partition("\nNegative prompt: ")
     texts = [each.encode("utf-16-be", "replace") for each in (positive, mark + negative)]
     half = room // 4 * 2
     rooms = [max(half, room - len(texts[1])), max(half, room - len(texts[0]))]
-    # A pair of surrogates that is cut in two is left out.
+    # Half a pair of surrogates is left out.
     return "".join(text[:most].decode("utf-16-be", "ignore") for text, most in zip(texts, rooms, strict=True))
 
 
@@ -175,11 +175,11 @@ def digest(data: bytes | memoryview) -> str:
 
 
 def _number(number: float) -> str:
-    """Without the ".0" of a whole number, and with all digits of another."""
+    """A number with all its digits, without the ".0" of a whole one."""
     return str(int(number)) if number == int(number) else repr(number)
 
 
 def _quoted(value: str) -> str:
-    """As the web UI quotes, and where its reader would take spaces or quotes off."""
+    """Quoted as by the web UI, and where its reader would strip spaces or quotes."""
     is_plain = value == value.strip() and not any(mark in value for mark in ',:"\n\r')
     return value if is_plain else json.dumps(value, ensure_ascii=False)

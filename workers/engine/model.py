@@ -58,25 +58,20 @@ class Model:
 
     @property
     def latent_scale(self) -> int:
-        """Pixels along a side of one latent: 8 with Stable Diffusion."""
         return latent_scale(self.vae)
 
     @property
     def hint_channels(self) -> int:
-        """Channels of a hint embedding."""
         return int(self.unet.config.block_out_channels[0])
 
     @property
     def time_width(self) -> int:
-        """Channels of both networks' time projections."""
         return sum(sum(shift_widths(network)) for network in (self.unet, self.controlnet))
 
     def times(self, timesteps: Tensor) -> Tensor:
-        """The time projections of both networks at timesteps [N]: [N, total]."""
         return torch.cat([time_table(network, timesteps) for network in (self.unet, self.controlnet)], dim=1)
 
     def hint(self, edges: Tensor) -> Tensor:
-        """The hint embedding [channels, h, w] of edges [8h, 8w] in 0 .. 1."""
         return hint_embedding(self.controlnet, edges.expand(1, 3, -1, -1))[0]
 
     def decode(self, latents: Tensor) -> Tensor:

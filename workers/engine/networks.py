@@ -71,12 +71,12 @@ class _Feed:
         self.shifts: Iterator[Tensor] = iter(inputs.shifts)
         self.keys_values: Iterator[Tensor] = iter(inputs.keys_values)
         self._attend = attend
-        self._coldness = inverse_temperature
+        self._inverse_temperature = inverse_temperature
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
         # Kernels take one factor for all rows. Logits are linear in the queries, so each row's factor scales those.
-        if self._coldness is not None:
-            queries = queries * _alike(self._coldness, queries)[:, None, None]
+        if self._inverse_temperature is not None:
+            queries = queries * _alike(self._inverse_temperature, queries)[:, None, None]
         return self._attend(queries, keys, values, heads)
 
 

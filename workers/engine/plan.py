@@ -33,7 +33,6 @@ class HistoryLayout:
 
     @property
     def columns(self) -> int:
-        """The number of columns."""
         return self.calls + self.noises
 
     def holds(self, matrix: SamplerMatrix) -> bool:

@@ -91,11 +91,9 @@ class CudaRecorder:
         trifle.reset()
 
     def synchronize(self) -> None:
-        """Wait for the device."""
         torch.cuda.synchronize(self._device)
 
     def trim(self) -> None:
-        """Empty torch's cache."""
         torch.cuda.empty_cache()
 
 

@@ -35,19 +35,19 @@ class AnyModel(Protocol):
     """All that the engine needs of a model, on its device."""
 
     @property
-    def tokens(self) -> Tokens: ...  # noqa: D102 - the types say it
+    def tokens(self) -> Tokens: ...
 
     @property
-    def text(self) -> TextConditioning: ...  # noqa: D102
+    def text(self) -> TextConditioning: ...
 
     @property
-    def plans(self) -> Plans: ...  # noqa: D102
+    def plans(self) -> Plans: ...
 
     @property
-    def device(self) -> torch.device: ...  # noqa: D102
+    def device(self) -> torch.device: ...
 
     @property
-    def dtype(self) -> torch.dtype: ...  # noqa: D102
+    def dtype(self) -> torch.dtype: ...
 
     @property
     def time_width(self) -> int:

@@ -123,7 +123,6 @@ class Decoder:
 
     @property
     def upgraded(self) -> bool:
-        """Whether the VAE is compiled."""
         return self._function.upgraded
 
     def prepare(self) -> None:

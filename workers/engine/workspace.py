@@ -26,7 +26,6 @@ class Workspace:
 
     @property
     def graph_bytes(self) -> int:
-        """Bytes of device memory of the graphs alone."""
         return self.batch.graphs.size + self.decoder.graphs.size
 
 

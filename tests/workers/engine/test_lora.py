@@ -214,7 +214,7 @@ def test_settings_that_are_not_read_are_not_ignored(setting: str, parts: Any, tm
 
 def test_a_layer_that_is_named_in_both_ways_is_refused(parts: Any, tmp_path: Path) -> None:
     tensors = random_lora(parts.unet, kohya) | random_lora(parts.unet, peft)
-    with pytest.raises(LoraError, match=r"the key \S+ says again what another key says of that layer"):
+    with pytest.raises(LoraError, match=r"the key \S+ repeats a part of the layer that another key has"):
         fuse(file_of(tensors, tmp_path), 1.0, parts.unet, parts.text_encoder)
 
 

@@ -209,7 +209,7 @@ def test_files_of_other_weights_are_refused(config: EngineConfig, tmp_path: Path
 def test_files_of_another_version_are_refused(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     check(config, "float32")
     monkeypatch.setattr(files, "VERSION", "3")
-    with pytest.raises(RuntimeProblem, match=r"another version of contour \(2\); make it anew with: .* --to onnx"):
+    with pytest.raises(RuntimeProblem, match=r"another version of contour \(2\); make it again with: .* --to onnx"):
         check(config, "float32")
 
 

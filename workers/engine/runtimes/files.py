@@ -82,7 +82,7 @@ def refuse_others(path: Path, found: Mapping[str, str], wanted: Mapping[str, str
     }
     for key, reason in reasons.items():
         if found.get(key) != wanted[key]:
-            raise RuntimeProblem(f"{path} {reason}; make it anew with: {CONVERT} --dtype {wanted['dtype']}")
+            raise RuntimeProblem(f"{path} {reason}; make it again with: {CONVERT} --dtype {wanted['dtype']}")
 
 
 def paths(engine: EngineConfig, dtype: str) -> list[Path]:
@@ -118,7 +118,7 @@ def _load(path: Path) -> Any:
     try:
         return onnx.load(path, load_external_data=False)
     except (OSError, DecodeError) as error:
-        raise RuntimeProblem(f"{path} cannot be read ({error}); make it anew with: {CONVERT}") from error
+        raise RuntimeProblem(f"{path} cannot be read ({error}); make it again with: {CONVERT}") from error
 
 
 def to_write(facts: Mapping[str, str]) -> dict[str, str]:

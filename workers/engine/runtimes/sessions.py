@@ -176,22 +176,18 @@ class OnnxModel:
 
     @property
     def time_width(self) -> int:
-        """Channels of both networks' time projections."""
         return int(self.sessions["times"].shapes["times"][1])
 
     def times(self, timesteps: Tensor) -> Tensor:
-        """The time projections of both networks at timesteps [N]: [N, total]."""
         made = torch.empty(len(timesteps), self.time_width, dtype=self.dtype, device=self.device)
         return self.sessions["times"](made, timesteps)
 
     def hint(self, edges: Tensor) -> Tensor:
-        """The hint embedding [channels, h, w] of edges [8h, 8w] in 0 .. 1."""
         height, width = (side // self.latent_scale for side in edges.shape)
         made = torch.empty(self.hint_channels, height, width, dtype=self.dtype, device=self.device)
         return self.sessions["hint"](made, edges)
 
     def functions(self, attend: Attend, mode: str | None) -> ModelFunctions:
-        """The model's functions; the arguments are for torch."""
         return ModelFunctions(self._predict, self._decode)
 
     def _predict(self, side_stream: SideStream) -> Predict:
