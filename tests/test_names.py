@@ -1,0 +1,22 @@
+"""Private words for things that the field has names for, replaced once, do not come back."""
+
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GONE = {
+    *("Workshop", "Studio", "Aside", "Ways", "homes", "finals", "Moment", "Given", "coldness", "coldest", "rehearse"),
+    *("Extent", "Placed", "Newcomer", "Recipe", "Lane", "DeviceTurns", "BadPictureError", "picture", "pictures"),
+}
+
+
+@pytest.mark.parametrize("package", ["workers/engine"])
+def test_no_old_name_is_left(package: str) -> None:
+    left = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        with tokenize.open(path) as file:
+            names = {token.string.strip("_") for token in tokenize.generate_tokens(file.readline)}
+        left += [f"{path.relative_to(ROOT)}: {name}" for name in sorted(names & GONE)]
+    assert left == []
