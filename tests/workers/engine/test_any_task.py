@@ -39,7 +39,7 @@ OPTIONS = st.builds(
 )
 TASKS = st.builds(
     Task,
-    picture=st.sampled_from([*IMAGES, b"", b"not an image"]),
+    image=st.sampled_from([*IMAGES, b"", b"not an image"]),
     text=TEXTS,
     seed=st.integers(-(2**63), 2**64 - 1),
     options=OPTIONS,

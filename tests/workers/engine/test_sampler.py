@@ -199,9 +199,9 @@ def test_one_that_draws_less_than_a_picture_is_refused() -> None:
 
 
 def test_one_whose_noise_no_seed_decides_is_refused() -> None:
-    # Where the package torchsde is missing it cannot be had; where it is there, its draws are found.
+    # Where the package torchsde is missing it does not work; where it is there, its draws are found.
     with pytest.raises(
-        UnsupportedSamplerError, match=r"DPMSolverSDEScheduler (cannot be had .* torchsde|with these opt)"
+        UnsupportedSamplerError, match=r"DPMSolverSDEScheduler (does not work .* torchsde|with these opt)"
     ):
         sampler_matrix(fresh("DPMSolverSDEScheduler")())
 
@@ -212,9 +212,9 @@ def test_one_whose_noise_no_seed_decides_is_refused() -> None:
         (
             "LCMScheduler",
             51,
-            r"LCMScheduler cannot be had with 51 steps and these options: .*`num_inference_steps`: 51",
+            r"LCMScheduler does not work with 51 steps and these options: .*`num_inference_steps`: 51",
         ),
-        ("AmusedScheduler", 4, "AmusedScheduler cannot be had with 4 steps and these options: .*'mask_token_id'"),
+        ("AmusedScheduler", 4, "AmusedScheduler does not work with 4 steps and these options: .*'mask_token_id'"),
         ("RePaintScheduler", 4, "RePaintScheduler is not of the kind that samples with Stable Diffusion"),
         ("FlowMatchEulerDiscreteScheduler", 4, "FlowMatchEulerDiscreteScheduler is not of the kind"),
     ],
