@@ -38,7 +38,7 @@ _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it logs addresses, which may be signed
 warnings.filterwarnings("ignore", module=r"huggingface_hub\.")
-# The library's xet transfer cannot be interrupted, and has not been tried here. HF_HUB_DISABLE_XET=0 chooses it.
+# Plain HTTP, as tested. The library's other transfer, xet, has not been tried; HF_HUB_DISABLE_XET=0 chooses it.
 if "HF_HUB_DISABLE_XET" not in os.environ:
     constants.HF_HUB_DISABLE_XET = True
 
@@ -187,7 +187,8 @@ def _ask(call: Callable[[], T], place: Path, patience: float) -> T:
             cause = (error.__cause__ or error) if isinstance(error, LocalEntryNotFoundError) else error
             now = time.monotonic()
             end = now + patience if end is None else end
-            if now >= end or not is_transient(cause):
+            waited = isinstance(cause, httpx.TimeoutException)  # by the library, for minutes
+            if now >= end or waited or not is_transient(cause):
                 raise explain(cause, place) from error
         pause = min(pause, end - now)
         say(f"the hub or the network failed ({reason(cause)}); trying again in {pause:.0f} s")
