@@ -10,6 +10,7 @@ from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE as CHUNK
 from tests.workers.fetching import (
     HALF,
     LATER,
+    ONE,
     WEIGHTS,
     controlnet,
     files_in,
@@ -203,6 +204,12 @@ def test_an_address_that_is_none_is_told(tmp_path: Path, address: str, told: str
     done = run_inside(tmp_path, address)
     assert done.returncode == LATER
     assert done.stderr.startswith(f"engine.controlnet: some/controlnet: {told}")
+
+
+def test_a_name_that_no_repository_can_have_is_told(tmp_path: Path) -> None:
+    done = run_inside(tmp_path, "http://127.0.0.1:9", config=ONE.replace("some/controlnet", "some/control..net"))
+    assert done.returncode == 1
+    assert done.stderr == "engine.controlnet: some/control..net: no repository can have this name: correct the path\n"
 
 
 def test_a_hub_that_is_gone_in_the_middle_is_told(tmp_path: Path) -> None:

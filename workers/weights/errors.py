@@ -61,6 +61,8 @@ def explain(error: BaseException, place: Path) -> FetchError:
         return FetchError(f"no space is left in {where} ({error.strerror}): make some, or choose another disk by --to")
     if isinstance(error, OSError) and error.errno is not None:
         return FetchError(str(error))
+    if isinstance(error, errors.HFValidationError):
+        return FetchError("no repository can have this name: correct the path")
     if type(error) is OSError:
         return FetchError(f"its size is not the one that the hub lists. {RETRY}", LATER)
     return FetchError(f"{endpoint} does not answer as a hub does: check the network and HF_ENDPOINT", LATER)
