@@ -27,12 +27,11 @@ from app.start import StartError, build_pool, check_runtime
 from app.tracing import Tracing, tracing
 from scheduler import messages as m
 from workers.devices import Gpu, Placement, choose_devices
-from workers.driver import driver_fault
 from workers.edge_process import EdgeService, EdgeSetup, edge_layout
 from workers.logs import suitable
-from workers.memory import memory_limit
+from workers.machine import memory_limit
+from workers.nvml import Nvml, driver_fault
 from workers.pool import NothingServedError
-from workers.telemetry import Nvml
 
 log = logging.getLogger("contour")
 

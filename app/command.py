@@ -22,9 +22,9 @@ from app.listening import BACKLOG, ListenError, bracketed, listen, url
 from app.settings import Settings
 from app.start import StartError, prepared
 from workers.console import WRONG, Parser, add_configuration
-from workers.cores import available_cores
+from workers.machine import available_cores
+from workers.nvml import Nvml
 from workers.secrets import forget_secrets
-from workers.telemetry import Nvml
 
 log = logging.getLogger("contour")
 

@@ -17,8 +17,8 @@ from prometheus_client.registry import Collector
 
 from app.errors import Error
 from scheduler import messages as m
+from workers.nvml import Nvml, Reading
 from workers.pool import Pool
-from workers.telemetry import Nvml, Reading
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 # Of connections: there was no whole request

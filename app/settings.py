@@ -18,7 +18,7 @@ from workers.document import Document, SettingsError
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Embedding
 from workers.engine.header import default_max_pixels
-from workers.memory import memory_limit
+from workers.machine import memory_limit
 
 __all__ = ["ServerConfig", "Settings", "SettingsError", "load", "read_keys"]
 

@@ -19,7 +19,7 @@ from workers.pool import Observer, Pool
 from workers.preflight import problems
 from workers.process import Setup
 from workers.slots import SlotLayout
-from workers.wire import WISH_BYTES
+from workers.wire import PARAMS_BYTES
 
 TEXTS = 2  # that a request has: what the picture should show, and what not
 UTF8_BYTES = 4  # that a character takes at most
@@ -76,7 +76,7 @@ def slot_layout(settings: Settings) -> SlotLayout:
     """The shared memory of a worker."""
     return SlotLayout(
         settings.engine.slots,
-        settings.server.max_picture_bytes + TEXTS * UTF8_BYTES * settings.server.max_text_chars + WISH_BYTES,
+        settings.server.max_picture_bytes + TEXTS * UTF8_BYTES * settings.server.max_text_chars + PARAMS_BYTES,
         settings.workers.output_bytes,
     )
 

@@ -1,4 +1,4 @@
-"""Settings of the C allocator for a process that handles one large picture after another."""
+"""Settings of the C allocator for a process that handles one large image after another."""
 
 import ctypes
 
@@ -10,8 +10,8 @@ MAPPED_BYTES = 32 * 2**20  # the most that glibc accepts on 64 bits
 def keep_freed_memory(kept: int = KEPT_BYTES) -> None:
     """Keep what is freed instead of giving it back to the kernel, up to `kept` bytes (at most 2 GiB - 1).
 
-    Else every buffer of some 100 KB is mapped anew and each of its pages faults when first touched: with pictures
-    of 384 KiB that was half of a request's way through the service. Does nothing where the C library is not glibc.
+    Otherwise every buffer of some 100 KB is mapped anew, and each of its pages faults when first touched. With images
+    of 384 KiB that took half of a request's time in the service. Does nothing where the C library is not glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 from scheduler.messages import WorkerReady
 from workers import wire
-from workers.process import out_of_reach
+from workers.process import signals_blocked
 from workers.reports import is_possible
 from workers.slots import SlotMemory
 
-REPORTS_AT_ONCE = 64  # of one worker, after which the event loop turns: one that never stops is not to keep it
+REPORTS_AT_ONCE = 64  # of one worker, after which others have their turn
 
 
 class Setup(Protocol):
@@ -32,9 +32,9 @@ class Setup(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Why a process ended; `outside`: it was killed by somebody who is not its parent, and not for want of memory.
+    """Why a process ended; `outside`: somebody else than its parent killed it, and not for want of memory.
 
-    `tried`: what it was trying then (`engine.trials`). `hopeless`: it said that the next process would end alike.
+    `tried`: what it was trying then (`engine.trials`). `hopeless`: it reported that the next process would end alike.
     """
 
     reason: str
@@ -65,7 +65,7 @@ class Child:
         self.loaded = False
         with theirs:
             try:
-                with out_of_reach():
+                with signals_blocked():
                     self._process.start()
             except BaseException:
                 self.channel.close()
@@ -84,7 +84,7 @@ class Child:
         return self._process.sentinel
 
     def send(self, order: wire.Order) -> bool:
-        """False when it does not take the order: it is dead, or it no longer reads and must be killed."""
+        """Send an order; return False if the process does not take it: it is dead, or no longer reads."""
         try:
             wire.send(self.channel, order)
         except OSError:
@@ -92,9 +92,9 @@ class Child:
         return True
 
     def reports(self, limit: int = REPORTS_AT_ONCE) -> Iterator[wire.Report]:
-        """The reports there are now, so many at most, without waiting. Ends at end of file too: see `sentinel`.
+        """Yield the reports that have arrived, `limit` at most, without waiting. Ends at end of file too.
 
-        A worker that reports what cannot be is killed, and no report of it counts any more.
+        A process that reports what cannot be is killed, and no report of it counts any more.
         """
         for _ in range(limit):
             if self._rejected:
@@ -120,17 +120,17 @@ class Child:
             yield report
 
     def reject(self, reason: str) -> None:
-        """Kill it, and take no further report of it: it is not in the state that the pool takes it to be in."""
+        """Kill it, and take no further report of it: its state is not what the pool thinks."""
         self._rejected, self._last_words = True, reason
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL; also ends a stopped process. Ending an ended one is fine."""
+        """SIGKILL, which also ends a stopped process. It may have ended already."""
         self._condemned = True
         self.hang_up()
 
     def hang_up(self) -> None:
-        """SIGKILL, as nothing comes through its socket: nearly always because it has just ended."""
+        """SIGKILL after end of file on its socket: nearly always it has just ended by itself."""
         try:
             self._process.kill()
         except BaseException:

@@ -1,7 +1,7 @@
-"""What a process that decodes images may do: as little as it needs.
+"""Confinement of the processes that decode images to what they need.
 
-A hostile image may take over the process that decodes it, through an error in one of the C libraries. What it can do
-then is bounded here. Workers and the edge process lose the way to more privileges, and leave no core dumps, which would
+A hostile image may take over the process that decodes it, through an error in one of the C libraries. This bounds what
+it can do then. Workers and the edge process lose the way to more privileges, and leave no core dumps, which would
 hold clients' images. The edge process needs nothing but memory, its socket and standard error once everything is
 imported, so it also gets limits on memory, descriptors and processes, and a filter of system calls.
 
@@ -23,10 +23,10 @@ log = logging.getLogger("contour.confinement")
 PR_SET_NO_NEW_PRIVS = 38  # <linux/prctl.h>
 PROT_EXEC = 4  # <sys/mman.h>
 DESCRIPTORS = 32  # more than the edge process has open
-NO_FILTER = "the process that finds edges runs without a filter of system calls: %s"
+NO_FILTER = "The edge process runs without a filter of system calls: %s"
 
-# What strace shows of the edge process over images of every format, and clocks and random numbers, which the C library
-# sometimes has to ask the kernel for. All else fails with EPERM: the process opens no file and no socket, starts no
+# What strace shows of the edge process over images of every format; and clocks and random numbers, for which the C
+# library sometimes has to ask the kernel. All else fails with EPERM: the process opens no file and no socket, starts no
 # process or thread, and signals or inspects no other process.
 ALLOWED = (
     *("read", "write", "recvfrom", "sendto", "close"),
@@ -44,7 +44,7 @@ def drop_privileges() -> None:
     """
     # prctl reads five arguments whatever the option, and the kernel insists that the last three are zero.
     if ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0))) != 0:
-        log.warning("this kernel has no PR_SET_NO_NEW_PRIVS; a process that decodes images can run setuid programs")
+        log.warning("This kernel has no PR_SET_NO_NEW_PRIVS; a process that decodes images can run setuid programs")
     # One byte holds no core file. With a limit of 0 the kernel would still pipe the dump to a program such as
     # systemd-coredump; it treats 1 as "no dump at all" (do_coredump in fs/coredump.c).
     _limit(resource.RLIMIT_CORE, 1)

@@ -1,4 +1,4 @@
-"""What all commands of the project share: how they are named to people, how they read their flags, how they end."""
+"""Shared by all commands of the project: their names in messages, their flags, their exit codes."""
 
 import argparse
 import difflib
@@ -16,12 +16,12 @@ WRONG, INTERRUPTED, UNREAD = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE  # exi
 
 
 def command(*arguments: object) -> str:
-    """A command line for Python, as a person here would type it: `.venv/bin/python -m workers.fetch my.yaml`."""
+    """Return a command line for Python as a person here would type it: `.venv/bin/python -m workers.fetch my.yaml`."""
     return shlex.join([_interpreter(), *map(str, arguments)])
 
 
 def _interpreter() -> str:
-    """The running interpreter: its name if the shell finds it by that, else its path, relative if it is below."""
+    """Return the running interpreter: its name if the shell finds it by that, else its path, relative if possible."""
     python = Path(sys.executable or "python")
     for name in ("python", "python3", python.name):
         # Compared by folder: the python of a virtual environment is a link to the system's, but not the same.
@@ -34,7 +34,7 @@ def _interpreter() -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, that knows what a misspelt flag was meant to be, and how Python is called here.
+    """An ArgumentParser that suggests the flag that a misspelt one was meant to be.
 
     `module` is run with -m; `words` are those before the flags.
     """
@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]  # every caller is content with a Namespace
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """Like argparse's; ends the process with exit code 2 and one line if something is wrong."""
+        """Parse as argparse does. If something is wrong, print one line and exit with code 2."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             self.error(f"{self._about(unknown[0])} See --help.")
@@ -62,14 +62,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:
-    """Which configuration is meant: `config` of what is parsed, given as an argument or by its flag."""
+    """Add `config`, the configuration file, as an argument and as a flag."""
     once: dict[str, Any] = {"type": Path, "action": _Once, "default": Path("configs/demo.yaml"), "metavar": "CONFIG"}
     parser.add_argument("config", nargs="?", help="a YAML file, see configs/; configs/demo.yaml by default", **once)
     parser.add_argument("--config", help="the same", **once)
 
 
 class _Once(argparse.Action):
-    """Stores what must not be given twice."""
+    """Stores a value that must not be given twice."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
@@ -87,7 +87,7 @@ class _Once(argparse.Action):
 
 
 def leave(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run a command by the arguments of this process and exit with its code.
+    """Run a command with the arguments of this process, and exit with its code.
 
     It exits without a traceback on Ctrl-C (130), and when nobody reads its output any more (141), as under `| head`.
     """
@@ -100,12 +100,12 @@ def leave(main: Callable[[Sequence[str]], int]) -> NoReturn:
         code = INTERRUPTED
     except BrokenPipeError:
         code = UNREAD
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what was to be done is done
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to interrupt
     sys.exit(UNREAD if _unread() else code)
 
 
 def _unread() -> bool:
-    """Write out what was printed; whether nobody reads it. Python must not try that once more at its end."""
+    """Flush what was printed, and return whether nobody reads it. Python must not try that again at its exit."""
     unread = False
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was closed before the start
         try:

@@ -1,9 +1,8 @@
-"""Which worker gets which device.
+"""The choice of devices: one worker for each.
 
 CUDA_VISIBLE_DEVICES means here what it means to CUDA: indices or UUIDs, up to the first that is not valid, and nothing
-at all where one comes twice. But each device gets a process of its own, which is shown that one token, verbatim; so
-several MIG instances can be listed, of which CUDA shows a process only one. NVML says what there is; torch is not
-imported.
+at all where one comes twice. But each device gets a process of its own, which sees that one token, verbatim. So it may
+list several MIG instances, of which CUDA shows a process only one. NVML lists what there is; torch is not imported.
 """
 
 import importlib.util
@@ -28,7 +27,7 @@ class DeviceSpec:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A worker for each device, and a sentence that says why these."""
+    """The device of each worker, and the reason for the choice as a sentence."""
 
     devices: tuple[DeviceSpec, ...]
     reason: str
@@ -44,18 +43,18 @@ class Gpu:
 
 
 class Inventory(Protocol):
-    """Whoever can list the GPUs of this machine."""
+    """Lists the GPUs of this machine."""
 
     def devices(self) -> Sequence[Gpu]:
-        """All of them, whatever CUDA_VISIBLE_DEVICES says."""
+        """Return all of them, whatever CUDA_VISIBLE_DEVICES says."""
 
 
 def choose_devices(
     environ: Mapping[str, str], nvml: Inventory | None, cpu_workers: int, cuda_built: bool | None = None
 ) -> Placement:
-    """A worker for each CUDA device that is to be used; where there is none, CPU workers.
+    """Return a worker for each CUDA device to use; where there is none, CPU workers.
 
-    `cuda_built`: can the installed torch use CUDA? None looks.
+    `cuda_built`: whether the installed torch can use CUDA; None asks torch.
     """
     listed = environ.get(VARIABLE)
     if listed is not None and listed.strip() in ("", "-1"):
@@ -69,12 +68,12 @@ def choose_devices(
 
 
 def torch_has_cuda() -> bool:
-    """Whether the installed torch was built with CUDA."""
+    """Return whether the installed torch was built with CUDA."""
     return torch_cuda() is not None
 
 
 def torch_cuda() -> str | None:
-    """The CUDA that the installed torch was built for, as its version file says: importing torch takes seconds."""
+    """Return the CUDA that torch was built for. It reads torch's version file, as importing torch takes seconds."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -83,7 +82,7 @@ def torch_cuda() -> str | None:
 
 
 def visible_tokens(listed: str, gpus: Sequence[Gpu]) -> tuple[str, ...]:
-    """The tokens of a CUDA_VISIBLE_DEVICES that count, as they stand there."""
+    """Return the tokens of a CUDA_VISIBLE_DEVICES that count, verbatim."""
     tokens = [token.strip() for token in listed.split(",")]
     by_index = not tokens[0].startswith(("GPU-", "MIG-"))
     chosen: dict[str, str] = {}
@@ -104,7 +103,7 @@ def _by_index(token: str, gpus: Sequence[Gpu]) -> str | None:
 
 
 def _by_uuid(token: str, gpus: Sequence[Gpu]) -> str | None:
-    """The one device whose UUID begins so; an instance in the old form, MIG-GPU-UUID/number/number, is itself."""
+    """Find the one device whose UUID begins so. An instance in the old form, MIG-GPU-UUID/number/number, is itself."""
     if token.startswith("MIG-GPU-"):
         known = any(token.startswith(f"MIG-{gpu.uuid}/") for gpu in gpus)
         return token if known else None

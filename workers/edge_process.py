@@ -398,9 +398,9 @@ def import_all() -> None:
 
 def _answer(order: wire.Run, memory: SlotMemory, budget: DecodeBudget) -> wire.Report:
     data = memory.input(order.slot)
-    params = data[order.picture_bytes : order.picture_bytes + order.wish_bytes]
+    params = data[order.image_bytes : order.image_bytes + order.params_bytes]
     try:
-        found = _find(EdgeTask(bytes(data[: order.picture_bytes]), *_unpack(params)), budget)
+        found = _find(EdgeTask(bytes(data[: order.image_bytes]), *_unpack(params)), budget)
         memory.output(order.slot)[: len(found)] = found
     except Exception as error:
         blame, reason = Blame.PICTURE, str(error)

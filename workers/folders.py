@@ -1,4 +1,4 @@
-"""Where the service writes: one folder, so that all the rest of the file system may be read-only."""
+"""The one folder that the service writes to, so that the rest of the file system may be read-only."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 PRIVATE, NOT_SHARED = 0o700, 0o755  # modes of folders
 OTHERS_WRITE = 0o022
 ROOT = 0
-# Where compilers keep what they make: by these variables, else in these folders of the cache (see `workers.process`).
+# Compilers keep their work where these variables say, else in these folders of the cache (see `workers.process`).
 COMPILER_CACHES = {
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TRITON_CACHE_DIR": "triton",
@@ -20,9 +20,9 @@ COMPILER_CACHES = {
 
 
 def prepare(cache: str) -> Path:
-    """Make the folder that compilers and, where there is no other place for them, temporary files are kept in.
+    """Make the folder for the compilers' work, and for temporary files where there is no other place for them.
 
-    Raises OSError or RuntimeError, when it cannot be made or written to, or when others can write to it.
+    Raises OSError or RuntimeError when it cannot be made or written to, or when others can write to it.
     """
     folder = Path(cache).expanduser().absolute()
     caches = [Path(os.environ.get(variable) or folder / name) for variable, name in COMPILER_CACHES.items()]
@@ -37,12 +37,12 @@ def prepare(cache: str) -> Path:
         temporary = folder / "tmp"
         make(temporary, PRIVATE)
         os.environ["TMPDIR"] = str(temporary)
-        tempfile.tempdir = None  # it is looked for again
+        tempfile.tempdir = None  # so that tempfile looks again
     return folder
 
 
 def make(folder: Path, mode: int = NOT_SHARED) -> None:
-    """Make a folder and those above it where they are missing; whatever the umask, others cannot write to them."""
+    """Make a folder and its missing parents. Others cannot write to them, whatever the umask."""
     if folder.exists():
         return
     make(folder.parent)
@@ -50,7 +50,7 @@ def make(folder: Path, mode: int = NOT_SHARED) -> None:
 
 
 def refuse_if_shared(folder: Path) -> None:
-    """Raise PermissionError for a folder that somebody else can write to: the code in it is run."""
+    """Raise PermissionError for a folder that somebody else can write to: we run the code in it."""
     status = folder.stat()
     if status.st_uid not in {os.geteuid(), ROOT}:
         reason = f"{folder} belongs to user {status.st_uid}: choose a folder of your own, as the code in it is run"
@@ -62,16 +62,16 @@ def refuse_if_shared(folder: Path) -> None:
 
 
 def no_follow(path: str, flags: int) -> int:
-    """An opener for `open`, for a file whose name others may know: it fails where they have put a link."""
+    """Open a file whose name others may know (an opener for `open`); fail where they have put a link."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def replace_file(path: Path, content: bytes) -> Path:
-    """Write a file whole or not at all; its path.
+    """Write a file whole or not at all, and return its path.
 
-    Who is killed meanwhile may leave a file with a name as `leftovers` finds it.
+    A process that is killed meanwhile may leave a file, which `leftovers` finds.
     """
-    # A name that nobody can know, of a file that is not there yet: no link that others have put there is followed.
+    # A name that nobody can guess, of a file that does not exist, so that no link of somebody else is followed.
     new = path.with_name(f".{path.name}.{secrets.randbelow(10**9)}")
     with new.open("xb") as file:
         try:
@@ -85,7 +85,7 @@ def replace_file(path: Path, content: bytes) -> Path:
 
 
 def leftovers(folder: Path, names: Collection[str]) -> Iterator[Path]:
-    """What is left of files of these names, of writers that were killed."""
+    """Yield what killed writers have left of files of these names."""
     for path in folder.iterdir():
         found = re.fullmatch(r"\.(.+)\.\d+", path.name)
         if found and found[1] in names:

@@ -1,7 +1,7 @@
-"""How every process of the service logs: lines on standard error, for people on a terminal and as JSON elsewhere.
+"""Logging of every process of the service: on standard error, for people on a terminal and as JSON elsewhere.
 
-Whatever a client sends, it cannot write a line there: what does not print is escaped, and tracebacks are indented or
-part of a JSON string.
+Nothing that a client sends can forge a line: what does not print is escaped, and tracebacks are indented or part of a
+JSON string.
 """
 
 import json
@@ -18,18 +18,18 @@ INDENT = "    "
 
 
 class Record(ABC):
-    """A message that is more than words: `str` is for people, JSON has its `fields` as well. Log it as it is."""
+    """A message with data: people read its `str`, and JSON has its `fields` as well. Log the object itself."""
 
     __slots__ = ()
 
     @property
     @abstractmethod
     def fields(self) -> Mapping[str, Any]:
-        """What it says, by name."""
+        """The data, by name."""
 
 
 def suitable(wanted: LogFormat | Literal["auto"]) -> LogFormat:
-    """The format that is wanted; if that is left open, the one that suits standard error."""
+    """Return the format that is wanted; for "auto", the one that suits standard error."""
     if wanted == "auto":
         return "human" if sys.stderr.isatty() else "json"
     return wanted
@@ -41,19 +41,19 @@ def configure(level: str, log_format: LogFormat = "human") -> None:
     handler.setFormatter(_FORMATTERS[log_format]())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(capture=True)
-    # Its news is ours as well, and said once.
+    # The service logs its own start and end.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
 
 
 def escaped(text: str) -> str:
-    """Text without characters that move the cursor or end a line: they are written as in a string of Python."""
+    """Write characters that move the cursor or end a line as a string of Python has them."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 class _HumanFormatter(logging.Formatter):
-    """A record begins a line at its very start; all that follows of it is indented."""
+    """A record begins at the start of a line; its further lines are indented."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
@@ -69,7 +69,7 @@ class _HumanFormatter(logging.Formatter):
 
 
 class _JsonFormatter(logging.Formatter):
-    """A record is one object on one line, in ASCII, so that nobody takes any character in it for the end of a line."""
+    """A record is one object on one line, in ASCII, so that no reader takes a character in it for the end of a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         told: dict[str, Any] = {

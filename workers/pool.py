@@ -1,10 +1,10 @@
-"""The shell around the scheduler: submissions, pipes, deaths and timers become events, and commands are carried out.
+"""The shell around the scheduler: submissions, reports, exits and timers become events; it carries out commands.
 
 It decides nothing. All of it runs on one event loop, on the main thread.
 
 Each command is carried out on its own. One that fails costs its job alone: the failure becomes an event, the commands
-after it are carried out, and the timer is set. What can be known before a job is submitted, such as that it fits into
-its slot, is checked before.
+after it are carried out, and the timer is set. What can be checked before a job is submitted, such as whether it fits
+into its slot, is checked before.
 """
 
 import asyncio
@@ -34,12 +34,12 @@ COPIED_AT_ONCE = 2**21  # bytes of files, in one turn of the event loop; the fil
 POSITION_SECONDS = 1.0  # between two reports of where a job that waits stands in the queue
 WORTH_LOGGING = 0.1  # of a change in what a step costs, relative
 RETRY_SECONDS = 0.1  # before what has failed is tried again
-TRIES = 20  # of that
+TRIES = 20
 DRAIN_GRACE = 5.0  # seconds after the end of a drain, when the pool ends whatever the scheduler says
 
 
 class NothingServedError(RuntimeError):
-    """No worker is left that could make a picture; the message says why of each."""
+    """All workers are out of service; the message says why of each."""
 
 
 Observer = Callable[[m.Event, Sequence[m.Command]], None]
@@ -48,7 +48,7 @@ Observer = Callable[[m.Event, Sequence[m.Command]], None]
 class Pool:
     """Runs jobs on worker processes, one per device.
 
-    `run` keeps it going until `drain` has ended; `generate` may be called from the moment it is constructed.
+    `run` serves until a drain has ended. `generate` may be called before `run`.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class Pool:
     ) -> None:
         self.core = core
         self.devices: dict[m.WorkerId, Device] = {}
-        self._step_seconds: dict[m.WorkerId, float] = {}  # as logged last
-        self.conditions: dict[m.WorkerId, EngineStatus] = {}  # how each worker's engine runs, where there is news of it
+        self._step_seconds: dict[m.WorkerId, float] = {}  # as last logged
+        self.conditions: dict[m.WorkerId, EngineStatus] = {}  # how each worker's engine runs, as last reported
         self._processes = Processes(
             {setup.device.id: setup for setup in setups}, layout, self._on_report, self._on_exit
         )
@@ -78,7 +78,7 @@ class Pool:
 
         Raises NothingServedError if it ended because all workers are out of service.
         """
-        gc.freeze()  # what is there by now never dies: no collection of garbage need look at it again
+        gc.freeze()  # what exists by now stays, so that no garbage collection needs to look at it again
         try:
             self._handle(m.Opened())
             await self._drained.wait()
@@ -105,17 +105,17 @@ class Pool:
             raise
 
     def drain(self, seconds: float) -> None:
-        """Take nothing new; `run` returns when all that was accepted is answered, at the latest after `seconds`."""
+        """Take no more jobs; `run` returns when all accepted ones are answered, at the latest after `seconds`."""
         asyncio.get_running_loop().call_later(seconds + DRAIN_GRACE, self._drained.set)
         self._notice(m.Drain(time.monotonic() + seconds))
 
     def kill(self) -> None:
-        """End every worker in the middle of what it does, once a drain of no time has answered everybody."""
+        """End every worker at once, after a drain without time has answered everybody."""
         for worker in self._processes.ids:
             self._processes.kill(worker)
 
     def fault(self, uuids: Collection[str], reason: str) -> None:
-        """A GPU is unwell: whatever works on it, by NVML's UUID of it or of a part of it, is taken out of service."""
+        """Take the workers of a faulty GPU out of service; `uuids` are NVML's of it and of its MIG instances."""
         for worker, device in list(self.devices.items()):
             if device.uuid in uuids:
                 self._notice(m.Faulted(worker, reason))
@@ -128,7 +128,7 @@ class Pool:
     # ------------------------------------------------------------------------------------------------ events, commands
 
     def _handle(self, event: m.Event) -> None:
-        """Tell the scheduler and do what it says. Raises what the scheduler raises, and nothing else."""
+        """Hand an event to the scheduler and carry out its commands. Raises what the scheduler raises, nothing else."""
         failed = True
         try:
             commands = self.core.handle(time.monotonic(), event)
@@ -140,13 +140,13 @@ class Pool:
             self._arm(failed=failed)
 
     def _notice(self, event: m.Event, tries: int = TRIES) -> None:
-        """The same for an event whose teller cannot do anything about an error. Such an event must not get lost."""
+        """Handle an event whose sender can do nothing about an error. It must not get lost, so it is tried again."""
         try:
             self._handle(event)
         except IllegalEvent:
-            log.exception("the scheduler refused %s", event)  # nothing has changed, and would not next time
+            log.exception("The scheduler refused %s", event)  # nothing has changed, and would not next time
         except Exception:
-            log.exception("the scheduler failed on %s; %d more tries", event, tries)
+            log.exception("The scheduler failed on %s; %d more tries", event, tries)
             if tries > 0:
                 asyncio.get_running_loop().call_later(RETRY_SECONDS, self._notice, event, tries - 1)
 
@@ -154,12 +154,12 @@ class Pool:
         try:
             self._observe(event, commands)
         except Exception:
-            log.exception("the observer of events failed on %s", type(event).__name__)
+            log.exception("The observer of events failed on %s", type(event).__name__)
 
     def _arm(self, *, failed: bool) -> None:
         """Set the one timer to when the scheduler wants to be woken.
 
-        One that has failed is woken soon, as it may hold back commands, but not at once, as it may fail again.
+        After a failure it is woken soon, as it may hold back commands, but not at once, as it may fail again.
         """
         if self._timer is not None:
             self._timer.cancel()
@@ -172,7 +172,7 @@ class Pool:
         try:
             self._perform(command)
         except Exception as error:
-            log.exception("could not carry out %s", command)
+            log.exception("Could not carry out %s", command)
             self._on_failure(command, error, tries)
 
     def _perform(self, command: m.Command) -> None:
@@ -197,7 +197,7 @@ class Pool:
         """Turn a command that failed into an event, which the scheduler is told when it has had all its commands."""
         loop = asyncio.get_running_loop()
         match command:
-            case m.Spawn(worker):  # no process, descriptor or memory to be had: it is tried again, as after any loss
+            case m.Spawn(worker):  # no process, descriptor or memory is left: it is tried again, as after any exit
                 loop.call_soon(self._notice, m.WorkerExited(worker, f"cannot be started: {error}"))
             case m.Kill():
                 loop.call_later(RETRY_SECONDS, self._kill_again, command, tries - 1)
@@ -213,14 +213,14 @@ class Pool:
                 assert_never(unreachable)
 
     def _kill_again(self, command: m.Kill, tries: int) -> None:
-        """While the process is there that was to be killed, not the next one of this worker."""
+        """Try again while the worker still has the process that was to be killed, not its next one."""
         if tries > 0 and self._view(command.worker).state is m.WorkerState.ENDING:
             self._carry_out(command, tries)
 
     def _start(self, command: m.Start) -> None:
-        """Copy a task into its slot and tell the worker; the next time round, if much was copied in this turn.
+        """Copy a task into its slot and tell the worker; in the loop's next turn, if much was copied in this one.
 
-        To copy a large file takes 10 ms, and one event may start as many jobs as there are slots.
+        Copying a large file takes 10 ms, and one event may start as many jobs as there are slots.
         """
         pending, loop = self._jobs[command.job], asyncio.get_running_loop()
         if self._copied > COPIED_AT_ONCE:
@@ -238,7 +238,7 @@ class Pool:
     def _start_later(self, command: m.Start) -> None:
         if command.job in self._jobs:
             self._carry_out(command)
-        else:  # its client has left meanwhile, and no worker will report that the slot is empty
+        else:  # its client has left, and no worker will report that the slot is empty
             self._notice(_never_started(command))
 
     def _forget_copied(self) -> None:
@@ -308,7 +308,7 @@ class Pool:
         return next(view for view in self.core.workers() if view.id == worker)
 
     async def _close(self) -> None:
-        """End everything. Who still waits, as no `Exit` came that answers all, is told so."""
+        """End everything. Jobs that no `Exit` came to answer are answered with `Draining`."""
         if self._timer is not None:
             self._timer.cancel()
         for job in self._jobs:

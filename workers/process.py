@@ -17,7 +17,6 @@ from scheduler.messages import WorkerReady
 from workers import wire
 from workers.allocator import keep_freed_memory
 from workers.confinement import drop_privileges
-from workers.cores import available_cores
 from workers.devices import DeviceSpec
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Engine
@@ -25,6 +24,7 @@ from workers.engine.metadata import About, Metadata
 from workers.engine.trials import Trials
 from workers.folders import COMPILER_CACHES
 from workers.logs import LogFormat, configure
+from workers.machine import available_cores
 from workers.slots import SlotMemory
 from workers.worker import Worker, end
 
@@ -60,15 +60,15 @@ class Setup:
 
 
 def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
-    """Entry point of the process: load the model, serve until told to stop or left alone."""
+    """Entry point of the process: load the model and serve until `Stop`, or until the pool is gone."""
     die_with_parent(setup.parent)
     set_process_name(f"contour {setup.device.id}")
-    _settle(setup)
+    _set_environment(setup)
     if setup.device.kind == "cuda":
         _make_device_files()
     drop_privileges()
     try:
-        with _no_garbage():
+        with _without_garbage_collection():
             engine = _load(setup, Trials(lambda names: wire.send(channel, wire.Trying(names)), setup.without))
             costs = engine.warm_up()
         worker = Worker(setup.device.id, engine, channel, memory, costs, Metadata(setup.engine, setup.about))
@@ -84,11 +84,12 @@ def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
 
 
 @contextmanager
-def out_of_reach() -> Iterator[None]:
-    """Start a process within, and Ctrl-C waits until `die_with_parent` has it ignored.
+def signals_blocked() -> Iterator[None]:
+    """Block Ctrl-C for a process that is started within, until its `die_with_parent` ignores it.
 
-    On a terminal it signals the whole group, and would end a process that still imports modules with a traceback. A
-    process inherits which signals are blocked. multiprocessing does so for its own tracker, whose start unblocks them.
+    On a terminal Ctrl-C signals the whole group, and would end a process that still imports modules with a traceback.
+    A process inherits blocked signals. multiprocessing blocks them for its own tracker, whose start unblocks them: so
+    that is started before.
     """
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
@@ -99,14 +100,13 @@ def out_of_reach() -> Iterator[None]:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel end this process with its parent, which may be killed before it can say so.
+    """Have the kernel end this process with its parent, and ignore the signals that end a whole group.
 
-    What asks a whole group to end asks the parent, which ends this process when it sees fit.
+    The parent gets those too, and decides when this process ends.
     """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
-    # The server decides when its workers end.
     for number in GROUP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
@@ -117,8 +117,8 @@ def set_process_name(name: str) -> None:
     ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode())
 
 
-def _settle(setup: Setup) -> None:
-    """Show this process its own device only, before anything that asks CUDA is imported."""
+def _set_environment(setup: Setup) -> None:
+    """Set what libraries read when they are imported, such as the one device that this process may see."""
     keep_freed_memory()
     configure(setup.log_level, setup.log_format)
     os.environ["CUDA_VISIBLE_DEVICES"] = setup.device.token or ""
@@ -143,8 +143,8 @@ def _make_device_files() -> None:
 
 
 @contextmanager
-def _no_garbage() -> Iterator[None]:
-    """What is imported and loaded here stays: looking for garbage in it, again and again, is an eighth of the start.
+def _without_garbage_collection() -> Iterator[None]:
+    """Collect no garbage while the model loads: what is imported and loaded stays, and looking takes an eighth of it.
 
     Nor is it looked at later: with some 500,000 objects, that would be felt between two steps.
     """
@@ -161,7 +161,7 @@ def _load(setup: Setup, trials: Trials) -> Engine[Any]:
 
 
 def _describe(device: DeviceSpec) -> wire.Device:
-    """The device that CUDA really gave us."""
+    """Return the device that CUDA really gave us."""
     if device.kind == "cpu":
         return wire.Device("CPU", None)
     import torch

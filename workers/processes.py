@@ -16,8 +16,8 @@ log = logging.getLogger("contour.pool")
 # torch.multiprocessing's own context, the very object (a test holds that), taken from where torch takes it: importing
 # torch here would keep the first worker waiting for 2.4 s, and cost 190 MiB, for tensors that are never sent.
 SPAWN = multiprocessing.get_context("spawn")
-STOP_SECONDS = 5.0  # given to idle workers to end by themselves at shutdown
-REAP_SECONDS = 0.01  # between two looks at a process that is about to end
+STOP_SECONDS = 5.0  # that workers have to exit by themselves at shutdown
+REAP_SECONDS = 0.01  # between two looks at a process that is exiting
 
 LAST_REPORTS = 4096  # that an ended process may have left behind
 
@@ -25,10 +25,10 @@ AnySetup = TypeVar("AnySetup", bound=Setup)
 
 
 class Processes(Generic[AnySetup]):
-    """Starts and ends worker processes, at most one for each worker.
+    """Starts and ends processes, at most one for each worker.
 
-    `on_report` gets each report. When it raises, its worker is killed: their views of the worker differ. `on_exit` is
-    called when a process has ended. What it managed to report still counts, and comes before.
+    `on_report` gets each report. If it raises, the worker is killed, as its state is not what the pool thinks.
+    `on_exit` is called when a process has ended, after its last reports.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Processes(Generic[AnySetup]):
         try:
             loop.add_reader(child.channel, self._read, worker, child)
             loop.add_reader(child.sentinel, self._on_sentinel, worker, child)
-        except BaseException:  # nobody would see this process end, and the next one needs the memory for itself
+        except BaseException:  # nobody would see this process exit, and the next one needs the memory for itself
             self._forget(child)
             child.kill()
             child.reap()
@@ -72,15 +72,15 @@ class Processes(Generic[AnySetup]):
         log.info("Starting %s (process %d)", child.name, child.pid)
 
     def kill(self, worker: WorkerId) -> None:
-        """End a worker's process at once. It may have none, where starting it has just failed."""
+        """End a worker's process at once. There is none if starting it has just failed."""
         if worker in self._children:
             self._children[worker].kill()
 
     def send(self, worker: WorkerId, order: wire.Order) -> None:
-        """Send an order. A process that does not take it is dead or no longer reads: it is killed."""
+        """Send an order. A process that does not take it is killed: it is dead or no longer reads."""
         child = self._children[worker]
         if not child.send(order):
-            child.hang_up()  # its death, noticed by the sentinel, puts things right
+            child.hang_up()  # its exit, noticed by the sentinel, puts things right
 
     def _read(self, worker: WorkerId, child: Child) -> None:
         if not self._take_reports(worker, child, REPORTS_AT_ONCE):  # readable with nothing to read: end of file
@@ -102,12 +102,12 @@ class Processes(Generic[AnySetup]):
     def _on_sentinel(self, worker: WorkerId, child: Child) -> None:
         self._forget(child)
         try:
-            child.hang_up()  # an ended process does not mind; one that has only closed its sentinel is not waited for
+            child.hang_up()  # it may have closed its sentinel without exiting
         finally:
             self._when_ended(worker, child)
 
     def _when_ended(self, worker: WorkerId, child: Child) -> None:
-        """Wait without holding up the event loop: a GPU's driver may take a while to let go of a process."""
+        """Wait without blocking the event loop: a GPU's driver may take a while to let go of a process."""
         if self._children.get(worker) is not child:  # `close` sees to it
             return
         if child.ended:
@@ -132,7 +132,7 @@ class Processes(Generic[AnySetup]):
             self._memories.popitem()[1].close()
 
     async def _end(self, child: Child) -> None:
-        """Ask, wait, kill: the process is gone and reaped afterwards. One that still loads does not listen."""
+        """Ask, wait, kill, reap. A process that still loads its model does not listen."""
         self._forget(child)
         gone = asyncio.Event()
         loop = asyncio.get_running_loop()

@@ -1,6 +1,7 @@
-"""Reports of workers: whether they can be believed.
+"""Checks of what workers report.
 
-A worker decodes what strangers send. So the pool checks each report before it uses any slot, length or number in it.
+A worker decodes what strangers send, and may be taken over by it. So the pool checks each report before it uses any
+slot, length or number in it.
 """
 
 from typing import assert_never
@@ -19,7 +20,7 @@ DAY = 86_400.0  # seconds
 
 
 def summary(condition: EngineStatus) -> str:
-    """How an engine runs, in a few words for the log."""
+    """Return how an engine runs, in a few words for the log."""
     graphs = sum(number for _, number in condition.graphs)
     fallbacks = sum(number for _, number in condition.fallbacks)
     kernels, mib = len(condition.attention), condition.graph_bytes / 2**20
@@ -27,7 +28,7 @@ def summary(condition: EngineStatus) -> str:
 
 
 def is_possible(report: wire.Report, layout: SlotLayout) -> bool:  # noqa: C901, PLR0911 - one line for each report
-    """Whether every slot, length and number in a report is one that a worker with this memory can have."""
+    """Return whether a worker with this memory can have every slot, length and number in a report."""
     slots = range(layout.count)
     match report:
         case m.WorkerReady(_, costs) | m.Measured(_, costs):

@@ -1,9 +1,9 @@
-"""Pictures in shared memory: one anonymous region per worker, cut into fixed input and output slots.
+"""Images in shared memory: one anonymous region per worker, cut into fixed input and output slots.
 
 The region is a memfd. It has no name, so nothing is left in /dev/shm whoever dies, no resource tracker has to know it,
 and a container's 64 MB /dev/shm does not bound it. Pages are allocated when they are first touched.
 
-Its size is sealed. A worker decodes what strangers send, and shares this memory: if it could make the file shorter, the
+Its size is sealed. A worker decodes what strangers send, and shares this memory. If it could make the file shorter, the
 front end would be killed (SIGBUS) by its next access to what is gone.
 """
 
@@ -33,7 +33,7 @@ class SlotLayout:
 
 
 class SlotMemory:
-    """A mapped region. Who may touch which slot when is the scheduler's business: this is only the arithmetic."""
+    """A mapped region. The scheduler decides who may touch which slot when; this is only the arithmetic."""
 
     def __init__(self, descriptor: int, layout: SlotLayout) -> None:
         self.descriptor = descriptor

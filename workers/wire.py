@@ -1,4 +1,4 @@
-"""What pool and worker say to each other: small msgpack messages on a SEQPACKET socket pair. Pictures never cross it.
+"""The socket between pool and worker: small msgpack messages over a SEQPACKET pair. Images never cross it.
 
 A worker reports events as the scheduler takes them (`scheduler.messages`). Here is what only pool and worker need to
 know. A message names a slot by its number and its generation (see `scheduler.messages.Start`): whoever gets one about
@@ -26,7 +26,7 @@ from workers.engine.contract import EngineStatus, Options, Task
 
 MAX_MESSAGE = 65_536  # bytes; the longest real messages: `Ending`, `Finished`, `Changed` and `Preview`, each bounded
 MAX_PREVIEW = 16_384  # bytes of a preview's file: a thumbnail of nothing but noise has 14,433
-WISH_BYTES = 1024  # of a `Wish` in msgpack, but for its texts, at most
+PARAMS_BYTES = 1024  # of a `TaskParams` in msgpack, but for its texts, at most
 REASON_CHARS = 2_000
 MAX_WARNINGS, WARNING_CHARS = 4, 1_000  # of a `Finished`
 NAMED_SHAPES, NAMED_COUNTS = 256, 64  # in a `Changed`, of each kind
@@ -34,16 +34,16 @@ NAME_CHARS = 80
 
 
 class Run(Message, frozen=True):
-    """Make a picture: its input slot holds `picture_bytes` of file, then `wish_bytes` of a `Wish`."""
+    """Make an image: its input slot holds `image_bytes` of file, then `params_bytes` of a `TaskParams`."""
 
     slot: int
     generation: int
-    picture_bytes: int
-    wish_bytes: int
+    image_bytes: int
+    params_bytes: int
 
 
 class Stop(Message, frozen=True):
-    """End, leaving whatever is unfinished."""
+    """Exit, whatever is unfinished."""
 
 
 Order: TypeAlias = Run | Cancel | Stop
@@ -57,7 +57,7 @@ class Device(Message, frozen=True):
 
 
 class Preview(Message, frozen=True):
-    """What a picture looks like so far: a small JPEG."""
+    """What an image looks like so far: a small JPEG."""
 
     slot: int
     generation: int
@@ -71,7 +71,7 @@ class Changed(Message, frozen=True):
 
 
 class Trying(Message, frozen=True):
-    """What is being tried from now on that may end this process (`engine.trials`)."""
+    """What the worker tries from now on that may end its process (`engine.trials`)."""
 
     names: tuple[str, ...]
 
@@ -91,42 +91,42 @@ _orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
 _reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
 
 
-class Wish(Message, frozen=True):
-    """A task but for its picture. It lies in shared memory as well, as prompts may be long."""
+class TaskParams(Message, frozen=True):
+    """A task without its image. It lies in shared memory as well, as prompts may be long."""
 
     text: str
     seed: int
     options: Options
 
 
-_wishes: msgspec.msgpack.Decoder[Wish] = msgspec.msgpack.Decoder(Wish)
+_params: msgspec.msgpack.Decoder[TaskParams] = msgspec.msgpack.Decoder(TaskParams)
 
 
 def pack(task: Task) -> bytes:
-    """All of a task but its picture, as it lies behind that in an input slot."""
-    return _encoder.encode(Wish(task.text, task.seed, task.options))
+    """Encode a task without its image, as it lies behind the image in an input slot."""
+    return _encoder.encode(TaskParams(task.text, task.seed, task.options))
 
 
-def unpack(picture: bytes, wish: bytes | memoryview) -> Task:
-    """The task that was packed."""
-    wanted = _wishes.decode(wish)
-    return Task(picture, wanted.text, wanted.seed, wanted.options)
+def unpack(image: bytes, params: bytes | memoryview) -> Task:
+    """Return the task that was packed."""
+    found = _params.decode(params)
+    return Task(image, found.text, found.seed, found.options)
 
 
 def as_reason(text: str) -> str:
-    """Text that fits into the reason of a report. An error may quote what cannot be encoded, such as a file's name."""
+    """Cut and encode text for the reason of a report. An error may quote what UTF-8 cannot encode, as a file's name."""
     return text[:REASON_CHARS].encode(errors="replace").decode()
 
 
 def as_warnings(warnings: Sequence[str]) -> tuple[str, ...]:
-    """Warnings that fit into a report."""
+    """Cut and encode warnings for a report."""
     return tuple(text[:WARNING_CHARS].encode(errors="replace").decode() for text in warnings[:MAX_WARNINGS])
 
 
 def shortened(condition: EngineStatus) -> EngineStatus:
-    """A condition that fits into a message: the newest of its entries, with their names in ASCII and cut.
+    """Make a condition fit into a message: keep its newest entries, with their names in ASCII and cut.
 
-    Names that are then the same are one entry.
+    Entries whose names are then the same become one.
     """
     return EngineStatus(
         attention=tuple({_name(shape): _name(kernel) for shape, kernel in condition.attention[-NAMED_SHAPES:]}.items()),
@@ -148,7 +148,7 @@ def _name(name: str) -> str:
 
 
 def channel() -> tuple[socket.socket, socket.socket]:
-    """The pool's end (non-blocking) and the worker's end (blocking) of a new socket pair."""
+    """Return the pool's end (non-blocking) and the worker's end (blocking) of a new socket pair."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     return ours, theirs
@@ -163,13 +163,13 @@ def send(end: socket.socket, message: Order | Report) -> None:
 
 
 def receive_order(end: socket.socket) -> Order | None:
-    """The next order, None at end of file."""
+    """Return the next order, or None at end of file."""
     data = end.recv(MAX_MESSAGE)
     return _orders.decode(data) if data else None
 
 
 def receive_report(end: socket.socket) -> Report | None:
-    """The next report, None at end of file. It says what a worker says: see `workers.reports.is_possible`.
+    """Return the next report, or None at end of file. Check it by `workers.reports.is_possible` before using it.
 
     Raises OSError (BlockingIOError when there is none now), and ValueError for what is no report.
     """

@@ -265,8 +265,8 @@ class Worker:
 
     def _prepared(self, order: wire.Run) -> tuple[Provenance, Any]:
         data = self.memory.input(order.slot)
-        end = order.picture_bytes + order.wish_bytes
-        task = wire.unpack(bytes(data[: order.picture_bytes]), data[order.picture_bytes : end])
+        end = order.image_bytes + order.params_bytes
+        task = wire.unpack(bytes(data[: order.image_bytes]), data[order.image_bytes : end])
         return Provenance.of(task), self.engine.prepare(task)
 
     def _draw(self, slot: int, generation: int, preview: object) -> None:

@@ -7,8 +7,7 @@ from app.checks.finding import Finding, Level, Subject, size
 from app.checks.python import PINS
 from workers.console import command
 from workers.devices import VARIABLE, Gpu
-from workers.driver import driver_fault
-from workers.telemetry import Nvml
+from workers.nvml import Nvml, driver_fault
 
 PCI = Path("/sys/bus/pci/devices")
 NVIDIA, DISPLAY = "0x10de", "0x03"  # a PCI vendor, and the class of display controllers

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from app.settings import Settings
     from workers.devices import Placement
-    from workers.telemetry import Nvml
+    from workers.nvml import Nvml
 
 MIB, GIB = 2**20, 2**30
 
@@ -58,7 +58,7 @@ class Subject:
     @cached_property
     def nvml(self) -> "Nvml | None":
         """NVML; None where no driver answers."""
-        from workers.telemetry import Nvml
+        from workers.nvml import Nvml
 
         return Nvml.open()
 

@@ -5,7 +5,7 @@ import resource
 from collections.abc import Iterator
 
 from app.checks.finding import Finding, Level, Subject
-from workers.cores import available_cores
+from workers.machine import available_cores
 
 # Beside the clients' connections: what Python, the event loop and the log have open, and for each worker its socket,
 # its region and its sentinel. 21 were open with one worker, and 5 more for each other one.

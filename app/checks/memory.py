@@ -7,7 +7,7 @@ from pathlib import Path
 from app.checks.finding import GIB, Finding, Level, Subject, size
 from app.checks.weights import bytes_of_weights
 from app.start import slot_layout
-from workers.cores import GROUPS, MEMBERSHIP, group_folders
+from workers.machine import GROUPS, MEMBERSHIP, group_folders
 from workers.slots import SlotMemory
 
 MEMINFO = Path("/proc/meminfo")

@@ -25,11 +25,10 @@ from app.rules import Rules
 from app.settings import Settings
 from app.start import StartError, check_runtime, prepared
 from workers.console import Parser
-from workers.cores import available_cores
 from workers.devices import Placement, choose_devices
-from workers.driver import driver_fault
 from workers.engine.contract import Format
-from workers.telemetry import Nvml
+from workers.machine import available_cores
+from workers.nvml import Nvml, driver_fault
 
 FAILED, WRONG, SIGNALLED = 1, 2, 128  # exit codes; to the last a signal's number is added
 LOG_LEVEL, LOG_FORMAT = "CONTOUR_SERVER__LOG_LEVEL", "CONTOUR_SERVER__LOG_FORMAT"

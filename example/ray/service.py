@@ -18,8 +18,8 @@ from starlette.applications import Starlette
 from app.application import Application
 from app.start import prepared
 from workers.devices import VARIABLE
+from workers.nvml import Nvml
 from workers.secrets import forget_secrets
-from workers.telemetry import Nvml
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.1  # between two looks at workers that load

@@ -10,7 +10,7 @@ from app.errors import Error
 from app.metrics import DeviceCollector, EngineCollector, Metrics
 from scheduler import messages as m
 from workers.engine.contract import EngineStatus
-from workers.telemetry import Reading
+from workers.nvml import Reading
 from workers.wire import Device
 
 READING = Reading(

@@ -15,11 +15,11 @@ from app.checks.memory import available_bytes
 from app.cli import doctor as command
 from tests.cli.command import ECHO, doctor, run
 from tests.service.running import ROOT, Service, surroundings
-from tests.workers.test_telemetry import SLICE, SLICED, WHOLE, FakeLibrary
+from tests.workers.test_nvml import SLICE, SLICED, WHOLE, FakeLibrary
 from workers.console import command as command_line
 from workers.devices import DeviceSpec
 from workers.engine.examine import Examined
-from workers.telemetry import Nvml
+from workers.nvml import Nvml
 
 ANY = {"SERVER__PORT": 0}
 DEMO = ROOT / "configs/demo.yaml"
@@ -236,11 +236,11 @@ def test_it_writes_no_colours_where_nobody_sees_them() -> None:
 
 
 def test_a_driver_that_is_older_than_torchs_cuda_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("devices", "driver"):
+    for module in ("devices", "nvml"):
         monkeypatch.setattr(f"workers.{module}.torch_cuda", lambda: "13.0")
     subject = on_gpus()
     (found,) = [each for each in findings("devices", subject) if each.check == "driver"]
     assert (found.level, "runs CUDA up to 12.9" in found.text) == (Level.MISSING, True)
     assert found.remedy == "install driver 580.65 or newer, or a torch built for CUDA 12"
-    monkeypatch.setattr("workers.driver.torch_cuda", lambda: "12.8")
+    monkeypatch.setattr("workers.nvml.torch_cuda", lambda: "12.8")
     assert "driver" not in [each.check for each in findings("devices", subject)]

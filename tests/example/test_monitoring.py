@@ -16,8 +16,8 @@ import yaml
 from app.command import CLOSE_SECONDS
 from app.settings import ServerConfig, load
 from tests.service.running import PATIENCE, ROOT, Service, good_request, until
+from workers.nvml import THROTTLE_REASONS
 from workers.processes import STOP_SECONDS
-from workers.telemetry import THROTTLE_REASONS
 
 MONITORING = ROOT / "example" / "monitoring"
 DASHBOARD = json.loads((MONITORING / "grafana" / "dashboards" / "contour.json").read_text())

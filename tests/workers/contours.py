@@ -43,15 +43,15 @@ def files() -> dict[str, bytes]:
     }
 
 
-def size_of(picture: bytes, sizing: Sizing) -> tuple[int, int]:
+def size_of(image: bytes, sizing: Sizing) -> tuple[int, int]:
     """(width, height) at which the model sees it."""
-    header = read_header(picture)
+    header = read_header(image)
     return output_size(header.width, header.height, sizing)
 
 
-def expected(picture: bytes, size: tuple[int, int], canny: Canny) -> Pixels:
+def expected(image: bytes, size: tuple[int, int], canny: Canny) -> Pixels:
     """The edges, as the codec finds them in this process."""
-    return codec.edges(codec.decode_to(picture, *size), canny)
+    return codec.edges(codec.decode_to(image, *size), canny)
 
 
 def pixels_of(png: bytes) -> Pixels:

@@ -1,4 +1,4 @@
-"""A worker process around an engine whose previews lack memory, break, or come late, as its pictures ask."""
+"""A worker process around an engine whose previews lack memory, break, or come late, as its images ask."""
 
 import os
 import socket
@@ -15,17 +15,17 @@ from workers.engine.echo import EchoEngine
 from workers.process import Setup
 from workers.slots import SlotMemory
 
-PAUSE = "PREVIEW_SECONDS"  # the environment variable with the seconds between two previews of a picture
+PAUSE = "PREVIEW_SECONDS"  # the environment variable with the seconds between two previews of an image
 PATIENCE = 60.0  # seconds
 
 
 class Asks(IntEnum):
-    """What a picture asks for by its brightness, all over; others are shown as usual."""
+    """What an image asks for by its brightness, all over; others are shown as usual."""
 
     NO_MEMORY = 10
     BREAKS = 20
     CANNOT_BE_DRAWN = 30
-    DRAWN_LATE = 40  # when the picture has been encoded
+    DRAWN_LATE = 40  # when the image has been encoded
     DRAWN_LARGE = 50
     NOTHING = 60
 

@@ -23,7 +23,7 @@ DECODE_SECONDS = 0.5
 COMPILE_SECONDS = 0.5  # after the warm-up, until there is a graph
 IDLE_SECONDS = 0.1
 WAIT_SECONDS = 1.0  # for memory, say, in `prepare`
-BLACK = 0  # a picture that is all of this makes the device fail
+BLACK = 0  # an image that is all of this makes the device fail
 LACKS_MEMORY = {"prepare": 10, "admit": 20, "step": 30, "finish": 40}  # and of these, lacks memory where they say
 WAITS = 60  # one that is all of this waits in `prepare`
 UNENCODABLE = 70  # and of this, fails with an error whose text cannot be encoded
@@ -37,7 +37,7 @@ class Decoding:
 
 
 class TellingEngine(EchoEngine):
-    """The echo engine, but a graph comes while nobody asks for it, and each picture is a fallback. A step costs less
+    """The echo engine, but a graph comes while nobody asks for it, and each image is a fallback. A step costs less
     after that and after each time that it is measured again."""
 
     def __init__(self, config: EngineConfig) -> None:

@@ -106,10 +106,10 @@ def test_one_that_is_killed_while_it_compiles_is_followed_by_the_same(
 
     async def scenario() -> None:
         async with serving("never ends", monkeypatch) as pool:
-            picture = (await made(pool)).image  # while it compiles
+            image = (await made(pool)).image  # while it compiles
             os.kill(pool.processes["cpu0"], signal.SIGKILL)
             await until(lambda: fallbacks(pool) == {CRASHED: 1})
-            assert (await made(pool)).image == picture
+            assert (await made(pool)).image == image
 
     asyncio.run(scenario())
 

@@ -194,9 +194,9 @@ def opened(room: SlotLayout = ROOM, **setup: Any) -> Iterator[Callable[[bytes], 
 
         service, processes = runner.run(start()), set()
 
-        def find(picture: bytes) -> bytes:
+        def find(image: bytes) -> bytes:
             try:
-                return runner.run(asyncio.wait_for(service.find(EdgeTask(picture, SIZE, Canny())), PATIENCE))
+                return runner.run(asyncio.wait_for(service.find(EdgeTask(image, SIZE, Canny())), PATIENCE))
             finally:
                 processes.add(service.process)
 
@@ -207,15 +207,15 @@ def opened(room: SlotLayout = ROOM, **setup: Any) -> Iterator[Callable[[bytes], 
         assert len(processes - {None}) == 1
 
 
-def result(find: Callable[[bytes], Any], picture: bytes) -> Any:
+def result(find: Callable[[bytes], Any], image: bytes) -> Any:
     try:
-        return find(picture).tolist()
+        return find(image).tolist()
     except BadImageError as error:
         return str(error)
 
 
-def mutated(picture: bytes, rng: random.Random) -> bytes:
-    damaged = bytearray(picture)
+def mutated(image: bytes, rng: random.Random) -> bytes:
+    damaged = bytearray(image)
     for _ in range(rng.randint(1, 4)):
         damaged[rng.randrange(len(damaged))] = rng.randrange(256)
     return bytes(damaged[: rng.randrange(len(damaged))] if rng.random() < 0.3 else damaged)
@@ -226,9 +226,9 @@ def test_images_of_every_kind_whole_and_damaged_are_answered_as_without_confinem
     rng = random.Random(1)
     whole = [*files().values(), *pictures(), file_of(drawing(90, 60, "CMYK"), "JPEG")]
     with opened() as find:
-        for picture in whole + [mutated(each, rng) for each in whole for _ in range(10)]:
-            here = result(lambda each: expected(each, SIZE, Canny()), picture)
-            confined = result(lambda each: pixels_of(find(each)), picture)
+        for image in whole + [mutated(each, rng) for each in whole for _ in range(10)]:
+            here = result(lambda each: expected(each, SIZE, Canny()), image)
+            confined = result(lambda each: pixels_of(find(each)), image)
             assert confined == here or ("too large" in here and "of memory; the limit is" in confined)
 
 
@@ -274,10 +274,10 @@ def test_an_image_that_takes_more_memory_than_allowed_is_refused_for_that(kind: 
 
 @pytest.mark.parametrize("kind", LARGE)
 def test_an_image_that_takes_all_that_is_allowed_is_decoded(kind: str) -> None:
-    picture = LARGE[kind]()
-    with opened(edge_layout(16 * MIB, Sizing()), decoding_bytes=decoding_bytes(read_header(picture), SIZE)) as find:
+    image = LARGE[kind]()
+    with opened(edge_layout(16 * MIB, Sizing()), decoding_bytes=decoding_bytes(read_header(image), SIZE)) as find:
         for _ in range(2):  # the first one leaves nothing behind
-            assert np.array_equal(pixels_of(find(picture)), expected(picture, SIZE, Canny()))
+            assert np.array_equal(pixels_of(find(image)), expected(image, SIZE, Canny()))
 
 
 def take_memory(setup: EdgeSetup, channel: socket.socket, memory: SlotMemory) -> None:

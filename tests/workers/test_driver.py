@@ -6,9 +6,8 @@ import pytest
 
 from app.application import Application
 from app.settings import load
-from tests.workers.test_telemetry import FakeLibrary
-from workers.driver import driver_fault
-from workers.telemetry import Nvml
+from tests.workers.test_nvml import FakeLibrary
+from workers.nvml import Nvml, driver_fault
 
 
 def nvml(cuda: int, *unsupported: str) -> Nvml:
@@ -52,7 +51,7 @@ def test_its_version_may_be_unknown() -> None:
 def test_it_is_told_before_workers_start(
     built: str, told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for module in ("devices", "driver"):
+    for module in ("devices", "nvml"):
         monkeypatch.setattr(f"workers.{module}.torch_cuda", lambda: built)
     settings = load(Path(__file__).parents[2] / "configs" / "demo.yaml", {})
     Application(settings, {}, nvml(12020), 1)

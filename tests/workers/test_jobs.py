@@ -27,7 +27,7 @@ FIRST, SECOND = (m.Start(job, "gpu0", 0, generation) for job, generation in ((1,
 
 
 def preview(generation: int) -> wire.Preview:
-    return wire.Preview(0, generation, b"a picture")
+    return wire.Preview(0, generation, b"an image")
 
 
 def heard(*reports: Callable[[JobTable], object], followed: int = 1) -> list[ProgressEvent]:
@@ -51,7 +51,7 @@ def test_who_follows_a_job_hears_of_it_and_of_no_other() -> None:
         lambda jobs: jobs.stepped(m.Stepped("gpu1", ((0, 2),), (4,))),
         lambda jobs: jobs.previewed("gpu0", preview(11)),
     )
-    assert events == [Started(), Advanced(1, 4), Previewed(b"a picture")]
+    assert events == [Started(), Advanced(1, 4), Previewed(b"an image")]
 
 
 def test_a_late_preview_is_not_taken_for_one_of_the_slots_next_image() -> None:
@@ -106,7 +106,7 @@ def assert_whole(news: list[ProgressEvent]) -> None:
             assert (image.format, image.size) == ("JPEG", (64, 64))
 
 
-def test_a_watched_picture_is_followed_from_its_start_to_its_end() -> None:
+def test_a_watched_image_is_followed_from_its_start_to_its_end() -> None:
     async def scenario() -> None:
         async with running(engine=ENGINE) as pool:
             await until(lambda: pool.core.ready)
@@ -141,7 +141,7 @@ def test_one_that_is_made_again_elsewhere_starts_again() -> None:
     asyncio.run(scenario())
 
 
-def test_a_watch_that_fails_harms_neither_picture_nor_worker(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_watch_that_fails_harms_neither_image_nor_worker(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         told = list[ProgressEvent]()
 

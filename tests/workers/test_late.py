@@ -12,7 +12,7 @@ from tests.service.running import file_of
 from tests.workers.test_pool import Seen, running
 from workers.engine.contract import Task
 
-PICTURES = 12
+IMAGES = 12
 ALWAYS = "1"
 
 
@@ -44,11 +44,11 @@ def test_a_late_report_about_an_old_generation_answers_nobody(monkeypatch: pytes
         async with running(seen) as pool:
             deadline = asyncio.get_running_loop().time() + 60
             # One after another, so that they follow each other in slot 0.
-            answers = [await pool.generate(task(number), m.Job(0, deadline)) for number in range(PICTURES)]
-        assert [answer.image for answer in answers] == [task(number).image for number in range(PICTURES)]
+            answers = [await pool.generate(task(number), m.Job(0, deadline)) for number in range(IMAGES)]
+        assert [answer.image for answer in answers] == [task(number).image for number in range(IMAGES)]
         assert seen.old
         replies = [command.job for command in seen.commands if isinstance(command, m.Reply)]
-        assert replies == list(range(1, PICTURES + 1))
+        assert replies == list(range(1, IMAGES + 1))
         assert not any(isinstance(event, m.WorkerExited) for event in seen.events)
 
     asyncio.run(scenario())

@@ -72,7 +72,7 @@ async def make(pool: Pool) -> JobResult:
     return await asyncio.wait_for(pool.generate(TASK, m.Job(0, time.monotonic() + PATIENCE)), PATIENCE)
 
 
-def test_pictures_come_back_as_they_went() -> None:
+def test_images_come_back_as_they_went() -> None:
     async def scenario() -> None:
         async with running(workers=2) as pool:
             answers = await asyncio.gather(*(make(pool) for _ in range(6)))
@@ -140,7 +140,7 @@ def test_how_a_workers_engine_runs_is_known_until_the_worker_is_lost(monkeypatch
     asyncio.run(scenario())
 
 
-def test_a_worker_whose_socket_ends_is_replaced_and_its_picture_made_again() -> None:
+def test_a_worker_whose_socket_ends_is_replaced_and_its_image_made_again() -> None:
     async def scenario() -> None:
         seen = Seen()
         async with running(seen) as pool:

@@ -1,4 +1,4 @@
-"""Previews of a real worker process: who gets them, how often, and what becomes of a picture whose preview fails."""
+"""Previews of a real worker process: who gets them, how often, and what becomes of an image whose preview fails."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,7 +10,7 @@ from PIL import Image
 from scheduler import messages as m
 from tests.workers import showing
 from tests.workers.showing import Asks
-from tests.workers.test_process import ID, PICTURE, SLOW, Worker, of_one_colour
+from tests.workers.test_process import ID, IMAGE, SLOW, Worker, of_one_colour
 from workers import wire
 from workers.engine.contract import Options
 
@@ -36,10 +36,10 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Worker]]:
             worker.ended()
 
 
-def made(worker: Worker, picture: bytes, options: Options = WATCHED) -> list[wire.Report]:
-    """All that is heard of a picture until it is finished."""
+def made(worker: Worker, image: bytes, options: Options = WATCHED) -> list[wire.Report]:
+    """All that is heard of an image until it is finished."""
     heard = worker.hear()
-    worker.run(0, 7, picture, options)
+    worker.run(0, 7, image, options)
     reports = []
     for report in heard:
         reports.append(report)
@@ -52,8 +52,8 @@ def previews(reports: list[wire.Report]) -> list[wire.Preview]:
     return [report for report in reports if isinstance(report, wire.Preview)]
 
 
-def test_a_watched_picture_is_shown_before_it_is_finished(start: Callable[[], Worker]) -> None:
-    reports = made(start(), PICTURE)
+def test_a_watched_image_is_shown_before_it_is_finished(start: Callable[[], Worker]) -> None:
+    reports = made(start(), IMAGE)
     shown = previews(reports)
     assert 1 <= len(shown) < STEPS
     assert reports.index(shown[0]) > reports.index(m.Stepped(ID, ((0, 1),), (STEPS,)))
@@ -66,8 +66,8 @@ def test_a_watched_picture_is_shown_before_it_is_finished(start: Callable[[], Wo
 def test_it_is_not_shown_again_at_once(start: Callable[[], Worker], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(showing.PAUSE, NEVER_AGAIN)
     worker = start()
-    for _ in range(2):  # each picture has its own pause
-        assert len(previews(made(worker, PICTURE))) == 1
+    for _ in range(2):  # each image has its own pause
+        assert len(previews(made(worker, IMAGE))) == 1
 
 
 def test_one_that_nobody_watches_is_not_shown_at_all(start: Callable[[], Worker]) -> None:
@@ -79,7 +79,7 @@ def test_one_that_nobody_watches_is_not_shown_at_all(start: Callable[[], Worker]
 def test_one_that_cannot_be_shown_is_made_all_the_same(start: Callable[[], Worker], asks: Asks) -> None:
     worker = start()
     assert previews(made(worker, of_one_colour(asks))) == []
-    assert previews(made(worker, PICTURE))
+    assert previews(made(worker, IMAGE))
 
 
 @pytest.mark.parametrize(("asks", "told"), [(Asks.BREAKS, "shown"), (Asks.CANNOT_BE_DRAWN, "drawn")])
@@ -91,8 +91,8 @@ def test_a_device_that_fails_ends_the_process_with_its_reason(
     assert worker.ended() == f"RuntimeError: CUDA error: it cannot be {told}"
 
 
-def test_a_preview_that_takes_long_keeps_no_picture_waiting_and_is_the_only_one(start: Callable[[], Worker]) -> None:
-    # It is drawn when the picture has been encoded, so either may be reported first.
+def test_a_preview_that_takes_long_keeps_no_image_waiting_and_is_the_only_one(start: Callable[[], Worker]) -> None:
+    # It is drawn when the image has been encoded, so either may be reported first.
     worker, reports = start(), list[wire.Report]()
     heard = worker.hear()
     worker.run(0, 7, of_one_colour(Asks.DRAWN_LATE), WATCHED)

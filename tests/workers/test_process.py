@@ -34,7 +34,7 @@ ID = "cpu0"
 PATIENCE = 120.0  # seconds, before a test gives a process up
 SLOW = EngineConfig(kind="echo", slots=3, echo=Echo(steps=4, step_seconds=0.1))
 Kind = TypeVar("Kind")
-PICTURE = cv2.imencode(".png", np.full((64, 64, 3), 200, np.uint8))[1].tobytes()
+IMAGE = cv2.imencode(".png", np.full((64, 64, 3), 200, np.uint8))[1].tobytes()
 
 
 def of_one_colour(value: int) -> bytes:
@@ -54,10 +54,10 @@ class Worker:
         self.reaped = False
         self.child = Child(multiprocessing.get_context("spawn"), setup, self.memory)
 
-    def run(self, slot: int, generation: int, picture: bytes = PICTURE, options: Options = AS_CONFIGURED) -> None:
-        wish = wire.pack(Task(picture, "", 1, options))
-        self.memory.input(slot)[: len(picture) + len(wish)] = picture + wish
-        assert self.child.send(wire.Run(slot, generation, len(picture), len(wish)))
+    def run(self, slot: int, generation: int, image: bytes = IMAGE, options: Options = AS_CONFIGURED) -> None:
+        params = wire.pack(Task(image, "", 1, options))
+        self.memory.input(slot)[: len(image) + len(params)] = image + params
+        assert self.child.send(wire.Run(slot, generation, len(image), len(params)))
 
     def hear(self) -> Iterator[wire.Report]:
         while select.select([self.child.channel], [], [], PATIENCE)[0]:
@@ -106,7 +106,7 @@ def test_who_was_killed_by_somebody_else_is_told_from_who_crashed(sig: signal.Si
     assert worker.end() == End(f"killed by {sig.name}", outside)
 
 
-def test_pictures_share_steps_and_each_is_finished_once(worker: Worker) -> None:
+def test_images_share_steps_and_each_is_finished_once(worker: Worker) -> None:
     worker.run(0, 1)
     worker.run(2, 2)
     reports = []
@@ -123,8 +123,8 @@ def test_pictures_share_steps_and_each_is_finished_once(worker: Worker) -> None:
         assert pixels.shape == (64, 64, 3)
 
 
-def test_what_is_no_picture_is_refused_and_the_next_one_made(worker: Worker) -> None:
-    worker.run(1, 7, b"not a picture")
+def test_what_is_no_image_is_refused_and_the_next_one_made(worker: Worker) -> None:
+    worker.run(1, 7, b"not an image")
     failed = worker.until(m.Failed)
     assert isinstance(failed, m.Failed)
     assert (failed.slot, failed.generation, failed.blame) == (1, 7, Blame.PICTURE)
@@ -134,7 +134,7 @@ def test_what_is_no_picture_is_refused_and_the_next_one_made(worker: Worker) -> 
     assert finished.generation == 8
 
 
-def test_a_dropped_picture_frees_its_slot_before_its_last_step(worker: Worker) -> None:
+def test_a_dropped_image_frees_its_slot_before_its_last_step(worker: Worker) -> None:
     worker.run(0, 1, options=Options(steps=1000))
     worker.until(m.Stepped)
     worker.child.send(m.Cancel(ID, 0, 1))
@@ -216,7 +216,7 @@ def test_an_idle_worker_measures_itself_again_and_reports_it(teller: Worker) -> 
     assert any(isinstance(report, m.Measured) and report.costs.step_seconds == expected for report in heard)
 
 
-def test_a_picture_is_decoded_beside_the_steps_of_others_and_its_stages_add_up(teller: Worker) -> None:
+def test_an_image_is_decoded_beside_the_steps_of_others_and_its_stages_add_up(teller: Worker) -> None:
     heard = teller.hear()
     teller.run(0, 1)
     reports = []
@@ -241,7 +241,7 @@ def test_a_device_that_fails_while_it_decodes_ends_the_process_with_its_reason(t
 
 
 @pytest.mark.parametrize("where", telling.LACKS_MEMORY)
-def test_a_picture_without_memory_for_it_is_reported_and_the_next_one_made(teller: Worker, where: str) -> None:
+def test_an_image_without_memory_for_it_is_reported_and_the_next_one_made(teller: Worker, where: str) -> None:
     teller.run(1, 7, of_one_colour(telling.LACKS_MEMORY[where]))
     failed = teller.until(m.Failed)
     assert isinstance(failed, m.Failed)
@@ -253,7 +253,7 @@ def test_a_picture_without_memory_for_it_is_reported_and_the_next_one_made(telle
     assert finished.generation == 8
 
 
-def test_a_step_without_memory_gives_all_its_pictures_back(teller: Worker) -> None:
+def test_a_step_without_memory_gives_all_its_images_back(teller: Worker) -> None:
     teller.run(0, 1)
     teller.until(m.Stepped)
     teller.run(1, 2, of_one_colour(telling.LACKS_MEMORY["step"]))
@@ -356,7 +356,7 @@ from workers import process
 from workers.devices import DeviceSpec
 from workers.engine.config import EngineConfig
 process.available_cores = lambda: 12
-process._settle(process.Setup(DeviceSpec("cpu0", "cpu", None), EngineConfig(), 1, workers=int(sys.argv[1])))
+process._set_environment(process.Setup(DeviceSpec("cpu0", "cpu", None), EngineConfig(), 1, workers=int(sys.argv[1])))
 print(os.environ["TORCHINDUCTOR_COMPILE_THREADS"], sys.getswitchinterval())
 """
 

@@ -90,11 +90,11 @@ LARGEST = Options(
 def test_the_largest_request_that_is_taken_fits_into_a_slot(seed: int) -> None:
     settings = Settings()
     text = "\N{PILE OF POO}" * settings.server.max_text_chars
-    picture = bytes(settings.server.max_picture_bytes)
-    task = Task(picture, text, seed, replace(LARGEST, negative=text))
-    needed = len(picture) + len(wire.pack(task))
-    assert needed <= slot_layout(settings).input_bytes < needed + wire.WISH_BYTES
-    assert wire.unpack(picture, wire.pack(task)) == task
+    image = bytes(settings.server.max_picture_bytes)
+    task = Task(image, text, seed, replace(LARGEST, negative=text))
+    needed = len(image) + len(wire.pack(task))
+    assert needed <= slot_layout(settings).input_bytes < needed + wire.PARAMS_BYTES
+    assert wire.unpack(image, wire.pack(task)) == task
 
 
 @pytest.mark.parametrize("text", ["x" * 10_000, "\ud800 in a name", "a" * (wire.REASON_CHARS - 1) + "\udfff\udfff"])

@@ -14,7 +14,7 @@ from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
 from workers.engine.contract import AS_CONFIGURED, EngineStatus, Options, StepProgress, Task, resolved
 from workers.engine.header import output_size, read_header
-from workers.memory import memory_limit
+from workers.machine import memory_limit
 
 _WARM_UP_SEED = 0
 

@@ -42,7 +42,7 @@ from workers.engine.startup import timed
 from workers.engine.streams import Decoding, StepPacer, fetch, upload
 from workers.engine.trials import Trials
 from workers.engine.workspace import Workspace
-from workers.memory import memory_limit
+from workers.machine import memory_limit
 
 P = ParamSpec("P")
 T = TypeVar("T")

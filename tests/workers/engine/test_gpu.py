@@ -11,7 +11,6 @@ import torch
 
 from tests.workers.engine import demo, dying
 from tests.workers.engine.demo import CONFIG, Reference
-from workers.driver import driver_fault
 from workers.engine import kernel_probe
 from workers.engine.attention import flaw
 from workers.engine.codec import Pixels
@@ -20,7 +19,7 @@ from workers.engine.engine import DiffusionEngine
 from workers.engine.graphs import Fallbacks, GraphContext, Graphs, Pool
 from workers.engine.model import assemble, read
 from workers.engine.recording import CudaRecorder
-from workers.telemetry import Nvml
+from workers.nvml import Nvml, driver_fault
 
 pytestmark = [
     pytest.mark.gpu,

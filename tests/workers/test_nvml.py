@@ -11,7 +11,7 @@ import pynvml
 import pytest
 
 from workers.devices import Gpu
-from workers.telemetry import Nvml, Reading
+from workers.nvml import Nvml, Reading
 
 WHOLE = "GPU-whole"
 SLICED = "GPU-sliced"

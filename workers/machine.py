@@ -1,4 +1,4 @@
-"""How many cores this process may keep busy: those it may run on, or what its control groups grant of them."""
+"""How many cores and how much memory this process may use: the machine's, or what its control groups grant of them."""
 
 import math
 import os
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+MEMINFO = Path("/proc/meminfo")
 GROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -13,6 +14,12 @@ def available_cores(groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> int
     """Whole cores, at least one: a thread for which there is only part of a core keeps all others waiting."""
     allowed = len(os.sched_getaffinity(0))
     return max(1, math.floor(min([allowed, *_quotas(groups, membership)])))
+
+
+def memory_limit(meminfo: Path = MEMINFO, groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> int:
+    """Bytes that this process, and all others in its control groups, may take together."""
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    return min([int(lines["MemTotal"].split()[0]) * 1024, *_limits(groups, membership)])
 
 
 def _quotas(groups: Path, membership: Path) -> Iterator[float]:
@@ -25,6 +32,14 @@ def _quotas(groups: Path, membership: Path) -> Iterator[float]:
             quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
             if int(quota) > 0:
                 yield int(quota) / int(period)
+
+
+def _limits(groups: Path, membership: Path) -> Iterator[int]:
+    """The limits of this process's groups and of all above them."""
+    for folder in group_folders("memory", groups, membership):
+        for name in ("memory.max", "memory.limit_in_bytes"):  # of the second and the first version of control groups
+            with suppress(OSError, ValueError):  # no such file, or "max": no limit
+                yield int((folder / name).read_text())
 
 
 def group_folders(controller: str, groups: Path, membership: Path) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""What NVML says of the GPUs: which there are, how they are, and which errors (XIDs, ECC) they have had.
+"""NVML: the machine's GPUs, their readings, their errors (XIDs, ECC), and whether the driver can run torch.
 
 Whatever a device or driver does not support is None, never an error.
 """
@@ -13,15 +13,15 @@ from typing import Any, TypeVar
 
 import pynvml
 
-from workers.devices import Gpu
+from workers.devices import Gpu, torch_cuda
 
-log = logging.getLogger("contour.telemetry")
+log = logging.getLogger("contour.nvml")
 
 WAIT_MILLISECONDS = 500  # for an event; closing may take as long
 PERCENT = 100.0
 MILLIWATTS = 1000.0
 
-# What holds a device's clocks down; being idle, and clocks that somebody has set, do not.
+# What holds a device's clocks down. Being idle and clocks that somebody has set are left out.
 THROTTLE_REASONS: Mapping[str, int] = {
     "sw_power_cap": pynvml.nvmlClocksEventReasonSwPowerCap,
     "hw_slowdown": pynvml.nvmlClocksEventReasonHwSlowdown,
@@ -30,6 +30,10 @@ THROTTLE_REASONS: Mapping[str, int] = {
     "hw_thermal": pynvml.nvmlClocksEventReasonHwThermalSlowdown,
     "hw_power_brake": pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
 }
+
+# The oldest driver for each major version of CUDA. A driver runs every build for its own major version, whatever the
+# minor one, and for those before it. Source: NVIDIA's "CUDA Compatibility".
+OLDEST_DRIVERS = {11: "450.80", 12: "525.60", 13: "580.65"}
 
 ECC = 48  # the XID of a double-bit ECC error, which some drivers report as an event of its own
 EVENTS = pynvml.nvmlEventTypeXidCriticalError | pynvml.nvmlEventTypeDoubleBitEccError
@@ -40,7 +44,7 @@ Alarm = Callable[[Gpu, int], None]  # a GPU and the XID that it reports
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A device at one moment: share of time with a kernel running (0..1), bytes, degrees Celsius, watts."""
+    """Readings of a device: share of time with a kernel running (0..1), bytes, degrees Celsius, watts."""
 
     utilization: float | None = None
     memory_used: int | None = None
@@ -72,7 +76,7 @@ class Nvml:
         return cls(library)
 
     def run(self, alarm: Alarm = lambda gpu, error: None) -> None:
-        """Count errors from now on, in a thread of its own, until `close`; the alarm is called there with each."""
+        """Count errors until `close`, in a thread of its own, which calls `alarm` with each."""
         self._alarm = alarm
         self._listener = threading.Thread(target=self._listen, name="xid events", daemon=True)
         self._listener.start()
@@ -85,11 +89,11 @@ class Nvml:
         self._library.nvmlShutdown()
 
     def devices(self) -> list[Gpu]:
-        """Every GPU that can be talked to, with its MIG instances."""
+        """Return every GPU that answers, with its MIG instances."""
         return [gpu for handle in self._handles() if (gpu := self._describe(handle)) is not None]
 
     def read(self, uuid: str) -> Reading:
-        """How a GPU or MIG instance is. What an instance cannot say by itself is its GPU's."""
+        """Read a GPU or MIG instance. What an instance does not have by itself is its GPU's."""
         handle = self._ask(self._library.nvmlDeviceGetHandleByUUID, uuid)
         if handle is None:
             return Reading()
@@ -137,14 +141,14 @@ class Nvml:
         for index in range(self._ask(self._library.nvmlDeviceGetCount) or 0):
             handle = self._ask(self._library.nvmlDeviceGetHandleByIndex, index)
             if handle is None:
-                log.warning("NVML counts a GPU %d but cannot reach it: it is left out", index)
+                log.warning("GPU %d is left out: NVML counts it but cannot reach it", index)
             else:
                 yield handle
 
     def _describe(self, handle: Any) -> Gpu | None:
         uuid = self._ask(self._library.nvmlDeviceGetUUID, handle)
         if uuid is None:
-            log.warning("a GPU does not tell its UUID: it is left out")
+            log.warning("A GPU is left out: it has no UUID")
             return None
         mode = self._ask(self._library.nvmlDeviceGetMigMode, handle)
         in_mig_mode = mode is not None and mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE
@@ -178,7 +182,7 @@ class Nvml:
                 except pynvml.NVMLError_Timeout:
                     continue
                 except pynvml.NVMLError as error:
-                    log.warning("waiting for XID events: %s", error)
+                    log.warning("Waiting for XID events failed: %s", error)
                     self._closing.wait(WAIT_MILLISECONDS / 1000)
 
     @contextlib.contextmanager
@@ -199,7 +203,7 @@ class Nvml:
         try:
             self._library.nvmlDeviceRegisterEvents(handle, EVENTS if supported is None else EVENTS & supported, events)
         except pynvml.NVMLError as error:
-            log.info("a GPU does not report XID errors: %s", error)
+            log.info("A GPU does not report XID errors: %s", error)
             return False
         return True
 
@@ -213,3 +217,34 @@ class Nvml:
             self._xids[uuid, xid] += 1
         if gpu is not None:
             self._alarm(gpu, xid)
+
+
+# ---------------------------------------------------------------------------------------------------------- driver
+
+
+@dataclass(frozen=True, slots=True)
+class DriverFault:
+    """What is wrong with the driver, and what to do about it."""
+
+    text: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.text}: {self.remedy}"
+
+
+def driver_fault(nvml: Nvml | None, built: str | None = None) -> DriverFault | None:
+    """Return why the driver cannot run torch's CUDA code; None if it can, or does not say what it runs.
+
+    `built`: the CUDA that torch was built for, as in "13.0"; None asks torch.
+    """
+    supported, built = None if nvml is None else nvml.cuda(), built or torch_cuda()
+    if nvml is None or supported is None or built is None:
+        return None
+    wanted = int(built.split(".")[0])
+    if supported[0] >= wanted:
+        return None
+    name, limit = nvml.driver() or "of an unknown version", ".".join(map(str, supported))
+    text = f"The NVIDIA driver ({name}) runs CUDA up to {limit}, and the installed torch was built for CUDA {built}"
+    driver = f"driver {OLDEST_DRIVERS[wanted]} or newer" if wanted in OLDEST_DRIVERS else "a newer driver"
+    return DriverFault(text, f"install {driver}, or a torch built for CUDA {supported[0]}")
