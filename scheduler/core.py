@@ -71,7 +71,7 @@ class Scheduler:
         self._expire_deadlines(now)
         self._wake_workers(now)
         self._end_drain(now)
-        if not (isinstance(event, m.Stepped) and self._waits_for_a_place(self._workers[event.worker])):
+        if not (isinstance(event, m.Stepped) and self._waits_for_a_place(now, self._workers[event.worker])):
             self._place(now)
         self._exit_when_drained()
         commands, self._commands = self._commands, []
@@ -83,7 +83,8 @@ class Scheduler:
     def next_wakeup(self) -> float | None:
         """When to send the next `Tick`, unless another event comes first. It may be early, and have no effect."""
         first = self._deadlines[0][0] if self._deadlines else None
-        times = (first, self._workers.next_alarm(), self._until)
+        patience = self._placement.patience_ends if self._wait is Wait.SLOWER else None
+        times = (first, self._workers.next_alarm(), self._until, patience)
         return None if self._exited else min([time for time in times if time is not None], default=None)
 
     @property
@@ -221,8 +222,7 @@ class Scheduler:
             raise IllegalEvent(f"{worker.id} is {worker.state} and cannot become ready")
         if costs.steps < 1 or not costs.step_seconds:
             raise IllegalEvent(f"{worker.id} has no step or no slot")
-        if any(len(steps) != len(costs.step_seconds) for _, steps in costs.sizes):
-            raise IllegalEvent(f"{worker.id} has measured other numbers of images of some size")
+        _check_sizes(worker, costs)
         self._workers.on_ready(now, worker, costs)
 
     def _update_costs(self, worker: Worker, costs: Costs) -> None:
@@ -233,6 +233,7 @@ class Scheduler:
         known = worker.known_prices.costs
         if (costs.steps, len(costs.step_seconds)) != (known.steps, len(known.step_seconds)):
             raise IllegalEvent(f"{worker.id} cannot change its steps or slots while it is ready")
+        _check_sizes(worker, costs)
         self._workers.update_costs(worker, costs)
 
     def _on_worker_exit(self, now: float, worker: Worker, loss: m.WorkerExited) -> None:
@@ -335,13 +336,15 @@ class Scheduler:
         suspect, other = self._place_suspects(now), self._place_others(now)
         self._wait = suspect if other is None else other
 
-    def _waits_for_a_place(self, stepped: Worker) -> bool:
+    def _waits_for_a_place(self, now: float, stepped: Worker) -> bool:
         """Whether a step cannot start a job: if it is better to wait for a place, it stays so until an image leaves.
 
-        Not if a worker is empty: then a job may have waited for long enough for a faster one.
+        Not if it is another job's turn by now, or if a worker is empty: then a job may have waited for a faster one for
+        long enough.
         """
         waits = self._wait is Wait.SLOWER and not self._commands and not stepped.decoding
-        return waits and all(each.slots for each in self._workers.ready)
+        waits = waits and all(each.slots for each in self._workers.ready)
+        return waits and self._placement.turn(now) is self._placement.waiting
 
     def _place_suspects(self, now: float) -> Wait | None:
         for job in list(self._queue.suspects):  # all of them: each avoids another worker
@@ -405,6 +408,11 @@ class Scheduler:
         require((self._wait is None) == (not waiting), "a job waits without a reason, or nobody with one")
         require(not self.draining or self._exited == (not self._jobs), "a drain ended too early, or did not end")
         require(not self._commands, "a command was kept back")
+
+
+def _check_sizes(worker: Worker, costs: Costs) -> None:
+    if any(len(steps) != len(costs.step_seconds) for _, steps in costs.sizes):
+        raise IllegalEvent(f"{worker.id} has measured other numbers of images of some size")
 
 
 def _outcome(event: m.Finished | m.Failed | m.Released, job: JobState) -> Outcome:

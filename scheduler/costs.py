@@ -250,12 +250,14 @@ def completion_times(
 class Joining:
     """What happens if new images join a running batch now, compared with waiting for images to leave.
 
-    `end` is when the new images are done if they join, and `added` the growth of the sum of all completion times.
+    `end` and `end_if_waited` are when the last of the new images is done. If they join, the sum of all completion times
+    grows by `added`.
     `others` has two points in time for each image of the batch, sorted: joining after the first makes it late, and
     after the second it is late anyway. Waiting makes the sum smaller by `gain`, and the device is done `sooner`.
     """
 
     end: float
+    end_if_waited: float
     added: float
     others: tuple[tuple[float, float], ...]
     gain: float
@@ -287,7 +289,7 @@ def joining(
     together = [*batch[:place], *[BatchImage(key, steps, 0.0)] * group, *batch[place:]]
     ends, busy = completion_times(prices, together)
     joined = sum(ends)
-    waited, waited_busy, _ = if_they_wait(prices, batch, key, steps, group) if batch else (joined, busy, 0.0)
+    waited, waited_busy, end = if_they_wait(prices, batch, key, steps, group) if batch else (joined, busy, ends[place])
     step = prices.step(counted(together))
     later = [*ends[:place], *ends[place + group :]]
     # Predictions are off by some percent and out of date by up to a step. So joining must leave that much slack, and an
@@ -298,7 +300,7 @@ def joining(
         if with_it > alone * (1 + ROUNDING)
     ]
     gain = joined - (1 - RELUCTANCE) * waited  # joining must gain a little, as it also delays those who will come
-    return Joining(ends[place], joined - sum(apart), tuple(sorted(others)), gain, busy - waited_busy)
+    return Joining(ends[place], end, joined - sum(apart), tuple(sorted(others)), gain, busy - waited_busy)
 
 
 def if_they_wait(

@@ -72,6 +72,10 @@ class Placement:
         self._limits = limits
         self._forecast: Forecast | None = None
         self._slacks: list[float] | None = None
+        self.waiting: JobState | None = None
+        """The job that should wait, as `choose` said last."""
+        self.patience_ends: float | None = None
+        """When that job takes an empty worker, if it waits for a faster one now."""
 
     def forget(self) -> None:
         """Drop what was computed: something has changed."""
@@ -156,7 +160,7 @@ class Placement:
 
     def _admit_in_time(self, now: float, job: JobState, others: float) -> Rejected | QuotaExceeded | None:
         """Refuse a job that would be late, make a waiting job late, or leave others less than their share of time."""
-        budget, alone = job.deadline - now, None
+        budget, alone, in_vain = job.deadline - now, None, False
         if not len(self._queue):
             room = self._room(None)
             choice = room if isinstance(room, Wait) else self._best(job, now, 0, self._options(job.job, now, 0, room))
@@ -166,10 +170,12 @@ class Placement:
                 alone = budget - (_seconds_at_best(choice, job.job) if rested else choice.joined_by(job.job).end)
                 if alone >= 0:  # it starts at once, is in time, and nobody waits: nothing else is to be worked out
                     return None
+            elif choice in {Wait.SLOTS_TAKEN, Wait.SLOWER, Wait.DEADLINE}:
+                in_vain = all(worker.end_if_waited_for(job.job) > budget for worker in self._workers.ready)
         view = self.forecast(now)
         slack, fits = self._slack(now, job, view) if alone is None else (alone, False)
         lag = self._lag(job, view)
-        if not fits:
+        if in_vain or not fits:
             wait = view.delay + (view.before + sum([each.load for each in self._queue.by_deadline])) / view.rate
             return Rejected(retry_after(wait, view.service * job.load, lag, budget))
         own = [each for each in self._queue.of(job.job.client) if each.job.priority >= job.job.priority]
@@ -216,21 +222,23 @@ class Placement:
         room = self._room(held)
         if isinstance(room, Wait):
             return room
-        turn, behind = self._turn(now), len(self._queue) - 1
+        turn, behind = self.turn(now), len(self._queue) - 1
         options = self._options(turn.job, now, behind, room)
         if turn.passed_since is None or now - turn.passed_since < PASSING:
             alike = [each for each in options if _runs_size(each[0], turn.key)]
-            if isinstance(choice := self._best(turn, now, behind, alike), Worker):
+            choice = self._best(turn, now, behind, alike)
+            if isinstance(choice, Worker) and _in_time(choice, turn.job, now):
                 return turn, choice
             for job in self._others_to_start(now, turn):
                 alike = self._options(job.job, now, behind, [each for each in room if _runs_size(each, job.key)])
-                if isinstance(choice := self._best(job, now, behind, alike), Worker):
+                choice = self._best(job, now, behind, alike)
+                if isinstance(choice, Worker) and _in_time(choice, job.job, now):
                     turn.passed_since = now if turn.passed_since is None else turn.passed_since
                     return job, choice
-        choice = self._best(turn, now, behind, options)
+        choice, self.waiting = self._best(turn, now, behind, options), turn
         return choice if isinstance(choice, Wait) else (turn, choice)
 
-    def _turn(self, now: float) -> JobState:
+    def turn(self, now: float) -> JobState:
         """The next job in the fair order if all others stay in time; else the one with the earliest deadline."""
         turn, due = self._queue.next, self._queue.by_deadline[0]
         assert turn is not None
@@ -269,12 +277,13 @@ class Placement:
 
     def _best(self, state: JobState, now: float, behind: int, options: Sequence[Option]) -> Worker | Wait:
         """The best of these workers for a job, or the reason to wait. `behind` jobs wait behind it."""
-        job = state.job
+        job, self.patience_ends = state.job, None
         found = [worker for worker, reason in options if reason is None]
+        if not found and all(now + worker.joined_by(job).end_if_waited > job.deadline for worker, _ in options):
+            found = [worker for worker, reason in options if reason is Wait.SLOWER and _in_time(worker, job, now)]
         if not found:
-            return min([(len(worker.slots), reason) for worker, reason in options if reason], default=(0, Wait.SLOWER))[
-                1
-            ]
+            reasons = [(len(worker.slots), reason) for worker, reason in options if reason is not None]
+            return min(reasons)[1] if reasons else Wait.SLOWER
         in_time = [worker for worker, reason in options if reason is not Wait.DEADLINE and _in_time(worker, job, now)]
         found = [worker for worker in found if worker in in_time] or in_time or found
         # Predictions differ by noise, so among nearly equal workers take the one that has been idle for longest.
@@ -282,21 +291,25 @@ class Placement:
         nearly_least = least + (ALIKE - 1) * abs(least)  # a leaving image can make the sum smaller than it was
         equals = [worker for worker in found if worker.joined_by(job).added <= nearly_least]
         best = min(equals, key=lambda worker: (len(worker.slots), worker.changed))
-        waits = now - state.submitted if state.sequence else 0.0
-        return Wait.SLOWER if _should_wait_for_another(best, job, self._workers.ready, behind, waits) else best
+        patience_ends = state.submitted + best.joined_by(job).end
+        if best.slots or now >= patience_ends or not self._ends_sooner_elsewhere(best, job, now, behind):
+            return best
+        self.patience_ends = patience_ends
+        return Wait.SLOWER
 
+    def _ends_sooner_elsewhere(self, empty: Worker, job: Job, now: float, behind: int) -> bool:
+        """Whether a job ends sooner if it waits for a place on a faster worker, or is in time only there.
 
-def _should_wait_for_another(best: Worker, job: Job, ready: Sequence[Worker], behind: int, waits: float) -> bool:
-    """Whether a job ends sooner if it waits for a place on a faster worker, although `best` is empty.
-
-    Jobs behind it compete for places on the faster worker. A job that already `waits` for as long as it would have
-    taken on the empty one stops waiting, because others take those places.
-    """
-    end = best.joined_by(job).end
-    if best.slots or waits >= end:
+        Jobs behind it compete for places on the faster worker. A job that has waited for as long as it would have
+        taken on the empty one stops waiting, because others take those places.
+        """
+        end = empty.joined_by(job).end
+        for worker in self._workers.ready:
+            if worker.slots and not worker.exclusive:
+                waited = worker.end_if_waited_for(job)
+                if waited + behind / worker.throughput < end or now + waited <= job.deadline < now + end:
+                    return True
         return False
-    others = [worker for worker in ready if worker.batch and not worker.exclusive]
-    return any(worker.end_if_waited_for(job) + behind / worker.throughput < end for worker in others)
 
 
 def _runs_size(worker: Worker, key: BatchKey) -> bool:

@@ -169,7 +169,8 @@ class Worker:
 
     def end_if_waited_for(self, job: Job) -> float:
         """When a job is done that takes the place of the next image to leave."""
-        return if_they_wait(self.known_prices, self.ends[0], job.batch_key, self.known_prices.steps(job.length))[2]
+        batch, prices = self.ends[0], self.known_prices
+        return if_they_wait(prices, batch, job.batch_key, prices.steps(job.length))[2] if batch else prices.alone(job)
 
     def assignment(self, slot: int, generation: int) -> SlotAssignment | None:
         """The assignment that a report is about; None if the report is late and about a former process."""

@@ -85,9 +85,9 @@ class _Apart(Placement):
         super().__init__(queue, workers, limits)
         self._waiting = queue
 
-    def _turn(self, now: float) -> JobState:
+    def turn(self, now: float) -> JobState:
         interactive = [job for job in self._waiting.turns() if not job.background]
-        return interactive[0] if interactive else super()._turn(now)
+        return interactive[0] if interactive else super().turn(now)
 
     def _best(self, state: JobState, now: float, behind: int, options: Sequence[Option]) -> Worker | Wait:
         options = [each for each in options if not (state.background and has_interactive(each[0]))]

@@ -5,15 +5,19 @@ import pytest
 from scheduler.core import BrokenInvariantError, IllegalEvent, Scheduler
 from scheduler.limits import Limits
 from scheduler.messages import (
+    BatchKey,
     Costs,
     Event,
+    Measured,
     Opened,
     Start,
     Submitted,
     WorkerExited,
     WorkerReady,
 )
-from tests.scheduler.words import Checked, finished, job, loading, ready, released, scheduler, stepped
+from tests.scheduler.words import GPU, Checked, finished, job, loading, ready, released, scheduler, stepped
+
+UNEVEN = Costs(20, GPU.step_seconds, 0.1, sizes=((BatchKey(2.0), (0.1,)),))
 
 
 def busy() -> Checked:
@@ -45,6 +49,8 @@ def face(core: Scheduler) -> tuple[object, ...]:
         pytest.param(released(Start(1, "gpu0", 0, 1)), "nobody cancelled", id="released without a cancel"),
         pytest.param(WorkerReady("gpu2", Costs(20, (), 0.1)), "no step or no slot", id="a worker without slots"),
         pytest.param(WorkerReady("gpu2", Costs(0, (1.0,), 0.1)), "no step or no slot", id="a worker without steps"),
+        pytest.param(WorkerReady("gpu2", UNEVEN), "other numbers of images", id="a size measured for fewer images"),
+        pytest.param(Measured("gpu0", UNEVEN), "other numbers of images", id="the same of a busy worker"),
     ],
 )
 def test_what_cannot_happen_raises_and_changes_nothing(event: Event, why: str) -> None:

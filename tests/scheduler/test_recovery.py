@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from scheduler.messages import BatchKey, Costs, Job, Reply, Start, Submitted, WorkerExited
+from scheduler.messages import BatchKey, Costs, Job, Rejected, Reply, Start, Submitted, Tick, WorkerExited
 from scheduler.workers import Worker
 from tests.scheduler.toy import Toy
 from tests.scheduler.words import GPU, Checked, finished, job, loading, ready, scheduler, stepped
@@ -74,3 +74,57 @@ def test_what_only_a_busy_worker_can_do_in_time_is_not_refused_because_of_an_emp
     [start] = core.handle(0.0, Submitted(job(2, deadline=2.5)))  # 3.1 s on the slow one, 2.1 s beside the other
     assert isinstance(start, Start)
     assert start.worker == "fast"
+
+
+SLOW = Costs(20, (0.2, 0.22, 0.24, 0.26), 0.4)
+
+
+def test_no_job_prefers_a_running_size_where_it_is_late() -> None:
+    core = loading("slow", "fast")
+    core.handle(0.0, ready("slow", SLOW))
+    core.handle(0.0, Submitted(job(1, 1000.0, work=2.0)))
+    core.handle(0.0, ready("fast"))
+    core.handle(0.0, Submitted(job(2, 1000.0)))
+    [start] = core.handle(0.1, Submitted(job(3, 6.1, work=2.0)))  # slow runs its size, and would take 10.3 s
+    assert isinstance(start, Start)
+    assert start.worker == "fast"
+
+
+def test_a_job_that_is_in_time_on_the_fast_worker_alone_waits_for_it() -> None:
+    core = scheduler(ready("fast", Costs(20, (0.05,), 0.1)), ready("slow", Costs(20, (0.2,), 0.4)))
+    core.handle(0.0, Submitted(job(1)))
+    core.handle(0.8, stepped("fast", 16))
+    assert core.handle(0.8, Submitted(job(2, 100.0))) == []
+    assert core.handle(0.8, Submitted(job(3, 1.6, work=2.0, length=0.05))) == []  # until 1.4 on fast, until 2.0 on slow
+    assert core.handle(1.1, finished(Start(1, "fast", 0, 1)))[1:] == [Start(3, "fast", 0, 2)]
+
+
+def test_who_waits_for_a_fast_worker_that_hangs_takes_the_slow_one_in_the_end() -> None:
+    core = scheduler(ready("fast", Costs(20, (0.05,), 0.1)), ready("slow", Costs(20, (0.2,), 0.4)))
+    core.handle(0.0, Submitted(job(1, 100.0)))
+    assert core.handle(0.1, Submitted(job(2, 20.0))) == []
+    assert core.next_wakeup == pytest.approx(0.1 + 20 * 0.2 + 0.4)  # as long as it takes there
+    assert core.handle(core.next_wakeup, Tick()) == [Start(2, "slow", 0, 2)]
+
+
+def test_a_job_that_can_neither_join_in_time_nor_wait_is_refused_at_once() -> None:
+    core = scheduler(ready("gpu0"))
+    core.handle(0.0, Submitted(job(1, 1.32)))
+    [reply] = core.handle(0.0, Submitted(job(2, 1.1, work=0.5)))
+    assert isinstance(reply, Reply)
+    assert isinstance(reply.outcome, Rejected)
+
+
+def test_a_step_starts_a_job_whose_turn_comes_as_time_passes() -> None:
+    core = scheduler(ready("gpu0"), ready("gpu1"))
+    core.handle(0.0, Submitted(job(1, 4.4, 2.0, "a")))
+    core.handle(0.3, stepped("gpu0", 3))
+    for asked in (job(2, 137.5, 0.5, "a", 2.5), job(3, 275.0, 1.0, "a", 2.5), job(4, 1.65, 1.0, "a", 0.05)):
+        core.handle(0.33, Submitted(asked))
+    now, started = 0.33, []
+    for step in range(1, 50):
+        now += 0.025
+        started += core.handle(now, stepped("gpu1", step))
+        if step % 4 == 0:
+            started += core.handle(now, stepped("gpu0", 3 + step // 4))
+    assert Start(4, "gpu1", 1, 3) in started  # when it would be late behind job 3
