@@ -37,12 +37,12 @@ def test_a_work_is_recorded_at_first_use_and_replayed_from_then_on() -> None:
     assert (len(works), works.size) == (1, 7)
 
 
-def test_it_is_rehearsed_before_it_is_recorded_and_never_again() -> None:
+def test_what_comes_before_recording_is_done_once() -> None:
     order: list[str] = []
     works = graphs(recorder())
     for _ in range(2):
-        works.of("step", lambda: order.append("work"), lambda: order.append("dummy_run"))()
-    assert order == ["dummy_run", *["work"] * (RUNS + 2)]
+        works.of("step", lambda: order.append("work"), lambda: order.append("before"))()
+    assert order == ["before", *["work"] * (RUNS + 2)]
 
 
 def test_works_share_a_pool() -> None:
