@@ -15,7 +15,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="package", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """More gain nothing with pictures this small, and on a busy machine they lose minutes waiting for one another."""
+    """More gain nothing with images this small, and on a busy machine they lose minutes waiting for one another."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -49,19 +49,19 @@ def picture(width: int = 64, height: int = 64) -> bytes:
 
 
 def task(seed: int = 1, width: int = 64, height: int = 64, text: str = TEXT, **options: Any) -> Task:
-    """One picture to make."""
+    """One image to make."""
     return Task(picture(width, height), text, seed, Options(**options))
 
 
 def run(engine: DiffusionEngine, slot: int) -> Tensor:
-    """Take steps until no picture has any to take; return the final latents of the one in a slot."""
+    """Take steps until no image has any to take; return the final latents of the one in a slot."""
     while engine.step():
         pass
     return engine.latents(slot)
 
 
 def make(engine: DiffusionEngine, task: Task) -> Tensor:
-    """Final latents of a picture that is made alone."""
+    """Final latents of an image that is made alone."""
     engine.admit(0, engine.prepare(task))
     latents = run(engine, 0)
     engine.discard(0)
@@ -100,7 +100,7 @@ class Reference:
         return latents
 
     def pixels(self, prepared: Prepared, text: str = TEXT) -> Pixels:
-        """The picture that its VAE makes of them."""
+        """The image that its VAE makes of them."""
         return np.asarray(self._run(prepared, text, "pil")[0])
 
     def _run(self, prepared: Prepared, text: str, output: str, seed: int = 0) -> Any:

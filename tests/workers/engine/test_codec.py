@@ -151,7 +151,7 @@ def test_an_animation_is_its_first_frame(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WebP"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
-def test_a_truncated_picture_is_refused(kind: str, share: float) -> None:
+def test_a_truncated_image_is_refused(kind: str, share: float) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     data = file_of(noise, kind)
     with pytest.raises(BadImageError):
@@ -159,7 +159,7 @@ def test_a_truncated_picture_is_refused(kind: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", file_of(Image.new("P", (8, 8)), "GIF"), b"<svg/>", b"BM" + bytes(60)])
-def test_what_is_no_picture_is_refused(data: bytes) -> None:
+def test_what_is_no_image_is_refused(data: bytes) -> None:
     with pytest.raises(BadImageError):
         codec.decode(data)
 
@@ -187,7 +187,7 @@ def test_a_jpeg_that_goes_over_its_pixels_a_thousand_times_is_refused() -> None:
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_picture_of_several_bands_is_what_it_is_in_one(orientation: int) -> None:
+def test_an_image_of_several_bands_is_what_it_is_in_one(orientation: int) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (30, 2200, 4), np.uint8)
     image = Image.fromarray(np.repeat(noise, 70, axis=0))  # 4.6 million pixels
     exif = Image.Exif()

@@ -20,7 +20,7 @@ def echo(steps: int = 2, step_seconds: float = 0.0, reencode: bool = True) -> Ec
     return EchoEngine(EngineConfig(kind="echo", slots=2, echo=settings, output=Output(format="png")))
 
 
-def test_a_picture_comes_back_after_its_steps() -> None:
+def test_an_image_comes_back_after_its_steps() -> None:
     engine = echo(steps=2)
     engine.admit(1, engine.prepare(Task(picture(), "", 0)))
     assert engine.step() == [StepProgress(1, 1, 2)]
@@ -30,7 +30,7 @@ def test_a_picture_comes_back_after_its_steps() -> None:
     assert np.array_equal(codec.decode(file), codec.decode(picture()))
 
 
-def test_a_picture_takes_the_steps_that_its_task_asks_for() -> None:
+def test_an_image_takes_the_steps_that_its_task_asks_for() -> None:
     engine = echo(steps=2)
     engine.admit(0, engine.prepare(Task(picture(), "", 0, Options(steps=3))))
     engine.admit(1, engine.prepare(Task(picture(), "", 0)))
@@ -48,7 +48,7 @@ def test_unread_bytes_come_back_as_they_are() -> None:
     assert engine.warm_up().fixed_seconds == 0
 
 
-def test_what_is_read_must_be_a_picture() -> None:
+def test_what_is_read_must_be_an_image() -> None:
     with pytest.raises(BadImageError):
         echo().prepare(Task(b"not a picture", "", 0))
 
@@ -73,7 +73,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_pictures_share_the_time_of_a_step(clock: Clock) -> None:
+def test_images_share_the_time_of_a_step(clock: Clock) -> None:
     engine = echo(step_seconds=0.5)
     for slot in range(2):
         engine.admit(slot, engine.prepare(Task(picture(), "", 0)))
@@ -131,7 +131,7 @@ def test_an_idle_device_begins_when_it_is_told(clock: Clock) -> None:
     assert clock.now == 10.0 + 0.5 + 2.0
 
 
-def test_a_discarded_picture_frees_its_slot() -> None:
+def test_a_discarded_image_frees_its_slot() -> None:
     engine = echo()
     prepared = engine.prepare(Task(picture(), "", 0))
     engine.admit(0, prepared)

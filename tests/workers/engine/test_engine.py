@@ -45,7 +45,7 @@ def test_build_makes_one() -> None:
     assert engine.slots == 3
 
 
-def test_a_picture_takes_its_steps_and_becomes_a_file(shared: DiffusionEngine) -> None:
+def test_an_image_takes_its_steps_and_becomes_a_file(shared: DiffusionEngine) -> None:
     shared.admit(2, shared.prepare(demo.task(width=128)))
     assert [shared.step() for _ in range(STEPS + 1)] == [
         *([StepProgress(2, n, STEPS)] for n in range(1, STEPS + 1)),
@@ -57,17 +57,17 @@ def test_a_picture_takes_its_steps_and_becomes_a_file(shared: DiffusionEngine) -
     assert codec.decode(shared.encode(pixels)).shape == pixels.shape
 
 
-def test_the_same_request_is_the_same_picture(shared: DiffusionEngine) -> None:
+def test_the_same_request_is_the_same_image(shared: DiffusionEngine) -> None:
     first, second = (alone(shared, demo.task(5)) for _ in range(2))
     assert np.array_equal(first, second)
     assert np.array_equal(first, alone(demo.engine(), demo.task(5)))
 
 
-def test_another_seed_is_another_picture(shared: DiffusionEngine) -> None:
+def test_another_seed_is_another_image(shared: DiffusionEngine) -> None:
     assert demo.psnr(alone(shared, demo.task(5)), alone(shared, demo.task(6))) < ALIKE_DB
 
 
-def test_another_text_is_another_picture(shared: DiffusionEngine) -> None:
+def test_another_text_is_another_image(shared: DiffusionEngine) -> None:
     assert demo.psnr(alone(shared, demo.task(5)), alone(shared, demo.task(5, text="a blue star"))) < ALIKE_DB
 
 
@@ -86,7 +86,7 @@ def test_the_noise_is_diffusers_for_that_seed(shared: DiffusionEngine) -> None:
     assert torch.equal(shared.prepare(demo.task(9)).noise[0], expected)
 
 
-def test_a_picture_does_not_depend_on_its_company(shared: DiffusionEngine) -> None:
+def test_an_image_does_not_depend_on_its_company(shared: DiffusionEngine) -> None:
     expected = [alone(shared, demo.task(seed)) for seed in range(3)]
     for slot in range(3):
         shared.admit(slot, shared.prepare(demo.task(slot)))
@@ -121,7 +121,7 @@ def test_sizes_run_side_by_side_in_one_step(shared: DiffusionEngine) -> None:
         assert demo.psnr(pixels, expected[slot]) >= ALIKE_DB
 
 
-def test_finished_pictures_wait_without_taking_part(shared: DiffusionEngine) -> None:
+def test_finished_images_wait_without_taking_part(shared: DiffusionEngine) -> None:
     expected = [alone(shared, demo.task(seed)) for seed in range(2)]
     shared.admit(0, shared.prepare(demo.task(0)))
     demo.run(shared, 0)
@@ -160,14 +160,14 @@ def test_what_cannot_be_is_refused_and_changes_nothing(shared: DiffusionEngine) 
     assert shared.step() == []
 
 
-def test_a_bad_picture_is_refused_at_prepare(shared: DiffusionEngine) -> None:
+def test_a_bad_image_is_refused_at_prepare(shared: DiffusionEngine) -> None:
     with pytest.raises(BadImageError):
         shared.prepare(Task(b"not a picture", "", 0))
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["admit", "step", "discard"]), st.integers(0, 2)), max_size=15))
-def test_any_order_of_joining_and_leaving_makes_the_same_pictures(acts: list[tuple[str, int]]) -> None:
+def test_any_order_of_joining_and_leaving_makes_the_same_images(acts: list[tuple[str, int]]) -> None:
     engine = demo.engine(replace(CONFIG, guidance_scale=1.0))
     expected = {slot: alone(engine, demo.task(slot)) for slot in range(3)}
     running: dict[int, int] = {}
@@ -303,7 +303,7 @@ def test_a_sampler_of_one_step_can_be_warmed_up_too() -> None:
     assert engine.step() == []
 
 
-def test_pictures_that_fill_no_bucket_cost_as_much_as_those_that_do() -> None:
+def test_images_that_fill_no_bucket_cost_as_much_as_those_that_do() -> None:
     measured = Measurements(demo.engine(), 64, buckets=(1, 2, 4))
     measured._step_seconds = {1: 1.0, 2: 1.5, 4: 2.0}
     assert measured.costs().step_seconds == (1.0, 1.5, 2.0, 2.0)

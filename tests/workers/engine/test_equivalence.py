@@ -1,4 +1,4 @@
-"""The engine against the diffusers pipeline: same weights, same noise, same picture."""
+"""The engine against the diffusers pipeline: same weights, same noise, same image."""
 
 from dataclasses import replace
 
@@ -44,7 +44,7 @@ def assert_same_as_diffusers(config: EngineConfig, width: int, height: int) -> N
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_picture_alone_comes_out_as_diffusers_makes_it(sampler: str) -> None:
+def test_an_image_alone_comes_out_as_diffusers_makes_it(sampler: str) -> None:
     assert_same_as_diffusers(SAMPLERS[sampler], 64, 64)
 
 
@@ -97,7 +97,7 @@ def test_at_any_control_scale(control_scale: float) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["UniPC", "DDIM", "Euler", "DPM++ 2M"])
-def test_pictures_that_join_and_leave_at_different_steps_come_out_as_if_alone(sampler: str) -> None:
+def test_images_that_join_and_leave_at_different_steps_come_out_as_if_alone(sampler: str) -> None:
     engine = demo.engine(SAMPLERS[sampler])
     tasks = {0: demo.task(10, text="a red circle"), 1: demo.task(11, 128), 2: demo.task(12, text="a blue square")}
     reference = Reference(SAMPLERS[sampler], demo.parts())
@@ -121,7 +121,7 @@ def test_those_that_stay_move_up_when_one_leaves() -> None:
     for slot, task in tasks.items():
         engine.admit(slot, engine.prepare(task))
         engine.step()
-    engine.discard(0)  # the first entry: the last picture takes its place in the middle of its steps
+    engine.discard(0)  # the first entry: the last image takes its place in the middle of its steps
     engine.admit(0, engine.prepare(tasks[0]))
     for slot in (1, 2, 0):
         assert relative_error(demo.run(engine, slot), expected[slot]) <= TOLERANCE

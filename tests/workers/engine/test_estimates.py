@@ -1,4 +1,4 @@
-"""The picture that a call of the model points at: what diffusers' schedulers make of the same call."""
+"""The image that a call of the model points at: what diffusers' schedulers make of the same call."""
 
 import inspect
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ CASES = [
 ALIKE = 1e-6  # relative; some compute in float32
 # Between two timesteps some interpolate sigma and not abar; of Karras' sigmas the model is told rounded timesteps.
 LESS = dict.fromkeys(("Euler", "Heun", "Euler ancestral", "KDPM2 ancestral"), 2e-5) | {"DPM++ 2M Karras": 5e-3}
-PURE_NOISE = 0.1  # of a picture is left at their first timesteps, but samplers begin without
+PURE_NOISE = 0.1  # of an image is left at their first timesteps, but samplers begin without
 
 
 @pytest.mark.parametrize(("sampler", "prediction"), CASES)
@@ -41,7 +41,7 @@ def test_it_is_what_the_scheduler_takes_it_for(sampler: str, prediction: str) ->
 
 @pytest.mark.parametrize("sampler", LINEAR)
 def test_whatever_the_sampler_its_model_sees_what_it_was_trained_on(sampler: str) -> None:
-    """With a model that knows the picture: all there is are parts of the picture and of each noise, in this order."""
+    """With a model that knows the image: all there is are parts of the image and of each noise, in this order."""
     name, options, _ = LINEAR[sampler]
     make = fresh(name, STEPS, **options | {"prediction_type": "epsilon"})
     matrix, schedule = sampler_matrix(make()), make().alphas_cumprod.double().numpy()
@@ -106,7 +106,7 @@ def own(scheduler: Any, noise: Tensor) -> Tensor:
 
 
 def history(matrix: SamplerMatrix, noise: Tensor) -> Tensor:
-    """All that goes into a picture, in the order of the matrix's columns."""
+    """All that goes into an image, in the order of the matrix's columns."""
     generator = torch.Generator().manual_seed(SEED)
     drawn = [torch.randn(noise.shape, generator=generator, dtype=noise.dtype) for _ in range(matrix.noises - 1)]
     made = torch.zeros(matrix.weights.shape[1], *noise.shape, dtype=noise.dtype)

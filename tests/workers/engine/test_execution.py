@@ -1,4 +1,4 @@
-"""Graphs, sizes and streams in the engine: the pictures stay the same."""
+"""Graphs, sizes and streams in the engine: the images stay the same."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -28,7 +28,7 @@ def test_graphs_are_kept_for_powers_of_two_and_for_all_slots(slots: int, expecte
     assert buckets(slots, exact=True) == tuple(range(1, slots + 1))
 
 
-def test_replayed_steps_make_the_same_pictures_in_buckets_that_are_not_full() -> None:
+def test_replayed_steps_make_the_same_images_in_buckets_that_are_not_full() -> None:
     fake = recorder()
     made_by = engine(FOUR, fake)
     assert_alike(together(made_by), alone())
@@ -36,7 +36,7 @@ def test_replayed_steps_make_the_same_pictures_in_buckets_that_are_not_full() ->
     assert dict(made_by.status().graphs)["steps"] == 3
 
 
-def test_recording_in_the_middle_of_a_picture_leaves_it_as_it_is() -> None:
+def test_recording_in_the_middle_of_an_image_leaves_it_as_it_is() -> None:
     made_by = engine(FOUR, recorder())
     made_by.admit(0, made_by.prepare(demo.task(0)))
     for _ in range(2):

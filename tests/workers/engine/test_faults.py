@@ -46,7 +46,7 @@ def test_between_faults_it_is_the_engine_inside() -> None:
     assert made.encode(made.collect(made.finish(0))) == TASK.image
 
 
-def test_memory_is_refused_while_a_picture_is_prepared() -> None:
+def test_memory_is_refused_while_an_image_is_prepared() -> None:
     made = engine(Faults(prepare_memory=ALWAYS))
     with pytest.raises(OutOfMemoryError, match="in prepare"):
         made.prepare(TASK)
@@ -60,7 +60,7 @@ def test_a_step_without_memory_takes_no_step() -> None:
     assert made._engine.step() == [StepProgress(0, 1, 2)]
 
 
-def test_a_picture_that_cannot_be_finished_can_be_discarded() -> None:
+def test_an_image_that_cannot_be_finished_can_be_discarded() -> None:
     made = running(Faults(finish_memory=ALWAYS))
     made.step()
     made.step()

@@ -41,12 +41,12 @@ def on_cuda(config: EngineConfig, dtype: torch.dtype) -> tuple[DiffusionEngine, 
     return DiffusionEngine(config, assemble(config, parts, DEVICE)), Reference(config, parts)
 
 
-def test_half_precision_makes_the_same_picture_as_diffusers() -> None:
+def test_half_precision_makes_the_same_image_as_diffusers() -> None:
     engine, reference = on_cuda(USUAL, torch.float16)
     assert demo.psnr(made(engine, 3), reference.pixels(engine.prepare(demo.task(3)))) >= 40
 
 
-def test_half_precision_makes_the_same_picture_as_float32_on_the_cpu() -> None:
+def test_half_precision_makes_the_same_image_as_float32_on_the_cpu() -> None:
     engine, _ = on_cuda(USUAL, torch.float16)
     assert demo.psnr(made(engine, 3), made(demo.engine(USUAL), 3)) >= 40
 
@@ -58,7 +58,7 @@ def test_float32_makes_the_same_latents_as_the_cpu() -> None:
     assert demo.relative_error(demo.make(engine, demo.task(3)).cpu(), on_cpu) <= 1e-2  # convolutions may use TF32
 
 
-def test_a_picture_does_not_depend_on_its_company() -> None:
+def test_an_image_does_not_depend_on_its_company() -> None:
     engine, _ = on_cuda(USUAL, torch.float16)
     expected = [made(engine, seed) for seed in range(3)]
     for slot in range(3):
@@ -68,12 +68,12 @@ def test_a_picture_does_not_depend_on_its_company() -> None:
     assert all(demo.psnr(engine.collect(engine.finish(slot)), expected[slot]) >= 50 for slot in range(3))
 
 
-def test_the_same_request_is_the_same_picture() -> None:
+def test_the_same_request_is_the_same_image() -> None:
     engine, _ = on_cuda(USUAL, torch.float16)
     assert np.array_equal(made(engine, 3), made(engine, 3))
 
 
-def test_replayed_graphs_make_the_same_picture_as_launched_kernels() -> None:
+def test_replayed_graphs_make_the_same_image_as_launched_kernels() -> None:
     engine, _ = on_cuda(USUAL, torch.float16)
     launched, _ = on_cuda(replace(USUAL, speed=Speed(graphs=False, beside=False)), torch.float16)
     assert demo.psnr(made(engine, 3), made(launched, 3)) >= 50
@@ -111,7 +111,7 @@ def test_a_preview_is_what_it_is_on_the_cpu() -> None:
     assert demo.psnr(*shown) >= 40
 
 
-def test_a_picture_is_decoded_beside_the_steps_of_others() -> None:
+def test_an_image_is_decoded_beside_the_steps_of_others() -> None:
     engine, _ = on_cuda(USUAL, torch.float16)
     expected = [made(engine, seed) for seed in range(2)]
     engine.admit(0, engine.prepare(demo.task(0)))
@@ -125,7 +125,7 @@ def test_a_picture_is_decoded_beside_the_steps_of_others() -> None:
     assert demo.psnr(engine.collect(engine.finish(1)), expected[1]) >= 50
 
 
-def test_compiled_networks_make_the_same_picture() -> None:
+def test_compiled_networks_make_the_same_image() -> None:
     engine, _ = on_cuda(replace(USUAL, slots=1), torch.float16)
     before = made(engine, 3)
     engine.warm_up()
@@ -177,7 +177,7 @@ def test_compiled_networks_that_raise_where_they_serve_leave_the_graphs_as_they_
     assert engine.status().fallbacks == (("compile: not taken over", 1),)
 
 
-def test_steps_that_are_taken_while_networks_are_compiled_make_the_same_picture() -> None:
+def test_steps_that_are_taken_while_networks_are_compiled_make_the_same_image() -> None:
     engine, _ = on_cuda(replace(USUAL, slots=1), torch.float16)
     before = made(engine, 3)
     engine.warm_up()

@@ -95,7 +95,7 @@ def test_any_size_may_be_declared_and_costs_nothing() -> None:
         (png_that_declares(0, 8), "declares a size of 0 x 8"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_a_reason(data: bytes, says: str) -> None:
+def test_what_is_no_image_is_refused_with_a_reason(data: bytes, says: str) -> None:
     with pytest.raises(BadImageError, match=says):
         read_header(data)
 
@@ -124,7 +124,7 @@ def test_millions_of_empty_parts_are_refused(data: bytes) -> None:
         read_header(data)
 
 
-def test_a_large_picture_cut_as_libpng_cuts_it_is_not_too_many_parts() -> None:
+def test_a_large_image_cut_as_libpng_cuts_it_is_not_too_many_parts() -> None:
     pieces = png_that_declares(8, 8)[:33] + (struct.pack(">I4s", 8192, b"IDAT") + bytes(8196)) * 2000
     assert read_header(pieces).width == 8
 

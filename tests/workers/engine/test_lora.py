@@ -107,7 +107,7 @@ def test_weights_come_out_as_diffusers_fuses_them(form: str, parts: Any, tmp_pat
     assert all(relative_error(layer.weight, before[name]) > 1e-2 for name, layer in chosen(parts.unet).items())
 
 
-def test_a_picture_in_four_steps_is_diffusers(tmp_path: Path) -> None:
+def test_an_image_in_four_steps_is_diffusers(tmp_path: Path) -> None:
     tensors = with_alpha(random_lora(demo.parts().unet, kohya))
     path = file_of(tensors, tmp_path)
     config = replace(

@@ -68,7 +68,7 @@ SCALES = torch.tensor([0.4, 1.3])
 
 
 def control_of(inputs: LayerInputs, scale: Tensor) -> Control:
-    """What the ControlNet is told of the picture below."""
+    """What the ControlNet is told of the image below."""
     return Control(hint_embedding(demo.parts().controlnet, PICTURE), scale, torch.ones_like(scale), inputs)
 
 

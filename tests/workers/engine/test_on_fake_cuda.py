@@ -1,4 +1,4 @@
-"""A picture on the tensors of a GPU that is not there: devices, dtypes, host values, layouts; at full size."""
+"""An image on the tensors of a GPU that is not there: devices, dtypes, host values, layouts; at full size."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ HEAVY = {"convolution", "addmm", "mm", "_scaled_dot_product_efficient_attention"
 PICTURE_WORK = {"convolution", "silu", "add", "addcmul", "mul", "cat", "upsample_nearest2d"}
 COPIES = {"clone", "copy_", "_to_copy", "contiguous", "index", "index_select", "repeat"}
 VIEWS = {"select", "permute", "view"}
-ACTIVATION = 60_000  # elements: the smallest that networks make for a picture are larger, its time projections smaller
+ACTIVATION = 60_000  # elements: the smallest that networks make for an image are larger, its time projections smaller
 TRANSFORMERS = 7  # of the ControlNet, with two attentions each
 GROUP_NORMS = 61 + 27  # of the UNet and the ControlNet
 
@@ -66,7 +66,7 @@ def step(model: Model, guidance: float, bucket: int) -> list[Call]:
 
 @pytest.fixture(scope="module")
 def guided(model: Model) -> list[Call]:
-    """A step of one picture."""
+    """A step of one image."""
     return step(model, 7.5, 1)
 
 
@@ -82,7 +82,7 @@ def activation(x: Tensor) -> bool:
 
 
 def pictures(calls: list[Call]) -> list[tuple[Call, Tensor]]:
-    """Activations that are pictures, with what made them."""
+    """Activations that are images, with what made them."""
     return [(c, x) for c in calls if c.name in PICTURE_WORK for x in c.made if activation(x) and _is_picture(x)]
 
 
@@ -94,11 +94,11 @@ def test_a_step_stays_on_the_gpu_in_half_precision_and_asks_the_host_nothing(gui
     assert_on_the_gpu_in_half_precision(guided)
 
 
-def test_so_does_a_step_of_four_pictures_without_guidance(model: Model) -> None:
+def test_so_does_a_step_of_four_images_without_guidance(model: Model) -> None:
     assert_on_the_gpu_in_half_precision(step(model, 1.0, 4))
 
 
-def test_so_does_all_else_that_a_picture_needs(model: Model) -> None:
+def test_so_does_all_else_that_an_image_needs(model: Model) -> None:
     with fake_cuda():
         batch = batch_of(model, 7.5, (1,))
         edges = torch.zeros(8 * SIDE, 8 * SIDE, dtype=torch.float16, device=DEVICE)
@@ -140,7 +140,7 @@ def test_a_steps_copies_are_the_ones_that_are_known(guided: list[Call]) -> None:
     copies = [call for call in guided if call.name in COPIES and any(map(activation, call.made))]
     rows = [tuple(call.made[0].shape) for call in copies if not _is_group_norms(call)]
     assert Counter(rows) == {
-        (1, 2, 77, 36480): 1,  # the picture's keys and values, gathered
+        (1, 2, 77, 36480): 1,  # the image's keys and values, gathered
         (1, SIDE, SIDE, 320): 1,  # its hint, gathered
         (1, 2, SIDE * SIDE, 320): 2,  # the queries of each network's first cross-attention, for both rows
     }

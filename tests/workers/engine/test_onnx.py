@@ -1,4 +1,4 @@
-"""ONNX Runtime in place of torch: the same pictures from files, and no others than the configuration's."""
+"""ONNX Runtime in place of torch: the same images from files, and no others than the configuration's."""
 
 import os
 import shutil
@@ -56,7 +56,7 @@ def configured(folder: Path) -> EngineConfig:
 
 @pytest.fixture(scope="module", params=[pytest.param(None, marks=pytest.mark.slow)], ids=["exported"])
 def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
-    """The same with its files, which take long to make; smaller pictures and fewer steps, which are not in them."""
+    """The same with its files, which take long to make; smaller images and fewer steps, which are not in them."""
     whole = configured(tmp_path_factory.mktemp("onnx"))
     assert [path.name for path in convert(whole)] == sorted(f"{name}.onnx" for name in GRAPHS)
     size = Sizing(short_side=64, long_side=128, multiple=8)
@@ -72,7 +72,7 @@ def pair(config: EngineConfig) -> Pair:
     )
 
 
-def test_a_picture_alone_is_torchs(pair: Pair) -> None:
+def test_an_image_alone_is_torchs(pair: Pair) -> None:
     for engine in (pair.torch, pair.onnx):
         engine.warm_up()
     expected, actual = (demo.make(engine, demo.task(1)) for engine in (pair.torch, pair.onnx))
@@ -80,21 +80,21 @@ def test_a_picture_alone_is_torchs(pair: Pair) -> None:
     assert largest_difference(pair, actual, expected) <= EQUAL + 1 / 255  # two may round to neighbours
 
 
-def test_a_picture_among_others_at_other_steps_is_torchs(pair: Pair) -> None:
+def test_an_image_among_others_at_other_steps_is_torchs(pair: Pair) -> None:
     expected, actual = (three(engine) for engine in (pair.torch, pair.onnx))
     for one, other in zip(actual, expected, strict=True):
         assert relative_error(one, other) <= EQUAL
 
 
 @pytest.mark.parametrize(("width", "height"), [(96, 64), (64, 128)])
-def test_pictures_of_other_sizes_are_torchs(pair: Pair, width: int, height: int) -> None:
+def test_images_of_other_sizes_are_torchs(pair: Pair, width: int, height: int) -> None:
     expected, actual = (demo.make(engine, demo.task(2, width, height)) for engine in (pair.torch, pair.onnx))
     assert actual.shape == (4, height // 8, width // 8)
     assert relative_error(actual, expected) <= EQUAL
     assert largest_difference(pair, actual, expected) <= EQUAL + 1 / 255
 
 
-def test_pictures_that_each_ask_for_something_else_are_torchs(pair: Pair) -> None:
+def test_images_that_each_ask_for_something_else_are_torchs(pair: Pair) -> None:
     asked: tuple[dict[str, Any], ...] = (
         {"steps": 3, "guidance_scale": 1.0, "temperature": 0.2},
         {"steps": 7, "guidance_scale": 6.5, "negative": "a blue square"},
@@ -298,7 +298,7 @@ def test_an_onnx_runtime_without_tensorrt_is_told_from_one_with_it(
 # ------------------------------------------------------------------------------------------------------------- service
 
 
-def test_the_service_makes_torchs_picture(config: EngineConfig) -> None:
+def test_the_service_makes_torchs_image(config: EngineConfig) -> None:
     pictures = []
     for runtime in ("torch", "onnxruntime"):
         few = {"ENGINE__SAMPLER__STEPS": 4, "ENGINE__SIZE__SHORT_SIDE": 64, "ENGINE__SIZE__LONG_SIDE": 64}

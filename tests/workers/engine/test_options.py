@@ -1,4 +1,4 @@
-"""What a picture asks for itself, beside others that ask for something else: as diffusers makes it alone."""
+"""What an image asks for itself, beside others that ask for something else: as diffusers makes it alone."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,7 +35,7 @@ MIXED: tuple[Asked, ...] = (
 
 
 def as_configured(config: EngineConfig, options: Asked) -> EngineConfig:
-    """The configuration that says for all pictures what one asks for."""
+    """The configuration that says for all images what one asks for."""
     plain = {key: options[key] for key in ("guidance_scale", "control_scale") if key in options}
     sampler = replace(config.sampler, steps=options.get("steps", config.sampler.steps))
     negative = options.get("negative", config.prompt.negative)
@@ -69,7 +69,7 @@ def control_image(picture: bytes, options: Asked) -> Pixels:
 
 
 def together(engine: DiffusionEngine, wanted: list[Task]) -> list[Tensor]:
-    """Latents of pictures that share every step from the first on, for as long as each takes."""
+    """Latents of images that share every step from the first on, for as long as each takes."""
     for slot, task in enumerate(wanted):
         engine.admit(slot, engine.prepare(task))
     while engine.step():
@@ -86,7 +86,7 @@ def shared() -> DiffusionEngine:
     return demo.engine(FIVE)
 
 
-def test_each_picture_of_a_batch_comes_out_as_it_asks(shared: DiffusionEngine) -> None:
+def test_each_image_of_a_batch_comes_out_as_it_asks(shared: DiffusionEngine) -> None:
     expected = [by_diffusers(FIVE, shared, task, asked) for task, asked in zip(tasks(), MIXED, strict=True)]
     for actual, each in zip(together(shared, tasks()), expected, strict=True):
         assert relative_error(actual, each) <= TOLERANCE
@@ -110,7 +110,7 @@ def test_every_option_matters(shared: DiffusionEngine) -> None:
         assert relative_error(latents, plain) > 10 * TOLERANCE, change
 
 
-def test_a_picture_without_guidance_is_the_same_whatever_the_negative_prompt(shared: DiffusionEngine) -> None:
+def test_an_image_without_guidance_is_the_same_whatever_the_negative_prompt(shared: DiffusionEngine) -> None:
     asked = tuple({"guidance_scale": scale, "negative": text} for scale, text in ((1.0, "gray"), (0.0, "a blue star")))
     first, second = together(shared, [replace(task, seed=1) for task in tasks(asked)])
     assert torch.equal(first, second)
@@ -133,7 +133,7 @@ def test_numbers_of_steps_mix_where_steps_draw_noise_or_call_the_model_more_than
         assert relative_error(actual, each) <= TOLERANCE
 
 
-def test_progress_is_told_of_each_pictures_own_steps(shared: DiffusionEngine) -> None:
+def test_progress_is_told_of_each_images_own_steps(shared: DiffusionEngine) -> None:
     for slot, steps in enumerate((1, 3)):
         shared.admit(slot, shared.prepare(demo.task(steps=steps)))
     told = [shared.step() for _ in range(4)]
@@ -147,15 +147,15 @@ def test_progress_is_told_of_each_pictures_own_steps(shared: DiffusionEngine) ->
         shared.discard(slot)
 
 
-def test_a_slot_forgets_what_its_last_picture_asked_for(shared: DiffusionEngine) -> None:
+def test_a_slot_forgets_what_its_last_image_asked_for(shared: DiffusionEngine) -> None:
     (expected,) = together(shared, tasks(({},)))
     together(shared, [replace(tasks()[1], seed=5)])
     (actual,) = together(shared, tasks(({},)))
     assert torch.equal(actual, expected)
 
 
-def test_recorded_steps_serve_pictures_whatever_they_ask_for(shared: DiffusionEngine) -> None:
-    """Nothing is recorded for an option, and what is replayed makes the same pictures."""
+def test_recorded_steps_serve_images_whatever_they_ask_for(shared: DiffusionEngine) -> None:
+    """Nothing is recorded for an option, and what is replayed makes the same images."""
     fake = recorder()
     engine = recorded(FIVE, fake)
     engine.warm_up()
@@ -166,7 +166,7 @@ def test_recorded_steps_serve_pictures_whatever_they_ask_for(shared: DiffusionEn
     assert engine.status().fallbacks == ()
 
 
-def test_pictures_in_the_middle_of_their_steps_do_not_notice_one_that_joins(shared: DiffusionEngine) -> None:
+def test_images_in_the_middle_of_their_steps_do_not_notice_one_that_joins(shared: DiffusionEngine) -> None:
     (expected,) = together(shared, tasks(({},)))
     shared.admit(0, shared.prepare(tasks(({},))[0]))
     for slot, task in enumerate(tasks()[1:], 1):
@@ -209,7 +209,7 @@ def controlnet() -> Iterator[Any]:
     net.set_attn_processor(processors)
 
 
-def test_each_picture_has_its_own_temperature(shared: DiffusionEngine, controlnet: Any) -> None:
+def test_each_image_has_its_own_temperature(shared: DiffusionEngine, controlnet: Any) -> None:
     mixed = tuple({"temperature": each, "control_scale": 1.5} for each in (1.0, 0.5, 0.1, 0.004))
     actual = together(shared, tasks(mixed))
     for task, latents in zip(tasks(mixed), actual, strict=True):
@@ -225,7 +225,7 @@ def test_it_is_the_controlnets_alone(shared: DiffusionEngine) -> None:
     assert torch.equal(actual, expected)
 
 
-def test_the_lowest_temperatures_leave_a_picture() -> None:
+def test_the_lowest_temperatures_leave_an_image() -> None:
     engine = demo.engine(replace(CONFIG, slots=1))
     min_temperature, colder = (together(engine, tasks(({"temperature": each},)))[0] for each in (2.0**-20, 1e-300))
     assert min_temperature.isfinite().all()
@@ -249,7 +249,7 @@ def test_steps_that_a_sampler_cannot_take_are_refused_and_all_others_work() -> N
     assert engine.prepare(demo.task(steps=20)).plan.calls == 20
 
 
-def test_where_nothing_guides_no_picture_can_ask_for_guidance() -> None:
+def test_where_nothing_guides_no_image_can_ask_for_guidance() -> None:
     engine = demo.engine(replace(CONFIG, guidance_scale=1.0))
     with pytest.raises(BadOptionError, match=r"^guidance_scale is 1\.5, but this model runs without guidance: 1 is "):
         engine.prepare(demo.task(guidance_scale=1.5))

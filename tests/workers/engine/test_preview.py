@@ -1,4 +1,4 @@
-"""Previews of the small model's pictures: what they look like, and that nothing else comes of them."""
+"""Previews of the small model's images: what they look like, and that nothing else comes of them."""
 
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -32,7 +32,7 @@ ALIKE_DB = 45  # alone against in a batch
 
 @dataclass(frozen=True)
 class Made:
-    """A picture: its previews after each step but the last, its final latents, and itself with a pixel for each."""
+    """An image: its previews after each step but the last, its final latents, and itself with a pixel for each."""
 
     previews: list[Pixels]
     latents: Tensor
@@ -41,13 +41,13 @@ class Made:
 
 @pytest.fixture(scope="module")
 def engine() -> DiffusionEngine:
-    """One of the demo's own configuration, whose pictures are those that the model was trained for."""
+    """One of the demo's own configuration, whose images are those that the model was trained for."""
     return demo.engine(DEMO)
 
 
 @pytest.fixture(scope="module")
 def made(engine: DiffusionEngine) -> list[Made]:
-    """Two pictures that run together."""
+    """Two images that run together."""
     slots = range(2)
     for slot, scene in zip(slots, flat_scenes(len(slots), seed=3), strict=True):
         task = Task(file_of(scene.picture), scene.caption, slot, Options(steps=STEPS))
@@ -81,13 +81,13 @@ def resembles(preview: Pixels, picture: Pixels) -> bool:
     return demo.psnr(preview, picture) >= RESEMBLES_DB and correlation(preview, picture) >= RESEMBLES
 
 
-def test_a_preview_resembles_the_picture(made: list[Made]) -> None:
+def test_a_preview_resembles_the_image(made: list[Made]) -> None:
     for each in made:
         assert each.previews[-1].shape == (SIDE, SIDE, 3)
         assert resembles(each.previews[-1], each.picture)
 
 
-def test_previews_come_closer_to_the_picture(made: list[Made]) -> None:
+def test_previews_come_closer_to_the_image(made: list[Made]) -> None:
     for each in made:
         likeness = [demo.psnr(each.previews[step], each.picture) for step in (0, 4, STEPS - 2)]
         assert likeness == sorted(likeness)
@@ -164,7 +164,7 @@ def test_it_is_the_last_step_that_is_shown() -> None:
     assert demo.psnr(shown(engine, 0), before) < ALIKE_DB
 
 
-def test_a_picture_that_is_shown_is_the_same() -> None:
+def test_an_image_that_is_shown_is_the_same() -> None:
     engine = demo.engine()
     expected = demo.make(engine, demo.task())
     engine.admit(0, engine.prepare(demo.task()))
@@ -197,7 +197,7 @@ def test_a_sampler_that_does_not_tell_shows_nothing(monkeypatch: pytest.MonkeyPa
     demo.run(engine, 0)
 
 
-def test_without_memory_it_says_so_and_the_picture_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_memory_it_says_so_and_the_image_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = demo.engine()
     engine.admit(0, engine.prepare(demo.task()))
     engine.step()

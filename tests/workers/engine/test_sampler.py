@@ -193,7 +193,7 @@ def test_one_that_draws_what_the_request_does_not_is_refused(
         sampler_matrix(cast(Any, Drawing(draw)))
 
 
-def test_one_that_draws_less_than_a_picture_is_refused() -> None:
+def test_one_that_draws_less_than_an_image_is_refused() -> None:
     with pytest.raises(UnsupportedSamplerError, match="draws other than noise of the image's shape"):
         sampler_matrix(cast(Any, Drawing(lambda _, generator: torch.randn(1, 1, generator=generator))))
 

@@ -36,7 +36,7 @@ def test_a_step_without_memory_is_taken_in_smaller_parts() -> None:
     assert made_by.status().fallbacks == (("step: out of memory", 1),)
 
 
-def test_without_memory_for_one_picture_the_error_is_raised() -> None:
+def test_without_memory_for_one_image_the_error_is_raised() -> None:
     made_by = engine(FOUR)
     _Limited(made_by, rows=0)
     made_by.admit(0, made_by.prepare(demo.task(0)))
@@ -46,7 +46,7 @@ def test_without_memory_for_one_picture_the_error_is_raised() -> None:
     assert made_by.step() == []
 
 
-def test_a_picture_is_decoded_in_the_memory_of_other_sizes() -> None:
+def test_an_image_is_decoded_in_the_memory_of_other_sizes() -> None:
     made_by, fake = engine(FOUR, recorder()), Refusing(1)
     demo.make(made_by, demo.task(1, 96))
     made_by.admit(0, made_by.prepare(demo.task(0)))
@@ -57,7 +57,7 @@ def test_a_picture_is_decoded_in_the_memory_of_other_sizes() -> None:
     assert made_by._execution.spaces.get((8, 12)) is None
 
 
-def test_a_picture_that_cannot_be_decoded_stays_until_it_is_dropped() -> None:
+def test_an_image_that_cannot_be_decoded_stays_until_it_is_dropped() -> None:
     made_by, fake = engine(FOUR), Refusing(2)
     made_by.admit(0, made_by.prepare(demo.task(0)))
     demo.run(made_by, 0)
@@ -68,7 +68,7 @@ def test_a_picture_that_cannot_be_decoded_stays_until_it_is_dropped() -> None:
     made_by.admit(0, made_by.prepare(demo.task(0)))
 
 
-def test_a_picture_that_cannot_be_admitted_leaves_its_slot_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_cannot_be_admitted_leaves_its_slot_free(monkeypatch: pytest.MonkeyPatch) -> None:
     made_by = engine(FOUR)
     prepared = made_by.prepare(demo.task(0))
     with monkeypatch.context() as patched:
@@ -96,7 +96,7 @@ class Refusing:
 
 
 class _Limited:
-    """Makes an engine's networks run out of memory with more than so many pictures."""
+    """Makes an engine's networks run out of memory with more than so many images."""
 
     def __init__(self, engine: DiffusionEngine, rows: int) -> None:
         self.refused = 0

@@ -1,4 +1,4 @@
-"""Networks that torch compiles in the background, and that take over while pictures are made."""
+"""Networks that torch compiles in the background, and that take over while images are made."""
 
 import time
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def compiled_by(made_by: DiffusionEngine, passes: Passes, decode: Decode) -> Non
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own imports
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_networks_take_over_between_two_steps_of_a_picture(backend: str) -> None:
+def test_compiled_networks_take_over_between_two_steps_of_an_image(backend: str) -> None:
     """The small model, for one batch size, and then its VAE: traced alone, or compiled by torch indeed."""
     config = speed(replace(CONFIG, slots=1), compile=True)
     made_by = engine(config, recorder())
@@ -78,7 +78,7 @@ def test_any_number_of_shapes_is_compiled() -> None:
     assert made_by.status().fallbacks == ()
 
 
-def test_when_compiling_fails_pictures_are_made_as_before() -> None:
+def test_when_compiling_fails_images_are_made_as_before() -> None:
     def broken(*_: Any) -> Any:
         raise RuntimeError("no C compiler")
 

@@ -1,4 +1,4 @@
-"""Three pictures that are made one by one, and then together by an engine whose speed is tested: they must be alike."""
+"""Three images that are made one by one, and then together by an engine whose speed is tested: they must be alike."""
 
 from dataclasses import replace
 from functools import cache
@@ -27,7 +27,7 @@ def speed(config: EngineConfig = FOUR, **changes: Any) -> EngineConfig:
 
 @cache
 def alone() -> dict[int, Tensor]:
-    """Latents of three pictures that were made alone, without graphs, by seed."""
+    """Latents of three images that were made alone, without graphs, by seed."""
     plain = engine(FOUR)
     return {seed: demo.make(plain, demo.task(seed)) for seed in range(3)}
 
