@@ -420,7 +420,7 @@ def _outcome(event: m.Finished | m.Failed | m.Released, job: JobState) -> Outcom
         case m.Finished(worker, slot, _, image):
             return m.Done(worker, slot, image, queued=job.started - job.submitted)
         case m.Failed(reason=reason, blame=blame):
-            return m.Refused(reason, blame) if blame in {m.Blame.PICTURE, m.Blame.OPTION} else m.Broken(reason)
+            return m.Refused(reason, blame) if blame in {m.Blame.IMAGE, m.Blame.OPTION} else m.Broken(reason)
         case m.Released(worker):
             raise IllegalEvent(f"{worker} released job {job.job.id}, which nobody cancelled")
         case _ as unreachable:

@@ -316,7 +316,7 @@ class EdgeService:
             case Finished(_, slot, _, image):
                 self._answer.set_result(self._memory.read(slot, image.length))
             case Failed(_, _, _, reason, blame):
-                self._answer.set_exception((BadImageError if blame is Blame.PICTURE else FailedError)(reason))
+                self._answer.set_exception((BadImageError if blame is Blame.IMAGE else FailedError)(reason))
             case _:
                 raise ValueError(f"the edge process sends no {type(report).__name__}")
 
@@ -403,7 +403,7 @@ def _answer(order: wire.Run, memory: SlotMemory, budget: DecodeBudget) -> wire.R
         found = _find(EdgeTask(bytes(data[: order.image_bytes]), *_unpack(params)), budget)
         memory.output(order.slot)[: len(found)] = found
     except Exception as error:
-        blame, reason = Blame.PICTURE, str(error)
+        blame, reason = Blame.IMAGE, str(error)
         if lacks_memory(error):
             log.warning("An image was refused: it needs more memory than estimated, and more than is allowed")
             reason = "Decoding this image takes more memory than this server allows. Send a smaller one."

@@ -305,7 +305,7 @@ class Worker:
         try:
             return work()
         except BadImageError as error:
-            self._leave(m.Failed(self.id, slot, generation, wire.as_reason(str(error)), Blame.PICTURE))
+            self._leave(m.Failed(self.id, slot, generation, wire.as_reason(str(error)), Blame.IMAGE))
         except BadOptionError as error:
             self._leave(m.Failed(self.id, slot, generation, wire.as_reason(str(error)), Blame.OPTION))
         except (OutOfMemoryError, MemoryError) as error:

@@ -122,7 +122,7 @@ def test_a_deadline_is_forgotten_with_its_job() -> None:
 
 def test_a_picture_that_cannot_be_read_is_refused() -> None:
     core = running_one()
-    assert core.handle(0.1, failed(FIRST, "not an image", Blame.PICTURE)) == [
+    assert core.handle(0.1, failed(FIRST, "not an image", Blame.IMAGE)) == [
         Reply(1, Refused("not an image")),
         Start(2, "gpu0", 0, 2),
     ]
@@ -140,7 +140,7 @@ def test_a_late_message_is_not_taken_for_the_next_tenants() -> None:
     core.handle(1.0, Tick())
     second = Start(1, "gpu0", 0, 2)
     assert core.handle(2.0, ready("gpu0", SINGLE)) == [second]
-    for late in (finished(FIRST), failed(FIRST, "late", Blame.PICTURE), released(FIRST)):
+    for late in (finished(FIRST), failed(FIRST, "late", Blame.IMAGE), released(FIRST)):
         assert core.handle(3.0, late) == []
     assert core.handle(3.0, finished(second)) == [Reply(1, done(second, queued=2.0))]
 

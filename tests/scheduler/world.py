@@ -284,7 +284,7 @@ class World(RuleBasedStateMachine):
                 assert queued >= 0.0
             case Refused() | Broken():
                 assert isinstance(event, Failed)
-                assert (event.blame in {Blame.PICTURE, Blame.OPTION}) == isinstance(outcome, Refused)
+                assert (event.blame in {Blame.IMAGE, Blame.OPTION}) == isinstance(outcome, Refused)
                 assert event.blame is not Blame.MEMORY or client.guilt >= CRASH * LIMITS.attempts
             case WorkerCrash(losses):
                 assert losses == client.losses

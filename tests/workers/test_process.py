@@ -127,7 +127,7 @@ def test_what_is_no_image_is_refused_and_the_next_one_made(worker: Worker) -> No
     worker.run(1, 7, b"not an image")
     failed = worker.until(m.Failed)
     assert isinstance(failed, m.Failed)
-    assert (failed.slot, failed.generation, failed.blame) == (1, 7, Blame.PICTURE)
+    assert (failed.slot, failed.generation, failed.blame) == (1, 7, Blame.IMAGE)
     worker.run(1, 8)
     finished = worker.until(m.Finished)
     assert isinstance(finished, m.Finished)
