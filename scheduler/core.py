@@ -83,8 +83,8 @@ class Scheduler:
     def next_wakeup(self) -> float | None:
         """When to send the next `Tick`, unless another event comes first. It may be early, and have no effect."""
         first = self._deadlines[0][0] if self._deadlines else None
-        patience = self._placement.patience_ends if self._wait is Wait.SLOWER else None
-        times = (first, self._workers.next_alarm(), self._until, patience)
+        stops_waiting_at = self._placement.stops_waiting_at if self._wait is Wait.SLOWER else None
+        times = (first, self._workers.next_alarm(), self._until, stops_waiting_at)
         return None if self._exited else min([time for time in times if time is not None], default=None)
 
     @property

@@ -74,7 +74,7 @@ class Placement:
         self._slacks: list[float] | None = None
         self.waiting: JobState | None = None
         """The job that should wait, as `choose` said last."""
-        self.patience_ends: float | None = None
+        self.stops_waiting_at: float | None = None
         """When that job takes an empty worker, if it waits for a faster one now."""
 
     def forget(self) -> None:
@@ -277,7 +277,7 @@ class Placement:
 
     def _best(self, state: JobState, now: float, behind: int, options: Sequence[Option]) -> Worker | Wait:
         """The best of these workers for a job, or the reason to wait. `behind` jobs wait behind it."""
-        job, self.patience_ends = state.job, None
+        job, self.stops_waiting_at = state.job, None
         found = [worker for worker, reason in options if reason is None]
         if not found and all(now + worker.joined_by(job).end_if_waited > job.deadline for worker, _ in options):
             found = [worker for worker, reason in options if reason is Wait.SLOWER and _in_time(worker, job, now)]
@@ -291,10 +291,10 @@ class Placement:
         nearly_least = least + (ALIKE - 1) * abs(least)  # a leaving image can make the sum smaller than it was
         equals = [worker for worker in found if worker.joined_by(job).added <= nearly_least]
         best = min(equals, key=lambda worker: (len(worker.slots), worker.changed))
-        patience_ends = state.submitted + best.joined_by(job).end
-        if best.slots or now >= patience_ends or not self._ends_sooner_elsewhere(best, job, now, behind):
+        stops_waiting_at = state.submitted + best.joined_by(job).end
+        if best.slots or now >= stops_waiting_at or not self._ends_sooner_elsewhere(best, job, now, behind):
             return best
-        self.patience_ends = patience_ends
+        self.stops_waiting_at = stops_waiting_at
         return Wait.SLOWER
 
     def _ends_sooner_elsewhere(self, empty: Worker, job: Job, now: float, behind: int) -> bool:

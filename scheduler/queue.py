@@ -65,9 +65,9 @@ class JobState:
 
 @dataclass(slots=True)
 class ClientQueue:
-    """One client's waiting jobs, by priority, then in order of arrival. `served` is its virtual time."""
+    """One client's waiting jobs, by priority, then in order of arrival. `virtual_time` is the work that it was served."""
 
-    served: float
+    virtual_time: float
     jobs: list[JobState] = field(default_factory=list)
 
 
@@ -79,7 +79,7 @@ def _due(job: JobState) -> tuple[float, int]:
     return job.deadline, job.sequence
 
 
-class Turns:
+class ClientQueues:
     """A fair queue: one queue per client, served in order of least work done."""
 
     def __init__(self) -> None:
@@ -108,8 +108,8 @@ class Turns:
         if not self.sizes[job.key]:
             del self.sizes[job.key]
         if started:
-            queue.served += job.charge
-            self._virtual_time = max(self._virtual_time, queue.served)
+            queue.virtual_time += job.charge
+            self._virtual_time = max(self._virtual_time, queue.virtual_time)
         if queue.jobs:
             self.clients[job.job.client] = queue
         if not self.clients:
@@ -120,13 +120,13 @@ class Turns:
         """The job whose turn it is; None if none waits."""
         if not self.clients:
             return None
-        return min(self.clients.values(), key=lambda queue: queue.served + queue.jobs[0].charge).jobs[0]
+        return min(self.clients.values(), key=lambda queue: queue.virtual_time + queue.jobs[0].charge).jobs[0]
 
     def order(self) -> list[JobState]:
         """All jobs in the order in which they start if no other job comes."""
         first, turns = self.next, list[tuple[float, bool, int, JobState]]()
         for queue in self.clients.values():
-            turn = queue.served
+            turn = queue.virtual_time
             for job in queue.jobs:
                 turn += job.charge
                 turns.append((turn, job is not first, len(turns), job))
@@ -136,7 +136,7 @@ class Turns:
         """The first job of each size, in the order of their turns."""
         found: dict[BatchKey, tuple[float, int, JobState]] = {}
         for queue in self.clients.values():
-            turn, missing = queue.served, set(self.sizes)
+            turn, missing = queue.virtual_time, set(self.sizes)
             for job in queue.jobs:
                 turn += job.charge
                 if job.key in missing:
@@ -154,7 +154,7 @@ class Turns:
         for client, queue in self.clients.items():
             require(bool(queue.jobs), f"{client} has an empty queue")
             require(queue.jobs == sorted(queue.jobs, key=_importance), f"the jobs of {client} are out of order")
-            require(queue.served <= self._virtual_time, f"{client} is ahead of the virtual time")
+            require(queue.virtual_time <= self._virtual_time, f"{client} is ahead of the virtual time")
 
 
 class FairQueue:
@@ -166,7 +166,7 @@ class FairQueue:
     def __init__(self) -> None:
         self.suspects: list[JobState] = []
         self.by_deadline: list[JobState] = []
-        self._interactive, self._background = Turns(), Turns()
+        self._interactive, self._background = ClientQueues(), ClientQueues()
         self._owed = 0.0  # work that background jobs have given way to for long enough
         self._sequence = 0
         self._loads: tuple[float, float] | None = None
@@ -212,7 +212,7 @@ class FairQueue:
         """How many jobs have this deadline or an earlier one."""
         return bisect_right(self.by_deadline, deadline, key=attrgetter("deadline"))
 
-    def _turns_of(self, job: JobState) -> Turns:
+    def _class_of(self, job: JobState) -> ClientQueues:
         return self._background if job.background else self._interactive
 
     def add(self, job: JobState) -> None:
@@ -220,7 +220,7 @@ class FairQueue:
         self._sequence += 1
         job.sequence, self._loads = self._sequence, None
         insort(self.by_deadline, job, key=_due)
-        self._turns_of(job).add(job)
+        self._class_of(job).add(job)
 
     def put_back(self, suspects: list[JobState]) -> None:
         """Put jobs that lost their worker before all others."""
@@ -233,7 +233,7 @@ class FairQueue:
             return
         self.by_deadline.remove(job)
         self._loads = None
-        self._turns_of(job).remove(job, started=started)
+        self._class_of(job).remove(job, started=started)
         if started:
             self._owed = _owed_after(self._owed, job)
         if not self._background.clients:

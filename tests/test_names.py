@@ -7,12 +7,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 GONE = {
+    *("Turns", "Shelves", "Agenda", "Crowd", "Tenant", "Taken", "Standing", "Overdrawn", "Poisoned"),
+    *("bury", "forsake", "vacate", "welcome", "reprice", "take_out", "leeway", "guilt", "ACCIDENTS", "patience"),
+    *("Drag", "Pace", "Strength", "grain", "objection", "settle", "ring"),
     *("Workshop", "Studio", "Aside", "Ways", "homes", "finals", "Moment", "Given", "coldness", "coldest", "rehearse"),
     *("Extent", "Placed", "Newcomer", "Recipe", "Lane", "DeviceTurns", "BadPictureError", "picture", "pictures"),
 }
 
 
-@pytest.mark.parametrize("package", ["workers/engine"])
+@pytest.mark.parametrize("package", ["scheduler", "workers/engine"])
 def test_no_old_name_is_left(package: str) -> None:
     left = []
     for path in sorted((ROOT / package).rglob("*.py")):

@@ -115,7 +115,7 @@ class Occupant:
 
 
 class Device:
-    """One worker with its device. It reports to `tell`."""
+    """One worker with its device. It reports by `send`."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class Device:
         slow: float,
         seed: int,
         calendar: Calendar,
-        tell: Callable[[m.Event], None],
+        send: Callable[[m.Event], None],
         steps_left: dict[m.JobId, int],
     ) -> None:
         self.name = name
@@ -134,7 +134,7 @@ class Device:
         self._jitter = Random(f"{seed} {name} jitter")  # noqa: S311
         self._failures = Random(f"{seed} {name} failures")  # noqa: S311
         self._calendar = calendar
-        self._tell = tell
+        self._send = send
         self._steps_left = steps_left  # of images that were dropped on any device
         self._process = 0  # changes with every spawn and exit: what a former process had planned does not happen
         self._forget()
@@ -157,7 +157,7 @@ class Device:
     def spawn(self) -> None:
         """Start the process: it loads the model. The time of its failure is drawn now."""
         self._process += 1
-        self._after(self._machine.load_seconds, lambda: self._tell(m.WorkerReady(self.name, self._machine.costs)))
+        self._after(self._machine.load_seconds, lambda: self._send(m.WorkerReady(self.name, self._machine.costs)))
         if self._machine.failures_per_hour:
             seconds = self._failures.expovariate(self._machine.failures_per_hour / 3600)
             self._after(seconds, lambda: self._exit("failed"))
@@ -169,7 +169,7 @@ class Device:
     def _exit(self, reason: str) -> None:
         self._process += 1
         self._forget()
-        self._tell(m.WorkerExited(self.name, reason))
+        self._send(m.WorkerExited(self.name, reason))
 
     def start(self, command: m.Start, arrival: Arrival) -> None:
         """Put an image into a slot, and prepare it."""
@@ -201,7 +201,7 @@ class Device:
             if occupant.left < occupant.steps:
                 self._steps_left[occupant.job] = occupant.left
                 self._take_device(self._machine.aside_seconds * occupant.key.work)
-            self._tell(m.Released(self.name, occupant.slot, occupant.generation))
+            self._send(m.Released(self.name, occupant.slot, occupant.generation))
 
     def _prepared(self, occupant: Occupant) -> None:
         if occupant.cancelled:
@@ -224,7 +224,7 @@ class Device:
         batch, self._batch = self._batch, []
         for each in batch:
             each.left -= 1
-        self._tell(m.Stepped(self.name, tuple([(each.slot, each.steps - each.left) for each in batch])))
+        self._send(m.Stepped(self.name, tuple([(each.slot, each.steps - each.left) for each in batch])))
         for each in batch:
             if each.cancelled:
                 self._drop(each)
@@ -244,4 +244,4 @@ class Device:
 
     def _finished(self, occupant: Occupant) -> None:
         del self._slots[occupant.slot]
-        self._tell(m.Finished(self.name, occupant.slot, occupant.generation, IMAGE))
+        self._send(m.Finished(self.name, occupant.slot, occupant.generation, IMAGE))

@@ -60,7 +60,7 @@ class Simulator:
         steps_left: dict[m.JobId, int] = {}
         for index in range(machine.devices):
             name, slow = f"gpu{index}", machine.straggler if index == 0 else 1.0
-            self._devices[name] = Device(name, machine, slow, seed, self._calendar, self._tell, steps_left)
+            self._devices[name] = Device(name, machine, slow, seed, self._calendar, self._send, steps_left)
         self._core = make(list(self._devices), queue)
         self._run = Run()
 
@@ -71,7 +71,7 @@ class Simulator:
             RuntimeError: the scheduler answered a job twice, or not at all, or used a slot that is taken.
         """
         calendar, core = self._calendar, self._core
-        self._tell(m.Opened())
+        self._send(m.Opened())
         for job, arrival in enumerate(self._arrivals):
             calendar.at(arrival.seconds, partial(self._submit, job))
             calendar.at(arrival.seconds, on_arrival)
@@ -79,7 +79,7 @@ class Simulator:
             wakeup = core.next_wakeup
             if wakeup is not None and wakeup < calendar.next_time:
                 calendar.now = max(calendar.now, wakeup)
-                self._tell(m.Tick())
+                self._send(m.Tick())
             elif calendar.next_time == float("inf"):
                 raise RuntimeError(f"{len(self._arrivals) - len(self._run.answers)} jobs are never answered")
             else:
@@ -91,11 +91,11 @@ class Simulator:
         deadline, length = self._calendar.now + arrival.deadline, arrival.steps / NOMINAL_STEPS
         self._unanswered.add(job)
         self._run.tries[job] += 1
-        self._tell(
+        self._send(
             m.Submitted(m.Job(job, deadline, arrival.work, arrival.client, length, arrival.priority, size=arrival.size))
         )
 
-    def _tell(self, event: m.Event) -> None:
+    def _send(self, event: m.Event) -> None:
         began = time.thread_time_ns()
         commands = self._core.handle(self._calendar.now, event)
         self._run.decisions.append((time.thread_time_ns() - began) / 1000)

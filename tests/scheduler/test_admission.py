@@ -31,14 +31,14 @@ FLEETS = {
     "two GPUs": (GPU, GPU),
     "unequal GPUs": (GPU, SLOW_GPU),
 }
-BUDGETS = (1.05, 1.3, 2.0, 3.5)  # in pictures alone on the slowest worker
+BUDGETS = (1.05, 1.3, 2.0, 3.5)  # in images alone on the slowest worker
 # Between unequal workers a job goes where there is room, even if it were in time on the faster one alone: so where the
 # slower one's service time under load (1.27) exceeds the budget, no time to come back can be promised.
 PROMISES = [(name, budget) for name in FLEETS for budget in BUDGETS if name != "unequal GPUs" or budget > 1.27]
 
 
 def alone(*fleet: Costs) -> float:
-    """Seconds for a picture alone on the slowest worker."""
+    """Seconds for an image alone on the slowest worker."""
     return max(seconds_alone(costs) for costs in fleet)
 
 
@@ -65,7 +65,7 @@ def test_what_no_worker_can_ever_do_in_time_is_not_told_to_come_back() -> None:
     assert core.handle(0.0, Submitted(job(3, deadline=9.5))) == [Reply(3, Impossible(10.0))]
 
 
-def test_a_large_picture_needs_longer() -> None:
+def test_a_large_image_needs_longer() -> None:
     core = scheduler(ready("cpu0", CPU))
     [reply] = core.handle(0.0, Submitted(job(1, deadline=15.0, work=2.0)))
     assert isinstance(reply, Reply)
@@ -170,7 +170,7 @@ def test_a_worker_that_takes_other_steps_than_it_said_does_not_spoil_the_sums() 
     assert core.handle(1.0, Submitted(job(3, deadline=21.0))) == [Reply(3, Rejected(11.0 + 10.0 - 20.0 + 2.0))]
 
 
-def test_a_full_queue_turns_away_until_the_next_picture_is_done() -> None:
+def test_a_full_queue_turns_away_until_the_next_image_is_done() -> None:
     core = scheduler(ready("cpu0", CPU), max_queue=1)
     core.handle(0.0, Submitted(job(1)))
     core.handle(0.0, Submitted(job(2)))
@@ -212,7 +212,7 @@ def test_whoever_comes_back_when_told_is_taken(fleet: str, budget: float, pause:
 
 @pytest.mark.parametrize("fleet", FLEETS)
 @pytest.mark.parametrize("works", [(3.0,), (1.0, 4.0), (0.25, 2.0)])
-def test_it_is_true_for_pictures_of_other_sizes_too(fleet: str, works: tuple[float, ...]) -> None:
+def test_it_is_true_for_images_of_other_sizes_too(fleet: str, works: tuple[float, ...]) -> None:
     toy = Toy(*FLEETS[fleet])
     seconds = 12 * alone(*FLEETS[fleet])
     work, answer = next((work, answer) for work in cycle(works) if (answer := toy.submit(seconds, work)) is not None)
@@ -237,7 +237,7 @@ def test_whoever_comes_back_to_a_full_queue_when_told_finds_room(fleet: str) -> 
 
 
 @pytest.mark.parametrize("fleet", FLEETS)
-def test_whoever_is_taken_gets_a_picture_in_time(fleet: str) -> None:
+def test_whoever_is_taken_gets_an_image_in_time(fleet: str) -> None:
     toy = Toy(*FLEETS[fleet])
     seconds = 4 * alone(*FLEETS[fleet])
     for _ in range(100):

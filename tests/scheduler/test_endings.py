@@ -49,13 +49,13 @@ def test_its_slot_is_not_free_before_the_worker_says_so() -> None:
     assert core.handle(0.2, released(FIRST)) == [Start(2, "gpu0", 0, 2)]
 
 
-def test_a_picture_that_was_finished_meanwhile_frees_the_slot_too() -> None:
+def test_an_image_that_was_finished_meanwhile_frees_the_slot_too() -> None:
     core = running_one()
     core.handle(0.1, Cancelled(1))
     assert core.handle(0.2, finished(FIRST)) == [Start(2, "gpu0", 0, 2)]
 
 
-def test_a_picture_that_failed_meanwhile_frees_the_slot_too() -> None:
+def test_an_image_that_failed_meanwhile_frees_the_slot_too() -> None:
     core = running_one()
     core.handle(0.1, Cancelled(1))
     assert core.handle(0.2, failed(FIRST, "KeyError")) == [Start(2, "gpu0", 0, 2)]
@@ -74,7 +74,7 @@ def test_a_client_may_go_as_the_reply_comes() -> None:
     assert core.handle(1.0, Cancelled(99)) == []
 
 
-def test_a_picture_that_is_leaving_does_not_count_as_running_with_others() -> None:
+def test_an_image_that_is_leaving_does_not_count_as_running_with_others() -> None:
     core = scheduler(ready("gpu0", CPU))
     core.handle(0.0, Submitted(job(1)))
     core.handle(0.0, Submitted(job(2)))  # waits: it would slow the first
@@ -100,7 +100,7 @@ def test_any_event_makes_jobs_expire() -> None:
     assert core.handle(6.0, stepped("gpu0", 3)) == [Reply(1, Expired()), CANCEL]
 
 
-def test_a_picture_that_comes_before_the_tick_is_in_time() -> None:
+def test_an_image_that_comes_before_the_tick_is_in_time() -> None:
     core = running_one(deadline=5.0)
     assert core.handle(5.01, finished(FIRST)) == [Reply(1, done(FIRST)), Start(2, "gpu0", 0, 2)]
 
@@ -120,7 +120,7 @@ def test_a_deadline_is_forgotten_with_its_job() -> None:
     assert core.handle(6.0, Tick()) == []
 
 
-def test_a_picture_that_cannot_be_read_is_refused() -> None:
+def test_an_image_that_cannot_be_read_is_refused() -> None:
     core = running_one()
     assert core.handle(0.1, failed(FIRST, "not an image", Blame.IMAGE)) == [
         Reply(1, Refused("not an image")),

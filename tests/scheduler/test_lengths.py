@@ -1,4 +1,4 @@
-"""Pictures of more or fewer denoising steps: their time is predicted, shared out and promised by what they take."""
+"""Images of more or fewer denoising steps: their time is predicted, shared out and promised by what they take."""
 
 from itertools import cycle
 from random import Random
@@ -26,24 +26,24 @@ def test_a_length_is_a_number_of_steps_and_at_least_one() -> None:
     assert [steps_of(GPU, length) for length in (1.0, 2.5, 0.05, 0.001, 7 / 20)] == [20, 50, 1, 1, 7]
 
 
-def test_only_the_steps_of_a_longer_picture_take_longer() -> None:
+def test_only_the_steps_of_a_longer_image_take_longer() -> None:
     assert seconds_alone(GPU, work=1.0, length=2.5) == pytest.approx(50 * 0.050 + 0.1)
     assert seconds_alone(GPU, work=2.0, length=0.5) == pytest.approx(2 * (10 * 0.050 + 0.1))
 
 
-def test_a_short_picture_leaves_a_batch_before_those_that_it_joined() -> None:
+def test_a_short_image_leaves_a_batch_before_those_that_it_joined() -> None:
     together = if_joined(GPU, [running(20)], steps=5)
     assert together.end == pytest.approx(5 * 0.055 + 0.1)
     assert together.added - together.end == pytest.approx(5 * 0.055 - 5 * 0.050)
 
 
-def test_a_long_picture_delays_those_that_it_joins_as_long_as_they_run() -> None:
+def test_a_long_image_delays_those_that_it_joins_as_long_as_they_run() -> None:
     together = if_joined(GPU, [running(20)], steps=50)
     assert together.end == pytest.approx(20 * 0.055 + 30 * 0.050 + 0.1)
     assert together.added - together.end == pytest.approx(20 * 0.055 - 20 * 0.050)
 
 
-def test_a_short_picture_joins_where_a_nominal_one_would_wait() -> None:
+def test_a_short_image_joins_where_a_nominal_one_would_wait() -> None:
     core = scheduler(ready("cpu0", CPU))
     core.handle(0.0, Submitted(job(1)))
     assert core.handle(0.0, Submitted(job(2))) == []
@@ -60,7 +60,7 @@ def test_what_was_worked_out_for_one_length_is_not_taken_for_another() -> None:
     assert core.handle(0.0, Submitted(job(3, client="b", length=1 / 9))) == [Start(3, "cpu0", 1, 2)]
 
 
-def test_steps_left_are_counted_from_the_pictures_own_length() -> None:
+def test_steps_left_are_counted_from_the_images_own_length() -> None:
     core = scheduler(ready("cpu0", CPU))
     core.handle(0.0, Submitted(job(1, length=2.0)))  # 18 steps of a second, and one second more
     core.handle(10.0, stepped("cpu0", 10))
@@ -68,7 +68,7 @@ def test_steps_left_are_counted_from_the_pictures_own_length() -> None:
     assert core.handle(10.0, Submitted(job(3, deadline=29.5))) == []
 
 
-def test_a_long_silence_is_no_more_like_a_long_picture() -> None:
+def test_a_long_silence_is_no_more_like_a_long_image() -> None:
     core = scheduler(ready("cpu0", CPU), heartbeat_floor=1.0, heartbeat_factor=8.0)
     core.handle(0.0, Submitted(job(1, length=50.0)))
     assert core.next_wakeup == 8.0
@@ -93,7 +93,7 @@ def test_what_waits_counts_by_its_length() -> None:
     assert core.handle(0.0, Submitted(job(4, deadline=38 * MARGIN + 10.5, client="a"))) == []
 
 
-def test_of_a_queue_of_short_pictures_the_fixed_parts_count() -> None:
+def test_of_a_queue_of_short_images_the_fixed_parts_count() -> None:
     core = scheduler(ready("gpu0", SINGLE), client_share=1.0)  # 1.1 s, a tenth of a second of which is fixed
     core.handle(0.0, Submitted(job(1, client="a")))
     wait = (1.1 + 10 * 0.15) * MARGIN
@@ -128,7 +128,7 @@ def test_whoever_comes_back_when_told_is_taken(fleet: str, lengths: tuple[float,
 # --------------------------------------------------------------------------------------------------------------- turns
 
 
-def test_a_picture_of_fifty_steps_is_nearly_two_and_a_half_turns_of_one_of_twenty() -> None:
+def test_an_image_of_fifty_steps_is_nearly_two_and_a_half_turns_of_one_of_twenty() -> None:
     line = Line()
     for number in (1, 2, 3):
         line.submit(number, "long", length=2.5)
@@ -152,7 +152,7 @@ A_DAY = st.lists(
 @given(day=A_DAY)
 @example(day=[("flood", 12.0, 0.0, 2.5, 0)] * 30 + [("flood", 12.0, 0.3, 0.05, 5), ("two", 6.0, 0.3, 1.0, 0)] * 30)
 @settings(max_examples=40, deadline=None, derandomize=True)
-def test_whoever_is_taken_gets_a_picture_in_time_whatever_else_comes(
+def test_whoever_is_taken_gets_an_image_in_time_whatever_else_comes(
     fleet: str, day: list[tuple[str, float, float, float, int]]
 ) -> None:
     toy, unit = Toy(*FLEETS[fleet]), alone(*FLEETS[fleet])
@@ -182,7 +182,7 @@ def test_at_overload_with_mixed_lengths_what_is_taken_is_done_in_time(slower: fl
     assert work >= 0.85 * CAPACITY / slower * (END - SETTLED)
 
 
-def test_a_long_picture_beside_which_nobody_may_run_is_not_forgotten() -> None:
+def test_a_long_image_beside_which_nobody_may_run_is_not_forgotten() -> None:
     core = scheduler(ready("gpu0", GPU))
     core.handle(0.0, Submitted(job(1, deadline=2.7, length=2.5)))  # alone it takes 2.6 s, with another 3.1
     assert core.handle(0.0, Submitted(job(2))) == []
@@ -190,7 +190,7 @@ def test_a_long_picture_beside_which_nobody_may_run_is_not_forgotten() -> None:
     assert core.handle(2.6, finished(Start(1, "gpu0", 0, 1)))[1:] == [Start(2, "gpu0", 0, 2)]
 
 
-def test_a_device_that_waits_for_short_pictures_to_be_prepared_is_not_slow() -> None:
+def test_a_device_that_waits_for_short_images_to_be_prepared_is_not_slow() -> None:
     core = scheduler(ready("gpu0", GPU))
     start = Start(1, "gpu0", 0, 1)
     core.handle(0.0, Submitted(job(1)))

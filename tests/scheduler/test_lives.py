@@ -80,7 +80,7 @@ def test_a_lost_workers_job_is_started_elsewhere() -> None:
     assert core.handle(0.4, LOST) == [Start(1, "gpu1", 0, 2)]
 
 
-def test_a_worker_that_finished_a_picture_is_spawned_again_at_once() -> None:
+def test_a_worker_that_finished_an_image_is_spawned_again_at_once() -> None:
     core = scheduler(ready("gpu0"))
     core.handle(0.0, Submitted(job(1)))
     core.handle(1.0, finished(FIRST))
@@ -122,7 +122,7 @@ def test_a_worker_that_only_failed_has_proved_nothing() -> None:
     assert core.next_wakeup == 2.5
 
 
-def test_a_finished_picture_ends_the_doubling() -> None:
+def test_a_finished_image_ends_the_doubling() -> None:
     core = loading("gpu0", restart_backoff=0.5, quarantine_after=10**6)
     lose(core, 0.0)
     lose(core, 10.0)
@@ -190,7 +190,7 @@ def test_every_step_is_a_sign_of_life() -> None:
     assert core.handle(135.0 + 20.0, Tick()) == [Kill("gpu0", "silent for 20.0 s")]
 
 
-def test_a_finished_picture_is_a_sign_of_life() -> None:
+def test_a_finished_image_is_a_sign_of_life() -> None:
     core = scheduler(ready("gpu0"), heartbeat_floor=20.0)
     core.handle(0.0, Submitted(job(1)))
     core.handle(0.0, Submitted(job(2)))
@@ -210,7 +210,7 @@ def test_another_job_is_no_sign_of_life() -> None:
     [
         pytest.param(GPU, 1.0, 20.0, id="the floor"),
         pytest.param(Costs(9, (5.0,), 1.0), 1.0, 40.0, id="a slow step"),
-        pytest.param(Costs(9, (5.0,), 1.0), 2.0, 80.0, id="a large picture"),
+        pytest.param(Costs(9, (5.0,), 1.0), 2.0, 80.0, id="a large image"),
         pytest.param(Costs(9, (1.0,), 6.0), 1.0, 48.0, id="a slow decoder"),
     ],
 )

@@ -55,7 +55,7 @@ def test_it_is_tried_again_after_a_long_pause_and_out_again_with_the_next_loss()
     assert core.state_of("gpu0") is WorkerState.OUT
 
 
-def test_one_that_finishes_a_picture_has_all_its_tries_again() -> None:
+def test_one_that_finishes_an_image_has_all_its_tries_again() -> None:
     core = scheduler(ready("gpu0"), **LIMITS)
     for _ in range(2):
         lose(core, "gpu0")
@@ -67,7 +67,7 @@ def test_one_that_finishes_a_picture_has_all_its_tries_again() -> None:
     assert core.state_of("gpu0") is WorkerState.LOADING
 
 
-def test_one_that_was_ready_for_long_has_all_its_tries_again_though_nobody_wanted_a_picture() -> None:
+def test_one_that_was_ready_for_long_has_all_its_tries_again_though_nobody_wanted_an_image() -> None:
     core = scheduler(ready("gpu0"), **LIMITS)
     lose(core, "gpu0", times=2)
     core.handle(1.0, ready("gpu0"))

@@ -8,8 +8,8 @@ from scheduler.costs import Slowdown
 from scheduler.messages import Costs, Done, Expired, Rejected
 from tests.scheduler.toy import Toy
 
-ECHO = Costs(steps=20, step_seconds=(0.05,) * 4, fixed_seconds=0.0)  # four pictures a second
-CAPACITY = 8.0  # pictures a second of two
+ECHO = Costs(steps=20, step_seconds=(0.05,) * 4, fixed_seconds=0.0)  # four images a second
+CAPACITY = 8.0  # images a second of two
 DEADLINE, SETTLED, END = 10.0, 30.0, 90.0  # seconds
 
 

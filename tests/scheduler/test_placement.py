@@ -31,7 +31,7 @@ def test_a_job_starts_at_once_in_an_empty_worker() -> None:
     assert (core.running, core.queue_depth, core.wait) == (1, 0, None)
 
 
-def test_a_finished_picture_is_delivered() -> None:
+def test_a_finished_image_is_delivered() -> None:
     core = scheduler(ready("gpu0"))
     core.handle(1.0, Submitted(job(1)))
     assert core.handle(2.0, finished(Start(1, "gpu0", 0, 1))) == [Reply(1, done(Start(1, "gpu0", 0, 1)))]
@@ -72,19 +72,19 @@ def test_a_job_waits_for_a_busy_cpu() -> None:
     assert (core.queue_depth, core.wait) == (1, Wait.SLOWER)
 
 
-def test_a_waiting_job_starts_when_the_picture_before_it_is_done() -> None:
+def test_a_waiting_job_starts_when_the_image_before_it_is_done() -> None:
     core = scheduler(ready("cpu0", CPU))
     core.handle(0.0, Submitted(job(1)))
     core.handle(2.0, Submitted(job(2)))
     first = Start(1, "cpu0", 0, 1)
-    # The reply comes first: the picture has to be read out of the slot that the next job may get.
+    # The reply comes first: the image has to be read out of the slot that the next job may get.
     assert core.handle(10.0, finished(first)) == [Reply(1, done(first)), Start(2, "cpu0", 0, 2)]
     assert core.why() is None
     second = Start(2, "cpu0", 0, 2)
     assert core.handle(20.0, finished(second)) == [Reply(2, done(second, queued=8.0))]
 
 
-def test_a_job_starts_when_the_picture_before_it_takes_no_more_steps() -> None:
+def test_a_job_starts_when_the_image_before_it_takes_no_more_steps() -> None:
     core = scheduler(ready("cpu0", CPU))
     core.handle(0.0, Submitted(job(1)))
     core.handle(0.0, Submitted(job(2)))

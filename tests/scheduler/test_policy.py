@@ -10,21 +10,21 @@ from tests.scheduler.sums import NEVER, ends, if_joined, objection, running, sec
 from tests.scheduler.words import CPU, GPU, job, ready, scheduler
 
 
-def test_a_picture_alone_takes_its_steps_and_the_fixed_part() -> None:
+def test_an_image_alone_takes_its_steps_and_the_fixed_part() -> None:
     assert seconds_alone(GPU) == pytest.approx(20 * 0.050 + 0.1)
 
 
-def test_a_larger_picture_takes_longer_in_proportion() -> None:
+def test_a_larger_image_takes_longer_in_proportion() -> None:
     assert seconds_alone(GPU, work=2.5) == pytest.approx(2.5 * 1.1)
 
 
-def test_a_batch_speeds_up_when_a_picture_leaves_it() -> None:
+def test_a_batch_speeds_up_when_an_image_leaves_it() -> None:
     times, busy = ends(GPU, [running(10), running(20)])
     assert times == pytest.approx([10 * 0.055 + 0.1, 10 * 0.055 + 10 * 0.050 + 0.1])
     assert busy == pytest.approx(10 * 0.055 + 10 * 0.050)
 
 
-def test_a_picture_being_decoded_does_not_slow_the_others() -> None:
+def test_an_image_being_decoded_does_not_slow_the_others() -> None:
     assert ends(GPU, [running(0), running(20)])[0] == pytest.approx([0.1, 1.1])
 
 
@@ -58,7 +58,7 @@ def test_more_images_in_a_batch_are_never_cheaper_whatever_was_measured() -> Non
 
 
 def test_it_waits_when_the_sum_of_ends_is_no_better() -> None:
-    # One picture with 20 steps left: joining costs it 20 * 0.5 and gives the newcomer 20 * 0.5. Others will come.
+    # One image with 20 steps left: joining costs it 20 * 0.5 and gives the newcomer 20 * 0.5. Others will come.
     even = Costs(steps=20, step_seconds=(1.0, 1.5), fixed_seconds=0.0)
     assert objection(even, [running(20)], now=0.0) is Wait.SLOWER
     assert objection(replace(even, step_seconds=(1.0, 1.45)), [running(20)], now=0.0) is None
@@ -91,23 +91,23 @@ def test_a_group_fills_a_batch_that_nobody_would_join_alone() -> None:
     assert core.running == 8
 
 
-def test_it_joins_a_picture_that_is_only_decoded() -> None:
+def test_it_joins_an_image_that_is_only_decoded() -> None:
     assert objection(CPU, [running(0)], now=0.0) is None
 
 
 def test_the_longer_the_queue_the_more_throughput_counts() -> None:
-    # Two at once take 1.7 times as long: dear for those concerned, and still 18% more pictures per second.
+    # Two at once take 1.7 times as long: dear for those concerned, and still 18% more images per second.
     dear = Costs(steps=20, step_seconds=(1.0, 1.7), fixed_seconds=0.0)
     assert objection(dear, [running(20)], now=0.0, behind=0.0) is Wait.SLOWER
     assert objection(dear, [running(20)], now=0.0, behind=5.0) is None
 
 
-def test_it_does_not_push_a_running_picture_past_its_deadline() -> None:
+def test_it_does_not_push_a_running_image_past_its_deadline() -> None:
     alone, together = 20 * 0.050 + 0.1, 20 * 0.055 + 0.1
     assert objection(GPU, [running(20, deadline=(alone + together) / 2)], now=0.0) is Wait.DEADLINE
 
 
-def test_it_may_join_a_picture_that_is_late_anyway() -> None:
+def test_it_may_join_an_image_that_is_late_anyway() -> None:
     assert objection(GPU, [running(20, deadline=0.5)], now=0.0) is None
 
 

@@ -15,7 +15,7 @@ from tests.scheduler.words import CPU, SINGLE, Checked, finished, job, loading, 
 
 
 class Line:
-    """A worker with one slot, which finishes a picture when it is told to."""
+    """A worker with one slot, which finishes an image when it is told to."""
 
     def __init__(self) -> None:
         self.core: Checked = scheduler(ready("gpu0", SINGLE))
@@ -187,7 +187,7 @@ def test_nobody_goes_ahead_of_those_who_would_be_late() -> None:
 
 
 A_CLIENT = st.sampled_from(["flood", "flood", "flood", "one", "two"])
-A_BUDGET = st.sampled_from([4.0, 6.0, 12.0, 40.0])  # in pictures alone on the slowest worker
+A_BUDGET = st.sampled_from([4.0, 6.0, 12.0, 40.0])  # in images alone on the slowest worker
 A_DAY = st.lists(st.tuples(A_CLIENT, A_BUDGET, st.sampled_from([0.0, 0.0, 0.05, 0.3])), min_size=1, max_size=120)
 
 
@@ -206,7 +206,7 @@ def test_without_shares_nobody_overdraws_a_queue_that_lost_jobs_came_back_to() -
 @given(day=A_DAY)
 @example(day=[("flood", 12.0, 0.0)] * 60 + [("one", 4.0, 0.3), ("two", 6.0, 0.3)] * 20)
 @settings(max_examples=40, deadline=None, derandomize=True)
-def test_whoever_is_taken_gets_a_picture_in_time_whoever_else_comes(
+def test_whoever_is_taken_gets_an_image_in_time_whoever_else_comes(
     fleet: str, day: list[tuple[str, float, float]]
 ) -> None:
     toy, unit = Toy(*FLEETS[fleet]), alone(*FLEETS[fleet])

@@ -208,15 +208,15 @@ def test_a_bad_line_of_a_recording_is_named(tmp_path: Path, line: str) -> None:
 def test_the_command_prints_a_table_and_writes_json_and_a_plot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    figures, picture = tmp_path / "rows.json", tmp_path / "plot.png"
+    figures, image = tmp_path / "rows.json", tmp_path / "plot.png"
     options = ["--devices", "2", "--load", "0.5", "1.5", "--seconds", "3", "--deadline", "60", "3"]
-    cli.main([*options, "--json", str(figures), "--plot", str(picture)])
+    cli.main([*options, "--json", str(figures), "--plot", str(image)])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["load", "scheduler"]
     assert len(lines) == 1 + 2 * (1 + len(SCHEDULERS))
     rows = json.loads(figures.read_text())["rows"]
     assert [(row["load"], row["scheduler"]) for row in rows[:2]] == [(0.5, "bound"), (0.5, "contour")]
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert image.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_command_replays_a_recording(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

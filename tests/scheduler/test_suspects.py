@@ -56,7 +56,7 @@ def test_a_job_that_loses_its_second_worker_is_poisoned() -> None:
     assert (core.running, core.queue_depth) == (0, 0)
 
 
-def test_a_picture_that_lacks_memory_is_made_alone_elsewhere() -> None:
+def test_an_image_that_lacks_memory_is_made_alone_elsewhere() -> None:
     core = scheduler(ready("gpu0", SLOW_GPU), ready("gpu1"))
     submit(core, 1)
     first = Start(1, "gpu1", 0, 1)
@@ -73,7 +73,7 @@ def test_with_one_worker_it_is_made_alone_when_the_others_are_done() -> None:
     assert core.handle(2.0, finished(Start(2, "gpu0", 1, 2)))[1:] == [Start(1, "gpu0", 0, 3)]
 
 
-def test_a_picture_that_lacks_memory_alone_too_fails_and_says_so() -> None:
+def test_an_image_that_lacks_memory_alone_too_fails_and_says_so() -> None:
     core = scheduler(ready("gpu0"))
     submit(core, 1)
     assert core.handle(1.0, failed(Start(1, "gpu0", 0, 1), "no memory", Blame.MEMORY)) == [Start(1, "gpu0", 0, 2)]
@@ -82,7 +82,7 @@ def test_a_picture_that_lacks_memory_alone_too_fails_and_says_so() -> None:
     ]
 
 
-def test_a_picture_that_lacks_memory_after_its_client_left_is_forgotten() -> None:
+def test_an_image_that_lacks_memory_after_its_client_left_is_forgotten() -> None:
     core = scheduler(ready("gpu0"))
     submit(core, 1)
     core.handle(0.5, Cancelled(1))
@@ -248,7 +248,7 @@ def test_the_same_device_is_tried_where_there_is_no_other() -> None:
     assert core.handle(2.0, finished(Start(2, "gpu0", 0, 3)))[1:] == [Start(1, "gpu0", 0, 4)]
 
 
-def test_a_suspect_waits_until_a_leaving_picture_is_gone() -> None:
+def test_a_suspect_waits_until_a_leaving_image_is_gone() -> None:
     core = scheduler(ready("gpu0"), ready("gpu1"))
     submit(core, 1, 2)
     lose(core, "gpu0")

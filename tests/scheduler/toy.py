@@ -51,7 +51,7 @@ class Toy:
     def submit(
         self, seconds: float, work: float = 1.0, client: str = "", length: float = 1.0, priority: int = 0
     ) -> Outcome | None:
-        """Ask for a picture within so many seconds; returns the answer if that is given at once.
+        """Ask for an image within so many seconds; returns the answer if that is given at once.
 
         Every job is another client's, unless `client` is given.
         """

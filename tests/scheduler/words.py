@@ -86,7 +86,7 @@ def loading(*workers: WorkerId, **limits: Any) -> Checked:
 
 
 def stepped(worker: WorkerId, *taken: int) -> Stepped:
-    """All slots from 0 on, by the steps that the pictures in them have taken."""
+    """All slots from 0 on, by the steps that the images in them have taken."""
     return Stepped(worker, tuple(enumerate(taken)))
 
 

@@ -56,7 +56,7 @@ WORKERS = ("a", "b", "c")
 
 @dataclass(slots=True)
 class Slot:
-    """A picture in a process."""
+    """An image in a process."""
 
     job: int
     generation: int
