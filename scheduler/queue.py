@@ -65,7 +65,7 @@ class JobState:
 
 @dataclass(slots=True)
 class ClientQueue:
-    """One client's waiting jobs, by priority, then in order of arrival. `virtual_time` is the work that it was served."""
+    """One client's waiting jobs, by priority, then in order of arrival, and the work that was started for it."""
 
     virtual_time: float
     jobs: list[JobState] = field(default_factory=list)
