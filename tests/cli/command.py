@@ -49,7 +49,7 @@ def running(*arguments: object, **overrides: object) -> "Iterator[subprocess.Pop
 
 def generate(picture: Path, *arguments: object, **overrides: object) -> "subprocess.CompletedProcess[str]":
     """Make pictures of a picture or a folder, by echo."""
-    return run("generate", picture, PROMPT, *ECHO, *arguments, **overrides)
+    return run("generate", picture, PROMPT, *ECHO, *arguments, **{"WORKERS__CPU_WORKERS": 1} | overrides)
 
 
 def doctor(*arguments: object, **overrides: object) -> tuple[int, dict[str, list[dict[str, str]]]]:

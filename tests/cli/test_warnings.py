@@ -36,6 +36,7 @@ def test_a_warning_is_told_once_with_all_images_that_it_is_about(folder: Path, t
     assert blank.startswith(f"{folder / 'blank.png'}: ")
 
 
+@pytest.mark.slow
 def test_an_edge_map_is_used_as_it_is(tmp_path: Path) -> None:
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[20:24, 10:54] = pixels[40:44, 10:54] = 255

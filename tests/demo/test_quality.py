@@ -19,7 +19,7 @@ from tests.service.running import Service, file_of, result_pixels
 # Two threads are faster on idle cores, but wait for each other at length when anything else runs.
 CALM = {"WORKERS__THREADS": 1}
 SCENE = held_out(flat_scenes, 1)[0]
-FEW, MANY = 5, pytest.param(16, marks=pytest.mark.slow)  # scenes; each takes about a second
+COUNT = 16  # scenes; each takes about a second
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,9 @@ def demo() -> Iterator[Service]:
         yield service.wait_until_ready()
 
 
-@pytest.fixture(scope="module", params=[FEW, MANY])
-def scenes(request: pytest.FixtureRequest) -> list[Scene]:
-    return held_out(flat_scenes, request.param)
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return held_out(flat_scenes, COUNT)
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +76,8 @@ def test_the_named_colours_are_in_the_right_regions(scenes: list[Scene], picture
     assert mean(found) >= 0.95
 
 
-@pytest.mark.parametrize("count", [FEW, MANY])
-def test_so_it_is_in_all_styles(demo: Service, count: int) -> None:
-    scenes = held_out(mixed_scenes, count)
+def test_so_it_is_in_all_styles(demo: Service) -> None:
+    scenes = held_out(mixed_scenes, COUNT)
     made = [make(demo, scene) for scene in scenes]
     found = obeyed(scenes, made)
     print(f"edge F1 {kept(scenes, made):.3f}, {sum(found)} of {len(found)} colours")
@@ -86,9 +85,8 @@ def test_so_it_is_in_all_styles(demo: Service, count: int) -> None:
     assert mean(found) >= 0.75
 
 
-@pytest.mark.parametrize("prompts", [PROMPTS[:2], pytest.param(PROMPTS, marks=pytest.mark.slow)], ids=len)
-def test_a_photographs_edges_are_kept(demo: Service, prompts: tuple[str, ...]) -> None:
-    scenes = [photograph_as(prompt) for prompt in prompts]
+def test_a_photographs_edges_are_kept(demo: Service) -> None:
+    scenes = [photograph_as(prompt) for prompt in PROMPTS]
     f1 = kept(scenes, [make(demo, scene) for scene in scenes])
     print(f"edge F1 {f1:.3f}")
     assert f1 >= 0.7

@@ -3,21 +3,10 @@
 from collections.abc import Mapping
 
 from tests.fuzz.hostile import HOSTILE, Build, small_image
-from tests.fuzz.requests import BOUNDARY, FORM_TYPE, Request, form, form_request, json_request, part
+from tests.fuzz.requests import BOUNDARY, CODECS, FORM_TYPE, Request, form, form_request, json_request, part
 from tests.fuzz.seeds import file_of, gradient
 from tests.fuzz.strategies import EDGES, EDITS, GENERATION, IMAGES, TXT2IMG, good_json
 
-CODECS = (
-    "unicode_escape",
-    "raw_unicode_escape",
-    "punycode",
-    "idna",
-    "undefined",
-    "utf-7",
-    "zlib_codec",
-    "utf-16",
-    "rot13",
-)
 SURROGATE = "\ud800"
 
 

@@ -12,6 +12,11 @@ JSON_TYPE = ("Content-Type", "application/json")
 BOUNDARY = "boundary-of-a-test"
 FORM_TYPE = ("Content-Type", f"multipart/form-data; boundary={BOUNDARY}")
 PIECE_BYTES = 2**18  # that are sent at once
+# Python's codecs that raise errors of their own, take long, or make text that UTF-8 cannot encode.
+CODECS = (
+    *("unicode_escape", "raw_unicode_escape", "punycode", "idna", "undefined"),
+    *("utf-7", "utf-16", "zlib_codec", "rot13", "mbcs"),
+)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from tests.fuzz.service import answers
 from workers.engine import codec
 
 FEW, MANY = 300, pytest.param(1500, marks=pytest.mark.slow)
-FEW_REQUESTS, MANY_REQUESTS = 50, pytest.param(300, marks=pytest.mark.slow)  # besides the known attacks
+REQUESTS = 300  # besides the known attacks
 PATIENCE = 600  # seconds for all of them, which take some five; those over sockets some twenty
 
 
@@ -44,10 +44,10 @@ def test_damaged_input_is_answered_or_refused_in_bounded_time_and_memory(
     fuzz(target, examples, tmp_path)
 
 
-@pytest.mark.parametrize("examples", [FEW_REQUESTS, MANY_REQUESTS])
-def test_whatever_a_client_sends_the_service_answers_the_next_one(examples: int, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_whatever_a_client_sends_the_service_answers_the_next_one(tmp_path: Path) -> None:
     """All known attacks (`tests.fuzz.regressions`), then requests of any shape, over sockets."""
-    fuzz("service", examples, tmp_path)
+    fuzz("service", REQUESTS, tmp_path)
 
 
 def test_drawn_requests_reach_what_is_behind_the_door() -> None:

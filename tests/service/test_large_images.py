@@ -4,6 +4,8 @@ import struct
 import threading
 import zlib
 
+import pytest
+
 from tests.service.raw import answers, head, read
 from tests.service.running import Service, until
 from tests.service.test_buffers import connect_from
@@ -26,6 +28,7 @@ def slow_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
+@pytest.mark.slow
 def test_large_images_of_one_client_delay_no_other(demo: Service) -> None:
     image, stop, served = slow_png(), threading.Event(), list[int]()
 

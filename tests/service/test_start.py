@@ -111,6 +111,7 @@ def ready(service: Service) -> str:
     return next(found.group(1) for line in service.log if (found := READY.search(line)))
 
 
+@pytest.mark.slow
 def test_the_last_line_of_a_start_is_ready_with_an_address_that_serves() -> None:
     with Service("demo", ENGINE__SAMPLER__STEPS=2) as service:
         address = ready(service)

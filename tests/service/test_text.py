@@ -8,30 +8,20 @@ import httpx
 import psutil
 import pytest
 
+from tests.fuzz import requests
+from tests.fuzz.requests import CODECS
 from tests.service.running import Service, good_request, png
 
 SURROGATE = b"\xed\xa0\x80"  # U+D800, as UTF-8 would have it if it were a character
-CHARSETS = (
-    "unicode_escape",
-    "raw_unicode_escape",
-    "punycode",
-    "idna",
-    "undefined",
-    "utf-7",
-    "utf-16",
-    "zlib_codec",
-    "mbcs",
-)
 IMAGE = base64.b64encode(png(64, 64)).decode()
 
 
 def form(
     service: Service, path: str, file: str, texts: dict[str, bytes], kind: str = "multipart/form-data; boundary=X"
 ) -> httpx.Response:
-    parts = [(f'form-data; name="{name}"', text) for name, text in texts.items()]
-    parts.append((f'form-data; name="{file}"; filename="x.png"', png(64, 64)))
-    body = b"".join(b"--X\r\nContent-Disposition: %b\r\n\r\n%b\r\n" % (head.encode(), text) for head, text in parts)
-    return service.client.post(path, content=body + b"--X--\r\n", headers={"Content-Type": kind})
+    parts = [requests.part(name, text) for name, text in texts.items()]
+    body = requests.form(*parts, requests.part(file, png(64, 64), "x.png"), boundary="X")
+    return service.client.post(path, content=body, headers={"Content-Type": kind})
 
 
 def in_form(service: Service, text: bytes) -> httpx.Response:
@@ -96,7 +86,7 @@ def test_any_character_is_taken(echo: Service, send: Callable[[Service, bytes], 
     assert send(echo, "ein rotes Herz, 红心, \U0001f9e1, \u202e".encode()).status_code == 200
 
 
-@pytest.mark.parametrize("charset", CHARSETS)
+@pytest.mark.parametrize("charset", CODECS)
 @pytest.mark.parametrize(
     ("path", "file", "name"), [("/generation/", "input_image", "text"), ("/v1/images/edits", "image", "prompt")]
 )

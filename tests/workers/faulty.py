@@ -3,9 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias
-
-import pytest
+from typing import TypeAlias
 
 from scheduler import messages as m
 from scheduler.core import Scheduler
@@ -24,24 +22,6 @@ LAYOUT = SlotLayout(ECHO.slots, 2**16, 2**16)
 
 class Fault(Exception):
     """What no part of the service expects."""
-
-
-def failing_once(monkeypatch: pytest.MonkeyPatch) -> FailOnce:
-    """Replace a method: the first call that `when` picks raises, all others do what they did; its name when it has."""
-
-    def fail_once(owner: object, name: str, error: Exception, when: Callable[..., bool] = lambda *_: True) -> list[str]:
-        method, raised = getattr(owner, name), list[str]()
-
-        def instead(*arguments: Any) -> Any:
-            if not raised and when(*arguments):
-                raised.append(name)
-                raise error
-            return method(*arguments)
-
-        monkeypatch.setattr(owner, name, instead)
-        return raised
-
-    return fail_once
 
 
 @asynccontextmanager

@@ -29,10 +29,8 @@ from workers.slots import SlotLayout
 TASK = Task(picture(), "a red circle", 1)
 PATIENCE = 300.0  # seconds: a process with a model takes many to start on a busy machine
 CRASHED = f"{COMPILING}: off after a crash"
-DIED = [
-    "crashes while compiling",
-    pytest.param("crashes at the first step of an image", marks=pytest.mark.slow),
-]
+
+pytestmark = pytest.mark.slow
 
 
 @asynccontextmanager
@@ -78,7 +76,7 @@ async def made(pool: Pool) -> JobResult:
     return answer
 
 
-@pytest.mark.parametrize("fault", DIED)
+@pytest.mark.parametrize("fault", ["crashes while compiling", "crashes at the first step of an image"])
 def test_a_process_that_dies_of_it_is_followed_by_one_that_does_without_and_says_so(
     fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -98,7 +96,6 @@ def test_a_process_that_dies_of_it_is_followed_by_one_that_does_without_and_says
     assert any(COMPILING in message and "without" in message for message in caplog.messages)
 
 
-@pytest.mark.slow
 def test_one_that_is_killed_while_it_compiles_is_followed_by_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +111,6 @@ def test_one_that_is_killed_while_it_compiles_is_followed_by_the_same(
     asyncio.run(scenario())
 
 
-@pytest.mark.slow
 def test_one_that_dies_after_it_has_compiled_is_followed_by_one_that_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         async with serving("works", monkeypatch) as pool:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.service.running import ROOT, Service, png
 
 HEAVY = ("torch", "diffusers", "transformers")
@@ -49,6 +51,7 @@ def test_nor_does_the_process_that_finds_edges_which_is_alone_in_reading_pixels(
     assert loaded("import workers.edge_process as edges; edges.import_all()", (*HEAVY, "cv2", "PIL")) == {"cv2", "PIL"}
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_compile_is_ready_without_torchs_compiler() -> None:
     assert loaded(WARM_UP, (*HEAVY, COMPILER)) == set(HEAVY)
 

@@ -21,7 +21,6 @@ from tests.workers.faulty import (
     assert_nothing_is_left,
     assert_timer_is_set,
     every_slot_works,
-    failing_once,
     kinds,
     two_workers,
 )
@@ -33,11 +32,6 @@ from workers.jobs import JobResult
 from workers.pool import Pool
 from workers.slots import SlotMemory
 from workers.wire import Device
-
-
-@pytest.fixture
-def fail_once(monkeypatch: pytest.MonkeyPatch) -> FailOnce:
-    return failing_once(monkeypatch)
 
 
 def provoke(pool: Pool, kind: type[m.Command], jobs: list["asyncio.Task[JobResult]"]) -> None:

@@ -18,7 +18,6 @@ from tests.workers.faulty import (
     all_are_ready,
     assert_timer_is_set,
     every_slot_works,
-    failing_once,
     kinds,
     two_workers,
 )
@@ -27,11 +26,6 @@ from workers import pool as pool_module
 from workers.devices import DeviceSpec
 from workers.pool import Pool
 from workers.process import Setup
-
-
-@pytest.fixture
-def fail_once(monkeypatch: pytest.MonkeyPatch) -> FailOnce:
-    return failing_once(monkeypatch)
 
 
 @pytest.mark.parametrize("after", ["handle", "_place", "_exit_when_drained"])

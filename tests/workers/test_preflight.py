@@ -185,27 +185,25 @@ def test_a_controlnet_of_another_model_is_told(config: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        pytest.param(
+        (
             {"SAMPLER__OPTIONS__USE_KARAS_SIGMAS": "true"},
             "options.use_karas_sigmas is no option of UniPCMultistepScheduler; did you mean use_karras_sigmas?",
-            marks=pytest.mark.slow,
         ),
         (
             {"SAMPLER__OPTIONS": "{use_karras_sigmas: maybe, timestep_spacing: trailin}"},
             "options.use_karras_sigmas is 'maybe', but must be true or false",
         ),
-        pytest.param(
+        (
             {"SAMPLER__OPTIONS": "{solver_order: 0}"},
             "options.solver_order is 0, with which UniPCMultistepScheduler does not",
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
+        (
             {"SAMPLER__NAME": "DDIMScheduler", "SAMPLER__OPTIONS": "{clip_sample: true, prediction_type: epsilon}"},
             "options.clip_sample is true, with which DDIMScheduler does not work here: leave it out",
-            marks=pytest.mark.slow,
         ),
         (
             {"SAMPLER__NAME": "LCMScheduler", "SAMPLER__STEPS": "60"},
@@ -219,6 +217,7 @@ def test_a_sampler_that_does_not_work_is_tried_and_told(config: Path, changes: d
     assert len(found) == str(changes).count("trailin") + 1
 
 
+@pytest.mark.slow
 def test_a_sampler_that_this_models_schedule_does_not_fit_is_told(config: Path) -> None:
     rewrite(config.parent / "demo/scheduler/scheduler_config.json", clip_sample=True)
     [line] = told(config, SAMPLER__NAME="DDIMScheduler")
@@ -227,11 +226,13 @@ def test_a_sampler_that_this_models_schedule_does_not_fit_is_told(config: Path) 
     assert told(config, SAMPLER__NAME="DDIMScheduler", SAMPLER__OPTIONS="{clip_sample: false}") == []
 
 
+@pytest.mark.slow
 def test_options_that_work_are_no_problem(config: Path) -> None:
     options = "{use_karras_sigmas: true, algorithm_type: sde-dpmsolver++}"
     assert told(config, SAMPLER__NAME="DPMSolverMultistepScheduler", SAMPLER__OPTIONS=options) == []
 
 
+@pytest.mark.slow
 def test_what_works_is_not_tried_again_until_something_changes(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def engine(**options: bool) -> EngineConfig:
         return load(config, {"CONTOUR_ENGINE__SAMPLER__OPTIONS": json.dumps(options)}).engine
@@ -272,6 +273,7 @@ def test_who_tries_it_gets_no_secrets(config: Path, tmp_path: Path, monkeypatch:
     assert "a-key-of-more-than-16" not in environment
 
 
+@pytest.mark.slow
 def test_a_lora_of_another_model_is_told(config: Path) -> None:
     key = "lora_unet_down_blocks_9_attentions_0_transformer_blocks_0_attn1_to_q"
     tensors = {f"{key}.lora_down.weight": torch.zeros(4, 8), f"{key}.lora_up.weight": torch.zeros(8, 4)}

@@ -85,6 +85,7 @@ print(1024 * (kib("VmHWM") - before))
 """
 
 
+@pytest.mark.slow
 def test_four_large_images_at_once_stay_within_the_budget(tmp_path: Path) -> None:
     """Once 2.5 GB."""
     path = tmp_path / "image"

@@ -27,9 +27,9 @@ OTHERS = {
     "prints": ("print('hello')" + GOOD, ""),
     "works": (GOOD, ""),
 }
-# Each starts a process that imports torch; these three are found out by others here as well.
-KINDS = [pytest.param(kind, marks=[pytest.mark.slow] * (kind in {"exits", "refuses", "works"})) for kind in OTHERS]
 Install = Callable[..., None]
+
+pytestmark = pytest.mark.slow  # each test starts a process that imports torch
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return commands
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OTHERS)
 def test_a_kernel_that_does_what_it_likes_to_its_process_costs_nothing_but_itself(
     kind: str, install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,7 +89,7 @@ def test_one_that_hangs_is_not_waited_for_nor_remembered(
     assert len(asked) == 2
 
 
-@pytest.mark.parametrize("kind", ["exits", pytest.param("works", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["exits", "works"])
 def test_what_was_found_is_remembered_until_the_package_changes(
     kind: str, install: Install, asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,10 +109,7 @@ def test_what_was_found_is_remembered_until_the_package_changes(
     [
         "import os; os.kill(os.getpid(), 9)",
         RUN + "import torch; raise torch.OutOfMemoryError('CUDA out of memory')",
-        pytest.param(
-            RUN + "import torch; raise torch.AcceleratorError('CUDA error: device(s) is/are busy or unavailable')",
-            marks=pytest.mark.slow,
-        ),
+        RUN + "import torch; raise torch.AcceleratorError('CUDA error: device(s) is/are busy or unavailable')",
     ],
 )
 def test_what_may_be_otherwise_the_next_time_is_not_remembered(
@@ -125,7 +122,7 @@ def test_what_may_be_otherwise_the_next_time_is_not_remembered(
     assert kernel_probe.flaw_of("xformers", CPU) == ""
 
 
-@pytest.mark.parametrize("content", [b"[1]", pytest.param(b"", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("content", [b"[1]", b""])
 def test_a_file_that_is_broken_is_written_anew(
     content: bytes, install: Install, asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def test_compiled_networks_take_over_between_two_steps_of_an_image(backend: str)
     assert made_by.status().fallbacks == ()
 
 
+@pytest.mark.slow
 def test_any_number_of_shapes_is_compiled() -> None:
     made_by = engine(speed(replace(CONFIG, slots=3), compile=True))
     compiled_by(made_by, *traced())
