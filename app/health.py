@@ -63,7 +63,7 @@ class Health:
 
     def _worker(self, view: WorkerView) -> WorkerReadiness:
         device = self._pool.devices.get(view.id)
-        condition = self._pool.conditions.get(view.id, EngineStatus())
+        status = self._pool.statuses.get(view.id, EngineStatus())
         return WorkerReadiness(
             id=view.id,
             state=view.state,
@@ -71,7 +71,7 @@ class Health:
             running=view.running,
             slots=view.capacity,
             restarts=view.restarts,
-            graphs=dict(condition.graphs),
-            fallbacks=dict(condition.fallbacks),
+            graphs=dict(status.graphs),
+            fallbacks=dict(status.fallbacks),
             last_loss=view.reason or None,
         )

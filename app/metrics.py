@@ -203,13 +203,13 @@ class EngineCollector(Collector):
         fallbacks = CounterMetricFamily(
             "contour_worker_fallbacks", "A slower way taken, as the faster one failed.", labels=["worker", "reason"]
         )
-        for worker, condition in list(self.pool.conditions.items()):
-            for shape, kernel in condition.attention:
+        for worker, status in list(self.pool.statuses.items()):
+            for shape, kernel in status.attention:
                 kernels.add_metric([worker, shape, kernel], 1.0)
-            for kind, number in condition.graphs:
+            for kind, number in status.graphs:
                 graphs.add_metric([worker, kind], number)
-            held.add_metric([worker], condition.graph_bytes)
-            for reason, number in condition.fallbacks:
+            held.add_metric([worker], status.graph_bytes)
+            for reason, number in status.fallbacks:
                 fallbacks.add_metric([worker, reason], number)
         yield from (kernels, graphs, held, fallbacks)
 

@@ -118,8 +118,7 @@ def _by_uuid(token: str, gpus: Sequence[Gpu]) -> str | None:
 def _all_of(gpus: Sequence[Gpu], cpu_workers: int) -> Placement:
     tokens = [uuid for gpu in gpus for uuid in ((gpu.uuid,) if gpu.instances is None else gpu.instances)]
     if not tokens:
-        lack = "No GPU has a MIG instance" if gpus else "The NVIDIA driver lists no GPU"
-        return _on_cpu(cpu_workers, lack)
+        return _on_cpu(cpu_workers, "No GPU has a MIG instance" if gpus else "The NVIDIA driver lists no GPU")
     return _on_gpus(tokens, f"{VARIABLE} is not set, so every GPU: {_names(gpus)}")
 
 

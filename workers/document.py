@@ -1,4 +1,4 @@
-"""A configuration file with what overrides it, checked against dataclasses.
+"""A configuration file with its overrides, checked against dataclasses.
 
 A variable named `CONTOUR_` and the key's path in upper case, joined by `__`, overrides that key, and a flag overrides
 both: `CONTOUR_ENGINE__SAMPLER__STEPS=10`. The key's type says how its text is read (`schema.typed`). An empty variable
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 class SettingsError(ValueError):
-    """The configuration cannot be used; a line for each reason says where it is, what was found and what is allowed."""
+    """The configuration cannot be used. Each line of the message says where, what was found and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +76,13 @@ class Document:
         return cls(path, tree, lines, [*_variables(environ), *_flags(flags or {})])
 
     def convert(self, schema: type[T]) -> T:
-        """All of it as a dataclass. Raises SettingsError."""
+        """Return all of it as a dataclass. Raises SettingsError."""
         for override in self._overrides:
             self._apply(override, schema, ())
         return self._build(schema, self._tree, ())
 
     def section(self, name: str, schema: type[T]) -> T:
-        """One top-level key of it as a dataclass. Raises SettingsError."""
+        """Return one top-level key of it as a dataclass. Raises SettingsError."""
         for override in self._overrides:
             if override.key[0] == name:
                 self._apply(override, schema, (name,))
@@ -94,7 +94,7 @@ class Document:
             raise SettingsError("\n".join(f"{self._where(problem.key)} {problem.text}" for problem in problems))
 
     def origin(self, key: Key) -> str:
-        """Where the value of a key came from: a file with its line, a variable, a flag, or the default."""
+        """Return where the value of a key came from: a file with its line, a variable, a flag, or the default."""
         if not self._has(key):
             return "default"
         if (override := self._override_of(key)) is not None:
@@ -127,7 +127,7 @@ class Document:
         return True
 
     def _override_of(self, key: Key) -> Override | None:
-        """What overrides a key, a section above it, or something in it."""
+        """Find what overrides a key, a section above it, or something in it."""
         found = [override for each, override in self._applied.items() if each[: len(key)] == key[: len(each)]]
         return max(found, key=lambda override: len(override.key), default=None)
 
@@ -144,7 +144,7 @@ def _why(error: OSError, path: Path) -> str:
 
 
 def _variables(environ: Mapping[str, str]) -> Iterator[Override]:
-    """Sections before their keys, so that a variable for a key adds to one for its section."""
+    """Yield sections before their keys, so that a variable for a key adds to one for its section."""
     for name in sorted(filter(lambda name: _is_ours(name, environ[name]), environ), key=len):
         key = tuple(name.removeprefix(PREFIX).lower().split(SEPARATOR))
         yield Override(f"environment variable {name}", key, environ[name])
@@ -165,7 +165,7 @@ def _is_ours(name: str, value: str) -> bool:
 
 
 def _kind_at(schema: type, key: Key) -> Any:
-    """The type of a key in a dataclass; any where there is none: the key is refused later, with the nearest."""
+    """Return the type of a key in a dataclass. An unknown key has any type, and is refused later."""
     kind: Any = schema
     for part in key:
         section = section_in(kind)

@@ -61,7 +61,7 @@ class Pool:
         self.core = core
         self.devices: dict[m.WorkerId, Device] = {}
         self._step_seconds: dict[m.WorkerId, float] = {}  # as last logged
-        self.conditions: dict[m.WorkerId, EngineStatus] = {}  # how each worker's engine runs, as last reported
+        self.statuses: dict[m.WorkerId, EngineStatus] = {}  # how each worker's engine runs, as last reported
         self._processes = Processes(
             {setup.device.id: setup for setup in setups}, layout, self._on_report, self._on_exit
         )
@@ -101,13 +101,13 @@ class Pool:
             return await result
         except BaseException:
             self._jobs.drop(job.id)
-            self._notice(m.Cancelled(job.id))
+            self._handle_or_retry(m.Cancelled(job.id))
             raise
 
     def drain(self, seconds: float) -> None:
         """Take no more jobs; `run` returns when all accepted ones are answered, at the latest after `seconds`."""
         asyncio.get_running_loop().call_later(seconds + DRAIN_GRACE, self._drained.set)
-        self._notice(m.Drain(time.monotonic() + seconds))
+        self._handle_or_retry(m.Drain(time.monotonic() + seconds))
 
     def kill(self) -> None:
         """End every worker at once, after a drain without time has answered everybody."""
@@ -118,7 +118,7 @@ class Pool:
         """Take the workers of a faulty GPU out of service; `uuids` are NVML's of it and of its MIG instances."""
         for worker, device in list(self.devices.items()):
             if device.uuid in uuids:
-                self._notice(m.Faulted(worker, reason))
+                self._handle_or_retry(m.Faulted(worker, reason))
 
     @property
     def processes(self) -> Mapping[m.WorkerId, int]:
@@ -133,13 +133,13 @@ class Pool:
         try:
             commands = self.core.handle(time.monotonic(), event)
             failed = False
-            self._show(event, commands)
+            self._notify_observer(event, commands)
             for command in commands:
                 self._carry_out(command)
         finally:
-            self._arm(failed=failed)
+            self._set_timer(failed=failed)
 
-    def _notice(self, event: m.Event, tries: int = TRIES) -> None:
+    def _handle_or_retry(self, event: m.Event, tries: int = TRIES) -> None:
         """Handle an event whose sender can do nothing about an error. It must not get lost, so it is tried again."""
         try:
             self._handle(event)
@@ -148,15 +148,15 @@ class Pool:
         except Exception:
             log.exception("The scheduler failed on %s; %d more tries", event, tries)
             if tries > 0:
-                asyncio.get_running_loop().call_later(RETRY_SECONDS, self._notice, event, tries - 1)
+                asyncio.get_running_loop().call_later(RETRY_SECONDS, self._handle_or_retry, event, tries - 1)
 
-    def _show(self, event: m.Event, commands: Sequence[m.Command]) -> None:
+    def _notify_observer(self, event: m.Event, commands: Sequence[m.Command]) -> None:
         try:
             self._observe(event, commands)
         except Exception:
             log.exception("The observer of events failed on %s", type(event).__name__)
 
-    def _arm(self, *, failed: bool) -> None:
+    def _set_timer(self, *, failed: bool) -> None:
         """Set the one timer to when the scheduler wants to be woken.
 
         After a failure it is woken soon, as it may hold back commands, but not at once, as it may fail again.
@@ -166,7 +166,9 @@ class Pool:
         now = time.monotonic()
         when = now + RETRY_SECONDS if failed else self.core.next_wakeup
         loop = asyncio.get_running_loop()
-        self._timer = None if when is None else loop.call_later(max(0.0, when - now), self._notice, m.Tick(), 0)
+        self._timer = (
+            None if when is None else loop.call_later(max(0.0, when - now), self._handle_or_retry, m.Tick(), 0)
+        )
 
     def _carry_out(self, command: m.Command, tries: int = TRIES) -> None:
         try:
@@ -198,11 +200,11 @@ class Pool:
         loop = asyncio.get_running_loop()
         match command:
             case m.Spawn(worker):  # no process, descriptor or memory is left: it is tried again, as after any exit
-                loop.call_soon(self._notice, m.WorkerExited(worker, f"cannot be started: {error}"))
+                loop.call_soon(self._handle_or_retry, m.WorkerExited(worker, f"cannot be started: {error}"))
             case m.Kill():
                 loop.call_later(RETRY_SECONDS, self._kill_again, command, tries - 1)
             case m.Start():
-                loop.call_soon(self._notice, _never_started(command))
+                loop.call_soon(self._handle_or_retry, _never_started(command))
             case m.Cancel():
                 pass  # the slot comes free when the image is finished
             case m.Reply(job):
@@ -239,7 +241,7 @@ class Pool:
         if command.job in self._jobs:
             self._carry_out(command)
         else:  # its client has left, and no worker will report that the slot is empty
-            self._notice(_never_started(command))
+            self._handle_or_retry(_never_started(command))
 
     def _forget_copied(self) -> None:
         self._copied = 0
@@ -277,15 +279,15 @@ class Pool:
                 seconds = self._step_seconds[worker] = costs.step_seconds[0]
                 log.info("Worker %s is ready on %s: %.3f s per step", worker, self.devices[worker].name, seconds)
             case m.Measured(_, costs):
-                log.log(self._news(worker, costs), "Worker %s: %.3f s per step", worker, costs.step_seconds[0])
+                log.log(self._log_level(worker, costs), "Worker %s: %.3f s per step", worker, costs.step_seconds[0])
             case wire.Preview():
                 self._jobs.previewed(worker, report)
-            case wire.Changed(condition):
-                self.conditions[worker] = condition
-                log.info("Worker %s runs with %s", worker, summary(condition))
+            case wire.StatusChanged(status):
+                self.statuses[worker] = status
+                log.info("Worker %s runs with %s", worker, summary(status))
 
-    def _news(self, worker: m.WorkerId, costs: m.Costs) -> int:
-        """The level to log a worker's new costs at: an idle one measures itself every minute."""
+    def _log_level(self, worker: m.WorkerId, costs: m.Costs) -> int:
+        """Log new costs of a worker if they have changed: an idle one measures itself every minute."""
         seconds, known = costs.step_seconds[0], self._step_seconds.get(worker)
         if known is not None and abs(seconds - known) <= WORTH_LOGGING * known:
             return logging.DEBUG
@@ -294,13 +296,13 @@ class Pool:
 
     def _on_exit(self, worker: m.WorkerId, end: End) -> None:
         """Have the jobs of a worker whose process has ended go elsewhere."""
-        self.conditions.pop(worker, None)
+        self.statuses.pop(worker, None)
         log.error("Worker %s exited: %s", worker, end.reason)
         if end.tried:
             log.error("Worker %s ended while it tried %s; it starts again without", worker, " and ".join(end.tried))
             setup = self._processes.setups[worker]
             self._processes.setups[worker] = replace(setup, without=setup.without | frozenset(end.tried))
-        self._notice(m.WorkerExited(worker, end.reason, end.outside, end.hopeless))
+        self._handle_or_retry(m.WorkerExited(worker, end.reason, end.outside, end.hopeless))
         if (view := self._view(worker)).state is m.WorkerState.OUT:
             log.error("Worker %s is out of service for a while: %s", worker, view.reason)
 

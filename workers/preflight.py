@@ -1,8 +1,8 @@
 """Check that the files and the sampler of a configuration exist and fit together, before a worker starts.
 
-A worker would fail, and be started again and again. Files are checked here, by their names and headers. Only torch and
-diffusers can tell whether an unusual sampler or a LoRA works. A process of its own (`workers.engine.tryout`) tries it,
-and a note in the cache keeps the next start from trying it again.
+Otherwise a worker would fail, and be started again and again. Files are checked here, by their names and headers. Only
+torch and diffusers can tell whether an unusual sampler or a LoRA works: a process of its own (`workers.engine.tryout`)
+tries it, and a note in the cache keeps the next start from trying it again.
 """
 
 import hashlib
@@ -112,7 +112,7 @@ def _not_such_a_part(name: str, weights: Weights, key: tuple[str, ...]) -> Probl
 
 
 def _neighbour(path: Path) -> str:
-    """The end of a sentence about a missing path: the name beside it that is most like it."""
+    """End a sentence about a missing path with the name beside it that is most like it."""
     try:
         return nearest(path.name, [each.name for each in path.parent.iterdir()]).removesuffix(".")
     except OSError:
@@ -183,7 +183,7 @@ def _looks_whole(path: Path) -> bool:
 
 
 def _misfits(model: Path, controlnet: Path) -> Iterator[Problem]:
-    """Networks that this engine does not run, or not together."""
+    """Find networks that this engine does not run, or not together."""
     parts = (model / "unet", controlnet, model / "text_encoder")
     try:
         check_fit(*(trust.read_object(folder / "config.json") for folder in parts))
@@ -196,7 +196,7 @@ def _misfits(model: Path, controlnet: Path) -> Iterator[Problem]:
 
 
 def _tried(engine: EngineConfig, model: Path, cache: Path | None) -> list[Problem]:
-    """Ask torch and diffusers, unless they are known to agree."""
+    """Try the sampler and the LoRAs with torch and diffusers, unless they are known to work."""
     base = trust.read_object(model / "scheduler" / "scheduler_config.json")
     if is_proven(engine.sampler, base) and not engine.loras:
         return []
@@ -213,7 +213,7 @@ def _tried(engine: EngineConfig, model: Path, cache: Path | None) -> list[Proble
 
 
 def _digest(engine: EngineConfig, model: Path, base: dict[str, Any]) -> bytes:
-    """A hash of all that a trial depends on."""
+    """Hash all that a trial depends on."""
     from importlib.metadata import version
 
     files = [Path(part.path) / part.file for _, part in parts_of(engine) if isinstance(part, Lora) and is_folder(part)]
@@ -224,7 +224,7 @@ def _digest(engine: EngineConfig, model: Path, base: dict[str, Any]) -> bytes:
 
 
 def _asked(engine: EngineConfig) -> list[Problem] | None:
-    """The answer of the trial; None if there is none, so that the workers must find out."""
+    """Return the problems that the trial found; None if it came to no end, so that the workers must find out."""
     with suppress(OSError, subprocess.TimeoutExpired, msgspec.DecodeError):
         done = subprocess.run(
             [sys.executable, "-m", "workers.engine.tryout"],

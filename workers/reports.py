@@ -19,11 +19,11 @@ MAX_WORK = MAX_SIDE**2  # nominal images that are one image
 DAY = 86_400.0  # seconds
 
 
-def summary(condition: EngineStatus) -> str:
+def summary(status: EngineStatus) -> str:
     """Return how an engine runs, in a few words for the log."""
-    graphs = sum(number for _, number in condition.graphs)
-    fallbacks = sum(number for _, number in condition.fallbacks)
-    kernels, mib = len(condition.attention), condition.graph_bytes / 2**20
+    graphs = sum(number for _, number in status.graphs)
+    fallbacks = sum(number for _, number in status.fallbacks)
+    kernels, mib = len(status.attention), status.graph_bytes / 2**20
     return f"{kernels} attention kernels chosen, {graphs} graphs in {mib:.0f} MiB, {fallbacks} fallbacks"
 
 
@@ -48,9 +48,9 @@ def is_possible(report: wire.Report, layout: SlotLayout) -> bool:  # noqa: C901,
             return slot in slots and len(reason) <= wire.REASON_CHARS
         case m.Released(_, slot):
             return slot in slots
-        case wire.Changed(condition):
-            counts = [condition.graph_bytes, *(number for _, number in (*condition.graphs, *condition.fallbacks))]
-            return condition == wire.shortened(condition) and min(counts) >= 0
+        case wire.StatusChanged(status):
+            counts = [status.graph_bytes, *(number for _, number in (*status.graphs, *status.fallbacks))]
+            return status == wire.shortened(status) and min(counts) >= 0
         case wire.Trying(names):
             return TRIALS.issuperset(names)
         case wire.Ending(reason):

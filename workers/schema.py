@@ -37,31 +37,31 @@ NOT_SET: Final = NotSet()
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A key with a wrong value; `text` follows the key's name in the message."""
+    """What is wrong with a key; `text` follows the key's name in the message."""
 
     key: Key
     text: str
 
 
 def variable(key: Key) -> str:
-    """The name of the variable that overrides a key."""
+    """Return the name of the variable that overrides a key."""
     return PREFIX + SEPARATOR.join(key).upper()
 
 
 def hints(schema: type) -> dict[str, Any]:
-    """The types of a dataclass's fields, with their bounds."""
+    """Return the types of a dataclass's fields, with their bounds."""
     return get_type_hints(schema, include_extras=True)
 
 
 def section_in(kind: Any) -> type | None:
-    """The type itself, or the member of `X | None`, that is a dataclass."""
+    """Return the type itself, or the member of `X | None`, that is a dataclass."""
     if get_origin(kind) is list:
         return None
     return next((t for t in (kind, *get_args(kind)) if isinstance(t, type) and is_dataclass(t)), None)
 
 
 def meanings(schema: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass, from its source."""
+    """Read the docstring below each field of a dataclass from its source."""
     found: dict[str, str] = {}
     for each in reversed(schema.__mro__[:-1]):
         (source,) = ast.parse(textwrap.dedent(getsource(each))).body
@@ -73,12 +73,12 @@ def meanings(schema: type) -> dict[str, str]:
 
 
 def about(schema: type) -> str:
-    """The docstring of a dataclass, on one line."""
+    """Return the docstring of a dataclass on one line."""
     return " ".join((schema.__doc__ or "").split())
 
 
 def marked(kind: Any, mark: str) -> bool:
-    """Whether a type, or a part of it, is marked in `Meta.extra`."""
+    """Return whether a type, or a part of it, is marked in `Meta.extra`."""
     metas = [each for each in get_args(kind) if isinstance(each, msgspec.Meta)]
     return any((meta.extra or {}).get(mark) for meta in metas) or any(marked(each, mark) for each in get_args(kind))
 
@@ -231,7 +231,7 @@ def _advice(kind: Any, found: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as messages quote it, without credentials of a URL."""
+    """Return a value as messages quote it, without credentials of a URL."""
     match value:
         case None:
             return "empty"
@@ -243,13 +243,13 @@ def show(value: Any) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the most similar known one, if any is similar."""
+    """End a sentence about an unknown name with the most similar known one, if any is similar."""
     matches = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {matches[0]}?" if matches else "."
 
 
 def allowed(kind: Any) -> str:
-    """The values of a type, in words."""
+    """Describe the values of a type."""
     return _describe(inspect.type_info(kind))
 
 

@@ -24,12 +24,12 @@ from scheduler.messages import (
 )
 from workers.engine.contract import EngineStatus, Options, Task
 
-MAX_MESSAGE = 65_536  # bytes; the longest real messages: `Ending`, `Finished`, `Changed` and `Preview`, each bounded
+MAX_MESSAGE = 65_536  # bytes; the longest real messages: `Ending`, `Finished`, `StatusChanged`, `Preview`; all bounded
 MAX_PREVIEW = 16_384  # bytes of a preview's file: a thumbnail of nothing but noise has 14,433
 PARAMS_BYTES = 1024  # of a `TaskParams` in msgpack, but for its texts, at most
 REASON_CHARS = 2_000
 MAX_WARNINGS, WARNING_CHARS = 4, 1_000  # of a `Finished`
-NAMED_SHAPES, NAMED_COUNTS = 256, 64  # in a `Changed`, of each kind
+NAMED_SHAPES, NAMED_COUNTS = 256, 64  # in a `StatusChanged`, of each kind
 NAME_CHARS = 80
 
 
@@ -64,10 +64,10 @@ class Preview(Message, frozen=True):
     jpeg: bytes
 
 
-class Changed(Message, frozen=True):
+class StatusChanged(Message, frozen=True):
     """How the engine runs from now on, `shortened`."""
 
-    condition: EngineStatus
+    status: EngineStatus
 
 
 class Trying(Message, frozen=True):
@@ -84,7 +84,7 @@ class Ending(Message, frozen=True):
 
 
 ReportEvent: TypeAlias = WorkerReady | Measured | Stepped | Finished | Failed | Released  # told the scheduler as it is
-Report: TypeAlias = ReportEvent | Device | Preview | Changed | Trying | Ending
+Report: TypeAlias = ReportEvent | Device | Preview | StatusChanged | Trying | Ending
 
 _encoder = msgspec.msgpack.Encoder()
 _orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
@@ -123,16 +123,16 @@ def as_warnings(warnings: Sequence[str]) -> tuple[str, ...]:
     return tuple(text[:WARNING_CHARS].encode(errors="replace").decode() for text in warnings[:MAX_WARNINGS])
 
 
-def shortened(condition: EngineStatus) -> EngineStatus:
-    """Make a condition fit into a message: keep its newest entries, with their names in ASCII and cut.
+def shortened(status: EngineStatus) -> EngineStatus:
+    """Make a status fit into a message: keep its newest entries, with their names in ASCII and cut.
 
     Entries whose names are then the same become one.
     """
     return EngineStatus(
-        attention=tuple({_name(shape): _name(kernel) for shape, kernel in condition.attention[-NAMED_SHAPES:]}.items()),
-        graphs=_counts(condition.graphs),
-        graph_bytes=condition.graph_bytes,
-        fallbacks=_counts(condition.fallbacks),
+        attention=tuple({_name(shape): _name(kernel) for shape, kernel in status.attention[-NAMED_SHAPES:]}.items()),
+        graphs=_counts(status.graphs),
+        graph_bytes=status.graph_bytes,
+        fallbacks=_counts(status.fallbacks),
     )
 
 

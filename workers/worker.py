@@ -105,10 +105,10 @@ class Worker:
         if costs != self.costs:
             self.costs = costs
             wire.send(self.channel, m.Measured(self.id, costs))
-        condition = self.engine.status()
-        if condition != self._reported:
-            self._reported = condition
-            wire.send(self.channel, wire.Changed(wire.shortened(condition)))
+        status = self.engine.status()
+        if status != self._reported:
+            self._reported = status
+            wire.send(self.channel, wire.StatusChanged(wire.shortened(status)))
 
     def _handle_inbox(self) -> None:
         """Do all that is asked for; with nothing on the device, wait a while for it."""

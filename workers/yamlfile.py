@@ -1,4 +1,4 @@
-"""YAML as configurations use it: no key twice, the line of each key, and errors in plain words.
+"""YAML for configurations: no key twice, the line of each key, and errors in plain words.
 
 It is YAML as most people know it: `1e-3` is a number, as in YAML 1.2 and JSON, and `2026-01-31` is text, not a date.
 """
@@ -12,7 +12,7 @@ import yaml
 Key: TypeAlias = tuple[str, ...]
 
 _FLOAT, _DATE, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("float", "timestamp", "merge"))
-# What PyYAML says, as the beginning of what is wrong, and what a person can do about it.
+# The beginnings of PyYAML's errors, and what a person can do about each.
 _ADVICE = {
     "the key": "{}",
     "mapping values are not allowed": "there is a second ':' on a line, or the indentation is wrong; text that begins "
@@ -34,7 +34,7 @@ _NO_ADVICE = "look at the indentation, the colons and the quotes there"
 
 
 class NotYamlError(ValueError):
-    """A text is not YAML; the message begins with the line and column, if it has a place, and says what to do."""
+    """A text is not YAML. The message begins with the line and column, if known, and says what to do."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -75,7 +75,7 @@ _resolve_as_people_do(_Dumper)
 
 
 def read(text: str) -> tuple[Any, dict[Key, int]]:
-    """What a text says, and the line of each key in it. Raises NotYamlError."""
+    """Return the value that a text holds, and the line of each key in it. Raises NotYamlError."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -96,7 +96,7 @@ def read(text: str) -> tuple[Any, dict[Key, int]]:
 
 
 def write(value: Any) -> str:
-    """A value on one line, such that `read` gives it back."""
+    """Write a value on one line, so that `read` returns it."""
     text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False)
     return str(text).removesuffix("\n").removesuffix("\n...")
 

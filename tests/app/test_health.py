@@ -17,7 +17,7 @@ def test_graphs_and_fallbacks_of_each_worker_are_shown() -> None:
         core=Scheduler(["gpu0", "gpu1"], Limits()),
         devices={"gpu0": Device("NVIDIA H100", "GPU-1")},
         processes={"gpu0": 7},
-        conditions={"gpu0": EngineStatus(graphs=(("step", 4),), fallbacks=(("no compiler", 1),))},
+        statuses={"gpu0": EngineStatus(graphs=(("step", 4),), fallbacks=(("no compiler", 1),))},
     )
     answer = asyncio.run(Health(cast(Any, pool), "all devices").ready(cast(Any, None)))
     first, second = json.loads(bytes(answer.body))["workers"]

@@ -55,12 +55,12 @@ def test_each_workers_gpu_is_shown_and_what_it_does_not_tell_is_left_out() -> No
 
 
 def test_how_each_engine_runs_is_shown() -> None:
-    conditions = {
+    statuses = {
         "gpu0": EngineStatus((("2x8 64x77x160", "flash"),), (("step", 4),), 2**30, (("no compiler", 2),)),
         "gpu1": EngineStatus(),
     }
     registry = CollectorRegistry()
-    registry.register(EngineCollector(cast(Any, SimpleNamespace(conditions=conditions))))
+    registry.register(EngineCollector(cast(Any, SimpleNamespace(statuses=statuses))))
     worker = ("worker", "gpu0")
     assert samples(registry) == {
         ("contour_worker_attention_kernel", (("kernel", "flash"), ("shape", "2x8 64x77x160"), worker)): 1.0,

@@ -61,8 +61,8 @@ LATE: dict[str, wire.Report | bytes] = {  # instead of making an image in slot 0
     "a failure in no slot": m.Failed(ID, 2, 1, "", Blame.SERVICE),
     "nothing in no slot": m.Released(ID, 2, 1),
     "steps without their totals": m.Stepped(ID, ((0, 1),)),
-    "graphs below zero": wire.Changed(EngineStatus(graphs=(("step", -1),))),
-    "a long condition": wire.Changed(EngineStatus(fallbacks=(("x" * 1000, 1),))),
+    "graphs below zero": wire.StatusChanged(EngineStatus(graphs=(("step", -1),))),
+    "a long status": wire.StatusChanged(EngineStatus(fallbacks=(("x" * 1000, 1),))),
     "costs that have become no numbers": m.Measured(ID, Costs(4, (NAN, NAN), 0.0)),
     "long last words": wire.Ending("x" * 10_000),
 }

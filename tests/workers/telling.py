@@ -93,7 +93,7 @@ class TellingEngine(EchoEngine):
         return decoding.pixels
 
     def status(self) -> EngineStatus:
-        return condition(self._graphs, self._fallbacks)
+        return status(self._graphs, self._fallbacks)
 
     def _capture(self) -> None:
         self._graphs = 1
@@ -105,7 +105,7 @@ def _given_memory(where: str, pixels: Pixels | bytes) -> None:
         raise OutOfMemoryError(f"no memory to {where}")
 
 
-def condition(graphs: int, fallbacks: int) -> EngineStatus:
+def status(graphs: int, fallbacks: int) -> EngineStatus:
     """What the engine says after so many."""
     return EngineStatus(ATTENTION, (("step", graphs),), 2**20 * graphs, (("no compiler", fallbacks),))
 

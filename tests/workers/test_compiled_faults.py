@@ -50,13 +50,13 @@ async def serving(fault: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 
 
 def fallbacks(pool: Pool) -> dict[str, int]:
-    condition = pool.conditions.get("cpu0")
-    return {} if condition is None else dict(condition.fallbacks)
+    status = pool.statuses.get("cpu0")
+    return {} if status is None else dict(status.fallbacks)
 
 
 def compiled(pool: Pool) -> int:
-    condition = pool.conditions.get("cpu0")
-    return 0 if condition is None else sum(n for kind, n in condition.graphs if kind.endswith("compiled"))
+    status = pool.statuses.get("cpu0")
+    return 0 if status is None else sum(n for kind, n in status.graphs if kind.endswith("compiled"))
 
 
 def restarts(pool: Pool) -> int:

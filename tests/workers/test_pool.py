@@ -128,14 +128,14 @@ def test_how_a_workers_engine_runs_is_known_until_the_worker_is_lost(monkeypatch
         def observe(event: m.Event, commands: Sequence[m.Command]) -> None:
             seen(event, commands)
             if isinstance(event, m.WorkerExited):
-                at_the_loss.append(dict(pool.conditions))
+                at_the_loss.append(dict(pool.statuses))
 
         async with running(observe) as pool:
-            assert pool.conditions == {}
-            await until(lambda: pool.conditions == {"cpu0": telling.condition(graphs=1, fallbacks=0)})
+            assert pool.statuses == {}
+            await until(lambda: pool.statuses == {"cpu0": telling.status(graphs=1, fallbacks=0)})
             os.kill(pool.processes["cpu0"], signal.SIGKILL)
             await until(lambda: at_the_loss == [{}])
-            await until(lambda: pool.conditions == {"cpu0": telling.condition(graphs=0, fallbacks=0)})
+            await until(lambda: pool.statuses == {"cpu0": telling.status(graphs=0, fallbacks=0)})
 
     asyncio.run(scenario())
 

@@ -174,7 +174,7 @@ def test_an_engine_with_nothing_to_tell_is_not_reported_on(worker: Worker) -> No
         reports.append(report)
         if isinstance(report, m.Finished):
             break
-    assert not any(isinstance(report, wire.Changed) for report in reports)
+    assert not any(isinstance(report, wire.StatusChanged) for report in reports)
 
 
 @pytest.fixture
@@ -190,22 +190,22 @@ def teller(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
 
 def test_how_the_engine_runs_is_told_before_it_is_ready_and_when_that_changes(teller: Worker) -> None:
     heard = teller.hear()
-    assert next(heard) == wire.Changed(telling.condition(graphs=0, fallbacks=0))
+    assert next(heard) == wire.StatusChanged(telling.status(graphs=0, fallbacks=0))
     assert next(heard) == wire.Device("CPU", None)
     ready = next(heard)
     assert isinstance(ready, m.WorkerReady)
     measured = next(heard)  # although it had nothing to do
     assert isinstance(measured, m.Measured)
     assert measured.costs.step_seconds == tuple(each / 2 for each in ready.costs.step_seconds)
-    assert next(heard) == wire.Changed(telling.condition(graphs=1, fallbacks=0))
+    assert next(heard) == wire.StatusChanged(telling.status(graphs=1, fallbacks=0))
     teller.run(0, 1)
     reports = []
     for report in heard:
         reports.append(report)
         if isinstance(report, m.Finished):
             break
-    changes = [report for report in reports if isinstance(report, wire.Changed)]
-    assert changes == [wire.Changed(telling.condition(graphs=1, fallbacks=1))]
+    changes = [report for report in reports if isinstance(report, wire.StatusChanged)]
+    assert changes == [wire.StatusChanged(telling.status(graphs=1, fallbacks=1))]
 
 
 def test_an_idle_worker_measures_itself_again_and_reports_it(teller: Worker) -> None:

@@ -23,7 +23,7 @@ POSSIBLE = (
     m.Stepped(lying.ID, ((0, 1), (1, 4)), (4, 4)),
     wire.Preview(0, 1, bytes(wire.MAX_PREVIEW)),
     m.Failed(lying.ID, 1, 1, "x" * wire.REASON_CHARS, m.Blame.SERVICE),
-    wire.Changed(EngineStatus(graphs=(("step", 3),))),
+    wire.StatusChanged(EngineStatus(graphs=(("step", 3),))),
 )
 SENT_TO_A_POOL = (
     "costs that are no numbers",

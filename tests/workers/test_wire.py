@@ -31,7 +31,7 @@ def sent(message: wire.Report) -> wire.Report | None:
 
 def test_a_usual_condition_arrives_as_it_was() -> None:
     assert wire.shortened(USUAL) == USUAL
-    assert sent(wire.Changed(wire.shortened(USUAL))) == wire.Changed(USUAL)
+    assert sent(wire.StatusChanged(wire.shortened(USUAL))) == wire.StatusChanged(USUAL)
 
 
 def test_the_longest_condition_there_can_be_fits_into_a_message() -> None:
@@ -43,10 +43,10 @@ def test_the_longest_condition_there_can_be_fits_into_a_message() -> None:
         graph_bytes=2**63,
         fallbacks=tuple((f"{n:03}{long}", 2**63) for n in numbers),
     )
-    arrived = sent(wire.Changed(wire.shortened(vast)))
-    assert isinstance(arrived, wire.Changed)
-    assert len(arrived.condition.attention) == wire.NAMED_SHAPES
-    assert len(arrived.condition.graphs) == len(arrived.condition.fallbacks) == wire.NAMED_COUNTS
+    arrived = sent(wire.StatusChanged(wire.shortened(vast)))
+    assert isinstance(arrived, wire.StatusChanged)
+    assert len(arrived.status.attention) == wire.NAMED_SHAPES
+    assert len(arrived.status.graphs) == len(arrived.status.fallbacks) == wire.NAMED_COUNTS
 
 
 def test_of_too_many_entries_the_newest_are_kept() -> None:
