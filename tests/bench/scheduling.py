@@ -13,9 +13,10 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
+from scheduler.limits import Limits
 from scheduler.simulation.arrivals import Traffic
 from scheduler.simulation.devices import DEFAULT_SLOTS, Machine
-from scheduler.simulation.experiment import drawn
+from scheduler.simulation.experiment import QUEUE, drawn
 from scheduler.simulation.report import BOUND, Row
 from tests.bench import tables
 from tests.bench.environment import environment
@@ -33,17 +34,18 @@ class Case:
     deadline: float = 60.0
     clients: int = 20
     bursty: bool = False
+    places: int = QUEUE
 
     @property
     def title(self) -> str:
-        traffic = "one client, bursts, " if self.bursty else ""
+        traffic = f"one client, bursts, {self.places} places, " if self.bursty else ""
         return f"{traffic}{self.gain} gain, load {self.load:g}, deadlines of {self.deadline:g} s"
 
 
 CASES = (
     *[Case(gain, load) for gain in ("weak", "strong") for load in (0.5, 0.8, 1.2)],
     *[Case(gain, 1.2, deadline=3.0) for gain in ("weak", "strong")],
-    Case("weak", 0.6, clients=1, bursty=True),
+    Case("weak", 0.6, clients=1, bursty=True, places=Limits().max_queue),
 )
 
 
@@ -70,7 +72,7 @@ def measure(seconds: float, seeds: Sequence[int], processes: int = 1) -> dict[st
 def _simulate(seconds: float, case: Case, seed: int) -> list[Row]:
     machine = Machine(devices=DEVICES, gain=case.gain, slots=DEFAULT_SLOTS[case.gain])
     traffic = Traffic(seconds=seconds, deadlines=(case.deadline,), clients=case.clients, bursty=case.bursty)
-    return drawn(machine, traffic, case.load, seed).compare()
+    return drawn(machine, traffic, case.load, seed, case.places).compare()
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
