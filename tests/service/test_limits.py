@@ -21,7 +21,7 @@ SECONDS = 1.0  # that a head or a body may take
 KEEP_ALIVE_SECONDS = 3.0
 KEPT = f"POST /generation/ HTTP/1.1\r\nHost: localhost\r\n{JSON}\r\n{LENGTH}\r\n\r\n".encode() + BODY
 ESTABLISHED, CLOSE_WAIT = "01", "08"  # <net/tcp_states.h>
-CONNECTIONS = 420  # so one address may have 210
+CONNECTIONS = 80  # so one address may have 40: all of them can be opened long before the first is cut off
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +104,14 @@ def test_a_head_of_any_length_is_refused_and_not_kept(limited: Service) -> None:
     assert resident_bytes(limited.process.pid) - before < 8 * 2**20
 
 
-def test_a_good_client_beside_200_slow_ones_is_served_and_they_are_cut_off(limited: Service) -> None:
+def test_a_good_client_beside_slow_ones_is_served_and_they_are_cut_off(limited: Service) -> None:
     with ExitStack() as stack:
-        slow = [stack.enter_context(connect(limited)) for _ in range(200)]
+        slow = [stack.enter_context(connect(limited)) for _ in range(CONNECTIONS // 2 - 2)]
         for connection in slow:
             connection.sendall(head(LENGTH)[:40])
         assert [limited.generate().status_code for _ in range(3)] == [200] * 3
-        assert [answers(read(connection))[0].status for connection in slow] == [408] * 200
-    assert open_connections(limited) == 0
+        assert [answers(read(connection))[0].status for connection in slow] == [408] * len(slow)
+    until(lambda: open_connections(limited) == 0)
 
 
 def test_one_address_leaves_half_of_all_connections_to_others(limited: Service) -> None:
