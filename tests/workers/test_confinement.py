@@ -94,6 +94,10 @@ def start_thread() -> None:
     thread.join()
 
 
+def run_program() -> None:
+    os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)  # its SIGCHLD would stop a process that is traced by then
+
+
 def attempts(memory: SlotMemory) -> dict[str, Callable[[], object]]:
     """What somebody would try who has taken over the process. None of it does harm where it is allowed."""
     parent = os.getppid()
@@ -108,7 +112,7 @@ def attempts(memory: SlotMemory) -> dict[str, Callable[[], object]]:
         "change the parent's limits": lambda: resource.prlimit(parent, resource.RLIMIT_CORE),
         "start a process": fork,
         "start a thread": start_thread,
-        "run a program": lambda: os.posix_spawn("/bin/true", ["true"], {}),
+        "run a program": run_program,
         "make executable memory": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC),
         "trace a process": lambda: checked(libc.ptrace(0, 0, 0, 0)),
         "read another process's memory": lambda: read_memory_of(os.getpid()),
