@@ -10,13 +10,13 @@ from starlette.applications import Starlette
 
 from app.access import Access
 from app.compat.routes import routes
-from app.desk import Desk
 from app.docs import Docs
 from app.edges import EdgeFinder, Edges
 from app.generation import Generation
+from app.generator import ImageGenerator
 from app.health import Health
 from app.http.stack import middlewares
-from app.making import Maker
+from app.lifecycle import RequestLifecycle
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
 from app.openapi import Description
 from app.page import Page
@@ -69,23 +69,23 @@ class Application:
             metrics.registry.register(devices)
         access = Access(read_keys(settings.server))
         self._tracing = _tracing(environ)
-        self.desk = desk = Desk(metrics, self._tracing, log_requests=settings.server.log_requests)
+        self.lifecycle = lifecycle = RequestLifecycle(metrics, self._tracing, log_requests=settings.server.log_requests)
         rules = Rules.of(settings)
-        maker = Maker(self.pool, rules, settings.server, metrics)
-        generation = Generation(desk, access, maker)
+        generator = ImageGenerator(self.pool, rules, settings.server, metrics)
+        generation = Generation(lifecycle, access, generator)
         self._edges = _edge_service(settings)
         core = self.pool.core
         finder = EdgeFinder(self._edges, rules, lambda: core.draining)
-        finding = Edges(desk, access, finder, rules, metrics)
+        finding = Edges(lifecycle, access, finder, rules, metrics)
         health, description = Health(self.pool, placement.reason), Description(settings)
-        compatible = routes(desk, access, maker, finder, metrics, settings)
+        compatible = routes(lifecycle, access, generator, finder, metrics, settings)
         endpoints = Endpoints(generation, finding, health, description, Docs(), Page(settings), compatible)
         self.asgi: Starlette = create_app(
-            desk,
+            lifecycle,
             endpoints,
             metrics.registry,
             self._lifespan,
-            middlewares(settings, desk, access),
+            middlewares(settings, lifecycle, access),
             (lambda: None) if devices is None else devices.read,
         )
         _announce(settings, placement)

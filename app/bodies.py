@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from starlette.requests import Request
 
-from app import field_types, forms, other_names, pictures
+from app import field_types, forms, input_image, other_names
 from app.errors import Error, Faults, Problem, plain, quoted
 from app.json_reading import parsed_json
 from app.params import (
@@ -53,17 +53,17 @@ async def generation_params(request: Request, rules: Rules, output: OutputOption
     if is_json(kind):
         fields = await json_body(request, rules, _json, flat=True, faults=faults)
         image = await image_of_json(fields.input_image_base64, faults)
-        made = understood(fields, image, pictures.JSON_NAME, rules, output, faults=faults)
+        made = understood(fields, image, input_image.JSON_NAME, rules, output, faults=faults)
         return _with_warnings(made, other_names.sent_in(fields))
     if kind == FORM:
         texts, files = await form(request, rules)
         given = converted(texts, RequestFields, faults, rules.ranges)
         file = b""
         with faults.noted():
-            file = await image_of_form(texts, files, FORM_FILE, (FORM_FILE, pictures.JSON_NAME))
+            file = await image_of_form(texts, files, FORM_FILE, (FORM_FILE, input_image.JSON_NAME))
         made = understood(given, file, FORM_FILE, rules, output, faults=faults)
-        sent = {name for name, content in (*texts.items(), *files) if content} - {FORM_FILE, pictures.JSON_NAME}
-        return _with_warnings(made, sent, {pictures.JSON_NAME: FORM_FILE})
+        sent = {name for name, content in (*texts.items(), *files) if content} - {FORM_FILE, input_image.JSON_NAME}
+        return _with_warnings(made, sent, {input_image.JSON_NAME: FORM_FILE})
     if kind in PICTURES:
         texts = query(request)
         given = converted(texts, RequestFields, faults, rules.ranges)
@@ -94,7 +94,7 @@ def _with_warnings(
 async def image_of_json(encoded: msgspec.Raw, faults: Faults) -> bytes:
     """The image of a body of JSON; empty, and a fault noted, where there is none."""
     try:
-        return await in_thread_if_large(len(encoded), pictures.decoded, encoded)
+        return await in_thread_if_large(len(encoded), input_image.decoded, encoded)
     except Problem as problem:
         faults.add(problem)
         return b""
@@ -105,14 +105,14 @@ async def image_of_form(
 ) -> bytes:
     """The one image of a form: a file, or base64 as a text, by one of some names. Raises Problem."""
     image = forms.image(texts, files, name, names)
-    work = partial(pictures.from_base64, image) if isinstance(image, str) else partial(pictures.from_file, image)
+    work = partial(input_image.from_base64, image) if isinstance(image, str) else partial(input_image.from_file, image)
     return await in_thread_if_large(len(image), work, name)
 
 
 async def image_alone(request: Request, rules: Rules) -> bytes:
     """The image that is the body. Raises Problem."""
     body = await read(request, rules.max_body_bytes)
-    return await in_thread_if_large(len(body), pictures.from_file, body, None)
+    return await in_thread_if_large(len(body), input_image.from_file, body, None)
 
 
 def understood(
@@ -134,7 +134,7 @@ def understood(
     if faults:  # else the image is looked at when it is time for it
         with faults.noted():
             if image:  # else that is a fault already
-                pictures.measured(image, rules, blamed or BODY)
+                input_image.measured(image, rules, blamed or BODY)
         faults.check()
     return GenerationParams(
         fields.request_id,
@@ -243,7 +243,7 @@ async def _chunks(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
 
 
 def _too_long(what: str, limit: int) -> Problem:
-    return pictures.too_large(what, limit, "bytes", "server.max_body_bytes", pictures.SMALLER)
+    return input_image.too_large(what, limit, "bytes", "server.max_body_bytes", input_image.SMALLER)
 
 
 def converted(

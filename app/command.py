@@ -95,7 +95,7 @@ class _Service:
         config = uvicorn.Config(
             self._application.asgi,
             loop="uvloop",
-            http=limited(self._settings.server, self._application.desk.hang_up),
+            http=limited(self._settings.server, self._application.lifecycle.on_connection_error),
             ws="none",
             lifespan="on",
             log_config=None,
@@ -127,7 +127,7 @@ class _Service:
             self._cut(number)
 
     def _drain(self, number: int) -> None:
-        requests, seconds = self._application.desk.in_hand, self._settings.server.drain_seconds
+        requests, seconds = self._application.lifecycle.open_requests, self._settings.server.drain_seconds
         again = "press Ctrl-C" if number == signal.SIGINT else f"send {signal.Signals(number).name}"
         if requests:
             what = f"{requests} request{'s' if requests > 1 else ''}"
@@ -139,7 +139,7 @@ class _Service:
     def _cut(self, number: int) -> None:
         assert self._server is not None
         self._cut_by = number
-        log.warning("Stopping at once; requests that are not finished: %d", self._application.desk.in_hand)
+        log.warning("Stopping at once; requests that are not finished: %d", self._application.lifecycle.open_requests)
         self._server.close_connections(CUT_CLOSE_SECONDS)
         self._application.pool.drain(0.0)  # which answers everybody
         self._application.pool.kill()

@@ -9,11 +9,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import bodies, pictures
+from app import bodies, input_image
 from app.access import Access
-from app.desk import Desk, Ticket
 from app.errors import Error, Faults, Problem
 from app.generation import unless_gone, with_warnings
+from app.lifecycle import RequestContext, RequestLifecycle
 from app.metrics import Metrics
 from app.negotiation import negotiated
 from app.other_names import sent_in, warnings, with_others
@@ -80,7 +80,7 @@ class EdgeFinder:
         """A PNG of an image's edges or grey values, at the model's size or with another short side, in pixels."""
         nominal = self.rules.engine.size
         sizing = nominal if short_side is None else at_resolution(nominal, short_side)
-        header = pictures.measured(image, self.rules, blamed)
+        header = input_image.measured(image, self.rules, blamed)
         task = EdgeTask(image, output_size(header.width, header.height, sizing), work)
         return await self._find(request, client, task, blamed)
 
@@ -88,7 +88,7 @@ class EdgeFinder:
         self, request: Request, client: str, image: bytes, blamed: str, work: Literal["range", "alpha"] = "range"
     ) -> tuple[int, int]:
         """The least and the greatest value of an image, or of its alpha, of 0 to 255, at its full size."""
-        header = pictures.measured(image, self.rules, blamed)
+        header = input_image.measured(image, self.rules, blamed)
         low, high = await self._find(request, client, EdgeTask(image, (header.width, header.height), work), blamed)
         return low, high
 
@@ -103,7 +103,7 @@ class EdgeFinder:
 class EdgeEndpoint:
     """What endpoints need that answer with edges."""
 
-    desk: Desk
+    lifecycle: RequestLifecycle
     access: Access
     finder: EdgeFinder
     rules: Rules
@@ -115,10 +115,10 @@ class Edges(EdgeEndpoint):
 
     async def respond(self, request: Request) -> Response:
         """Answer one request, with a PNG or a problem."""
-        return await self.desk.serve(request, self._find, count=self.metrics.edges, level=logging.DEBUG)
+        return await self.lifecycle.serve(request, self._find, count=self.metrics.edges, level=logging.DEBUG)
 
-    async def _find(self, request: Request, ticket: Ticket) -> Response:
-        ticket.client = self.access.client(request)
+    async def _find(self, request: Request, context: RequestContext) -> Response:
+        context.client = self.access.client(request)
         self.finder.check_open()
         negotiated(request, [PNG])
         faults = Faults()
@@ -128,9 +128,9 @@ class Edges(EdgeEndpoint):
         canny = self._canny(faults, in_body, in_query)
         if faults:
             with faults.noted():
-                pictures.measured(picture, self.rules, blamed or bodies.BODY)
+                input_image.measured(picture, self.rules, blamed or bodies.BODY)
         faults.check()
-        png = await self.finder.png(request, ticket.client, picture, blamed, canny)
+        png = await self.finder.png(request, context.client, picture, blamed, canny)
         sent = {name for name, text in query.items() if text}
         if isinstance(in_body, EdgesRequest):
             sent |= sent_in(in_body)
@@ -149,7 +149,7 @@ class Edges(EdgeEndpoint):
         kind = bodies.media_type(request)
         if bodies.is_json(kind):
             asked = await bodies.json_body(request, self.rules, _json, flat=True, faults=faults)
-            return await bodies.image_of_json(asked.input_image_base64, faults), pictures.JSON_NAME, asked
+            return await bodies.image_of_json(asked.input_image_base64, faults), input_image.JSON_NAME, asked
         if kind in bodies.PICTURES:
             return await bodies.image_alone(request, self.rules), None, Thresholds()
         raise bodies.unsupported(kind, TYPES)

@@ -1,4 +1,4 @@
-"""Server-sent events (WHATWG HTML, 9.2): the progress of an image while it is made."""
+"""Server-sent events (WHATWG HTML, 9.2): the progress of a request's images."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ from workers.jobs import Advanced, Previewed, ProgressEvent, Started
 log = logging.getLogger("contour.events")
 
 MEDIA_TYPE = "text/event-stream"
-QUIET_SECONDS = 15.0  # after which a comment keeps proxies from taking the connection for dead
+KEEP_ALIVE_SECONDS = 15.0  # then a comment is sent, so that proxies do not take the connection for dead
 
 
 class QueuedEvent(msgspec.Struct, frozen=True):
@@ -51,7 +51,7 @@ class PreviewEvent(msgspec.Struct, frozen=True):
 
 Progress: TypeAlias = QueuedEvent | StartedEvent | StepEvent | PreviewEvent
 
-# What an event is called. `image` counts from 0. Beside these there are `done` and `error`, of which one is the last.
+# The names of events. `image` counts from 0. The last event of a stream is `done` or `error`.
 NAMES: Mapping[type[Progress], str] = {
     QueuedEvent: "queued",
     StartedEvent: "started",
@@ -60,75 +60,69 @@ NAMES: Mapping[type[Progress], str] = {
 }
 
 
-def event(name: str, data: bytes) -> bytes:
-    """One event; `data` is JSON on one line."""
+def encode_event(name: str, data: bytes) -> bytes:
+    """Encode an event; `data` is JSON on one line."""
     return b"event: %b\ndata: %b\n\n" % (name.encode(), data)
 
 
-def told(progress: Progress) -> bytes:
-    """One event of progress."""
-    return event(NAMES[type(progress)], msgspec.json.encode(progress))
-
-
-def told_of(image: int, news: ProgressEvent) -> bytes:
-    """What is new of a picture, as one event."""
-    return told(_progress(image, news))
+def encode_progress(image: int, event: ProgressEvent) -> bytes:
+    """Encode the progress of an image as an event."""
+    progress = _progress(image, event)
+    return encode_event(NAMES[type(progress)], msgspec.json.encode(progress))
 
 
 class Feed:
-    """What is new of some pictures and has not been sent: of each kind the latest, as a client that reads slowly needs
-    no more. `told` makes an event of it."""
+    """The progress that has not been sent yet. Of each image and kind of event it keeps the latest, so that a client
+    that reads slowly costs no memory."""
 
-    def __init__(self, told: Callable[[int, ProgressEvent], bytes] = told_of) -> None:
-        self._told = told
+    def __init__(self, encode: Callable[[int, ProgressEvent], bytes] = encode_progress) -> None:
+        self._encode = encode
         self._pending: dict[tuple[int, type], ProgressEvent] = {}
-        self._there = asyncio.Event()
+        self._has_events = asyncio.Event()
 
     def __bool__(self) -> bool:
         return bool(self._pending)
 
-    def follow(self, image: int, news: ProgressEvent) -> None:
-        """Something is new."""
-        key = image, type(news)
-        self._pending.pop(key, None)  # so that it comes after what came before it
-        self._pending[key] = news
-        self._there.set()
+    def publish(self, image: int, event: ProgressEvent) -> None:
+        key = image, type(event)
+        self._pending.pop(key, None)  # to the end: events are sent in the order in which they came
+        self._pending[key] = event
+        self._has_events.set()
 
     async def wait(self) -> None:
-        """Wait until there is something."""
-        await self._there.wait()
+        """Wait until there is something to send."""
+        await self._has_events.wait()
 
     def take(self) -> bytes:
-        """All that there is, as events."""
-        events = b"".join(self._told(image, news) for (image, _), news in self._pending.items())
+        """Encode and remove all that is pending."""
+        events = b"".join(self._encode(image, event) for (image, _), event in self._pending.items())
         self._pending.clear()
-        self._there.clear()
+        self._has_events.clear()
         return events
 
 
 class EventStream(Response):
-    """Sends what is fed, until `making` is done; then its `last` event. A client that leaves cancels it.
+    """Sends the feed's events until the `generating` task is done, then the last event. A disconnect cancels the task.
 
-    `last` makes the event, and the request's outcome, of the finished task. `ended` is called with the outcome.
+    `last_event` makes the event, and the request's outcome, of the finished task. `ended` is called with the outcome.
     """
 
     def __init__(
         self,
         feed: Feed,
-        making: "asyncio.Task[bytes]",
-        last: "Callable[[asyncio.Task[bytes]], tuple[bytes, str]]",
+        generating: "asyncio.Task[bytes]",
+        last_event: "Callable[[asyncio.Task[bytes]], tuple[bytes, str]]",
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        # The type as a header, as Starlette would add a charset, and the format is UTF-8 by itself.
+        # As a header: given a media type, Starlette would add a charset, but the format is always UTF-8.
         super().__init__(headers={"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store", **(headers or {})})
         del self.headers["content-length"]
         self.ended: Callable[[str], None] = lambda outcome: None
         self._feed = feed
-        self._making = making
-        self._last = last
+        self._generating = generating
+        self._last_event = last_event
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer; until the end, or until the client leaves."""
         sending = asyncio.ensure_future(self._send(send))
         leaving = asyncio.ensure_future(disconnected(receive))
         outcome = "abandoned"
@@ -137,40 +131,42 @@ class EventStream(Response):
             if sending.done():
                 outcome = _outcome(sending)
         finally:
-            for task in (sending, leaving, self._making):
+            for task in (sending, leaving, self._generating):
                 task.cancel()
-            if self._making.done() and not self._making.cancelled():
-                self._making.exception()  # it may be that nobody is left to be told
+            if self._generating.done() and not self._generating.cancelled():
+                self._generating.exception()  # retrieved, or asyncio would complain
             self.ended(outcome)
 
     async def _send(self, send: Send) -> str:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        while not self._making.done():
-            news = asyncio.ensure_future(self._feed.wait())
+        while not self._generating.done():
+            waiting = asyncio.ensure_future(self._feed.wait())
             try:
-                await asyncio.wait((news, self._making), timeout=QUIET_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    (waiting, self._generating), timeout=KEEP_ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
             finally:
-                news.cancel()
-            if not self._making.done():
+                waiting.cancel()
+            if not self._generating.done():
                 await _body(send, self._feed.take() or b": still there\n\n", more=True)
-        last, outcome = self._last(self._making)
+        last, outcome = self._last_event(self._generating)
         await _body(send, self._feed.take() + last, more=False)
         return outcome
 
 
 def _outcome(sending: "asyncio.Task[str]") -> str:
-    """How a stream ended. An error of ours is none of the client's, which it would look like if it were not told."""
+    """The outcome of a stream. An error of our own is logged, and does not count as the client's disconnect."""
     error = sending.exception()
     if error is None:
         return sending.result()
-    if isinstance(error, OSError):  # how some servers tell that the client has left
+    if isinstance(error, OSError):  # how some servers report that the client has left
         return "abandoned"
-    log.error("a stream of events failed", exc_info=error)
+    log.error("A stream of events failed", exc_info=error)
     return Error.INTERNAL.slug
 
 
 async def disconnected(receive: Receive) -> None:
-    """Wait until the client has gone."""
+    """Wait until the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -179,8 +175,8 @@ async def _body(send: Send, body: bytes, *, more: bool) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-def _progress(image: int, news: ProgressEvent) -> Progress:
-    match news:
+def _progress(image: int, event: ProgressEvent) -> Progress:
+    match event:
         case QueuePosition(position, seconds):
             return QueuedEvent(image, position, seconds)
         case Started():

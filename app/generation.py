@@ -14,10 +14,10 @@ from starlette.responses import Response
 
 from app import bodies, events
 from app.access import Access
-from app.desk import Desk, Ticket
 from app.errors import Error, Problem, problem_body, quoted
 from app.events import Feed
-from app.making import ClientGoneError, Maker, Picture
+from app.generator import ClientGoneError, GeneratedImage, ImageGenerator
+from app.lifecycle import RequestContext, RequestLifecycle
 from app.negotiation import negotiated, preferred
 from app.params import GenerationParams, OutputOptions
 from workers.engine.contract import Format
@@ -45,23 +45,25 @@ class GenerationAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 class Generation:
     """The endpoint. Everything about a request is checked before anything is queued."""
 
-    def __init__(self, desk: Desk, access: Access, maker: Maker) -> None:
-        self._desk = desk
+    def __init__(self, lifecycle: RequestLifecycle, access: Access, generator: ImageGenerator) -> None:
+        self._lifecycle = lifecycle
         self._access = access
-        self._maker = maker
+        self._generator = generator
         # JSON for who does not care; of pictures, what is made anyway.
-        configured = next(kind for kind, name in FORMATS.items() if name == maker.rules.engine.output.format)
+        configured = next(kind for kind, name in FORMATS.items() if name == generator.rules.engine.output.format)
         self._offers = list(dict.fromkeys([JSON, configured, *FORMATS, events.MEDIA_TYPE]))
 
     async def respond(self, request: Request) -> Response:
         """Answer one request, in the form that it prefers."""
-        return await self._desk.serve(request, self._generate)
+        return await self._lifecycle.serve(request, self._generate)
 
-    async def _generate(self, request: Request, ticket: Ticket) -> Response:
-        ticket.client = self._access.client(request)
+    async def _generate(self, request: Request, context: RequestContext) -> Response:
+        context.client = self._access.client(request)
         kind = negotiated(request, self._offers)
         streams = kind == events.MEDIA_TYPE
-        params = await bodies.generation_params(request, self._maker.rules, OutputOptions(FORMATS.get(kind), streams))
+        params = await bodies.generation_params(
+            request, self._generator.rules, OutputOptions(FORMATS.get(kind), streams)
+        )
         if kind in FORMATS and (named := params.options.format) is not None:
             kind = _of_format(request, named)
         file_format = FORMATS.get(kind)
@@ -69,23 +71,23 @@ class Generation:
             detail = f"number_of_images is {params.number_of_images}, but {kind} holds one picture; ask for {JSON}."
             raise Problem(Error.INVALID_FIELD, detail, "number_of_images")
         if streams:
-            return await self._stream(request, params, ticket)
-        pictures = ticket.pictures = await unless_gone(request, self._maker.make(request, params, ticket))
+            return await self._stream(request, params, context)
+        pictures = context.images = await unless_gone(request, self._generator.generate(request, params, context))
         body = pictures[0].file if file_format is not None else _json(params, pictures)
-        response = Response(body, headers={"Server-Timing": _timing(pictures[0], ticket.seconds)}, media_type=kind)
+        response = Response(body, headers={"Server-Timing": _timing(pictures[0], context.seconds)}, media_type=kind)
         warnings = (*params.warnings, *warnings_of(pictures)) if file_format is not None else ()
         return with_warnings(response, warnings)
 
-    async def _stream(self, request: Request, params: GenerationParams, ticket: Ticket) -> Response:
+    async def _stream(self, request: Request, params: GenerationParams, context: RequestContext) -> Response:
         """Tell how it goes. What is refused at once is answered as without a stream."""
         feed = Feed()
 
         async def made() -> bytes:
-            ticket.pictures = await self._maker.make(request, params, ticket, feed.follow)
-            return events.event("done", _json(params, ticket.pictures))
+            context.images = await self._generator.generate(request, params, context, feed.publish)
+            return events.encode_event("done", _json(params, context.images))
 
-        return await self._desk.stream(
-            ticket, feed, made(), lambda problem: events.event("error", problem_body(problem))
+        return await self._lifecycle.stream(
+            context, feed, made(), lambda problem: events.encode_event("error", problem_body(problem))
         )
 
 
@@ -106,7 +108,7 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
         working.cancel()
 
 
-def _json(params: GenerationParams, pictures: Sequence[Picture]) -> bytes:
+def _json(params: GenerationParams, pictures: Sequence[GeneratedImage]) -> bytes:
     """Written around the base64 by hand: the pictures pass through no JSON encoder."""
     encoded = [pybase64.b64encode(picture.file) for picture in pictures]
     body = b'{"request_id":%d,"output_image_base64":"%b"' % (params.request_id, encoded[0])
@@ -117,7 +119,7 @@ def _json(params: GenerationParams, pictures: Sequence[Picture]) -> bytes:
     return body + b"}"
 
 
-def warnings_of(pictures: Sequence[Picture]) -> list[str]:
+def warnings_of(pictures: Sequence[GeneratedImage]) -> list[str]:
     """What the client should know about its images, each sentence once."""
     return list(dict.fromkeys(warning for picture in pictures for warning in picture.warnings))
 
@@ -146,6 +148,6 @@ def _in_header(warning: str) -> str:
     return "".join(characters[:most])
 
 
-def _timing(picture: Picture, total: float) -> str:
+def _timing(picture: GeneratedImage, total: float) -> str:
     stages = (*picture.stages.items(), ("total", total))
     return ", ".join(f"{name};dur={seconds * 1e3:.2f}" for name, seconds in stages)

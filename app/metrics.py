@@ -113,7 +113,7 @@ class Metrics:
         if outcome == "done":
             self._edges_seconds.observe(seconds)
 
-    def aside(self, outcome: str, seconds: float) -> None:
+    def lookup(self, outcome: str, seconds: float) -> None:
         """Something was looked up: there is nothing to time, and it counts only if it was refused."""
         if outcome != "done":
             self.refused(outcome)

@@ -24,11 +24,11 @@ from app.compat.automatic import errors as automatic
 from app.compat.automatic.catalogue import catalogue
 from app.compat.automatic.structs import MAX_NAME
 from app.compat.openai import errors as openai
-from app.desk import Voice
 from app.docs import FOLDER, Docs
 from app.errors import Error, Problem, joined, respond
 from app.generation import JSON
 from app.http.prefix import HEADER, prefix_of
+from app.lifecycle import ErrorRenderer
 from app.metrics import OF_CONNECTIONS, OF_EDGES
 from app.page import Page
 from app.schemas import BINARY, Node, Schemas, reference, struct_of
@@ -43,7 +43,7 @@ HEADERS = {error: "Retry-After" for error in Error if error.status in (429, 503)
 HEADERS |= {Error.METHOD: "Allow", Error.UNAUTHORIZED: "WWW-Authenticate"}
 # How an interface tells of a problem, and the schema of the body that it does it with.
 OURS = "ProblemBody"
-INTERFACES: Mapping[str, tuple[Voice, str]] = {
+INTERFACES: Mapping[str, tuple[ErrorRenderer, str]] = {
     "OpenAI": (openai.respond, "OpenAI.ErrorAnswer"),
     "AUTOMATIC1111": (automatic.respond, "Automatic.ErrorAnswer"),
 }
@@ -168,7 +168,7 @@ def _media(kind: str, told: Any) -> Node:
 
 def _example(kind: str, summary: str, value: Any) -> Node:
     if kind == events.MEDIA_TYPE:
-        told = [events.event(name, msgspec.json.encode(data)) for each in value for name, data in each.items()]
+        told = [events.encode_event(name, msgspec.json.encode(data)) for each in value for name, data in each.items()]
         value = b"".join(told).decode()
     return {"summary": summary, "value": value}
 
@@ -204,14 +204,14 @@ def _of(value: object) -> Node:
     return one or {"type": "object"} | ({"required": list(value)} if isinstance(value, dict) else {})
 
 
-def _problems(words: str, voice: Voice, schema: str) -> Node:
+def _problems(words: str, render_error: ErrorRenderer, schema: str) -> Node:
     """A response for each status that an endpoint's errors have, or those before it is reached."""
     named = {*BEFORE, Error.INTERNAL}
     for word in words.split():
         named = named - SETS[word[1:]] if word.startswith("-") else named | SETS[word]
     ours = named if schema == OURS else BEFORE
     found: dict[str, Node] = {}
-    for errors, tell, name in ((ours, respond, OURS), (named - ours, voice, schema)):
+    for errors, tell, name in ((ours, respond, OURS), (named - ours, render_error, schema)):
         by_status: dict[int, dict[Error, Response]] = {}
         for error in (each for each in Error if each in errors):
             response = tell(example_of(error))

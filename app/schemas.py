@@ -11,9 +11,9 @@ from app import events
 from app.bodies import FORM_FILE
 from app.compat.automatic import structs as automatic
 from app.compat.automatic.catalogue import catalogue
+from app.compat.automatic.controlnet_unit import IMAGE, MODULES, NONE
 from app.compat.automatic.detect import DetectAnswer, DetectRequest
 from app.compat.automatic.options import Options
-from app.compat.automatic.unit import IMAGE, MODULES, NONE
 from app.compat.openai import structs as openai
 from app.compat.openai.images import PICTURE
 from app.compat.openai.references import FIELDS
@@ -21,9 +21,9 @@ from app.edges import EdgesRequest
 from app.errors import ProblemBody
 from app.generation import JSON, GenerationAnswer
 from app.health import Aliveness, Readiness
+from app.input_image import JSON_NAME
 from app.page import PageSettings
 from app.params import PARAMS, TEXTS, GenerationRequest, RequestFields
-from app.pictures import JSON_NAME
 from app.rules import Rules
 from app.settings import Settings
 

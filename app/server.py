@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.desk import Desk
 from app.docs import Docs
 from app.edges import Edges
 from app.errors import on_exception
 from app.generation import Generation
 from app.health import Health
+from app.lifecycle import RequestLifecycle
 from app.openapi import Description
 from app.page import Page
 
@@ -39,7 +39,7 @@ class Endpoints:
 
 
 def create_app(
-    desk: Desk,
+    lifecycle: RequestLifecycle,
     endpoints: Endpoints,
     registry: CollectorRegistry,
     lifespan: Lifespan,
@@ -76,7 +76,7 @@ def create_app(
             ),
         ],
         middleware=middleware,
-        exception_handlers={HTTPException: desk.refuse, Exception: on_exception},
+        exception_handlers={HTTPException: lifecycle.on_routing_error, Exception: on_exception},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False

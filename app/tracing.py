@@ -1,7 +1,7 @@
-"""Spans for OpenTelemetry: where its packages are installed and its variables name a collector, and nothing otherwise.
+"""Spans for OpenTelemetry, if its packages are installed and its variables name a collector.
 
-A request's spans are made when it is answered, with the times that they had: only then has the worker told how long its
-stages took, and it needs to know nothing of tracing.
+A request's spans are made when it has been answered, with their real times: only then the worker has reported how long
+its stages took, and it needs to know nothing of tracing.
 """
 
 import logging
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from app.making import Picture
-from app.records import Line
+from app.access_log import RequestRecord
+from app.generator import GeneratedImage
 from workers.console import command
 
 if TYPE_CHECKING:
@@ -25,27 +25,27 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 HTTP = "http/protobuf"
 SERVICE = "contour"
-CLOSE_SECONDS = 5.0  # given to what has not been sent
+CLOSE_SECONDS = 5.0  # to send the remaining spans
 WARNING_SECONDS = 60.0  # between two warnings that a collector cannot be reached
 SERVER_ERROR = 500
 
 
 class Tracing:
-    """Traces nothing: what a service has that is not asked for spans."""
+    """Records nothing; `_Spans` does."""
 
-    def record(self, line: Line, headers: Mapping[str, str]) -> str:
-        """Make the spans of a request that has just been answered; the id of its trace, empty if there is none.
+    def record(self, record: RequestRecord, headers: Mapping[str, str]) -> str:
+        """Record the spans of a request that has just been answered. Returns the id of its trace, or an empty string.
 
-        `headers` are those it came with, by their names in lower case.
+        `headers` are the request's, by their names in lower case.
         """
         return ""
 
     def close(self) -> None:
-        """Send what has not been sent, for a few seconds at most."""
+        """Send the remaining spans, for a few seconds at most."""
 
 
 def tracing(environ: Mapping[str, str]) -> Tracing:
-    """What the environment asks for. Raises ValueError where that cannot be had, with what to do."""
+    """Read the environment. Raises ValueError with advice if what it asks for is not possible."""
     exporter = environ.get("OTEL_TRACES_EXPORTER", "otlp" if any(environ.get(name) for name in ENDPOINTS) else "none")
     if exporter == "none" or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return Tracing()
@@ -77,7 +77,7 @@ def _provider(environ: Mapping[str, str]) -> "TracerProvider":
 
 
 class _Seldom(logging.Filter):
-    """Lets through what a library says once in a while: a collector that is down is no news after that."""
+    """Passes one message of a library a minute: a collector that is down would fill the log."""
 
     def __init__(self, library: str) -> None:
         super().__init__()
@@ -98,31 +98,31 @@ class _Spans(Tracing):
         self._provider = provider
         self._tracer = provider.get_tracer("contour")
 
-    def record(self, line: Line, headers: Mapping[str, str]) -> str:
+    def record(self, record: RequestRecord, headers: Mapping[str, str]) -> str:
         from opentelemetry.propagate import extract
         from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id, set_span_in_context
 
-        now = time.time_ns() - time.perf_counter_ns()  # what is to be added to times of the other clock
+        now = time.time_ns() - time.perf_counter_ns()  # offset between the two clocks
         span = self._tracer.start_span(
-            f"{line.method} {line.path}" if line.routed else line.method,
+            f"{record.method} {record.path}" if record.routed else record.method,
             context=extract(headers),
             kind=SpanKind.SERVER,
-            attributes=_attributes(line, headers),
-            start_time=now + _ns(line.began),
+            attributes=_attributes(record, headers),
+            start_time=now + _ns(record.began),
         )
-        if line.status >= SERVER_ERROR:
-            span.set_status(Status(StatusCode.ERROR, line.outcome))
+        if record.status >= SERVER_ERROR:
+            span.set_status(Status(StatusCode.ERROR, record.outcome))
         within = set_span_in_context(span)
-        for number, picture in enumerate(line.pictures):
-            for stage, (begin, end) in _times(picture).items():
-                attributes: dict[str, Any] = {"contour.image": number, "contour.worker": picture.worker}
+        for number, image in enumerate(record.images):
+            for stage, (begin, end) in _times(image).items():
+                attributes: dict[str, Any] = {"contour.image": number, "contour.worker": image.worker}
                 child = self._tracer.start_span(stage, within, attributes=attributes, start_time=now + _ns(begin))
                 child.end(now + _ns(end))
-        span.end(now + _ns(line.began + line.seconds))
+        span.end(now + _ns(record.began + record.seconds))
         return format_trace_id(span.get_span_context().trace_id)
 
     def close(self) -> None:
-        # Beside: a collector that does not answer is waited for, and no thread can be told to stop that.
+        # In a thread of its own: waiting for a collector that does not answer cannot be cancelled.
         closing = threading.Thread(target=self._shut_down, daemon=True)
         closing.start()
         closing.join(CLOSE_SECONDS)
@@ -132,37 +132,37 @@ class _Spans(Tracing):
             self._provider.shutdown()
 
 
-def _attributes(line: Line, headers: Mapping[str, str]) -> dict[str, Any]:
+def _attributes(record: RequestRecord, headers: Mapping[str, str]) -> dict[str, Any]:
     """OpenTelemetry's semantic conventions for HTTP servers, and our own."""
     attributes: dict[str, Any] = {
-        "http.request.method": line.method,
-        "url.path": line.path,
+        "http.request.method": record.method,
+        "url.path": record.path,
         "url.scheme": "http",
-        "http.response.status_code": line.status,
-        "contour.request": line.request,
-        "contour.outcome": line.outcome,
+        "http.response.status_code": record.status,
+        "contour.request": record.request,
+        "contour.outcome": record.outcome,
     }
-    if line.routed:
-        attributes["http.route"] = line.path
-    if line.client:
-        attributes["contour.client"] = line.client
+    if record.routed:
+        attributes["http.route"] = record.path
+    if record.client:
+        attributes["contour.client"] = record.client
     if (agent := headers.get("user-agent")) is not None:
         attributes["user_agent.original"] = agent
-    if line.status >= SERVER_ERROR:
-        attributes["error.type"] = line.outcome
+    if record.status >= SERVER_ERROR:
+        attributes["error.type"] = record.outcome
     return attributes
 
 
-def _times(picture: Picture) -> dict[str, tuple[float, float]]:
-    """When each stage began and ended: the first two count from when the job came, the others back from its end.
+def _times(image: GeneratedImage) -> dict[str, tuple[float, float]]:
+    """When each stage began and ended: the first two count from the submission, the others back from the end.
 
-    Between them it waited for the next step of the batch that it joined.
+    In between, the image waited for the next step of the batch that it joined.
     """
-    stages, times = picture.stages, {}
-    at = picture.submitted
+    stages, times = image.stages, {}
+    at = image.submitted
     for stage in ("queue", "prepare"):
         times[stage] = at, (at := at + stages[stage])
-    at = picture.finished
+    at = image.finished
     for stage in ("encode", "decode", "denoise"):
         times[stage] = at - stages[stage], at
         at -= stages[stage]

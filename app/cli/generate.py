@@ -16,10 +16,10 @@ import msgspec
 
 from app.cli import results
 from app.cli.errors import CommandError
-from app.cli.making import HopelessError, InterruptedByError, Maker, make
 from app.cli.order import add_flags, first_seed, order
 from app.cli.plan import Plan, plan
 from app.cli.progress import say
+from app.cli.runner import InterruptedByError, NoWorkersError, Runner, run_plan
 from app.params import RequestFields, seeds
 from app.rules import Rules
 from app.settings import Settings
@@ -80,19 +80,19 @@ def _generate(given: argparse.Namespace, settings: Settings) -> int:
         _writable(planned.items[0].target.parent)
     with nullcontext() if planned.folder is None else results.taken(planned.folder):
         fields, planned = _resumed(given, settings, fields, planned)
-        maker = Maker(settings, planned, fields, again=given.again)
+        runner = Runner(settings, planned, fields, again=given.again)
         try:
-            if len(maker):
-                _make(settings, maker)
+            if len(runner):
+                _make(settings, runner)
         except InterruptedByError as error:
-            say(f"{_summary(maker)}; interrupted" + "; the same command goes on" * (planned.folder is not None))
+            say(f"{_summary(runner)}; interrupted" + "; the same command goes on" * (planned.folder is not None))
             return SIGNALLED + error.signal
-        except HopelessError as error:
-            say(f"{_summary(maker)}; given up: {error}")
+        except NoWorkersError as error:
+            say(f"{_summary(runner)}; given up: {error}")
             return FAILED
-        if planned.folder is not None or maker.tally.failed:
-            say(_summary(maker))
-        return FAILED if maker.tally.failed else 0
+        if planned.folder is not None or runner.tally.failed:
+            say(_summary(runner))
+        return FAILED if runner.tally.failed else 0
 
 
 def _resumed(
@@ -126,7 +126,7 @@ def _writable(folder: Path) -> None:
         raise CommandError(f"{folder} cannot be written to")
 
 
-def _make(settings: Settings, maker: Maker) -> None:
+def _make(settings: Settings, runner: Runner) -> None:
     nvml = Nvml.open()
     try:
         placement = choose_devices(os.environ, nvml, settings.workers.cpu_workers)
@@ -134,7 +134,7 @@ def _make(settings: Settings, maker: Maker) -> None:
         _tell_devices(placement)
         if placement.devices[0].kind == "cuda" and (fault := driver_fault(nvml)) is not None:
             say(str(fault))
-        asyncio.run(make(settings, placement, available_cores(), maker))
+        asyncio.run(run_plan(settings, placement, available_cores(), runner))
     finally:
         if nvml is not None:
             nvml.close()
@@ -144,8 +144,8 @@ def _tell_devices(placement: Placement) -> None:
     say(placement.reason)
 
 
-def _summary(maker: Maker) -> str:
-    tally = maker.tally
-    there = f", {tally.skipped} there already" if maker.folder is not None else ""
+def _summary(runner: Runner) -> str:
+    tally = runner.tally
+    there = f", {tally.skipped} there already" if runner.folder is not None else ""
     names = ", ".join(str(path) for path in tally.failed[:NAMED]) + ", ..." * (len(tally.failed) > NAMED)
     return f"{tally.made} made{there}" + f", {len(tally.failed)} failed: {names}" * bool(tally.failed)

@@ -73,17 +73,17 @@ class Progress:
     def watch(self, item: Item) -> ProgressCallback:
         """Who is to be told how a picture goes."""
 
-        def told(news: ProgressEvent) -> None:
-            match news:
+        def on_progress(event: ProgressEvent) -> None:
+            match event:
                 case Advanced():
-                    self._parts[item] = news
+                    self._parts[item] = event
                 case Started():
                     self._parts.pop(item, None)
                 case _:
                     return
             self._show()
 
-        return told
+        return on_progress
 
     def ended(self, item: Item) -> None:
         """A picture is there, or cannot be had."""

@@ -8,17 +8,26 @@ from app.access import Access
 from app.compat.automatic.service import Service
 from app.compat.openai.images import Images
 from app.compat.openai.models import Models
-from app.desk import Desk
 from app.edges import EdgeFinder
-from app.making import Maker
+from app.generator import ImageGenerator
+from app.lifecycle import RequestLifecycle
 from app.metrics import Metrics
 from app.settings import Settings
 
 
 def routes(
-    desk: Desk, access: Access, maker: Maker, finder: EdgeFinder, metrics: Metrics, settings: Settings
+    lifecycle: RequestLifecycle,
+    access: Access,
+    generator: ImageGenerator,
+    finder: EdgeFinder,
+    metrics: Metrics,
+    settings: Settings,
 ) -> Sequence[Route]:
     """With what answers them."""
-    models = Models(desk, access, settings.server.model_name)
-    images = Images(desk, access, maker, finder, models)
-    return [*models.routes(), *images.routes(), *Service(desk, access, maker, finder, metrics, settings).routes()]
+    models = Models(lifecycle, access, settings.server.model_name)
+    images = Images(lifecycle, access, generator, finder, models)
+    return [
+        *models.routes(),
+        *images.routes(),
+        *Service(lifecycle, access, generator, finder, metrics, settings).routes(),
+    ]

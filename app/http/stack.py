@@ -7,11 +7,11 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from app.access import Access
-from app.desk import Desk
 from app.http.buffers import BodyBuffers
 from app.http.origins import ANY, OriginGuard, is_loopback
 from app.http.prefix import Proxied
 from app.http.safe_headers import SafeHeaders
+from app.lifecycle import RequestLifecycle
 from app.settings import ServerConfig, Settings
 
 log = logging.getLogger("contour")
@@ -20,14 +20,14 @@ log = logging.getLogger("contour")
 EXPOSED_HEADERS = ("ETag", "Retry-After", "Server-Timing", "X-Contour-Warning", "X-Request-Id")
 
 
-def middlewares(settings: Settings, desk: Desk, access: Access) -> Sequence[Middleware]:
+def middlewares(settings: Settings, lifecycle: RequestLifecycle, access: Access) -> Sequence[Middleware]:
     """What every request passes, in this order; says in the log what anybody may do."""
     server = settings.server
     origins = [each.lower() for each in server.allowed_origins]  # as browsers write them
     stack = [Middleware(SafeHeaders)]
     if server.trusted_proxies or server.root_path:
         stack.append(Middleware(Proxied, server.trusted_proxies, server.root_path))
-    stack.append(Middleware(OriginGuard, hosts(server), origins, desk.turn_away))
+    stack.append(Middleware(OriginGuard, hosts(server), origins, lifecycle.refuse))
     if origins:
         stack.append(
             Middleware(

@@ -1,4 +1,4 @@
-"""What a client that reads slowly is told: the latest of each kind, in the order in which it came."""
+"""What a client that reads slowly gets: the latest of each kind, in the order in which it came."""
 
 import asyncio
 from typing import Any
@@ -13,10 +13,17 @@ from workers.jobs import Advanced, Previewed, Started
 
 def test_of_each_kind_the_latest_is_told() -> None:
     feed = Feed()
-    told = (QueuePosition(2, 4.0), QueuePosition(1, 2.5), Started(), Advanced(1, 9), Previewed(b"1"), Advanced(2, 9))
-    for news in told:
-        feed.follow(0, news)
-    feed.follow(1, QueuePosition(0, None))
+    published = (
+        QueuePosition(2, 4.0),
+        QueuePosition(1, 2.5),
+        Started(),
+        Advanced(1, 9),
+        Previewed(b"1"),
+        Advanced(2, 9),
+    )
+    for event in published:
+        feed.publish(0, event)
+    feed.publish(1, QueuePosition(0, None))
     assert feed.take() == (
         b'event: queued\ndata: {"image":0,"position":1,"seconds":2.5}\n\n'
         b'event: started\ndata: {"image":0}\n\n'
@@ -50,13 +57,13 @@ class Connection:
 
 
 def stream(feed: Feed, making: "asyncio.Task[bytes]", ended: list[str]) -> EventStream:
-    made = EventStream(feed, making, lambda task: (events.event("done", task.result()), "done"))
+    made = EventStream(feed, making, lambda task: (events.encode_event("done", task.result()), "done"))
     made.ended = ended.append
     return made
 
 
 def test_a_quiet_stream_sends_comments_and_ends_with_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(events, "KEEP_ALIVE_SECONDS", 0.01)
 
     async def scenario() -> None:
         connection, done = Connection(), asyncio.Event()
@@ -118,4 +125,4 @@ def test_an_error_of_ours_is_not_taken_for_a_client_that_left(
         assert ended == [outcome]
 
     asyncio.run(scenario())
-    assert ("a stream of events failed" in caplog.text) == (outcome == "internal")
+    assert ("A stream of events failed" in caplog.text) == (outcome == "internal")

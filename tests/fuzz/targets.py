@@ -6,7 +6,7 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
-from app import bodies, json_reading, pictures
+from app import bodies, input_image, json_reading
 from app.errors import Error, Problem, respond
 from app.params import SEED_MAX, SEED_MIN, GenerationParams, GenerationRequest, OutputOptions
 from app.rules import Rules
@@ -52,9 +52,9 @@ def parser(body: bytes) -> None:
 def parsed(body: bytes) -> GenerationParams:
     """What the endpoint makes of a body before it queues anything. Raises Problem."""
     fields = json_reading.parsed_json(body, DECODER, RULES.max_json_values)
-    image = pictures.decoded(fields.input_image_base64)
-    params = bodies.understood(fields, image, pictures.JSON_NAME, RULES, OutputOptions())
-    header = pictures.measured(params.image, RULES, params.blamed)
+    image = input_image.decoded(fields.input_image_base64)
+    params = bodies.understood(fields, image, input_image.JSON_NAME, RULES, OutputOptions())
+    header = input_image.measured(params.image, RULES, params.blamed)
     assert b"%d" % params.request_id
     assert 0 < header.width * header.height <= MAX_PIXELS
     return params

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from msgspec import inspect
 
-from app.compat.automatic.asking import Body, asked
 from app.compat.automatic.options import Options
+from app.compat.automatic.parse import Body, parse
 from app.compat.automatic.structs import ControlNetUnit, JobName, Txt2ImgRequest
 from app.compat.openai.structs import EditForm
 from app.errors import Faults
@@ -229,6 +229,6 @@ def test_a_waiting_request_holds_no_text_of_its_image() -> None:
     """Nor the body that it came in: waiting requests would take three times their images' memory."""
     settings = load(ROOT / "configs" / "echo.yaml", {})
     request = msgspec.json.decode(json.dumps(body({"init_images": [ENCODED]}, mask=None)), type=Body)
-    found = asked(request, Rules.of(settings), Options(sd_model_checkpoint="echo"), Faults())
+    found = parse(request, Rules.of(settings), Options(sd_model_checkpoint="echo"), Faults())
     assert found.params.image == base64.b64decode(ENCODED)
     assert ENCODED.encode() not in msgspec.json.encode(found.request)

@@ -62,17 +62,17 @@ def test_a_request_has_one_line_with_its_name_stages_and_outcome() -> None:
     ids = [answer.headers["x-request-id"] for answer in answers]
     assert len(told) == len(set(ids)) == len(ids)
     told.sort(key=lambda line: ids.index(line["request"]))  # a stream's line may come when its client is at the next
-    assert [(line["status"], line["outcome"], len(line["pictures"]), line["client"]) for line in told] == [
+    assert [(line["status"], line["outcome"], len(line["stages"]), line["client"]) for line in told] == [
         (200, "done", 1, "127.0.0.1"),
         (200, "done", 2, "127.0.0.1"),
         (422, "invalid-field", 0, "127.0.0.1"),
         (200, "done", 1, "127.0.0.1"),
         (404, "not-found", 0, ""),
     ]
-    (picture,) = told[0]["pictures"]
-    assert picture.pop("worker") == "cpu0"
-    assert picture.keys() == {"queue", "prepare", "denoise", "decode", "encode"}
-    assert told[0]["ms"] >= sum(picture.values())
+    (stages,) = told[0]["stages"]
+    assert stages.pop("worker") == "cpu0"
+    assert stages.keys() == {"queue", "prepare", "denoise", "decode", "encode"}
+    assert told[0]["ms"] >= sum(stages.values())
     assert (told[0]["method"], told[0]["path"], len(told[4]["path"])) == ("POST", "/generation/", 200)
     assert told[0]["message"].startswith(f"{told[0]['request']} POST /generation/ 200 done ")
 

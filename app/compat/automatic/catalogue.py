@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
+from app.compat.automatic.controlnet_unit import CANNY, NONE
 from app.compat.automatic.scripts import SCRIPT
-from app.compat.automatic.unit import CANNY, NONE
 from app.rules import Rules
 from app.settings import Settings
 from workers.engine.metadata import sampler_name

@@ -9,14 +9,14 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import bodies, pictures
-from app.compat.automatic.asking import threshold
+from app import bodies, input_image
+from app.compat.automatic.controlnet_unit import CANNY, Mask, module_of
 from app.compat.automatic.errors import respond, wrong
+from app.compat.automatic.parse import threshold
 from app.compat.automatic.structs import MAX_ITEMS, Name, Number
-from app.compat.automatic.unit import CANNY, Mask, module_of
-from app.desk import Ticket
 from app.edges import EdgeEndpoint
 from app.errors import Error, Faults, Problem, joined, quoted
+from app.lifecycle import RequestContext
 from workers.edge_process import RESOLUTIONS, Work
 from workers.engine.contract import Options
 
@@ -59,18 +59,18 @@ class Detect(EdgeEndpoint):
 
     async def respond(self, request: Request) -> Response:
         """Answer one request."""
-        return await self.desk.serve(request, self._answer, respond, self.metrics.edges, level=logging.DEBUG)
+        return await self.lifecycle.serve(request, self._answer, respond, self.metrics.edges, level=logging.DEBUG)
 
-    async def _answer(self, request: Request, ticket: Ticket) -> Response:
-        ticket.client = self.access.client(request)
+    async def _answer(self, request: Request, context: RequestContext) -> Response:
+        context.client = self.access.client(request)
         self.finder.check_open()
-        asked, work, short_side, images = await self._asked(request)
-        for text in filter(None, asked.controlnet_masks or []):
+        body, work, short_side, images = await self._parse(request)
+        for text in filter(None, body.controlnet_masks or []):
             mask = Mask(MASKS, await _decoded(text, MASKS))
-            mask.check(*await self.finder.range_of(request, ticket.client, mask.file, mask.name))
+            mask.check(*await self.finder.range_of(request, context.client, mask.file, mask.name))
         found, room = [], ANSWER_BYTES
         for name, image in images:
-            png = await self.finder.png(request, ticket.client, image, name, work, short_side)
+            png = await self.finder.png(request, context.client, image, name, work, short_side)
             if (room := room - len(png)) < 0:
                 told = f"The edges take more than {ANSWER_BYTES} bytes. Send fewer images at a time, or"
                 raise Problem(Error.TOO_LARGE, f"{told} lower {RESOLUTION}.", RESOLUTION)
@@ -78,36 +78,36 @@ class Detect(EdgeEndpoint):
         # Joined: a JSON encoder looks at each character, and these are millions.
         return Response(b'{"images":[%b],"info":"Success"}' % b",".join(found), media_type=JSON)
 
-    async def _asked(self, request: Request) -> tuple[DetectRequest, Work, int | None, list[tuple[str, bytes]]]:
+    async def _parse(self, request: Request) -> tuple[DetectRequest, Work, int | None, list[tuple[str, bytes]]]:
         """A body, what is to be done, at which short side, with which images. Raises Problem for all that is wrong."""
         faults = Faults()
-        asked = await bodies.json_body(request, self.rules, _json, faults=faults)
+        body = await bodies.json_body(request, self.rules, _json, faults=faults)
         work: Work = "grey"
         short_side, images = None, list[tuple[str, bytes]]()
         with faults.noted():
-            work = self._work(asked)
+            work = self._work(body)
         with faults.noted():
-            short_side = _short_side(asked.controlnet_processor_res)
+            short_side = _short_side(body.controlnet_processor_res)
         with faults.noted():
-            for name, text in self._images(asked):
+            for name, text in self._images(body):
                 with faults.noted():
                     image = await _decoded(text, name)
-                    pictures.measured(image, self.rules, name)
+                    input_image.measured(image, self.rules, name)
                     images.append((name, image))
         faults.check()
-        return asked, work, short_side, images
+        return body, work, short_side, images
 
-    def _work(self, asked: DetectRequest) -> Work:
-        if module_of(asked.controlnet_module, "controlnet_module") != CANNY:
+    def _work(self, body: DetectRequest) -> Work:
+        if module_of(body.controlnet_module, "controlnet_module") != CANNY:
             return "grey"
-        low, high = threshold(asked.controlnet_threshold_a), threshold(asked.controlnet_threshold_b)
+        low, high = threshold(body.controlnet_threshold_a), threshold(body.controlnet_threshold_b)
         found = self.rules.number_faults({"canny_low": low, "canny_high": high}, {"canny_low": LOW, "canny_high": HIGH})
         if wrong_ones := list(found):
             raise joined(wrong_ones)
         return self.rules.resolved(Options(canny_low=low, canny_high=high)).canny
 
-    def _images(self, asked: DetectRequest) -> list[tuple[str, str]]:
-        texts = asked.controlnet_input_images or asked.controlnet_images or []
+    def _images(self, body: DetectRequest) -> list[tuple[str, str]]:
+        texts = body.controlnet_input_images or body.controlnet_images or []
         images = [(f"{IMAGES}[{n}]", text) for n, text in enumerate(texts) if text]
         most = int(self.rules.ranges["number_of_images"].high)
         if not 1 <= len(images) <= most:
@@ -117,7 +117,7 @@ class Detect(EdgeEndpoint):
 
 
 async def _decoded(text: str, name: str) -> bytes:
-    return await bodies.in_thread_if_large(len(text), pictures.from_base64, text, name)
+    return await bodies.in_thread_if_large(len(text), input_image.from_base64, text, name)
 
 
 def _short_side(resolution: float | None) -> int | None:

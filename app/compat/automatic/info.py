@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from app.compat.automatic import prompts
-from app.compat.automatic.asking import Asked
 from app.compat.automatic.jobs import Job
+from app.compat.automatic.parse import ParsedRequest
 from app.compat.automatic.structs import Info
 from app.generation import warnings_of
-from app.making import Picture
+from app.generator import GeneratedImage
 from app.settings import Settings
 from workers.engine.contract import resolved
 from workers.engine.header import Header, read_header
@@ -17,9 +17,11 @@ from workers.engine.metadata import CONTROLNET, Metadata, sampler_name
 SCHEDULE = "automatic"
 
 
-def info(asked: Asked, pictures: Sequence[Picture], settings: Settings, metadata: Metadata, job: Job) -> Info:
+def info(
+    parsed: ParsedRequest, pictures: Sequence[GeneratedImage], settings: Settings, metadata: Metadata, job: Job
+) -> Info:
     """What the images were made with: what was asked for, else what is configured."""
-    engine, params, images = settings.engine, asked.params, asked.params.number_of_images
+    engine, params, images = settings.engine, parsed.params, parsed.params.number_of_images
     header, seeds, options = read_header(pictures[0].file), params.seeds(), resolved(params.options, engine)
     sampler = sampler_name(engine)
     size = (header.width, header.height)
@@ -37,20 +39,20 @@ def info(asked: Asked, pictures: Sequence[Picture], settings: Settings, metadata
         sampler_name=sampler,
         cfg_scale=options.guidance_scale,
         steps=options.steps,
-        batch_size=asked.request.batch_size or 1,
+        batch_size=parsed.request.batch_size or 1,
         sd_model_name=settings.server.model_name,
         extra_generation_params={CONTROLNET: metadata.control(params.options)},
-        infotexts=[metadata.infotext(replace(asked.made_from, seed=seed), size) for seed in seeds],
+        infotexts=[metadata.infotext(replace(parsed.made_from, seed=seed), size) for seed in seeds],
         job_timestamp=job.timestamp,
         task_id=job.task_id,
-        notes=[*_notes(asked, header, (sampler, engine.sampler.name)), *warnings_of(pictures)],
+        notes=[*_notes(parsed, header, (sampler, engine.sampler.name)), *warnings_of(pictures)],
     )
 
 
-def _notes(asked: Asked, header: Header, sampler: tuple[str, str]) -> Iterator[str]:
+def _notes(parsed: ParsedRequest, header: Header, sampler: tuple[str, str]) -> Iterator[str]:
     """What every client sends, and many do not mean, is not refused."""
-    request = asked.request
-    yield from asked.notes
+    request = parsed.request
+    yield from parsed.notes
     yield from prompts.notes(request.prompt, request.negative_prompt)
     given = request.sampler_name or request.sampler_index
     if given and given not in sampler:

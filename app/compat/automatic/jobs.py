@@ -1,4 +1,4 @@
-"""Requests in hand, and how far each is."""
+"""The running txt2img requests and their progress, for `/progress` and `/interrupt`."""
 
 import asyncio
 import time
@@ -22,9 +22,9 @@ UNKNOWN = f"You have no running job of that name. {HOW}"
 
 
 class Job:
-    """A request for so many images, of so many steps each, that `making` makes.
+    """A running request. Its client may name it by the `task_id` that it chose, or by the `request_id` of the answer.
 
-    Its client may name it as `task_id`, which is its own choice, or as `request_id`.
+    `generating` is the task to cancel.
     """
 
     def __init__(self, task_id: str, request_id: str, images: int, steps: int) -> None:
@@ -32,21 +32,20 @@ class Job:
         self.names = {task_id, request_id}
         self.timestamp = datetime.now(UTC).strftime("%Y%m%d%H%M%S")
         self.interrupted = False
-        self.making: asyncio.Future[Any] | None = None
+        self.generating: asyncio.Future[Any] | None = None
         self._steps = steps
         self._done = [0] * images
         self._running_since: float | None = None
-        self._standings: dict[int, QueuePosition] = {}  # of the images that wait
+        self._queue_positions: dict[int, QueuePosition] = {}  # of the waiting images
         self._preview: bytes | None = None
 
-    def follow(self, image: int, news: ProgressEvent) -> None:
-        """Something is new."""
-        match news:
+    def on_progress(self, image: int, event: ProgressEvent) -> None:
+        match event:
             case QueuePosition():
-                self._standings[image] = news
+                self._queue_positions[image] = event
             case Started():
-                self._standings.pop(image, None)
-                self._done[image] = 0  # it may have run before, on a worker that was lost
+                self._queue_positions.pop(image, None)
+                self._done[image] = 0  # it starts again if its worker exited
                 self._running_since = self._running_since or time.monotonic()
             case Advanced(done, total):
                 self._done[image], self._steps = done, total
@@ -56,13 +55,11 @@ class Job:
                 assert_never(unreachable)
 
     def interrupt(self) -> None:
-        """Make no more of it."""
         self.interrupted = True
-        if self.making is not None:
-            self.making.cancel()
+        if self.generating is not None:
+            self.generating.cancel()
 
     def progress(self, *, with_image: bool) -> ProgressAnswer:
-        """How far it is."""
         share = sum(self._done) / (self._steps * len(self._done))
         finished = sum(done == self._steps for done in self._done)
         state = State(
@@ -78,20 +75,21 @@ class Job:
         return ProgressAnswer(share, self._seconds_left(share), state, image, self._text(), self.task_id)
 
     def _seconds_left(self, share: float) -> float:
-        """As long as before for as much as before; while it waits, until it starts, as far as that can be told."""
+        """Estimated from the time that the finished share took; while the job waits, the time until it starts."""
         if self._running_since is None or not share:
-            return (self._standing and self._standing.seconds) or 0.0
+            return (self._queue_position and self._queue_position.seconds) or 0.0
         return (time.monotonic() - self._running_since) * (1 - share) / share
 
     @property
-    def _standing(self) -> QueuePosition | None:
-        """The place of the image that starts first; None once one has started."""
+    def _queue_position(self) -> QueuePosition | None:
+        """Of the image that starts first; None once one has started."""
         if self._running_since is not None:
             return None
-        return min(self._standings.values(), key=lambda standing: standing.position, default=None)
+        return min(self._queue_positions.values(), key=lambda queued: queued.position, default=None)
 
     def _text(self) -> str | None:
-        return None if self._standing is None else f"Waiting; {self._standing.position} images start before yours."
+        queued = self._queue_position
+        return None if queued is None else f"Waiting; {queued.position} images start before yours."
 
 
 class Jobs:
@@ -107,7 +105,7 @@ class Jobs:
 
     @contextmanager
     def running(self, client: str, job: Job) -> Iterator[None]:
-        """It is in hand meanwhile. Raises Problem where another job of the client has its name."""
+        """Register a job. Raises Problem if another job of the client has its name."""
         if self._named(client, job.task_id) is not None:
             text = f"force_task_id is {quoted(job.task_id)}, which another running job has; choose a new one."
             raise wrong("force_task_id", text)
@@ -120,14 +118,14 @@ class Jobs:
                 del self._running[client]
 
     def find(self, client: str, name: str) -> Job | None:
-        """A client's job of that name; its latest if the name is empty."""
+        """Find a client's job by name, or its latest if the name is empty."""
         if name:
             return self._named(client, name)
         jobs = self._running.get(client)
         return jobs[-1] if jobs and self._latest else None
 
     def hint(self, name: str) -> str | None:
-        """How to name a job, for a client that found none. It is the same whether other clients have jobs or not."""
+        """How to name a job, for a client that found none. It does not reveal whether other clients have jobs."""
         if name:
             return UNKNOWN
         return None if self._latest else UNNAMED

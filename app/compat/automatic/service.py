@@ -19,9 +19,9 @@ from app.compat.automatic.jobs import Jobs
 from app.compat.automatic.options import present_options
 from app.compat.automatic.structs import MAX_ITEMS, InterruptAnswer, JobName, Name, ProgressAnswer, State
 from app.compat.automatic.txt2img import JSON, Txt2Img
-from app.desk import Desk, Ticket
 from app.edges import EdgeFinder
-from app.making import Maker
+from app.generator import ImageGenerator
+from app.lifecycle import RequestContext, RequestLifecycle
 from app.metrics import Metrics
 from app.rules import Rules
 from app.settings import Settings
@@ -37,15 +37,21 @@ class Service:
     """All paths of the interface."""
 
     def __init__(
-        self, desk: Desk, access: Access, maker: Maker, finder: EdgeFinder, metrics: Metrics, settings: Settings
+        self,
+        lifecycle: RequestLifecycle,
+        access: Access,
+        generator: ImageGenerator,
+        finder: EdgeFinder,
+        metrics: Metrics,
+        settings: Settings,
     ) -> None:
-        self._desk = desk
+        self._lifecycle = lifecycle
         self._access = access
-        self._rules: Rules = maker.rules
+        self._rules: Rules = generator.rules
         self._jobs = Jobs(latest=settings.server.shared_progress or settings.server.has_keys)
         self._options = present_options(settings)
-        self._txt2img = Txt2Img(desk, access, maker, finder, self._jobs, settings)
-        self._detect = Detect(desk, access, finder, maker.rules, metrics)
+        self._txt2img = Txt2Img(lifecycle, access, generator, finder, self._jobs, settings)
+        self._detect = Detect(lifecycle, access, finder, generator.rules, metrics)
         self._catalogue = catalogue(settings)
 
     def routes(self) -> Sequence[Route]:
@@ -74,14 +80,14 @@ class Service:
 
     async def options(self, request: Request) -> Response:
         """The settings; to set them to what they are changes nothing, and anything else is refused."""
-        return await self._desk.aside(request, self._get_or_set, respond)
+        return await self._lifecycle.serve_lookup(request, self._get_or_set, respond)
 
     async def _look_up(self, request: Request, found: Callable[[Request, str], Awaitable[Any]]) -> Response:
-        async def work(request: Request, ticket: Ticket) -> Response:
-            ticket.client = self._access.client(request)
-            return Response(msgspec.json.encode(await found(request, ticket.client)), media_type=JSON)
+        async def work(request: Request, context: RequestContext) -> Response:
+            context.client = self._access.client(request)
+            return Response(msgspec.json.encode(await found(request, context.client)), media_type=JSON)
 
-        return await self._desk.aside(request, work, respond)
+        return await self._lifecycle.serve_lookup(request, work, respond)
 
     async def _listed(self, request: Request, client: str) -> Any:
         return self._catalogue[request.scope["path"].rstrip("/")]
@@ -102,8 +108,8 @@ class Service:
         job.interrupt()
         return InterruptAnswer()
 
-    async def _get_or_set(self, request: Request, ticket: Ticket) -> Response:
-        ticket.client = self._access.client(request)
+    async def _get_or_set(self, request: Request, context: RequestContext) -> Response:
+        context.client = self._access.client(request)
         if request.method != "POST":
             return Response(msgspec.json.encode(self._options), media_type=JSON)
         wanted = await bodies.json_body(request, self._rules, _settings, SMALL_BYTES)

@@ -10,17 +10,17 @@ from starlette.responses import Response
 
 from app import bodies
 from app.access import Access
-from app.compat.automatic.asking import Asked, Body, asked
 from app.compat.automatic.errors import respond, wrong
 from app.compat.automatic.info import info
 from app.compat.automatic.jobs import Job, Jobs
 from app.compat.automatic.options import present_options
+from app.compat.automatic.parse import Body, ParsedRequest, parse
 from app.compat.automatic.structs import Txt2ImgAnswer, Txt2ImgRequest
-from app.desk import LEFT, Desk, Ticket
 from app.edges import EdgeFinder
 from app.errors import Faults
 from app.generation import unless_gone
-from app.making import ClientGoneError, Maker, Picture
+from app.generator import ClientGoneError, GeneratedImage, ImageGenerator
+from app.lifecycle import CLIENT_CLOSED_REQUEST, RequestContext, RequestLifecycle
 from app.settings import Settings
 from app.start import about
 from workers.engine.metadata import Metadata
@@ -35,11 +35,17 @@ class Txt2Img:
     """The endpoint."""
 
     def __init__(
-        self, desk: Desk, access: Access, maker: Maker, finder: EdgeFinder, jobs: Jobs, settings: Settings
+        self,
+        lifecycle: RequestLifecycle,
+        access: Access,
+        generator: ImageGenerator,
+        finder: EdgeFinder,
+        jobs: Jobs,
+        settings: Settings,
     ) -> None:
-        self._desk = desk
+        self._lifecycle = lifecycle
         self._access = access
-        self._maker = maker
+        self._generator = generator
         self._finder = finder
         self._jobs = jobs
         self._settings = settings
@@ -48,50 +54,54 @@ class Txt2Img:
 
     async def txt2img(self, request: Request) -> Response:
         """Images; none, if they were interrupted."""
-        response = await self._desk.serve(request, self._answer, respond)
-        if response.status_code != LEFT:
+        response = await self._lifecycle.serve(request, self._answer, respond)
+        if response.status_code != CLIENT_CLOSED_REQUEST:
             return response
-        # Who has left reads nothing; who interrupted is still there.
+        # A client that has left reads nothing; one that interrupted the request is still there.
         return Response(INTERRUPTED, headers={"X-Request-Id": response.headers["X-Request-Id"]}, media_type=JSON)
 
     async def img2img(self, request: Request) -> Response:
         """A refusal, always."""
-        return await self._desk.aside(request, self._refuse, respond)
+        return await self._lifecycle.serve_lookup(request, self._refuse, respond)
 
-    async def _refuse(self, request: Request, ticket: Ticket) -> Response:
-        ticket.client = self._access.client(request)
+    async def _refuse(self, request: Request, context: RequestContext) -> Response:
+        context.client = self._access.client(request)
         text = "There is no img2img here, as only the edges of an image count: send it to /sdapi/v1/txt2img, as the"
         raise wrong("init_images", f"{text} image of a ControlNet unit with module 'canny'.")
 
-    async def _answer(self, request: Request, ticket: Ticket) -> Response:
-        ticket.client = self._access.client(request)
-        what = await self._asked(request, ticket.client)
-        steps = self._maker.rules.resolved(what.params.options).steps
-        job = Job(what.request.force_task_id or ticket.name, ticket.name, what.params.number_of_images, steps)
-        pictures = ticket.pictures = await self._pictures(request, what, job, ticket)
-        sent = pictures if what.request.send_images is not False else []
+    async def _answer(self, request: Request, context: RequestContext) -> Response:
+        context.client = self._access.client(request)
+        parsed = await self._parse(request, context.client)
+        steps = self._generator.rules.resolved(parsed.params.options).steps
+        job = Job(parsed.request.force_task_id or context.id, context.id, parsed.params.number_of_images, steps)
+        pictures = context.images = await self._pictures(request, parsed, job, context)
+        sent = pictures if parsed.request.send_images is not False else []
         answer = Txt2ImgAnswer(
             [pybase64.b64encode_as_string(picture.file) for picture in sent],
-            what.request,
-            msgspec.json.encode(info(what, pictures, self._settings, self._metadata, job)).decode(),
+            parsed.request,
+            msgspec.json.encode(info(parsed, pictures, self._settings, self._metadata, job)).decode(),
         )
         return Response(msgspec.json.encode(answer), media_type=JSON)
 
-    async def _asked(self, request: Request, client: str) -> Asked:
+    async def _parse(self, request: Request, client: str) -> ParsedRequest:
         faults = Faults()
-        body = await bodies.json_body(request, self._maker.rules, _json, faults=faults)
+        body = await bodies.json_body(request, self._generator.rules, _json, faults=faults)
         size = sum(map(len, body.scripts.values()))
-        what = await bodies.in_thread_if_large(size, asked, body, self._maker.rules, self._options, faults)
+        parsed = await bodies.in_thread_if_large(size, parse, body, self._generator.rules, self._options, faults)
         del body  # with the text of its images
-        for mask in what.masks:
+        for mask in parsed.masks:
             mask.check(*await self._finder.range_of(request, client, mask.file, mask.name))
-        return replace(what, masks=())
+        return replace(parsed, masks=())
 
-    async def _pictures(self, request: Request, what: Asked, job: Job, ticket: Ticket) -> list[Picture]:
-        with self._jobs.running(ticket.client, job):
-            job.making = asyncio.ensure_future(self._maker.make(request, what.params, ticket, job.follow))
+    async def _pictures(
+        self, request: Request, parsed: ParsedRequest, job: Job, context: RequestContext
+    ) -> list[GeneratedImage]:
+        with self._jobs.running(context.client, job):
+            job.generating = asyncio.ensure_future(
+                self._generator.generate(request, parsed.params, context, job.on_progress)
+            )
             try:
-                return await unless_gone(request, job.making)
+                return await unless_gone(request, job.generating)
             except asyncio.CancelledError:
                 if job.interrupted:
                     raise ClientGoneError from None

@@ -16,16 +16,16 @@ from app.access import Access
 from app.compat.openai import references
 from app.compat.openai.errors import error_body, respond
 from app.compat.openai.models import Models
-from app.compat.openai.partials import Partials, size_of, told
+from app.compat.openai.partials import PartialImages, encode, size_of
 from app.compat.openai.structs import CompletedEvent, EditedImage, EditForm, ImagesAnswer
-from app.desk import Desk, Ticket
 from app.edges import EdgeFinder
 from app.errors import Error, Faults, Problem
-from app.events import event
+from app.events import encode_event
 from app.field_types import given_in, loose, of_fields
 from app.generation import unless_gone, warnings_of
+from app.generator import GeneratedImage, ImageGenerator
 from app.json_syntax import broken
-from app.making import Maker, Picture
+from app.lifecycle import RequestContext, RequestLifecycle
 from app.params import PARAMS, GenerationParams, OutputOptions, RequestFields, RequestOptions, drawn_seed
 from app.rules import Rules
 
@@ -61,10 +61,12 @@ class Edit:
 class Images:
     """The endpoint, and the one of pictures that are made of nothing, which there are none of."""
 
-    def __init__(self, desk: Desk, access: Access, maker: Maker, finder: EdgeFinder, models: Models) -> None:
-        self._desk = desk
+    def __init__(
+        self, lifecycle: RequestLifecycle, access: Access, generator: ImageGenerator, finder: EdgeFinder, models: Models
+    ) -> None:
+        self._lifecycle = lifecycle
         self._access = access
-        self._maker = maker
+        self._generator = generator
         self._finder = finder
         self._models = models
 
@@ -77,32 +79,32 @@ class Images:
 
     async def edits(self, request: Request) -> Response:
         """Pictures, or a stream of events."""
-        return await self._desk.serve(request, self._edit, respond)
+        return await self._lifecycle.serve(request, self._edit, respond)
 
     async def generations(self, request: Request) -> Response:
         """A refusal, always: there is no picture whose edges could be kept."""
-        return await self._desk.aside(request, self._refuse, respond)
+        return await self._lifecycle.serve_lookup(request, self._refuse, respond)
 
-    async def _refuse(self, request: Request, ticket: Ticket) -> Response:
-        ticket.client = self._access.client(request)
+    async def _refuse(self, request: Request, context: RequestContext) -> Response:
+        context.client = self._access.client(request)
         detail = "Pictures are made of pictures here: send one to /v1/images/edits (images.edit), with the prompt."
         raise Problem(Error.INVALID_FIELD, detail, PICTURE)
 
-    async def _edit(self, request: Request, ticket: Ticket) -> Response:
-        ticket.client = self._access.client(request)
+    async def _edit(self, request: Request, context: RequestContext) -> Response:
+        context.client = self._access.client(request)
         faults = Faults()
         edit = await self._read(request, faults)
         form = edit.form
         with faults.noted():
             self._models.check(form.model)
-        params = _params(edit, self._maker, faults)
+        params = _params(edit, self._generator, faults)
         if edit.mask:
-            _, most = await self._finder.range_of(request, ticket.client, edit.mask, MASK, "alpha")
+            _, most = await self._finder.range_of(request, context.client, edit.mask, MASK, "alpha")
             if most > 0:
                 raise Problem(Error.INVALID_FIELD, MASKS, MASK)
         if form.stream:
-            return await self._stream(request, form, params, ticket)
-        pictures = ticket.pictures = await unless_gone(request, self._maker.make(request, params, ticket))
+            return await self._stream(request, form, params, context)
+        pictures = context.images = await unless_gone(request, self._generator.generate(request, params, context))
         data = [_image(each, seed, form) for each, seed in zip(pictures, params.seeds(), strict=True)]
         size = size_of(pictures[0].file)
         warnings = _warnings(form, params, pictures, size)
@@ -118,9 +120,9 @@ class Images:
             return await self._json(request, faults)
         if kind != "multipart/form-data":
             raise bodies.unsupported(kind, TYPES)
-        texts, files = await bodies.form(request, self._maker.rules)
+        texts, files = await bodies.form(request, self._generator.rules)
         given = {name for name, text in texts.items() if text} | {name for name, _ in files}
-        form, image, mask = bodies.converted(texts, EditForm, faults, self._maker.rules.ranges), b"", b""
+        form, image, mask = bodies.converted(texts, EditForm, faults, self._generator.rules.ranges), b"", b""
         if MARKUP in given:
             faults.add(Problem(Error.INVALID_FIELD, MARKS, MARKUP))
         with faults.noted():
@@ -131,18 +133,20 @@ class Images:
         return Edit(form, image, PICTURE, mask, given & OTHERS)
 
     async def _json(self, request: Request, faults: Faults) -> Edit:
-        given = given_in(await bodies.json_body(request, self._maker.rules, _json_fields))
+        given = given_in(await bodies.json_body(request, self._generator.rules, _json_fields))
         size = sum(map(len, given.values()))
-        return await bodies.in_thread_if_large(size, _of_json, given, faults, self._maker.rules)
+        return await bodies.in_thread_if_large(size, _of_json, given, faults, self._generator.rules)
 
-    async def _stream(self, request: Request, form: EditForm, params: GenerationParams, ticket: Ticket) -> Response:
+    async def _stream(
+        self, request: Request, form: EditForm, params: GenerationParams, context: RequestContext
+    ) -> Response:
         if params.number_of_images > 1:
             detail = f"A stream tells of one picture, but n is {params.number_of_images}."
             raise Problem(Error.INVALID_FIELD, detail, "n")
-        partials = Partials(form.partial_images)
+        partials = PartialImages(form.partial_images)
 
         async def made() -> bytes:
-            (picture,) = ticket.pictures = await self._maker.make(request, params, ticket, partials.follow)
+            (picture,) = context.images = await self._generator.generate(request, params, context, partials.publish)
             encoded, size = pybase64.b64encode_as_string(picture.file), size_of(picture.file)
             completed = CompletedEvent(
                 encoded,
@@ -153,10 +157,10 @@ class Images:
                 self._models.name,
                 warnings=_warnings(form, params, [picture], size) or msgspec.UNSET,
             )
-            return told(completed)
+            return encode(completed)
 
-        return await self._desk.stream(
-            ticket, partials.feed, made(), lambda problem: event("error", error_body(problem))
+        return await self._lifecycle.stream(
+            context, partials.feed, made(), lambda problem: encode_event("error", error_body(problem))
         )
 
 
@@ -177,7 +181,7 @@ def _of_json(given: Mapping[str, msgspec.Raw], faults: Faults, rules: Rules) -> 
     return Edit(form, image, blamed, mask, given.keys() & OTHERS)
 
 
-def _params(edit: Edit, maker: Maker, faults: Faults) -> GenerationParams:
+def _params(edit: Edit, generator: ImageGenerator, faults: Faults) -> GenerationParams:
     form = edit.form
     for name, other in (("n", "number_of_images"), ("seed", "random_seed")):
         one, two = getattr(form, name), getattr(form, other)
@@ -192,13 +196,13 @@ def _params(edit: Edit, maker: Maker, faults: Faults) -> GenerationParams:
         given, called = form.random_seed, CALLED | {"random_seed": "random_seed"}
     fields = RequestFields(text=form.prompt, random_seed=drawn_seed() if given is None else given, **ours)
     output = OutputOptions(form.output_format, previews=form.stream and form.partial_images > 0)
-    understood = bodies.understood(fields, edit.image, edit.blamed, maker.rules, output, called, faults)
+    understood = bodies.understood(fields, edit.image, edit.blamed, generator.rules, output, called, faults)
     quality = None if form.output_compression is None else max(form.output_compression, 1)
     ignored = tuple(other_names.warnings(edit.others, CALLED))
     return replace(understood, options=replace(understood.options, quality=quality), warnings=ignored)
 
 
-def _warnings(form: EditForm, params: GenerationParams, pictures: Sequence[Picture], size: str) -> list[str]:
+def _warnings(form: EditForm, params: GenerationParams, pictures: Sequence[GeneratedImage], size: str) -> list[str]:
     """What was not followed, and what else the client should know of its images, which are of a size."""
     found = [
         f"{name} is {value}, which changes nothing here: {why}."
@@ -213,7 +217,7 @@ def _warnings(form: EditForm, params: GenerationParams, pictures: Sequence[Pictu
     return [*found, *params.warnings, *warnings_of(pictures)]
 
 
-def _image(picture: Picture, seed: int, form: EditForm) -> EditedImage:
+def _image(picture: GeneratedImage, seed: int, form: EditForm) -> EditedImage:
     encoded = pybase64.b64encode_as_string(picture.file)
     if form.response_format == "url":
         return EditedImage(seed, url=f"data:image/{form.output_format};base64,{encoded}")

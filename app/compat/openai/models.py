@@ -11,8 +11,8 @@ from starlette.routing import Route
 from app.access import Access
 from app.compat.openai.errors import MODEL_FIELD, respond
 from app.compat.openai.structs import MAX_NAME, Model, ModelList
-from app.desk import Desk, Ticket
 from app.errors import Error, Problem, quoted
+from app.lifecycle import RequestContext, RequestLifecycle
 
 # Beside its own name: many clients have OpenAI's built in, and there are more of them each year. The answer to an edit
 # says which model it was.
@@ -22,8 +22,8 @@ ALIASES = ("gpt-image-", "chatgpt-image-", "dall-e-")
 class Models:
     """`GET /v1/models` and `GET /v1/models/{id}`."""
 
-    def __init__(self, desk: Desk, access: Access, name: str) -> None:
-        self._desk = desk
+    def __init__(self, lifecycle: RequestLifecycle, access: Access, name: str) -> None:
+        self._lifecycle = lifecycle
         self._access = access
         self._model = Model(name, int(time.time()))
 
@@ -32,10 +32,10 @@ class Models:
         """What the model is called."""
         return self._model.id
 
-    def check(self, asked: str | None) -> None:
+    def check(self, name: str | None) -> None:
         """Raises Problem for a model that is not here."""
-        if asked and asked != self.name and not (asked.startswith(ALIASES) and len(asked) <= MAX_NAME):
-            raise Problem(Error.NOT_FOUND, f"There is no model {quoted(asked)} here, but {self.name!r}.", MODEL_FIELD)
+        if name and name != self.name and not (name.startswith(ALIASES) and len(name) <= MAX_NAME):
+            raise Problem(Error.NOT_FOUND, f"There is no model {quoted(name)} here, but {self.name!r}.", MODEL_FIELD)
 
     def routes(self) -> Sequence[Route]:
         """Names may have slashes."""
@@ -43,18 +43,18 @@ class Models:
 
     async def listed(self, request: Request) -> Response:
         """All of them."""
-        return await self._desk.aside(request, self._list, respond)
+        return await self._lifecycle.serve_lookup(request, self._list, respond)
 
     async def one(self, request: Request) -> Response:
         """One of them."""
-        return await self._desk.aside(request, self._one, respond)
+        return await self._lifecycle.serve_lookup(request, self._one, respond)
 
-    async def _list(self, request: Request, ticket: Ticket) -> Response:
-        ticket.client = self._access.client(request)
+    async def _list(self, request: Request, context: RequestContext) -> Response:
+        context.client = self._access.client(request)
         return Response(msgspec.json.encode(ModelList([self._model])), media_type="application/json")
 
-    async def _one(self, request: Request, ticket: Ticket) -> Response:
-        ticket.client = self._access.client(request)
-        asked = request.path_params["id"].removesuffix("/")
-        self.check(asked)
-        return Response(msgspec.json.encode(Model(asked, self._model.created)), media_type="application/json")
+    async def _one(self, request: Request, context: RequestContext) -> Response:
+        context.client = self._access.client(request)
+        name = request.path_params["id"].removesuffix("/")
+        self.check(name)
+        return Response(msgspec.json.encode(Model(name, self._model.created)), media_type="application/json")

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from app import pictures
+from app import input_image
 from app.errors import Error, Problem
 
 FIELDS = ("images", "image", "image[]")
@@ -27,7 +27,7 @@ def image(given: Mapping[str, msgspec.Raw]) -> tuple[bytes, str]:
 def file(name: str, value: msgspec.Raw) -> tuple[bytes, str]:
     """The image file in a reference, and what the body calls it. Raises Problem."""
     text, name = _text(name, value)
-    return pictures.from_base64(text, name), name
+    return input_image.from_base64(text, name), name
 
 
 def is_given(name: str, value: msgspec.Raw) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app import pictures
+from app import input_image
 from scheduler.messages import BatchKey
 from tests.workers.engine import demo
 from tests.workers.engine.demo import CONFIG
@@ -96,7 +96,7 @@ def test_sizes_are_told_as_jobs_name_them() -> None:
     assert engine.measure_again(idle)
     rules: Any = SimpleNamespace(engine=CONFIG, defaults={"steps": 4})
     for width, height in ((88, 64), (64, 72)):
-        work, _, size = pictures.effort(read_header(demo.picture(width, height)), 4, rules)
+        work, _, size = input_image.effort(read_header(demo.picture(width, height)), 4, rules)
         assert BatchKey(work, size) in sizes_of(engine)
 
 

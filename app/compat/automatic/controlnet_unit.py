@@ -1,4 +1,4 @@
-"""ControlNet's arguments: the one image whose edges count, and its masks."""
+"""Parse ControlNet's arguments: the one enabled unit, its image and its masks."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from app import pictures
+from app import input_image
 from app.compat.automatic.errors import wrong
 from app.compat.automatic.scripts import FIELD, SCRIPT, is_nothing
 from app.compat.automatic.structs import ControlNetUnit, MaskedImage, Name
@@ -21,7 +21,7 @@ IMAGE, REGION = "image", "effective_region_mask"
 BALANCED = ("none", "", "0", "balanced")  # also as an enumeration has it: ControlMode.BALANCED
 RESIZE_MODES = ("0", "1", "2", "3", "none")
 RESIZE_WORDS = ("resize", "fit", "fill")  # of all of their names
-PROCESSOR_RES = (64, 512)  # what clients send that choose none
+PROCESSOR_RES = (64, 512)  # the defaults of clients
 BLACK, WHITE = 5, 250  # a mask masks nothing if no value is above the one, or none below the other
 UNUSED = {
     "advanced_weighting": "the weight is the same everywhere",
@@ -43,7 +43,7 @@ EMPTY = re.compile(rb'(?:null|""|"image"\s*:|"mask"\s*:|[\s\[\]{},])*+')  # such
 
 
 class _Switch(msgspec.Struct, frozen=True):
-    """The part of a unit that says whether the rest counts."""
+    """The fields of a unit that decide whether it is enabled."""
 
     enabled: bool | None = None
     module: Any = None
@@ -52,7 +52,7 @@ class _Switch(msgspec.Struct, frozen=True):
 
     @property
     def is_on(self) -> bool:
-        """Unless it is switched off, or has neither an image nor a module."""
+        """It is, unless it is switched off or has neither an image nor a module."""
         given = not is_nothing(self.module) or not all(map(_is_empty, (self.image, self.input_image)))
         return self.enabled is not False and given
 
@@ -79,10 +79,10 @@ class Mask:
         raise wrong(self.name, f"{text} or send one that is all black or all white.")
 
 
-def unit(args: Sequence[msgspec.Raw], short_side: int) -> tuple[ControlNetUnit, bytes, list[Mask]]:
-    """The one unit that is enabled, its image and its masks. `short_side` is the model's.
+def parse_unit(args: Sequence[msgspec.Raw], short_side: int) -> tuple[ControlNetUnit, bytes, list[Mask]]:
+    """Parse the one enabled unit, its image and its masks. `short_side` is the model's.
 
-    Raises Problem where there is no such unit, or where it asks for what cannot be had.
+    Raises Problem if there is not exactly one, or if it asks for something that this service does not have.
     """
     faults = Faults()
     units = [parsed_json(each, _unit, faults=faults) for each in _enabled(args)]
@@ -94,7 +94,7 @@ def unit(args: Sequence[msgspec.Raw], short_side: int) -> tuple[ControlNetUnit, 
         faults.add(problem)
     image, masks = _files(found, faults)
     faults.check()
-    # Without the texts that the files came in: they would stay in memory for as long as the request waits.
+    # Without the base64 of the files, which would stay in memory while the request waits.
     bare = msgspec.structs.replace(
         found, image=None, input_image=None, mask=None, mask_image=None, effective_region_mask=None
     )
@@ -113,7 +113,7 @@ def module_of(name: Name | None, field: str = "module") -> str:
 
 
 def _enabled(args: Sequence[msgspec.Raw]) -> Iterator[bytes]:
-    """Arguments that are no objects are none of a unit: the web UI's own page sends some."""
+    """Skips arguments that are not objects: the web UI's own page sends some."""
     for raw in map(bytes, args):
         if raw[:1] == b"{" and parsed_json(raw, _switch).is_on:
             yield raw
@@ -165,7 +165,7 @@ def _mode_faults(given: ControlNetUnit) -> Iterator[Problem]:
 
 
 def _files(given: ControlNetUnit, faults: Faults) -> tuple[bytes, list[Mask]]:
-    """The image file and the masks, as far as they can be read."""
+    """Decode the image file and the masks. Those that cannot be decoded are noted as faults."""
     image, mask = _pair(given.image or given.input_image)
     masks = {"mask": mask or given.mask, "mask_image": given.mask_image, REGION: given.effective_region_mask}
     file, files = b"", list[Mask]()
@@ -173,16 +173,16 @@ def _files(given: ControlNetUnit, faults: Faults) -> tuple[bytes, list[Mask]]:
         faults.add(wrong(IMAGE, f"{IMAGE} is missing: the image whose edges are to be kept, in base64."))
     else:
         with faults.noted():
-            file = pictures.from_base64(image, IMAGE)
+            file = input_image.from_base64(image, IMAGE)
     for name, text in masks.items():
         if text:
             with faults.noted():
-                files.append(Mask(name, pictures.from_base64(text, name)))
+                files.append(Mask(name, input_image.from_base64(text, name)))
     return file, files
 
 
 def _pair(given: str | MaskedImage | list[str | None] | None) -> tuple[str | None, str | None]:
-    """An image and its mask, in base64, as far as they are there."""
+    """An image and its mask, in base64, or None."""
     match given:
         case MaskedImage():
             return given.image, given.mask

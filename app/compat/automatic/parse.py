@@ -1,4 +1,4 @@
-"""A body of txt2img, and what it asks for in this service's own words."""
+"""Parse the body of txt2img into this service's own parameters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ import msgspec
 
 from app import other_names
 from app.bodies import understood
+from app.compat.automatic.controlnet_unit import CANNY, IMAGE, Mask, module_of, parse_unit
 from app.compat.automatic.errors import wrong
 from app.compat.automatic.options import Options, Overrides, overridden
 from app.compat.automatic.scripts import SamplerArgs, Scripts, SeedArgs, is_nothing, read
 from app.compat.automatic.structs import ControlNetUnit, Txt2ImgRequest
-from app.compat.automatic.unit import CANNY, IMAGE, Mask, module_of, unit
 from app.errors import Faults, quoted
 from app.params import PARAMS, GenerationParams, OutputOptions, RequestFields, RequestOptions, drawn_seed
 from app.rules import Rules
 from workers.engine.contract import Task
 from workers.engine.metadata import Provenance
 
-# What would make other images and cannot be had. None of them is refused while it is off.
+# Features that this service does not have. A request is refused only if one of them is on.
 UNUSED = {
     "enable_hr": "an image is made at one size",
     "restore_faces": "this service does not restore faces",
@@ -39,7 +39,7 @@ UNUSED = {
 }
 ONE_IS_DEFAULT = ("eta", "s_noise")
 CALLED = {name: param.automatic1111 for name, param in PARAMS.items() if param.automatic1111}
-# Other services' names, and our own, that have another one here.
+# Names of fields in other APIs, and their names here.
 ELSEWHERE = CALLED | {
     "input_image_base64": "image, in a unit of alwayson_scripts.controlnet.args",
     "request_id": "force_task_id",
@@ -52,10 +52,10 @@ DRAWN = (None, -1)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A request as it came, without its scripts, and as it was understood. `made_from` is for the first image.
+class ParsedRequest:
+    """A parsed request; `request` is the body without its scripts. `made_from` is that of the first image.
 
-    `masks` are to be looked at before images are made. `notes` say what was not done as asked for.
+    `masks` must be checked before images are generated. `notes` say which fields were not followed.
     """
 
     request: Txt2ImgRequest
@@ -66,8 +66,8 @@ class Asked:
     notes: Sequence[str]
 
 
-def asked(request: Txt2ImgRequest, rules: Rules, present: Options, faults: Faults) -> Asked:
-    """What a body asks for. `faults` are those found so far. Raises Problem, which tells of all that is wrong."""
+def parse(request: Txt2ImgRequest, rules: Rules, present: Options, faults: Faults) -> ParsedRequest:
+    """Parse a body. `faults` are those found so far. Raises one Problem for all of them."""
     for name, why in UNUSED.items():
         if _is_on(name, value := getattr(request, name)):
             faults.add(wrong(name, f"{name} is {quoted(value)}, but {why}; leave it out."))
@@ -79,13 +79,13 @@ def asked(request: Txt2ImgRequest, rules: Rules, present: Options, faults: Fault
         # Longer ones are refused below.
         prompts = [(text or "")[: rules.max_text_chars] for text in (request.prompt, request.negative_prompt)]
         scripts = read(request.scripts, prompts)
-        given, image, masks = unit(scripts.units, rules.engine.size.short_side)
+        given, image, masks = parse_unit(scripts.units, rules.engine.size.short_side)
     others = other_names.warnings(other_names.sent_in(request) & OTHERS, ELSEWHERE)
     request, notes = _completed(request, scripts)
     fields = _fields(request, given, overrides)
     params = understood(fields, image, IMAGE, rules, OutputOptions("png", previews=True), CALLED, faults)
     made_from = Provenance.of(Task(image, params.text, params.seed, params.options))
-    return Asked(request, module_of(given.module), params, made_from, masks, [*notes, *others])
+    return ParsedRequest(request, module_of(given.module), params, made_from, masks, [*notes, *others])
 
 
 def _is_on(name: str, value: object) -> bool:
@@ -95,9 +95,9 @@ def _is_on(name: str, value: object) -> bool:
 
 
 def _completed(request: Txt2ImgRequest, scripts: Scripts) -> tuple[Txt2ImgRequest, list[str]]:
-    """A request with what only its scripts Seed and Sampler say, and notes of what they say otherwise than it does.
+    """Fill in fields from the scripts Seed and Sampler. The notes name contradictions.
 
-    They repeat fields of the request. The web UI's API takes the fields, and so do we.
+    These scripts repeat fields of the request. If both are given, the field counts, as in the web UI's API.
     """
     repeated = {
         "seed": ("Seed", None if request.seed in DRAWN else request.seed, scripts.seed.seed),
@@ -131,5 +131,5 @@ def _fields(request: Txt2ImgRequest, given: ControlNetUnit, overrides: Overrides
 
 
 def threshold(given: float | None) -> int | None:
-    """None, that is, as configured, for what is negative."""
+    """A negative threshold means the configured one, which is None."""
     return None if given is None or given < 0 else round(given)

@@ -1,4 +1,4 @@
-"""From what is wanted to pictures: jobs through the pool, and how each way a job can end reads to a client."""
+"""From parameters to images: one job per image through the pool, and each outcome of a job as a problem."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 
 from starlette.requests import Request
 
-from app import pictures
+from app import input_image
 from app.errors import Error, Problem, whole_seconds
 from app.metrics import Metrics
 from app.params import GenerationParams
@@ -22,26 +22,26 @@ from workers.jobs import ProgressCallback, ProgressEvent
 from workers.pool import Pool
 
 if TYPE_CHECKING:
-    from app.desk import Ticket
+    from app.lifecycle import RequestContext
 
-# A client that sets no deadline gets the longer of a minute and ten times what its pictures are predicted to take, and
-# five minutes while no worker has measured itself yet: it may still be loading.
+# A client that sets no deadline gets a minute, or ten times the predicted time of its images if that is longer. It gets
+# five minutes while no worker has measured its speed, as the workers may still be loading.
 AUTO_SECONDS = 60.0
 AUTO_TIMES = 10.0
 AUTO_LOADING_SECONDS = 300.0
 
-Follow: TypeAlias = Callable[[int, ProgressEvent], None]  # which of the pictures, and what is new of it
+ImageProgressCallback: TypeAlias = Callable[[int, ProgressEvent], None]  # the number of the image in its request
 
 
 class ClientGoneError(Exception):
-    """The client closed its connection before the answer was there."""
+    """The client closed its connection before it was answered."""
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A finished picture: its file, who made it, and the seconds that each stage took.
+class GeneratedImage:
+    """A finished image: its file, the worker that made it, and the seconds that each stage took.
 
-    `submitted` and `finished` are moments of time.perf_counter. `warnings`: sentences for the client, such as that its
+    `submitted` and `finished` are by time.perf_counter. `warnings` are sentences for the client, such as that its
     prompt was cut.
     """
 
@@ -54,8 +54,8 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a request asks for, as it is carried out: so many images of this size, in pixels, in so many steps each."""
+class Workload:
+    """The size of a request: its number of images, their size in pixels, and the steps of each."""
 
     images: int
     steps: int
@@ -67,8 +67,8 @@ class Asked:
         return f"{self.images} image{images} of {self.width}x{self.height} in {self.steps} step{steps}"
 
 
-class Maker:
-    """Has pictures made by the pool."""
+class ImageGenerator:
+    """Generates the images of requests, by jobs in the pool."""
 
     def __init__(self, pool: Pool, rules: Rules, config: ServerConfig, metrics: Metrics) -> None:
         self.rules = rules
@@ -76,31 +76,38 @@ class Maker:
         self._config = config
         self._metrics = metrics
 
-    async def make(
-        self, request: Request, params: GenerationParams, ticket: "Ticket", follow: Follow | None = None
-    ) -> list[Picture]:
-        """All the pictures that are wanted, in order; none if one of them cannot be had. The ticket says for whom.
+    async def generate(
+        self,
+        request: Request,
+        params: GenerationParams,
+        context: "RequestContext",
+        on_progress: ImageProgressCallback | None = None,
+    ) -> list[GeneratedImage]:
+        """Generate all images of a request, in order. Cancelling this cancels the jobs.
 
-        Raises Problem and ClientGoneError. Cancelling it cancels the jobs.
+        Raises Problem or ClientGoneError if one of the images fails; then the others are cancelled.
         """
-        header = pictures.measured(params.image, self.rules, params.blamed)
+        header = input_image.measured(params.image, self.rules, params.blamed)
         images, steps = params.number_of_images, self.rules.resolved(params.options).steps
-        ticket.asked = Asked(images, steps, *pictures.final_size(header, self.rules))
-        work, length, size = pictures.effort(header, steps, self.rules)
-        deadline = time.monotonic() + self._patience(request, work * length * images)
-        job = m.Job(0, deadline, work, ticket.client, length, params.priority, self._surcharge(header), size)
-        making = [self._one(params, seed, job, follow and partial(follow, n)) for n, seed in enumerate(params.seeds())]
-        return [await making[0]] if len(making) == 1 else await _all(making)
+        context.workload = Workload(images, steps, *input_image.final_size(header, self.rules))
+        work, length, size = input_image.effort(header, steps, self.rules)
+        deadline = time.monotonic() + self._time_allowed(request, work * length * images)
+        job = m.Job(0, deadline, work, context.client, length, params.priority, self._surcharge(header), size)
+        generating = [
+            self._one(params, seed, job, on_progress and partial(on_progress, n))
+            for n, seed in enumerate(params.seeds())
+        ]
+        return [await generating[0]] if len(generating) == 1 else await _all(generating)
 
     def _surcharge(self, header: Header) -> float:
-        """What decoding takes of a worker beside its device, in nominal images."""
+        """The cost of decoding on the worker's CPU threads, in nominal images."""
         predicted = self._pool.core.predicted_seconds
-        return pictures.decoding_seconds(header) / predicted if predicted else 0.0
+        return input_image.decoding_seconds(header) / predicted if predicted else 0.0
 
-    def _patience(self, request: Request, work: float) -> float:
-        """Seconds that the client is prepared to wait: its own wish (RFC 7240), else the configuration's."""
-        if (wish := _wait_preference(request)) is not None:
-            return min(wish, self._config.max_deadline)
+    def _time_allowed(self, request: Request, work: float) -> float:
+        """Seconds until the deadline: the client's preference (RFC 7240), else the configured ones."""
+        if (preferred := _wait_preference(request)) is not None:
+            return min(preferred, self._config.max_deadline)
         if self._config.deadline != "auto":
             return self._config.deadline
         if (predicted := self._pool.core.predicted_seconds) is None:
@@ -109,7 +116,7 @@ class Maker:
 
     async def _one(
         self, params: GenerationParams, seed: int, job: m.Job, on_progress: ProgressCallback | None
-    ) -> Picture:
+    ) -> GeneratedImage:
         submitted = time.perf_counter()
         answer = await self._pool.generate(Task(params.image, params.text, seed, params.options), job, on_progress)
         if not isinstance(answer.outcome, m.Done):
@@ -124,12 +131,12 @@ class Maker:
         }
         self._metrics.stages(stages)
         finished = time.perf_counter()
-        return Picture(answer.image, answer.outcome.worker, stages, submitted, finished, image.warnings)
+        return GeneratedImage(answer.image, answer.outcome.worker, stages, submitted, finished, image.warnings)
 
 
-async def _all(making: Sequence[Coroutine[Any, Any, Picture]]) -> list[Picture]:
-    """All of them, or the first error: then the others are cancelled."""
-    tasks = [asyncio.ensure_future(each) for each in making]
+async def _all(generating: Sequence[Coroutine[Any, Any, GeneratedImage]]) -> list[GeneratedImage]:
+    """Return all images, or raise the first error and cancel the others."""
+    tasks = [asyncio.ensure_future(each) for each in generating]
     try:
         return await asyncio.gather(*tasks)
     finally:
@@ -137,8 +144,8 @@ async def _all(making: Sequence[Coroutine[Any, Any, Picture]]) -> list[Picture]:
             task.cancel()
 
 
-def error_of(outcome: m.Outcome, blamed: str | None) -> Problem | ClientGoneError:  # noqa: C901, PLR0911 - one for each
-    """What is told of a job that did not end with a picture."""
+def error_of(outcome: m.Outcome, blamed: str | None) -> Problem | ClientGoneError:  # noqa: C901, PLR0911 - one case for each outcome
+    """The error to answer with for a job that ended without an image."""
     match outcome:
         case m.Refused(reason, m.Blame.OPTION):
             return Problem(Error.INVALID_FIELD, reason, "steps")

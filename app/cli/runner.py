@@ -1,4 +1,4 @@
-"""Pictures through a pool of our own, several at a time, until all are made or somebody has had enough."""
+"""Run the items of a plan through a pool of our own, several at a time, until all are done or a signal comes."""
 
 import asyncio
 import os
@@ -13,9 +13,9 @@ from app.cli import results
 from app.cli.plan import Item, Plan
 from app.cli.progress import Progress, hand_over, say
 from app.errors import Problem
-from app.making import error_of
+from app.generator import error_of
+from app.input_image import effort, measured
 from app.params import RequestFields
-from app.pictures import effort, measured
 from app.rules import Rules
 from app.settings import Settings
 from app.start import build_pool
@@ -27,15 +27,15 @@ from workers.secrets import forget_secrets
 
 LONG = 10 * 365 * 86400.0  # seconds: nobody sets a deadline here
 TICK_SECONDS = 0.5
-NAMED = 10  # pictures in a message
+NAMED = 10  # images in a message
 
 
-class HopelessError(Exception):
-    """No picture can be made any more; the message says why."""
+class NoWorkersError(Exception):
+    """No worker can be started; the message says why."""
 
 
 class InterruptedByError(Exception):
-    """A signal has ended it."""
+    """A signal has stopped the run."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
@@ -44,22 +44,22 @@ class InterruptedByError(Exception):
 
 @dataclass(slots=True)
 class Tally:
-    """How it went, by the pictures' names."""
+    """The counts of a run; `failed` has the names of the source images."""
 
     made: int = 0
     skipped: int = 0
     failed: list[Path] = field(default_factory=list)
 
 
-class Maker:
-    """Makes the pictures of a plan; of a folder those that are not there, or all of them `again`."""
+class Runner:
+    """Generates the images of a plan: in a folder those that are missing, or all of them with `again`."""
 
     def __init__(self, settings: Settings, plan: Plan, fields: RequestFields, *, again: bool) -> None:
         self.tally = Tally()
         self.folder = plan.folder
         self._rules = Rules.of(settings)
         self._recipe = results.Recipe(settings, fields, plan.file_format)
-        self._warned: dict[str, dict[Path, None]] = {}  # and the pictures, each once, in order
+        self._warned: dict[str, dict[Path, None]] = {}  # by warning, the images that it is about, in order
         if plan.folder is not None:
             results.tidy(plan.folder, {item.target.name for item in plan.items})
         everything = again or plan.folder is None
@@ -69,7 +69,7 @@ class Maker:
         return len(self._items)
 
     async def run(self, pool: Pool, width: int, progress: Progress) -> None:
-        """Make all that are not there, `width` at a time."""
+        """Generate all missing images, `width` at a time."""
         items = iter(self._items)
         async with asyncio.TaskGroup() as group:
             for _ in range(width):
@@ -77,14 +77,14 @@ class Maker:
         self._warn_rest()
 
     def _is_wanted(self, item: Item) -> bool:
-        """Whether a picture is to be made; one that cannot be is told of."""
+        """Whether an image must be generated. One that cannot be is reported."""
         if not item.target.exists():
             return True
-        if (told := results.read(item.target)) is None:
+        if (found := results.read(item.target)) is None:
             self._fail(item, f"{item.target} is not from here, or was changed: move it, or replace it by --again")
             return False
         try:
-            is_there = self._recipe.made(told, item.source.read_bytes(), item.seed)
+            is_there = self._recipe.made(found, item.source.read_bytes(), item.seed)
         except OSError as error:
             self._fail(item, error.strerror or str(error))
             return False
@@ -94,7 +94,7 @@ class Maker:
     async def _work(self, items: Iterator[Item], pool: Pool, progress: Progress) -> None:
         for item in items:
             try:
-                if not await self._make(item, pool, progress):
+                if not await self._generate(item, pool, progress):
                     return
             except Problem as problem:
                 self._fail(item, problem.detail)
@@ -102,12 +102,12 @@ class Maker:
                 self._fail(item, error.strerror or str(error))
             progress.ended(item)
 
-    async def _make(self, item: Item, pool: Pool, progress: Progress) -> bool:
-        """Make a picture; False if the pool has ended. Raises Problem and OSError."""
-        picture = await asyncio.to_thread(item.source.read_bytes)
-        task = self._recipe.task(picture, item.seed)
+    async def _generate(self, item: Item, pool: Pool, progress: Progress) -> bool:
+        """Generate an image. Returns False if the pool has ended. Raises Problem and OSError."""
+        image = await asyncio.to_thread(item.source.read_bytes)
+        task = self._recipe.task(image, item.seed)
         steps = self._rules.resolved(task.options).steps
-        work, length, size = effort(measured(picture, self._rules, None), steps, self._rules)
+        work, length, size = effort(measured(image, self._rules, None), steps, self._rules)
         job = m.Job(0, time.monotonic() + LONG, work, length=length, size=size)
         answer = await pool.generate(task, job, progress.watch(item))
         if isinstance(answer.outcome, m.Draining):
@@ -121,7 +121,7 @@ class Maker:
         return True
 
     def _warn(self, item: Item, warnings: Sequence[str]) -> None:
-        """Tell what a person should know of a picture; the same of others is told by `_warn_rest`."""
+        """Print a warning at the first image that it is about. `_warn_rest` names the others."""
         for warning in warnings:
             sources = self._warned.setdefault(warning, {})
             if not sources:
@@ -129,7 +129,7 @@ class Maker:
             sources[item.source] = None
 
     def _warn_rest(self) -> None:
-        """Name the other pictures that the same was to be said of."""
+        """Name the other images that each warning is about."""
         for warning, (_, *others) in self._warned.items():
             if others:
                 names = ", ".join(map(str, others[:NAMED])) + ", ..." * (len(others) > NAMED)
@@ -143,21 +143,21 @@ class Maker:
 # -------------------------------------------------------------------------------------------------------- the workers
 
 
-async def make(settings: Settings, placement: Placement, cores: int, maker: Maker) -> None:
-    """Start the workers, make everything, and end them.
+async def run_plan(settings: Settings, placement: Placement, cores: int, runner: Runner) -> None:
+    """Start the workers, generate everything, and stop them.
 
-    Raises HopelessError, and InterruptedByError when a signal came: then all ends at once.
+    Raises NoWorkersError, or InterruptedByError after a signal, which stops everything at once.
     """
     width = (settings.engine.slots + 1) * len(placement.devices)
-    hope = _Hope(len(placement.devices), asyncio.get_running_loop().create_future())
-    with Progress(len(maker)) as progress, _interruptible() as interrupted:
+    start = _StartWatch(len(placement.devices), asyncio.get_running_loop().create_future())
+    with Progress(len(runner)) as progress, _interruptible() as interrupted:
         forget_secrets(os.environ)
-        pool = build_pool(_alone(settings, width), placement, cores, hope.observer(progress.loaded))
+        pool = build_pool(_alone(settings, width), placement, cores, start.observer(progress.loaded))
         running = asyncio.create_task(pool.run())
-        work = asyncio.create_task(maker.run(pool, width, progress))
+        work = asyncio.create_task(runner.run(pool, width, progress))
         ticking = asyncio.create_task(_tick(progress))
         try:
-            await asyncio.wait((work, running, interrupted, hope.gone), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((work, running, interrupted, start.failed), return_when=asyncio.FIRST_COMPLETED)
         finally:
             ticking.cancel()
             if not work.done():
@@ -166,8 +166,8 @@ async def make(settings: Settings, placement: Placement, cores: int, maker: Make
             await _end(pool, running, work)
     if interrupted.done():
         raise InterruptedByError(interrupted.result())
-    if hope.gone.done():
-        raise HopelessError(hope.gone.result())
+    if start.failed.done():
+        raise NoWorkersError(start.failed.result())
     _pass_on(running, work)
 
 
@@ -183,9 +183,9 @@ async def _end(pool: Pool, running: "asyncio.Task[None]", work: "asyncio.Task[No
 
 
 def _pass_on(running: "asyncio.Task[None]", work: "asyncio.Task[None]") -> None:
-    """Raises what went wrong, if anything did."""
+    """Raise the error of either task, if it has one."""
     if isinstance(error := running.exception(), NothingServedError):
-        raise HopelessError(str(error))
+        raise NoWorkersError(str(error))
     running.result()
     work.result()
 
@@ -198,7 +198,7 @@ def _kill(pool: Pool) -> None:
 
 
 def _alone(settings: Settings, width: int) -> Settings:
-    """There is one client, who may have all there is."""
+    """Give the only client the whole queue."""
     limits = settings.scheduler
     return replace(
         settings, scheduler=replace(limits, client_share=1.0, lone_share=1.0, max_queue=max(limits.max_queue, width))
@@ -206,16 +206,16 @@ def _alone(settings: Settings, width: int) -> Settings:
 
 
 @dataclass(slots=True)
-class _Hope:
-    """Whether any of the workers can be started at all; `gone` says why not."""
+class _StartWatch:
+    """Watches whether any worker starts. If all of them fail, `failed` has the reason."""
 
     workers: int
-    gone: "asyncio.Future[str]"
+    failed: "asyncio.Future[str]"
     _lost: dict[str, str] = field(default_factory=dict)
     _ready: bool = False
 
     def observer(self, loaded: Callable[[], None]) -> Callable[[m.Event, Sequence[m.Command]], None]:
-        """Who looks on; `loaded` is called when a worker is ready."""
+        """The pool's observer; `loaded` is called when a worker is ready."""
 
         def observe(event: m.Event, commands: Sequence[m.Command]) -> None:
             match event:
@@ -224,16 +224,16 @@ class _Hope:
                     loaded()
                 case m.WorkerExited(worker, reason) if not self._ready:
                     self._lost[worker] = reason
-                    if len(self._lost) == self.workers and not self.gone.done():
+                    if len(self._lost) == self.workers and not self.failed.done():
                         listed = "; ".join(f"{name}: {why}" for name, why in self._lost.items())
-                        self.gone.set_result(f"no worker can be started ({listed})")
+                        self.failed.set_result(f"no worker can be started ({listed})")
 
         return observe
 
 
 @contextmanager
 def _interruptible() -> "Iterator[asyncio.Future[int]]":
-    """A future of the first signal that asks for an end; a second one is obeyed on the spot."""
+    """A future of the first SIGINT or SIGTERM; a second one ends the process at once."""
     loop = asyncio.get_running_loop()
     came: asyncio.Future[int] = loop.create_future()
 

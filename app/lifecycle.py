@@ -1,0 +1,204 @@
+"""The life of a request: it gets an id, is timed, counted and logged, and is answered once, whatever happens."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeAlias
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from app.access_log import ConnectionErrorRecord, RequestRecord
+from app.errors import Error, Problem, respond, routing_problem
+from app.events import EventStream, Feed
+from app.generator import ClientGoneError, GeneratedImage, Workload
+from app.metrics import Metrics
+from app.tracing import Tracing
+
+log = logging.getLogger("contour.generation")
+requests_log = logging.getLogger("contour.request")
+
+ABANDONED = "abandoned"
+PATH_CHARS = 200  # of a path, in the log: what the router refuses may be as long as a head
+ID_BYTES = 8
+# Turns of the event loop until an immediate refusal has come back: one task for the request, one for each image, and
+# the way back through both.
+TURNS_TO_REFUSE = 6
+CLIENT_CLOSED_REQUEST = 499  # as nginx calls it: nobody reads this answer
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """A request that is being answered. `began` is when its head had arrived, by time.perf_counter.
+
+    The other fields are filled in as they become known.
+    """
+
+    id: str
+    began: float
+    client: str = ""
+    workload: Workload | None = None
+    images: Sequence[GeneratedImage] = ()
+    problem: Problem | None = None
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+
+Handler: TypeAlias = Callable[[Request, RequestContext], Awaitable[Response]]
+ErrorRenderer: TypeAlias = Callable[[Problem], Response]  # the form that an API gives to errors
+CountOutcome: TypeAlias = Callable[[str, float], None]  # outcome, seconds
+
+
+class RequestLifecycle:
+    """Answers each request exactly once: with its handler's response, or with the problem that the handler raised."""
+
+    def __init__(self, metrics: Metrics, tracing: Tracing, *, log_requests: bool) -> None:
+        self._metrics = metrics
+        self._tracing = tracing
+        self._logs_requests = log_requests
+        self.open_requests = 0
+
+    async def serve(
+        self,
+        request: Request,
+        handler: Handler,
+        render_error: ErrorRenderer = respond,
+        count: CountOutcome | None = None,
+        *,
+        quiet: bool = False,
+        level: int = logging.INFO,
+    ) -> Response:
+        """Run a handler and return its response, counted and timed when it is complete, or when its stream ends.
+
+        `count` replaces the count of image requests. A `quiet` request is logged only if it fails; `level` is the log
+        level of any other.
+        """
+        context = RequestContext(_new_id(), time.perf_counter())
+        outcome = "done"
+        self.open_requests += 1
+        close = partial(self._close, request, context=context, count=count, level=None if quiet else level)
+        try:
+            response = await handler(request, context)
+        except asyncio.CancelledError:
+            self.open_requests -= 1
+            raise
+        except Exception as error:  # noqa: BLE001 - each error is answered, and an unexpected one is logged
+            problem = self.problem(error, context)
+            response = Response(status_code=CLIENT_CLOSED_REQUEST) if problem is None else render_error(problem)
+            outcome = ABANDONED if problem is None else problem.error.slug
+        if isinstance(response, EventStream):
+            response.ended = partial(close, response)
+        else:
+            close(response, outcome)
+        response.headers["X-Request-Id"] = context.id
+        return response
+
+    async def serve_lookup(self, request: Request, handler: Handler, render_error: ErrorRenderer = respond) -> Response:
+        """Like `serve`, for a request that only reads something: it is counted and logged only if it fails."""
+        return await self.serve(request, handler, render_error, self._metrics.lookup, quiet=True)
+
+    async def stream(
+        self,
+        context: RequestContext,
+        feed: Feed,
+        generating: Coroutine[Any, Any, bytes],
+        encode_error: Callable[[Problem], bytes],
+    ) -> EventStream:
+        """Stream the feed's events while `generating` runs. The last event is its result, or an encoded error.
+
+        An immediate refusal is raised, so that it is answered with its own status.
+        """
+
+        def last_event(finished: "asyncio.Task[bytes]") -> tuple[bytes, str]:
+            if (error := finished.exception()) is None:
+                return finished.result(), "done"
+            problem = self.problem(error, context)
+            return (b"", ABANDONED) if problem is None else (encode_error(problem), problem.error.slug)
+
+        task = asyncio.ensure_future(generating)
+        for _ in range(TURNS_TO_REFUSE):
+            await asyncio.sleep(0)
+            if task.done():
+                task.result()
+        return EventStream(feed, task, last_event)
+
+    async def on_routing_error(self, request: Request, error: Exception) -> Response:
+        """Starlette's handler for unknown paths and methods."""
+        return self.refuse(request, routing_problem(request, error))
+
+    def refuse(self, request: Request, problem: Problem) -> Response:
+        """Answer a request that reaches no endpoint. It gets an id, and is counted and logged like any other."""
+        self._metrics.refused(problem.error.slug)
+        response = respond(problem)
+        request_id = response.headers["X-Request-Id"] = _new_id()
+        context = RequestContext(request_id, time.perf_counter(), problem=problem)
+        self._log(request, response, context, problem.error.slug, logging.INFO)
+        return response
+
+    def on_connection_error(self, problem: Problem, client: str) -> None:
+        """Count and log a connection that ended before a whole request had arrived."""
+        self._metrics.connection(problem.error)
+        if self._logs_requests:
+            requests_log.info(
+                ConnectionErrorRecord(int(problem.error.status), problem.error.slug, problem.reason, client)
+            )
+
+    def problem(self, error: BaseException, context: RequestContext) -> Problem | None:
+        """The problem to answer with; None if the client has left. An unexpected error is logged."""
+        match error:
+            case Problem():
+                context.problem = error
+                return error
+            case ClientGoneError() | ClientDisconnect():
+                return None
+            case _:
+                log.error("Request %s failed", context.id, exc_info=error)
+                return Problem(Error.INTERNAL, f"An unexpected error; the server's log has it under {context.id}.")
+
+    def _close(
+        self,
+        request: Request,
+        response: Response,
+        outcome: str,
+        context: RequestContext,
+        count: CountOutcome | None,
+        level: int | None,
+    ) -> None:
+        self.open_requests -= 1
+        (count or self._metrics.request)(outcome, context.seconds)
+        if outcome not in ("done", ABANDONED):
+            level = logging.INFO
+        if level is not None:
+            self._log(request, response, context, outcome, level)
+
+    def _log(self, request: Request, response: Response, context: RequestContext, outcome: str, level: int) -> None:
+        """Log the request, and record its spans."""
+        record = RequestRecord(
+            request=context.id,
+            method=request.method,
+            path=request.scope["path"][:PATH_CHARS],
+            routed="endpoint" in request.scope,
+            status=response.status_code,
+            outcome=outcome,
+            client=context.client,
+            began=context.began,
+            seconds=context.seconds,
+            images=context.images,
+            workload=context.workload,
+            reason="" if context.problem is None else context.problem.reason,
+        )
+        if trace := self._tracing.record(record, request.headers):
+            record = replace(record, trace=trace)
+        if self._logs_requests:
+            requests_log.log(level, record)
+
+
+def _new_id() -> str:
+    """A random id. It cannot be guessed, as whoever knows it may follow and end the request."""
+    return secrets.token_hex(ID_BYTES)
