@@ -28,6 +28,7 @@ from app.tracing import Tracing, tracing
 from scheduler import messages as m
 from workers.devices import Gpu, Placement, choose_devices
 from workers.edge_process import EdgeService, EdgeSetup, edge_layout
+from workers.engine.config import EngineConfig
 from workers.logs import suitable
 from workers.machine import memory_limit
 from workers.nvml import Nvml, driver_fault
@@ -60,7 +61,7 @@ class Application:
         self._ready: Callable[[], None] | None = ready
         placement = choose_devices(environ, nvml, settings.workers.cpu_workers)
         check_runtime(settings, placement)
-        self.metrics = metrics = Metrics()
+        self.metrics = metrics = Metrics(_runtime(settings.engine))
         self.pool = build_pool(settings, placement, cores, self._observe)
         metrics.registry.register(PoolCollector(self.pool))
         metrics.registry.register(EngineCollector(self.pool))
@@ -148,11 +149,15 @@ def _tracing(environ: Mapping[str, str]) -> Tracing:
         raise StartError(str(error)) from None
 
 
+def _runtime(engine: EngineConfig) -> str:
+    return engine.kind if engine.kind == "echo" else engine.runtime
+
+
 def _edge_service(settings: Settings) -> EdgeService:
     server, engine = settings.server, settings.engine
     budget = engine.decode_budget(memory_limit())
     setup = EdgeSetup(server.log_level, suitable(server.log_format), decoding_bytes=budget)
-    return EdgeService(edge_layout(server.max_picture_bytes, engine.size), setup)
+    return EdgeService(edge_layout(server.max_image_bytes, engine.size), setup)
 
 
 def _announce(settings: Settings, placement: Placement) -> None:

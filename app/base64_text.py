@@ -48,7 +48,7 @@ def decode(text: str, name: str) -> bytes:
     """The bytes of a text, which the client calls `name`. Raises Problem."""
     text = text.removeprefix("\ufeff")  # as Windows begins files of text
     if not text.strip():
-        raise Problem(Error.INVALID_PICTURE, f"{name} is empty; {SEND}.", name)
+        raise Problem(Error.INVALID_IMAGE, f"{name} is empty; {SEND}.", name)
     media_type, data = _parted(text, name)
     image = _decoded(data)
     if image is None:
@@ -56,7 +56,7 @@ def decode(text: str, name: str) -> bytes:
     checked(image, data, name)
     if media_type and not image.startswith(IMAGES):
         told = f"{name} is a data: URI of {quoted(media_type)} that holds {kind_of(image)}; send a PNG, JPEG or WebP."
-        raise Problem(Error.INVALID_PICTURE, told, name)
+        raise Problem(Error.INVALID_IMAGE, told, name)
     return image
 
 

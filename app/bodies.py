@@ -31,11 +31,16 @@ from app.rules import Rules
 UTF8_BYTES = 4  # of a character, at most
 MAX_LENGTH_DIGITS = 18  # of a Content-Length that is worth reading
 BODY = "body"  # what is blamed for an image that is the body, beside fields that are wrong
-FORM_FILE = "input_image"  # what a form calls the picture
+FORM_FILE = "input_image"  # what a form calls the image
 FORM, URL_ENCODED = "multipart/form-data", "application/x-www-form-urlencoded"
 # Bodies above this are decoded by a thread: the event loop answers others meanwhile.
 LARGE_BYTES = 2**20
-PICTURES = ("image/png", "image/jpeg", "image/jpg", "image/webp")  # by their type; what they are, their content decides
+IMAGE_TYPES = (
+    "image/png",
+    "image/jpeg",
+    "image/jpg",
+    "image/webp",
+)  # the content decides which it is
 TYPES = "JSON (application/json), a form (multipart/form-data), or the image itself (image/png, image/jpeg, image/webp)"
 
 T = TypeVar("T")
@@ -64,7 +69,7 @@ async def generation_params(request: Request, rules: Rules, output: OutputOption
         made = understood(given, file, FORM_FILE, rules, output, faults=faults)
         sent = {name for name, content in (*texts.items(), *files) if content} - {FORM_FILE, input_image.JSON_NAME}
         return _with_warnings(made, sent, {input_image.JSON_NAME: FORM_FILE})
-    if kind in PICTURES:
+    if kind in IMAGE_TYPES:
         texts = query(request)
         given = converted(texts, RequestFields, faults, rules.ranges)
         file = await image_alone(request, rules)

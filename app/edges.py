@@ -124,13 +124,13 @@ class Edges(EdgeEndpoint):
         faults = Faults()
         query = bodies.query(request)
         in_query = bodies.converted(query, Thresholds, faults, self.rules.ranges)
-        picture, blamed, in_body = await self._body(request, faults)
+        image, blamed, in_body = await self._body(request, faults)
         canny = self._canny(faults, in_body, in_query)
         if faults:
             with faults.noted():
-                input_image.measured(picture, self.rules, blamed or bodies.BODY)
+                input_image.measured(image, self.rules, blamed or bodies.BODY)
         faults.check()
-        png = await self.finder.png(request, context.client, picture, blamed, canny)
+        png = await self.finder.png(request, context.client, image, blamed, canny)
         sent = {name for name, text in query.items() if text}
         if isinstance(in_body, EdgesRequest):
             sent |= sent_in(in_body)
@@ -150,7 +150,7 @@ class Edges(EdgeEndpoint):
         if bodies.is_json(kind):
             asked = await bodies.json_body(request, self.rules, _json, flat=True, faults=faults)
             return await bodies.image_of_json(asked.input_image_base64, faults), input_image.JSON_NAME, asked
-        if kind in bodies.PICTURES:
+        if kind in bodies.IMAGE_TYPES:
             return await bodies.image_alone(request, self.rules), None, Thresholds()
         raise bodies.unsupported(kind, TYPES)
 
@@ -158,7 +158,7 @@ class Edges(EdgeEndpoint):
 def _problem(error: Exception, blamed: str | None) -> Problem:
     match error:
         case BadImageError():
-            return Problem(Error.INVALID_PICTURE, str(error), blamed)
+            return Problem(Error.INVALID_IMAGE, str(error), blamed)
         case BusyError():
             return Problem(Error.BUSY, str(error), retry_after=error.retry_after)
         case ClosingError():

@@ -54,7 +54,7 @@ class Error(Enum):
     )
     MEDIA_TYPE = "unsupported-media-type", HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is of a type not taken here"
     INVALID_FIELD = "invalid-field", HTTPStatus.UNPROCESSABLE_ENTITY, "A field is missing or wrong"
-    INVALID_PICTURE = "invalid-picture", HTTPStatus.UNPROCESSABLE_ENTITY, "The image cannot be read"
+    INVALID_IMAGE = "invalid-image", HTTPStatus.UNPROCESSABLE_ENTITY, "The image cannot be read"
     INTERNAL = "internal", HTTPStatus.INTERNAL_SERVER_ERROR, "The service failed"
     WORKER_CRASH = "worker-crash", HTTPStatus.INTERNAL_SERVER_ERROR, "This request crashed the workers that tried it"
     BUSY = "busy", HTTPStatus.SERVICE_UNAVAILABLE, "The service is too busy to finish this in time"

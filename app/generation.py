@@ -1,4 +1,4 @@
-"""`POST /generation/`: a body in, in one of its forms; pictures, a stream of events or a problem out."""
+"""`POST /generation/`: a body in, in one of its forms; images, a stream of events or a problem out."""
 
 import asyncio
 from bisect import bisect_right
@@ -49,7 +49,7 @@ class Generation:
         self._lifecycle = lifecycle
         self._access = access
         self._generator = generator
-        # JSON for who does not care; of pictures, what is made anyway.
+        # JSON for who does not care; of images, what is made anyway.
         configured = next(kind for kind, name in FORMATS.items() if name == generator.rules.engine.output.format)
         self._offers = list(dict.fromkeys([JSON, configured, *FORMATS, events.MEDIA_TYPE]))
 
@@ -68,14 +68,14 @@ class Generation:
             kind = _of_format(request, named)
         file_format = FORMATS.get(kind)
         if file_format is not None and params.number_of_images > 1:
-            detail = f"number_of_images is {params.number_of_images}, but {kind} holds one picture; ask for {JSON}."
+            detail = f"number_of_images is {params.number_of_images}, but {kind} holds one image; ask for {JSON}."
             raise Problem(Error.INVALID_FIELD, detail, "number_of_images")
         if streams:
             return await self._stream(request, params, context)
-        pictures = context.images = await unless_gone(request, self._generator.generate(request, params, context))
-        body = pictures[0].file if file_format is not None else _json(params, pictures)
-        response = Response(body, headers={"Server-Timing": _timing(pictures[0], context.seconds)}, media_type=kind)
-        warnings = (*params.warnings, *warnings_of(pictures)) if file_format is not None else ()
+        images = context.images = await unless_gone(request, self._generator.generate(request, params, context))
+        body = images[0].file if file_format is not None else _json(params, images)
+        response = Response(body, headers={"Server-Timing": _timing(images[0], context.seconds)}, media_type=kind)
+        warnings = (*params.warnings, *warnings_of(images)) if file_format is not None else ()
         return with_warnings(response, warnings)
 
     async def _stream(self, request: Request, params: GenerationParams, context: RequestContext) -> Response:
@@ -108,20 +108,20 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
         working.cancel()
 
 
-def _json(params: GenerationParams, pictures: Sequence[GeneratedImage]) -> bytes:
-    """Written around the base64 by hand: the pictures pass through no JSON encoder."""
-    encoded = [pybase64.b64encode(picture.file) for picture in pictures]
+def _json(params: GenerationParams, images: Sequence[GeneratedImage]) -> bytes:
+    """Written around the base64 by hand: the images pass through no JSON encoder."""
+    encoded = [pybase64.b64encode(image.file) for image in images]
     body = b'{"request_id":%d,"output_image_base64":"%b"' % (params.request_id, encoded[0])
     if len(encoded) > 1:
         body += b',"output_images_base64":[%b]' % b",".join(b'"%b"' % each for each in encoded)
-    if warnings := [*params.warnings, *warnings_of(pictures)]:
+    if warnings := [*params.warnings, *warnings_of(images)]:
         body += b',"warnings":%b' % msgspec.json.encode(warnings)
     return body + b"}"
 
 
-def warnings_of(pictures: Sequence[GeneratedImage]) -> list[str]:
+def warnings_of(images: Sequence[GeneratedImage]) -> list[str]:
     """What the client should know about its images, each sentence once."""
-    return list(dict.fromkeys(warning for picture in pictures for warning in picture.warnings))
+    return list(dict.fromkeys(warning for image in images for warning in image.warnings))
 
 
 def _of_format(request: Request, named: Format) -> str:
@@ -148,6 +148,6 @@ def _in_header(warning: str) -> str:
     return "".join(characters[:most])
 
 
-def _timing(picture: GeneratedImage, total: float) -> str:
-    stages = (*picture.stages.items(), ("total", total))
+def _timing(image: GeneratedImage, total: float) -> str:
+    stages = (*image.stages.items(), ("total", total))
     return ", ".join(f"{name};dur={seconds * 1e3:.2f}" for name, seconds in stages)

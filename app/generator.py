@@ -150,7 +150,7 @@ def error_of(outcome: m.Outcome, blamed: str | None) -> Problem | ClientGoneErro
         case m.Refused(reason, m.Blame.OPTION):
             return Problem(Error.INVALID_FIELD, reason, "steps")
         case m.Refused(reason):
-            return Problem(Error.INVALID_PICTURE, reason, blamed)
+            return Problem(Error.INVALID_IMAGE, reason, blamed)
         case m.Broken(reason):
             return Problem(
                 Error.INTERNAL, "The worker failed to make this image; the server's log says why.", reason=reason

@@ -1,4 +1,4 @@
-"""`/healthz`: is the process there? `/readyz`: can it make a picture now, and what is each worker doing?"""
+"""`/healthz`: is the process there? `/readyz`: can it make an image now, and what is each worker doing?"""
 
 from typing import Literal
 

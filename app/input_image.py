@@ -1,4 +1,4 @@
-"""A client's picture: out of its base64, and what its own header says of it. Nothing is decoded for that."""
+"""A client's image: out of its base64, and what its own header says of it. Nothing is decoded for that."""
 
 import contextlib
 from dataclasses import replace
@@ -47,15 +47,15 @@ def from_file(data: bytes, name: str | None) -> bytes:
         raise replace(problem, field=name, errors=()) from None
 
 
-def measured(picture: bytes, rules: Rules, blamed: str | None) -> Header:
+def measured(image: bytes, rules: Rules, blamed: str | None) -> Header:
     """What the image's header declares. Raises Problem for one that is too large or too long, and for other files."""
-    if len(picture) > rules.max_picture_bytes:
-        what = f"The image has {len(picture)} bytes"
-        raise too_large(what, rules.max_picture_bytes, "bytes", "server.max_picture_bytes", SMALLER, blamed)
+    if len(image) > rules.max_image_bytes:
+        what = f"The image has {len(image)} bytes"
+        raise too_large(what, rules.max_image_bytes, "bytes", "server.max_image_bytes", SMALLER, blamed)
     try:
-        header = read_header(picture)
+        header = read_header(image)
     except BadImageError as error:
-        raise Problem(Error.INVALID_PICTURE, str(error), blamed) from None
+        raise Problem(Error.INVALID_IMAGE, str(error), blamed) from None
     if header.width * header.height > rules.max_pixels:
         what = f"The image is {header.width} x {header.height}, which is {header.width * header.height} pixels"
         advice = f"Scale it down to at most {_largest(header, rules.max_pixels)}."
@@ -63,7 +63,7 @@ def measured(picture: bytes, rules: Rules, blamed: str | None) -> Header:
     try:
         output_size(header.width, header.height, rules.engine.size)
     except BadImageError as error:
-        raise Problem(Error.INVALID_PICTURE, str(error), blamed) from None
+        raise Problem(Error.INVALID_IMAGE, str(error), blamed) from None
     return header
 
 

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import __version__, events
-from app.bodies import PICTURES
+from app.bodies import IMAGE_TYPES
 from app.compat.automatic import errors as automatic
 from app.compat.automatic.catalogue import catalogue
 from app.compat.automatic.structs import MAX_NAME
@@ -111,7 +111,7 @@ def example_of(error: Error) -> Problem:
 def _overlay() -> Node:
     png, jpeg = (base64.b64encode((FOLDER / f"example.{suffix}").read_bytes()).decode() for suffix in ("png", "jpg"))
     filled = Template(OVERLAY.read_text(encoding="utf-8")).safe_substitute(
-        png=png, jpeg=jpeg, files=", ".join(PICTURES), metrics=CONTENT_TYPE_LATEST, name=MAX_NAME
+        png=png, jpeg=jpeg, files=", ".join(IMAGE_TYPES), metrics=CONTENT_TYPE_LATEST, name=MAX_NAME
     )
     read: Node = yaml.load(filled, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
     return read
@@ -158,7 +158,7 @@ def _media(kind: str, told: Any) -> Node:
     if told == "file":
         suffix = kind.removeprefix("image/").replace("jpeg", "jpg")
         file = {"summary": "A circle and a square", "externalValue": f"docs/example.{suffix}"}
-        return {"schema": BINARY, "examples": {"picture": file}}
+        return {"schema": BINARY, "examples": {"image": file}}
     if isinstance(told, str):
         return {"schema": reference(told)}
     schema = reference(told["schema"]) if isinstance(told["schema"], str) else told["schema"]

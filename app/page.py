@@ -32,8 +32,8 @@ class Setting(msgspec.Struct, frozen=True):
 class Taken(msgspec.Struct, frozen=True):
     """The most that a request may have: bytes and pixels of an image, characters of a text."""
 
-    picture_bytes: int
-    picture_pixels: int
+    image_bytes: int
+    image_pixels: int
     text_chars: int
 
 
@@ -91,7 +91,7 @@ def page_settings(settings: Settings) -> PageSettings:
             for name, each in rules.ranges.items()
             if name in rules.defaults
         },
-        taken=Taken(rules.max_picture_bytes, rules.max_pixels, rules.max_text_chars),
+        taken=Taken(rules.max_image_bytes, rules.max_pixels, rules.max_text_chars),
         about=_about(settings.engine),
     )
 

@@ -1,4 +1,4 @@
-"""python -m app.probe: whether the service beside this process can make pictures; the exit code, as HEALTHCHECK asks.
+"""python -m app.probe: whether the service beside this process can make images; the exit code, as HEALTHCHECK asks.
 
 It finds the port where the service found it, but for flags: in the configuration and the variables over it.
 """

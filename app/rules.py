@@ -20,7 +20,7 @@ class Rules:
     were, where a request leaves it out."""
 
     max_body_bytes: int
-    max_picture_bytes: int
+    max_image_bytes: int
     max_pixels: int
     max_text_chars: int
     max_json_values: int
@@ -36,7 +36,7 @@ class Rules:
         always = {name: param.default for name, param in PARAMS.items() if param.default is not None}
         return cls(
             server.max_body_bytes,
-            server.max_picture_bytes,
+            server.max_image_bytes,
             settings.max_pixels,
             server.max_text_chars,
             JSON_VALUES + COMMAS_IN_TEXTS * server.max_text_chars,

@@ -15,7 +15,7 @@ from app.compat.automatic.controlnet_unit import IMAGE, MODULES, NONE
 from app.compat.automatic.detect import DetectAnswer, DetectRequest
 from app.compat.automatic.options import Options
 from app.compat.openai import structs as openai
-from app.compat.openai.images import PICTURE
+from app.compat.openai.images import IMAGE as EDITED_IMAGE
 from app.compat.openai.references import FIELDS
 from app.edges import EdgesRequest
 from app.errors import ProblemBody
@@ -80,7 +80,7 @@ class Schemas:
             if name not in ours
         }
         needed = form["required"]
-        form |= self._form(PICTURE, texts, needed)
+        form |= self._form(EDITED_IMAGE, texts, needed)
         where = ". In base64, as a rule within a `data:` URI: no image is fetched from elsewhere."
         url = self._file("as a file", where) | {"format": "byte", "minLength": 1}
         one = {"type": "object", "properties": {"image_url": url}, "required": ["image_url"]}
@@ -140,7 +140,7 @@ class Schemas:
         return {"exclusiveMinimum" if allowed.open else "minimum": allowed.low, "maximum": allowed.high}
 
     def _file(self, how: str, more: str = ".") -> Node:
-        most = f"{self._rules.max_picture_bytes} bytes and {self._rules.max_pixels} pixels"
+        most = f"{self._rules.max_image_bytes} bytes and {self._rules.max_pixels} pixels"
         return {**BINARY, "description": f"A PNG, JPEG or WebP {how}, of at most {most}{more}"}
 
 

@@ -42,7 +42,7 @@ class ServerConfig:
     """The port to listen on; 0 is any free one, which the log names."""
     max_body_bytes: Bytes = 32 * 2**20
     """The largest body of a request."""
-    max_picture_bytes: Bytes = 16 * 2**20
+    max_image_bytes: Annotated[Bytes, Meta(extra={"former": "max_picture_bytes"})] = 16 * 2**20
     """The largest image file in a request, after base64."""
     max_pixels: Annotated[int, Meta(ge=64 * 64, le=2**30)] | Literal["auto"] = "auto"
     """The most pixels that an image's header may declare; `auto` goes by `engine.decode_bytes`."""

@@ -1,4 +1,4 @@
-"""What every way to make pictures begins with: settings that can be used, and a pool of workers by them."""
+"""What every way to make images begins with: settings that can be used, and a pool of workers by them."""
 
 import sys
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from workers.process import Setup
 from workers.slots import SlotLayout
 from workers.wire import PARAMS_BYTES
 
-TEXTS = 2  # that a request has: what the picture should show, and what not
+TEXTS = 2  # that a request has: what the image should show, and what not
 UTF8_BYTES = 4  # that a character takes at most
 # Of an integer in a request: as few as Python can be told, as the time to read them grows with their square.
 MAX_DIGITS = 640
@@ -76,7 +76,7 @@ def slot_layout(settings: Settings) -> SlotLayout:
     """The shared memory of a worker."""
     return SlotLayout(
         settings.engine.slots,
-        settings.server.max_picture_bytes + TEXTS * UTF8_BYTES * settings.server.max_text_chars + PARAMS_BYTES,
+        settings.server.max_image_bytes + TEXTS * UTF8_BYTES * settings.server.max_text_chars + PARAMS_BYTES,
         settings.workers.output_bytes,
     )
 

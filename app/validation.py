@@ -55,10 +55,10 @@ def server_problems(settings: "Settings") -> list[Problem]:
     """Contradictions in the `server` section, and between it and the others."""
     server, room = settings.server, settings.workers.output_bytes
     found = []
-    base64_bytes = -(-server.max_picture_bytes // 3) * 4
+    base64_bytes = -(-server.max_image_bytes // 3) * 4
     if base64_bytes > server.max_body_bytes:
-        text = f"is {server.max_picture_bytes}, which is {base64_bytes} in base64: more than server.max_body_bytes"
-        found.append(Problem(("server", "max_picture_bytes"), f"{text} ({server.max_body_bytes})"))
+        text = f"is {server.max_image_bytes}, which is {base64_bytes} in base64: more than server.max_body_bytes"
+        found.append(Problem(("server", "max_image_bytes"), f"{text} ({server.max_body_bytes})"))
     if (needed := buffers.needed(server.max_body_bytes)) > settings.max_buffered_bytes:
         text = f"is {settings.max_buffered_bytes}, but one body of server.max_body_bytes may need {needed}"
         found.append(Problem(("server", "max_buffered_bytes"), text))
@@ -131,7 +131,7 @@ def _largest_result(settings: "Settings") -> int:
     of its metadata."""
     engine, server = settings.engine, settings.server
     if engine.kind == "echo":
-        return server.max_picture_bytes
+        return server.max_image_bytes
     metadata = Metadata(engine, About(server.model_name)).largest(server.max_text_chars)
     return engine.size.short_side * engine.size.long_side * 3 * 17 // 16 + metadata
 

@@ -77,7 +77,7 @@ def of_device(device: DeviceSpec, answer: Examined | str, weights: int) -> Itera
 
 
 def _memory(device: DeviceSpec, free: int, total: int, weights: int) -> Finding:
-    text = f"{device.id}: {size(free)} of {size(total)} free; the weights take {size(weights)}, each picture some more"
+    text = f"{device.id}: {size(free)} of {size(total)} free; the weights take {size(weights)}, each image some more"
     if free < weights:
         return Finding("gpu memory", Level.MISSING, text, "end what else runs on it (nvidia-smi), or choose another")
     return Finding("gpu memory", Level.OK, text)

@@ -27,7 +27,7 @@ def _of_machine(subject: Subject) -> Finding:
     workers = len(subject.placement.devices)
     each = ECHO_BYTES if subject.settings.engine.kind == "echo" else WORKER_BYTES + bytes_of_weights(subject)
     free, needed = available_bytes(), workers * each
-    text = f"{size(free)} to be had; {workers} worker(s) take some {size(needed)}, and more for each picture"
+    text = f"{size(free)} to be had; {workers} worker(s) take some {size(needed)}, and more for each image"
     if free < needed:
         return Finding("memory", Level.WARNING, text, "end other programs, raise the limit, or run fewer workers")
     return Finding("memory", Level.OK, text)
@@ -53,7 +53,7 @@ def _shared(subject: Subject) -> Finding:
         SlotMemory.create(layout).close()
     except OSError as error:
         text = f"a region of {size(layout.total)} cannot be made: {error.strerror or error}"
-        remedy = "allow memfd_create (a seccomp profile may not), or lower engine.slots and server.max_picture_bytes"
+        remedy = "allow memfd_create (a seccomp profile may not), or lower engine.slots and server.max_image_bytes"
         return Finding("shared memory", Level.MISSING, text, remedy)
-    text = f"memfd works; a worker has up to {size(layout.total)} of it, as pictures need it. /dev/shm is not used"
+    text = f"memfd works; a worker has up to {size(layout.total)} of it, as images need it. /dev/shm is not used"
     return Finding("shared memory", Level.OK, text)

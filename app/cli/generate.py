@@ -1,4 +1,4 @@
-"""`python -m app generate picture.png "a prompt" -o out.png`: pictures without a server, on this machine.
+"""`python -m app generate image.png "a prompt" -o out.png`: images without a server, on this machine.
 
 Exit codes: 0 all are made; 1 some are not; 2 the command or the configuration is wrong; 130 interrupted, 143 ended.
 """
@@ -32,11 +32,11 @@ from workers.nvml import Nvml, driver_fault
 
 FAILED, WRONG, SIGNALLED = 1, 2, 128  # exit codes; to the last a signal's number is added
 LOG_LEVEL, LOG_FORMAT = "CONTOUR_SERVER__LOG_LEVEL", "CONTOUR_SERVER__LOG_FORMAT"
-NAMED = 10  # of the pictures that failed, at the end
+NAMED = 10  # of the images that failed, at the end
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Make pictures; the exit code."""
+    """Make images; the exit code."""
     given = _parser().parse_args(arguments)
     sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # names of files need not be text
     try:
@@ -50,14 +50,14 @@ def _parser() -> Parser:
     parser = Parser(
         "app",
         "generate",
-        description="Make pictures without a server, on the devices of this machine (CUDA_VISIBLE_DEVICES counts). "
-        "Of a folder each picture is taken; the same command goes on where it was interrupted.",
+        description="Make images without a server, on the devices of this machine (CUDA_VISIBLE_DEVICES counts). "
+        "Of a folder each image is taken; the same command goes on where it was interrupted.",
         epilog="exit codes: 0 all made, 1 some not, 2 the command or the configuration is wrong, 130 interrupted",
     )
-    parser.add_argument("picture", type=Path, help="a PNG, JPEG or WebP, or a folder of such")
-    parser.add_argument("prompt", help="what the new picture should show")
+    parser.add_argument("image", type=Path, help="a PNG, JPEG or WebP, or a folder of such")
+    parser.add_argument("prompt", help="what the new image should show")
     parser.add_argument(
-        "-o", "--out", type=Path, help="the new picture (.png, .jpg, .webp), or a folder; beside the old one by default"
+        "-o", "--out", type=Path, help="the new image (.png, .jpg, .webp), or a folder; beside the old one by default"
     )
     parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"), help="a YAML file, see configs/")
     parser.add_argument("--format", choices=get_args(Format), help="of the files, where -o does not say it")
@@ -115,11 +115,11 @@ def _resumed(
 
 def _plan(given: argparse.Namespace, settings: Settings, fields: RequestFields) -> Plan:
     each = seeds(fields.random_seed, fields.number_of_images or 1)
-    return plan(given.picture, given.out, each, settings.engine.output.format, given.format)
+    return plan(given.image, given.out, each, settings.engine.output.format, given.format)
 
 
 def _writable(folder: Path) -> None:
-    """Raises CommandError: better now than when a picture is made."""
+    """Raises CommandError: better now than when an image is made."""
     if not folder.is_dir():
         raise CommandError(f"{folder}: there is no such folder")
     if not os.access(folder, os.W_OK):

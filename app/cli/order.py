@@ -1,4 +1,4 @@
-"""What is asked for on the command line beside pictures and places: the fields of a request, as flags."""
+"""What is asked for on the command line beside images and places: the fields of a request, as flags."""
 
 import argparse
 import secrets

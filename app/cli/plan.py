@@ -1,4 +1,4 @@
-"""Which pictures are made of which, and where they go."""
+"""Which images are made of which, and where they go."""
 
 import mimetypes
 from collections import Counter
@@ -15,7 +15,7 @@ SUFFIXES: dict[Format, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One picture to make."""
+    """One image to make."""
 
     source: Path
     target: Path
@@ -24,7 +24,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All pictures to make, in order, in one format. `folder`: where they go if they are of a folder, else None."""
+    """All images to make, in order, in one format. `folder`: where they go if they are of a folder, else None."""
 
     items: tuple[Item, ...]
     file_format: Format
@@ -32,7 +32,7 @@ class Plan:
 
 
 def plan(source: Path, out: Path | None, seeds: Sequence[int], configured: Format, wanted: Format | None) -> Plan:
-    """What is made of a picture, or of each in a folder: one for each seed. Raises CommandError."""
+    """What is made of an image, or of each in a folder: one for each seed. Raises CommandError."""
     if source.is_dir():
         return _of_folder(source, out, seeds, wanted or configured)
     if not source.exists():
@@ -50,7 +50,7 @@ def _of_file(source: Path, out: Path | None, seeds: Sequence[int], configured: F
         targets = [out] if len(seeds) == 1 else [out.with_stem(f"{out.stem}-{seed}") for seed in seeds]
     for target in targets:
         if target.exists() and target.samefile(source):
-            raise CommandError(f"{target} is the picture itself: choose another place by -o")
+            raise CommandError(f"{target} is the image itself: choose another place by -o")
     items = tuple(Item(source, target, seed) for target, seed in zip(targets, seeds, strict=True))
     return Plan(items, file_format)
 
@@ -68,26 +68,24 @@ def _of_folder(source: Path, out: Path | None, seeds: Sequence[int], file_format
     source = source.absolute() if source.name in ("", "..") else source
     folder = source.with_name(f"{source.name}-out") if out is None else out
     if folder.exists() and not folder.is_dir():
-        raise CommandError(f"-o {folder} is a file, but {source} is a folder: its pictures need one to go to")
+        raise CommandError(f"-o {folder} is a file, but {source} is a folder: its images need one to go to")
     if folder.exists() and folder.samefile(source):
-        raise CommandError(
-            f"-o {folder} is the folder itself, where results would be taken for pictures: choose another"
-        )
-    pictures = _pictures(source)
-    if not pictures:
-        raise CommandError(f"{source}: there is no picture in it (sub-folders are not looked at)")
-    stems = Counter(picture.stem for picture in pictures)
+        raise CommandError(f"-o {folder} is the folder itself, where results would be taken for images: choose another")
+    images = _images(source)
+    if not images:
+        raise CommandError(f"{source}: there is no image in it (sub-folders are not looked at)")
+    stems = Counter(image.stem for image in images)
     items = tuple(
-        Item(picture, folder / f"{_name(picture, stems, seed, seeds)}{SUFFIXES[file_format]}", seed)
-        for picture in pictures
+        Item(image, folder / f"{_name(image, stems, seed, seeds)}{SUFFIXES[file_format]}", seed)
+        for image in images
         for seed in seeds
     )
     _refuse_clashes(items)
     return Plan(items, file_format, folder)
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """The files that are called pictures, even if they are of a kind that is not taken: that is to be told."""
+def _images(folder: Path) -> list[Path]:
+    """The files that are called images, even if they are of a kind that is not taken: that is to be told."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -97,8 +95,8 @@ def _pictures(folder: Path) -> list[Path]:
     )
 
 
-def _name(picture: Path, stems: Counter[str], seed: int, seeds: Sequence[int]) -> str:
-    name = picture.stem if stems[picture.stem] == 1 else picture.name
+def _name(image: Path, stems: Counter[str], seed: int, seeds: Sequence[int]) -> str:
+    name = image.stem if stems[image.stem] == 1 else image.name
     return name if len(seeds) == 1 else f"{name}-{seed}"
 
 

@@ -23,7 +23,7 @@ def say(text: str) -> None:
 
 
 def hand_over(path: Path) -> None:
-    """Name a finished picture on the standard output, whoever reads it; in the bytes that are its name."""
+    """Name a finished image on the standard output, whoever reads it; in the bytes that are its name."""
     with suppress(BrokenPipeError):  # it is made all the same
         if sys.stdout.isatty():
             tqdm.write(escaped(str(path)), file=sys.stdout)
@@ -32,7 +32,7 @@ def hand_over(path: Path) -> None:
 
 
 class Progress:
-    """How far `total` pictures are. Nothing is drawn where there is no terminal."""
+    """How far `total` images are. Nothing is drawn where there is no terminal."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -63,7 +63,7 @@ class Progress:
         self._bar.refresh()
 
     def loaded(self) -> None:
-        """A worker is ready: from now on it is pictures that take time."""
+        """A worker is ready: from now on it is images that take time."""
         if not self._loaded:
             self._loaded = True
             self._bar.bar_format = MAKING
@@ -71,7 +71,7 @@ class Progress:
             self._show()
 
     def watch(self, item: Item) -> ProgressCallback:
-        """Who is to be told how a picture goes."""
+        """Who is to be told how an image goes."""
 
         def on_progress(event: ProgressEvent) -> None:
             match event:
@@ -86,7 +86,7 @@ class Progress:
         return on_progress
 
     def ended(self, item: Item) -> None:
-        """A picture is there, or cannot be had."""
+        """An image is there, or cannot be had."""
         self._parts.pop(item, None)
         self._ended += 1
         self._show()
@@ -99,5 +99,5 @@ class Progress:
 
     def _words(self) -> str:
         if self._total > 1:
-            return f"{self._ended} of {self._total} pictures"
+            return f"{self._ended} of {self._total} images"
         return next((f"step {part.done} of {part.total}" for part in self._parts.values()), "making")

@@ -80,13 +80,13 @@ class Recipe:
         self._options = engine_options(fields, OutputOptions(file_format), "full")
         self._metadata = Metadata(settings.engine, about(settings))
 
-    def task(self, picture: bytes, seed: int) -> Task:
+    def task(self, image: bytes, seed: int) -> Task:
         """What is asked for, for one image."""
-        return Task(picture, self._text, seed, self._options)
+        return Task(image, self._text, seed, self._options)
 
-    def made(self, told: Told, picture: bytes, seed: int) -> bool:
+    def made(self, told: Told, image: bytes, seed: int) -> bool:
         """Whether an image tells that it was made so."""
-        return told.text == self._told(self.task(picture, seed), told.size)
+        return told.text == self._told(self.task(image, seed), told.size)
 
     def former_seed(self, folder: Path) -> int | None:
         """The seed of the newest image in a folder that was made so, whatever its input."""

@@ -86,7 +86,7 @@ export class Card {
     stage.replaceChildren(this.#compare.root);
     if (result.images.length > 1) stage.append(this.#choice(result));
     beside.replaceChildren(...this.#befores(result));
-    this.#compare.before(result.picture, YOURS);
+    this.#compare.before(result.image, YOURS);
     this.#choose(result, 0);
     this.root.dataset.phase = "done";
     this.#offer(result);
@@ -114,7 +114,7 @@ export class Card {
   /** The place where an image forms: over its edges, as long as there is nothing of it. @param {any} wanted */
   #forming(wanted) {
     const ground = make("img", { className: wanted.edges ? `ground ${looks(wanted)}` : "ground", alt: "" });
-    show(ground, wanted.edges ?? wanted.picture);
+    show(ground, wanted.edges ?? wanted.image);
     return make("div", { className: "forming" }, ground, make("img", { className: "preview", alt: "", hidden: true }));
   }
 
@@ -187,7 +187,7 @@ export class Card {
 
   /** What the result can be compared with, when it is there. @param {Wanted} wanted */
   #befores(wanted) {
-    const both = /** @type {[string, Blob | null, string][]} */ ([[YOURS, wanted.picture, ""], ["Edges", wanted.edges, looks(wanted)]]);
+    const both = /** @type {[string, Blob | null, string][]} */ ([[YOURS, wanted.image, ""], ["Edges", wanted.edges, looks(wanted)]]);
     const choices = both.flatMap(([name, image, look]) => (image ? [this.#before(name, image, look)] : []));
     const group = make("div", { role: "radiogroup", "aria-labelledby": this.#name }, ...choices);
     return [make("p", { id: this.#name }, this.#compare ? "Compare with" : "Made from"), group];

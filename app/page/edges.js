@@ -8,7 +8,7 @@ import { briefly } from "./wording.js";
 const PAUSE = 150; // ms that a slider must rest
 
 /**
- * @typedef {{picture: Blob | null, thresholds: {canny_low: number, canny_high: number}, asTheyAre: boolean}} Asked
+ * @typedef {{image: Blob | null, thresholds: {canny_low: number, canny_high: number}, asTheyAre: boolean}} Asked
  * @typedef {{failed: (failure: any) => void, lower: () => void, enterKey: () => void}} Actions
  */
 
@@ -41,7 +41,7 @@ export class Edges {
     this.#asked = new AbortController();
     this.#latest = asked;
     this.current = null;
-    if (!asked.picture) return this.#show(null);
+    if (!asked.image) return this.#show(null);
     this.#frame.setAttribute("aria-busy", "true");
     if (this.#image.hidden) this.#state("Finding edges");
     const { signal } = this.#asked;
@@ -53,9 +53,9 @@ export class Edges {
   }
 
   /** @param {Asked} asked @param {AbortSignal} signal */
-  async #find({ picture, thresholds, asTheyAre }, signal) {
+  async #find({ image, thresholds, asTheyAre }, signal) {
     try {
-      const found = asTheyAre ? picture : await edges(/** @type {Blob} */ (picture), thresholds, signal);
+      const found = asTheyAre ? image : await edges(/** @type {Blob} */ (image), thresholds, signal);
       const black = await isBlack(/** @type {Blob} */ (found));
       if (signal.aborted) return;
       this.failing = false;

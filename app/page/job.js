@@ -4,7 +4,7 @@ import { blobOf, Failure, generate } from "./service.js";
 
 /**
  * `fields` is what is sent, `options` all settings that it stands for, those of the configuration included.
- * @typedef {{fields: Record<string, any>, options: Record<string, any>, picture: Blob, edges: Blob | null}} Wanted
+ * @typedef {{fields: Record<string, any>, options: Record<string, any>, image: Blob, edges: Blob | null}} Wanted
  * @typedef {{done: number, total: number, preview: string | null}} Forming
  * @typedef {Wanted & {id: number, images: Blob[], seconds: number, warnings: string[]}} Result
  */
@@ -66,9 +66,9 @@ export class Job extends EventTarget {
 
   /** Until it is done, failed or cancelled. Each change is a `change` event. */
   async run() {
-    const { fields, picture } = this.wanted;
+    const { fields, image } = this.wanted;
     try {
-      for await (const { name, data } of generate(fields, picture, this.#controller.signal)) {
+      for await (const { name, data } of generate(fields, image, this.#controller.signal)) {
         this.#take(name, data);
         this.#changed();
       }

@@ -1,6 +1,6 @@
 /** Line art that is used as the edges: what the model takes for one is white lines on black. */
 
-import { encoded, opened } from "./picture.js";
+import { encoded, opened } from "./image.js";
 
 const LIGHT = 128; // of 255: paper is above it, black ground below
 const SIDE = 256; // pixels, enough to judge by

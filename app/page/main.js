@@ -51,7 +51,7 @@ class Page {
     byId("key-section").hidden = !configured.needs_key || Boolean(key.get());
     this.#form = new Form(configured, (edges) => this.#formChanged(edges));
     this.#source = new Source(
-      configured.taken.picture_bytes,
+      configured.taken.image_bytes,
       (prompt) => this.#imageChanged(prompt),
       (sketch) => this.#draft.keepSketch(sketch),
     );
@@ -85,14 +85,14 @@ class Page {
       this.#useKey();
     });
     byId("invert").addEventListener("click", async () => {
-      if (this.#source.picture) this.#source.take(await inverted(this.#source.picture), "The image is inverted.");
+      if (this.#source.image) this.#source.take(await inverted(this.#source.image), "The image is inverted.");
     });
   }
 
   /** Put back what a reload took away. Requests on their way it has ended: the server stops when nobody listens. */
   async #restore() {
     const { image, sketch, jobs } = await this.#draft.load();
-    if (image && !this.#source.picture) this.#source.put(image);
+    if (image && !this.#source.image) this.#source.put(image);
     if (sketch) this.#source.sketch.restore(sketch);
     for (const { name, wanted } of jobs) {
       const detail = "The page was reloaded or left before this was done, so the server stopped working on it.";
@@ -108,34 +108,34 @@ class Page {
 
   /** @param {string | null} prompt that comes with the image */
   #imageChanged(prompt) {
-    this.#draft.keepImage(this.#source.picture);
+    this.#draft.keepImage(this.#source.image);
     if (prompt) this.#form.text = prompt;
     this.#updateEdges(0);
   }
 
   /** @param {number} [pause] ms */
   #updateEdges(pause) {
-    const { picture } = this.#source;
+    const { image } = this.#source;
     const { thresholds, asEdges } = this.#form;
-    this.#edges.update({ picture, thresholds, asTheyAre: asEdges }, pause);
-    this.#offerInversion(picture, asEdges);
+    this.#edges.update({ image, thresholds, asTheyAre: asEdges }, pause);
+    this.#offerInversion(image, asEdges);
   }
 
-  /** @param {Blob | null} picture @param {boolean} asEdges */
-  async #offerInversion(picture, asEdges) {
-    const offered = picture !== null && asEdges && (await isLight(picture));
-    if (picture === this.#source.picture) byId("invert-row").hidden = !offered;
+  /** @param {Blob | null} image @param {boolean} asEdges */
+  async #offerInversion(image, asEdges) {
+    const offered = image !== null && asEdges && (await isLight(image));
+    if (image === this.#source.image) byId("invert-row").hidden = !offered;
   }
 
   #submit() {
-    const { picture } = this.#source;
-    if (!picture) {
+    const { image } = this.#source;
+    if (!image) {
       this.#source.complain(/** @type {any} */ ({ message: "First choose, draw or paste an image." }));
       byId("empty").querySelector("button").focus();
       return;
     }
     const read = this.#form.read();
-    if (read) this.#generate({ ...read, picture, edges: this.#edges.current });
+    if (read) this.#generate({ ...read, image, edges: this.#edges.current });
   }
 
   /** @param {Wanted} wanted */
@@ -186,12 +186,12 @@ class Page {
 
   /** @param {Result} result @param {string} seed */
   #refill(result, seed) {
-    const [form, picture] = [this.#form.state, this.#source.picture];
-    if (picture !== result.picture) this.#source.put(result.picture);
+    const [form, image] = [this.#form.state, this.#source.image];
+    if (image !== result.image) this.#source.put(result.image);
     this.#form.refill(result, seed);
     if (JSON.stringify(form) === JSON.stringify(this.#form.state)) return;
     notice("The form has this result's settings now.", () => {
-      this.#source.put(picture);
+      this.#source.put(image);
       this.#form.state = form;
     });
   }
@@ -206,8 +206,8 @@ class Page {
   /** @param {string} text @param {string} [kept] the name of the draft's job that goes with the card */
   #add(text, kept) {
     const card = new Card(text, Boolean(kept), {
-      again: ({ fields, options, picture, edges }) =>
-        this.#generate({ fields: { ...fields, random_seed: randomSeed() }, options, picture, edges }),
+      again: ({ fields, options, image, edges }) =>
+        this.#generate({ fields: { ...fields, random_seed: randomSeed() }, options, image, edges }),
       reuse: (image) => this.#source.take(image, "The result is the image now."),
       refill: (result, seed) => this.#refill(result, seed),
       enlarge: (image, words) => this.#zoom.open(image, words),
@@ -252,7 +252,7 @@ class Page {
     key.set(byId("key").value.trim());
     byId("key-section").hidden = true;
     announce("The key is used from now on.");
-    if (this.#source.picture) this.#updateEdges(0);
+    if (this.#source.image) this.#updateEdges(0);
     byId("prompt").focus();
   }
 }

@@ -15,7 +15,7 @@ export function isSeed(text) {
 }
 
 /**
- * The seed of picture `n` of several: after the greatest comes the least.
+ * The seed of image `n` of several: after the greatest comes the least.
  * @param {string} seed of the first
  * @param {number} n
  */

@@ -47,31 +47,31 @@ export async function settings() {
 
 /**
  * The edges that the model will see, as a PNG.
- * @param {Blob} picture
+ * @param {Blob} image
  * @param {{canny_low: number, canny_high: number}} thresholds
  * @param {AbortSignal} signal
  * @returns {Promise<Blob>}
  */
-export async function edges(picture, thresholds, signal) {
+export async function edges(image, thresholds, signal) {
   const query = new URLSearchParams({
     canny_low: String(thresholds.canny_low),
     canny_high: String(thresholds.canny_high),
   });
-  const headers = { "Content-Type": picture.type };
-  return (await call(`edges?${query}`, { method: "POST", body: picture, headers, signal: patient(signal) })).blob();
+  const headers = { "Content-Type": image.type };
+  return (await call(`edges?${query}`, { method: "POST", body: image, headers, signal: patient(signal) })).blob();
 }
 
 /**
  * Ask for images; the events of their making, `done` or a Failure last.
  * @param {Record<string, unknown>} fields as the API names them
- * @param {Blob} picture
+ * @param {Blob} image
  * @param {AbortSignal} signal aborting it cancels the work, too
  */
-export async function* generate(fields, picture, signal) {
+export async function* generate(fields, image, signal) {
   const body = new FormData();
   for (const [name, value] of Object.entries(fields)) body.append(name, String(value));
   body.append("embed_metadata", "full"); // what made a file stands in it, for whoever downloads it
-  body.append("input_image", picture, "image");
+  body.append("input_image", image, "image");
   const headers = { Accept: "text/event-stream" };
   const response = await call("generation/", { method: "POST", body, headers, signal });
   try {

@@ -1,7 +1,7 @@
 /** The dialog to draw in: by finger, mouse, pen or keys. */
 
 import { byId, make } from "./dom.js";
-import { encoded, opened } from "./picture.js";
+import { encoded, opened } from "./image.js";
 import { Drawing } from "./strokes.js";
 
 /** @typedef {import("./draft.js").Sketched} Sketched */

@@ -1,7 +1,7 @@
 /** Where the image comes from: dropped, pasted, chosen, photographed, drawn, an example, or an earlier result. */
 
 import { announce, byId, make, say, show } from "./dom.js";
-import { encoded, fitting, opened } from "./picture.js";
+import { encoded, fitting, opened } from "./image.js";
 import { Failure } from "./service.js";
 import { Sketch } from "./sketch.js";
 
@@ -13,7 +13,7 @@ const EXAMPLES = [
 
 export class Source {
   /** @type {Blob | null} */
-  picture = null;
+  image = null;
   sketch;
   #bytes;
   #changed;
@@ -52,19 +52,19 @@ export class Source {
     this.put(fit, prompt);
   }
 
-  /** Use an image that fits already, or none. @param {Blob | null} picture @param {string | null} prompt */
-  put(picture, prompt = null) {
-    this.picture = picture;
-    show(byId("input-image"), picture);
+  /** Use an image that fits already, or none. @param {Blob | null} image @param {string | null} prompt */
+  put(image, prompt = null) {
+    this.image = image;
+    show(byId("input-image"), image);
     this.complain(null);
-    byId("empty").hidden = Boolean(picture);
-    for (const id of ["pair", "picture-tools", "edge-options"]) byId(id).hidden = !picture;
+    byId("empty").hidden = Boolean(image);
+    for (const id of ["pair", "image-tools", "edge-options"]) byId(id).hidden = !image;
     this.#changed(prompt);
   }
 
   /** @param {Failure | null} failure */
   complain(failure) {
-    say(byId("picture-error"), failure ? failure.message : "");
+    say(byId("image-error"), failure ? failure.message : "");
   }
 
   #remove() {
@@ -92,7 +92,7 @@ export class Source {
     switch (button?.getAttribute("data-do")) {
       case "choose": return byId("file").click();
       case "photograph": return byId("camera").click();
-      case "draw": return this.sketch.open(this.picture);
+      case "draw": return this.sketch.open(this.image);
       case "remove": return this.#remove();
     }
   };

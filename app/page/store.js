@@ -63,7 +63,8 @@ export class Store {
   #kept = [];
 
   async open() {
-    this.#kept = (await this.#table.open()).reverse();
+    // Before version 0.1 a record called its image `picture`.
+    this.#kept = (await this.#table.open()).reverse().map((record) => ({ image: record.picture, ...record }));
     return this.#kept;
   }
 

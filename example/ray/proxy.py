@@ -1,7 +1,7 @@
 """What Serve's proxies do besides: a request whose replica was lost is given to another one.
 
 Serve tries no request again that a replica has begun; its client would read `Internal Server Error`. Here it may be
-tried again, as whoever makes a picture makes the same. In the environment of `ray start`, on each node:
+tried again, as whoever makes an image makes the same. In the environment of `ray start`, on each node:
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=example.ray.proxy:middlewares
 """

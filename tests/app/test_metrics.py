@@ -72,9 +72,9 @@ def test_how_each_engine_runs_is_shown() -> None:
 
 
 def test_every_outcome_has_a_series_before_it_happens() -> None:
-    found = samples(Metrics().registry)
+    found = samples(Metrics("echo").registry)
     outcomes = {labels[0][1] for name, labels in found if name == "contour_requests_total"}
-    of_images = {"done", "abandoned", "busy", "expired", "draining", "worker-crash", "internal", "invalid-picture"}
+    of_images = {"done", "abandoned", "busy", "expired", "draining", "worker-crash", "internal", "invalid-image"}
     assert outcomes >= of_images
     assert Error.NOT_FOUND.slug in outcomes
     assert Error.MALFORMED_HTTP.slug not in outcomes
@@ -86,7 +86,7 @@ def test_every_outcome_has_a_series_before_it_happens() -> None:
 
 
 def test_a_workers_counters_are_there_before_its_first_step_and_its_first_loss() -> None:
-    metrics = Metrics()
+    metrics = Metrics("echo")
     metrics.observe(m.Opened(), [m.Spawn("gpu0"), m.Spawn("gpu1")])
     found = samples(metrics.registry)
     for worker in ("gpu0", "gpu1"):
@@ -95,22 +95,22 @@ def test_a_workers_counters_are_there_before_its_first_step_and_its_first_loss()
 
 
 def test_pictures_are_timed_apart_from_refusals() -> None:
-    metrics = Metrics()
+    metrics = Metrics("echo")
     metrics.request("done", 2.0)
-    for outcome in ("busy", "invalid-picture", "abandoned"):
+    for outcome in ("busy", "invalid-image", "abandoned"):
         metrics.request(outcome, 0.001)
     found = samples(metrics.registry)
-    assert found["contour_request_seconds_count", (("answer", "picture"),)] == 1
-    assert found["contour_request_seconds_sum", (("answer", "picture"),)] == 2.0
-    assert found["contour_request_seconds_count", (("answer", "other"),)] == 3
+    assert found["contour_request_duration_seconds_count", (("answer", "image"),)] == 1
+    assert found["contour_request_duration_seconds_sum", (("answer", "image"),)] == 2.0
+    assert found["contour_request_duration_seconds_count", (("answer", "other"),)] == 3
 
 
 def test_a_scrape_is_not_doubled_by_when_each_series_began() -> None:
-    assert not [name for name, _ in samples(Metrics().registry) if name.endswith("_created")]
+    assert not [name for name, _ in samples(Metrics("echo").registry) if name.endswith("_created")]
 
 
 def test_a_job_that_is_started_again_is_a_retry() -> None:
-    metrics = Metrics()
+    metrics = Metrics("echo")
     metrics.observe(m.Tick(), [m.Start(1, "gpu0", 0, 1), m.Start(2, "gpu0", 1, 2)])
     metrics.observe(m.WorkerExited("gpu0", "gone"), [m.Start(1, "gpu1", 0, 3), m.Reply(2, m.WorkerCrash(2))])
     metrics.observe(m.Tick(), [m.Reply(1, m.Abandoned())])

@@ -481,8 +481,8 @@ def test_folders_are_meant_from_the_file(tmp_path: Path) -> None:
 
 
 def test_a_picture_limit_that_no_body_holds_is_told(tmp_path: Path) -> None:
-    assert refusal(tmp_path, "engine: {kind: echo}\nserver: {max_picture_bytes: 3000, max_body_bytes: 2000}") == [
-        "my.yaml: server.max_picture_bytes is 3000, which is 4000 in base64: more than server.max_body_bytes (2000)"
+    assert refusal(tmp_path, "engine: {kind: echo}\nserver: {max_image_bytes: 3000, max_body_bytes: 2000}") == [
+        "my.yaml: server.max_image_bytes is 3000, which is 4000 in base64: more than server.max_body_bytes (2000)"
     ]
 
 

@@ -130,7 +130,7 @@ def _images() -> Iterator[Kind]:
     for kind in ("PNG", "JPEG", "WEBP"):
         file = file_of(whole.rotate(30), kind)
         cut = good_body(1, file[: len(file) * 2 // 3])
-        yield Kind(f"attack: cut {kind}", 0.7, _ends("invalid-picture", "draining"), body=cut)
+        yield Kind(f"attack: cut {kind}", 0.7, _ends("invalid-image", "draining"), body=cut)
     turned = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
     large = file_of(Image.new("RGB", (6324, 6324), (200, 10, 10)), "WEBP", lossless=True, exif=turned)
     yield Kind(LARGE_WEBP, 0.3, GOOD, body=good_body(1, large))

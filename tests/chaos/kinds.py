@@ -46,12 +46,12 @@ def _bad() -> list[Kind]:
     broken = {
         "malformed-json": b'{"request_id": 1',
         "invalid-field": b'{"request_id": 1, "text": "no picture"}',
-        "invalid-picture": good_body(1, b"this is no picture"),
+        "invalid-image": good_body(1, b"this is no picture"),
     }
     cut = good_body(1, png(640, 480)[:-200])  # its header is sound: only the worker sees it
     return [
         *(Kind(f"bad: {end}", 3, frozenset({end, "busy"}), body=body) for end, body in broken.items()),
-        Kind("bad: cut picture", 3, frozenset({"invalid-picture", "busy", "draining"}), body=cut),
+        Kind("bad: cut picture", 3, frozenset({"invalid-image", "busy", "draining"}), body=cut),
     ]
 
 

@@ -21,7 +21,7 @@ _COMMON: dict[str, object] = {
     "SERVER__DEADLINE": DEADLINE_SECONDS,
     "SERVER__DRAIN_SECONDS": DRAIN_SECONDS,
     "SERVER__MAX_BODY_BYTES": 2**20,
-    "SERVER__MAX_PICTURE_BYTES": 2**19,
+    "SERVER__MAX_IMAGE_BYTES": 2**19,
     "SERVER__MAX_BUFFERED_BYTES": 3
     * 2**25,  # an attacker takes half of it, and a flood of good requests fits in a quarter
     "SERVER__BODY_SECONDS": 6,

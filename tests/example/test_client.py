@@ -144,13 +144,13 @@ def test_the_file_is_written_where_it_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_refusal_is_told_in_the_servers_words(tmp_path: Path) -> None:
-    problem = {"title": "Unprocessable", "status": 422, "detail": "input_image_base64 is not a picture"}
+    problem = {"title": "Unprocessable", "status": 422, "detail": "input_image_base64 is not an image"}
     with serving(lambda _: (422, "application/problem+json", json.dumps(problem).encode())) as service:
         done = client(tmp_path, "--url", service.url)
 
     assert done.returncode == 1
     assert done.stderr.startswith(f"{service.url}/generation/ refused, 422 ")
-    assert done.stderr.endswith(": input_image_base64 is not a picture\n")
+    assert done.stderr.endswith(": input_image_base64 is not an image\n")
     assert list(tmp_path.iterdir()) == []
 
 

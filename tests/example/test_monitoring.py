@@ -114,7 +114,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
                 assert service.client.post("/generation/", json=good_request()).status_code == 200
             assert service.generate(text=7).status_code == 422
             until(lambda: prometheus.knows('rate(contour_requests_total{outcome="done"}[10s]) > 0'))
-            until(lambda: prometheus.knows("contour:pictures:rate5m > 0"))
+            until(lambda: prometheus.knows("contour:images:rate5m > 0"))
             yield prometheus
         finally:
             prometheus.end()

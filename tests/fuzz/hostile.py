@@ -12,7 +12,7 @@ from tests.fuzz.seeds import file_of, gradient, png_chunk
 
 MIB = 2**20
 BODY = 32 * MIB  # server.max_body_bytes
-FILE = 16 * MIB  # server.max_picture_bytes
+FILE = 16 * MIB  # server.max_image_bytes
 IHDR_END = 33  # in a PNG
 HEAD = 60 * 1024  # below server.max_header_bytes
 EDGES = "/edges?canny_low=50&canny_high=150"

@@ -18,7 +18,7 @@ from workers.engine.header import read_header
 Target = Callable[[bytes], None]
 
 MAX_PIXELS = 4_000_000  # a tenth of the service's own limit, so that an example is done quickly
-REFUSALS = {Error.MALFORMED_JSON, Error.INVALID_FIELD, Error.INVALID_PICTURE, Error.TOO_LARGE}
+REFUSALS = {Error.MALFORMED_JSON, Error.INVALID_FIELD, Error.INVALID_IMAGE, Error.TOO_LARGE}
 
 DECODER = msgspec.json.Decoder(GenerationRequest, strict=False)
 RULES = replace(Rules.of(Settings()), max_pixels=MAX_PIXELS)
@@ -30,7 +30,7 @@ def decoder(data: bytes) -> None:
         header = read_header(data)
         pixels = codec.decode(data) if header.width * header.height <= MAX_PIXELS else None
     except BadImageError as error:
-        respond(Problem(Error.INVALID_PICTURE, str(error)))
+        respond(Problem(Error.INVALID_IMAGE, str(error)))
     else:
         assert pixels is None or pixels.shape == (header.height, header.width, 3)
         assert pixels is None or pixels.dtype == np.uint8

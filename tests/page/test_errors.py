@@ -17,7 +17,7 @@ KEY = "a-key-2cf24dba5fb0a30e"
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Service]:
     """A service that asks for a key, takes small files only, and has no queue to speak of."""
-    limits = {"SERVER__MAX_PICTURE_BYTES": 20_000, "SCHEDULER__MAX_QUEUE": 1, "WORKERS__CPU_WORKERS": 1}
+    limits = {"SERVER__MAX_IMAGE_BYTES": 20_000, "SCHEDULER__MAX_QUEUE": 1, "WORKERS__CPU_WORKERS": 1}
     steps = {"ENGINE__ECHO__STEPS": 60, "ENGINE__ECHO__STEP_SECONDS": 0.1, "ENGINE__SLOTS": 1}
     with Service("echo", SERVER__API_KEY=KEY, **limits, **steps) as service:
         yield service.wait_until_ready()

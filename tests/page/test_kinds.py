@@ -53,7 +53,7 @@ def test_a_png_named_jpg_is_sent_as_what_it_is(visit: Visit) -> None:
 
 def test_a_panorama_is_refused_by_its_own_size(visit: Visit) -> None:
     visit.page.locator("#file").set_input_files({"name": "p.png", "mimeType": "image/png", "buffer": png(5000, 100)})
-    expect(visit.page.locator("#picture-error")).to_contain_text("This image is 5000 x 100 (50:1)")
+    expect(visit.page.locator("#image-error")).to_contain_text("This image is 5000 x 100 (50:1)")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_one_too_large_for_the_service_is_made_smaller(visit: Visit) -> None:
     Image.fromarray(noise).save(file, "BMP")
     size = visit.page.evaluate(
         """async bytes => {
-          const {fitting} = await import('/page/picture.js');
+          const {fitting} = await import('/page/image.js');
           const fit = await fitting(new Blob([new Uint8Array(bytes)], {type: 'image/bmp'}), 60_000);
           return [fit.type, fit.size];
         }""",

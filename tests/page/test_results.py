@@ -166,7 +166,7 @@ def test_what_an_earlier_version_kept_is_shown_and_put_back_as_far_as_it_is_know
           await store.open();
           const image = new Blob([new Uint8Array(bytes)], {type: 'image/png'});
           const fields = {text: 'an old one', random_seed: '5', steps: 4, negative_prompt: 'rain'};
-          await store.add({id: 1, fields, picture: image, edges: image, images: [image], seconds: 1});
+          await store.add({id: 1, fields, image, edges: image, images: [image], seconds: 1});
         }""",
         list(png(64, 64)),
     )

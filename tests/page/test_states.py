@@ -178,7 +178,7 @@ def test_a_busy_server_says_so_and_is_asked_again(visitor: Visitor) -> None:
         until(lambda: any(each.done() for each in waiting))  # it was refused, as all places are taken
         choose(visit, png(96, 64))
         expect(state(visit)).to_contain_text("The server is busy")
-        expect(visit.page.locator("#picture-error")).to_contain_text("Try again in")
+        expect(visit.page.locator("#image-error")).to_contain_text("Try again in")
         os.kill(process, signal.SIGCONT)
         assert {each.result().status_code for each in waiting} == {200, 503}
         state(visit).get_by_role("button", name="Try again").click()

@@ -70,10 +70,10 @@ class Caller:
     @contextmanager
     def running(self, **fields: Any) -> "Iterator[Future[httpx.Response]]":
         """A request that runs: meanwhile its worker is at work."""
-        until(lambda: self._service.sample("contour_running") == 0)
+        until(lambda: self._service.sample("contour_jobs_running") == 0)
         with ThreadPoolExecutor(1) as threads:
             made = threads.submit(self.txt2img, **fields)
-            until(lambda: self._service.sample("contour_running") == 1)
+            until(lambda: self._service.sample("contour_jobs_running") == 1)
             yield made
 
 

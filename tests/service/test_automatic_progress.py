@@ -96,7 +96,7 @@ def test_interrupting_gives_no_picture_and_frees_the_worker(slow: Service) -> No
         result = made.result()
     assert (result.images, result.info["notes"]) == ([], ["The request was interrupted."])
     assert slow.sample("contour_requests_total", outcome="abandoned") == before + 1
-    until(lambda: slow.sample("contour_running") == 0)
+    until(lambda: slow.sample("contour_jobs_running") == 0)
     assert slow.client.post("/sdapi/v1/interrupt").json() == {}
 
 
@@ -105,7 +105,7 @@ def test_leaving_cancels_and_is_forgotten(slow: Service) -> None:
     with pytest.raises(httpx.ReadTimeout):
         slow.client.post("/sdapi/v1/txt2img", json=body(), timeout=0.3)
     until(lambda: slow.sample("contour_requests_total", outcome="abandoned") == before + 1)
-    until(lambda: slow.sample("contour_running") == 0)
+    until(lambda: slow.sample("contour_jobs_running") == 0)
     assert progress(slow)["state"]["job_count"] == 0
 
 

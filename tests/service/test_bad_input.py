@@ -152,7 +152,7 @@ def refused_pictures() -> Iterator[tuple[str, bytes, int]]:
 )
 def test_a_picture_that_cannot_be_taken_is_refused_by_name(echo: Service, data: bytes, status: int) -> None:
     answer = echo.generate(input_image_base64=encoded(data))
-    check(answer, status, "too-large" if status == 413 else "invalid-picture", "input_image_base64")
+    check(answer, status, "too-large" if status == 413 else "invalid-image", "input_image_base64")
 
 
 def sent(service: Service, body: bytes) -> httpx.Response:

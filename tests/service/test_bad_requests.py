@@ -80,13 +80,13 @@ def bodies() -> Iterator[Bad]:
 
 def pictures() -> Iterator[Bad]:
     blamed = "input_image_base64"
-    yield Bad("no picture at all", picture(b""), 422, "invalid-picture", blamed)
-    yield Bad("text for a picture", picture(b"hello, world"), 422, "invalid-picture", blamed)
-    yield Bad("a GIF", picture(b"GIF89a" + bytes(50)), 422, "invalid-picture", blamed)
-    yield Bad("an SVG", picture(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), 422, "invalid-picture", blamed)
-    yield Bad("a picture cut in its header", picture(png(64, 64)[:20]), 422, "invalid-picture", blamed)
-    yield Bad("a picture cut in its pixels", picture(png(640, 480)[:-200]), 422, "invalid-picture", blamed)
-    yield Bad("a picture of no size", picture(declared(0, 64)), 422, "invalid-picture", blamed)
+    yield Bad("no picture at all", picture(b""), 422, "invalid-image", blamed)
+    yield Bad("text for a picture", picture(b"hello, world"), 422, "invalid-image", blamed)
+    yield Bad("a GIF", picture(b"GIF89a" + bytes(50)), 422, "invalid-image", blamed)
+    yield Bad("an SVG", picture(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), 422, "invalid-image", blamed)
+    yield Bad("a picture cut in its header", picture(png(64, 64)[:20]), 422, "invalid-image", blamed)
+    yield Bad("a picture cut in its pixels", picture(png(640, 480)[:-200]), 422, "invalid-image", blamed)
+    yield Bad("a picture of no size", picture(declared(0, 64)), 422, "invalid-image", blamed)
     yield Bad("a bomb", picture(declared(60_000, 60_000)), 413, "too-large", blamed)
     yield Bad("a picture over the limit", picture(declared(1001, 1000)), 413, "too-large", blamed)
     yield Bad("a picture of too many bytes", picture(png(8, 8) + bytes(17 * 2**20)), 413, "too-large", blamed)

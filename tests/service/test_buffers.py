@@ -24,7 +24,7 @@ CONNECTION_BYTES = 2**19
 @pytest.fixture
 def small() -> Iterator[Service]:
     limits = {"SERVER__MAX_BUFFERED_BYTES": BUDGET, "SERVER__MAX_BODY_BYTES": 16 * 2**20, "WORKERS__CPU_WORKERS": 1}
-    with Service("echo", **limits, SERVER__MAX_PICTURE_BYTES=8 * 2**20) as service:
+    with Service("echo", **limits, SERVER__MAX_IMAGE_BYTES=8 * 2**20) as service:
         yield service.wait_until_ready()
 
 

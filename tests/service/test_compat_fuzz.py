@@ -68,7 +68,7 @@ form = st.dictionaries(st.sampled_from([*EditForm.__struct_fields__, "mask", "un
 def calm(echo: Service) -> Iterator[Service]:
     """The service; afterwards nothing is left of what was asked of it."""
     yield echo
-    until(lambda: echo.sample("contour_running") == 0)
+    until(lambda: echo.sample("contour_jobs_running") == 0)
     assert [worker["restarts"] for worker in echo.readiness()["workers"]] == [0, 0]
     assert "Traceback" not in "".join(echo.log)
 

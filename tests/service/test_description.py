@@ -52,7 +52,7 @@ def test_examples_of_requests_make_pictures(echo: Service, document: dict[str, A
     kinds = [kind for kind in content if kind.startswith("image/")]
     assert len(kinds) == 4
     for kind in kinds:
-        file = echo.client.get("/" + content[kind]["examples"]["picture"]["externalValue"])
+        file = echo.client.get("/" + content[kind]["examples"]["image"]["externalValue"])
         answer = echo.client.post(
             "/generation/", content=file.content, params={"text": "a circle"}, headers={"content-type": kind}
         )

@@ -137,9 +137,9 @@ def test_thresholds_beside_the_image_in_json_count(service: Service) -> None:
     "picture", [b"", b"no picture", PICTURE[:100], file_of(drawing(20, 20), "GIF")], ids=["none", "text", "cut", "GIF"]
 )
 def test_bad_pictures_are_refused(service: Service, picture: bytes) -> None:
-    assert_problem(ask(service, picture), 422, "invalid-picture")
+    assert_problem(ask(service, picture), 422, "invalid-image")
     encoded = base64.b64encode(picture).decode()
-    assert_problem(ask_in_json(service, input_image_base64=encoded), 422, "invalid-picture", "input_image_base64")
+    assert_problem(ask_in_json(service, input_image_base64=encoded), 422, "invalid-image", "input_image_base64")
 
 
 def test_bombs_are_refused_by_their_header(service: Service) -> None:
@@ -174,17 +174,17 @@ def test_a_key_is_asked_for_where_there_are_keys() -> None:
 
 def test_requests_are_counted_apart_and_logged_as_all_are(service: Service) -> None:
     def counted() -> list[float]:
-        names = [("contour_edges_total", "done"), ("contour_edges_total", "invalid-picture")]
+        names = [("contour_edges_total", "done"), ("contour_edges_total", "invalid-image")]
         return [service.sample(name, outcome=outcome) for name, outcome in names]
 
     before, pictures = counted(), service.sample("contour_requests_total")
-    timed = service.sample("contour_request_seconds_count")
+    timed = service.sample("contour_request_duration_seconds_count")
     ask(service)
     ask(service, b"no picture")
     assert counted() == [before[0] + 1, before[1] + 1]
     assert service.sample("contour_requests_total") == pictures
-    assert service.sample("contour_request_seconds_count") == timed
-    line = re.compile(r"contour\.request: \S+ POST /edges 422 invalid-picture .* client 127\.0\.0\.1")
+    assert service.sample("contour_request_duration_seconds_count") == timed
+    line = re.compile(r"contour\.request: \S+ POST /edges 422 invalid-image .* client 127\.0\.0\.1")
     until(lambda: any(map(line.search, service.log)))
 
 
@@ -279,7 +279,7 @@ def test_nothing_new_is_begun_while_the_service_drains() -> None:
         ThreadPoolExecutor() as it,
     ):
         making = it.submit(service.wait_until_ready().generate)
-        until(lambda: service.sample("contour_running") == 1)
+        until(lambda: service.sample("contour_jobs_running") == 1)
         service.process.send_signal(signal.SIGTERM)
         until(lambda: service.sample("contour_draining") == 1)
         answer = ask(service)

@@ -118,4 +118,4 @@ def test_a_form_is_refused_at_the_limit_of_bodies(echo: Service) -> None:
 
 def test_the_picture_alone_is_refused_when_it_is_none(echo: Service) -> None:
     response = alone(echo, b"no picture", accept="application/json")
-    assert (response.status_code, response.json()["type"]) == (422, "urn:contour:problem:invalid-picture")
+    assert (response.status_code, response.json()["type"]) == (422, "urn:contour:problem:invalid-image")

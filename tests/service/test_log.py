@@ -201,5 +201,5 @@ def test_edges_for_a_slider_are_debug_unless_they_are_refused(level: str, lines:
     told = [line for line in service.log if "contour.request" in line]
     assert len(told) == lines
     assert " INFO " in told[-1]
-    assert "422 invalid-picture" in told[-1]
+    assert "422 invalid-image" in told[-1]
     assert all(" DEBUG " in line for line in told[:-1])

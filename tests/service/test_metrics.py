@@ -3,10 +3,12 @@
 import re
 import subprocess
 from functools import partial
+from importlib import metadata
 from shutil import which
 
 import pytest
 
+from app import __version__
 from tests.service.raw import exchange, head
 from tests.service.running import Service, until
 
@@ -18,13 +20,13 @@ def test_what_clients_saw_adds_up() -> None:
             assert service.generate().status_code == 200
         assert service.generate(input_image_base64="AAAA").status_code == 422
         assert service.sample("contour_requests_total", outcome="done") == 4
-        assert service.sample("contour_requests_total", outcome="invalid-picture") == 1
-        assert service.sample("contour_request_seconds_count") == 5
+        assert service.sample("contour_requests_total", outcome="invalid-image") == 1
+        assert service.sample("contour_request_duration_seconds_count") == 5
         assert service.sample("contour_steps_total", worker="cpu0") == 12
         assert service.sample("contour_batch_occupancy_count") == 12
         for stage in ("queue", "prepare", "denoise", "decode", "encode"):
             assert service.sample("contour_stage_seconds_count", stage=stage) == 4
-        assert service.sample("contour_request_seconds_sum") >= service.sample("contour_stage_seconds_sum") > 0
+        assert service.sample("contour_request_duration_seconds_sum") >= service.sample("contour_stage_seconds_sum") > 0
 
 
 def test_what_closes_a_connection_is_counted(echo: Service) -> None:
@@ -46,15 +48,26 @@ def test_the_state_of_now_is_shown() -> None:
         service.wait_until_ready()
         assert service.sample("contour_ready") == 1
         assert service.sample("contour_draining") == 0
+        (build,) = service.metrics()["contour_build"].samples
+        assert (build.name, build.value, build.labels) == (
+            "contour_build_info",
+            1,
+            {"version": __version__, "torch": metadata.version("torch"), "runtime": "echo"},
+        )
         assert service.sample("contour_worker_state", worker="cpu0", state="ready") == 1
         assert service.sample("contour_worker_state", worker="cpu0") == 1
         assert service.sample("contour_slots", worker="cpu0") == 3
-        for name in ("contour_queue_depth", "contour_running", "contour_slots_in_use", "contour_worker_restarts_total"):
+        for name in (
+            "contour_queue_depth",
+            "contour_jobs_running",
+            "contour_slots_in_use",
+            "contour_worker_restarts_total",
+        ):
             until(partial(is_zero, service, name))
 
 
 def test_buckets_reach_from_5_ms_to_300_s(echo: Service) -> None:
-    for name in ("contour_request_seconds", "contour_stage_seconds"):
+    for name in ("contour_request_duration_seconds", "contour_stage_seconds"):
         bounds = {sample.labels.get("le") for sample in echo.metrics()[name].samples} - {None}
         assert bounds >= {"0.005", "0.1", "1.0", "60.0", "300.0", "+Inf"}
 

@@ -262,7 +262,7 @@ def test_leaving_cancels(slow: Service) -> None:
         with pytest.raises(openai.APITimeoutError):
             ours.with_options(timeout=0.3).images.edit(image=PICTURE, prompt=PROMPT)
     until(lambda: slow.sample("contour_requests_total", outcome="abandoned") == before + 2)
-    until(lambda: slow.sample("contour_running") == 0)
+    until(lambda: slow.sample("contour_jobs_running") == 0)
 
 
 def test_a_wrong_key_is_an_authentication_error(slow: Service) -> None:
@@ -301,7 +301,7 @@ def test_a_request_that_ended_workers_is_not_to_be_tried_again() -> None:
 def test_pictures_are_counted_and_what_is_looked_up_is_not(slow: Service) -> None:
     def counted() -> tuple[float, float]:
         done = slow.sample("contour_requests_total", outcome="done")
-        return done, slow.sample("contour_request_seconds_count", answer="picture")
+        return done, slow.sample("contour_request_duration_seconds_count", answer="image")
 
     before = counted()
     with client(slow) as ours:

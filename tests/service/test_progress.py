@@ -80,7 +80,7 @@ def test_closing_the_connection_cancels(slow: Service) -> None:
     with slow.client.stream("POST", "/generation/", json=good_request(), headers=STREAM) as response:
         assert "step" in (each.name for each in events(response))
     until(lambda: slow.sample("contour_requests_total", outcome="abandoned") == before + 1)
-    until(lambda: slow.sample("contour_running") == 0)
+    until(lambda: slow.sample("contour_jobs_running") == 0)
 
 
 def test_what_is_wrong_with_the_request_is_told_without_a_stream(slow: Service) -> None:
@@ -91,8 +91,8 @@ def test_what_is_wrong_with_the_request_is_told_without_a_stream(slow: Service) 
 def test_what_goes_wrong_later_is_the_last_event(slow: Service) -> None:
     broken = base64.b64encode(base64.b64decode(str(good_request()["input_image_base64"]))[:-30]).decode()
     last = streamed(slow, input_image_base64=broken)[-1]
-    assert (last.name, last.data["type"]) == ("error", "urn:contour:problem:invalid-picture")
-    until(lambda: slow.sample("contour_requests_total", outcome="invalid-picture") >= 1)
+    assert (last.name, last.data["type"]) == ("error", "urn:contour:problem:invalid-image")
+    until(lambda: slow.sample("contour_requests_total", outcome="invalid-image") >= 1)
 
 
 @pytest.mark.parametrize("headers", [{}, STREAM])
@@ -104,5 +104,5 @@ def test_all_of_several_images_are_given_up_when_one_of_them_is_refused(headers:
         response = service.client.post("/generation/", json=good_request(number_of_images=4), headers=headers)
         assert (response.status_code, response.json()["type"]) == (429, "urn:contour:problem:quota-exceeded")
         assert int(response.headers["Retry-After"]) >= 1
-        until(lambda: service.sample("contour_running") == 0)
+        until(lambda: service.sample("contour_jobs_running") == 0)
         assert service.sample("contour_queue_depth") == 0

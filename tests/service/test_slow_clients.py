@@ -49,7 +49,7 @@ def test_a_client_that_sends_slowly_takes_no_slot_until_it_has_sent_all(echo: Se
     with connect(echo) as slow:
         slow.sendall(head(f"Content-Length: {len(cut)}") + cut[:-1])
         assert [echo.generate().status_code for _ in range(5)] == [200] * 5
-        assert echo.sample("contour_running") == 0
+        assert echo.sample("contour_jobs_running") == 0
         slow.sendall(cut[-1:])
         assert answers(read(slow))[0].status == 422
 

@@ -37,7 +37,7 @@ def test_the_first_says_what_is_finished_and_the_second_ends_it(
 ) -> None:
     with ThreadPoolExecutor(3) as clients:
         answers = [clients.submit(slow.generate) for _ in range(3)]
-        until(lambda: slow.sample("contour_running") == 3)
+        until(lambda: slow.sample("contour_jobs_running") == 3)
         processes = slow.descendants()
         slow.process.send_signal(number)
         until(lambda: "again" in said(slow))
@@ -56,7 +56,7 @@ def test_the_first_alone_finishes_what_was_accepted() -> None:
     with Service("echo", **SLOW | {"ENGINE__ECHO__STEPS": 10}) as service, ThreadPoolExecutor(1) as client:
         service.wait_until_ready()
         answer = client.submit(service.generate)
-        until(lambda: service.sample("contour_running") == 1)
+        until(lambda: service.sample("contour_jobs_running") == 1)
         assert service.stop(signal.SIGINT) == 0
         assert answer.result().status_code == 200
         service._reader.join(PATIENCE)
@@ -78,7 +78,7 @@ def test_signals_that_come_together_are_one(number: signal.Signals) -> None:
     with Service("echo", **SLOW | {"ENGINE__ECHO__STEPS": 10}) as service, ThreadPoolExecutor(1) as client:
         service.wait_until_ready()
         answer = client.submit(service.generate)
-        until(lambda: service.sample("contour_running") == 1)
+        until(lambda: service.sample("contour_jobs_running") == 1)
         service.process.send_signal(signal.SIGSTOP)
         service.process.send_signal(number)
         service.process.send_signal(number)
@@ -115,7 +115,7 @@ def test_bodies_that_never_come_and_readers_of_streams_are_told(slow: Service) -
     with closing(connected(slow)) as unfinished, closing(connected(slow)) as stream, closing(connected(slow)):
         unfinished.sendall(head(1000) + b"{")
         stream.sendall(head(len(body), b"Accept: text/event-stream\r\n") + body)
-        until(lambda: slow.sample("contour_running") == 1)
+        until(lambda: slow.sample("contour_jobs_running") == 1)
         slow.process.send_signal(signal.SIGINT)
         until(lambda: "Finishing 2 requests" in said(slow))
         assert slow.stop(signal.SIGINT) == 130
@@ -158,7 +158,7 @@ def test_ctrl_c_on_a_terminal_reaches_workers_too_and_still_finishes_first(comma
         url = terminal.shown.partition("Ready: ")[2].split()[0]
         processes = descendants(terminal.process.pid)
         answer = client.submit(httpx.post, f"{url}/generation/", json=good_request(), timeout=PATIENCE)
-        until(lambda: "contour_running 1.0" in httpx.get(f"{url}/metrics").text)
+        until(lambda: "contour_jobs_running 1.0" in httpx.get(f"{url}/metrics").text)
         terminal.interrupt()
         until(lambda: "Finishing 1 request, for at most 60 s; press Ctrl-C again to stop at once" in terminal.shown)
         assert all(map(alive, processes))

@@ -90,7 +90,7 @@ LARGEST = Options(
 def test_the_largest_request_that_is_taken_fits_into_a_slot(seed: int) -> None:
     settings = Settings()
     text = "\N{PILE OF POO}" * settings.server.max_text_chars
-    image = bytes(settings.server.max_picture_bytes)
+    image = bytes(settings.server.max_image_bytes)
     task = Task(image, text, seed, replace(LARGEST, negative=text))
     needed = len(image) + len(wire.pack(task))
     assert needed <= slot_layout(settings).input_bytes < needed + wire.PARAMS_BYTES

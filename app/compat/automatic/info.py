@@ -18,11 +18,11 @@ SCHEDULE = "automatic"
 
 
 def info(
-    parsed: ParsedRequest, pictures: Sequence[GeneratedImage], settings: Settings, metadata: Metadata, job: Job
+    parsed: ParsedRequest, generated: Sequence[GeneratedImage], settings: Settings, metadata: Metadata, job: Job
 ) -> Info:
     """What the images were made with: what was asked for, else what is configured."""
     engine, params, images = settings.engine, parsed.params, parsed.params.number_of_images
-    header, seeds, options = read_header(pictures[0].file), params.seeds(), resolved(params.options, engine)
+    header, seeds, options = read_header(generated[0].file), params.seeds(), resolved(params.options, engine)
     sampler = sampler_name(engine)
     size = (header.width, header.height)
     return Info(
@@ -45,7 +45,7 @@ def info(
         infotexts=[metadata.infotext(replace(parsed.made_from, seed=seed), size) for seed in seeds],
         job_timestamp=job.timestamp,
         task_id=job.task_id,
-        notes=[*_notes(parsed, header, (sampler, engine.sampler.name)), *warnings_of(pictures)],
+        notes=[*_notes(parsed, header, (sampler, engine.sampler.name)), *warnings_of(generated)],
     )
 
 

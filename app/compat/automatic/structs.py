@@ -1,4 +1,4 @@
-"""What is sent and answered for pictures, by the names of AUTOMATIC1111's `modules/api/models.py`.
+"""What is sent and answered for images, by the names of AUTOMATIC1111's `modules/api/models.py`.
 
 Each field may be null there, and then has its default. Every text, list and number is bounded by its type, as the
 answer quotes most of them. Images are bounded by the body's limit, prompts by `Rules`.

@@ -74,12 +74,12 @@ class Txt2Img:
         parsed = await self._parse(request, context.client)
         steps = self._generator.rules.resolved(parsed.params.options).steps
         job = Job(parsed.request.force_task_id or context.id, context.id, parsed.params.number_of_images, steps)
-        pictures = context.images = await self._pictures(request, parsed, job, context)
-        sent = pictures if parsed.request.send_images is not False else []
+        images = context.images = await self._images(request, parsed, job, context)
+        sent = images if parsed.request.send_images is not False else []
         answer = Txt2ImgAnswer(
-            [pybase64.b64encode_as_string(picture.file) for picture in sent],
+            [pybase64.b64encode_as_string(image.file) for image in sent],
             parsed.request,
-            msgspec.json.encode(info(parsed, pictures, self._settings, self._metadata, job)).decode(),
+            msgspec.json.encode(info(parsed, images, self._settings, self._metadata, job)).decode(),
         )
         return Response(msgspec.json.encode(answer), media_type=JSON)
 
@@ -93,7 +93,7 @@ class Txt2Img:
             mask.check(*await self._finder.range_of(request, client, mask.file, mask.name))
         return replace(parsed, masks=())
 
-    async def _pictures(
+    async def _images(
         self, request: Request, parsed: ParsedRequest, job: Job, context: RequestContext
     ) -> list[GeneratedImage]:
         with self._jobs.running(context.client, job):

@@ -1,1 +1,1 @@
-"""OpenAI's Images API, as far as a service can have it that makes pictures of pictures."""
+"""OpenAI's Images API, as far as a service can have it that makes images of images."""

@@ -1,4 +1,4 @@
-"""`POST /v1/images/edits`: a picture and a prompt in, pictures with the same edges out."""
+"""`POST /v1/images/edits`: an image and a prompt in, images with the same edges out."""
 
 import re
 import time
@@ -29,11 +29,13 @@ from app.lifecycle import RequestContext, RequestLifecycle
 from app.params import PARAMS, GenerationParams, OutputOptions, RequestFields, RequestOptions, drawn_seed
 from app.rules import Rules
 
-PICTURE = "image"
-PICTURES = (PICTURE, "image[]")  # what clients call one, and what they call several
+IMAGE = "image"
+IMAGES = (IMAGE, "image[]")  # the second is for several
 MASK, MARKUP = "mask", "markup"
-MASKS = "A mask cannot be followed: all of the picture is made anew. Leave it out, or send one that is all transparent."
-MARKS = "Markup cannot be followed: a prompt and the picture's edges are all that counts. Leave it out."
+MASKS = (
+    "Masks are not supported: the whole image is generated. Leave the mask out, or send one that is all transparent."
+)
+MARKS = "Markup is not supported: only the prompt and the image's edges count. Leave it out."
 IDLE = {
     "quality": "steps decides it",
     "input_fidelity": "control_scale decides how closely the edges are kept",
@@ -41,7 +43,7 @@ IDLE = {
 FIXED_SIZE = re.compile(r"\d+x\d+", re.IGNORECASE)
 MOST_QUALITY = 100
 TYPES = "a form (multipart/form-data) or JSON (application/json)"
-CALLED = {name: param.openai for name, param in PARAMS.items() if param.openai} | {"input_image_base64": PICTURE}
+CALLED = {name: param.openai for name, param in PARAMS.items() if param.openai} | {"input_image_base64": IMAGE}
 OTHERS = {*other_names.NAMES, *CALLED} - {*EditForm.__struct_fields__, *references.FIELDS, MASK}
 
 _json_fields = loose(EditForm, (*references.FIELDS, MASK, MARKUP, *sorted(OTHERS)))
@@ -49,7 +51,7 @@ _json_fields = loose(EditForm, (*references.FIELDS, MASK, MARKUP, *sorted(OTHERS
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """A request as it came: its fields, the image and what the client calls it, a mask, and names of other fields."""
+    """A parsed request: its fields, the image and the client's name for it, a mask, and the names of other fields."""
 
     form: EditForm
     image: bytes
@@ -59,7 +61,7 @@ class Edit:
 
 
 class Images:
-    """The endpoint, and the one of pictures that are made of nothing, which there are none of."""
+    """The endpoint, and the one for images without an input image, which always refuses."""
 
     def __init__(
         self, lifecycle: RequestLifecycle, access: Access, generator: ImageGenerator, finder: EdgeFinder, models: Models
@@ -71,24 +73,23 @@ class Images:
         self._models = models
 
     def routes(self) -> Sequence[Route]:
-        """Both."""
         return [
             Route("/v1/images/edits", self.edits, methods=["POST"]),
             Route("/v1/images/generations", self.generations, methods=["POST"]),
         ]
 
     async def edits(self, request: Request) -> Response:
-        """Pictures, or a stream of events."""
+        """Answer with images, or with a stream of events."""
         return await self._lifecycle.serve(request, self._edit, respond)
 
     async def generations(self, request: Request) -> Response:
-        """A refusal, always: there is no picture whose edges could be kept."""
+        """Always refuse: there is no image whose edges could be kept."""
         return await self._lifecycle.serve_lookup(request, self._refuse, respond)
 
     async def _refuse(self, request: Request, context: RequestContext) -> Response:
         context.client = self._access.client(request)
-        detail = "Pictures are made of pictures here: send one to /v1/images/edits (images.edit), with the prompt."
-        raise Problem(Error.INVALID_FIELD, detail, PICTURE)
+        detail = "This service needs an input image: send one to /v1/images/edits (images.edit), with the prompt."
+        raise Problem(Error.INVALID_FIELD, detail, IMAGE)
 
     async def _edit(self, request: Request, context: RequestContext) -> Response:
         context.client = self._access.client(request)
@@ -104,17 +105,17 @@ class Images:
                 raise Problem(Error.INVALID_FIELD, MASKS, MASK)
         if form.stream:
             return await self._stream(request, form, params, context)
-        pictures = context.images = await unless_gone(request, self._generator.generate(request, params, context))
-        data = [_image(each, seed, form) for each, seed in zip(pictures, params.seeds(), strict=True)]
-        size = size_of(pictures[0].file)
-        warnings = _warnings(form, params, pictures, size)
+        images = context.images = await unless_gone(request, self._generator.generate(request, params, context))
+        data = [_image(each, seed, form) for each, seed in zip(images, params.seeds(), strict=True)]
+        size = size_of(images[0].file)
+        warnings = _warnings(form, params, images, size)
         answer = ImagesAnswer(
             int(time.time()), data, self._models.name, size, form.output_format, warnings=warnings or msgspec.UNSET
         )
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     async def _read(self, request: Request, faults: Faults) -> Edit:
-        """What a form or JSON has."""
+        """Parse the form or the JSON."""
         kind = bodies.media_type(request)
         if bodies.is_json(kind):
             return await self._json(request, faults)
@@ -126,11 +127,11 @@ class Images:
         if MARKUP in given:
             faults.add(Problem(Error.INVALID_FIELD, MARKS, MARKUP))
         with faults.noted():
-            image = await bodies.image_of_form(texts, files, PICTURE, PICTURES)
+            image = await bodies.image_of_form(texts, files, IMAGE, IMAGES)
         if MASK in given:
             with faults.noted():
                 mask = await bodies.image_of_form(texts, files, MASK, (MASK,))
-        return Edit(form, image, PICTURE, mask, given & OTHERS)
+        return Edit(form, image, IMAGE, mask, given & OTHERS)
 
     async def _json(self, request: Request, faults: Faults) -> Edit:
         given = given_in(await bodies.json_body(request, self._generator.rules, _json_fields))
@@ -141,13 +142,13 @@ class Images:
         self, request: Request, form: EditForm, params: GenerationParams, context: RequestContext
     ) -> Response:
         if params.number_of_images > 1:
-            detail = f"A stream tells of one picture, but n is {params.number_of_images}."
+            detail = f"A stream has one image, but n is {params.number_of_images}."
             raise Problem(Error.INVALID_FIELD, detail, "n")
         partials = PartialImages(form.partial_images)
 
         async def made() -> bytes:
-            (picture,) = context.images = await self._generator.generate(request, params, context, partials.publish)
-            encoded, size = pybase64.b64encode_as_string(picture.file), size_of(picture.file)
+            (image,) = context.images = await self._generator.generate(request, params, context, partials.publish)
+            encoded, size = pybase64.b64encode_as_string(image.file), size_of(image.file)
             completed = CompletedEvent(
                 encoded,
                 int(time.time()),
@@ -155,7 +156,7 @@ class Images:
                 form.output_format,
                 params.seed,
                 self._models.name,
-                warnings=_warnings(form, params, [picture], size) or msgspec.UNSET,
+                warnings=_warnings(form, params, [image], size) or msgspec.UNSET,
             )
             return encode(completed)
 
@@ -202,8 +203,8 @@ def _params(edit: Edit, generator: ImageGenerator, faults: Faults) -> Generation
     return replace(understood, options=replace(understood.options, quality=quality), warnings=ignored)
 
 
-def _warnings(form: EditForm, params: GenerationParams, pictures: Sequence[GeneratedImage], size: str) -> list[str]:
-    """What was not followed, and what else the client should know of its images, which are of a size."""
+def _warnings(form: EditForm, params: GenerationParams, images: Sequence[GeneratedImage], size: str) -> list[str]:
+    """What was not followed, and the warnings of the images, which have the given size."""
     found = [
         f"{name} is {value}, which changes nothing here: {why}."
         for name, why in IDLE.items()
@@ -214,11 +215,11 @@ def _warnings(form: EditForm, params: GenerationParams, pictures: Sequence[Gener
         found.append(f"{text}: ask for jpeg or webp.")
     if FIXED_SIZE.fullmatch(form.size) and form.size.lower() != size:
         found.append(f"size is {form.size}, but it follows the image: {size}.")
-    return [*found, *params.warnings, *warnings_of(pictures)]
+    return [*found, *params.warnings, *warnings_of(images)]
 
 
-def _image(picture: GeneratedImage, seed: int, form: EditForm) -> EditedImage:
-    encoded = pybase64.b64encode_as_string(picture.file)
+def _image(image: GeneratedImage, seed: int, form: EditForm) -> EditedImage:
+    encoded = pybase64.b64encode_as_string(image.file)
     if form.response_format == "url":
         return EditedImage(seed, url=f"data:image/{form.output_format};base64,{encoded}")
     return EditedImage(seed, b64_json=encoded)
