@@ -8,18 +8,19 @@ from functools import partial
 
 from starlette.applications import Starlette
 
-from app.access import Access
-from app.compat.routes import routes
-from app.docs import Docs
-from app.edges import EdgeFinder, Edges
-from app.generation import Generation
+from app.api.automatic1111.service import Service
+from app.api.edges import EdgeFinder, Edges
+from app.api.generation import Generation
+from app.api.health import Health
+from app.api.openai.images import Images
+from app.api.openai.models import Models
+from app.api.page import SettingsEndpoint
 from app.generator import ImageGenerator
-from app.health import Health
-from app.http.stack import middlewares
+from app.http.access import Access
+from app.http.middleware import middlewares
 from app.lifecycle import RequestLifecycle
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
 from app.openapi import Description
-from app.page import Page
 from app.rules import Rules
 from app.server import Endpoints, create_app
 from app.settings import Settings, read_keys
@@ -79,8 +80,11 @@ class Application:
         finder = EdgeFinder(self._edges, rules, lambda: core.draining)
         finding = Edges(lifecycle, access, finder, rules, metrics)
         health, description = Health(self.pool, placement.reason), Description(settings)
-        compatible = routes(lifecycle, access, generator, finder, metrics, settings)
-        endpoints = Endpoints(generation, finding, health, description, Docs(), Page(settings), compatible)
+        models = Models(lifecycle, access, settings.server.model_name)
+        images = Images(lifecycle, access, generator, finder, models)
+        automatic1111 = Service(lifecycle, access, generator, finder, metrics, settings)
+        compatible = [*models.routes(), *images.routes(), *automatic1111.routes()]
+        endpoints = Endpoints(generation, finding, health, description, SettingsEndpoint(settings), compatible)
         self.asgi: Starlette = create_app(
             lifecycle,
             endpoints,

@@ -15,9 +15,9 @@ import uvicorn
 
 from app import __version__
 from app.application import Application
-from app.connection import Connection
 from app.errors import Error, Problem
-from app.limits import limited
+from app.http.connection import Connection
+from app.http.connection_limits import limited
 from app.listening import BACKLOG, ListenError, bracketed, listen, url
 from app.settings import Settings
 from app.start import StartError, prepared

@@ -14,8 +14,8 @@ from starlette.responses import Response
 
 from app.access_log import ConnectionErrorRecord, RequestRecord
 from app.errors import Error, Problem, respond, routing_problem
-from app.events import EventStream, Feed
 from app.generator import ClientGoneError, GeneratedImage, Workload
+from app.http.events import EventStream, Feed
 from app.metrics import Metrics
 from app.tracing import Tracing
 

@@ -18,19 +18,19 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import __version__, events
+from app import __version__
+from app.api.automatic1111 import structs as automatic
+from app.api.automatic1111.options import catalogue
+from app.api.automatic1111.structs import MAX_NAME
+from app.api.generation import JSON
+from app.api.openai import errors as openai
 from app.bodies import IMAGE_TYPES
-from app.compat.automatic import errors as automatic
-from app.compat.automatic.catalogue import catalogue
-from app.compat.automatic.structs import MAX_NAME
-from app.compat.openai import errors as openai
-from app.docs import FOLDER, Docs
 from app.errors import Error, Problem, joined, respond
-from app.generation import JSON
+from app.http import events
 from app.http.prefix import HEADER, prefix_of
+from app.http.static_files import DOCS, PAGE, StaticFolder
 from app.lifecycle import ErrorRenderer
 from app.metrics import OF_CONNECTIONS, OF_EDGES
-from app.page import Page
 from app.schemas import BINARY, Node, Schemas, reference, struct_of
 from app.settings import Settings
 
@@ -78,7 +78,10 @@ def describe(settings: Settings) -> Node:
     operations["AUTOMATIC1111"] = operations["AUTOMATIC1111"] | _lists(settings)
     operations["Pages"] = operations["Pages"] | {
         f"GET {path}": _files(operations["Pages"][f"GET {path}"], media_types)
-        for path, media_types in (("/page/{name}", Page(settings).media_types), ("/docs/{name}", Docs().media_types))
+        for path, media_types in (
+            ("/page/{name}", StaticFolder(PAGE).media_types),
+            ("/docs/{name}", StaticFolder(DOCS).media_types),
+        )
     }
     paths: dict[str, Node] = {}
     for tag, of_tag in operations.items():
@@ -109,7 +112,7 @@ def example_of(error: Error) -> Problem:
 
 @cache
 def _overlay() -> Node:
-    png, jpeg = (base64.b64encode((FOLDER / f"example.{suffix}").read_bytes()).decode() for suffix in ("png", "jpg"))
+    png, jpeg = (base64.b64encode((DOCS / f"example.{suffix}").read_bytes()).decode() for suffix in ("png", "jpg"))
     filled = Template(OVERLAY.read_text(encoding="utf-8")).safe_substitute(
         png=png, jpeg=jpeg, files=", ".join(IMAGE_TYPES), metrics=CONTENT_TYPE_LATEST, name=MAX_NAME
     )

@@ -7,22 +7,21 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from app import events
+from app.api.automatic1111 import structs as automatic
+from app.api.automatic1111.controlnet_unit import IMAGE, MODULES, NONE
+from app.api.automatic1111.detect import DetectAnswer, DetectRequest
+from app.api.automatic1111.options import Options, catalogue
+from app.api.edges import EdgesRequest
+from app.api.generation import JSON, GenerationAnswer
+from app.api.health import Aliveness, Readiness
+from app.api.openai import structs as openai
+from app.api.openai.images import IMAGE as EDITED_IMAGE
+from app.api.openai.references import FIELDS
+from app.api.page import PageSettings
 from app.bodies import FORM_FILE
-from app.compat.automatic import structs as automatic
-from app.compat.automatic.catalogue import catalogue
-from app.compat.automatic.controlnet_unit import IMAGE, MODULES, NONE
-from app.compat.automatic.detect import DetectAnswer, DetectRequest
-from app.compat.automatic.options import Options
-from app.compat.openai import structs as openai
-from app.compat.openai.images import IMAGE as EDITED_IMAGE
-from app.compat.openai.references import FIELDS
-from app.edges import EdgesRequest
 from app.errors import ProblemBody
-from app.generation import JSON, GenerationAnswer
-from app.health import Aliveness, Readiness
+from app.http import events
 from app.input_image import JSON_NAME
-from app.page import PageSettings
 from app.params import PARAMS, TEXTS, GenerationRequest, RequestFields
 from app.rules import Rules
 from app.settings import Settings

@@ -1,4 +1,4 @@
-"""Routes and lifespan, nothing else."""
+"""The routes of the service."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
@@ -10,31 +10,30 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from app.docs import Docs
-from app.edges import Edges
+from app.api.edges import Edges
+from app.api.generation import Generation
+from app.api.health import Health
+from app.api.page import SettingsEndpoint
 from app.errors import on_exception
-from app.generation import Generation
-from app.health import Health
+from app.http.static_files import DOCS, PAGE, StaticFolder
 from app.lifecycle import RequestLifecycle
 from app.openapi import Description
-from app.page import Page
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Who answers. `compatible` are the paths of interfaces that others have made."""
+    """The endpoints. `compatible` are those of OpenAI's and AUTOMATIC1111's APIs."""
 
     generation: Generation
     edges: Edges
     health: Health
     description: Description
-    docs: Docs
-    page: Page
+    page_settings: SettingsEndpoint
     compatible: Sequence[Route]
 
 
@@ -53,15 +52,16 @@ def create_app(
     """
 
     async def metrics(request: Request) -> Response:
-        await asyncio.to_thread(read_devices)  # NVML takes milliseconds a device, and requests are not to wait for it
+        await asyncio.to_thread(read_devices)  # NVML takes milliseconds per device, and requests must not wait for it
         # On the event loop: it reads the scheduler's state, which nothing else may change meanwhile.
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
+    page, docs = StaticFolder(PAGE), StaticFolder(DOCS)
     app = Starlette(
         routes=[
-            Route("/", endpoints.page.respond),
-            Route("/docs", endpoints.docs.respond),
-            Route("/docs/", endpoints.docs.redirect),
+            Route("/", page.respond),
+            Route("/docs", docs.respond),
+            Route("/docs/", _to_docs),
             *with_slash(
                 Route("/generation", endpoints.generation.respond, methods=["POST"]),
                 Route("/edges", endpoints.edges.respond, methods=["POST"]),
@@ -69,9 +69,9 @@ def create_app(
                 Route("/readyz", endpoints.health.ready),
                 Route("/metrics", metrics),
                 Route("/openapi.json", endpoints.description.respond),
-                Route("/docs/{name}", endpoints.docs.respond),
-                Route("/page/{name}", endpoints.page.respond),
-                Route("/settings.json", endpoints.page.settings),
+                Route("/docs/{name}", docs.respond),
+                Route("/page/{name}", page.respond),
+                Route("/settings.json", endpoints.page_settings.respond),
                 *endpoints.compatible,
             ),
         ],
@@ -83,8 +83,13 @@ def create_app(
     return app
 
 
+async def _to_docs(request: Request) -> Response:
+    """Remove the slash: the page's links are relative to a path without it. So is this, as a proxy may add a prefix."""
+    return RedirectResponse("../docs", 308)
+
+
 def with_slash(*routes: Route) -> Iterator[Route]:
-    """Each route, and the same with a slash at its end; but not those with parameters."""
+    """Each route, and the same with a slash at its end, except those with parameters."""
     for route in routes:
         yield route
         if "{" not in route.path:

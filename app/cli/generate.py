@@ -15,8 +15,7 @@ from typing import get_args
 import msgspec
 
 from app.cli import results
-from app.cli.errors import CommandError
-from app.cli.order import add_flags, first_seed, order
+from app.cli.flags import CommandError, add_flags, first_seed, parse_flags
 from app.cli.plan import Plan, plan
 from app.cli.progress import say
 from app.cli.runner import InterruptedByError, NoWorkersError, Runner, run_plan
@@ -74,7 +73,7 @@ def _environment(given: argparse.Namespace) -> Mapping[str, str]:
 
 
 def _generate(given: argparse.Namespace, settings: Settings) -> int:
-    fields = order(given, Rules.of(settings))
+    fields = parse_flags(given, Rules.of(settings))
     planned = _plan(given, settings, fields)
     if planned.folder is None:
         _writable(planned.items[0].target.parent)
@@ -105,7 +104,7 @@ def _resumed(
     if planned.folder is not None and not given.again:
         former = results.Recipe(settings, fields, planned.file_format).former_seed(planned.folder)
     if former is None:
-        say(f"seed {fields.random_seed} (drawn)")
+        say(f"seed {fields.random_seed} (random)")
         return fields, planned
     seed = first_seed(former, fields.number_of_images or 1)
     say(f"seed {seed} (as before; --again draws another)")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from app.cli.errors import CommandError
+from app.cli.flags import CommandError
 from app.cli.plan import SUFFIXES
 from app.params import OutputOptions, RequestFields, engine_options
 from app.settings import Settings

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from example.demo_model.palette import COLOURS
 
-FILE = "about.json"  # in the model's folder; app/page.py reads it
+FILE = "about.json"  # in the model's folder; app/api/page.py reads it
 SHAPES = "circles, squares, triangles, stars, hearts, rings, hexagons and blobs"
 PROMPTS = (
     "a red heart, a yellow star and a white ring on a blue background",

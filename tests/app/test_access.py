@@ -3,8 +3,8 @@
 import pytest
 from starlette.requests import HTTPConnection
 
-from app.access import Access
 from app.errors import Problem
+from app.http.access import Access
 
 
 def request(host: str | None, **headers: str) -> HTTPConnection:

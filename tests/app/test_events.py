@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from app import events
-from app.events import EventStream, Feed
+from app.http import events
+from app.http.events import EventStream, Feed
 from scheduler.messages import QueuePosition
 from workers.jobs import Advanced, Previewed, Started
 

@@ -5,7 +5,7 @@ import json
 from types import SimpleNamespace
 from typing import Any, cast
 
-from app.health import Health
+from app.api.health import Health
 from scheduler.core import Scheduler
 from scheduler.limits import Limits
 from workers.engine.contract import EngineStatus

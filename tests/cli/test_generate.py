@@ -63,7 +63,7 @@ def test_the_suffix_decides_the_format(picture: Path, tmp_path: Path) -> None:
 def test_without_a_place_it_goes_beside_the_old_one_named_by_a_seed_that_is_told(picture: Path) -> None:
     done = generate(picture)
     assert done.returncode == 0
-    seed = re.search(r"seed (\d+) \(drawn\)", done.stderr)
+    seed = re.search(r"seed (\d+) \(random\)", done.stderr)
     assert seed is not None
     assert files(picture.parent) == {"picture.png", f"picture-{seed[1]}.jpg"}
 

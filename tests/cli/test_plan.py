@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.errors import CommandError
-from app.cli.order import add_flags, order
+from app.cli.flags import CommandError, add_flags, parse_flags
 from app.cli.plan import plan
 from app.params import OutputOptions, engine_options
 from app.rules import Rules
@@ -45,7 +44,7 @@ def test_every_field_of_a_request_is_a_flag() -> None:
         *("--negative", "fog", "--steps", "7", "--guidance-scale", "2", "--control-scale", "0.5"),
         *("--canny-low", "50", "--canny-high", "90", "--temperature", "0.5", "-n", "2", "--seed", "-4"),
     )
-    fields = order(given(*flags), RULES)
+    fields = parse_flags(given(*flags), RULES)
     assert (fields.text, fields.random_seed, fields.number_of_images) == ("a red heart", -4, 2)
     assert engine_options(fields, OutputOptions()) == Options(
         negative="fog", steps=7, guidance_scale=2, control_scale=0.5, canny_low=50, canny_high=90, temperature=0.5
@@ -64,12 +63,12 @@ def test_every_field_of_a_request_is_a_flag() -> None:
 )
 def test_what_the_service_would_not_take_is_refused_by_the_flags_name(flags: list[str], text: str) -> None:
     with pytest.raises(CommandError) as refused:
-        order(given(*flags), RULES)
+        parse_flags(given(*flags), RULES)
     assert str(refused.value).startswith(text)
 
 
 def test_seeds_that_are_drawn_differ() -> None:
-    assert len({order(given(), RULES).random_seed for _ in range(3)}) > 1
+    assert len({parse_flags(given(), RULES).random_seed for _ in range(3)}) > 1
 
 
 def test_a_picture_goes_where_it_is_sent(folder: Path, tmp_path: Path) -> None:

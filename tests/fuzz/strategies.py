@@ -8,9 +8,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from app.compat.automatic.detect import DetectRequest
-from app.compat.automatic.structs import ControlNetUnit, JobName, Txt2ImgRequest
-from app.compat.openai.structs import EditForm
+from app.api.automatic1111.detect import DetectRequest
+from app.api.automatic1111.structs import ControlNetUnit, JobName, Txt2ImgRequest
+from app.api.openai.structs import EditForm
 from app.params import GenerationRequest, RequestFields
 from tests.fuzz import seeds
 from tests.fuzz.mutations import mutated

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.page import FOLDER, About, page_settings
+from app.api.page import About, page_settings
+from app.http.static_files import PAGE
 from app.settings import load
 from example.demo_model import about
 from example.demo_model.outlines import SHAPES
@@ -24,7 +25,7 @@ POLICY = {
     "base-uri": "'none'",
     "frame-ancestors": "'none'",
 }
-FILES = sorted(path.name for path in FOLDER.iterdir())
+FILES = sorted(path.name for path in PAGE.iterdir())
 
 
 @pytest.mark.parametrize("path", ["/", "/page/main.js", "/page/base.css", "/page/mark.svg"])
@@ -60,22 +61,22 @@ def test_other_methods_and_names_are_refused_in_words(echo: Service) -> None:
 def test_each_file_is_sent_as_what_it_is(echo: Service, name: str) -> None:
     kinds = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
     answer = echo.client.get(f"/page/{name}")
-    assert answer.content == (FOLDER / name).read_bytes()
+    assert answer.content == (PAGE / name).read_bytes()
     assert answer.headers["content-type"].startswith(kinds[name.rpartition(".")[2]])
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_nothing_is_fetched_from_elsewhere_and_nothing_is_inline(name: str) -> None:
-    text = (FOLDER / name).read_text()
+    text = (PAGE / name).read_text()
     assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)", text) == []
     if name.endswith(".html"):
         assert re.findall(r"<script(?![^>]*src=)|<style|\sstyle=|\son\w+=", text) == []
 
 
 def test_every_module_that_is_imported_is_there() -> None:
-    named = {name for path in FOLDER.glob("*.js") for name in re.findall(r'from "\./(.+?)"', path.read_text())}
+    named = {name for path in PAGE.glob("*.js") for name in re.findall(r'from "\./(.+?)"', path.read_text())}
     assert named <= set(FILES)
-    assert {path.name for path in FOLDER.glob("*.js")} - named == {"main.js"}
+    assert {path.name for path in PAGE.glob("*.js")} - named == {"main.js"}
 
 
 def test_the_settings_are_those_of_the_service(echo: Service) -> None:
@@ -137,7 +138,7 @@ def test_what_the_small_model_says_is_what_its_trainer_writes(tmp_path: Path) ->
 
 
 def test_the_page_has_no_absolute_address_of_its_own() -> None:
-    for path in [*FOLDER.glob("*.js"), *FOLDER.glob("*.html"), *FOLDER.glob("*.css")]:
+    for path in [*PAGE.glob("*.js"), *PAGE.glob("*.html"), *PAGE.glob("*.css")]:
         found = re.findall(
             r"""(?:src|href)="(/[^"]*)|(?:fetch|call)\(["'`](/[^"'`]*)|url\((/[^)]*)""", path.read_text()
         )

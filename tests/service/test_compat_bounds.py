@@ -10,10 +10,10 @@ import msgspec
 import pytest
 from msgspec import inspect
 
-from app.compat.automatic.options import Options
-from app.compat.automatic.parse import Body, parse
-from app.compat.automatic.structs import ControlNetUnit, JobName, Txt2ImgRequest
-from app.compat.openai.structs import EditForm
+from app.api.automatic1111.options import Options
+from app.api.automatic1111.parse import Body, parse
+from app.api.automatic1111.structs import ControlNetUnit, JobName, Txt2ImgRequest
+from app.api.openai.structs import EditForm
 from app.errors import Faults
 from app.rules import Rules
 from app.settings import load

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.compat.automatic.detect import DetectRequest
-from app.compat.automatic.structs import ControlNetUnit, JobName, Txt2ImgRequest
-from app.compat.openai.structs import EditForm
+from app.api.automatic1111.detect import DetectRequest
+from app.api.automatic1111.structs import ControlNetUnit, JobName, Txt2ImgRequest
+from app.api.openai.structs import EditForm
 from tests.service.automatic import ENCODED, body
 from tests.service.running import Service, png, until
 

@@ -75,7 +75,7 @@ def test_the_fields_of_a_form_are_those_of_json(echo: Service) -> None:
         ({"images": [{"file_id": "file-abc"}]}, "images[0].file_id", "this service keeps no files"),
         ({"images": [{}]}, "images[0].image_url", "must be text with the image in it"),
         ({"images": [5]}, "images[0]", "must be text with the image in it"),
-        ({"images": [{"image_url": URI}], "mask": {"image_url": URI}}, "mask", "A mask cannot be followed"),
+        ({"images": [{"image_url": URI}], "mask": {"image_url": URI}}, "mask", "Masks are not supported"),
         ({"image": URI, "mask": {"image_url": "https://a.com/m.png"}}, "mask.image_url", "does not fetch images"),
         ({"image": URI, "mask": {"file_id": "file-abc"}}, "mask.file_id", "this service keeps no files"),
         ({"images": [{"image_url": URI}], "n": 9}, "n", "n is 9; it must be from 1 to 8."),

@@ -48,7 +48,7 @@ def test_the_state_of_now_is_shown() -> None:
         service.wait_until_ready()
         assert service.sample("contour_ready") == 1
         assert service.sample("contour_draining") == 0
-        (build,) = service.metrics()["contour_build"].samples
+        (build,) = service.metrics()["contour_build_info"].samples
         assert (build.name, build.value, build.labels) == (
             "contour_build_info",
             1,

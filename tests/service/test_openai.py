@@ -16,7 +16,7 @@ from openai import AsyncOpenAI, OpenAI
 from openai.types import ImageEditCompletedEvent, ImageEditPartialImageEvent
 from PIL import Image
 
-from app.compat.openai import errors
+from app.api.openai import errors
 from app.errors import Error, Problem
 from example.demo_model.scenes import flat_scenes
 from example.demo_model.scoring import colours
@@ -135,11 +135,11 @@ def test_what_common_clients_send_besides_does_no_harm(ours: OpenAI) -> None:
         ({"image": [PICTURE, PICTURE]}, "image", "has 2 files image; send one."),
         ({"image": b"no picture"}, "image", "must be a PNG, JPEG or WebP file"),
         ({"image": PICTURE[:-30]}, "image", "damaged"),
-        ({"mask": PICTURE}, "mask", "A mask cannot be followed"),
-        ({"markup": PICTURE}, "markup", "Markup cannot be followed"),
+        ({"mask": PICTURE}, "mask", "Masks are not supported"),
+        ({"markup": PICTURE}, "markup", "Markup is not supported"),
         ({"background": "transparent"}, "background", "background is 'transparent'; it must be auto or opaque."),
         ({"output_format": "gif"}, "output_format", "output_format is 'gif'; it must be "),
-        ({"stream": True, "n": 2}, "n", "A stream tells of one picture, but n is 2."),
+        ({"stream": True, "n": 2}, "n", "A stream has one image, but n is 2."),
         (
             {"stream": True, "partial_images": 4},
             "partial_images",
@@ -251,7 +251,7 @@ def test_a_stream_may_be_of_the_picture_alone(slow: Service) -> None:
 def test_what_goes_wrong_in_a_stream_is_raised(slow: Service) -> None:
     with client(slow) as ours, pytest.raises(openai.APIError, match="damaged") as refused:
         list(ours.images.edit(image=PICTURE[:-30], prompt=PROMPT, stream=True))
-    assert refused.value.code == "invalid_picture"
+    assert refused.value.code == "invalid_image"
 
 
 def test_leaving_cancels(slow: Service) -> None:

@@ -12,18 +12,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app import bodies, other_names
-from app.access import Access
-from app.compat.openai import references
-from app.compat.openai.errors import error_body, respond
-from app.compat.openai.models import Models
-from app.compat.openai.partials import PartialImages, encode, size_of
-from app.compat.openai.structs import CompletedEvent, EditedImage, EditForm, ImagesAnswer
-from app.edges import EdgeFinder
+from app.api.edges import EdgeFinder
+from app.api.generation import unless_gone, warnings_of
+from app.api.openai import references
+from app.api.openai.errors import error_body, respond
+from app.api.openai.models import Models
+from app.api.openai.partials import PartialImages, encode, size_of
+from app.api.openai.structs import CompletedEvent, EditedImage, EditForm, ImagesAnswer
 from app.errors import Error, Faults, Problem
-from app.events import encode_event
 from app.field_types import given_in, loose, of_fields
-from app.generation import unless_gone, warnings_of
 from app.generator import GeneratedImage, ImageGenerator
+from app.http.access import Access
+from app.http.events import encode_event
 from app.json_syntax import broken
 from app.lifecycle import RequestContext, RequestLifecycle
 from app.params import PARAMS, GenerationParams, OutputOptions, RequestFields, RequestOptions, drawn_seed

@@ -12,13 +12,14 @@ import pybase64
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import bodies, events
-from app.access import Access
+from app import bodies
 from app.errors import Error, Problem, problem_body, quoted
-from app.events import Feed
 from app.generator import ClientGoneError, GeneratedImage, ImageGenerator
+from app.http import events
+from app.http.access import Access
+from app.http.events import Feed
+from app.http.negotiation import negotiated, preferred
 from app.lifecycle import RequestContext, RequestLifecycle
-from app.negotiation import negotiated, preferred
 from app.params import GenerationParams, OutputOptions
 from workers.engine.contract import Format
 

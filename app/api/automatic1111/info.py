@@ -1,13 +1,13 @@
-"""What is told of images that were made: the JSON in `info`, and the text that the web UI writes below an image."""
+"""The JSON in `info`: what the images were made with, and what of the request was not followed."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from app.compat.automatic import prompts
-from app.compat.automatic.jobs import Job
-from app.compat.automatic.parse import ParsedRequest
-from app.compat.automatic.structs import Info
-from app.generation import warnings_of
+from app.api.automatic1111.jobs import Job
+from app.api.automatic1111.parse import ParsedRequest
+from app.api.automatic1111.structs import Info
+from app.api.generation import warnings_of
 from app.generator import GeneratedImage
 from app.settings import Settings
 from workers.engine.contract import resolved
@@ -15,6 +15,19 @@ from workers.engine.header import Header, read_header
 from workers.engine.metadata import CONTROLNET, Metadata, sampler_name
 
 SCHEDULE = "automatic"
+# No pattern backtracks: a prompt has thousands of characters. What is escaped, as in \(this\), is no syntax.
+ESCAPED = re.compile(r"\\.", re.DOTALL)
+SYNTAX = [
+    re.compile(pattern)
+    for pattern in (
+        r"\([^()]++\)",  # (word), ((word)), (word:1.3)
+        r"\[[^\[\]]++\]",  # [word], [from:to:0.5], [one|other]
+        r"\bBREAK\b",
+        r"\bAND\b",
+        r"<\w++:[^<>]*+>",  # <lora:name:1>
+    )
+]
+SHOWN_CHARS = 60
 
 
 def info(
@@ -53,7 +66,7 @@ def _notes(parsed: ParsedRequest, header: Header, sampler: tuple[str, str]) -> I
     """What every client sends, and many do not mean, is not refused."""
     request = parsed.request
     yield from parsed.notes
-    yield from prompts.notes(request.prompt, request.negative_prompt)
+    yield from _syntax_note(request.prompt, request.negative_prompt)
     given = request.sampler_name or request.sampler_index
     if given and given not in sampler:
         yield f"The sampler is {sampler[0]}, not {given}."
@@ -63,3 +76,18 @@ def _notes(parsed: ParsedRequest, header: Header, sampler: tuple[str, str]) -> I
     if size != (header.width, header.height):
         text = f"The size is {header.width} x {header.height}, not {size[0]} x {size[1]}"
         yield f"{text}: it follows the image whose edges are kept."
+
+
+def _syntax_note(*prompts: str | None) -> Iterator[str]:
+    """A sentence that quotes the web UI's prompt syntax, which is read as plain words here."""
+    found = dict.fromkeys(each for prompt in prompts for each in _syntax(prompt or ""))
+    if found:
+        yield f"The web UI's prompt syntax has no effect here and was read as plain words: {', '.join(found)}."
+
+
+def _syntax(prompt: str) -> Iterator[str]:
+    """The first match of each pattern."""
+    text = ESCAPED.sub("", prompt)
+    for pattern in SYNTAX:
+        if match := pattern.search(text):
+            yield match.group() if len(match.group()) <= SHOWN_CHARS else f"{match.group()[:SHOWN_CHARS]}..."

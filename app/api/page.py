@@ -1,4 +1,4 @@
-"""`/`: the page for people, and the files that it is made of; `/settings.json`: what it must know of this service."""
+"""`/settings.json`: what the page must know of this service."""
 
 import logging
 from pathlib import Path
@@ -9,20 +9,17 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.files import Files
 from app.rules import Rules
 from app.settings import Settings
 from workers.engine.config import EngineConfig
 
 log = logging.getLogger("contour.page")
 
-FOLDER = Path(__file__).parent / "page"
-INDEX = "index.html"
 ABOUT = "about.json"  # in a model's folder
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """A field that a request may leave out: what it is then, and what it may be, ends included."""
+    """An optional field of a request: its default and its range, ends included."""
 
     default: float
     minimum: float
@@ -30,7 +27,7 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """The most that a request may have: bytes and pixels of an image, characters of a text."""
+    """The limits of a request: bytes and pixels of an image, characters of a text."""
 
     image_bytes: int
     image_pixels: int
@@ -38,16 +35,16 @@ class Taken(msgspec.Struct, frozen=True):
 
 
 class About(msgspec.Struct, frozen=True):
-    """What a model knows, and prompts that show it: for models that know less than people expect."""
+    """What a model can draw, and prompts to try, for models that can do less than people expect."""
 
     text: Annotated[str, Meta(max_length=500)]
     prompts: Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=12)]
 
 
 class PageSettings(msgspec.Struct, frozen=True):
-    """What the page must know of the service: its model, whether it asks for an API key, what it takes.
+    """What the page must know of the service: its model, whether it needs an API key, its limits.
 
-    `fields` are those that have a range; of `temperature`, the minimum itself is not taken.
+    `fields` are those that have a range. The minimum of `temperature` is not included.
     """
 
     model: str
@@ -58,29 +55,18 @@ class PageSettings(msgspec.Struct, frozen=True):
     about: About | None
 
 
-class Page:
-    """Answers with the page's files, read once, and with the settings."""
+class SettingsEndpoint:
+    """Answers with the settings of the page."""
 
     def __init__(self, settings: Settings) -> None:
-        self._files = Files(FOLDER)
-        self._settings = msgspec.json.encode(page_settings(settings))
-
-    @property
-    def media_types(self) -> dict[str, str]:
-        """The files, and what they are."""
-        return self._files.media_types
+        self._body = msgspec.json.encode(page_settings(settings))
 
     async def respond(self, request: Request) -> Response:
-        """A file, or 304 to who has it already. Raises HTTPException where there is none of this name."""
-        return self._files.respond(request, request.path_params.get("name", INDEX))
-
-    async def settings(self, request: Request) -> Response:
-        """200, always."""
-        return Response(self._settings, headers={"Cache-Control": "no-cache"}, media_type="application/json")
+        return Response(self._body, headers={"Cache-Control": "no-cache"}, media_type="application/json")
 
 
 def page_settings(settings: Settings) -> PageSettings:
-    """What the page must know of a configuration."""
+    """The page's settings for a configuration."""
     server, rules = settings.server, Rules.of(settings)
     return PageSettings(
         model=server.model_name,
@@ -97,7 +83,7 @@ def page_settings(settings: Settings) -> PageSettings:
 
 
 def _about(engine: EngineConfig) -> About | None:
-    """What the model's folder says of it in `about.json`, if it does."""
+    """`about.json` from the model's folder, if there is one."""
     if engine.model is None or engine.model.path is None:
         return None
     path = Path(engine.model.path) / ABOUT
@@ -107,5 +93,5 @@ def _about(engine: EngineConfig) -> About | None:
         return None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         form = '{"text": at most 500 characters, "prompts": at most 12 texts}'
-        log.warning("The page shows nothing of %s: it cannot be read as %s", path, form)
+        log.warning("The page does not show %s: it cannot be read as %s", path, form)
         return None

@@ -5,8 +5,8 @@ import time
 import msgspec
 import pybase64
 
-from app.compat.openai.structs import CompletedEvent, PartialImageEvent
-from app.events import Feed, encode_event
+from app.api.openai.structs import CompletedEvent, PartialImageEvent
+from app.http.events import Feed, encode_event
 from workers.engine.header import read_header
 from workers.jobs import Advanced, Previewed, ProgressEvent
 

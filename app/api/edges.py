@@ -10,12 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import bodies, input_image
-from app.access import Access
+from app.api.generation import unless_gone, with_warnings
 from app.errors import Error, Faults, Problem
-from app.generation import unless_gone, with_warnings
+from app.http.access import Access
+from app.http.negotiation import negotiated
 from app.lifecycle import RequestContext, RequestLifecycle
 from app.metrics import Metrics
-from app.negotiation import negotiated
 from app.other_names import sent_in, warnings, with_others
 from app.params import PARAMS
 from app.rules import Rules

@@ -7,12 +7,11 @@ from typing import Any
 import msgspec
 
 from app import other_names
+from app.api.automatic1111.controlnet_unit import CANNY, IMAGE, Mask, module_of, parse_unit
+from app.api.automatic1111.options import Options, Overrides, overridden
+from app.api.automatic1111.scripts import SamplerArgs, Scripts, SeedArgs, is_nothing, read
+from app.api.automatic1111.structs import ControlNetUnit, Txt2ImgRequest, wrong
 from app.bodies import understood
-from app.compat.automatic.controlnet_unit import CANNY, IMAGE, Mask, module_of, parse_unit
-from app.compat.automatic.errors import wrong
-from app.compat.automatic.options import Options, Overrides, overridden
-from app.compat.automatic.scripts import SamplerArgs, Scripts, SeedArgs, is_nothing, read
-from app.compat.automatic.structs import ControlNetUnit, Txt2ImgRequest
 from app.errors import Faults, quoted
 from app.params import PARAMS, GenerationParams, OutputOptions, RequestFields, RequestOptions, drawn_seed
 from app.rules import Rules

@@ -8,6 +8,9 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from msgspec import Meta
+from starlette.responses import Response
+
+from app.errors import Error, Problem, problem_headers
 
 MAX_NAME = 200  # characters
 MAX_ITEMS = 100  # of a list or an object: the web UI's extensions have about 50 arguments at most
@@ -217,3 +220,13 @@ class ErrorAnswer(msgspec.Struct, frozen=True):
     detail: str
     errors: str
     body: str = ""
+
+
+def respond(problem: Problem) -> Response:
+    """The response for a problem, in AUTOMATIC1111's form."""
+    body = ErrorAnswer(problem.error.title, problem.detail, problem.detail)
+    return Response(msgspec.json.encode(body), problem.error.status, problem_headers(problem), "application/json")
+
+
+def wrong(field: str, detail: str) -> Problem:
+    return Problem(Error.INVALID_FIELD, detail, field)

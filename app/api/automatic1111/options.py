@@ -1,4 +1,7 @@
-"""The web UI's settings, few of which mean anything here. A request may choose the files' format and what they tell."""
+"""The web UI's settings, and the lists that its clients ask for first: models, samplers and so on.
+
+Few settings have an effect here. A request may choose the format of its files and what is embedded in them.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,11 +9,14 @@ from typing import Any, Literal
 
 import msgspec
 
-from app.compat.automatic.errors import wrong
-from app.compat.automatic.scripts import is_nothing
+from app.api.automatic1111.controlnet_unit import CANNY, NONE
+from app.api.automatic1111.scripts import SCRIPT, is_nothing
+from app.api.automatic1111.structs import wrong
 from app.errors import Faults, plain, quoted
+from app.rules import Rules
 from app.settings import Settings
 from workers.engine.contract import Embedding, Format
+from workers.engine.metadata import sampler_name
 
 MODEL, SAMPLES_FORMAT, PNGINFO = "sd_model_checkpoint", "samples_format", "enable_pnginfo"
 QUALITY, LOSSLESS = "jpeg_quality", "webp_lossless"
@@ -149,3 +155,124 @@ def _plain(name: str, value: object) -> object:
     if name == MODEL and isinstance(value, str):
         return value.partition(" [")[0].removesuffix(".safetensors").removesuffix(".ckpt")
     return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 9 else value
+
+
+# -------------------------------------------------------------------------------------------------- lists by path
+
+CONTROLNET_API = 2  # the version whose arguments are taken
+
+
+class SdModel(msgspec.Struct, frozen=True):
+    """The model; neither its hash nor where it lies is told."""
+
+    title: str
+    model_name: str
+    filename: str
+    hash: str | None = None
+    sha256: str | None = None
+    config: str | None = None
+
+
+class SamplerItem(msgspec.Struct, frozen=True):
+    """The sampler, by the web UI's name where it has one."""
+
+    name: str
+    aliases: list[str] = []
+    options: dict[str, str] = {}
+
+
+class SchedulerItem(msgspec.Struct, frozen=True):
+    """The sampler's own noise schedule."""
+
+    name: str = "automatic"
+    label: str = "Automatic"
+    aliases: list[str] | None = None
+    default_rho: float = -1.0
+    need_inner_model: bool = False
+
+
+class Slider(msgspec.Struct, frozen=True):
+    """A threshold of the edge detector."""
+
+    name: str
+    value: float
+    min: float
+    max: float
+
+
+class ModuleDetail(msgspec.Struct, frozen=True):
+    """What can be said to the edge detector; its resolution cannot, so the first slider is none."""
+
+    sliders: list[Slider | None]
+    model_free: bool = False
+
+
+class ControlType(msgspec.Struct, frozen=True):
+    """What goes together."""
+
+    module_list: list[str]
+    model_list: list[str]
+    default_option: str
+    default_model: str
+
+
+class ScriptNames(msgspec.Struct, frozen=True):
+    """The extensions that there are."""
+
+    txt2img: list[str]
+    img2img: list[str]
+
+
+class ScriptInfo(msgspec.Struct, frozen=True):
+    """An extension. Its arguments are not listed one by one: each is an object."""
+
+    name: str
+    is_alwayson: bool = True
+    is_img2img: bool = False
+    args: list[str] = []
+
+
+def catalogue(settings: Settings) -> Mapping[str, Any]:
+    """What is answered, by path."""
+    name = settings.server.model_name
+    models, modules = [f"{name}-{CANNY}"], [NONE, CANNY]
+    kind = ControlType(modules, models, CANNY, models[0])
+    unavailable = {"error": "unavailable"}  # as the web UI has it where it cannot tell
+    return {
+        "/sdapi/v1/sd-models": [SdModel(name, name, name)],
+        "/sdapi/v1/samplers": [_sampler(settings)],
+        "/sdapi/v1/schedulers": [SchedulerItem()],
+        "/sdapi/v1/scripts": ScriptNames([SCRIPT], []),
+        "/sdapi/v1/script-info": [ScriptInfo(SCRIPT)],
+        "/sdapi/v1/upscalers": [],
+        "/sdapi/v1/loras": [],
+        "/sdapi/v1/sd-vae": [],
+        "/sdapi/v1/prompt-styles": [],
+        "/sdapi/v1/hypernetworks": [],
+        "/sdapi/v1/face-restorers": [],
+        "/sdapi/v1/latent-upscale-modes": [],
+        "/sdapi/v1/embeddings": {"loaded": {}, "skipped": {}},
+        "/sdapi/v1/cmd-flags": {},
+        "/sdapi/v1/memory": {"ram": unavailable, "cuda": unavailable},
+        "/controlnet/version": {"version": CONTROLNET_API},
+        "/controlnet/settings": {"control_net_unit_count": 1},
+        "/controlnet/model_list": {"model_list": models},
+        "/controlnet/module_list": {"module_list": modules, "module_detail": _details(settings)},
+        "/controlnet/control_types": {"control_types": {"All": kind, "Canny": kind}},
+    }
+
+
+def _sampler(settings: Settings) -> SamplerItem:
+    name, ours = sampler_name(settings.engine), settings.engine.sampler.name
+    return SamplerItem(name, [] if ours == name else [ours])
+
+
+def _details(settings: Settings) -> Mapping[str, ModuleDetail]:
+    canny, ranges = settings.engine.canny, Rules.of(settings).ranges
+    low, high = ranges["canny_low"], ranges["canny_high"]
+    sliders = [
+        None,
+        Slider("Canny Low Threshold", canny.low, low.low, low.high),
+        Slider("Canny High Threshold", canny.high, high.low, high.high),
+    ]
+    return {NONE: ModuleDetail([]), CANNY: ModuleDetail(sliders)}

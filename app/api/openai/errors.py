@@ -5,7 +5,7 @@ from http import HTTPStatus
 import msgspec
 from starlette.responses import Response
 
-from app.compat.openai.structs import ErrorAnswer, ErrorDetail
+from app.api.openai.structs import ErrorAnswer, ErrorDetail
 from app.errors import Error, Problem, problem_headers
 
 CODES = {Error.UNAUTHORIZED: "invalid_api_key", Error.QUOTA_EXCEEDED: "rate_limit_exceeded"}

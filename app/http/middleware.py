@@ -1,21 +1,23 @@
-"""The middleware of the service, from the outside in."""
+"""The middleware of the service, from the outside in, and the headers that every answer has."""
 
 import logging
 from collections.abc import Sequence
 
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.access import Access
+from app.errors import SAFE_HEADERS
+from app.http.access import Access
 from app.http.buffers import BodyBuffers
 from app.http.origins import ANY, OriginGuard, is_loopback
 from app.http.prefix import Proxied
-from app.http.safe_headers import SafeHeaders
 from app.lifecycle import RequestLifecycle
 from app.settings import ServerConfig, Settings
 
 log = logging.getLogger("contour")
 
+RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in SAFE_HEADERS.items()]  # as ASGI has them
 # That a page of another origin may read.
 EXPOSED_HEADERS = ("ETag", "Retry-After", "Server-Timing", "X-Contour-Warning", "X-Request-Id")
 
@@ -50,3 +52,23 @@ def hosts(server: ServerConfig) -> Sequence[str]:
         return [server.host, *(each.lower() for each in server.allowed_hosts)]
     log.info("Listening on %s: any Host header is accepted; server.allowed_hosts limits it to names", server.host)
     return [ANY]
+
+
+class SafeHeaders:
+    """ASGI middleware: adds headers that forbid caches to keep an answer and browsers to guess its type.
+
+    A header that the answer has already stays: the page's files may be cached.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_safely(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                names = {name for name, _ in message["headers"]}
+                missing = [header for header in RAW_HEADERS if header[0] not in names]
+                message["headers"] = [*message["headers"], *missing]
+            await send(message)
+
+        await self._app(scope, receive, send_safely)

@@ -8,10 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.access import Access
-from app.compat.openai.errors import MODEL_FIELD, respond
-from app.compat.openai.structs import MAX_NAME, Model, ModelList
+from app.api.openai.errors import MODEL_FIELD, respond
+from app.api.openai.structs import MAX_NAME, Model, ModelList
 from app.errors import Error, Problem, quoted
+from app.http.access import Access
 from app.lifecycle import RequestContext, RequestLifecycle
 
 # Beside its own name: many clients have OpenAI's built in, and there are more of them each year. The answer to an edit

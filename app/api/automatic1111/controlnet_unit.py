@@ -8,9 +8,8 @@ from typing import Any
 import msgspec
 
 from app import input_image
-from app.compat.automatic.errors import wrong
-from app.compat.automatic.scripts import FIELD, SCRIPT, is_nothing
-from app.compat.automatic.structs import ControlNetUnit, MaskedImage, Name
+from app.api.automatic1111.scripts import FIELD, SCRIPT, is_nothing
+from app.api.automatic1111.structs import ControlNetUnit, MaskedImage, Name, wrong
 from app.errors import Faults, Problem, quoted
 from app.json_reading import parsed_json
 

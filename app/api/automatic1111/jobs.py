@@ -10,8 +10,7 @@ from typing import Any, assert_never
 
 import pybase64
 
-from app.compat.automatic.errors import wrong
-from app.compat.automatic.structs import ProgressAnswer, State
+from app.api.automatic1111.structs import ProgressAnswer, State, wrong
 from app.errors import quoted
 from scheduler.messages import QueuePosition
 from workers.jobs import Advanced, Previewed, ProgressEvent, Started

@@ -9,17 +9,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import bodies
-from app.access import Access
-from app.compat.automatic.errors import respond, wrong
-from app.compat.automatic.info import info
-from app.compat.automatic.jobs import Job, Jobs
-from app.compat.automatic.options import present_options
-from app.compat.automatic.parse import Body, ParsedRequest, parse
-from app.compat.automatic.structs import Txt2ImgAnswer, Txt2ImgRequest
-from app.edges import EdgeFinder
+from app.api.automatic1111.info import info
+from app.api.automatic1111.jobs import Job, Jobs
+from app.api.automatic1111.options import present_options
+from app.api.automatic1111.parse import Body, ParsedRequest, parse
+from app.api.automatic1111.structs import Txt2ImgAnswer, Txt2ImgRequest, respond, wrong
+from app.api.edges import EdgeFinder
+from app.api.generation import unless_gone
 from app.errors import Faults
-from app.generation import unless_gone
 from app.generator import ClientGoneError, GeneratedImage, ImageGenerator
+from app.http.access import Access
 from app.lifecycle import CLIENT_CLOSED_REQUEST, RequestContext, RequestLifecycle
 from app.settings import Settings
 from app.start import about

@@ -1,6 +1,7 @@
-"""Files that a browser shows: read once, sent with their version, and not again to who has it.
+"""The static files of the page and of `/docs`, read once at the start.
 
-Large ones lie compressed (`NAME.gz`), and are sent so to all browsers.
+Starlette's StaticFiles would not do: an ETag is of the content here, not of a file's time, which differs between
+machines; each answer has the Content-Security-Policy; and large files (`NAME.gz`) are sent as they lie, compressed.
 """
 
 import gzip
@@ -14,6 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+PAGE, DOCS = (Path(__file__).parents[1] / name for name in ("page", "docs"))
+INDEX = "index.html"
 MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -24,7 +27,7 @@ MEDIA_TYPES = {
     ".txt": "text/plain; charset=utf-8",
     ".webp": "image/webp",
 }
-# Nothing is fetched from elsewhere, nothing runs that is not a file of ours, and nobody frames a page.
+# Nothing is loaded from elsewhere, only our own files run, and no other page may frame ours.
 POLICY: Mapping[str, str] = {
     "default-src": "'none'",
     "script-src": "'self'",
@@ -41,7 +44,7 @@ HEADERS: Mapping[str, str] = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # Names stay the same from version to version, so each use asks whether it is still that file: 304, mostly.
+    # File names do not change with the version, so a browser asks each time; the answer is 304, mostly.
     "Cache-Control": "no-cache",
     "Vary": "Accept-Encoding",
 }
@@ -49,7 +52,7 @@ HEADERS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file, maybe compressed. `tag` says which version it is."""
+    """A file and its type, empty if it is not served; `tag` is a hash of its content."""
 
     body: bytes
     media_type: str
@@ -57,20 +60,20 @@ class File:
     compressed: bool
 
 
-class Files:
-    """The files of a folder and those in it."""
+class StaticFolder:
+    """An endpoint that serves the files of a folder and of those in it, by name; by default its index.html."""
 
     def __init__(self, folder: Path) -> None:
         self._files = {path.name.removesuffix(".gz"): _read(path) for path in sorted(folder.rglob("*.*"))}
 
     @property
     def media_types(self) -> dict[str, str]:
-        """The files that are served, and what they are."""
+        """The types of the files, by name."""
         return {name: file.media_type for name, file in self._files.items() if file.media_type}
 
-    def respond(self, request: Request, name: str) -> Response:
-        """A file, or 304 to who has it already. Raises HTTPException where there is none of this name."""
-        file = self._files.get(name)
+    async def respond(self, request: Request) -> Response:
+        """Send a file, or 304 to a browser that has it. Raises HTTPException if there is none of this name."""
+        file = self._files.get(request.path_params.get("name", INDEX))
         if file is None or not file.media_type:
             raise HTTPException(404)
         compressed = file.compressed and _takes_gzip(request)
@@ -91,7 +94,7 @@ def _read(path: Path) -> File:
 
 
 def _has(request: Request, tag: str) -> bool:
-    """Whether a client has this version (RFC 9110, 13.1.2)."""
+    """Whether the client has this version (RFC 9110, 13.1.2)."""
     known = [each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")]
     return tag in known or known == ["*"]
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from functools import cached_property
 from ipaddress import ip_address, ip_network
 
-from app.access import client_of
-from app.connection import Connection
 from app.errors import Error, Problem
+from app.http.access import client_of
+from app.http.connection import Connection
 from app.settings import ServerConfig
 
 

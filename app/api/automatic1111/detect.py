@@ -10,11 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import bodies, input_image
-from app.compat.automatic.controlnet_unit import CANNY, Mask, module_of
-from app.compat.automatic.errors import respond, wrong
-from app.compat.automatic.parse import threshold
-from app.compat.automatic.structs import MAX_ITEMS, Name, Number
-from app.edges import EdgeEndpoint
+from app.api.automatic1111.controlnet_unit import CANNY, Mask, module_of
+from app.api.automatic1111.parse import threshold
+from app.api.automatic1111.structs import MAX_ITEMS, Name, Number, respond, wrong
+from app.api.edges import EdgeEndpoint
 from app.errors import Error, Faults, Problem, joined, quoted
 from app.lifecycle import RequestContext
 from workers.edge_process import RESOLUTIONS, Work

@@ -15,8 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
-from app.compat.automatic.errors import wrong
-from app.compat.automatic.structs import MAX_ITEMS, Name, Number, Whole
+from app.api.automatic1111.structs import MAX_ITEMS, Name, Number, Whole, wrong
 from app.errors import Faults, plain
 from app.json_reading import parsed_json
 

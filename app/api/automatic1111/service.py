@@ -10,17 +10,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app import bodies
-from app.access import Access
-from app.compat.automatic import options
-from app.compat.automatic.catalogue import catalogue
-from app.compat.automatic.detect import Detect
-from app.compat.automatic.errors import respond
-from app.compat.automatic.jobs import Jobs
-from app.compat.automatic.options import present_options
-from app.compat.automatic.structs import MAX_ITEMS, InterruptAnswer, JobName, Name, ProgressAnswer, State
-from app.compat.automatic.txt2img import JSON, Txt2Img
-from app.edges import EdgeFinder
+from app.api.automatic1111 import options
+from app.api.automatic1111.detect import Detect
+from app.api.automatic1111.jobs import Jobs
+from app.api.automatic1111.options import catalogue, present_options
+from app.api.automatic1111.structs import MAX_ITEMS, InterruptAnswer, JobName, Name, ProgressAnswer, State, respond
+from app.api.automatic1111.txt2img import JSON, Txt2Img
+from app.api.edges import EdgeFinder
 from app.generator import ImageGenerator
+from app.http.access import Access
 from app.lifecycle import RequestContext, RequestLifecycle
 from app.metrics import Metrics
 from app.rules import Rules
