@@ -72,13 +72,13 @@ chaos: $(INSTALLED)  ## run the service under faults, for an hour; ARGS="--secon
 demo-model: $(INSTALLED)  ## train the small model from nothing, alone on the machine; ARGS="--minutes 180 --seed 0"
 	$(BIN)/python -m example.demo_model train $(ARGS)
 
-demo-scores: $(INSTALLED)  ## score a model and show its pictures; ARGS="FOLDER --sheet FILE.jpg"
+demo-scores: $(INSTALLED)  ## score a model and show its images; ARGS="FOLDER --sheet FILE.jpg"
 	$(BIN)/python -m example.demo_model evaluate $(ARGS)
 
 bench: $(INSTALLED)  ## run the benchmarks; ARGS="..."
 	$(BIN)/python -m tests.bench $(ARGS)
 
-bench-gpu: $(INSTALLED)  ## time a picture by stages, beside diffusers; ARGS="--quick"
+bench-gpu: $(INSTALLED)  ## time an image by stages, beside diffusers; ARGS="--quick"
 	$(BIN)/python -m tests.bench.latency $(ARGS)
 
 clean:  ## remove all that was made here, .venv too

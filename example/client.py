@@ -1,4 +1,4 @@
-"""Send a picture and a prompt to the service, and save the picture that comes back.
+"""Send an image and a prompt to the service, and save the image that comes back.
 
     python example/client.py --prompt "a red heart and a blue star" --image my.png --out new.jpg
 
@@ -26,17 +26,17 @@ SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}  # by how a file begins
 
 
 class ClientError(Exception):
-    """No picture was made; the message says why."""
+    """No image was made; the message says why."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make one picture; the exit code."""
+    """Make one image; the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        picture, warnings = generate(options)
+        image, warnings = generate(options)
         for warning in warnings:
             print(warning, file=sys.stderr)
-        print(save(picture, options.out))
+        print(save(image, options.out))
     except ClientError as error:
         print(error, file=sys.stderr)
         return 1
@@ -72,26 +72,26 @@ def generate(options: argparse.Namespace) -> tuple[bytes, list[str]]:
         raise ClientError(f"{address} did not answer as the service does: {answer[:SHOWN_BYTES]!r}") from error
 
 
-def save(picture: bytes, out: Path | None) -> Path:
-    """Write the picture to `out`, or to output.jpg or output.png where none is given; the path."""
-    suffix = next((suffix for start, suffix in SUFFIXES.items() if picture.startswith(start)), "")
+def save(image: bytes, out: Path | None) -> Path:
+    """Write the image to `out`, or to output.jpg or output.png where none is given; the path."""
+    suffix = next((suffix for start, suffix in SUFFIXES.items() if image.startswith(start)), "")
     path = out or Path(f"output{suffix}")
-    path.write_bytes(picture)
+    path.write_bytes(image)
     return path.resolve()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the service is (%(default)s)")
-    parser.add_argument("--image", type=Path, default=HERE / "input.png", help="the picture to send (%(default)s)")
+    parser.add_argument("--image", type=Path, default=HERE / "input.png", help="the image to send (%(default)s)")
     parser.add_argument("--prompt", default=PROMPT, help="what to show (%(default)s)")
-    parser.add_argument("--seed", type=int, default=1234, help="the same seed gives the same picture (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1234, help="the same seed gives the same image (%(default)s)")
     what = "what the image is: a photo, in which edges are found, or edges already, white on black (photo)"
     parser.add_argument("--control-image", choices=("photo", "edges"), help=what)
     parser.add_argument("--out", type=Path, help="the file to write (output.jpg or output.png)")
     key = os.environ.get(KEY_VARIABLE, "")
     parser.add_argument("--api-key", default=key, help=f"where the service asks for one; best as ${KEY_VARIABLE}")
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds to wait for the picture (%(default)s)")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds to wait for the image (%(default)s)")
     return parser
 
 
