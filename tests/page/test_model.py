@@ -1,4 +1,4 @@
-"""The page with the small model: what is seen forming is a picture of its own."""
+"""The page with the small model: an image is seen forming, and the page says how little this model knows."""
 
 from collections.abc import Iterator
 from io import BytesIO
@@ -9,9 +9,10 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from tests.page.conftest import Visitor
+from tests.page.test_for_everybody import faults
 from tests.page.test_making import WATCH
 from tests.page.visiting import downloaded, pixels_of
-from tests.service.running import Pixels, Service
+from tests.service.running import Pixels, Service, png
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,31 @@ def test_a_drawing_becomes_a_picture_in_the_prompts_colours_and_is_seen_forming(
     assert picture.shape == (256, 256, 3)
     assert _strongest(picture[112:144, 112:144]) == "red"
     assert _strongest(picture[:24]) == "blue"
+
+
+def test_a_model_that_knows_little_says_so_and_offers_prompts(visitor: Visitor, demo: Service) -> None:
+    visit = visitor(demo)
+    expect(visit.page.get_by_text("Demo model: it knows circles, squares")).to_be_visible()
+    assert faults(visit) == []
+    chips = visit.page.get_by_role("list", name="Prompts to try").get_by_role("button")
+    words = chips.nth(1).inner_text()
+    chips.nth(1).click()
+    prompt = visit.page.get_by_label("Prompt", exact=True)
+    expect(prompt).to_have_value(words)
+    expect(prompt).to_be_focused()
+
+
+def test_what_the_service_warns_of_stands_at_the_result(visitor: Visitor, demo: Service) -> None:
+    visit = visitor(demo)
+    visit.upload(png(64, 64))
+    visit.page.get_by_text("More", exact=True).click()
+    visit.slide("Steps", 1)
+    card = visit.make("a red heart and a yellow star " * 12)
+    warnings = card.get_by_role("list", name="Warnings")
+    expect(warnings).to_contain_text("tokens; the model reads the first 75")
+    visit.page.reload()
+    visit.page.locator("#recent-list button").first.click()
+    expect(warnings).to_contain_text("tokens; the model reads the first 75")
 
 
 def _strongest(part: Pixels) -> str:

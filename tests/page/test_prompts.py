@@ -1,23 +1,13 @@
-"""Prompts in any script, too long ones, and what a model that knows little says of itself."""
+"""Prompts in any script, and too long ones."""
 
 import re
-from collections.abc import Iterator
 
-import pytest
 from playwright.sync_api import expect
 
-from tests.page.conftest import Visitor
-from tests.page.test_for_everybody import faults
 from tests.page.visiting import Visit
-from tests.service.running import Service, png
+from tests.service.running import png
 
 ARABIC = "قلب أحمر ونجمة صفراء"
-
-
-@pytest.fixture(scope="module")
-def demo() -> Iterator[Service]:
-    with Service("demo") as service:
-        yield service.wait_until_ready()
 
 
 def test_a_prompt_runs_in_its_own_direction_wherever_it_is_shown(visit: Visit) -> None:
@@ -45,31 +35,6 @@ def test_a_prompt_that_is_too_long_is_hinted_at_while_it_is_typed(visit: Visit) 
     expect(hint).to_contain_text("too long")
     prompt.fill("short")
     expect(hint).to_have_text("")
-
-
-def test_a_model_that_knows_little_says_so_and_offers_prompts(visitor: Visitor, demo: Service) -> None:
-    visit = visitor(demo)
-    expect(visit.page.get_by_text("Demo model: it knows circles, squares")).to_be_visible()
-    assert faults(visit) == []
-    chips = visit.page.get_by_role("list", name="Prompts to try").get_by_role("button")
-    words = chips.nth(1).inner_text()
-    chips.nth(1).click()
-    prompt = visit.page.get_by_label("Prompt", exact=True)
-    expect(prompt).to_have_value(words)
-    expect(prompt).to_be_focused()
-
-
-def test_what_the_service_warns_of_stands_at_the_result(visitor: Visitor, demo: Service) -> None:
-    visit = visitor(demo)
-    visit.upload(png(64, 64))
-    visit.page.get_by_text("More", exact=True).click()
-    visit.slide("Steps", 1)
-    card = visit.make("a red heart and a yellow star " * 12)
-    warnings = card.get_by_role("list", name="Warnings")
-    expect(warnings).to_contain_text("tokens; the model reads the first 75")
-    visit.page.reload()
-    visit.page.locator("#recent-list button").first.click()
-    expect(warnings).to_contain_text("tokens; the model reads the first 75")
 
 
 def test_another_model_has_nothing_of_the_kind(visit: Visit) -> None:

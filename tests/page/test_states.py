@@ -92,25 +92,31 @@ def test_a_server_that_does_not_answer_is_asked_again(visit: Visit) -> None:
     online(visit, True)
 
 
-def test_a_server_that_hangs_is_given_up(visitor: Visitor) -> None:
+@pytest.fixture(scope="module")
+def stopped() -> Iterator[Service]:
+    """A service whose processes may be stopped, and told to go on."""
     with Service("echo", WORKERS__CPU_WORKERS=1) as service:
-        visit = visitor(service.wait_until_ready())
-        visit.page.clock.install()
-        visit.upload(png(64, 64))
-        service.process.send_signal(signal.SIGSTOP)
-        choose(visit, png(96, 64))
-        expect(visit.page.locator("#edges-frame")).to_have_attribute("aria-busy", "true")
-        visit.page.clock.fast_forward(1_000)
-        with visit.page.expect_request("**/readyz"):  # it is asked whether it is there at all
-            visit.page.clock.fast_forward(31_000)
-        expect(state(visit)).to_contain_text("No answer from the server")
+        yield service.wait_until_ready()
+
+
+def test_a_server_that_hangs_is_given_up(visitor: Visitor, stopped: Service) -> None:
+    visit = visitor(stopped)
+    visit.page.clock.install()
+    visit.upload(png(64, 64))
+    stopped.process.send_signal(signal.SIGSTOP)
+    choose(visit, png(96, 64))
+    expect(visit.page.locator("#edges-frame")).to_have_attribute("aria-busy", "true")
+    visit.page.clock.fast_forward(1_000)
+    with visit.page.expect_request("**/readyz"):  # it is asked whether it is there at all
         visit.page.clock.fast_forward(31_000)
-        expect(visit.page.locator("#server")).to_contain_text("No answer from the server")
-        service.process.send_signal(signal.SIGCONT)
-        visit.page.clock.fast_forward(5_000)
-        expect(visit.page.locator("#server")).to_be_hidden()
-        visit.page.clock.fast_forward(1_000)
-        expect(visit.page.locator("#edges-image")).to_be_visible()
+    expect(state(visit)).to_contain_text("No answer from the server")
+    visit.page.clock.fast_forward(31_000)
+    expect(visit.page.locator("#server")).to_contain_text("No answer from the server")
+    stopped.process.send_signal(signal.SIGCONT)
+    visit.page.clock.fast_forward(5_000)
+    expect(visit.page.locator("#server")).to_be_hidden()
+    visit.page.clock.fast_forward(1_000)
+    expect(visit.page.locator("#edges-image")).to_be_visible()
 
 
 def test_the_page_says_so_when_it_gets_no_settings_and_tries_again(visitor: Visitor) -> None:
@@ -164,16 +170,16 @@ def worker(service: Service) -> int:
     return named(service.descendants()).get("contour cpu0", 0)
 
 
-def test_a_busy_server_says_so_and_is_asked_again(visitor: Visitor) -> None:
+def test_a_busy_server_says_so_and_is_asked_again(visitor: Visitor, stopped: Service) -> None:
     """The process that finds edges stands still, and other programs of this user wait for it: no more may."""
-    with Service("echo", WORKERS__CPU_WORKERS=1) as service, ThreadPoolExecutor(12) as programs:
-        visit = visitor(service.wait_until_ready())
+    with ThreadPoolExecutor(12) as programs:
+        visit = visitor(stopped)
         visit.upload(png(64, 64))
-        process = named(service.descendants())["contour edges"]
+        process = named(stopped.descendants())["contour edges"]
         os.kill(process, signal.SIGSTOP)
         headers = {"Content-Type": "image/png"}
         waiting = [
-            programs.submit(service.client.post, "/edges", content=png(32, 32), headers=headers) for _ in range(12)
+            programs.submit(stopped.client.post, "/edges", content=png(32, 32), headers=headers) for _ in range(12)
         ]
         until(lambda: any(each.done() for each in waiting))  # it was refused, as all places are taken
         choose(visit, png(96, 64))

@@ -4,12 +4,11 @@ import os
 import re
 import resource
 import signal
-import socket
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -144,16 +143,15 @@ def test_nothing_is_left_when_the_server_is_killed() -> None:
     assert set(os.listdir("/dev/shm")) == named
 
 
-def test_a_worker_cannot_take_the_memory_away_that_it_shares_with_the_server() -> None:
+def test_a_worker_cannot_take_the_memory_away_that_it_shares_with_the_server(echo: Service) -> None:
     """Were it possible, the server would be killed (SIGBUS) by its next access to what is gone."""
-    with Service("echo", WORKERS__CPU_WORKERS=1) as service:
-        worker = service.wait_until_ready().readiness()["workers"][0]["process"]
-        shared = next(each for each in Path(f"/proc/{worker}/fd").iterdir() if REGION in str(each.readlink()))
-        for size in (0, 1, 2**40):
-            with pytest.raises(PermissionError):
-                os.truncate(shared, size)
-        assert service.generate().status_code == 200
-        assert service.process.poll() is None
+    worker = echo.readiness()["workers"][0]["process"]
+    shared = next(each for each in Path(f"/proc/{worker}/fd").iterdir() if REGION in str(each.readlink()))
+    for size in (0, 1, 2**40):
+        with pytest.raises(PermissionError):
+            os.truncate(shared, size)
+    assert echo.generate().status_code == 200
+    assert echo.process.poll() is None
 
 
 def test_a_worker_that_cannot_be_started_for_want_of_descriptors_is_started_when_there_are_some() -> None:
@@ -197,33 +195,40 @@ def test_a_worker_that_is_slower_than_it_measured_is_answered_for_at_the_deadlin
         assert service.generate().status_code == 200
 
 
-def test_a_client_that_leaves_frees_its_slot() -> None:
-    with Service("echo", WORKERS__CPU_WORKERS=1, **ENDLESS) as service:
-        service.wait_until_ready()
-        leave(service)
-        until(lambda: not any(worker["running"] for worker in service.readiness()["workers"]))
-        until(lambda: service.sample("contour_requests_total", outcome="abandoned") == 1)
-
-
-def test_the_slot_of_a_cancelled_picture_is_free_within_one_step() -> None:
+@pytest.fixture(scope="module")
+def endless() -> Iterator[Service]:
+    """One slot, in which an image takes minutes."""
     with Service("echo", WORKERS__CPU_WORKERS=1, ENGINE__SLOTS=1, **ENDLESS) as service:
-        service.wait_until_ready()
-        leave(service)
-        until(lambda: service.sample("contour_requests_total", outcome="abandoned") == 1)
-        taken = service.sample("contour_steps_total")
-        assert service.generate(steps=1).status_code == 200
-        assert service.sample("contour_steps_total") <= taken + 2 + 1  # one was running, one is perhaps not counted yet
+        yield service.wait_until_ready()
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error() -> None:
-    with Service("echo") as service:
-        address = urlsplit(service.url)
-        with socket.create_connection((address.hostname, address.port)) as connection:
-            head = b"POST /generation/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            connection.sendall(head + b"Content-Length: 1000\r\n\r\n{")
-        until(lambda: service.sample("contour_requests_total", outcome="abandoned") == 1)
-        assert service.generate().status_code == 200
-    assert "Traceback" not in "".join(service.log)
+def test_a_client_that_leaves_frees_its_slot(endless: Service) -> None:
+    before = abandoned(endless)
+    leave(endless)
+    until(lambda: not any(worker["running"] for worker in endless.readiness()["workers"]))
+    until(lambda: abandoned(endless) == before + 1)
+
+
+def test_the_slot_of_a_cancelled_picture_is_free_within_one_step(endless: Service) -> None:
+    before = abandoned(endless)
+    leave(endless)
+    until(lambda: abandoned(endless) == before + 1)
+    taken = endless.sample("contour_steps_total")
+    assert endless.generate(steps=1).status_code == 200
+    assert endless.sample("contour_steps_total") <= taken + 2 + 1  # one was running, one is perhaps not counted yet
+
+
+def abandoned(service: Service) -> float:
+    return service.sample("contour_requests_total", outcome="abandoned")
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(echo: Service) -> None:
+    before, told = abandoned(echo), len(echo.log)
+    with connect(echo) as connection:
+        connection.sendall(head("Content-Length: 1000") + b"{")
+    until(lambda: abandoned(echo) == before + 1)
+    assert echo.generate().status_code == 200
+    assert "Traceback" not in "".join(echo.log[told:])
 
 
 def test_a_full_queue_rejects_and_says_when_to_come_back() -> None:

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from collections.abc import Iterator
 from functools import partial
 from importlib import metadata
 from shutil import which
@@ -13,20 +14,24 @@ from tests.service.raw import exchange, head
 from tests.service.running import Service, until
 
 
-def test_what_clients_saw_adds_up() -> None:
-    with Service("echo", WORKERS__CPU_WORKERS=1, ENGINE__ECHO__STEPS=3) as service:
-        service.wait_until_ready()
-        for _ in range(4):
-            assert service.generate().status_code == 200
-        assert service.generate(input_image_base64="AAAA").status_code == 422
-        assert service.sample("contour_requests_total", outcome="done") == 4
-        assert service.sample("contour_requests_total", outcome="invalid-image") == 1
-        assert service.sample("contour_request_duration_seconds_count") == 5
-        assert service.sample("contour_steps_total", worker="cpu0") == 12
-        assert service.sample("contour_batch_occupancy_count") == 12
-        for stage in ("queue", "prepare", "denoise", "decode", "encode"):
-            assert service.sample("contour_stage_seconds_count", stage=stage) == 4
-        assert service.sample("contour_request_duration_seconds_sum") >= service.sample("contour_stage_seconds_sum") > 0
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    with Service("echo", WORKERS__CPU_WORKERS=1, ENGINE__ECHO__STEPS=3, ENGINE__SLOTS=3) as service:
+        yield service.wait_until_ready()
+
+
+def test_what_clients_saw_adds_up(service: Service) -> None:
+    for _ in range(4):
+        assert service.generate().status_code == 200
+    assert service.generate(input_image_base64="AAAA").status_code == 422
+    assert service.sample("contour_requests_total", outcome="done") == 4
+    assert service.sample("contour_requests_total", outcome="invalid-image") == 1
+    assert service.sample("contour_request_duration_seconds_count") == 5
+    assert service.sample("contour_steps_total", worker="cpu0") == 12
+    assert service.sample("contour_batch_occupancy_count") == 12
+    for stage in ("queue", "prepare", "denoise", "decode", "encode"):
+        assert service.sample("contour_stage_seconds_count", stage=stage) == 4
+    assert service.sample("contour_request_duration_seconds_sum") >= service.sample("contour_stage_seconds_sum") > 0
 
 
 def test_what_closes_a_connection_is_counted(echo: Service) -> None:
@@ -42,28 +47,25 @@ def is_zero(service: Service, name: str) -> bool:
     return service.sample(name) == 0
 
 
-def test_the_state_of_now_is_shown() -> None:
-    with Service("echo", WORKERS__CPU_WORKERS=1, ENGINE__SLOTS=3) as service:
-        assert service.sample("contour_ready") in (0, 1)
-        service.wait_until_ready()
-        assert service.sample("contour_ready") == 1
-        assert service.sample("contour_draining") == 0
-        (build,) = service.metrics()["contour_build_info"].samples
-        assert (build.name, build.value, build.labels) == (
-            "contour_build_info",
-            1,
-            {"version": __version__, "torch": metadata.version("torch"), "runtime": "echo"},
-        )
-        assert service.sample("contour_worker_state", worker="cpu0", state="ready") == 1
-        assert service.sample("contour_worker_state", worker="cpu0") == 1
-        assert service.sample("contour_slots", worker="cpu0") == 3
-        for name in (
-            "contour_queue_depth",
-            "contour_jobs_running",
-            "contour_slots_in_use",
-            "contour_worker_restarts_total",
-        ):
-            until(partial(is_zero, service, name))
+def test_the_state_of_now_is_shown(service: Service) -> None:
+    (build,) = service.metrics()["contour_build_info"].samples
+    assert (build.name, build.value, build.labels) == (
+        "contour_build_info",
+        1,
+        {"version": __version__, "torch": metadata.version("torch"), "runtime": "echo"},
+    )
+    assert service.sample("contour_ready") == 1
+    assert service.sample("contour_draining") == 0
+    assert service.sample("contour_worker_state", worker="cpu0", state="ready") == 1
+    assert service.sample("contour_worker_state", worker="cpu0") == 1
+    assert service.sample("contour_slots", worker="cpu0") == 3
+    for name in (
+        "contour_queue_depth",
+        "contour_jobs_running",
+        "contour_slots_in_use",
+        "contour_worker_restarts_total",
+    ):
+        until(partial(is_zero, service, name))
 
 
 def test_buckets_reach_from_5_ms_to_300_s(echo: Service) -> None:

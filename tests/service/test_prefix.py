@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -16,24 +15,40 @@ from tests.service.proxy import proxied
 from tests.service.running import ROOT, Service, good_request, png, until
 
 PREFIX = "/our/contour"
-TRUSTED = {"SERVER__TRUSTED_PROXIES": '["127.0.0.1"]'}
-# How a proxy and a configuration may go together: the service's settings, and what the proxy does.
-WAYS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
-    "stripped, by configuration": ({"SERVER__ROOT_PATH": PREFIX}, {"strips": True}),
-    "not stripped, by configuration": ({"SERVER__ROOT_PATH": PREFIX}, {"strips": False}),
-    "stripped, by the proxy's word": (TRUSTED, {"headers": {"X-Forwarded-Prefix": PREFIX}}),
-    "not stripped, by the proxy's word": (TRUSTED, {"strips": False, "headers": {"X-Forwarded-Prefix": f"{PREFIX}/"}}),
-    "two proxies": (TRUSTED, {"headers": {"X-Forwarded-Prefix": "/our, /contour"}}),
+# How a proxy and a configuration may go together: the service, and what the proxy does.
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "stripped, by configuration": ("configured", {"strips": True}),
+    "not stripped, by configuration": ("configured", {"strips": False}),
+    "stripped, by the proxy's word": ("trusting", {"headers": {"X-Forwarded-Prefix": PREFIX}}),
+    "not stripped, by the proxy's word": (
+        "trusting",
+        {"strips": False, "headers": {"X-Forwarded-Prefix": f"{PREFIX}/"}},
+    ),
+    "two proxies": ("trusting", {"headers": {"X-Forwarded-Prefix": "/our, /contour"}}),
 }
+
+
+@pytest.fixture(scope="module")
+def configured() -> Iterator[Service]:
+    """A service that knows its prefix."""
+    with Service("echo", WORKERS__CPU_WORKERS=1, SERVER__ROOT_PATH=PREFIX) as service:
+        yield service.wait_until_ready()
+
+
+@pytest.fixture(scope="module")
+def trusting() -> Iterator[Service]:
+    """A service that takes its prefix from a proxy on this machine."""
+    with Service("echo", WORKERS__CPU_WORKERS=1, SERVER__TRUSTED_PROXIES='["127.0.0.1"]') as service:
+        yield service.wait_until_ready()
 
 
 @pytest.fixture(scope="module", params=list(WAYS))
 def behind(request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of a service at a proxy."""
-    settings, manner = WAYS[request.param]
-    with ExitStack() as stack:
-        service = stack.enter_context(Service("echo", WORKERS__CPU_WORKERS=1, **settings)).wait_until_ready()
-        yield stack.enter_context(proxied(service.url, PREFIX, **manner))
+    name, manner = WAYS[request.param]
+    service: Service = request.getfixturevalue(name)
+    with proxied(service.url, PREFIX, **manner) as address:
+        yield address
 
 
 def test_the_description_names_the_prefix(behind: str) -> None:
@@ -80,18 +95,15 @@ def test_what_is_not_there_is_told_as_ever(behind: str) -> None:
     assert httpx.get(f"{behind}/generation/").headers["allow"] == "POST"
 
 
-def test_the_prefix_without_its_slash_leads_to_the_page() -> None:
-    with (
-        Service("echo", WORKERS__CPU_WORKERS=1, SERVER__ROOT_PATH=PREFIX) as service,
-        proxied(service.url, PREFIX, strips=False) as behind,
-    ):
+def test_the_prefix_without_its_slash_leads_to_the_page(configured: Service) -> None:
+    with proxied(configured.url, PREFIX, strips=False) as behind:
         page = httpx.get(f"{behind}?a=b", follow_redirects=True)
         assert (page.status_code, str(page.url)) == (200, f"{behind}/?a=b")
         # Both styles at once: probes of the same machine know nothing of the proxy.
-        assert service.client.get("/healthz").status_code == 200
-        assert service.client.get(f"{PREFIX}/healthz").status_code == 200
-        assert service.client.get("/other/healthz").status_code == 404
-        assert service.client.get(f"{PREFIX}x/healthz").status_code == 404
+        assert configured.client.get("/healthz").status_code == 200
+        assert configured.client.get(f"{PREFIX}/healthz").status_code == 200
+        assert configured.client.get("/other/healthz").status_code == 404
+        assert configured.client.get(f"{PREFIX}x/healthz").status_code == 404
 
 
 HOSTILE = [
@@ -117,27 +129,24 @@ def test_a_prefix_that_is_none_is_ignored(prefix: str) -> None:
     assert not is_prefix(prefix)
 
 
-def test_a_hostile_prefix_changes_nothing_and_a_strangers_prefix_is_not_heard() -> None:
+def test_a_hostile_prefix_changes_nothing_and_a_strangers_prefix_is_not_heard(trusting: Service) -> None:
     def servers(service: Service, prefix: str) -> object:
         answer = service.client.get("/openapi.json", headers={b"X-Forwarded-Prefix": prefix.encode("latin-1")})
         assert answer.status_code == 200
         return answer.json().get("servers")
 
-    with Service("echo", WORKERS__CPU_WORKERS=1, **TRUSTED) as service:
-        assert [servers(service, prefix) for prefix in HOSTILE] == [None] * len(HOSTILE)
-        assert servers(service, "/ours") == [{"url": "/ours"}]
-        assert service.client.get("/openapi.json").headers["vary"] == "X-Forwarded-Prefix"
+    assert [servers(trusting, prefix) for prefix in HOSTILE] == [None] * len(HOSTILE)
+    assert servers(trusting, "/ours") == [{"url": "/ours"}]
+    assert trusting.client.get("/openapi.json").headers["vary"] == "X-Forwarded-Prefix"
     with Service("echo", WORKERS__CPU_WORKERS=1, SERVER__TRUSTED_PROXIES='["10.0.0.0/8"]') as service:
         assert servers(service, "/ours") is None
 
 
-def test_what_a_trusted_proxy_says_of_the_client_is_believed_beside_its_prefix() -> None:
+def test_what_a_trusted_proxy_says_of_the_client_is_believed_beside_its_prefix(trusting: Service) -> None:
     """One connection's client is another than the next one's: the shares of a queue tell them apart."""
-    with Service("echo", WORKERS__CPU_WORKERS=1, SERVER__LOG_FORMAT="human", **TRUSTED) as service:
-        service.wait_until_ready()
-        headers = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Prefix": "/ours"}
-        assert service.client.post("/generation/", json=good_request(), headers=headers).status_code == 200
-        until(lambda: any("203.0.113.7" in line for line in service.log))
+    headers = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Prefix": "/ours"}
+    assert trusting.client.post("/generation/", json=good_request(), headers=headers).status_code == 200
+    until(lambda: any("203.0.113.7" in line for line in trusting.log))
 
 
 @pytest.mark.parametrize("prefix", ["contour", "/contour/", "/", "//x", "/a b", "/docs", "/<b>"])
