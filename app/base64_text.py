@@ -55,8 +55,8 @@ def decode(text: str, name: str) -> bytes:
         raise Problem(Error.INVALID_FIELD, f"{name} {_mistaken(data) or _at_fault(data)}", name)
     checked(image, data, name)
     if media_type and not image.startswith(IMAGES):
-        told = f"{name} is a data: URI of {quoted(media_type)} that holds {kind_of(image)}; send a PNG, JPEG or WebP."
-        raise Problem(Error.INVALID_IMAGE, told, name)
+        detail = f"{name} is a data: URI of {quoted(media_type)} that holds {kind_of(image)}; send a PNG, JPEG or WebP."
+        raise Problem(Error.INVALID_IMAGE, detail, name)
     return image
 
 
@@ -64,8 +64,8 @@ def checked(image: bytes, text: str, name: str) -> None:
     """Raises Problem where something else than base64 happens to be made of its letters alone."""
     if image.startswith(IMAGES):
         return
-    if told := _mistaken(text, short=len(text) < SMALL_CHARS):
-        raise Problem(Error.INVALID_FIELD, f"{name} {told}", name)
+    if detail := _mistaken(text, short=len(text) < SMALL_CHARS):
+        raise Problem(Error.INVALID_FIELD, f"{name} {detail}", name)
     words = text.strip() if len(text) < SMALL_CHARS else ""
     if kind_of(image) == OTHER and (0 < len(words) < WORD_CHARS or " " in words):
         raise Problem(Error.INVALID_FIELD, f"{name} is {quoted(text)}, which is no image; {SEND}.", name)
@@ -82,8 +82,8 @@ def _parted(text: str, name: str) -> tuple[str, str]:
     media_type, *parameters = head[len(URI) :].lower().replace(" ", "").split(";")
     data = text.partition(",")[2]
     if "base64" not in parameters and not (_decoded(data) or b"").startswith(IMAGES):
-        told = f"{name} is a data: URI of {quoted(media_type or 'text/plain')} that is not base64; {_example()}."
-        raise Problem(Error.INVALID_FIELD, told, name)
+        detail = f"{name} is a data: URI of {quoted(media_type or 'text/plain')} that is not base64; {_example()}."
+        raise Problem(Error.INVALID_FIELD, detail, name)
     return media_type, data
 
 

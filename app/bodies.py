@@ -30,10 +30,10 @@ from app.rules import Rules
 
 UTF8_BYTES = 4  # of a character, at most
 MAX_LENGTH_DIGITS = 18  # of a Content-Length that is worth reading
-BODY = "body"  # what is blamed for an image that is the body, beside fields that are wrong
+BODY = "body"  # the name of the body in errors
 FORM_FILE = "input_image"  # what a form calls the image
 FORM, URL_ENCODED = "multipart/form-data", "application/x-www-form-urlencoded"
-# Bodies above this are decoded by a thread: the event loop answers others meanwhile.
+# Bodies above this size are decoded in a thread, while the event loop answers others.
 LARGE_BYTES = 2**20
 IMAGE_TYPES = (
     "image/png",
@@ -51,7 +51,7 @@ _json = msgspec.json.Decoder(other_names.with_others(GenerationRequest), strict=
 
 
 async def generation_params(request: Request, rules: Rules, output: OutputOptions) -> GenerationParams:
-    """What a request asks for, whatever form it comes in. Raises Problem."""
+    """Parse a request into parameters, whatever form its body has. Raises Problem."""
     kind, faults = media_type(request), Faults()
     if is_json(kind) or kind == FORM:
         _refuse_query(request)
@@ -79,7 +79,7 @@ async def generation_params(request: Request, rules: Rules, output: OutputOption
 
 
 def _refuse_query(request: Request) -> None:
-    """Raises Problem where fields are in the query and the body is no image, but has fields of its own."""
+    """Refuse fields in the query beside a body that has fields of its own. Raises Problem."""
     if not request.scope["query_string"]:
         return
     for name, text in query(request).items():
@@ -91,13 +91,13 @@ def _refuse_query(request: Request) -> None:
 def _with_warnings(
     params: GenerationParams, sent: set[str], called: Mapping[str, str] = AS_THEY_ARE
 ) -> GenerationParams:
-    """The same, with a word on each field that was sent by a name that is not ours."""
+    """Add a warning for each field that was sent by another service's name."""
     warnings = tuple(other_names.warnings(sent, called))
     return replace(params, warnings=warnings) if warnings else params
 
 
 async def image_of_json(encoded: msgspec.Raw, faults: Faults) -> bytes:
-    """The image of a body of JSON; empty, and a fault noted, where there is none."""
+    """Decode the image of a JSON body. If there is none, note a fault and return nothing."""
     try:
         return await in_thread_if_large(len(encoded), input_image.decoded, encoded)
     except Problem as problem:
@@ -108,14 +108,14 @@ async def image_of_json(encoded: msgspec.Raw, faults: Faults) -> bytes:
 async def image_of_form(
     texts: Mapping[str, str], files: Sequence[tuple[str, bytes]], name: str, names: Collection[str]
 ) -> bytes:
-    """The one image of a form: a file, or base64 as a text, by one of some names. Raises Problem."""
+    """The one image of a form, by one of some names: a file, or base64 in a text field. Raises Problem."""
     image = forms.image(texts, files, name, names)
     work = partial(input_image.from_base64, image) if isinstance(image, str) else partial(input_image.from_file, image)
     return await in_thread_if_large(len(image), work, name)
 
 
 async def image_alone(request: Request, rules: Rules) -> bytes:
-    """The image that is the body. Raises Problem."""
+    """Read a body that is the image itself. Raises Problem."""
     body = await read(request, rules.max_body_bytes)
     return await in_thread_if_large(len(body), input_image.from_file, body, None)
 
@@ -136,9 +136,9 @@ def understood(
     faults = Faults() if faults is None else faults
     for problem in rules.faults(fields, called):
         faults.add(problem)
-    if faults:  # else the image is looked at when it is time for it
+    if faults:  # otherwise the image is checked later
         with faults.noted():
-            if image:  # else that is a fault already
+            if image:  # a missing one is a fault already
                 input_image.measured(image, rules, blamed or BODY)
         faults.check()
     return GenerationParams(
@@ -154,7 +154,7 @@ def understood(
 
 
 def media_type(request: Request) -> str:
-    """The type of the body, without parameters; empty where none is named. Raises Problem for one that is coded."""
+    """The body's media type, without parameters, or an empty string. Raises Problem for a Content-Encoding."""
     if (coding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
         raise Problem(
             Error.MEDIA_TYPE,
@@ -176,12 +176,12 @@ def unsupported(kind: str, types: str) -> Problem:
 
 
 def is_json(kind: str) -> bool:
-    """Whether a media type is JSON's, or one of those that build on it."""
+    """Whether a media type is JSON or based on it (+json)."""
     return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 async def read(request: Request, most: int) -> bytes:
-    """The body, if it has at most `most` bytes; not a byte more is kept. Raises Problem."""
+    """Read a body of at most `most` bytes; no more are kept. Raises Problem."""
     return b"".join([chunk async for chunk in _chunks(request, most)])
 
 
@@ -207,19 +207,19 @@ async def json_body(
     return await in_thread_if_large(len(body), parsed_json, body, decoder, values, faults, rules.ranges)
 
 
-# One, so that one large body at a time takes the memory and the interpreter's lock that decoding needs.
+# One thread: large bodies are decoded one at a time, as each takes memory and the interpreter's lock.
 _large_bodies = ThreadPoolExecutor(1, "large-bodies")
 
 
 async def in_thread_if_large(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The result of `work`, whose time goes with `size` bytes; not on the event loop's time if these are many."""
+    """Call `work`, in a thread if `size`, which its time depends on, is large."""
     if size <= LARGE_BYTES:
         return work(*args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(_large_bodies, partial(work, *args, **kwargs))
 
 
 def query(request: Request) -> dict[str, str]:
-    """The fields of the query, of several of a name the last. Raises Problem for what is not UTF-8."""
+    """The fields of the query; the last one of several with a name counts. Raises Problem for what is not UTF-8."""
     try:
         text = request.scope["query_string"].decode()
         return dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=forms.MAX_PARTS))
@@ -230,7 +230,7 @@ def query(request: Request) -> dict[str, str]:
 
 
 async def form(request: Request, rules: Rules) -> tuple[dict[str, str], list[tuple[str, bytes]]]:
-    """The fields of a form, of several of a name the last; and its files, with their names. Raises Problem."""
+    """The fields of a form and its files; the last field of several with a name counts. Raises Problem."""
     chunks = _chunks(request, rules.max_body_bytes)
     return await forms.parsed(request.headers["content-type"], chunks, UTF8_BYTES * rules.max_text_chars)
 

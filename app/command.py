@@ -1,4 +1,4 @@
-"""The command line: settings, signals, and a server around the application."""
+"""`python -m app serve`: settings, signals, and a server around the application."""
 
 import argparse
 import asyncio
@@ -28,15 +28,15 @@ from workers.secrets import forget_secrets
 
 log = logging.getLogger("contour")
 
-CLOSE_SECONDS = 10.0  # given to answers that are being written, and to bodies, when everything else has ended
+CLOSE_SECONDS = 10.0  # for bodies and answers in progress, when everything else has ended
 CUT_CLOSE_SECONDS, CUT_SECONDS = 0.3, 1.0  # the same after a second signal, and until the process ends at the latest
 CANCEL_SECONDS = 5  # after connections were closed, until uvicorn cancels what still runs, with a traceback
-DEAF_SIGNALS = 2  # unheard by an event loop, after which the next one ends the process
-SIGNALLED = 128  # an exit code, to which the signal's number is added
+DEAF_SIGNALS = 2  # a stuck event loop ignores so many; the next one ends the process
+SIGNALLED = 128  # an exit code: this plus the signal's number
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Serve until a signal ends it; the exit code."""
+    """Serve until a signal ends it. Returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
         settings = prepared(options.config, os.environ, _flags(options))
@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
     nvml = Nvml.open()
     try:
         service = _Service(settings, nvml, listeners)
-        forget_secrets(os.environ)  # all that reads them has done so by now, and no worker is started yet
+        forget_secrets(os.environ)  # after everything has read them, and before a worker starts
         return service.run()
     except StartError as error:
         print(str(error).replace("CONFIG", str(options.config)), file=sys.stderr)
@@ -81,7 +81,7 @@ def _flags(options: argparse.Namespace) -> Mapping[str, str]:
 
 
 class _Service:
-    """The life of the process: listening, serving, draining, gone."""
+    """The life of the process: listen, serve, drain, exit."""
 
     def __init__(self, settings: Settings, nvml: Nvml | None, listeners: Sequence[socket.socket]) -> None:
         self._settings = settings
@@ -91,7 +91,7 @@ class _Service:
         self._cut_by: int | None = None  # the signal that ended it before all requests were finished
 
     def run(self) -> int:
-        """Serve; 0 after a drain, 1 when all workers have failed, 128 and a signal's number when that cut it short."""
+        """Serve. Return 0 after a drain, 1 if all workers failed, 128 plus a signal's number if cut short."""
         config = uvicorn.Config(
             self._application.asgi,
             loop="uvloop",
@@ -120,7 +120,7 @@ class _Service:
         self._server.should_exit = True
 
     def _stop(self, signals: int, number: int) -> None:
-        """First signal: finish what was accepted. Second: answer everybody now, and end the workers as they are."""
+        """First signal: finish what was accepted. Second: answer everybody now, and kill the workers."""
         if signals == 1:
             self._drain(number)
         elif signals == 2:
@@ -139,26 +139,25 @@ class _Service:
     def _cut(self, number: int) -> None:
         assert self._server is not None
         self._cut_by = number
-        log.warning("Stopping at once; requests that are not finished: %d", self._application.lifecycle.open_requests)
+        log.warning("Stopping at once; unfinished requests: %d", self._application.lifecycle.open_requests)
         self._server.close_connections(CUT_CLOSE_SECONDS)
-        self._application.pool.drain(0.0)  # which answers everybody
+        self._application.pool.drain(0.0)  # this answers everybody
         self._application.pool.kill()
-        # Whatever still holds it up. The kernel ends the other processes with this one, and memory has no name.
+        # In case anything still blocks. The kernel ends the other processes with this one; shared memory has no name.
         asyncio.get_running_loop().call_later(CUT_SECONDS, os._exit, SIGNALLED + number)
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn, but a signal drains before anything closes: clients are told, balancers look away, work is finished."""
+    """Uvicorn, but a signal drains first: load balancers turn away, and accepted work is finished."""
 
     def __init__(self, config: uvicorn.Config, on_signal: Callable[[int, int], None]) -> None:
         super().__init__(config)
         self._on_signal = on_signal
-        self._signals = 0  # that were heard
+        self._signals = 0  # that the loop has seen
         self._unheard = 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept connections, and say where."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         for listener in sockets or ():
@@ -166,23 +165,23 @@ class _Server(uvicorn.Server):
             log.info("Listening on http://%s:%d", bracketed(host), port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let what is in hand come to its end."""
+        """Give open connections time to finish."""
         self.close_connections(CLOSE_SECONDS)
         await super().shutdown(sockets)
 
     def close_connections(self, seconds: float) -> None:
-        """Close what is still open after so many seconds."""
+        """Close the connections that are still open after so many seconds."""
         asyncio.get_running_loop().call_later(seconds, self._close_connections)
 
     def _close_connections(self) -> None:
         for connection in list(self.server_state.connections):
             if isinstance(connection, Connection):
-                connection.end(Problem(Error.DRAINING, "The service stops before this request has come in full."))
+                connection.end(Problem(Error.DRAINING, "The service stopped before this request had arrived in full."))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called in the main thread, between any two instructions of it: only passes the news on to the loop.
+        """Runs in the main thread, between any two instructions, so it only passes the signal on to the loop.
 
-        Signals that come before the first was heard are one: `timeout`, for one, signals a process and then its group.
+        Signals count as one until the loop has seen the first: `timeout` signals a process and then its group.
         """
         self._unheard += 1
         if self._loop is None:

@@ -1,4 +1,4 @@
-"""Every error that a client can get, as one table, in the form of RFC 9457 (problem+json)."""
+"""All errors that a client can get, in one table, in the form of RFC 9457 (problem+json)."""
 
 import dataclasses
 import re
@@ -15,25 +15,25 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 MEDIA_TYPE = "application/problem+json"
-# A problem's body is at most 4 KB: it has its detail twice, once for the field to blame.
+# A problem's body is at most 4 KB. It has the detail twice: once of all, once by field.
 DETAIL_BYTES = 1500
-MAX_ERRORS, ERRORS_BYTES = 20, 1800  # fields that one answer tells of
+MAX_ERRORS, ERRORS_BYTES = 20, 1800  # fields that one answer names
 FIELD_CHARS = 100
 QUOTED_CHARS = 100  # of a client's value, in a message
 LONG_BITS = 330  # an integer of more than these has more than 99 digits
 CUT = "..."
 REASON_CHARS = 300  # of a problem, in the log
-# Around a client's text in a message, until it is told: noncharacters, which no quote has in it. The log leaves
-# out what is between them, as it may be a prompt or a key.
+# Noncharacters that mark a client's text in a message until it is sent. The log leaves out what is between them, as
+# it may be a prompt or a key.
 VALUE = "\ufdd0", "\ufdd1"
 _VALUES = re.compile(f"{VALUE[0]}[^{VALUE[1]}]*{VALUE[1]}")
 JSON_BYTES = 6  # that JSON takes at most for a character, as in \u0001
-# What is made for one client is kept by no cache, and is never taken for another type than it says.
+# No cache keeps what is made for one client, and no browser guesses another type.
 SAFE_HEADERS: Mapping[str, str] = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
 class Error(Enum):
-    """The table: the last part of the problem's type, its status and its title."""
+    """The table: the last part of the problem's type, the status and the title."""
 
     MALFORMED_HTTP = "malformed-http", HTTPStatus.BAD_REQUEST, "The request is not valid HTTP"
     MALFORMED_JSON = "malformed-json", HTTPStatus.BAD_REQUEST, "The body is not JSON"
@@ -74,7 +74,7 @@ class Error(Enum):
 
 
 class FieldError(msgspec.Struct, frozen=True):
-    """A field of the request's body, and what is wrong with it."""
+    """A field of the request, and what is wrong with it."""
 
     field: str
     detail: str
@@ -117,9 +117,9 @@ class Problem(Exception):
 
 
 class Faults:
-    """Collects what is wrong with the fields of a request, so that one answer tells of all of it.
+    """Collects what is wrong with the fields of a request, so that one answer names all of it.
 
-    The first problem gives the answer its type and status. Of a field, the first is told.
+    The first problem decides the answer's type and status. Only the first one of each field is named.
     """
 
     def __init__(self) -> None:
@@ -129,48 +129,48 @@ class Faults:
         return bool(self._problems)
 
     def add(self, problem: Problem) -> None:
-        """Note a problem. Raises it where it blames no field: then there is nothing to go on with."""
+        """Note a problem. One that is not about a field is raised at once, as nothing else can be checked then."""
         if problem.field is None:
             raise problem
         self._problems.append(problem)
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Note the Problem that is raised within, instead of raising it."""
+        """Note a Problem that is raised within the block, instead of raising it."""
         try:
             yield
         except Problem as problem:
             self.add(problem)
 
     def check(self) -> None:
-        """Raises all that was noted, as one Problem."""
+        """Raise all noted problems as one."""
         if self._problems:
             raise joined(self._problems)
 
 
 def joined(problems: Sequence[Problem]) -> Problem:
-    """One problem that tells of several."""
+    """Join problems into one that names them all."""
     if len(problems) == 1:
         return problems[0]
-    told: dict[str, FieldError] = {}
+    by_field: dict[str, FieldError] = {}
     for problem in problems:
         for each in problem.errors:
-            told.setdefault(each.field, each)
+            by_field.setdefault(each.field, each)
     errors: list[FieldError] = []
     room = ERRORS_BYTES
-    for each in told.values():
+    for each in by_field.values():
         room -= len(msgspec.json.encode(each))
         if errors and (room < 0 or len(errors) == MAX_ERRORS):
             break
         errors.append(each)
-    more = len(told) - len(errors)
+    more = len(by_field) - len(errors)
     detail = " ".join(each.detail for each in errors) + (f" And {more} more fields are wrong." if more else "")
     reason = " ".join(problem.reason for problem in problems)
     return Problem(problems[0].error, detail, errors[0].field, errors=errors, reason=reason)
 
 
 def respond(problem: Problem) -> Response:
-    """The response that tells a client of a problem."""
+    """The response for a problem."""
     return Response(problem_body(problem), problem.error.status, problem_headers(problem), MEDIA_TYPE)
 
 
@@ -184,7 +184,7 @@ def problem_body(problem: Problem) -> bytes:
 
 
 def problem_headers(problem: Problem) -> dict[str, str]:
-    """The headers that go with a problem, in whatever form its body is."""
+    """The headers of an answer with a problem, whatever form its body has."""
     headers = {**problem.headers, **SAFE_HEADERS}
     if problem.retry_after is not None:
         headers["Retry-After"] = str(whole_seconds(problem.retry_after))
@@ -194,12 +194,12 @@ def problem_headers(problem: Problem) -> dict[str, str]:
 
 
 def whole_seconds(retry_after: float) -> int:
-    """As Retry-After wants them: whoever waits so long does not come too early."""
+    """Retry-After in whole seconds, rounded up."""
     return max(1, ceil(retry_after))
 
 
 def routing_problem(request: Request, error: Exception) -> Problem:
-    """What Starlette's router raises: unknown paths and methods."""
+    """The problem for what Starlette's router raises: unknown paths and methods."""
     assert isinstance(error, HTTPException)
     path = plain(request.scope["path"])
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
@@ -210,18 +210,18 @@ def routing_problem(request: Request, error: Exception) -> Problem:
 
 
 def quoted(value: object, most: int = QUOTED_CHARS) -> str:
-    """A client's value for a Problem, as `repr` writes it: at most `most` characters, however large the value is."""
+    """A client's value for a message, as `repr` writes it, in at most `most` characters, however large it is."""
     text = _cut(_quote.repr(value), most)
     return text if isinstance(value, int | float) else text.join(VALUE)
 
 
 def plain(text: str, most: int = QUOTED_CHARS) -> str:
-    """A client's text for a Problem, without quotation marks: at most `most` characters."""
+    """A client's text for a message, without quotation marks, in at most `most` characters."""
     return _cut(text.replace(VALUE[1], ""), most).join(VALUE)
 
 
 class _Quote(reprlib.Repr):
-    """Never builds more than a message can hold. Python refuses to write an integer of thousands of digits at all."""
+    """Writes values in bounded time and space. Python itself refuses to write integers of thousands of digits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -229,16 +229,14 @@ class _Quote(reprlib.Repr):
         self.maxlevel = 3
 
     def repr_int(self, value: int, level: int) -> str:
-        """An integer; a long one by its size."""
         long = value.bit_length() > LONG_BITS
         return f"an integer of about {int(value.bit_length() * 0.30103) + 1} digits" if long else repr(value)
 
     def repr_bool(self, value: bool, level: int) -> str:
-        """As JSON has it: that is what a client sent."""
+        """As JSON has it, which is what a client sent."""
         return "true" if value else "false"
 
     def repr_NoneType(self, value: None, level: int) -> str:  # noqa: N802 - reprlib calls it
-        """The same."""
         return "null"
 
 
@@ -250,7 +248,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def _cut_to_bytes(text: str, most: int) -> str:
-    """At most so many bytes of JSON."""
+    """Cut a text to at most `most` bytes of JSON."""
     if len(text) * JSON_BYTES <= most:
         return text
     text = text.encode("utf-8", "replace").decode()
@@ -262,5 +260,5 @@ def _cut_to_bytes(text: str, most: int) -> str:
 
 
 async def on_exception(request: Request, error: Exception) -> Response:
-    """Starlette's handler for everything that nobody expected; it is logged with its traceback by the server."""
+    """Starlette's handler for unexpected errors. The server logs the traceback."""
     return respond(Problem(Error.INTERNAL, "An unexpected error; the server's log has it."))

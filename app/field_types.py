@@ -46,8 +46,8 @@ def of_json(
     made = of_fields(given, kind, faults, ranges)
     if not faults:  # each last value of a field can be taken, but not all that were given
         name = path[1] if (path := PATH.search(str(error))) else "A field"
-        told = f"{name} is given more than once, and not every time with a value that is taken; send it once."
-        faults.add(Problem(Error.INVALID_FIELD, told, name))
+        detail = f"{name} is given more than once, and not every time with a value that is taken; send it once."
+        faults.add(Problem(Error.INVALID_FIELD, detail, name))
     return made
 
 
@@ -76,18 +76,18 @@ def of_fields(given: Mapping[str, Any], kind: type[S], faults: Faults, ranges: M
 
 
 def of_value(value: bytes, kind: Any, called: str) -> Problem:
-    """The problem of a JSON value that is not of a type. `called` is what it is, for a sentence."""
+    """The problem for a JSON value of the wrong type. `called` names the value in the sentence."""
     return Problem(Error.INVALID_FIELD, _wrong(called, msgspec.Raw(value), kind))
 
 
 def missing(field: FieldInfo, given: Collection[str]) -> Problem:
-    """The problem of a field that is needed and was not sent; `given` are the names of those that were."""
+    """The problem for a required field that was not sent; `given` are the names of those that were."""
     name = field.encode_name
     if (other := other_names.called(name, given)) is not None:
         return Problem(Error.INVALID_FIELD, f"{name} is missing; you sent {other}: call it {name}.", name)
     wanted = IMAGE if field.type is msgspec.Raw else _expected(field.type)
-    told = f"{name} is missing." if field.type is str else f"{name} is missing; it must be {wanted}."
-    return Problem(Error.INVALID_FIELD, told, name)
+    detail = f"{name} is missing." if field.type is str else f"{name} is missing; it must be {wanted}."
+    return Problem(Error.INVALID_FIELD, detail, name)
 
 
 @lru_cache(maxsize=64)
@@ -97,7 +97,7 @@ def _fields(kind: type[msgspec.Struct]) -> tuple[FieldInfo, ...]:
 
 @lru_cache(maxsize=64)
 def loose(kind: type[msgspec.Struct], more: tuple[str, ...] = ()) -> "msgspec.json.Decoder[msgspec.Struct]":
-    """Takes an object with any values in the fields of a struct and some `more`, and builds nothing of the others."""
+    """A decoder for the fields of a struct and some `more`, with any values. Other fields are not built."""
     names = [*(field.encode_name for field in _fields(kind)), *more]
     fields = [
         (f"field{n}", msgspec.Raw | msgspec.UnsetType, msgspec.field(default=msgspec.UNSET, name=name))
@@ -107,7 +107,7 @@ def loose(kind: type[msgspec.Struct], more: tuple[str, ...] = ()) -> "msgspec.js
 
 
 def given_in(made: msgspec.Struct) -> dict[str, msgspec.Raw]:
-    """The fields that were there, of what `loose` has decoded."""
+    """The fields that were sent, of what `loose` has decoded."""
     values = {field.encode_name: getattr(made, field.name) for field in _fields(type(made))}
     return {name: value for name, value in values.items() if value is not msgspec.UNSET}
 
@@ -124,7 +124,7 @@ def _converted(value: Any, kind: Any) -> Any:
 
 
 class _Untold:
-    """A value that is too large to be built, or that Python cannot hold; `str` of it tells what it is."""
+    """A value that is too large to build, or that Python cannot hold; its `str` says what it is."""
 
     def __init__(self, raw: msgspec.Raw) -> None:
         self._start = bytes(memoryview(raw)[:200])
@@ -137,7 +137,7 @@ class _Untold:
 
 
 def _plain(value: Any, kind: Any) -> Any:
-    """What a message may look at: JSON as Python's own values, of a list or an object that is wanted one level."""
+    """Decode JSON for a message: Python values; of a list or an object, one level."""
     if not isinstance(value, msgspec.Raw):
         return value
     raw = memoryview(value)
@@ -154,7 +154,7 @@ def _is_nested(kind: Any) -> bool:
 
 
 def _wrong(path: str, value: Any, kind: Any, ranges: Mapping[str, object] = {}) -> str:
-    """A sentence on a value that is not of a type."""
+    """A sentence about a value of the wrong type."""
     value = _plain(value, kind)
     for each in _alternatives(kind):
         if (inner := _inner(path, value, each)) is not None:
@@ -164,7 +164,7 @@ def _wrong(path: str, value: Any, kind: Any, ranges: Mapping[str, object] = {}) 
 
 
 def _inner(path: str, value: Any, kind: Any) -> str | None:
-    """A sentence on what is wrong within a value that is of the right kind itself."""
+    """A sentence about what is wrong inside a value of the right kind."""
     bare, length = _bare(kind), _most(kind)
     origin = get_origin(bare) or bare
     if origin in (str, list, dict) and isinstance(value, origin) and length is not None and len(value) > length:
@@ -266,7 +266,7 @@ def _most(kind: Any) -> int | None:
 
 
 def _alternatives(kind: Any) -> list[Any]:
-    """The types that a value may be of, null aside: leaving a field out is no type to ask for."""
+    """The types that a value may have, without null, which means that the field is left out."""
     if get_origin(kind) in (Union, UnionType):
         return [each for one in get_args(kind) if one is not NoneType for each in _alternatives(one)]
     return [kind]

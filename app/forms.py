@@ -10,12 +10,12 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from app import other_names
 from app.errors import Error, Problem, plain, quoted
 
-FORM_TYPE_CHARS = 500  # of a form's Content-Type, looked at: more than its name and the longest boundary take
+FORM_TYPE_CHARS = 500  # of a form's Content-Type; its name and the longest boundary take less
 MAX_PARTS = 32  # of a form or a query: more than there are fields
 BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")  # RFC 2046, 5.1.1
-START_BYTES = 100  # of a body that is no form, by which it is known
+START_BYTES = 100  # of a body that is not a form, to say what it is
 LIBRARY = "Let your HTTP library write Content-Type."
-SHORT_TEXT_BYTES = 2**16  # of a text that is refused in words of its own
+SHORT_TEXT_BYTES = 2**16  # over the limit: such a text is still read, for an error in our own words
 
 
 async def parsed(
@@ -40,13 +40,13 @@ async def parsed(
     texts = {name: value for name, value in parts.multi_items() if isinstance(value, str)}
     files = [(name, await value.read()) for name, value in parts.multi_items() if isinstance(value, UploadFile)]
     await parts.close()
-    return texts, [(name, file) for name, file in files if file]  # an empty one is what browsers send for none
+    return texts, [(name, file) for name, file in files if file]  # a browser sends an empty file for none
 
 
 def image(
     texts: Mapping[str, str], files: Sequence[tuple[str, bytes]], name: str, names: Collection[str]
 ) -> bytes | str:
-    """The one image of a form, by one of some names: a file, or a text. Raises Problem, which blames `name`."""
+    """The one image of a form, by one of some names: a file or a text. Raises Problem for the field `name`."""
     found: list[bytes | str] = [file for given, file in files if given in names]
     found += [text for given, text in texts.items() if given in names and text]
     if len(found) == 1:
@@ -54,12 +54,12 @@ def image(
     if found:
         raise Problem(Error.INVALID_FIELD, f"The form has {len(found)} files {name}; send one.", name)
     others = ", ".join(dict(files)) or other_names.called("input_image_base64", texts)
-    told = f" It has {plain(others)}: name it {name}." if others else " Send the image as a part with a file name."
-    raise Problem(Error.INVALID_FIELD, f"The form has no file {name}.{told}", name)
+    detail = f" It has {plain(others)}: name it {name}." if others else " Send the image as a part with a file name."
+    raise Problem(Error.INVALID_FIELD, f"The form has no file {name}.{detail}", name)
 
 
 class _Chunks:
-    """The chunks of a body, of which the start is kept for a message."""
+    """The chunks of a body; the start is kept for error messages."""
 
     def __init__(self, chunks: AsyncGenerator[bytes, None]) -> None:
         self.start = b""
@@ -72,15 +72,15 @@ class _Chunks:
 
 
 def _broken_form(message: str, start: bytes) -> str:
-    """What is wrong with a form. `message` is Starlette's, or that of the library it uses: known by a few words."""
-    for words, told in (
+    """Explain what is wrong with a form, by the words in Starlette's or its parser's message."""
+    for words, explanation in (
         ("Too many", f"The form has more than {MAX_PARTS} parts; no request needs so many."),
         ("maximum size", "A text of the form is too long. Send the image as a file: a part with a file name."),
         ("name", "A part of the form has no name: Content-Disposition: form-data; name=..."),
         ("UTF-8", message),
     ):
         if words in message:
-            return told
+            return explanation
     if start.lstrip()[:1] in (b"{", b"["):
         return "The body is JSON, not a form. Say so in Content-Type: application/json."
     if not start.startswith(b"--"):
@@ -89,7 +89,7 @@ def _broken_form(message: str, start: bytes) -> str:
 
 
 def _form_type(content_type: str) -> Headers:
-    """The type of a form with nothing but its boundary. Raises Problem for a boundary that RFC 2046 does not allow."""
+    """The form's media type with only its boundary. Raises Problem for a boundary that RFC 2046 does not allow."""
     _, parameters = parse_options_header(content_type[:FORM_TYPE_CHARS])
     boundary = parameters.get(b"boundary", b"").decode("latin-1")
     if not BOUNDARY.fullmatch(boundary):
@@ -99,12 +99,12 @@ def _form_type(content_type: str) -> Headers:
 
 
 class _FormParser(MultiPartParser):
-    """Takes text as UTF-8 only. Keeps files in memory, where the body's limit bounds them: there may be no disk."""
+    """Accepts only UTF-8 text. Keeps files in memory, bounded by the body's limit, as there may be no disk."""
 
     spool_max_size = 2**30
 
     def on_part_end(self) -> None:
-        """A part is there. Starlette's own would take text that is not UTF-8 for Latin-1."""
+        """Starlette's own method would read text that is not UTF-8 as Latin-1."""
         part = self._current_part
         if part.file is not None:
             super().on_part_end()

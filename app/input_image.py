@@ -1,4 +1,4 @@
-"""A client's image: out of its base64, and what its own header says of it. Nothing is decoded for that."""
+"""A client's image: decode its base64, and read size and format from its header, without decoding pixels."""
 
 import contextlib
 from dataclasses import replace
@@ -21,10 +21,10 @@ SMALLER = "Scale it down, or save it as a JPEG."
 
 
 def decoded(encoded: msgspec.Raw, name: str = JSON_NAME) -> bytes:
-    """Decode base64 in a JSON string, which the client calls `name`. Raises Problem."""
+    """Decode the base64 of the JSON string in the field `name`. Raises Problem."""
     json = memoryview(encoded)
     if json[0] == QUOTE:
-        # What nearly everybody sends needs no JSON decoding: base64 has no escapes.
+        # The fast path of nearly all requests: base64 has no escapes, so it needs no JSON decoding.
         with contextlib.suppress(ValueError):
             image = pybase64.b64decode(json[1:-1], validate=True)
             if image.startswith(base64_text.IMAGES):
@@ -33,12 +33,12 @@ def decoded(encoded: msgspec.Raw, name: str = JSON_NAME) -> bytes:
 
 
 def from_base64(text: str, name: str) -> bytes:
-    """The same, of a string. Raises Problem, which blames the field `name`."""
+    """Decode base64. Raises Problem for the field `name`."""
     return base64_text.decode(text, name)
 
 
 def from_file(data: bytes, name: str | None) -> bytes:
-    """An image file; some clients send a `data:` URI in its place. Raises Problem, which blames the field `name`."""
+    """Accept an image file, or a `data:` URI, which some clients send instead. Raises Problem for the field `name`."""
     if data[: len(base64_text.URI)].lower() != base64_text.URI.encode():
         return data
     try:
@@ -48,7 +48,7 @@ def from_file(data: bytes, name: str | None) -> bytes:
 
 
 def measured(image: bytes, rules: Rules, blamed: str | None) -> Header:
-    """What the image's header declares. Raises Problem for one that is too large or too long, and for other files."""
+    """Read the image's header. Raises Problem for an image that is too large or too long, and for other files."""
     if len(image) > rules.max_image_bytes:
         what = f"The image has {len(image)} bytes"
         raise too_large(what, rules.max_image_bytes, "bytes", "server.max_image_bytes", SMALLER, blamed)
@@ -68,32 +68,32 @@ def measured(image: bytes, rules: Rules, blamed: str | None) -> Header:
 
 
 def _largest(header: Header, max_pixels: int) -> str:
-    """The largest size of the same shape that is taken; an image that is all length has at least one row."""
+    """The largest accepted size of the same shape; a very long image has at least one row."""
     scale = (max_pixels / (header.width * header.height)) ** 0.5
     width, height = max(int(header.width * scale), 1), max(int(header.height * scale), 1)
     return f"{min(width, max_pixels // height)} x {min(height, max_pixels)}"
 
 
 def final_size(header: Header, rules: Rules) -> tuple[int, int]:
-    """Width and height of the image that is made of one."""
+    """Width and height of the result."""
     if rules.engine.kind == "echo":
         return header.width, header.height
     return output_size(header.width, header.height, rules.engine.size)
 
 
 def effort(header: Header, steps: int, rules: Rules) -> tuple[float, float, tuple[int, int]]:
-    """What an image takes beside one of the nominal size and number of steps: work, length and size of its job."""
+    """Work, length and size of the job, relative to an image of nominal size and steps."""
     width, height = size = output_size(header.width, header.height, rules.engine.size)
     return width * height / rules.engine.size.short_side**2, steps / rules.defaults["steps"], size
 
 
 def decoding_seconds(header: Header) -> float:
-    """About how long a thread decodes an image of this size, and makes it smaller."""
+    """The estimated time of a thread to decode and shrink an image of this size."""
     return header.width * header.height * DECODING_SECONDS[header.format]
 
 
 def too_large(what: str, limit: int, unit: str, setting: str, advice: str, field: str | None = None) -> Problem:
-    """The problem of something that is larger than is taken; `setting` is where its limit is set."""
+    """The problem for something over its limit; `setting` is the key of the limit."""
     return Problem(Error.TOO_LARGE, f"{what}; at most {limit} {unit} are taken ({setting}). {advice}", field)
 
 
@@ -106,5 +106,5 @@ def _text(encoded: msgspec.Raw, name: str) -> str:
             Error.INVALID_FIELD, f"{name} is {found}; it must be the image file as base64 text.", name
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        told = broken(bytes(encoded), error).detail
-        raise Problem(Error.MALFORMED_JSON, f"In {name}, {told[:1].lower()}{told[1:]}") from None
+        detail = broken(bytes(encoded), error).detail
+        raise Problem(Error.MALFORMED_JSON, f"In {name}, {detail[:1].lower()}{detail[1:]}") from None

@@ -1,4 +1,4 @@
-"""JSON into structs: bounded before anything is built of it, and explained where it is wrong."""
+"""Parse JSON into structs, within bounds that are checked first, and explain what is wrong with it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, cast
@@ -12,7 +12,7 @@ from app.params import AS_THEY_ARE
 from app.rules import JSON_VALUES
 
 VALUE_STARTS = (b",", b"[", b"{")  # every value in JSON but the first follows one of these
-FEW = 100  # that are looked for one by one
+FEW = 100  # matches that are searched for one by one
 # Escapes are decoded slowly. Base64 in lines, or with its slashes escaped as PHP does it, has half as many at most.
 ESCAPES, MAX_ESCAPES = (b"\\",), 1_000_000
 
@@ -32,7 +32,7 @@ def parsed_json(
     Fields of wrong types are added to `faults` instead, if there are some to add to. `called` is what a message calls
     the JSON.
     """
-    # Counted before anything is built of it: a decoder checks the length of a list when the list is there.
+    # Counted first, because a decoder checks the length of a list only after it has built the list.
     if max_values is not None and _count(body, VALUE_STARTS) > max_values:
         raise Problem(Error.MALFORMED_JSON, f"The JSON has more than {max_values} values; no request needs so many.")
     if len(body) > MAX_ESCAPES and _count(body, ESCAPES) > MAX_ESCAPES:
@@ -66,12 +66,12 @@ def _as_far_as_it_is_right(
 
 
 def _count(body: bytes, characters: Iterable[bytes]) -> int:
-    """How many of some characters there are; one pass for each, between which other threads may run."""
+    """Count some characters, in a pass for each, so that other threads may run in between."""
     return sum([_count_one(body, character) for character in characters])
 
 
 def _count_one(body: bytes, character: bytes) -> int:
-    """As `body.count`, and ten times as fast where there are few, as in a body that is nearly all base64."""
+    """Like `body.count`, but ten times as fast for few matches, as in a body that is nearly all base64."""
     at = -1
     for found in range(FEW):
         at = body.find(character, at + 1)  # memchr, by vectors; count looks at each byte by itself

@@ -1,4 +1,4 @@
-"""Where a body stops being JSON, and what to send instead: in words for people, not for those who know our parser."""
+"""Explain where a body is not JSON and what to send instead, without a parser's vocabulary."""
 
 import re
 
@@ -17,12 +17,12 @@ SPACE = b" \t\r\n"
 
 
 def broken(body: bytes, error: Exception) -> Problem:
-    """The problem of a body that is no JSON; `error` is msgspec's."""
+    """The problem for a body that is not JSON; `error` is msgspec's."""
     return Problem(Error.MALFORMED_JSON, _other(body) or _at(body, error))
 
 
 def _other(body: bytes) -> str | None:
-    """What a body is that does not even look like JSON."""
+    """Name the format of a body that does not look like JSON at all."""
     start = body[:100].lstrip()
     if not start:
         return "The body is empty. Send a JSON object."
@@ -82,7 +82,7 @@ def _advice(body: bytes, at: int, error: str) -> tuple[int, str]:
 
 
 def _word(body: bytes, at: int) -> tuple[int, str] | None:
-    """Where a word is that is no JSON value, and what to write; the parser may have read some of its letters."""
+    """Where a word is that is not a JSON value, and what to write. The parser may have read some of its letters."""
     first = max(at - WORD_BYTES, 0)
     found = next((each for each in WORD.finditer(body, first, at + WORD_BYTES) if each.end() >= at - 1), None)
     if found is None or found.start() > at:

@@ -35,7 +35,7 @@ from app.schemas import BINARY, Node, Schemas, reference, struct_of
 from app.settings import Settings
 
 OVERLAY = Path(__file__).with_suffix(".yaml")
-# What every request can get, before its endpoint is reached: told in our own words, whatever the interface.
+# What every request can get, before its endpoint is reached: spec in our own words, whatever the interface.
 BEFORE = frozenset({*OF_CONNECTIONS, Error.FOREIGN_ORIGIN, Error.UNKNOWN_HOST, Error.METHOD})
 SETS = {error.slug: {error} for error in Error} | {"all": set(Error), "edges": set(OF_EDGES)}
 GAPS = {200, 304, 503, "query", "body", "bodyRequired", "errors"}
@@ -85,9 +85,9 @@ def describe(settings: Settings) -> Node:
     }
     paths: dict[str, Node] = {}
     for tag, of_tag in operations.items():
-        for name, told in of_tag.items():
+        for name, spec in of_tag.items():
             method, path = name.split()
-            node = paths.setdefault(path, {})[method.lower()] = _operation(tag, told, schemas)
+            node = paths.setdefault(path, {})[method.lower()] = _operation(tag, spec, schemas)
             if keys and tag in WITH_KEY:
                 node["security"] = [{scheme: []} for scheme in keys]
     return {
@@ -105,8 +105,8 @@ def describe(settings: Settings) -> Node:
 
 def example_of(error: Error) -> Problem:
     """What a client may be told of an error, word by word."""
-    told = _overlay()["problems"][error.slug]
-    each = [{"detail": told}] if isinstance(told, str) else told if isinstance(told, list) else [told]
+    spec = _overlay()["problems"][error.slug]
+    each = [{"detail": spec}] if isinstance(spec, str) else spec if isinstance(spec, list) else [spec]
     return joined([Problem(error, **one) for one in each])
 
 
@@ -126,14 +126,14 @@ def _merged(node: Node, more: Node) -> Node:
     return node | both
 
 
-def _operation(tag: str, told: Mapping[Any, Any], schemas: Schemas) -> Node:
-    answers = {str(status): _answer(*each) for status, each in told.items() if isinstance(status, int)}
-    node: Node = {"tags": [tag]} | {name: each for name, each in told.items() if name not in GAPS}
-    if "query" in told:
-        node["parameters"] = [*told.get("parameters", ()), *_in_query(told["query"], schemas)]
-    if "body" in told:
-        node["requestBody"] = {"required": told.get("bodyRequired", True), "content": _content(told["body"])}
-    problems = _problems(told.get("errors", ""), *INTERFACES.get(tag, (respond, OURS)))
+def _operation(tag: str, spec: Mapping[Any, Any], schemas: Schemas) -> Node:
+    answers = {str(status): _answer(*each) for status, each in spec.items() if isinstance(status, int)}
+    node: Node = {"tags": [tag]} | {name: each for name, each in spec.items() if name not in GAPS}
+    if "query" in spec:
+        node["parameters"] = [*spec.get("parameters", ()), *_in_query(spec["query"], schemas)]
+    if "body" in spec:
+        node["requestBody"] = {"required": spec.get("bodyRequired", True), "content": _content(spec["body"])}
+    problems = _problems(spec.get("errors", ""), *INTERFACES.get(tag, (respond, OURS)))
     return node | {"responses": dict(sorted({**problems, **answers}.items()))}
 
 
@@ -154,34 +154,34 @@ def _headers(names: Iterable[str]) -> Node:
 
 
 def _content(kinds: Mapping[str, Any]) -> Node:
-    return {kind: _media(kind, told) for names, told in kinds.items() for kind in names.split(", ")}
+    return {kind: _media(kind, spec) for names, spec in kinds.items() for kind in names.split(", ")}
 
 
-def _media(kind: str, told: Any) -> Node:
-    if told == "file":
+def _media(kind: str, spec: Any) -> Node:
+    if spec == "file":
         suffix = kind.removeprefix("image/").replace("jpeg", "jpg")
         file = {"summary": "A circle and a square", "externalValue": f"docs/example.{suffix}"}
         return {"schema": BINARY, "examples": {"image": file}}
-    if isinstance(told, str):
-        return {"schema": reference(told)}
-    schema = reference(told["schema"]) if isinstance(told["schema"], str) else told["schema"]
-    examples = {name: _example(kind, *each) for name, each in told.get("examples", {}).items()}
-    return {**told, "schema": schema, **({"examples": examples} if examples else {})}
+    if isinstance(spec, str):
+        return {"schema": reference(spec)}
+    schema = reference(spec["schema"]) if isinstance(spec["schema"], str) else spec["schema"]
+    examples = {name: _example(kind, *each) for name, each in spec.get("examples", {}).items()}
+    return {**spec, "schema": schema, **({"examples": examples} if examples else {})}
 
 
 def _example(kind: str, summary: str, value: Any) -> Node:
     if kind == events.MEDIA_TYPE:
-        told = [events.encode_event(name, msgspec.json.encode(data)) for each in value for name, data in each.items()]
-        value = b"".join(told).decode()
+        spec = [events.encode_event(name, msgspec.json.encode(data)) for each in value for name, data in each.items()]
+        value = b"".join(spec).decode()
     return {"summary": summary, "value": value}
 
 
-def _files(told: dict[Any, Any], media_types: Mapping[str, str]) -> dict[Any, Any]:
+def _files(spec: dict[Any, Any], media_types: Mapping[str, str]) -> dict[Any, Any]:
     """The files that a page is made of. A text has its charset in its type."""
     schema = {"enum": list(media_types)}
     parameter = {"name": "name", "in": "path", "required": True, "description": "Which file.", "schema": schema}
     content = {kind.partition(";")[0]: "text" if "charset" in kind else "binary" for kind in media_types.values()}
-    return told | {"parameters": [parameter], 200: [told[200][0], content, told[200][2]]}
+    return spec | {"parameters": [parameter], 200: [spec[200][0], content, spec[200][2]]}
 
 
 def _lists(settings: Settings) -> Node:
@@ -219,25 +219,25 @@ def _problems(words: str, render_error: ErrorRenderer, schema: str) -> Node:
         for error in (each for each in Error if each in errors):
             response = tell(example_of(error))
             by_status.setdefault(response.status_code, {})[error] = response
-        for status, told in by_status.items():
-            node, before = _problem(told, name), found.get(str(status), {"description": ""})
+        for status, spec in by_status.items():
+            node, before = _problem(spec, name), found.get(str(status), {"description": ""})
             both = f"{before['description']} {node['description']}".strip()
             found[str(status)] = _merged(before, node) | {"description": both}
     return found
 
 
-def _problem(told: Mapping[Error, Response], name: str) -> Node:
+def _problem(spec: Mapping[Error, Response], name: str) -> Node:
     schema = reference(name)
     if name == OURS:
-        kinds = {"type": {"enum": [error.type for error in told]}, "status": {"const": int(next(iter(told)).status)}}
+        kinds = {"type": {"enum": [error.type for error in spec]}, "status": {"const": int(next(iter(spec)).status)}}
         schema = {"allOf": [schema, {"properties": kinds}]}
     examples = {
         error.slug: {"summary": error.title, "value": msgspec.json.decode(bytes(response.body))}
-        for error, response in told.items()
+        for error, response in spec.items()
     }
-    media_type = next(iter(told.values())).media_type or JSON
+    media_type = next(iter(spec.values())).media_type or JSON
     return {
-        "description": "; ".join(f"{error.title} (`{error.slug}`)" for error in told) + ".",
-        "headers": _headers(["X-Request-Id", *(HEADERS[error] for error in told if error in HEADERS)]),
+        "description": "; ".join(f"{error.title} (`{error.slug}`)" for error in spec) + ".",
+        "headers": _headers(["X-Request-Id", *(HEADERS[error] for error in spec if error in HEADERS)]),
         "content": {media_type: {"schema": schema, "examples": examples}},
     }

@@ -1,4 +1,4 @@
-"""What other services call the fields of a request. Unknown fields are ignored, but who sends one of these is told."""
+"""Other services' names of our fields. Unknown fields are ignored, but these get a warning with the right name."""
 
 from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
@@ -40,7 +40,7 @@ def with_others(kind: type[S], more: tuple[str, ...] = ()) -> type[S]:
 
 
 def sent_in(body: msgspec.Struct) -> set[str]:
-    """Names of all fields that are set in a struct `with_others`; none where no other name was sent, as mostly."""
+    """The names of all fields that are set in a struct `with_others`, or nothing if no other name was sent."""
     if _others(body) == _NONE_SENT:
         return set()
     given = ((name, getattr(body, name)) for name in body.__struct_fields__)
@@ -57,7 +57,7 @@ def called(ours: str, sent: Collection[str]) -> str | None:
 
 
 def warnings(sent: Collection[str], called: Mapping[str, str] = AS_THEY_ARE) -> Iterator[str]:
-    """What to tell of fields that were sent and ignored. `called` is what an interface calls ours, if otherwise."""
+    """Warnings about fields that were ignored. `called` has an API's own names of our fields, if they differ."""
     for name in sorted(sent):
         if (ours := OURS.get(name, name if name in called else None)) is not None:
             yield f"{name} was ignored: here it is called {called.get(ours, ours)}."

@@ -23,7 +23,7 @@ AS_THEY_ARE: Mapping[str, str] = {}
 
 
 class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request may leave out. What is missing or null is as configured."""
+    """The optional fields of a request. What is missing or null has its configured value."""
 
     negative_prompt: str | None = None
     steps: int | None = None
@@ -77,7 +77,7 @@ def _steps(settings: Settings) -> Range:
 
 
 def _guidance(settings: Settings) -> Range:
-    """A model that is configured without guidance has no room for the unconditional half of a batch."""
+    """A model configured without guidance has no room for the unconditional half of a batch."""
     guided = settings.engine.guidance_scale > 1 or settings.engine.kind == "echo"
     return Range(0, 50 if guided else 1)
 
@@ -246,17 +246,17 @@ class GenerationParams:
 
 
 def drawn_seed() -> int:
-    """For a request that names none."""
+    """A random seed, for a request without one."""
     return secrets.randbelow(DRAWN_SEEDS)
 
 
 def seeds(first: int, images: int) -> list[int]:
-    """The seed of each of several images; after the greatest comes the least."""
+    """The seeds of several images; the greatest is followed by the least."""
     return [(first - SEED_MIN + n) % SEEDS + SEED_MIN for n in range(images)]
 
 
 def engine_options(fields: RequestOptions, output: OutputOptions, embed_metadata: Embedding = "none") -> Options:
-    """What some fields mean to an engine. `output` and `embed_metadata` hold where the fields say nothing else."""
+    """The engine's options for some fields. `output` and `embed_metadata` apply unless the fields say otherwise."""
     said = {name: value for name in OF_THE_ENGINE if (value := getattr(fields, name)) is not None}
     return Options(
         negative=fields.negative_prompt,

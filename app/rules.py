@@ -1,4 +1,4 @@
-"""Which requests are taken here, by the configuration: sizes, lengths and ranges, and what is wrong with a request."""
+"""The limits of requests, by the configuration: sizes, lengths and ranges; and what is wrong with a request."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ JSON_VALUES, COMMAS_IN_TEXTS = 10_000, 4
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What is taken. `ranges` and `defaults` are those of options, by name; `defaults` is what an option is as if it
-    were, where a request leaves it out."""
+    """The limits. `ranges` and `defaults` are by the name of an option; a default applies if a request leaves the
+    option out."""
 
     max_body_bytes: int
     max_image_bytes: int
@@ -30,7 +30,6 @@ class Rules:
 
     @classmethod
     def of(cls, settings: Settings) -> "Rules":
-        """Those of a configuration."""
         server, engine = settings.server, settings.engine
         ranges = {name: param.range for name, param in PARAMS.items() if param.range is not None}
         always = {name: param.default for name, param in PARAMS.items() if param.default is not None}
@@ -46,11 +45,11 @@ class Rules:
         )
 
     def resolved(self, options: Options) -> Resolved:
-        """Options, with the configured value of each that a request leaves out."""
+        """Complete options with the configured values."""
         return resolved(options, self.engine)
 
     def check(self, fields: RequestFields) -> None:
-        """Raises Problem for all that is out of its range."""
+        """Raise one Problem for all fields that are out of range."""
         found = Faults()
         for problem in self.faults(fields):
             found.add(problem)
@@ -59,7 +58,7 @@ class Rules:
     def faults(
         self, fields: RequestFields | GenerationRequest, called: Mapping[str, str] = AS_THEY_ARE
     ) -> Iterator[Problem]:
-        """What is out of its range. `called` is what an interface calls fields."""
+        """The fields that are out of range. `called` has an API's own names of fields."""
         for name in TEXTS:
             if (text := getattr(fields, name)) is not None:
                 yield from self._text_faults(text, called.get(name, name))
@@ -70,7 +69,7 @@ class Rules:
     def number_faults(
         self, numbers: Mapping[str, float | None], called: Mapping[str, str] = AS_THEY_ARE
     ) -> Iterator[Problem]:
-        """Those of some fields that are out of their ranges; None is in any."""
+        """The numbers that are out of range; None is always in range."""
         for name, number in numbers.items():
             if number is not None and number not in (allowed := self.ranges[name]):
                 blamed = called.get(name, name)

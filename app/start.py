@@ -1,4 +1,4 @@
-"""What every way to make images begins with: settings that can be used, and a pool of workers by them."""
+"""Start-up of the server and of the commands: checked settings, and a pool of workers."""
 
 import sys
 from collections.abc import Mapping
@@ -21,18 +21,18 @@ from workers.process import Setup
 from workers.slots import SlotLayout
 from workers.wire import PARAMS_BYTES
 
-TEXTS = 2  # that a request has: what the image should show, and what not
-UTF8_BYTES = 4  # that a character takes at most
-# Of an integer in a request: as few as Python can be told, as the time to read them grows with their square.
+TEXTS = 2  # prompt and negative prompt
+UTF8_BYTES = 4  # the most of a character
+# Of an integer in a request: the smallest limit that Python has, as parsing time grows with the square of the digits.
 MAX_DIGITS = 640
 
 
 class StartError(Exception):
-    """Nothing can be started; the message says why, and what to do."""
+    """The start failed; the message says why, and what to do."""
 
 
 def prepared(config: Path, environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> Settings:
-    """Read a configuration, see that what it names is there, and set this process up for it.
+    """Read a configuration, check that its files exist, and set up this process.
 
     Raises StartError.
     """
@@ -53,7 +53,7 @@ def prepared(config: Path, environ: Mapping[str, str], flags: Mapping[str, str] 
 
 
 def _cache(folder: str) -> Path:
-    """The folder that is written to. Raises StartError."""
+    """The cache folder, ready to be written to. Raises StartError."""
     try:
         return prepare(folder)
     except OSError as error:
@@ -63,7 +63,7 @@ def _cache(folder: str) -> Path:
 
 
 def check_runtime(settings: Settings, placement: Placement) -> None:
-    """Before workers start, and fail one after the other. Raises StartError."""
+    """Check the runtime's files before any worker starts. Raises StartError."""
     if settings.engine.kind == "diffusion" and settings.engine.runtime == "onnxruntime":
         try:
             cuda = placement.devices[0].kind == "cuda"
@@ -82,12 +82,12 @@ def slot_layout(settings: Settings) -> SlotLayout:
 
 
 def about(settings: Settings) -> About:
-    """What images say of this service."""
+    """The service's name and version in image metadata."""
     return About(settings.server.model_name, f"Contour {__version__}")
 
 
 def build_pool(settings: Settings, placement: Placement, cores: int, observe: Observer) -> Pool:
-    """A pool with a worker for each device; they share `cores`."""
+    """Build a pool with one worker per device; the workers share `cores`."""
     threads = settings.workers.threads_per_worker(cores, len(placement.devices))
     core = Scheduler([device.id for device in placement.devices], settings.scheduler)
     return Pool(

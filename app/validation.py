@@ -1,4 +1,4 @@
-"""Checks across settings that are valid one by one: contradictions, and API keys that cannot be used."""
+"""Checks across settings that are valid one by one: contradictions, and unusable API keys."""
 
 import re
 import stat

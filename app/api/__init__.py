@@ -1,1 +1,1 @@
-"""Interfaces that others have made popular: each a thin layer over the same service."""
+"""The endpoints: our own, and those of OpenAI's and AUTOMATIC1111's APIs, thin layers over the same parts."""

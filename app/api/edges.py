@@ -1,4 +1,4 @@
-"""`POST /edges`: an image in, its edges out, as the model would see them. It takes no part in the queue."""
+"""`POST /edges`: the edges of an image, as the model would see them. These requests do not wait in the queue."""
 
 import logging
 from collections.abc import Callable
@@ -77,7 +77,7 @@ class EdgeFinder:
     async def png(
         self, request: Request, client: str, image: bytes, blamed: str | None, work: Work, short_side: int | None = None
     ) -> bytes:
-        """A PNG of an image's edges or grey values, at the model's size or with another short side, in pixels."""
+        """A PNG of an image's edges or grey values, at the model's size, or with another short side in pixels."""
         nominal = self.rules.engine.size
         sizing = nominal if short_side is None else at_resolution(nominal, short_side)
         header = input_image.measured(image, self.rules, blamed)
@@ -87,7 +87,7 @@ class EdgeFinder:
     async def range_of(
         self, request: Request, client: str, image: bytes, blamed: str, work: Literal["range", "alpha"] = "range"
     ) -> tuple[int, int]:
-        """The least and the greatest value of an image, or of its alpha, of 0 to 255, at its full size."""
+        """The least and the greatest value (0 to 255) of an image, or of its alpha, at full size."""
         header = input_image.measured(image, self.rules, blamed)
         low, high = await self._find(request, client, EdgeTask(image, (header.width, header.height), work), blamed)
         return low, high
@@ -101,7 +101,7 @@ class EdgeFinder:
 
 @dataclass(frozen=True, slots=True)
 class EdgeEndpoint:
-    """What endpoints need that answer with edges."""
+    """The parts of endpoints that answer with edges."""
 
     lifecycle: RequestLifecycle
     access: Access
@@ -114,7 +114,6 @@ class Edges(EdgeEndpoint):
     """`POST /edges`."""
 
     async def respond(self, request: Request) -> Response:
-        """Answer one request, with a PNG or a problem."""
         return await self.lifecycle.serve(request, self._find, count=self.metrics.edges, level=logging.DEBUG)
 
     async def _find(self, request: Request, context: RequestContext) -> Response:
@@ -137,7 +136,7 @@ class Edges(EdgeEndpoint):
         return with_warnings(Response(png, media_type=PNG), warnings(sent & OTHER_THRESHOLDS))
 
     def _canny(self, faults: Faults, in_body: Thresholds | EdgesRequest, in_query: Thresholds) -> Canny:
-        """Each threshold as the body has it, else the query, else the configuration."""
+        """The thresholds: from the body, else the query, else the configuration."""
         for each in (in_body, in_query):
             for problem in self.rules.number_faults({"canny_low": each.canny_low, "canny_high": each.canny_high}):
                 faults.add(problem)
@@ -145,11 +144,11 @@ class Edges(EdgeEndpoint):
         return self.rules.resolved(Options(canny_low=low, canny_high=high)).canny
 
     async def _body(self, request: Request, faults: Faults) -> tuple[bytes, str | None, Thresholds | EdgesRequest]:
-        """The image file, what the client calls it, and the thresholds beside it."""
+        """The image file, the client's name for it, and the thresholds in the body."""
         kind = bodies.media_type(request)
         if bodies.is_json(kind):
-            asked = await bodies.json_body(request, self.rules, _json, flat=True, faults=faults)
-            return await bodies.image_of_json(asked.input_image_base64, faults), input_image.JSON_NAME, asked
+            body = await bodies.json_body(request, self.rules, _json, flat=True, faults=faults)
+            return await bodies.image_of_json(body.input_image_base64, faults), input_image.JSON_NAME, body
         if kind in bodies.IMAGE_TYPES:
             return await bodies.image_alone(request, self.rules), None, Thresholds()
         raise bodies.unsupported(kind, TYPES)

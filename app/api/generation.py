@@ -50,12 +50,11 @@ class Generation:
         self._lifecycle = lifecycle
         self._access = access
         self._generator = generator
-        # JSON for who does not care; of images, what is made anyway.
+        # In order of preference: JSON for clients without one; of image types, the configured one first.
         configured = next(kind for kind, name in FORMATS.items() if name == generator.rules.engine.output.format)
         self._offers = list(dict.fromkeys([JSON, configured, *FORMATS, events.MEDIA_TYPE]))
 
     async def respond(self, request: Request) -> Response:
-        """Answer one request, in the form that it prefers."""
         return await self._lifecycle.serve(request, self._generate)
 
     async def _generate(self, request: Request, context: RequestContext) -> Response:
@@ -80,7 +79,7 @@ class Generation:
         return with_warnings(response, warnings)
 
     async def _stream(self, request: Request, params: GenerationParams, context: RequestContext) -> Response:
-        """Tell how it goes. What is refused at once is answered as without a stream."""
+        """Stream progress. An immediate refusal is answered as without a stream."""
         feed = Feed()
 
         async def made() -> bytes:
@@ -93,7 +92,7 @@ class Generation:
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled when the client disconnects.
+    """Await `work`, but cancel it when the client disconnects.
 
     Raises ClientGoneError.
     """
@@ -110,7 +109,7 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
 
 
 def _json(params: GenerationParams, images: Sequence[GeneratedImage]) -> bytes:
-    """Written around the base64 by hand: the images pass through no JSON encoder."""
+    """Build JSON around the base64 by hand: an encoder would look at each of its characters."""
     encoded = [pybase64.b64encode(image.file) for image in images]
     body = b'{"request_id":%d,"output_image_base64":"%b"' % (params.request_id, encoded[0])
     if len(encoded) > 1:
@@ -121,12 +120,12 @@ def _json(params: GenerationParams, images: Sequence[GeneratedImage]) -> bytes:
 
 
 def warnings_of(images: Sequence[GeneratedImage]) -> list[str]:
-    """What the client should know about its images, each sentence once."""
+    """The warnings of the images, each sentence once."""
     return list(dict.fromkeys(warning for image in images for warning in image.warnings))
 
 
 def _of_format(request: Request, named: Format) -> str:
-    """The type of an image of the format that a request names. Raises Problem where it accepts none such."""
+    """The media type of the format that a request names. Raises Problem if its Accept header excludes it."""
     kind = next(kind for kind, name in FORMATS.items() if name == named)
     accept = ",".join(request.headers.getlist("accept"))
     if preferred(accept, [kind]) is None:
@@ -136,14 +135,14 @@ def _of_format(request: Request, named: Format) -> str:
 
 
 def with_warnings(response: Response, warnings: Iterable[str]) -> Response:
-    """The same answer, with warnings in its headers."""
+    """Add warnings to the headers of an answer."""
     for warning in islice(warnings, HEADER_WARNINGS):
         response.headers.append("X-Contour-Warning", _in_header(warning))
     return response
 
 
 def _in_header(warning: str) -> str:
-    """A sentence as a header may hold it: ASCII, all else percent-encoded, and cut to what every proxy passes on."""
+    """Encode a sentence for a header: ASCII, the rest percent-encoded, cut to a length that every proxy passes on."""
     characters = [quote(character, safe=HEADER_SAFE) for character in warning]
     most = bisect_right(list(accumulate(map(len, characters))), HEADER_CHARS)
     return "".join(characters[:most])

@@ -43,14 +43,14 @@ class Readiness(msgspec.Struct, frozen=True):
 
 
 class Health:
-    """Both answers. `placement` says why the workers run on the devices they run on."""
+    """The two endpoints. `placement` says why the workers run on these devices."""
 
     def __init__(self, pool: Pool, placement: str) -> None:
         self._pool = pool
         self._placement = placement
 
     async def alive(self, request: Request) -> Response:
-        """200 as long as the event loop turns."""
+        """200 as long as the event loop runs."""
         return Response(msgspec.json.encode(Aliveness()), media_type="application/json")
 
     async def ready(self, request: Request) -> Response:

@@ -26,7 +26,7 @@ class Setting(msgspec.Struct, frozen=True):
     maximum: float
 
 
-class Taken(msgspec.Struct, frozen=True):
+class RequestLimits(msgspec.Struct, frozen=True):
     """The limits of a request: bytes and pixels of an image, characters of a text."""
 
     image_bytes: int
@@ -51,7 +51,7 @@ class PageSettings(msgspec.Struct, frozen=True):
     needs_key: bool
     negative_prompt: str
     fields: dict[str, Setting]
-    taken: Taken
+    taken: RequestLimits
     about: About | None
 
 
@@ -77,7 +77,7 @@ def page_settings(settings: Settings) -> PageSettings:
             for name, each in rules.ranges.items()
             if name in rules.defaults
         },
-        taken=Taken(rules.max_image_bytes, rules.max_pixels, rules.max_text_chars),
+        taken=RequestLimits(rules.max_image_bytes, rules.max_pixels, rules.max_text_chars),
         about=_about(settings.engine),
     )
 

@@ -41,17 +41,17 @@ def _examined(device: DeviceSpec) -> Examined | str:
     command = [sys.executable, "-m", "workers.engine.examine", name]
     environment = os.environ | {VARIABLE: device.token or ""}
     try:
-        asked = subprocess.run(  # noqa: S603 - our own module
+        done = subprocess.run(  # noqa: S603 - our own module
             command, cwd=ROOT, env=environment, capture_output=True, timeout=SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         return f"torch does not answer within {SECONDS:g} s"
-    if asked.returncode < 0:
-        return f"a process that uses torch is ended by signal {-asked.returncode}: {_last(asked.stderr)}"
+    if done.returncode < 0:
+        return f"a process that uses torch is ended by signal {-done.returncode}: {_last(done.stderr)}"
     try:
-        return msgspec.json.decode(asked.stdout, type=Examined)
+        return msgspec.json.decode(done.stdout, type=Examined)
     except msgspec.DecodeError:
-        return f"torch cannot be used: {_last(asked.stderr)}"
+        return f"torch cannot be used: {_last(done.stderr)}"
 
 
 def _last(said: bytes) -> str:

@@ -1,4 +1,4 @@
-"""What a check says, and what it is told. Nothing is imported here that may be missing."""
+"""The result of a check, and its input. Imports only what cannot be missing."""
 
 import os
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ MIB, GIB = 2**20, 2**30
 
 
 class Level(StrEnum):
-    """How bad it is."""
+    """The severity of a finding."""
 
     OK = "ok"
     WARNING = "warning"  # it can serve, though not as well as it might
@@ -26,7 +26,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found, and what to do about it."""
+    """A result of a check, and what to do about it."""
 
     check: str
     level: Level
@@ -35,12 +35,12 @@ class Finding:
 
 
 class NotUsableError(Exception):
-    """There are no settings to look at anything by; the message says why."""
+    """The settings cannot be read; the message says why."""
 
 
 @dataclass
 class Subject:
-    """What is looked at: this machine, as a configuration and the environment would have it used."""
+    """What is checked: this machine, with a configuration and an environment."""
 
     config: Path
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -80,5 +80,5 @@ class Subject:
 
 
 def size(number: float) -> str:
-    """Bytes in words."""
+    """A number of bytes as text."""
     return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / MIB:.0f} MiB"

@@ -1,4 +1,4 @@
-"""Limits that the system sets: open files, and cores."""
+"""The system's limits: open files and cores."""
 
 import os
 import resource

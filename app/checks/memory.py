@@ -1,4 +1,4 @@
-"""Memory: what is to be had, against what the workers will take at least; and shared memory."""
+"""The available memory against what the workers need at least; and shared memory."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,7 +27,7 @@ def _of_machine(subject: Subject) -> Finding:
     workers = len(subject.placement.devices)
     each = ECHO_BYTES if subject.settings.engine.kind == "echo" else WORKER_BYTES + bytes_of_weights(subject)
     free, needed = available_bytes(), workers * each
-    text = f"{size(free)} to be had; {workers} worker(s) take some {size(needed)}, and more for each image"
+    text = f"{size(free)} available; {workers} worker(s) need about {size(needed)}, and more for each image"
     if free < needed:
         return Finding("memory", Level.WARNING, text, "end other programs, raise the limit, or run fewer workers")
     return Finding("memory", Level.OK, text)

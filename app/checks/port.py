@@ -1,4 +1,4 @@
-"""The address that would be listened to: free, or taken, and by whom."""
+"""Whether the address to listen on is free, or else what uses it."""
 
 import json
 from collections.abc import Iterator

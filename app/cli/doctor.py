@@ -20,7 +20,7 @@ LEVEL_COLUMN, CHECK_COLUMN, WIDTH = 9, 17, 120
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Look at everything, and tell; the exit code."""
+    """Run all checks and print the findings. Returns the exit code."""
     options = _parser().parse_args(arguments)
     findings = []
     for finding in examine(Subject(options.config)):
@@ -29,8 +29,8 @@ def run(arguments: Sequence[str]) -> int:
             print(lines(finding, coloured=_coloured()), flush=True)
     serves = all(finding.level is not Level.MISSING for finding in findings)
     if options.json:
-        told = {"can_serve": serves, "findings": [dataclasses.asdict(finding) for finding in findings]}
-        print(json.dumps(told, indent=2))
+        report = {"can_serve": serves, "findings": [dataclasses.asdict(finding) for finding in findings]}
+        print(json.dumps(report, indent=2))
     else:
         print(f"\n{options.config} can{'' if serves else 'not'} be served here.")
     return int(not serves)
@@ -44,27 +44,27 @@ def _parser() -> Parser:
         epilog="exit codes: 0 it can serve, 1 it cannot, 2 the command is wrong",
     )
     add_configuration(parser)
-    parser.add_argument("--json", action="store_true", help="tell programs, not people")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
     return parser
 
 
 def examine(subject: Subject, checks: Sequence[str] = CHECKS) -> Iterator[Finding]:
-    """What checks find. One that cannot be made says so, and the others go on."""
+    """Run checks. One that fails itself says so, and the others go on."""
     for name in checks:
         try:
             yield from import_module(f"app.checks.{name}").check(subject)
         except NotUsableError as error:
             if name == "configuration":
                 yield Finding(name, Level.MISSING, str(error), "correct it; configs/ has others to go by")
-        except ImportError as error:  # the check of packages says what is to be done
+        except ImportError as error:  # the check of packages says what to do
             yield Finding(name, Level.WARNING, f"not looked at: {error}")
-        except Exception as error:  # noqa: BLE001 - whatever is broken here, the rest is to be looked at
+        except Exception as error:  # noqa: BLE001 - the other checks still run
             text = f"this check failed itself: {type(error).__name__}: {error}"
             yield Finding(name, Level.WARNING, text, "see whether another line explains it")
 
 
 def lines(finding: Finding, *, coloured: bool) -> str:
-    """A finding as people read it."""
+    """A finding as text for people."""
     level = f"{finding.level:<{LEVEL_COLUMN}}"
     if coloured:
         level = f"\x1b[{COLOURS[finding.level]}m{level}\x1b[0m"
@@ -75,7 +75,7 @@ def lines(finding: Finding, *, coloured: bool) -> str:
 
 
 def _wrapped(text: str, margin: str) -> str:
-    """Text in a column of its own; what is one word stays one, as paths are to be copied."""
+    """Wrap text in a column without breaking words, so that paths can be copied."""
     lines = [
         part
         for line in text.splitlines()

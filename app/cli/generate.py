@@ -31,11 +31,11 @@ from workers.nvml import Nvml, driver_fault
 
 FAILED, WRONG, SIGNALLED = 1, 2, 128  # exit codes; to the last a signal's number is added
 LOG_LEVEL, LOG_FORMAT = "CONTOUR_SERVER__LOG_LEVEL", "CONTOUR_SERVER__LOG_FORMAT"
-NAMED = 10  # of the images that failed, at the end
+NAMED = 10  # failed images that the summary names
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Make images; the exit code."""
+    """Generate images. Returns the exit code."""
     given = _parser().parse_args(arguments)
     sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # names of files need not be text
     try:
@@ -49,25 +49,25 @@ def _parser() -> Parser:
     parser = Parser(
         "app",
         "generate",
-        description="Make images without a server, on the devices of this machine (CUDA_VISIBLE_DEVICES counts). "
-        "Of a folder each image is taken; the same command goes on where it was interrupted.",
-        epilog="exit codes: 0 all made, 1 some not, 2 the command or the configuration is wrong, 130 interrupted",
+        description="Generate images without a server, on this machine's devices (CUDA_VISIBLE_DEVICES applies). "
+        "Of a folder, all images are used; the same command continues after an interruption.",
+        epilog="exit codes: 0 all made, 1 some failed, 2 the command or the configuration is wrong, 130 interrupted",
     )
-    parser.add_argument("image", type=Path, help="a PNG, JPEG or WebP, or a folder of such")
+    parser.add_argument("image", type=Path, help="a PNG, JPEG or WebP file, or a folder of them")
     parser.add_argument("prompt", help="what the new image should show")
     parser.add_argument(
         "-o", "--out", type=Path, help="the new image (.png, .jpg, .webp), or a folder; beside the old one by default"
     )
     parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"), help="a YAML file, see configs/")
-    parser.add_argument("--format", choices=get_args(Format), help="of the files, where -o does not say it")
+    parser.add_argument("--format", choices=get_args(Format), help="of the files, if -o does not say it")
     add_flags(parser)
-    parser.add_argument("--again", action="store_true", help="of a folder: make and replace what is there, too")
+    parser.add_argument("--again", action="store_true", help="of a folder: generate existing results again")
     parser.add_argument("--verbose", action="store_true", help="show the log as the server would")
     return parser
 
 
 def _environment(given: argparse.Namespace) -> Mapping[str, str]:
-    """The environment, under which the log is for people, and quiet unless somebody wants to read it."""
+    """The environment, with a log for people that has only warnings unless --verbose is given."""
     quiet = {} if given.verbose else {LOG_LEVEL: "warning"}
     return {LOG_FORMAT: "human"} | quiet | os.environ
 
@@ -102,7 +102,7 @@ def _resumed(
         return fields, planned
     former = None
     if planned.folder is not None and not given.again:
-        former = results.Recipe(settings, fields, planned.file_format).former_seed(planned.folder)
+        former = results.SharedParams(settings, fields, planned.file_format).former_seed(planned.folder)
     if former is None:
         say(f"seed {fields.random_seed} (random)")
         return fields, planned
@@ -118,7 +118,7 @@ def _plan(given: argparse.Namespace, settings: Settings, fields: RequestFields) 
 
 
 def _writable(folder: Path) -> None:
-    """Raises CommandError: better now than when an image is made."""
+    """Raise CommandError now rather than after an image has been generated."""
     if not folder.is_dir():
         raise CommandError(f"{folder}: there is no such folder")
     if not os.access(folder, os.W_OK):

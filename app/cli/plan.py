@@ -1,4 +1,4 @@
-"""Which images are made of which, and where they go."""
+"""The plan of a command: input images, seeds and output files."""
 
 import mimetypes
 from collections import Counter
@@ -15,7 +15,7 @@ SUFFIXES: dict[Format, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image to make."""
+    """One image to generate."""
 
     source: Path
     target: Path
@@ -24,7 +24,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All images to make, in order, in one format. `folder`: where they go if they are of a folder, else None."""
+    """All images to generate, in order, in one format. `folder` is the output folder of an input folder, else None."""
 
     items: tuple[Item, ...]
     file_format: Format
@@ -32,7 +32,7 @@ class Plan:
 
 
 def plan(source: Path, out: Path | None, seeds: Sequence[int], configured: Format, wanted: Format | None) -> Plan:
-    """What is made of an image, or of each in a folder: one for each seed. Raises CommandError."""
+    """Plan the results of an image, or of each image in a folder: one per seed. Raises CommandError."""
     if source.is_dir():
         return _of_folder(source, out, seeds, wanted or configured)
     if not source.exists():
@@ -70,7 +70,7 @@ def _of_folder(source: Path, out: Path | None, seeds: Sequence[int], file_format
     if folder.exists() and not folder.is_dir():
         raise CommandError(f"-o {folder} is a file, but {source} is a folder: its images need one to go to")
     if folder.exists() and folder.samefile(source):
-        raise CommandError(f"-o {folder} is the folder itself, where results would be taken for images: choose another")
+        raise CommandError(f"-o {folder} is the input folder itself, so results would become inputs: choose another")
     images = _images(source)
     if not images:
         raise CommandError(f"{source}: there is no image in it (sub-folders are not looked at)")
@@ -85,13 +85,13 @@ def _of_folder(source: Path, out: Path | None, seeds: Sequence[int], file_format
 
 
 def _images(folder: Path) -> list[Path]:
-    """The files that are called images, even if they are of a kind that is not taken: that is to be told."""
+    """The files with names of images, also of formats that are not supported, which are reported later."""
     return sorted(
         path
         for path in folder.iterdir()
         if not path.name.startswith(".")
         and (mimetypes.guess_type(path.name)[0] or "").startswith("image/")
-        and (path.is_file() or (path.is_symlink() and not path.exists()))  # one that leads nowhere is to be told, too
+        and (path.is_file() or (path.is_symlink() and not path.exists()))  # a broken link is reported later
     )
 
 

@@ -1,4 +1,4 @@
-"""What a person sees of it: a bar on a terminal, a few lines elsewhere. Results go to the standard output."""
+"""Progress: a bar on a terminal, a few lines elsewhere. Names of results go to standard output."""
 
 import sys
 from contextlib import suppress
@@ -18,13 +18,13 @@ REDRAW_SECONDS = 0.1
 
 
 def say(text: str) -> None:
-    """Tell the person, above the bar if there is one."""
+    """Print a message to standard error, above the bar if there is one."""
     tqdm.write(escaped(text), file=sys.stderr)
 
 
 def hand_over(path: Path) -> None:
-    """Name a finished image on the standard output, whoever reads it; in the bytes that are its name."""
-    with suppress(BrokenPipeError):  # it is made all the same
+    """Print a finished image's path to standard output, byte for byte if it is not a terminal."""
+    with suppress(BrokenPipeError):  # the image is written all the same
         if sys.stdout.isatty():
             tqdm.write(escaped(str(path)), file=sys.stdout)
         else:
@@ -32,7 +32,7 @@ def hand_over(path: Path) -> None:
 
 
 class Progress:
-    """How far `total` images are. Nothing is drawn where there is no terminal."""
+    """The progress of `total` images. Nothing is drawn if there is no terminal."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -59,11 +59,10 @@ class Progress:
         self._bar.close()
 
     def tick(self) -> None:
-        """Time has passed."""
         self._bar.refresh()
 
     def loaded(self) -> None:
-        """A worker is ready: from now on it is images that take time."""
+        """A worker is ready: show images from now on."""
         if not self._loaded:
             self._loaded = True
             self._bar.bar_format = MAKING
@@ -71,7 +70,7 @@ class Progress:
             self._show()
 
     def watch(self, item: Item) -> ProgressCallback:
-        """Who is to be told how an image goes."""
+        """A callback for the progress of an image."""
 
         def on_progress(event: ProgressEvent) -> None:
             match event:
@@ -86,7 +85,7 @@ class Progress:
         return on_progress
 
     def ended(self, item: Item) -> None:
-        """An image is there, or cannot be had."""
+        """An image is finished or has failed."""
         self._parts.pop(item, None)
         self._ended += 1
         self._show()

@@ -1,7 +1,7 @@
-"""The folder that results go to: one command at a time writes there, and each image tells what it was made from.
+"""The output folder. One command at a time writes there.
 
-That is in the image itself (`workers.engine.metadata`), so nothing else is written down: what is there already, and the
-seed of a command that was interrupted, are read from the files.
+Each image has its parameters in its metadata (`workers.engine.metadata`). Existing results, and the seed of an
+interrupted command, are read from there, so no other file is needed.
 """
 
 import fcntl
@@ -33,22 +33,21 @@ _OF_ONE_IMAGE = re.compile(r", (Seed: -?\d+|Size: \d+x\d+|Input hash: [0-9a-f]+)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What an image tells of itself, but for the version of the program: the text, and its size (width, height)."""
+class ImageMetadata:
+    """An image's metadata without the version of the program: the text, and the size (width, height)."""
 
     text: str
     size: tuple[int, int]
 
     @property
     def seed(self) -> int:
-        """The seed it was made with."""
         found = _SEED.search(_last_line(self.text))
         assert found is not None
         return int(found[1])
 
 
-def read(path: Path) -> Told | None:
-    """What an image tells, if this program has made it and no other has changed it."""
+def read(path: Path) -> ImageMetadata | None:
+    """Read the metadata of an image that this program has made and no other has changed, else None."""
     try:
         file = path.read_bytes()
         with Image.open(BytesIO(file), formats=("PNG", "JPEG", "WEBP")) as image:
@@ -58,7 +57,7 @@ def read(path: Path) -> Told | None:
         return None
     if not (_OURS.search(text) and _SEED.search(_last_line(text)) and holds(file, text)):
         return None
-    return Told(without_version(text), size)
+    return ImageMetadata(without_version(text), size)
 
 
 def _comment(image: Image.Image) -> str:
@@ -71,8 +70,8 @@ def without_version(text: str) -> str:
     return _OURS.sub("", text)
 
 
-class Recipe:
-    """All that a command's images are made with, but for the input and the seed of each."""
+class SharedParams:
+    """What all images of a command have in common: everything but the input and the seed."""
 
     def __init__(self, settings: Settings, fields: RequestFields, file_format: Format) -> None:
         self._text = fields.text
@@ -81,20 +80,20 @@ class Recipe:
         self._metadata = Metadata(settings.engine, about(settings))
 
     def task(self, image: bytes, seed: int) -> Task:
-        """What is asked for, for one image."""
+        """The task of one image."""
         return Task(image, self._text, seed, self._options)
 
-    def made(self, told: Told, image: bytes, seed: int) -> bool:
-        """Whether an image tells that it was made so."""
-        return told.text == self._told(self.task(image, seed), told.size)
+    def made(self, found: ImageMetadata, image: bytes, seed: int) -> bool:
+        """Whether an image was made by this recipe from this input and seed."""
+        return found.text == self._infotext(self.task(image, seed), found.size)
 
     def former_seed(self, folder: Path) -> int | None:
-        """The seed of the newest image in a folder that was made so, whatever its input."""
-        wanted = _request(self._told(self.task(b"", 0), (0, 0)))
-        told = map(read, _newest_first(folder, SUFFIXES[self._format]))
-        return next((each.seed for each in told if each is not None and _request(each.text) == wanted), None)
+        """The seed of the newest image in a folder that was made by this recipe, from any input."""
+        wanted = _request(self._infotext(self.task(b"", 0), (0, 0)))
+        found = map(read, _newest_first(folder, SUFFIXES[self._format]))
+        return next((each.seed for each in found if each is not None and _request(each.text) == wanted), None)
 
-    def _told(self, task: Task, size: tuple[int, int]) -> str:
+    def _infotext(self, task: Task, size: tuple[int, int]) -> str:
         text = self._metadata.infotext(Provenance.of(task), size)
         return without_version(fitted(text) if self._format == "jpeg" else text)
 
@@ -116,7 +115,7 @@ def _last_line(text: str) -> str:
 
 @contextmanager
 def taken(folder: Path) -> Iterator[None]:
-    """A folder, made if need be, that no other command of ours writes to meanwhile. Raises CommandError."""
+    """Create a folder and lock it against our other commands. Raises CommandError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -139,6 +138,6 @@ def _lock(folder: Path, descriptor: int) -> None:
 
 
 def tidy(folder: Path, names: Collection[str]) -> None:
-    """Remove what commands that were killed have left of files of these names."""
+    """Remove unfinished files of killed commands."""
     for path in list(leftovers(folder, names)):
         path.unlink(missing_ok=True)

@@ -58,7 +58,7 @@ class Runner:
         self.tally = Tally()
         self.folder = plan.folder
         self._rules = Rules.of(settings)
-        self._recipe = results.Recipe(settings, fields, plan.file_format)
+        self._shared_params = results.SharedParams(settings, fields, plan.file_format)
         self._warned: dict[str, dict[Path, None]] = {}  # by warning, the images that it is about, in order
         if plan.folder is not None:
             results.tidy(plan.folder, {item.target.name for item in plan.items})
@@ -84,7 +84,7 @@ class Runner:
             self._fail(item, f"{item.target} is not from here, or was changed: move it, or replace it by --again")
             return False
         try:
-            is_there = self._recipe.made(found, item.source.read_bytes(), item.seed)
+            is_there = self._shared_params.made(found, item.source.read_bytes(), item.seed)
         except OSError as error:
             self._fail(item, error.strerror or str(error))
             return False
@@ -105,7 +105,7 @@ class Runner:
     async def _generate(self, item: Item, pool: Pool, progress: Progress) -> bool:
         """Generate an image. Returns False if the pool has ended. Raises Problem and OSError."""
         image = await asyncio.to_thread(item.source.read_bytes)
-        task = self._recipe.task(image, item.seed)
+        task = self._shared_params.task(image, item.seed)
         steps = self._rules.resolved(task.options).steps
         work, length, size = effort(measured(image, self._rules, None), steps, self._rules)
         job = m.Job(0, time.monotonic() + LONG, work, length=length, size=size)

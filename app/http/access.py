@@ -1,4 +1,4 @@
-"""Who may ask, and whose request it is: API keys, and clients by their key or else by their address."""
+"""API keys, and the client of a request: by its key, or else by its address."""
 
 import base64
 import hmac
@@ -11,27 +11,27 @@ from starlette.requests import HTTPConnection
 
 from app.errors import Error, Problem
 
-IPV6_NETWORK_BITS = 64  # a host is given its network whole (RFC 6177): all addresses in it are one client
-NAME_CHARS = 64  # of an address that is none, as a proxy told it
+IPV6_NETWORK_BITS = 64  # a site gets a whole network (RFC 6177), so its addresses are one client
+NAME_CHARS = 64  # of an invalid address, as a proxy sent it
 
 
 class Access:
-    """Lets requests through that bring one of the keys; without keys, all of them."""
+    """Accepts requests with one of the keys, or all requests if there are no keys."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._digests = [_digest(key.encode()) for key in keys]
 
     def client(self, request: HTTPConnection) -> str:
-        """Whose request it is, as the scheduler's shares count. Nothing of the body is needed for that.
+        """The client of a request, by whom the scheduler's shares count. Reads only headers.
 
-        Raises Problem for a request that brings none of the keys.
+        Raises Problem for a request without a valid key.
         """
         if not self._digests:
             return client_of(request.client.host if request.client else "")
         given = _given(request)
         if given is None:
             raise _refusal("Send an API key, as Authorization: Bearer KEY or as X-API-Key: KEY.", "")
-        # All are compared, each in constant time: no time tells how much of which key was right.
+        # All keys are compared, each in constant time, so that the time reveals nothing about them.
         matches = [hmac.compare_digest(_digest(given), digest) for digest in self._digests]
         if True not in matches:
             raise _refusal("This API key is not known here.", ', error="invalid_token"')
@@ -39,7 +39,6 @@ class Access:
 
 
 def _given(request: HTTPConnection) -> bytes | None:
-    """The key that a request brings."""
     if (key := request.headers.get("x-api-key")) is None:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         match scheme.lower():
@@ -53,7 +52,7 @@ def _given(request: HTTPConnection) -> bytes | None:
 
 
 def _password(credentials: str) -> bytes | None:
-    """That of Basic credentials (RFC 7617), for clients that know no other scheme; the user's name does not matter."""
+    """The password of Basic credentials (RFC 7617), for clients without other schemes; any user name will do."""
     try:
         _, colon, password = base64.b64decode(credentials.encode("latin-1"), validate=True).partition(b":")
     except ValueError:
@@ -62,7 +61,7 @@ def _password(credentials: str) -> bytes | None:
 
 
 def _digest(key: bytes) -> bytes:
-    """Of one length, whatever the key's."""
+    """A digest, so that all keys have the same length."""
     return sha256(key).digest()
 
 
@@ -73,7 +72,7 @@ def _refusal(detail: str, reason: str) -> Problem:
 
 @lru_cache(maxsize=1024)
 def client_of(host: str) -> str:
-    """Whose an address is: an IPv4 address is one client, and so are all addresses of a /64 of IPv6."""
+    """The client of an address: an IPv4 address, or the /64 of an IPv6 address."""
     try:
         address = ip_address(host)
     except ValueError:

@@ -55,12 +55,10 @@ class Connection(HttpToolsProtocol):
     _in_message = False  # a head has begun, and its body has not ended
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client connects."""
         super().connection_made(_LingeringTransport(transport, self))  # type: ignore[arg-type]
 
     @property
     def is_sending(self) -> bool:
-        """Whether the client is in the middle of a request."""
         return self._in_message
 
     def data_received(self, data: bytes) -> None:
@@ -81,7 +79,6 @@ class Connection(HttpToolsProtocol):
                 self._refuse(self._head_too_large())
 
     def on_message_begin(self) -> None:
-        """A head begins."""
         super().on_message_begin()
         self._unused = self._pieces = self._body_bytes = 0
         self._in_message = True
@@ -111,18 +108,16 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """A body is complete."""
         if not self._offers_upgrade():
             self._in_message = False
             super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has left, or we have closed."""
         self._abandon()
         super().connection_lost(exc)
 
     def end(self, problem: Problem) -> None:
-        """Close it now, whatever the client is about: with a problem, if a request has come and no answer has begun."""
+        """Close the connection now, with a problem if a request has arrived and no answer has begun."""
         if self._running is not None and self._running.response_started and not self._running.response_complete:
             self.transport.abort()
         elif self._in_message or self._unused or (self._running is not None and not self._running.response_complete):
@@ -140,7 +135,7 @@ class Connection(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _abandon(self) -> None:
-        """Tell the request that runs that nobody will read its answer."""
+        """Tell the running request that nobody will read its answer."""
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
@@ -179,10 +174,10 @@ class Connection(HttpToolsProtocol):
 
 
 def _unreadable(error: httptools.HttpParserError) -> str:
-    """What is wrong with bytes that the parser refuses."""
-    for words, told in UNREADABLE:
+    """Explain what is wrong with bytes that the parser refuses."""
+    for words, explanation in UNREADABLE:
         if words in str(error):
-            return told
+            return explanation
     return "This is not a request of HTTP/1.1; each of its lines ends with a carriage return and a line feed."
 
 

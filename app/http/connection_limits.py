@@ -1,7 +1,7 @@
-"""Limits on connections: how many there are, and how long each may take to send a request and to read its answer.
+"""Limits on connections: their number, and the time to send a request and to read its answer.
 
-Uvicorn waits for a head, for a body and for a reader of an answer without end; it limits only how long a connection may
-be idle after an answer.
+Uvicorn limits only how long a connection may be idle after an answer. It waits forever for a head, for a body, and
+for a client that does not read its answer.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ class LimitedConnection(Connection):
     _reading: asyncio.TimerHandle | None = None  # it has an answer to read until then
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client connects; one too many is told so at once."""
+        """Refuse a connection over the limit at once."""
         super().connection_made(transport)
         if self._is_too_much():
             detail = "Close connections that are not needed, or try again later."
@@ -34,41 +34,37 @@ class LimitedConnection(Connection):
             self._expect_head()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came. Any of them stop uvicorn's timer of idle connections, even if no request begins with them."""
+        """Any byte stops uvicorn's timer of idle connections, even if no request begins with it."""
         super().data_received(data)
         if self._sending is None and self._is_idle() and not self.transport.is_closing():
             self._expect_head()
 
     def on_message_begin(self) -> None:
-        """A head begins, at the latest now."""
         super().on_message_begin()
         self._in_head = True
         if self._sending is None:
             self._expect_head()
 
     def on_headers_complete(self) -> None:
-        """A head is complete; its body has as long as a body may take."""
+        """Start the time limit of the body."""
         super().on_headers_complete()
         self._in_head = False
         self._expect(self.limits.body_seconds, self._body_is_late)
 
     def on_message_complete(self) -> None:
-        """A body is complete."""
         super().on_message_complete()
         self._stop_sending()
 
     def pause_writing(self) -> None:
-        """More of an answer waits to be read than the system takes in."""
+        """The client does not read: give it a limited time."""
         super().pause_writing()
         self._reading = self.loop.call_later(self.limits.body_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """The client reads."""
         super().resume_writing()
         self._stop_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is closed."""
         self._stop_sending()
         super().connection_lost(exc)
         self._stop_reading()
@@ -82,7 +78,7 @@ class LimitedConnection(Connection):
 
     @cached_property
     def address(self) -> str:
-        """Whose connection it is, by its own address: what a header claims is believed later, of proxies alone."""
+        """The client by its own address. Headers of proxies are read later, and only from trusted ones."""
         return client_of(self.client[0]) if self.client else ""
 
     @property
@@ -114,7 +110,7 @@ class LimitedConnection(Connection):
 
     def _head_is_late(self) -> None:
         self._sending = None
-        if not self._is_idle():  # it comes early: the request before it has no answer yet
+        if not self._is_idle():  # a pipelined request: the one before it has no answer yet
             self._expect_head()
         elif self._in_head:
             self._refuse(_late("line and headers", self.limits.header_seconds))
@@ -123,7 +119,7 @@ class LimitedConnection(Connection):
 
     def _body_is_late(self) -> None:
         self._sending = None
-        if self.flow.read_paused or self.pipeline:  # it is not the client that waits
+        if self.flow.read_paused or self.pipeline:  # the client is not to blame: uvicorn has stopped reading
             self._expect(self.limits.body_seconds, self._body_is_late)
         elif self._running is None or self._running.response_started:
             self.transport.close()
@@ -132,7 +128,7 @@ class LimitedConnection(Connection):
 
 
 def limited(config: ServerConfig, refused: Callable[[Problem, str], None]) -> type[LimitedConnection]:
-    """The class of connections within some limits, for uvicorn to make them of; `refused` hears of their problems."""
+    """A connection class with these limits, for uvicorn; `refused` is called with their problems."""
 
     class Limited(LimitedConnection):
         limits = config

@@ -18,12 +18,12 @@ from app.settings import ServerConfig, Settings
 log = logging.getLogger("contour")
 
 RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in SAFE_HEADERS.items()]  # as ASGI has them
-# That a page of another origin may read.
+# The headers that a page of another origin may read.
 EXPOSED_HEADERS = ("ETag", "Retry-After", "Server-Timing", "X-Contour-Warning", "X-Request-Id")
 
 
 def middlewares(settings: Settings, lifecycle: RequestLifecycle, access: Access) -> Sequence[Middleware]:
-    """What every request passes, in this order; says in the log what anybody may do."""
+    """The middleware in order, the outermost first. Logs what is open to everybody."""
     server = settings.server
     origins = [each.lower() for each in server.allowed_origins]  # as browsers write them
     stack = [Middleware(SafeHeaders)]
@@ -45,9 +45,9 @@ def middlewares(settings: Settings, lifecycle: RequestLifecycle, access: Access)
 
 
 def hosts(server: ServerConfig) -> Sequence[str]:
-    """The names that a Host header may have."""
+    """The names that are accepted in a Host header."""
     if not is_loopback(server.host) and not server.has_keys:
-        log.warning("Listening on %s without API keys: anybody who reaches it can use it", server.host)
+        log.warning("Listening on %s without API keys: anybody who can reach it can use it", server.host)
     if server.allowed_hosts or is_loopback(server.host):
         return [server.host, *(each.lower() for each in server.allowed_hosts)]
     log.info("Listening on %s: any Host header is accepted; server.allowed_hosts limits it to names", server.host)

@@ -1,4 +1,4 @@
-"""What form of answer a client would like best, by its Accept header (RFC 9110, 12.5.1)."""
+"""Choose the form of an answer by the Accept header (RFC 9110, 12.5.1)."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ from starlette.requests import Request
 
 from app.errors import Error, Problem, quoted
 
-MAX_RANGES = 100  # of an Accept header, looked at; browsers send some ten, and a head has room for thirty thousand
+MAX_RANGES = 100  # of an Accept header; browsers send about ten, but a head has room for thirty thousand
 
 
 def negotiated(request: Request, offers: Sequence[str]) -> str:
-    """The offer that a request likes best. Raises Problem where it accepts none of them."""
+    """The offer that a request prefers. Raises Problem if it accepts none."""
     accept = ",".join(request.headers.getlist("accept"))
     if (kind := preferred(accept, offers)) is None:
         detail = f"Accept is {quoted(accept)}, but this can be answered by {', '.join(offers)} only."
@@ -19,7 +19,7 @@ def negotiated(request: Request, offers: Sequence[str]) -> str:
 
 
 def preferred(accept: str, offers: Sequence[str]) -> str | None:
-    """The offer that a client likes best, and of several the first of these; None where it accepts none of them."""
+    """The offer that a client prefers, the first of several equal ones, or None if it accepts none."""
     ranges = [_range(part) for part in accept.split(",", MAX_RANGES)[:MAX_RANGES] if part.partition(";")[0].strip()]
     if not ranges:
         return offers[0]
@@ -28,7 +28,7 @@ def preferred(accept: str, offers: Sequence[str]) -> str | None:
 
 
 def _quality(offer: str, ranges: Sequence[tuple[str, float]]) -> float:
-    """That of the most specific range that an offer is within."""
+    """The quality of the most specific range that matches an offer."""
     for wildcard in (offer, f"{offer.partition('/')[0]}/*", "*/*"):
         for name, quality in ranges:
             if name == wildcard:

@@ -57,7 +57,6 @@ class OriginGuard:
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
         if scope["type"] == "http" and (problem := self._problem(scope)) is not None:
             await self._refuse(Request(scope), problem)(scope, receive, send)
         else:

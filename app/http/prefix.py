@@ -53,11 +53,10 @@ class Proxied:
         self._varies = bool(trusted)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on without its prefix."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        prefix = scope[KEY] = self._told(scope)
+        prefix = scope[KEY] = self._client_prefix(scope)
         path = scope["path"]
         if prefix and path == prefix and scope["method"] in {"GET", "HEAD"}:
             # Relative links of a page need the slash; so does this one, wherever the proxy is.
@@ -69,7 +68,7 @@ class Proxied:
             scope["path"] = path[len(prefix) :]
         await self._inner(scope, receive, send)  # type: ignore[arg-type]
 
-    def _told(self, scope: Scope) -> str:
+    def _client_prefix(self, scope: Scope) -> str:
         client = scope.get("client")
         if self._varies and client and client[0] in self._inner.trusted_hosts:
             name = HEADER.lower().encode()

@@ -104,7 +104,7 @@ def test_a_link_that_leads_nowhere_is_not_passed_over(folder: Path) -> None:
     [
         ("nothing", None, "there is no such file or folder"),
         ("in/f.png", None, "there is no image in it"),
-        ("in", "in/../in", "is the folder itself"),
+        ("in", "in/../in", "is the input folder itself"),
         ("in", "in/a.png", "is a file, but"),
         ("in/a.png", "in/a.png", "is the image itself"),
         ("in/a.png", "in/a.bmp", "its format is not known"),

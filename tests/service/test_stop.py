@@ -48,7 +48,7 @@ def test_the_first_says_what_is_finished_and_the_second_ends_it(
             assert (answer.result().status_code, answer.result().headers["Connection"]) == (503, "close")
     until(lambda: not any(map(alive, processes)))
     slow._reader.join(PATIENCE)
-    assert "Stopping at once; requests that are not finished: 3" in said(slow)
+    assert "Stopping at once; unfinished requests: 3" in said(slow)
     assert "Traceback" not in said(slow)
 
 

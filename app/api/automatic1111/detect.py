@@ -1,4 +1,4 @@
-"""`POST /controlnet/detect`: what ControlNet's preprocessors make of images, as its extension for the web UI has it."""
+"""`POST /controlnet/detect`: run ControlNet's preprocessors, as its extension for the web UI does."""
 
 import logging
 from typing import Annotated
@@ -57,7 +57,6 @@ class Detect(EdgeEndpoint):
     """The endpoint. Each image waits for its turn in the edge process, as one of `/edges` does."""
 
     async def respond(self, request: Request) -> Response:
-        """Answer one request."""
         return await self.lifecycle.serve(request, self._answer, respond, self.metrics.edges, level=logging.DEBUG)
 
     async def _answer(self, request: Request, context: RequestContext) -> Response:
@@ -71,14 +70,14 @@ class Detect(EdgeEndpoint):
         for name, image in images:
             png = await self.finder.png(request, context.client, image, name, work, short_side)
             if (room := room - len(png)) < 0:
-                told = f"The edges take more than {ANSWER_BYTES} bytes. Send fewer images at a time, or"
-                raise Problem(Error.TOO_LARGE, f"{told} lower {RESOLUTION}.", RESOLUTION)
+                detail = f"The edges take more than {ANSWER_BYTES} bytes. Send fewer images at a time, or"
+                raise Problem(Error.TOO_LARGE, f"{detail} lower {RESOLUTION}.", RESOLUTION)
             found.append(b'"%b"' % pybase64.b64encode(png))
         # Joined: a JSON encoder looks at each character, and these are millions.
         return Response(b'{"images":[%b],"info":"Success"}' % b",".join(found), media_type=JSON)
 
     async def _parse(self, request: Request) -> tuple[DetectRequest, Work, int | None, list[tuple[str, bytes]]]:
-        """A body, what is to be done, at which short side, with which images. Raises Problem for all that is wrong."""
+        """The body, the work, the short side, and the images with their names. Raises one Problem for all faults."""
         faults = Faults()
         body = await bodies.json_body(request, self.rules, _json, faults=faults)
         work: Work = "grey"
@@ -120,7 +119,7 @@ async def _decoded(text: str, name: str) -> bytes:
 
 
 def _short_side(resolution: float | None) -> int | None:
-    """None, that is, as the model has it, for what is negative or missing. Raises Problem."""
+    """None, for the model's own size, if it is negative or missing. Raises Problem."""
     if resolution is None or resolution < 0:
         return None
     least, most = RESOLUTIONS

@@ -33,7 +33,7 @@ SHOWN_CHARS = 60
 def info(
     parsed: ParsedRequest, generated: Sequence[GeneratedImage], settings: Settings, metadata: Metadata, job: Job
 ) -> Info:
-    """What the images were made with: what was asked for, else what is configured."""
+    """The parameters of the images, as requested or configured."""
     engine, params, images = settings.engine, parsed.params, parsed.params.number_of_images
     header, seeds, options = read_header(generated[0].file), params.seeds(), resolved(params.options, engine)
     sampler = sampler_name(engine)
@@ -63,7 +63,7 @@ def info(
 
 
 def _notes(parsed: ParsedRequest, header: Header, sampler: tuple[str, str]) -> Iterator[str]:
-    """What every client sends, and many do not mean, is not refused."""
+    """Notes on fields that every client sends, often without meaning them; they are not refused."""
     request = parsed.request
     yield from parsed.notes
     yield from _syntax_note(request.prompt, request.negative_prompt)

@@ -66,7 +66,7 @@ FORMATS: Mapping[str, Format] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "w
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What the settings are."""
+    """The present settings."""
 
     sd_model_checkpoint: str
     sd_vae: Literal["Automatic"] = "Automatic"
@@ -80,15 +80,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def present_options(settings: Settings) -> Options:
-    """Those of a configuration."""
+    """The settings of a configuration."""
     server, output = settings.server, settings.engine.output
-    told = server.embed_metadata != "none"
-    return Options(sd_model_checkpoint=server.model_name, jpeg_quality=output.quality, enable_pnginfo=told)
+    embeds = server.embed_metadata != "none"
+    return Options(sd_model_checkpoint=server.model_name, jpeg_quality=output.quality, enable_pnginfo=embeds)
 
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What a request chooses: its files' format, and what they tell of themselves."""
+    """What a request may choose: the format of its files, and the metadata in them."""
 
     file_format: Format
     embed_metadata: Embedding
@@ -111,14 +111,14 @@ def overridden(wanted: Mapping[str, Any], present: Options, embedded: Embedding)
     with faults.noted():
         check({name: value for name, value in wanted.items() if name not in CHOSEN}, present)
     faults.check()
-    told = wanted.get(PNGINFO)
-    is_told = embedded != "none" if told is None else not is_nothing(told)
+    pnginfo = wanted.get(PNGINFO)
+    is_full = embedded != "none" if pnginfo is None else not is_nothing(pnginfo)
     less: Embedding = "none" if embedded == "none" else "source"
-    return Overrides(file_format, "full" if is_told else less)
+    return Overrides(file_format, "full" if is_full else less)
 
 
 def check(wanted: Mapping[str, Any], present: Options) -> None:
-    """Raises Problem where a setting is wanted that would make other images, or that is not known."""
+    """Raise Problem for settings that are unknown or that would change the images."""
     here, faults = msgspec.structs.asdict(present), Faults()
     for name, value in wanted.items():
         if value is None or name.startswith(HARMLESS):
@@ -138,7 +138,7 @@ def _is_so(name: str, value: object, present: object) -> bool:
 
 
 def _is_default(name: str, value: object) -> bool:
-    """Whether a setting that is not here is at its default; where that is on, off is none."""
+    """Whether a setting that we do not have is at its default."""
     return value == "" or _plain(name, value) in DEFAULTS[name] if name in DEFAULTS else is_nothing(value)
 
 
@@ -151,7 +151,7 @@ def _format(wanted: object) -> Format:
 
 
 def _plain(name: str, value: object) -> object:
-    """A model without its hash and its file's suffix, as clients name it; a number that came as text."""
+    """Normalize a value: a model without its hash and suffix, a number that came as text."""
     if name == MODEL and isinstance(value, str):
         return value.partition(" [")[0].removesuffix(".safetensors").removesuffix(".ckpt")
     return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 9 else value
@@ -233,7 +233,7 @@ class ScriptInfo(msgspec.Struct, frozen=True):
 
 
 def catalogue(settings: Settings) -> Mapping[str, Any]:
-    """What is answered, by path."""
+    """The answers by path."""
     name = settings.server.model_name
     models, modules = [f"{name}-{CANNY}"], [NONE, CANNY]
     kind = ControlType(modules, models, CANNY, models[0])

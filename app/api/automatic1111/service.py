@@ -1,4 +1,4 @@
-"""All paths of the interface, and what clients ask beside images: their progress, to end them, and what there is."""
+"""The paths of the API, and all endpoints but those that generate: progress, interrupt, options and lists."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
@@ -32,7 +32,7 @@ _job_name = msgspec.json.Decoder(JobName)
 
 
 class Service:
-    """All paths of the interface."""
+    """The endpoints of the API."""
 
     def __init__(
         self,
@@ -53,7 +53,6 @@ class Service:
         self._catalogue = catalogue(settings)
 
     def routes(self) -> Sequence[Route]:
-        """What answers where."""
         return [
             Route("/sdapi/v1/txt2img", self._txt2img.txt2img, methods=["POST"]),
             Route("/sdapi/v1/img2img", self._txt2img.img2img, methods=["POST"]),
@@ -65,19 +64,16 @@ class Service:
         ]
 
     async def progress(self, request: Request) -> Response:
-        """How far a job of the client's is."""
         return await self._look_up(request, self._progress)
 
     async def interrupt(self, request: Request) -> Response:
-        """End a job of the client's."""
         return await self._look_up(request, self._interrupt)
 
     async def listed(self, request: Request) -> Response:
-        """What there is of something."""
         return await self._look_up(request, self._listed)
 
     async def options(self, request: Request) -> Response:
-        """The settings; to set them to what they are changes nothing, and anything else is refused."""
+        """Get the settings. Setting them to their present values is accepted, and anything else is refused."""
         return await self._lifecycle.serve_lookup(request, self._get_or_set, respond)
 
     async def _look_up(self, request: Request, found: Callable[[Request, str], Awaitable[Any]]) -> Response:

@@ -52,7 +52,7 @@ class Txt2Img:
         self._metadata = Metadata(settings.engine, about(settings))
 
     async def txt2img(self, request: Request) -> Response:
-        """Images; none, if they were interrupted."""
+        """Answer with the images, or with none if the request was interrupted."""
         response = await self._lifecycle.serve(request, self._answer, respond)
         if response.status_code != CLIENT_CLOSED_REQUEST:
             return response
@@ -60,7 +60,7 @@ class Txt2Img:
         return Response(INTERRUPTED, headers={"X-Request-Id": response.headers["X-Request-Id"]}, media_type=JSON)
 
     async def img2img(self, request: Request) -> Response:
-        """A refusal, always."""
+        """Always refuse."""
         return await self._lifecycle.serve_lookup(request, self._refuse, respond)
 
     async def _refuse(self, request: Request, context: RequestContext) -> Response:

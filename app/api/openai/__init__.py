@@ -1,1 +1,1 @@
-"""OpenAI's Images API, as far as a service can have it that makes images of images."""
+"""OpenAI's Images API, as far as it applies to a service that needs an input image."""

@@ -1,4 +1,4 @@
-"""Problems as OpenAI tells of them: so that its clients raise what their users catch, and retry when that helps."""
+"""Problems in OpenAI's form, so that its clients raise the exceptions that their users catch, and retry if it helps."""
 
 from http import HTTPStatus
 
@@ -13,15 +13,15 @@ MODEL_FIELD = "model"
 
 
 def respond(problem: Problem) -> Response:
-    """The response that tells a client of a problem."""
+    """The response for a problem."""
     headers = problem_headers(problem)
     if problem.error is Error.WORKER_CRASH:
-        headers["x-should-retry"] = "false"  # or the official clients would end two more workers, and two more
+        headers["x-should-retry"] = "false"  # or the official clients would retry, and crash more workers
     return Response(error_body(problem), status(problem.error), headers, "application/json")
 
 
 def status(error: Error) -> HTTPStatus:
-    """OpenAI has no 422: what is wrong with a request's content is a bad request."""
+    """OpenAI has no 422; it answers 400 to any error in a request's content."""
     return HTTPStatus.BAD_REQUEST if error.status is HTTPStatus.UNPROCESSABLE_ENTITY else error.status
 
 

@@ -187,8 +187,8 @@ def _params(edit: Edit, generator: ImageGenerator, faults: Faults) -> Generation
     for name, other in (("n", "number_of_images"), ("seed", "random_seed")):
         one, two = getattr(form, name), getattr(form, other)
         if None not in (one, two) and one != two:
-            told = f"{name} is {one}, but {other} is {two}, which means the same; send one of them."
-            faults.add(Problem(Error.INVALID_FIELD, told, name))
+            detail = f"{name} is {one}, but {other} is {two}, which means the same; send one of them."
+            faults.add(Problem(Error.INVALID_FIELD, detail, name))
     ours = {name: getattr(form, name) for name in RequestOptions.__struct_fields__}
     if form.n is not None:
         ours["number_of_images"] = form.n

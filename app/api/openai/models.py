@@ -1,4 +1,4 @@
-"""The one model that there is, and the names that it answers to."""
+"""The one model, and the names that are accepted for it."""
 
 import time
 from collections.abc import Sequence
@@ -14,8 +14,7 @@ from app.errors import Error, Problem, quoted
 from app.http.access import Access
 from app.lifecycle import RequestContext, RequestLifecycle
 
-# Beside its own name: many clients have OpenAI's built in, and there are more of them each year. The answer to an edit
-# says which model it was.
+# Besides its own name: many clients have OpenAI's names built in. The answer to an edit names the real model.
 ALIASES = ("gpt-image-", "chatgpt-image-", "dall-e-")
 
 
@@ -29,7 +28,6 @@ class Models:
 
     @property
     def name(self) -> str:
-        """What the model is called."""
         return self._model.id
 
     def check(self, name: str | None) -> None:
@@ -38,15 +36,13 @@ class Models:
             raise Problem(Error.NOT_FOUND, f"There is no model {quoted(name)} here, but {self.name!r}.", MODEL_FIELD)
 
     def routes(self) -> Sequence[Route]:
-        """Names may have slashes."""
+        # A name may have slashes.
         return [Route("/v1/models", self.listed), Route("/v1/models/{id:path}", self.one)]
 
     async def listed(self, request: Request) -> Response:
-        """All of them."""
         return await self._lifecycle.serve_lookup(request, self._list, respond)
 
     async def one(self, request: Request) -> Response:
-        """One of them."""
         return await self._lifecycle.serve_lookup(request, self._one, respond)
 
     async def _list(self, request: Request, context: RequestContext) -> Response:
