@@ -68,7 +68,7 @@ def checked(image: bytes, text: str, name: str) -> None:
         raise Problem(Error.INVALID_FIELD, f"{name} {detail}", name)
     words = text.strip() if len(text) < SMALL_CHARS else ""
     if kind_of(image) == OTHER and (0 < len(words) < WORD_CHARS or " " in words):
-        raise Problem(Error.INVALID_FIELD, f"{name} is {quoted(text)}, which is no image; {SEND}.", name)
+        raise Problem(Error.INVALID_FIELD, f"{name} is {quoted(text)}, which is not an image; {SEND}.", name)
 
 
 def _parted(text: str, name: str) -> tuple[str, str]:
@@ -93,7 +93,7 @@ def _example() -> str:
 
 def _decoded(text: str) -> bytes | None:
     try:
-        # As bytes: to translate a text that is not ASCII takes seconds, in which nobody else is heard.
+        # As bytes: translating a text that is not ASCII takes seconds, and blocks the other threads.
         data = text.encode("ascii")
         if b"%" in data and len(data) <= MAX_ESCAPED_BYTES:
             for escape, character in ESCAPES:  # each in one pass: a library would build a list of all of them

@@ -129,7 +129,7 @@ def understood(
     called: Mapping[str, str] = AS_THEY_ARE,
     faults: Faults | None = None,
 ) -> GenerationParams:
-    """What some fields ask for. `called` is what an interface calls them, `blamed` what it calls the image.
+    """Complete parameters from fields. `called` has an API's own names of fields; `blamed` is its name of the image.
 
     `faults` are those that were found so far. Raises Problem for all that there are.
     """
@@ -171,7 +171,7 @@ def unsupported(kind: str, types: str) -> Problem:
     """
     found = f"is {quoted(kind)}" if kind else "has no Content-Type"
     if kind == URL_ENCODED:
-        found += ", as curl -d sends it unless it is told otherwise"
+        found += ", as curl -d sends it unless a -H option says otherwise"
     return Problem(Error.MEDIA_TYPE, f"The body {found}; send {types}, and say so in Content-Type.")
 
 

@@ -42,17 +42,17 @@ class Error(Enum):
     FOREIGN_ORIGIN = "foreign-origin", HTTPStatus.FORBIDDEN, "Pages of this origin may not use this service"
     UNKNOWN_HOST = "unknown-host", HTTPStatus.FORBIDDEN, "This service does not answer under this host name"
     NOT_FOUND = "not-found", HTTPStatus.NOT_FOUND, "There is nothing at this path"
-    METHOD = "method-not-allowed", HTTPStatus.METHOD_NOT_ALLOWED, "This path does not take this method"
-    NOT_ACCEPTABLE = "not-acceptable", HTTPStatus.NOT_ACCEPTABLE, "No form of the answer is one that you accept"
+    METHOD = "method-not-allowed", HTTPStatus.METHOD_NOT_ALLOWED, "This path does not support this method"
+    NOT_ACCEPTABLE = "not-acceptable", HTTPStatus.NOT_ACCEPTABLE, "The answer has no form that you accept"
     REQUEST_TIMEOUT = "request-timeout", HTTPStatus.REQUEST_TIMEOUT, "The request took too long to arrive"
-    TOO_LARGE = "too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request is larger than this service takes"
+    TOO_LARGE = "too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request is too large"
     QUOTA_EXCEEDED = "quota-exceeded", HTTPStatus.TOO_MANY_REQUESTS, "You have used your share of the queue"
     HEAD_TOO_LARGE = (
         "head-too-large",
         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-        "The request's head is larger than this service takes",
+        "The request's head is too large",
     )
-    MEDIA_TYPE = "unsupported-media-type", HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is of a type not taken here"
+    MEDIA_TYPE = "unsupported-media-type", HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body's type is not supported"
     INVALID_FIELD = "invalid-field", HTTPStatus.UNPROCESSABLE_ENTITY, "A field is missing or wrong"
     INVALID_IMAGE = "invalid-image", HTTPStatus.UNPROCESSABLE_ENTITY, "The image cannot be read"
     INTERNAL = "internal", HTTPStatus.INTERNAL_SERVER_ERROR, "The service failed"
@@ -81,7 +81,7 @@ class FieldError(msgspec.Struct, frozen=True):
 
 
 class ProblemBody(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The body of an error (RFC 9457). `errors` names each field that is wrong, and `detail` tells of all of them. A
+    """The body of an error (RFC 9457). `errors` names each field that is wrong, and `detail` names all of them. A
     fault of the request as a whole names no field. `retry_after` is the header's, in seconds."""
 
     type: str

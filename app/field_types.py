@@ -1,4 +1,4 @@
-"""What is wrong with the values of some fields, in the words of whoever sent them.
+"""Explain what is wrong with the values of fields, in the client's terms.
 
 msgspec reads a body in one go, stops at the first value of a wrong type and tells of it in its own words ("Expected
 `int | null`, got `str`"). So when it has refused one, each field is read by itself here, and all that are wrong are
@@ -19,7 +19,7 @@ from app.errors import Error, Faults, Problem, plain, quoted
 
 S = TypeVar("S", bound=msgspec.Struct)
 
-MAX_DECODED_BYTES = 2**16  # of a wrong value in JSON; of a longer one only its kind is told
+MAX_DECODED_BYTES = 2**16  # of a wrong value in JSON; of a longer one, only its kind is named
 MAX_LISTED = 10  # names in a sentence
 NEUTRAL: Mapping[object, object] = {str: "", int: 0, float: 0.0, msgspec.Raw: msgspec.Raw(b'""')}
 KINDS = {b'"': "text", b"[": "a list", b"{": "an object"}
@@ -168,7 +168,7 @@ def _inner(path: str, value: Any, kind: Any) -> str | None:
     bare, length = _bare(kind), _most(kind)
     origin = get_origin(bare) or bare
     if origin in (str, list, dict) and isinstance(value, origin) and length is not None and len(value) > length:
-        return f"{path} has {len(value)} {'characters' if origin is str else 'items'}; at most {length} are taken."
+        return f"{path} has {len(value)} {'characters' if origin is str else 'items'}; at most {length} are allowed."
     match value:
         case dict() if isinstance(origin, type) and issubclass(origin, msgspec.Struct):
             return _in_struct(path, value, origin)
@@ -176,7 +176,7 @@ def _inner(path: str, value: Any, kind: Any) -> str | None:
             names, values = get_args(bare)
             for name in value:
                 if not _fits(name, names):
-                    return f"{path} has a name of {len(name)} characters; at most {_most(names)} are taken."
+                    return f"{path} has a name of {len(name)} characters; at most {_most(names)} are allowed."
             return _first(((f"{path}.{name[:50]}", each) for name, each in value.items()), values)
         case list() if origin is list:
             return _first(((f"{path}[{n}]", each) for n, each in enumerate(value)), *get_args(bare))

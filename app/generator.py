@@ -153,7 +153,7 @@ def error_of(outcome: m.Outcome, blamed: str | None) -> Problem | ClientGoneErro
             return Problem(Error.INVALID_IMAGE, reason, blamed)
         case m.Broken(reason):
             return Problem(
-                Error.INTERNAL, "The worker failed to make this image; the server's log says why.", reason=reason
+                Error.INTERNAL, "The worker failed to make this image; the server's log has the reason.", reason=reason
             )
         case m.WorkerCrash(losses):
             return Problem(

@@ -94,7 +94,7 @@ def decoding_seconds(header: Header) -> float:
 
 def too_large(what: str, limit: int, unit: str, setting: str, advice: str, field: str | None = None) -> Problem:
     """The problem for something over its limit; `setting` is the key of the limit."""
-    return Problem(Error.TOO_LARGE, f"{what}; at most {limit} {unit} are taken ({setting}). {advice}", field)
+    return Problem(Error.TOO_LARGE, f"{what}; at most {limit} {unit} are allowed ({setting}). {advice}", field)
 
 
 def _text(encoded: msgspec.Raw, name: str) -> str:

@@ -49,7 +49,9 @@ def _at(body: bytes, error: Exception) -> str:
     if "truncated" in str(error) or "surrogate" in str(error):
         half = next((found for found in SURROGATES.finditer(body) if found[1]), None)
         if half is not None:
-            return f"{_place(body, half.start())} half of a surrogate pair, which is no character. Send text as UTF-8."
+            return (
+                f"{_place(body, half.start())} half of a surrogate pair, which is not a character. Send text as UTF-8."
+            )
     if (found := POSITION.search(str(error))) is None:
         return f"The JSON is cut off: it ends after {len(body)} bytes, before it is complete."
     at, advice = _advice(body, int(found[1]), str(error))
@@ -121,4 +123,4 @@ def _not_utf8(body: bytes) -> str:
     except UnicodeDecodeError as error:
         byte = body[error.start]
         return f"{_place(body, error.start)} the byte 0x{byte:02X} is not UTF-8. Send text as UTF-8."
-    return "The body has half of a surrogate pair, which is no character. Send text as UTF-8."
+    return "The body has half of a surrogate pair, which is not a character. Send text as UTF-8."

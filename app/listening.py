@@ -1,4 +1,4 @@
-"""The sockets that the server listens on: bound before a worker starts, so a taken port costs nobody a minute.
+"""The sockets that the server listens on: bound before a worker starts, so that a port in use is reported at once.
 
 They are held from then on. Only a socket that listens keeps its port: two that are merely bound, with SO_REUSEADDR as
 servers need it to be restarted, may share one on Linux. Who connects early waits in the backlog, for a fraction of a
@@ -17,7 +17,7 @@ FIRST_UNPRIVILEGED = 1024
 REACHED_AT = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - every address, and one that is always among them
 NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
-_Target: TypeAlias = tuple[socket.AddressFamily, tuple[Any, ...]]  # as getaddrinfo has it; its port is none
+_Target: TypeAlias = tuple[socket.AddressFamily, tuple[Any, ...]]  # as getaddrinfo returns it, with port 0
 
 
 class ListenError(Exception):
@@ -64,7 +64,7 @@ def _targets(host: str) -> Sequence[_Target]:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):
-        raise ListenError(f"server.host is {host!r}, which is no address and no known name.", remedy) from None
+        raise ListenError(f"server.host is {host!r}, which is neither an address nor a known name.", remedy) from None
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
 
 

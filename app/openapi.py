@@ -41,7 +41,7 @@ SETS = {error.slug: {error} for error in Error} | {"all": set(Error), "edges": s
 GAPS = {200, 304, 503, "query", "body", "bodyRequired", "errors"}
 HEADERS = {error: "Retry-After" for error in Error if error.status in (429, 503)}
 HEADERS |= {Error.METHOD: "Allow", Error.UNAUTHORIZED: "WWW-Authenticate"}
-# How an interface tells of a problem, and the schema of the body that it does it with.
+# How an API renders a problem, and the schema of its body.
 OURS = "ProblemBody"
 INTERFACES: Mapping[str, tuple[ErrorRenderer, str]] = {
     "OpenAI": (openai.respond, "OpenAI.ErrorAnswer"),
@@ -214,10 +214,10 @@ def _problems(words: str, render_error: ErrorRenderer, schema: str) -> Node:
         named = named - SETS[word[1:]] if word.startswith("-") else named | SETS[word]
     ours = named if schema == OURS else BEFORE
     found: dict[str, Node] = {}
-    for errors, tell, name in ((ours, respond, OURS), (named - ours, render_error, schema)):
+    for errors, render, name in ((ours, respond, OURS), (named - ours, render_error, schema)):
         by_status: dict[int, dict[Error, Response]] = {}
         for error in (each for each in Error if each in errors):
-            response = tell(example_of(error))
+            response = render(example_of(error))
             by_status.setdefault(response.status_code, {})[error] = response
         for status, spec in by_status.items():
             node, before = _problem(spec, name), found.get(str(status), {"description": ""})

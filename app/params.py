@@ -95,7 +95,7 @@ class Param:
 
     `default` is what counts where neither a request nor the configuration says anything. `flags` are the command
     line's. `automatic1111` and `openai` are its names in those interfaces where they differ; `elsewhere` are those in
-    other services, which are not taken, but told of.
+    other services, which are ignored with a warning.
     """
 
     meaning: str
@@ -227,7 +227,7 @@ class GenerationParams:
     """A request that was understood, whatever form it came in, and is within its limits.
 
     The first image is made with `seed`, the next with the next. `blamed` is what the client calls its image, for
-    messages. `warnings` tell of fields that were sent and are ignored.
+    messages. `warnings` name fields that were sent but are ignored.
     """
 
     request_id: int

@@ -77,13 +77,13 @@ class Rules:
 
     def _text_faults(self, text: str, blamed: str) -> Iterator[Problem]:
         if len(text) > self.max_text_chars:
-            detail = f"{blamed} has {len(text)} characters; at most {self.max_text_chars} are taken."
+            detail = f"{blamed} has {len(text)} characters; at most {self.max_text_chars} are allowed."
             yield Problem(Error.INVALID_FIELD, detail, blamed)
         try:
             text.encode()
         except UnicodeEncodeError as error:
             code = f"U+{ord(text[error.start]):04X}"
-            detail = f"{blamed} has half of a surrogate pair ({code}), which is no character; send it as UTF-8."
+            detail = f"{blamed} has half of a surrogate pair ({code}), which is not a character; send it as UTF-8."
             yield Problem(Error.INVALID_FIELD, detail, blamed)
 
 

@@ -26,7 +26,7 @@ DAY = 86400  # seconds
 LEAST_BUFFERED_BYTES, MOST_BUFFERED_BYTES = 256 * 2**20, 2 * 2**30
 Bytes = Annotated[int, Meta(ge=1024, le=2**30)]
 Seconds = Annotated[float, Meta(gt=0, le=DAY)]
-# An empty key is refused, even as a variable: a key that got lost on its way must not open the service to everybody.
+# An empty key is refused, also as a variable: a lost key must not open the service to everybody.
 Secret = Annotated[str, Meta(extra={"secret": True, "needed": True})]
 KeyFile = Annotated[str, Meta(min_length=1, extra={"needed": True})]
 
@@ -71,7 +71,8 @@ class ServerConfig:
     log_requests: bool = True
     """Whether each request for images gets a line in the log."""
     api_key: Secret | None = field(default=None, repr=False)
-    """A key that requests must have, at least 16 characters. Without this and `api_key_file`, everybody may ask."""
+    """A key that requests must have, at least 16 characters. Without this and `api_key_file`, the service is open to
+    everybody."""
     api_key_file: KeyFile | None = None
     """A file with such keys, one a line; a relative path counts from the configuration file."""
     allowed_hosts: list[str] = field(default_factory=list)
@@ -116,14 +117,13 @@ class Settings:
 
     @property
     def max_pixels(self) -> int:
-        """Of an image, by its header."""
         if self.server.max_pixels != "auto":
             return self.server.max_pixels
         return default_max_pixels(self.engine.decode_budget(memory_limit()))
 
     @property
     def max_buffered_bytes(self) -> int:
-        """Of all bodies and their images, while their requests are in hand."""
+        """The limit for all bodies and their images together, while their requests are answered."""
         if self.server.max_buffered_bytes != "auto":
             return self.server.max_buffered_bytes
         least = max(LEAST_BUFFERED_BYTES, buffers.needed(self.server.max_body_bytes))
@@ -157,7 +157,7 @@ def located(settings: Settings, folder: Path) -> Settings:
 
 
 def _model_name(engine: EngineConfig, folder: Path) -> str:
-    """By what the configuration says; where the weights lie on this machine is nobody's business."""
+    """From the configuration, without the path of the weights on this machine."""
     if engine.kind == "echo" or engine.model is None:
         return engine.kind
     if engine.model.file is not None:

@@ -167,4 +167,6 @@ def _problem(error: Exception, blamed: str | None) -> Problem:
         case CrashedError():
             return Problem(Error.WORKER_CRASH, str(error))
         case _:
-            return Problem(Error.INTERNAL, "Finding the edges failed; the server's log says why.", reason=str(error))
+            return Problem(
+                Error.INTERNAL, "Finding the edges failed; the server's log has the reason.", reason=str(error)
+            )

@@ -30,7 +30,7 @@ def _placement(subject: Subject) -> Iterator[Finding]:
 
 
 def _unused(subject: Subject) -> str:
-    """What to do where there are GPUs that are not used; empty where there are none, or where that is wanted."""
+    """What to do about unused GPUs; empty if there are none, or if that is intended."""
     listed = subject.environ.get(VARIABLE)
     if listed is not None and listed.strip() in ("", "-1"):
         return ""
@@ -44,7 +44,7 @@ def _unused(subject: Subject) -> str:
 
 
 def _no_driver() -> str:
-    return "there is an NVIDIA GPU: install its driver (nvidia-smi tells), and start a container with --gpus all"
+    return "there is an NVIDIA GPU: install its driver (check with nvidia-smi), and start a container with --gpus all"
 
 
 def has_gpu(pci: Path = PCI) -> bool:

@@ -1,4 +1,4 @@
-"""Where the service writes, and where its weights lie: writable, and room."""
+"""The folders of the cache, the weights and temporary files: whether they are writable and have room."""
 
 import shutil
 import tempfile
@@ -36,7 +36,7 @@ def _cache(given: str) -> Finding:
 
 
 def shared(folder: Path) -> str:
-    """Why a cache cannot be trusted: somebody else can write to it. Empty if nobody can."""
+    """The reason if other users can write to the cache, else empty."""
     try:
         if folder.exists():  # one that is not there yet is made for us alone
             refuse_if_shared(folder)
@@ -46,7 +46,7 @@ def shared(folder: Path) -> str:
 
 
 def _models(subject: Subject, given: str) -> Finding:
-    """The server only reads it; who has weights to fetch is to write there."""
+    """The server only reads this folder; `workers.fetch` writes there."""
     folder = home_folder(given)
     if folder is None:
         return Finding("models", Level.OK, f"workers.models is {given}; this user has no home, so none are there")

@@ -36,7 +36,7 @@ def check(subject: Subject) -> Iterator[Finding]:
 
 
 def _examined(device: DeviceSpec) -> Examined | str:
-    """What torch says on a device; in words, if it cannot be asked."""
+    """What torch reports of a device, or the reason why it cannot be used."""
     name = "cuda:0" if device.kind == "cuda" else "cpu"
     command = [sys.executable, "-m", "workers.engine.examine", name]
     environment = os.environ | {VARIABLE: device.token or ""}
@@ -59,7 +59,7 @@ def _last(said: bytes) -> str:
 
 
 def of_device(device: DeviceSpec, answer: Examined | str, weights: int) -> Iterator[Finding]:
-    """What is to be told of a device by what torch says of it, or by why it cannot be asked."""
+    """The findings for a device, from what torch reports or why it cannot be used."""
     if isinstance(answer, str):
         yield Finding("torch", Level.MISSING, f"{device.id}: {answer}", INSTALL)
         return

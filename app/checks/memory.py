@@ -18,7 +18,7 @@ WORKER_BYTES, ECHO_BYTES = 0.4 * GIB, 0.05 * GIB
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    """Finds out about the machine's, and about what processes share. That of GPUs is told with each."""
+    """Check main memory and shared memory. GPU memory is checked with each GPU."""
     yield _of_machine(subject)
     yield _shared(subject)
 
@@ -34,7 +34,7 @@ def _of_machine(subject: Subject) -> Finding:
 
 
 def available_bytes(meminfo: Path = MEMINFO, groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> int:
-    """Memory that the machine has left, and the control groups of this process."""
+    """The free memory of the machine and of this process's control groups, whichever is less."""
     lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
     return max(0, min([int(lines["MemAvailable"].split()[0]) * 1024, *_left(groups, membership)]))
 

@@ -19,7 +19,7 @@ DIGITS_AND_ON = re.compile(r"[\s<>=!~;\[(].*")  # what follows a package's name 
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    """Finds what differs; who has all of it gets one line for each."""
+    """Report differences, or one line each if there are none."""
     yield _python()
     yield from packages(ROOT)
 

@@ -1,4 +1,4 @@
-"""The weights that a configuration names: there, and whole by what each file says of itself."""
+"""Whether the weights that a configuration names are there and complete."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -47,14 +47,14 @@ def check(subject: Subject) -> Iterator[Finding]:
 
 
 def _remedy(engine: EngineConfig, fetch: str) -> str:
-    """A folder of one's own is not fetched: the check of the configuration tells what is wrong with it."""
+    """A user's own folder is not fetched; the check of the configuration reports what is wrong with it."""
     gone = [weights for name, weights in parts_of(engine) if folder_of(name, weights) is None]
     own = all(is_folder(weights) and not is_single_file(weights) for weights in gone)
     return "correct the path in the configuration" if own else fetch
 
 
 def bytes_of_weights(subject: Subject) -> int:
-    """Bytes of a model's weights as a worker computes with them; 0 where there are none, or not all."""
+    """The bytes of the weights in a worker's memory; 0 if they are not complete."""
     engine = subject.settings.engine
     if engine.kind == "echo" or absent(engine):
         return 0

@@ -57,7 +57,7 @@ def effective(settings: Settings, document: Document) -> Iterator[str]:
     settings = replace(settings, engine=locate(settings.engine, document.path.parent))
     yield f"# {_printable(str(document.path))}, with what overrides it."
     if settings.server.api_key is not None:
-        yield "# server.api_key is not shown: set it again where this is used, or everybody may ask."
+        yield "# server.api_key is not shown: set it again where this is used, or the service is open to everybody."
     for section in fields(settings):
         yield ""
         yield from _lines(getattr(settings, section.name), Settings, (section.name,), document)

@@ -97,7 +97,7 @@ def _generate(given: argparse.Namespace, settings: Settings) -> int:
 def _resumed(
     given: argparse.Namespace, settings: Settings, fields: RequestFields, planned: Plan
 ) -> tuple[RequestFields, Plan]:
-    """The same, where nobody chose a seed with that of the interrupted command."""
+    """Continue with the seed of the interrupted command, unless a seed was given."""
     if given.random_seed is not None:
         return fields, planned
     former = None

@@ -1,4 +1,4 @@
-"""One budget for the bytes of all bodies, and of the images in them, while their requests are in hand.
+"""One budget for the bytes of all bodies, and of the images in them, while their requests are answered.
 
 Each request may be small enough, and all of them together may still be more than there is memory for. A client may
 hold at most as many bytes as it leaves free, so that one client alone cannot take all of the budget.
@@ -14,9 +14,9 @@ from app.errors import Error, Problem
 
 # A body is kept until it is read, and so is the image decoded from it, until its request is answered.
 COPIES = 2
-# Of each body, not counted: so whoever has filled its share can still ask how its jobs are, and end them.
+# Of each body, not counted, so that a client that has used its share can still ask for progress and cancel jobs.
 FREE_BYTES = 2**14
-RETRY_SECONDS = 2.0  # there is room when some request is answered, which nobody knows better
+RETRY_SECONDS = 2.0  # a guess: there is room when some request is answered
 
 
 def needed(body_bytes: int) -> int:
@@ -28,7 +28,7 @@ class BodyBuffers:
     """ASGI middleware that counts the bytes of bodies as they arrive, and forgets them when the request is answered.
 
     Reading a body raises Problem (503) when there is no room for more of it: in all, `most` bytes are held. `client`
-    tells whose a request is.
+    returns the client of a request.
     """
 
     def __init__(self, app: ASGIApp, most: int, client: Callable[[HTTPConnection], str]) -> None:

@@ -6,7 +6,7 @@ first only our side is closed, and for a moment what still comes is read and dro
 
 Uvicorn keeps heads and trailers of any length, and as many pipelined requests as a client cares to send. It also loses
 the body of a request that offers an upgrade, as Java's HTTP client does at first (RFC 9110 7.8: it may be ignored), and
-of several requests on a connection that is lost, only the last is told.
+if a connection with several requests is lost, only the last one is notified.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ UNREADABLE = (
     ("Expected HTTP/", "The first line must be METHOD PATH HTTP/1.1; a space in a path is written %20."),
     ("PRI/Upgrade", "This port speaks HTTP/1.1; HTTP/2 is a matter for a proxy before it."),
     ("Transfer-Encoding can't", "A request has either Content-Length or Transfer-Encoding, not both."),
-    ("Transfer-Encoding", "The one Transfer-Encoding that is taken is chunked."),
+    ("Transfer-Encoding", "The only supported Transfer-Encoding is chunked."),
     ("Duplicate Content-Length", "The request has more than one Content-Length."),
     ("in Content-Length", "Content-Length must be a number in decimal digits."),
     ("chunk", "The chunked body is malformed: a chunk is its size in hexadecimal, a line end, and that many bytes."),
@@ -50,7 +50,7 @@ class Connection(HttpToolsProtocol):
     _unused = 0
     _refusal: Problem | None = None
     _running: RequestResponseCycle | None = None
-    _pieces = _body_bytes = 0  # of the body in hand
+    _pieces = _body_bytes = 0  # of the present body
     _dropped = 0  # bytes, since our side was closed
     _in_message = False  # a head has begun, and its body has not ended
 

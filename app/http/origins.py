@@ -82,7 +82,7 @@ class OriginGuard:
             or host in UNSPECIFIED
             or is_loopback(host)
             or host.endswith(self._domains)
-            # By its own address: no name was looked up, so nobody pointed a name of theirs here.
+            # An IP address needs no DNS, so it cannot be rebound to this machine.
             or (scope.get("server") is not None and host == scope["server"][0])
         )
 
@@ -107,7 +107,7 @@ def _is_page(scope: Scope) -> bool:
 
 
 def _unknown_host(host: str) -> Problem:
-    detail = f"The Host header is {quoted(host)}, which is no name of this service; server.allowed_hosts adds names."
+    detail = f"The Host header is {quoted(host)}, which is not a name of this service; server.allowed_hosts adds names."
     return Problem(Error.UNKNOWN_HOST, detail)
 
 

@@ -67,7 +67,7 @@ def test_what_the_service_refuses_is_told_in_its_words(known: Visit) -> None:
     spoiled = {"content-type": "text/x"}
     known.page.route("**/generation/", lambda route: route.continue_(headers=route.request.headers | spoiled))
     card = known.generate("refused")
-    expect(card.get_by_role("alert")).to_contain_text("The body is of a type not taken here.")
+    expect(card.get_by_role("alert")).to_contain_text("The body's type is not supported.")
 
 
 def test_too_much_at_once_is_refused_until_later(known: Visit) -> None:

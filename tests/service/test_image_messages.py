@@ -85,9 +85,9 @@ MISTAKEN: dict[str, tuple[str, str]] = {
     "a file URL": ("file:///home/me/cat.png", "is a path"),
     "a file name": ("cat.png", "is a path"),
     "a path within a folder": ("images/cat.png", "is a path"),
-    "a path without a dot, within a folder": ("images/cat", "is 'images/cat', which is no image; send the file's"),
+    "a path without a dot, within a folder": ("images/cat", "is 'images/cat', which is not an image; send the file's"),
     "the name of a film": ("IMG 0042.MOV", "is a path"),
-    "a prompt": ("a red circle", "is 'a red circle', which is no image; send the file's bytes as base64"),
+    "a prompt": ("a red circle", "is 'a red circle', which is not an image; send the file's bytes as base64"),
     "a placeholder": ("<base64 of the image>", "is '<base64 of the image>', in place of which the image is to stand"),
     "a placeholder in braces": ("{{image}}", "is '{{image}}', in place of which"),
     "dots": ("...", "is '...', in place of which"),
@@ -217,7 +217,9 @@ def test_a_photograph_that_is_too_large_is_refused_with_the_size_that_is_taken(e
         answer = send(echo, base64.b64encode(bytes(big)).decode())
         assert answer.status_code == 413
         message = told(answer)
-        assert "8000 x 6000, which is 48000000 pixels; at most 1000000 pixels are taken (server.max_pixels)" in message
+        assert (
+            "8000 x 6000, which is 48000000 pixels; at most 1000000 pixels are allowed (server.max_pixels)" in message
+        )
         width, height = map(int, re.findall(r"at most (\d+) x (\d+)\.", message)[0])
         assert 0.99 < width * height / 1_000_000 <= 1
         assert width / height == pytest.approx(4 / 3, rel=0.01)

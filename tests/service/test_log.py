@@ -147,7 +147,7 @@ def test_a_refusal_says_why_without_what_the_client_sent(either: Service) -> Non
         "text is a list; it must be": lambda: either.generate(text=[SECRET]),
         "steps is 9999; it must be from 1 to 50": lambda: either.generate(text=SECRET, steps=9999),
         "guidance_scale is ...; it must be a number": lambda: either.generate(guidance_scale=SECRET),
-        "which is no image": lambda: either.generate(input_image_base64=SECRET),
+        "which is not an image": lambda: either.generate(input_image_base64=SECRET),
         "There is nothing at ...": lambda: client.get("/nothing?" + SECRET),
         "The Host header is ...": lambda: client.get("/", headers={"Host": SECRET}),
         "The body is ...": lambda: client.post("/generation/", headers={"Content-Type": SECRET}),

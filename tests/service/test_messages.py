@@ -119,7 +119,11 @@ def test_a_byte_order_mark_is_taken(echo: Service) -> None:
             b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n' * 40 + b"--x--",
             "The form has more than 32 parts",
         ),
-        ("application/x-www-form-urlencoded", b'{"text": "a"}', "as curl -d sends it unless it is told otherwise"),
+        (
+            "application/x-www-form-urlencoded",
+            b'{"text": "a"}',
+            "as curl -d sends it unless a -H option says otherwise",
+        ),
     ],
 )
 def test_a_form_that_is_none_is_told_so(echo: Service, kind: str, body: bytes, words: str) -> None:
@@ -263,7 +267,7 @@ def test_a_body_that_is_too_large_is_told_what_to_do(echo: Service) -> None:
         (b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n", "Content-Length must be a number"),
         (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "more than one Content-Length"),
         (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", "not both"),
-        (b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", "The one Transfer-Encoding that is taken is chunked"),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", "The only supported Transfer-Encoding is chunked"),
         (b"POST /edges HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "a chunk is its size"),
     ],
 )

@@ -131,7 +131,7 @@ def test_what_common_clients_send_besides_does_no_harm(ours: OpenAI) -> None:
         ({"extra_body": {"guidance_scale": 51}}, "guidance_scale", "it must be from 0 to 50."),
         ({"extra_body": {"seed": 2**64}}, "seed", "seed is"),
         ({"extra_body": {"random_seed": "x"}}, "random_seed", "random_seed is 'x'; it must be a whole number"),
-        ({"prompt": "x" * 10_001}, "prompt", "prompt has 10001 characters; at most 10000 are taken."),
+        ({"prompt": "x" * 10_001}, "prompt", "prompt has 10001 characters; at most 10000 are allowed."),
         ({"image": [PICTURE, PICTURE]}, "image", "has 2 files image; send one."),
         ({"image": b"no picture"}, "image", "must be a PNG, JPEG or WebP file"),
         ({"image": PICTURE[:-30]}, "image", "damaged"),
@@ -217,7 +217,7 @@ def test_there_is_one_model_and_any_other_is_not_found(ours: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as refused:
         ours.models.retrieve("owner/sdxl")
     assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
-    with pytest.raises(openai.NotFoundError, match="There is no model 'sdxl' here, but 'echo'"):
+    with pytest.raises(openai.NotFoundError, match="There is no model 'sdxl' here; the model is 'echo'"):
         ours.images.edit(image=PICTURE, prompt=PROMPT, model="sdxl")
 
 

@@ -157,7 +157,7 @@ def _resolution_faults(resolution: float | None, short_side: int) -> Iterator[Pr
 def _mode_faults(given: ControlNetUnit) -> Iterator[Problem]:
     resize = str(given.resize_mode).lower()
     if resize not in RESIZE_MODES and not any(word in resize for word in RESIZE_WORDS):
-        text = f"resize_mode is {quoted(given.resize_mode)}, which is no mode of ControlNet: leave it out."
+        text = f"resize_mode is {quoted(given.resize_mode)}, which is not a mode of ControlNet: leave it out."
         yield wrong("resize_mode", f"{text} The size follows the image.")
     if given.input_mode and "simple" not in given.input_mode.lower():
         yield wrong("input_mode", f"input_mode is {quoted(given.input_mode)}; it must be 'simple', for one image.")

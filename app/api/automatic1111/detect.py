@@ -22,7 +22,7 @@ from workers.engine.contract import Options
 IMAGES, MASKS, RESOLUTION = "controlnet_input_images", "controlnet_masks", "controlnet_processor_res"
 LOW, HIGH = "controlnet_threshold_a", "controlnet_threshold_b"
 JSON = "application/json"
-ANSWER_BYTES = 8 * 2**20  # of all PNGs together, so that writing the answer keeps nobody waiting
+ANSWER_BYTES = 8 * 2**20  # of all PNGs together, so that writing the answer does not block the event loop
 
 Texts = Annotated[list[str | None], Meta(max_length=MAX_ITEMS)]
 

@@ -15,7 +15,7 @@ from workers.engine.header import Header, read_header
 from workers.engine.metadata import CONTROLNET, Metadata, sampler_name
 
 SCHEDULE = "automatic"
-# No pattern backtracks: a prompt has thousands of characters. What is escaped, as in \(this\), is no syntax.
+# No pattern backtracks, as a prompt may have thousands of characters. Escaped characters, as in \(this\), are text.
 ESCAPED = re.compile(r"\\.", re.DOTALL)
 SYNTAX = [
     re.compile(pattern)

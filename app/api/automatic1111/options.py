@@ -95,7 +95,7 @@ class Overrides:
 
 
 def overridden(wanted: Mapping[str, Any], present: Options, embedded: Embedding) -> Overrides:
-    """What `override_settings` ask for. `embedded` is what files tell by the configuration. Raises Problem.
+    """Parse `override_settings`. `embedded` is the configured metadata of files. Raises Problem.
 
     Files have the text that clients of the web UI look for in them, unless the request or the configuration wants none.
     """
@@ -163,7 +163,7 @@ CONTROLNET_API = 2  # the version whose arguments are taken
 
 
 class SdModel(msgspec.Struct, frozen=True):
-    """The model; neither its hash nor where it lies is told."""
+    """The model, without its hash and path."""
 
     title: str
     model_name: str
@@ -201,14 +201,14 @@ class Slider(msgspec.Struct, frozen=True):
 
 
 class ModuleDetail(msgspec.Struct, frozen=True):
-    """What can be said to the edge detector; its resolution cannot, so the first slider is none."""
+    """The options of the edge detector. The first slider is its resolution, which cannot be set here."""
 
     sliders: list[Slider | None]
     model_free: bool = False
 
 
 class ControlType(msgspec.Struct, frozen=True):
-    """What goes together."""
+    """The modules and models that go together."""
 
     module_list: list[str]
     model_list: list[str]
@@ -217,7 +217,7 @@ class ControlType(msgspec.Struct, frozen=True):
 
 
 class ScriptNames(msgspec.Struct, frozen=True):
-    """The extensions that there are."""
+    """The extensions."""
 
     txt2img: list[str]
     img2img: list[str]
@@ -237,7 +237,7 @@ def catalogue(settings: Settings) -> Mapping[str, Any]:
     name = settings.server.model_name
     models, modules = [f"{name}-{CANNY}"], [NONE, CANNY]
     kind = ControlType(modules, models, CANNY, models[0])
-    unavailable = {"error": "unavailable"}  # as the web UI has it where it cannot tell
+    unavailable = {"error": "unavailable"}  # as the web UI writes it
     return {
         "/sdapi/v1/sd-models": [SdModel(name, name, name)],
         "/sdapi/v1/samplers": [_sampler(settings)],

@@ -23,7 +23,7 @@ SCRIPT, FIELD = "controlnet", "alwayson_scripts"
 CONTROLNET = ("controlnet", "sdforgecontrolnet", "controlnetintegrated", "sdwebuicontrolnet")
 # They show something, or change what is not here (LoRAs), whatever their arguments are.
 IDLE = ("apipayload", "comments", "extranetworks", "lorablockweight", "modelkeyword")
-# Where the switches are, in scripts whose first argument is none.
+# The positions of the switches, in scripts whose first argument is not one.
 SWITCHES = {
     "reactor": (1,),
     "roop": (1,),
@@ -223,7 +223,7 @@ def _units(name: str, value: msgspec.Raw) -> list[msgspec.Raw]:
         return [value] if fields else []
     units = parsed_json(raw, _list)
     if len(units) > MAX_ITEMS:
-        raise wrong(f"{FIELD}.{name}", f"{plain(name)} has {len(units)} arguments; at most {MAX_ITEMS} are taken.")
+        raise wrong(f"{FIELD}.{name}", f"{plain(name)} has {len(units)} arguments; at most {MAX_ITEMS} are allowed.")
     return units
 
 

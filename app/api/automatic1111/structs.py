@@ -166,7 +166,7 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """Of a request in hand; zeros while there is none."""
+    """The state of a running request; zeros if there is none."""
 
     skipped: bool = False
     interrupted: bool = False

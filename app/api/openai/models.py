@@ -33,7 +33,9 @@ class Models:
     def check(self, name: str | None) -> None:
         """Raises Problem for a model that is not here."""
         if name and name != self.name and not (name.startswith(ALIASES) and len(name) <= MAX_NAME):
-            raise Problem(Error.NOT_FOUND, f"There is no model {quoted(name)} here, but {self.name!r}.", MODEL_FIELD)
+            raise Problem(
+                Error.NOT_FOUND, f"There is no model {quoted(name)} here; the model is {self.name!r}.", MODEL_FIELD
+            )
 
     def routes(self) -> Sequence[Route]:
         # A name may have slashes.

@@ -69,7 +69,7 @@ class TokenDetails(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Nothing is counted in tokens here; but clients expect to be told."""
+    """Always zero: nothing is counted in tokens here, but clients expect the field."""
 
     input_tokens: int = 0
     output_tokens: int = 0
