@@ -34,7 +34,7 @@ export class Availability {
 async function why() {
   try {
     const { ready, draining } = await readiness();
-    if (draining) return "The server is shutting down and takes no new requests.";
+    if (draining) return "The server is shutting down and accepts no new requests.";
     return ready !== false ? "" : "The model is still loading. You can send requests already; they wait.";
   } catch (failure) {
     const { title, detail } = /** @type {any} */ (failure);

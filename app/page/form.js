@@ -13,10 +13,10 @@ const EDGE_KINDS = [
 ];
 const KINDS = [
   { name: "number_of_images", label: "Images", step: 1, hint: "Each with the next seed." },
-  { name: "steps", label: "Steps", step: 1, to: 60, hint: "More take longer, and are finer up to a point." },
+  { name: "steps", label: "Steps", step: 1, to: 60, hint: "More steps take longer and add detail, up to a point." },
   { name: "guidance_scale", label: "Guidance", step: 0.1, to: 20, hint: "How closely the prompt is followed." },
   { name: "control_scale", label: "Control", step: 0.05, hint: "How closely the edges are followed." },
-  { name: "temperature", label: "Temperature", step: 0.05, from: 0.05, hint: "Of the control's attention: lower is sharper." },
+  { name: "temperature", label: "Temperature", step: 0.05, from: 0.05, hint: "Attention temperature of the control network: lower is sharper." },
 ];
 
 export class Form {
@@ -128,7 +128,7 @@ export class Form {
   read() {
     const text = this.#text.value.trim();
     const seed = this.#seed.value.trim();
-    if (!text) return this.#complain(this.#text, "Say in a few words what the image should show.");
+    if (!text) return this.#complain(this.#text, "Describe in a few words what the image should show.");
     if (!isSeed(seed)) return this.#complain(this.#seed, "The seed must be a whole number. The dice draws one.");
     this.#complain(null, "");
     const negative = this.#negative.value.trim();
@@ -188,7 +188,7 @@ export class Form {
   #told(edges = false) {
     byId("thresholds").hidden = this.asEdges;
     say(byId("prompt-hint"), tooLong(this.#text.value));
-    say(byId("negative-hint"), tooLong(this.#negative.value) || "What it should not show.");
+    say(byId("negative-hint"), tooLong(this.#negative.value) || "What to leave out of the image.");
     this.#changed(edges);
   }
 

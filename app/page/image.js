@@ -53,7 +53,7 @@ export async function fitting(blob, bytes) {
  */
 export function encoded(canvas, type) {
   return new Promise((resolve, reject) => {
-    const failure = new Failure({ title: "", detail: "This browser could not write the image: it is too large." });
+    const failure = new Failure({ title: "", detail: "The image is too large for this browser." });
     canvas.toBlob((made) => (made ? resolve(made) : reject(failure)), type, QUALITY);
   });
 }

@@ -251,7 +251,7 @@ class Page {
   #useKey() {
     key.set(byId("key").value.trim());
     byId("key-section").hidden = true;
-    announce("The key is used from now on.");
+    announce("The key is set.");
     if (this.#source.image) this.#updateEdges(0);
     byId("prompt").focus();
   }

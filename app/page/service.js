@@ -127,7 +127,7 @@ async function refusal(response) {
   const wait = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
   return new Failure({
     title: problem?.title ?? `The server answered ${response.status}`,
-    detail: problem?.detail ?? "It gave no reason. Its log may say more.",
+    detail: problem?.detail ?? "The server gave no reason. Its log may say more.",
     status: response.status,
     retryAfter: Number.isNaN(wait) ? null : wait,
   });

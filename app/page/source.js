@@ -41,7 +41,7 @@ export class Source {
    * @param {string} told to screen readers
    * @param {string | null} prompt
    */
-  async take(blob, told = "The image is there.", prompt = null) {
+  async take(blob, told = "Image loaded.", prompt = null) {
     let fit;
     try {
       fit = await fitting(blob, this.#bytes);

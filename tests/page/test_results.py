@@ -43,7 +43,7 @@ def test_a_tile_puts_back_all_that_made_its_result_and_undo_what_was_there(visit
     visit.make("the first", seed=12)
     page.reload()
     expect(page.locator(TILES)).to_have_count(1)
-    page.get_by_role("button", name="Back to the defaults").click()
+    page.get_by_role("button", name="Reset to defaults").click()
     page.get_by_role("button", name="Remove").click()
     page.get_by_label("Prompt", exact=True).fill("half a new idea")
     page.get_by_role("button", name="Show again: the first").click()
