@@ -57,7 +57,7 @@ def bracketed(host: str) -> str:
 
 def _targets(host: str) -> Sequence[_Target]:
     """The addresses of a host, each once."""
-    remedy = "set --host to an address of this machine, such as 127.0.0.1 or 0.0.0.0 (all of them), and --port apart"
+    remedy = "set --host to an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all, and --port separately"
     if "/" in host:
         kind = "a URL." if "://" in host else "a path, but Unix sockets are not supported."
         raise ListenError(f"server.host is {host!r}: {kind}", remedy)

@@ -71,7 +71,7 @@ def test_an_address_of_another_machine_is_told() -> None:
 
 
 def test_a_name_that_nobody_knows_is_told() -> None:
-    assert "no known name" in refusal(start("--host", "nowhere.invalid", "--port", 0))
+    assert "nor a known name" in refusal(start("--host", "nowhere.invalid", "--port", 0))
 
 
 @pytest.mark.parametrize("host", ["/run/contour.sock", "http://127.0.0.1", "127.0.0.1:80", "[::1]"])
