@@ -30,6 +30,7 @@ MARGIN = 1.1  # on the predicted wait in the queue: a job admitted without slack
 SOONEST_RETRY = 0.001  # seconds
 PASSING = 3.0  # seconds
 RESTED = 10.0  # seconds without a job after which a worker that was slow is assumed to be as fast as measured
+LOOKED_AT = 8  # jobs that may start on a worker that the next job leaves empty
 Option = tuple[Worker, Wait | None]  # and the reason for a job not to join it
 ALIKE = 1.05  # workers count as equal if the sum grows by at most this many times the least growth
 
@@ -72,6 +73,7 @@ class Placement:
         self._limits = limits
         self._forecast: Forecast | None = None
         self._slacks: list[float] | None = None
+        self._held: Worker | None = None
         self.waiting: JobState | None = None
         """The job that should wait, as `choose` said last."""
         self.stops_waiting_at: float | None = None
@@ -160,27 +162,29 @@ class Placement:
 
     def _admit_in_time(self, now: float, job: JobState, others: float) -> Rejected | QuotaExceeded | None:
         """Refuse a job that would be late, make a waiting job late, or leave others less than their share of time."""
-        budget, alone, in_vain = job.deadline - now, None, False
-        if not len(self._queue):
-            room = self._room(None)
-            choice = room if isinstance(room, Wait) else self._best(job, now, 0, self._options(job.job, now, 0, room))
-            if isinstance(choice, Worker):
-                # A slow time that it has rested since may be over, and only a job can tell.
-                rested = not choice.slots and now - choice.heard >= RESTED
-                alone = budget - (_seconds_at_best(choice, job.job) if rested else choice.joined_by(job.job).end)
-                if alone >= 0:  # it starts at once, is in time, and nobody waits: nothing else is to be worked out
-                    return None
-            elif choice in {Wait.SLOTS_TAKEN, Wait.SLOWER, Wait.DEADLINE}:
-                in_vain = all(worker.end_if_waited_for(job.job) > budget for worker in self._workers.ready)
+        budget, idle = job.deadline - now, not len(self._queue) and self._workers.ready
+        if idle and self._soonest_end(now, job) <= budget:  # no job waits, so nothing else is to be computed
+            return None
         view = self.forecast(now)
-        slack, fits = self._slack(now, job, view) if alone is None else (alone, False)
+        slack, fits = self._slack(now, job, view)
         lag = self._lag(job, view)
-        if in_vain or not fits:
+        if idle or not fits:
             wait = view.delay + (view.before + sum([each.load for each in self._queue.by_deadline])) / view.rate
             return Rejected(retry_after(wait, view.service * job.load, lag, budget))
         own = [each for each in self._queue.of(job.job.client) if each.job.priority >= job.job.priority]
         claim = sum([each.load for each in own]) / view.rate * others
         return QuotaExceeded(max(claim - slack + lag, SOONEST_RETRY)) if claim > slack else None
+
+    def _soonest_end(self, now: float, job: JobState) -> float:
+        """In how many seconds a job is done, if no other waits."""
+        room, self._held = self._room(None), None
+        choice = room if isinstance(room, Wait) else self._best(job, now, 0, self._options(job.job, now, 0, room))
+        waited = min([worker.end_if_waited_for(job.job) for worker in self._busy], default=inf)
+        if isinstance(choice, Wait):
+            return waited
+        # A worker that was slow and has rested since may be fast again, and only a job can show it.
+        rested = not choice.slots and now - choice.heard >= RESTED
+        return min(waited, _seconds_at_best(choice, job.job) if rested else choice.joined_by(job.job).end)
 
     def _slack(self, now: float, job: JobState, view: Forecast) -> tuple[float, bool]:
         """The slack of a new job, and whether all waiting jobs, but those that are late anyway, are in time with it."""
@@ -219,7 +223,7 @@ class Placement:
 
         Jobs of a size that already runs go first, for PASSING seconds at most. No job joins the `held` worker.
         """
-        room = self._room(held)
+        room, self._held = self._room(held), held
         if isinstance(room, Wait):
             return room
         turn, behind = self.turn(now), len(self._queue) - 1
@@ -236,7 +240,24 @@ class Placement:
                     turn.passed_since = now if turn.passed_since is None else turn.passed_since
                     return job, choice
         choice, self.waiting = self._best(turn, now, behind, options), turn
-        return choice if isinstance(choice, Wait) else (turn, choice)
+        if isinstance(choice, Worker):
+            return turn, choice
+        return self._for_empty_workers(now, turn, behind, room) or choice
+
+    def _for_empty_workers(
+        self, now: float, turn: JobState, behind: int, room: Sequence[Worker]
+    ) -> tuple[JobState, Worker] | None:
+        """Another job for a worker that is empty because the job whose turn it is waits for a faster one."""
+        empty = [worker for worker in room if not worker.slots]
+        if not empty or not behind:
+            return None
+        alarm = self.stops_waiting_at
+        for job in [job for job in self._queue.by_deadline[: LOOKED_AT + 1] if job is not turn]:
+            choice = self._best(job, now, behind, self._options(job.job, now, behind, empty))
+            if isinstance(choice, Worker) and _in_time(choice, job.job, now):
+                return job, choice
+        self.stops_waiting_at = alarm
+        return None
 
     def turn(self, now: float) -> JobState:
         """The next job in the fair order if all others stay in time; else the one with the earliest deadline."""
@@ -291,25 +312,22 @@ class Placement:
         nearly_least = least + (ALIKE - 1) * abs(least)  # a leaving image can make the sum smaller than it was
         equals = [worker for worker in found if worker.joined_by(job).added <= nearly_least]
         best = min(equals, key=lambda worker: (len(worker.slots), worker.changed))
-        stops_waiting_at = state.submitted + best.joined_by(job).end
-        if best.slots or now >= stops_waiting_at or not self._ends_sooner_elsewhere(best, job, now, behind):
+        elsewhere = [(worker.end_if_waited_for(job), worker) for worker in self._busy if worker is not best]
+        if not _in_time(best, job, now) and any(now + end <= job.deadline for end, _ in elsewhere):
+            return Wait.SLOWER
+        # A job that has waited for as long as it would have taken on the empty worker stops waiting for a faster one,
+        # because other jobs take the places there.
+        end = best.joined_by(job).end
+        sooner = any(waited + behind / worker.throughput < end for waited, worker in elsewhere)
+        if best.slots or not sooner or now >= state.submitted + end:
             return best
-        self.stops_waiting_at = stops_waiting_at
+        self.stops_waiting_at = state.submitted + end
         return Wait.SLOWER
 
-    def _ends_sooner_elsewhere(self, empty: Worker, job: Job, now: float, behind: int) -> bool:
-        """Whether a job ends sooner if it waits for a place on a faster worker, or is in time only there.
-
-        Jobs behind it compete for places on the faster worker. A job that has waited for as long as it would have
-        taken on the empty one stops waiting, because others take those places.
-        """
-        end = empty.joined_by(job).end
-        for worker in self._workers.ready:
-            if worker.slots and not worker.exclusive:
-                waited = worker.end_if_waited_for(job)
-                if waited + behind / worker.throughput < end or now + waited <= job.deadline < now + end:
-                    return True
-        return False
+    @property
+    def _busy(self) -> list[Worker]:
+        """The workers that a job can wait for."""
+        return [each for each in self._workers.ready if each.slots and each is not self._held]
 
 
 def _runs_size(worker: Worker, key: BatchKey) -> bool:

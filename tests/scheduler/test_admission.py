@@ -167,7 +167,7 @@ def test_a_worker_that_takes_other_steps_than_it_said_does_not_spoil_the_sums() 
     core.handle(0.0, stepped("cpu0", 25))  # of 9: what is left is the fixed part, 1 s
     core.handle(1.0, stepped("cpu0", 4))  # steps are not taken back
     assert core.handle(1.0, Submitted(job(2, deadline=12.5))) == [Start(2, "cpu0", 1, 2)]
-    assert core.handle(1.0, Submitted(job(3, deadline=21.0))) == [Reply(3, Rejected(11.0 + 10.0 - 20.0 + 2.0))]
+    assert core.handle(1.0, Submitted(job(3, deadline=18.5))) == [Reply(3, Rejected(11.0 + 10.0 - 17.5 + 2.0))]
 
 
 def test_a_full_queue_turns_away_until_the_next_image_is_done() -> None:

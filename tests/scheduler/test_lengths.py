@@ -64,7 +64,7 @@ def test_steps_left_are_counted_from_the_images_own_length() -> None:
     core = scheduler(ready("cpu0", CPU))
     core.handle(0.0, Submitted(job(1, length=2.0)))  # 18 steps of a second, and one second more
     core.handle(10.0, stepped("cpu0", 10))
-    assert core.handle(10.0, Submitted(job(2, deadline=28.5))) == [Reply(2, Rejected(9.0 + 10.0 - 18.5 + 2.0))]
+    assert core.handle(10.0, Submitted(job(2, deadline=26.5))) == [Reply(2, Rejected(9.0 + 10.0 - 16.5 + 2.0))]
     assert core.handle(10.0, Submitted(job(3, deadline=29.5))) == []
 
 

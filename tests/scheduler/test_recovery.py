@@ -4,10 +4,23 @@ from random import Random
 
 import pytest
 
-from scheduler.messages import BatchKey, Costs, Job, Rejected, Reply, Start, Submitted, Tick, WorkerExited
+from scheduler.messages import (
+    Abandoned,
+    BatchKey,
+    Cancel,
+    Cancelled,
+    Costs,
+    Job,
+    Rejected,
+    Reply,
+    Start,
+    Submitted,
+    Tick,
+    WorkerExited,
+)
 from scheduler.workers import Worker
 from tests.scheduler.toy import Toy
-from tests.scheduler.words import GPU, Checked, finished, job, loading, ready, scheduler, stepped
+from tests.scheduler.words import GPU, SINGLE, Checked, finished, job, loading, ready, released, scheduler, stepped
 
 LARGE = BatchKey(1.5, (768, 512))
 
@@ -129,3 +142,40 @@ def test_a_step_starts_a_job_whose_turn_comes_as_time_passes() -> None:
         if step % 4 == 0:
             started += core.handle(now, stepped("gpu0", 3 + step // 4))
     assert Start(4, "gpu1", 1, 3) in started  # when it would be late behind job 3
+
+
+def test_a_job_waits_for_the_worker_that_does_it_in_time_though_another_has_room() -> None:
+    core = loading("slow", "fast")
+    core.handle(0.0, ready("slow", Costs(20, (0.2, 0.22), 0.4)))
+    core.handle(0.0, Submitted(job(1, 4.9)))
+    core.handle(0.0, ready("fast", SINGLE))
+    core.handle(0.0, Submitted(job(2, length=4.0)))  # until 4.1
+    assert core.handle(0.0, Submitted(job(3, 7.0))) == []
+    core.handle(3.9, stepped("fast", 78))
+    assert core.handle(4.0, stepped("slow", 20)) == []  # alone on slow it would end at 8.4
+    assert core.handle(4.1, finished(Start(2, "fast", 0, 2)))[1:] == [Start(3, "fast", 0, 3)]
+
+
+def test_a_job_that_waits_for_the_fast_worker_leaves_the_slow_one_to_others() -> None:
+    core = scheduler(ready("fast", SINGLE), ready("slow", Costs(20, (0.2,), 0.4)))
+    core.handle(0.0, Submitted(job(1, length=20.0)))
+    assert core.handle(0.0, Submitted(job(2, 30.0, length=8.0))) == []  # in time on fast alone
+    assert core.handle(0.0, Submitted(job(3, length=0.25))) == [Start(3, "slow", 0, 2)]
+
+
+def test_an_empty_queue_takes_what_the_next_free_worker_does_in_time() -> None:
+    core = scheduler(ready("gpu0", SINGLE), ready("gpu1", SINGLE))
+    core.handle(0.0, Submitted(job(1)))
+    core.handle(0.0, Submitted(job(2, length=10.0)))
+    assert core.handle(0.0, Submitted(job(3, 2.2))) == []  # gpu0 is free at 1.1
+    assert core.handle(1.1, finished(Start(1, "gpu0", 0, 1)))[1:] == [Start(3, "gpu0", 0, 3)]
+
+
+def test_a_place_that_is_being_left_counts_as_free() -> None:
+    core = scheduler(ready("gpu0", Costs(20, (0.05, 0.055), 0.1)))
+    core.handle(0.0, Submitted(job(1, length=10.0)))
+    core.handle(0.0, Submitted(job(2)))
+    core.handle(0.1, stepped("gpu0", 1, 1))
+    assert core.handle(0.15, Cancelled(2)) == [Reply(2, Abandoned()), Cancel("gpu0", 1, 2)]
+    assert core.handle(0.16, Submitted(job(3, 5.16))) == []
+    assert core.handle(0.2, released(Start(2, "gpu0", 1, 2))) == [Start(3, "gpu0", 1, 3)]
