@@ -179,6 +179,8 @@ class Placement:
         """In how many seconds a job is done, if no other waits."""
         room, self._held = self._room(None), None
         choice = room if isinstance(room, Wait) else self._best(job, now, 0, self._options(job.job, now, 0, room))
+        if isinstance(choice, Worker) and _in_time(choice, job.job, now):
+            return choice.joined_by(job.job).end
         waited = min([worker.end_if_waited_for(job.job) for worker in self._busy], default=inf)
         if isinstance(choice, Wait):
             return waited
@@ -312,6 +314,8 @@ class Placement:
         nearly_least = least + (ALIKE - 1) * abs(least)  # a leaving image can make the sum smaller than it was
         equals = [worker for worker in found if worker.joined_by(job).added <= nearly_least]
         best = min(equals, key=lambda worker: (len(worker.slots), worker.changed))
+        if best.slots and _in_time(best, job, now):
+            return best
         elsewhere = [(worker.end_if_waited_for(job), worker) for worker in self._busy if worker is not best]
         if not _in_time(best, job, now) and any(now + end <= job.deadline for end, _ in elsewhere):
             return Wait.SLOWER

@@ -171,6 +171,8 @@ class Worker:
         """When a job is done that takes the place of the next image to leave."""
         if not self.has_room and len(self.batch) < self.size:  # a slot that is leaving is free soon
             return self.joined_by(job).end
+        if self.has_room:
+            return self.joined_by(job).end_if_waited
         batch, prices = self.ends[0], self.known_prices
         return if_they_wait(prices, batch, job.batch_key, prices.steps(job.length))[2] if batch else prices.alone(job)
 
