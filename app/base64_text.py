@@ -131,7 +131,7 @@ def _mistaken(text: str, *, short: bool = True) -> str | None:  # noqa: PLR0911,
     if (PATH.match(start) or FILE_NAME.fullmatch(start)) and len(text) < SHORT_CHARS and "\n" not in text.strip():
         return f"is a path; this service cannot read your files: {SEND}."
     if PLACEHOLDER.fullmatch(start):
-        return f"is {quoted(text)}, in place of which the image is to stand; {SEND}."
+        return f"is {quoted(text)}, which is a placeholder; {SEND}."
     if text.strip().lower() in WORDS:
         return f"is {quoted(text)}; {SEND}."
     if start.lstrip()[:1] in ("{", "["):

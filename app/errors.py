@@ -261,4 +261,4 @@ def _cut_to_bytes(text: str, most: int) -> str:
 
 async def on_exception(request: Request, error: Exception) -> Response:
     """Starlette's handler for unexpected errors. The server logs the traceback."""
-    return respond(Problem(Error.INTERNAL, "An unexpected error; the server's log has it."))
+    return respond(Problem(Error.INTERNAL, "Unexpected error; the server's log has the details."))

@@ -46,7 +46,7 @@ def of_json(
     made = of_fields(given, kind, faults, ranges)
     if not faults:  # each last value of a field can be taken, but not all that were given
         name = path[1] if (path := PATH.search(str(error))) else "A field"
-        detail = f"{name} is given more than once, and not every time with a value that is taken; send it once."
+        detail = f"{name} is given more than once, and at least one value is invalid; send it once."
         faults.add(Problem(Error.INVALID_FIELD, detail, name))
     return made
 

@@ -157,16 +157,17 @@ def error_of(outcome: m.Outcome, blamed: str | None) -> Problem | ClientGoneErro
             )
         case m.WorkerCrash(losses):
             return Problem(
-                Error.WORKER_CRASH, f"{losses} workers exited while they ran this request; it is not tried again."
+                Error.WORKER_CRASH,
+                f"This request failed on {losses} workers, by a crash or for lack of memory; it is not tried again.",
             )
         case m.Expired():
             return Problem(
                 Error.EXPIRED,
-                "The image was not finished before your deadline (Prefer: wait=SECONDS, else the server's).",
+                "The image was not finished before its deadline. Ask for more time with `Prefer: wait=SECONDS`.",
             )
-        case m.Rejected(retry_after):
-            detail = f"This cannot finish before your deadline. Try again in {whole_seconds(retry_after)} s."
-            return Problem(Error.BUSY, detail, retry_after=retry_after)
+        case m.Rejected(retry_after, queue_full):
+            why = "The queue is full." if queue_full else "This cannot finish before your deadline."
+            return Problem(Error.BUSY, f"{why} Try again in {whole_seconds(retry_after)} s.", retry_after=retry_after)
         case m.Impossible(seconds):
             detail = f"This cannot finish before your deadline: alone on this server it takes about {seconds:.1f} s. "
             return Problem(Error.EXPIRED, detail + "Allow more time (Prefer: wait=SECONDS), or ask for fewer steps.")

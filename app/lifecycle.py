@@ -159,7 +159,9 @@ class RequestLifecycle:
                 return None
             case _:
                 log.error("Request %s failed", context.id, exc_info=error)
-                return Problem(Error.INTERNAL, f"An unexpected error; the server's log has it under {context.id}.")
+                return Problem(
+                    Error.INTERNAL, f"Unexpected error; the server's log has the details under {context.id}."
+                )
 
     def _close(
         self,

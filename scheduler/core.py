@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from itertools import count
 from typing import assert_never
 
+from msgspec.structs import replace
+
 from scheduler import messages as m
 from scheduler.costs import Wait
 from scheduler.errors import BrokenInvariantError, IllegalEvent, require
@@ -26,7 +28,7 @@ from scheduler.workers import Worker, Workers
 
 __all__ = ["BrokenInvariantError", "IllegalEvent", "Scheduler"]
 
-CRASH, ENDED_FROM_OUTSIDE = 5, 1  # retry cost for the jobs of a lost worker; they hardly cause a kill from outside
+CRASH, ENDED_FROM_OUTSIDE = 5, 1  # retry cost of a job: by a crash, and by a kill from outside, which it hardly causes
 
 
 class Scheduler:
@@ -182,7 +184,7 @@ class Scheduler:
         next_deadline = self._deadlines[0][0] if self._deadlines else None
         refusal = self._placement.admit(now, job, next_deadline, self._oldest)
         if isinstance(refusal, m.Rejected | m.QuotaExceeded):
-            return type(refusal)(self._appointment(now, job, refusal.retry_after))
+            return replace(refusal, retry_after=self._appointment(now, job, refusal.retry_after))
         return refusal
 
     def _appointment(self, now: float, job: JobState, seconds: float) -> float:

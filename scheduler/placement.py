@@ -1,15 +1,15 @@
 """Admission and placement: which jobs are accepted, which one starts next, and on which worker.
 
-**Admission.** Accept a job if all waiting jobs, this one included, would meet their deadlines when run in the order of
-their deadlines. Jobs normally start in the fair order instead. If the order of deadlines is feasible, so is some other
-order, and `_turn` switches to the earliest deadline when the fair order would make a job late. One client may use only
-a share of the free queue, in places and in time, so there is always room for another client (dynamic thresholds:
-Choudhury and Hahne, IEEE/ACM Transactions on Networking 6, 1998).
+**Admission.** If any order meets all deadlines, the order of deadlines does. So accept a job if all waiting jobs, this
+one included, meet their deadlines in that order; jobs that are late anyway do not count. If none waits, accept it if it
+is in time on the worker that it would start on. Jobs start in the fair order as long as that makes none late; else
+`turn` takes the earliest deadline. One client may use only a share of the free queue, in places and in time, so there
+is always room for another (dynamic thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking 6, 1998).
 
 **Placement.** A job joins the worker where the sum of completion times grows least, unless it would make a running
-image late, or waiting for a place gives a smaller sum. A free slot prefers a job of a size that already runs there,
-because another size is another batch. The job whose turn it is may be passed over for that, but for PASSING seconds at
-most.
+image late, or waiting for a place gives a smaller sum. It waits for a faster worker if it ends sooner there, or is in
+time only there. A free slot prefers a job of a size that already runs there, because another size is another batch. The
+job whose turn it is may be passed over for that, but for PASSING seconds at most.
 
 An example. A step of one image takes 10 ms, of two images 12 ms. Worker A has an image with 20 steps left, worker B is
 empty. On B a job of 20 steps ends after 200 ms and delays nobody: the sum grows by 200 ms. On A it ends after 240 ms
@@ -65,7 +65,7 @@ class Forecast:
 
 
 class Placement:
-    """Chooses jobs and workers. It changes neither the queue nor the workers."""
+    """Chooses jobs and workers. The only change it makes is to note in a job since when others pass it over."""
 
     def __init__(self, queue: FairQueue, workers: Workers, limits: Limits) -> None:
         self._queue = queue
@@ -146,7 +146,7 @@ class Placement:
             if missing > 0:
                 return QuotaExceeded(self._seconds_to_places(missing, now, next_deadline, oldest))
         if free <= 0:
-            return Rejected(self._seconds_to_places(1, now, next_deadline, oldest))
+            return Rejected(self._seconds_to_places(1, now, next_deadline, oldest), queue_full=True)
         if not self._workers.known:
             return None
         alone = min([_seconds_at_best(worker, job.job) for worker in self._workers.known])

@@ -23,7 +23,7 @@ log = logging.getLogger("contour.confinement")
 PR_SET_NO_NEW_PRIVS = 38  # <linux/prctl.h>
 PROT_EXEC = 4  # <sys/mman.h>
 DESCRIPTORS = 32  # more than the edge process has open
-NO_FILTER = "The edge process runs without a filter of system calls: %s"
+NO_FILTER = "The edge process runs without a seccomp filter: %s"
 
 # What strace shows of the edge process over images of every format; and clocks and random numbers, for which the C
 # library sometimes has to ask the kernel. All else fails with EPERM: the process opens no file and no socket, starts no

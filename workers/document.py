@@ -137,7 +137,7 @@ class Document:
 
 
 def _why(error: OSError, path: Path) -> str:
-    reason = error.strerror or "the system does not say why"
+    reason = error.strerror or "unknown reason"
     if error.errno not in (errno.ENOENT, errno.EISDIR) or not path.parent.is_dir():
         return reason
     return f"{reason}{nearest(path.name, [each.name for each in path.parent.glob('*.y*ml')]).removesuffix('.')}"

@@ -408,7 +408,7 @@ def _answer(order: wire.Run, memory: SlotMemory, budget: DecodeBudget) -> wire.R
             log.warning("An image was refused: it needs more memory than estimated, and more than is allowed")
             reason = "Decoding this image takes more memory than this server allows. Send a smaller one."
         elif not isinstance(error, BadImageError):
-            log.exception("No edges were found")
+            log.exception("The edge process failed on an image")
             blame, reason = Blame.SERVICE, f"{type(error).__name__}: {error}"
         return Failed(ID, order.slot, order.generation, wire.as_reason(reason), blame)
     return Finished(ID, order.slot, order.generation, Image(len(found), 0.0, 0.0, 0.0, 0.0))

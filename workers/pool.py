@@ -270,7 +270,7 @@ class Pool:
             self._jobs.stepped(report)
         if isinstance(report, wire.ReportEvent):
             if report.worker != worker:
-                raise ValueError(f"it speaks for {report.worker}")
+                raise ValueError(f"it reports for worker {report.worker}")
             self._handle(report)
         match report:
             case Device():
@@ -299,12 +299,12 @@ class Pool:
         self.statuses.pop(worker, None)
         log.error("Worker %s exited: %s", worker, end.reason)
         if end.tried:
-            log.error("Worker %s ended while it tried %s; it starts again without", worker, " and ".join(end.tried))
+            log.error("Worker %s exited while it tried %s; restarting without it", worker, " and ".join(end.tried))
             setup = self._processes.setups[worker]
             self._processes.setups[worker] = replace(setup, without=setup.without | frozenset(end.tried))
         self._handle_or_retry(m.WorkerExited(worker, end.reason, end.outside, end.hopeless))
         if (view := self._view(worker)).state is m.WorkerState.OUT:
-            log.error("Worker %s is out of service for a while: %s", worker, view.reason)
+            log.error("Worker %s is quarantined for a while: %s", worker, view.reason)
 
     def _view(self, worker: m.WorkerId) -> m.WorkerView:
         return next(view for view in self.core.workers() if view.id == worker)

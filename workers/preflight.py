@@ -72,7 +72,7 @@ def _readable_part(name: str, weights: Weights) -> list[Problem]:
     try:
         return list(_part_problems(name, weights))
     except OSError as error:
-        text = f"is {weights.path}, but {error.filename or 'it'} cannot be read: {error.strerror or 'why is not told'}"
+        text = f"is {weights.path}, but {error.filename or 'it'} cannot be read: {error.strerror or 'unknown reason'}"
         return [Problem(("engine", *name.split("."), "path"), text)]
 
 

@@ -311,7 +311,7 @@ class Worker:
         except (OutOfMemoryError, MemoryError) as error:
             self._leave(m.Failed(self.id, slot, generation, _summary(error), Blame.MEMORY))
         except Exception as error:
-            log.exception("An image failed")
+            log.exception("Could not make the image in slot %d (generation %d)", slot, generation)
             self._leave(m.Failed(self.id, slot, generation, _summary(error), Blame.SERVICE))
         return None
 

@@ -88,7 +88,7 @@ def read(text: str) -> tuple[Any, dict[Key, int]]:
         line = text.count("\n", 0, error.position) + 1
         raise NotYamlError(f", line {line}: is not YAML: it has a character that no text should have") from None
     except RecursionError:
-        raise NotYamlError(": is nested without end; an alias (*) must not name what it stands in") from None
+        raise NotYamlError(": is nested without end; an alias (*) refers to a section that contains it") from None
     except ValueError:
         raise NotYamlError(
             ": is not YAML: a number in it cannot be read; put text that begins with 0 in quotes"

@@ -59,7 +59,7 @@ def examine(subject: Subject, checks: Sequence[str] = CHECKS) -> Iterator[Findin
         except ImportError as error:  # the check of packages says what to do
             yield Finding(name, Level.WARNING, f"not looked at: {error}")
         except Exception as error:  # noqa: BLE001 - the other checks still run
-            text = f"this check failed itself: {type(error).__name__}: {error}"
+            text = f"internal error in this check: {type(error).__name__}: {error}"
             yield Finding(name, Level.WARNING, text, "see whether another line explains it")
 
 

@@ -59,7 +59,7 @@ def _parser() -> Parser:
         "-o", "--out", type=Path, help="the new image (.png, .jpg, .webp), or a folder; beside the old one by default"
     )
     parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"), help="a YAML file, see configs/")
-    parser.add_argument("--format", choices=get_args(Format), help="of the files, if -o does not say it")
+    parser.add_argument("--format", choices=get_args(Format), help="output format, if -o has no extension")
     add_flags(parser)
     parser.add_argument("--again", action="store_true", help="of a folder: generate existing results again")
     parser.add_argument("--verbose", action="store_true", help="show the log as the server would")

@@ -162,7 +162,7 @@ def test_a_check_that_fails_itself_says_so_and_the_others_go_on(monkeypatch: pyt
     monkeypatch.setattr(devices, "check", fail)
     found = list(command.examine(Subject(ROOT / "configs/echo.yaml"), ["devices", "onnx", "python"]))
     assert [each.level for each in found] == [Level.OK, Level.WARNING, Level.OK, Level.OK]
-    assert found[1].text == "this check failed itself: OSError: the driver is upset"
+    assert found[1].text == "internal error in this check: OSError: the driver is upset"
 
 
 def test_gpus_that_the_installed_torch_cannot_use_are_told_with_what_to_install() -> None:

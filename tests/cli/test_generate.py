@@ -99,7 +99,7 @@ def test_a_broken_picture_is_a_failure(tmp_path: Path) -> None:
 def test_a_picture_that_ends_its_workers_is_a_failure(picture: Path, tmp_path: Path) -> None:
     done = generate(picture, "-o", tmp_path / "out.png", WORKERS__CPU_WORKERS=1, ENGINE__FAULTS__EXIT=1.0)
     assert done.returncode == 1
-    assert "2 workers exited while they ran this request" in done.stderr
+    assert "This request failed on 2 workers" in done.stderr
     assert files(tmp_path) == {"picture.png"}
 
 

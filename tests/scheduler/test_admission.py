@@ -175,13 +175,13 @@ def test_a_full_queue_turns_away_until_the_next_image_is_done() -> None:
     core.handle(0.0, Submitted(job(1)))
     core.handle(0.0, Submitted(job(2)))
     core.handle(4.0, stepped("cpu0", 4))
-    assert core.handle(4.0, Submitted(job(3))) == [Reply(3, Rejected(5.0 + 1.0 + 2.0))]
+    assert core.handle(4.0, Submitted(job(3))) == [Reply(3, Rejected(5.0 + 1.0 + 2.0, queue_full=True))]
 
 
 def test_a_full_queue_has_room_at_the_first_deadline_at_the_latest() -> None:
     core = loading("gpu0", max_queue=1)
     core.handle(0.0, Submitted(job(1, deadline=7.0)))
-    assert core.handle(2.0, Submitted(job(2))) == [Reply(2, Rejected(5.0))]
+    assert core.handle(2.0, Submitted(job(2))) == [Reply(2, Rejected(5.0, queue_full=True))]
 
 
 def test_who_has_expired_takes_no_place_in_the_queue() -> None:

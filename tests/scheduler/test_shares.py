@@ -244,7 +244,7 @@ def test_a_share_of_one_lets_a_client_fill_the_queue() -> None:
     core = loading("gpu0", max_queue=3, client_share=1.0)
     for number in (1, 2, 3):
         assert core.handle(0.0, Submitted(job(number, client="only"))) == []
-    assert core.handle(1.0, Submitted(job(4, client="only"))) == [Reply(4, Rejected(999.0))]
+    assert core.handle(1.0, Submitted(job(4, client="only"))) == [Reply(4, Rejected(999.0, queue_full=True))]
 
 
 def test_what_runs_is_not_counted() -> None:

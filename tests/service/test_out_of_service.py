@@ -25,7 +25,7 @@ def test_a_worker_that_keeps_failing_is_out_of_service_and_tried_again_later() -
         until(lambda: states(service) == ["out", "ready"])
         assert service.readiness()["workers"][0]["last_loss"] == "killed by SIGSEGV"
         assert service.sample("contour_worker_state", worker=victim["id"], state="out") == 1
-        until(lambda: any("is out of service for a while: killed by SIGSEGV" in line for line in service.log))
+        until(lambda: any("is quarantined for a while: killed by SIGSEGV" in line for line in service.log))
         assert service.generate().status_code == 200
         service.wait_until_ready(2)
 

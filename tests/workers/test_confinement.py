@@ -182,7 +182,7 @@ def test_without_the_library_it_runs_with_limits_alone_and_says_so(capfd: pytest
     assert soft["Max processes"] == "0"
     size = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmSize"))
     assert 2**30 < int(soft["Max address space"]) < size * 1024 + 2**30 + 128 * MIB
-    assert capfd.readouterr().err.count("runs without a filter of system calls") == 1
+    assert capfd.readouterr().err.count("runs without a seccomp filter") == 1
 
 
 # --------------------------------------------------------------------------------------------------------------- images
@@ -242,7 +242,7 @@ def test_an_error_is_logged_with_its_traceback(log_format: str, capfd: pytest.Ca
     with opened(cramped, log_format=log_format) as find, pytest.raises(FailedError, match="ValueError"):
         find(file_of(drawing(90, 60), "PNG"))
     said = capfd.readouterr().err
-    assert "No edges were found" in said
+    assert "The edge process failed on an image" in said
     assert "Traceback (most recent call last)" in said
     assert "in _answer" in said
 

@@ -67,7 +67,7 @@ def _parser() -> Parser:
     flag("--check", action="store_true", help="read what is there and compare it with its SHA-256")
     flag("--again", action="store_true", help="make anew what is there already")
     flag("--keep", action="store_true", help="keep the originals, to convert them to another --dtype later")
-    text = "how long to start over after the hub or the network failed, 60 by default"
+    text = "how long to keep retrying after the hub or the network failed, 60 by default"
     flag("--patience", type=float, default=60.0, metavar="SECONDS", help=text)
     return parser
 
