@@ -121,7 +121,7 @@ class Child:
 
     def reject(self, reason: str) -> None:
         """Kill it, and take no further report of it: its state is not what the pool thinks."""
-        self._rejected, self._last_words = True, reason
+        self._rejected, self._last_words = True, wire.as_reason(reason)  # it may quote what the process sent
         self.kill()
 
     def kill(self) -> None:

@@ -304,6 +304,8 @@ class EdgeService:
         self._gone.clear()
 
     def _send(self, task: EdgeTask) -> None:
+        if self.process is None:  # it became ready and exited in one turn of the event loop
+            raise _GoneError("it exited before it was asked")
         params = _pack((task.size, task.work))
         self._memory.write(SLOT, task.image, params)
         self._processes.send(ID, wire.Run(SLOT, 0, len(task.image), len(params)))
@@ -323,8 +325,12 @@ class EdgeService:
     def _on_exit(self, _: str, end: End) -> None:
         if not self._answer.done():
             self._answer.set_exception(_GoneError(end.reason))
-        self._memory.clear()
-        self._gone.set()
+        try:
+            self._memory.clear()
+        except OSError:  # madvise is missing in some sandboxes; the next image overwrites this one
+            log.exception("The memory of the edge process cannot be emptied")
+        finally:
+            self._gone.set()  # whoever closes waits for it
 
     async def _end(self, reason: str) -> None:
         """SIGKILL, as nothing in it is worth an orderly end, and wait until nothing of it is left."""

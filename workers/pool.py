@@ -266,11 +266,12 @@ class Pool:
     # ------------------------------------------------------------------------------------------------ from the workers
 
     def _on_report(self, worker: m.WorkerId, report: wire.Report) -> None:
+        # The name comes from the process: check it before anything else, and do not quote it.
+        if isinstance(report, wire.ReportEvent) and report.worker != worker:
+            raise ValueError("it reports for another worker")
         if isinstance(report, m.Stepped):
             self._jobs.stepped(report)
         if isinstance(report, wire.ReportEvent):
-            if report.worker != worker:
-                raise ValueError(f"it reports for worker {report.worker}")
             self._handle(report)
         match report:
             case Device():

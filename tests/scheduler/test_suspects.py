@@ -48,7 +48,7 @@ def come_back(core: Checked, worker: str, now: float = 2.0) -> list[Command]:
     return core.handle(now, ready(worker))
 
 
-def test_a_job_that_loses_its_second_worker_is_poisoned() -> None:
+def test_a_job_that_loses_its_second_worker_is_not_tried_again() -> None:
     core = scheduler(ready("gpu0"), ready("gpu1"))
     submit(core, 1)
     assert lose(core, "gpu0") == [Start(1, "gpu1", 0, 2)]

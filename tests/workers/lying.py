@@ -71,6 +71,7 @@ UNTIMELY: dict[str, wire.Report | bytes] = {  # possible by themselves, but not 
     "another number of slots": m.Measured(ID, Costs(4, (0.1,), 0.0)),
     "ready again": m.WorkerReady(ID, COSTS),
     "what another worker would": m.Released("cpu1", 0, 1),
+    "a long name of another worker": m.Stepped("x" * 60_000, ((0, 1),), (4,)),
 }
 LIES = EARLY | LATE | UNTIMELY
 

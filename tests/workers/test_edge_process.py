@@ -33,6 +33,7 @@ from workers.edge_process import (
 )
 from workers.engine.config import Canny, Sizing
 from workers.engine.contract import BadImageError
+from workers.processes import Processes
 from workers.slots import SlotLayout, SlotMemory
 
 PATIENCE = 120.0  # seconds, before a test gives something up
@@ -188,6 +189,47 @@ def test_an_image_that_costs_two_processes_is_not_tried_again(
             assert service.process is None
             monkeypatch.undo()
             assert_found(await service.find(TASK))
+
+    run(scenario())
+
+
+def be_ready_and_end(setup: EdgeSetup, channel: socket.socket, memory: SlotMemory) -> None:
+    """Runs as the process: it ends as soon as it is ready."""
+    wire.send(channel, m.WorkerReady(edge_process.ID, edge_process.COSTS))
+    os._exit(3)
+
+
+def test_a_process_that_is_ready_and_gone_in_one_turn_of_the_loop_counts_as_a_lost_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spawn = Processes.spawn
+
+    def stall(processes: Processes[EdgeSetup], worker: str) -> None:
+        spawn(processes, worker)
+        child = Path(f"/proc/{processes[worker].pid}/stat")
+        while child.exists() and " Z " not in child.read_text():  # the loop learns of both at once
+            time.sleep(0.01)
+
+    async def scenario() -> None:
+        async with opened() as service:
+            monkeypatch.setattr(edge_process, "main", be_ready_and_end)
+            monkeypatch.setattr(Processes, "spawn", stall)
+            with pytest.raises(CrashedError, match="2 processes"):
+                await service.find(TASK)
+            monkeypatch.undo()
+            assert_found(await service.find(TASK))
+
+    run(scenario())
+
+
+def test_it_can_be_closed_though_its_memory_cannot_be_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: SlotMemory) -> None:
+        raise OSError("no madvise here")
+
+    async def scenario() -> None:
+        async with opened() as service:
+            assert_found(await service.find(TASK))
+            monkeypatch.setattr(SlotMemory, "clear", fail)
 
     run(scenario())
 

@@ -77,6 +77,7 @@ def test_it_costs_the_worker_that_sent_it_and_no_job(lie: str, monkeypatch: pyte
         lost = [event.reason for event in seen.events if isinstance(event, m.WorkerExited)]
         assert len(lost) == 1
         assert lost[0].startswith(("it sent what is no report", "it sent a ", "its report was refused"))
+        assert len(lost[0]) <= wire.REASON_CHARS
 
     asyncio.run(scenario())
 
