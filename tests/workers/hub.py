@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TOO_MUCH = 64 * 2**20
 Files = Mapping[str, bytes]
 
 
@@ -45,10 +46,11 @@ class Hub:
     refusals: dict[str, list[tuple[int, str]]] = field(
         default_factory=dict
     )  # for a file (cdn/...: where it leads to), one after another
-    cuts: dict[str, list[int]] = field(default_factory=dict)  # after so many bytes of an answer
+    cuts: dict[str, list[int]] = field(default_factory=dict)  # after so many bytes of an answer ("listing": of that)
     stalls: dict[str, list[int]] = field(default_factory=dict)  # the same, but the connection stays open
     resets: dict[str, list[int]] = field(default_factory=dict)  # the same, but the connection is reset
     instead: dict[str, bytes] = field(default_factory=dict)  # what is sent
+    too_long: set[str] = field(default_factory=set)  # files that go on for TOO_MUCH bytes; no length is sent
     ranges: bool = True
     token: str | None = None  # without which nothing but the listing is given out
     silent: bool = False  # takes requests and does not answer
@@ -109,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.hub.error is not None:
             self._refuse(*self.hub.error)
         elif listing is not None:
-            self._send(200, json.dumps(listing).encode(), {})
+            self._send(200, json.dumps(listing).encode(), {}, self._fault("listing"))
         elif found is None:
             self._refuse(404, "EntryNotFound" if "/resolve/" in self.path else "RepoNotFound")
         elif "/resolve/" in self.path and self.hub.token not in (None, self._token()):
@@ -135,9 +137,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.asked.append(Asked(file, asked, self._token() or None))
         begin = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.hub.ranges else 0
         headers = {"ETag": f'"{_blob(content)}"', "X-Repo-Commit": COMMIT}
+        if file in self.hub.too_long:
+            self._send_too_much(headers)
+            return
         if begin:
             headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
         self._send(206 if begin else 200, content[begin:], headers, self._fault(file))
+
+    def _send_too_much(self, headers: Mapping[str, str]) -> None:
+        self.send_response(200)
+        for name, value in {**headers, "Connection": "close"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        for _ in range(TOO_MUCH // 2**20):
+            self.wfile.write(bytes(2**20))
 
     def _fault(self, file: str) -> tuple[int, str] | None:
         for kind in ("cuts", "stalls", "resets"):

@@ -1,6 +1,8 @@
 """What goes wrong with hubs and networks, and what a person is told of it."""
 
 import shutil
+import threading
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE as CHUNK
 
 from tests.workers.fetching import (
+    CONTROLNET,
     HALF,
     LATER,
     ONE,
@@ -25,6 +28,9 @@ from tests.workers.fetching import (
     work,
 )
 from tests.workers.hub import Asked, Hub, serving
+from workers.weights import repository
+from workers.weights.errors import FetchError
+from workers.weights.repository import PARALLEL, File, Repository
 
 
 def test_a_connection_that_is_cut_is_taken_up_where_it_broke(tmp_path: Path) -> None:
@@ -92,6 +98,36 @@ def test_a_wrong_size_is_refused(tmp_path: Path, wrong: bytes) -> None:
     assert done.returncode == LATER
     assert f"{WEIGHTS}: its size is not the one that the hub lists" in done.stderr
     assert not is_there(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "count", "written"), [("config.json", 9, 0), (WEIGHTS, 50_000, 0), (WEIGHTS, 12_000_000, 2 * CHUNK)]
+)
+def test_no_more_than_the_listed_size_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, count: int, written: int
+) -> None:
+    """The library writes whole chunks: none that would go beyond the size."""
+    sizes: list[int] = []
+    monkeypatch.setattr(Path, "unlink", _measured(sizes))
+    files = controlnet() | {WEIGHTS: weights(count=count)}
+    with serving(Hub({"some/controlnet": files}, too_long={file})) as url:
+        done = run_inside(tmp_path, url)
+    assert done.returncode == LATER
+    assert f"{file}: its size is not the one that the hub lists" in done.stderr
+    assert max(sizes) == written
+    assert not {name for name in files_in(tmp_path / "models") if name.endswith((file, ".incomplete"))}
+
+
+def _measured(sizes: list[int]) -> Callable[..., None]:
+    """`Path.unlink` that notes the sizes of the unfinished downloads it deletes."""
+    unlink = Path.unlink
+
+    def measure(path: Path, missing_ok: bool = False) -> None:
+        if path.name.endswith(".incomplete") and path.exists():
+            sizes.append(path.stat().st_size)
+        unlink(path, missing_ok)
+
+    return measure
 
 
 def test_what_an_earlier_try_left_is_fetched_anew_if_it_is_damaged(tmp_path: Path) -> None:
@@ -185,10 +221,51 @@ def test_a_hub_in_trouble_is_asked_again(tmp_path: Path) -> None:
     assert hub.asked == [Asked("config.json", None), Asked(WEIGHTS, None)]
 
 
+def test_a_listing_that_is_cut_is_asked_for_again(tmp_path: Path) -> None:
+    with serving(hub_with(cuts={"listing": [9]})) as url:
+        done = run_inside(tmp_path, url)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "the hub or the network failed (the connection was cut); trying again in 1 s\n"
+
+
+def test_a_listing_that_is_always_cut_is_given_up(tmp_path: Path) -> None:
+    with serving(hub_with(cuts={"listing": [9] * 9})) as url:
+        done = run_inside(tmp_path, url, "--patience", "0")
+    assert done.returncode == LATER
+    assert f"{url} cannot be reached (the connection was cut)" in done.stderr
+
+
+def test_a_failure_is_told_while_other_files_are_in_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What has not begun does not begin."""
+    told, begun = threading.Event(), list[str]()
+
+    def fetch(_: Repository, file: File, __: Path) -> Path:
+        begun.append(file.path)
+        if file.path == "bad":
+            raise FetchError("bad")
+        assert told.wait(60)
+        return tmp_path
+
+    def say_so(text: str) -> None:
+        print(text)
+        told.set()
+
+    monkeypatch.setattr(Repository, "_fetch", fetch)
+    monkeypatch.setattr(repository, "say", say_so)
+    names = [*(f"big{n}" for n in range(PARALLEL - 1)), "bad", *(f"late{n}" for n in range(9))]
+    files = {name: File(name, 1) for name in names}
+    with pytest.raises(FetchError, match="bad"):
+        Repository(CONTROLNET, files).fetch(names, tmp_path)
+    assert "bad. Waiting for" in capsys.readouterr().out
+    assert len(begun) < len(names)
+
+
 def test_no_network_is_told(tmp_path: Path) -> None:
     with serving(Hub()) as url:
         pass
-    done = run_fetch(tmp_path, HF_ENDPOINT=url)
+    done = run_fetch(tmp_path, "--patience", "0", HF_ENDPOINT=url)
     assert done.returncode == LATER
     assert done.stderr.startswith(f"engine.controlnet: some/controlnet: {url} cannot be reached (")
 

@@ -13,6 +13,7 @@ LATER = os.EX_TEMPFAIL  # 75: the same command may succeed later
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # statuses of HTTP
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 RETRY = "Try again later; if it happens again, a proxy between here and the hub changes what passes"
+WRONG_SIZE = f"its size is not the one that the hub lists. {RETRY}"
 _DENIED = "the hub denies access: set HF_TOKEN to a token that may read it"
 _REFUSALS: tuple[tuple[type[errors.HfHubHTTPError] | int, str], ...] = (
     (errors.GatedRepoError, "it is gated: accept its terms on its page, then set HF_TOKEN"),
@@ -42,7 +43,8 @@ def is_transient(error: BaseException) -> bool:
     """Return whether the same request may succeed a moment later."""
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code in TRANSIENT
-    return isinstance(error, httpx.TransportError)
+    permanent = isinstance(error, httpx.UnsupportedProtocol) or "CERTIFICATE_VERIFY_FAILED" in str(error)
+    return isinstance(error, httpx.TransportError) and not permanent
 
 
 def explain(error: BaseException, place: Path) -> FetchError:
@@ -64,7 +66,7 @@ def explain(error: BaseException, place: Path) -> FetchError:
     if isinstance(error, errors.HFValidationError):
         return FetchError("no repository can have this name: correct the path")
     if type(error) is OSError:
-        return FetchError(f"its size is not the one that the hub lists. {RETRY}", LATER)
+        return FetchError(WRONG_SIZE, LATER)
     return FetchError(f"{endpoint} does not answer as a hub does: check the network and HF_ENDPOINT", LATER)
 
 

@@ -1,9 +1,10 @@
 """A repository of weights: in a folder, in the Hugging Face cache, or on the hub. Its files are verified.
 
-huggingface_hub downloads: connections, tokens, mirrors, and going on in a file after a cut. Three things are ours:
+huggingface_hub downloads: connections, tokens, mirrors, and going on in a file after a cut. Four things are ours:
 
 - The hash of each file, as the hub lists it. The library compares sizes only.
 - The loop over files. That of `snapshot_download` lists a repository without a time limit, and its errors name no file.
+- A limit on the bytes of a file. The library writes whatever is sent, and compares sizes at the end.
 - Starting over, for `patience` seconds, after failures that the library does not try again.
 """
 
@@ -14,11 +15,11 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
@@ -26,7 +27,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoSibling
 
 from workers.engine.config import Weights
-from workers.weights.errors import LATER, RETRY, FetchError, explain, is_transient, reason
+from workers.weights.errors import LATER, RETRY, WRONG_SIZE, FetchError, explain, is_transient, reason
 from workers.weights.progress import bar, say
 
 T = TypeVar("T")
@@ -79,7 +80,16 @@ class Repository:
     def fetch(self, names: Sequence[str], target: Path) -> list[Path]:
         """Return where verified files are: in `target` if they had to be downloaded. Raises FetchError."""
         with ThreadPoolExecutor(PARALLEL) as pool:
-            return list(pool.map(lambda name: self._fetch(self.files[name], target), names))
+            fetches = [pool.submit(self._fetch, self.files[name], target) for name in names]
+            try:
+                for fetch in as_completed(fetches):
+                    fetch.result()
+            except Exception as error:
+                pool.shutdown(wait=False, cancel_futures=True)
+                if running := sum(fetch.running() for fetch in fetches):  # these cannot be cancelled
+                    say(f"{error}. Waiting for {running} other file(s) in progress")
+                raise
+            return [fetch.result() for fetch in fetches]
 
     def _fetch(self, file: File, target: Path) -> Path:
         if self.folder is not None:
@@ -138,7 +148,7 @@ def _list_files(weights: Weights) -> Mapping[str, File]:
         if info.sha != weights.revision:
             raise ValueError("another commit")
         return {file.rfilename: _file(file) for file in info.siblings or () if _stays_inside(file.rfilename)}
-    except (httpx.TransportError, AttributeError, KeyError, TypeError) as error:  # another try would not help
+    except (AttributeError, KeyError, TypeError) as error:  # of an answer in another form
         raise explain(error, Path()) from error
 
 
@@ -154,6 +164,30 @@ def _stays_inside(path: str) -> bool:
     return not path.startswith("/") and ".." not in PurePosixPath(path).parts
 
 
+class _Meter:
+    """The progress bar of a file. The library updates it before it writes, so it can stop a download that is too long.
+
+    A broken hub or proxy could otherwise fill the disk: `_check_room` counted on the listed size.
+    """
+
+    def __init__(self, file: File, *, initial: int = 0, **options: Any) -> None:
+        self._limit, self._received = file.size, initial
+        self._bar = bar(file.path, initial=initial, **options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, count: int) -> None:
+        """Count bytes, or take some back (negative) that are sent again. Raises FetchError if there are too many."""
+        self._received += count  # the bar itself does not count if it is disabled
+        if self._received > self._limit:
+            raise FetchError(WRONG_SIZE, LATER)
+        self._bar.update(count)
+
+
 def _download(file: File, weights: Weights, target: Path, patience: float) -> Path:
     path = target / file.path
     path.unlink(missing_ok=True)  # the library would take what is there for the file
@@ -164,7 +198,7 @@ def _download(file: File, weights: Weights, target: Path, patience: float) -> Pa
         revision=weights.revision,
         local_dir=target,
         cache_dir=target,  # not the user's cache, which may be damaged
-        tqdm_class=partial(bar, file.path),
+        tqdm_class=partial(_Meter, file),
     )
     try:
         _ask(call, target, patience)
