@@ -4,8 +4,8 @@ A repository is downloaded at its pinned commit, verified, and converted to what
 one safetensors file a network, float16. Single-file checkpoints are converted too. Pickles are never read. A command
 that is killed leaves nothing that could be taken for a model.
 
-Exit codes: 0 all is there; 1 it cannot be had, or is damaged; 2 the configuration or the command is wrong;
-75 it may go well later (network, hub); 130 interrupted.
+Exit codes: 0 all is there; 1 weights are unavailable or damaged; 2 the configuration or the command is wrong;
+75 temporary failure (network, hub), try again; 130 interrupted.
 """
 
 import os
