@@ -17,7 +17,7 @@ from example.demo_model.networks import CHANNELS, TEXT_WIDTH
 from example.demo_model.outlines import SHAPES
 from example.demo_model.palette import COLOURS
 
-MIDDLE = CHANNELS[1]  # channels where shapes meet words: at a sixteenth of the picture's resolution
+MIDDLE = CHANNELS[1]  # channels where shapes meet words: at a sixteenth of the image's resolution
 RESIDUAL = 3  # of the ControlNet's, the last with MIDDLE channels before it is halved
 NOTHING = 0.25  # weight of the class "no shape", as most places have none
 HEAD_WEIGHTS: Mapping[str, float] = {"word": 0.05, "kind": 0.1, "colour": 0.15}  # of the losses
@@ -28,7 +28,7 @@ class Labels:
     """Of a batch: `kinds` and `colours` [n, c, c] by cell, UNLABELLED where there is none; a row for each word.
 
     `words` [m, 4] are: index in the batch, index of the token, colour, kind. `seen` [n] is false where the caption or
-    the control was left out, and the picture cannot be known.
+    the control was left out, and the image cannot be known.
     """
 
     kinds: Tensor

@@ -1,4 +1,4 @@
-"""What a picture is called: its parts by colour and noun, the ground, and the style, in varied words."""
+"""What an image is called: its parts by colour and noun, the ground, and the style, in varied words."""
 
 from collections.abc import Sequence
 

@@ -20,7 +20,7 @@ def compare(one: Path, other: Path, out: Path, steps: int = STEPS) -> None:
     Raises FileNotFoundError where one of the folders holds no model.
     """
     scenes = twenty()
-    with tqdm(total=2 * len(scenes), desc="painting", unit="picture") as bar:
+    with tqdm(total=2 * len(scenes), desc="painting", unit="image") as bar:
         painters = [Painter(folder, painted=bar.update) for folder in (one, other)]
         pairs = zip(*(painter.paint_scenes(scenes, SEED, steps=steps) for painter in painters), strict=True)
         cells = [_cell(ours, theirs, _names(one, other)) for ours, theirs in pairs]
@@ -39,6 +39,6 @@ def _names(one: Path, other: Path) -> tuple[str, str]:
 
 
 def _cell(ours: Painting, theirs: Painting, names: tuple[str, str]) -> Cell:
-    pictures = (drawn(edges(ours.scene.picture)), ours.picture, theirs.picture)
+    images = (drawn(edges(ours.scene.image)), ours.image, theirs.image)
     note = f"edges; {names[0]}, edge F1 {ours.f1:.2f}; {names[1]}, edge F1 {theirs.f1:.2f}"
-    return Cell(pictures, ours.scene.caption, note)
+    return Cell(images, ours.scene.caption, note)

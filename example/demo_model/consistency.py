@@ -1,7 +1,7 @@
 """Whether what is being painted has the edges that it was told to have, as losses that the networks learn from.
 
 The noise's loss alone leaves edges where they belong but fainter than Canny sees, as what is uncertain is painted as
-its mean. So the picture that a prediction amounts to is decoded, and its edges are compared with the hint, as in
+its mean. So the image that a prediction amounts to is decoded, and its edges are compared with the hint, as in
 ControlNet++ (Li et al., arXiv 2404.07987).
 """
 
@@ -17,10 +17,10 @@ from torch import Tensor
 from example.demo_model.networks import FACTOR
 
 EDGE_WEIGHTS: Mapping[str, float] = {"missing": 0.5, "extra": 0.5}  # of the losses
-CLEAR = 600  # timesteps from which on a prediction is too vague a picture to be judged
-JUDGED = 0.5  # of a batch at most, and of each picture only a crop: decoding takes longer than predicting
+CLEAR = 600  # timesteps from which on a prediction is too vague an image to be judged
+JUDGED = 0.5  # of a batch at most, and of each image only a crop: decoding takes longer than predicting
 CROP = 16  # latents a side
-STRONG = 300.0  # Canny's gradient: one and a half times its upper threshold, so that the picture may lose some of it
+STRONG = 300.0  # Canny's gradient: one and a half times its upper threshold, so that the image may lose some of it
 FAINT = 100.0  # its lower threshold
 LARGEST = 3.0  # of `extra` at a pixel, so that one wrong edge does not outweigh all others
 SOBEL = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
@@ -36,7 +36,7 @@ class Consistency:
     def losses(
         self, latents: Tensor, hints: Tensor, controlled: Tensor, timesteps: Tensor, rng: np.random.Generator
     ) -> dict[str, Tensor]:
-        """By name; none if there is no picture to judge.
+        """By name; none if there is no image to judge.
 
         For the clean latents [n, 4, s, s] that are predicted at timesteps [n] under hints [n, 3, 8 s, 8 s], of which
         those are judged that were `controlled` [n].
@@ -47,31 +47,31 @@ class Consistency:
         size = min(CROP, latents.shape[-1])
         top, left = rng.integers(latents.shape[-1] - size + 1, size=2)
         crop = latents[judged, :, top : top + size, left : left + size]
-        pictures = self.vae.decode(crop / self.scale).sample
+        images = self.vae.decode(crop / self.scale).sample
         rows, columns = (slice(FACTOR * start, FACTOR * (start + size)) for start in (top, left))
-        return edge_losses(pictures, hints[judged, :1, rows, columns] > 0)
+        return edge_losses(images, hints[judged, :1, rows, columns] > 0)
 
 
-def edge_losses(pictures: Tensor, hints: Tensor) -> dict[str, Tensor]:
-    """How much of Canny's gradient pictures [n, 3, h, w] lack at hints (bool [n, 1, h, w]), and have far from them.
+def edge_losses(images: Tensor, hints: Tensor) -> dict[str, Tensor]:
+    """How much of Canny's gradient images [n, 3, h, w] lack at hints (bool [n, 1, h, w]), and have far from them.
 
     An edge may be a pixel away from its hint; more than two are far, as in `scoring`.
     """
-    found = canny_gradient(pictures)
+    found = canny_gradient(images)
     lacking = F.relu(1 - F.max_pool2d(found, 3, stride=1, padding=1) / STRONG)
     far = F.max_pool2d(hints.float(), 5, stride=1, padding=2) == 0
     extra = F.relu(found / FAINT - 1).clamp(max=LARGEST)
     return {"missing": _mean(lacking, hints), "extra": _mean(extra, far)}
 
 
-def canny_gradient(pictures: Tensor) -> Tensor:
-    """What OpenCV's Canny compares with its thresholds, [n, 1, h, w]: of pictures [n, 3, h, w] in -1..1.
+def canny_gradient(images: Tensor) -> Tensor:
+    """What OpenCV's Canny compares with its thresholds, [n, 1, h, w]: of images [n, 3, h, w] in -1..1.
 
     That is |dx| + |dy| by Sobel, of the channel that has most.
     """
-    kernels = torch.stack([SOBEL, SOBEL.T])[:, None].to(pictures)
-    channels = F.pad(pictures.flatten(0, 1)[:, None] * 127.5, (1, 1, 1, 1), mode="replicate")
-    return F.conv2d(channels, kernels).abs().sum(1).view(pictures.shape).amax(1, keepdim=True)
+    kernels = torch.stack([SOBEL, SOBEL.T])[:, None].to(images)
+    channels = F.pad(images.flatten(0, 1)[:, None] * 127.5, (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(channels, kernels).abs().sum(1).view(images.shape).amax(1, keepdim=True)
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:

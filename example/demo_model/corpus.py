@@ -32,13 +32,13 @@ CellLabels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Corpus:
-    """`pictures` RGB [n, 256, 256, 3]; `kinds` and `colours` [n, 16, 16]: what each cell shows.
+    """`images` RGB [n, 256, 256, 3]; `kinds` and `colours` [n, 16, 16]: what each cell shows.
 
     A kind is 0 where no named shape is, and 1 + its index in SHAPES where one is; a colour is its index in COLOURS, or
     UNLABELLED where a cell has several.
     """
 
-    pictures: npt.NDArray[np.uint8]
+    images: npt.NDArray[np.uint8]
     kinds: CellLabels
     colours: CellLabels
     captions: list[str]
@@ -62,9 +62,9 @@ class Corpus:
             _allocate(folder, count)
             _write(texts, list(_rendered(folder, count, seed, variety, processes or os.cpu_count() or 1)))
         written = json.loads(texts.read_text())
-        pictures, kinds, colours = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS)
+        images, kinds, colours = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS)
         return cls(
-            pictures,
+            images,
             kinds,
             colours,
             captions=[caption for caption, _ in written],
@@ -100,7 +100,7 @@ def _chunk(folder: Path, count: int, seed: int, variety: Variety, start: int) ->
     for index in range(start, min(start + CHUNK, count)):
         scene = lesson(rng, variety)
         assert scene.layout is not None
-        for array, value in zip(arrays, (scene.picture, *labels(scene.layout)), strict=True):
+        for array, value in zip(arrays, (scene.image, *labels(scene.layout)), strict=True):
             array[index] = value
         texts.append((scene.caption, [astuple(word) for word in scene.words]))
     return texts

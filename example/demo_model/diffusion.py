@@ -21,8 +21,8 @@ WEIGHT_DECAY = 1e-2
 AVERAGED = 0.999  # of the averaged weights stays at a step, once there have been some hundred
 CUDA_BATCH = 8  # times as large as on a processor
 
-NO_CAPTION = 0.10  # of the pictures: guidance needs predictions without one
-NO_CONTROL = 0.10  # of the pictures: the UNet learns what pictures are
+NO_CAPTION = 0.10  # of the images: guidance needs predictions without one
+NO_CONTROL = 0.10  # of the images: the UNet learns what images are
 NOISY = (650, 1000)  # timesteps at which colours are decided
 NOISY_SHARE = (0.6, 0.4)  # of the batch drawn from those alone, at a stage's start and end
 WEIGHTS = {**HEAD_WEIGHTS, **EDGE_WEIGHTS}  # of all losses but that of v, which is 1
@@ -84,7 +84,7 @@ class DiffusionStage:
     """Trains `networks` on lessons of one size, and keeps a moving average of their weights, `averaged`.
 
     Both are changed in place, so that a next stage goes on with them. With `consistency`, what they predict is also
-    judged as a picture.
+    judged as an image.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What all pictures are drawn with: filled outlines, strokes, and smooth random fields."""
+"""What all images are drawn with: filled outlines, strokes, and smooth random fields."""
 
 import math
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def stroke(line: Points, width: int) -> Field:
 
 
 def curve(rng: np.random.Generator, controls: int = 5, margin: float = 20.0) -> Points:
-    """A random Bezier curve across the picture."""
+    """A random Bezier curve across the image."""
     t = np.linspace(0, 1, 60)
     degree = controls - 1
     basis = [math.comb(degree, i) * (1 - t) ** (degree - i) * t**i for i in range(controls)]
@@ -53,7 +53,7 @@ def noise(rng: np.random.Generator, cells: float, octaves: int = 1) -> Field:
 
 
 def ramp(rng: np.random.Generator) -> Field:
-    """A slope in some direction, from -0.5 at one side of the picture to 0.5 at the other."""
+    """A slope in some direction, from -0.5 at one side of the image to 0.5 at the other."""
     angle = rng.uniform(0, 2 * math.pi)
     return np.asarray(((COLUMNS - SIZE / 2) * math.cos(angle) + (ROWS - SIZE / 2) * math.sin(angle)) / SIZE, np.float32)
 

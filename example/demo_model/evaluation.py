@@ -30,7 +30,7 @@ SCENES = 40  # of flat and of mixed styles
 FEWER = 16  # scenes are enough for what is a plain yes or no
 FEWEST = 2  # scenes; a single one has no other to be compared with
 RESEEDED = 8  # scenes
-ALONE = 3  # pictures
+ALONE = 3  # images
 FEWEST_EDGES = 60  # pixels; grey on brown has next to none, and then there is nothing to keep
 SEED = 1  # of the noise
 OTHER_SEED = 1_000_001
@@ -70,7 +70,7 @@ class Obedience:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What the scenes' own pictures score once the VAE has had them: no painting can be expected to score more."""
+    """What the scenes' own images score once the VAE has had them: no painting can be expected to score more."""
 
     flat: Obedience
     mixed: Obedience
@@ -106,7 +106,7 @@ class Scores:
     reseeded: float  # edges
     difference: float  # that another seed makes
     unrepeated: float  # difference that the same seed makes
-    seconds: float  # a picture alone
+    seconds: float  # an image alone
     size: int  # bytes of weights
     guidance: float
     paintings: Paintings = field(repr=False, compare=False)
@@ -139,7 +139,7 @@ class Scores:
         yield "the VAE alone, photograph: edge F1", f"{ceiling.photograph:.3f}"
         yield "another seed: mean difference of 255; edge F1", f"{self.difference:.2f}; {self.reseeded:.3f}"
         yield "the same seed again: mean difference of 255", f"{self.unrepeated:.2f}"
-        yield "a picture alone, median", f"{self.seconds:.2f} s"
+        yield "an image alone, median", f"{self.seconds:.2f} s"
         yield "weights", f"{self.size / 1e6:.1f} MB"
 
 
@@ -150,7 +150,7 @@ def evaluate(folder: Path, guidance: float = GUIDANCE, scenes: int = SCENES, ste
     """
     if scenes < FEWEST:
         raise ValueError(f"{scenes} scenes: at least {FEWEST} are needed, for a scene's edges to be those of another")
-    with tqdm(total=_count(scenes), desc="painting", unit="picture") as bar:
+    with tqdm(total=_count(scenes), desc="painting", unit="image") as bar:
         painter = Painter(folder, painted=bar.update)
         made = _paintings(partial(painter.paint_scenes, guidance=guidance, steps=steps), scenes)
     return Scores(
@@ -172,7 +172,7 @@ def evaluate(folder: Path, guidance: float = GUIDANCE, scenes: int = SCENES, ste
 
 
 def _count(scenes: int) -> int:
-    """How many pictures there are to paint."""
+    """How many images there are to paint."""
     return 2 * scenes + 2 * min(FEWER, scenes) + 2 * min(RESEEDED, scenes) + len(PROMPTS) + ALONE
 
 
@@ -206,7 +206,7 @@ def photograph_as(prompt: str) -> Scene:
 
 
 def _has_edges(scene: Scene) -> bool:
-    return int(edges(scene.picture).sum()) > FEWEST_EDGES
+    return int(edges(scene.image).sum()) > FEWEST_EDGES
 
 
 def obedience(paintings: Sequence[Painting]) -> Obedience:
@@ -216,8 +216,8 @@ def obedience(paintings: Sequence[Painting]) -> Obedience:
 
 def _named(paintings: Iterable[Painting], regions: slice) -> Tally:
     """How many of some of the scenes' regions have the colour that their caption names."""
-    scenes = ((replace(each.scene, regions=each.scene.regions[regions]), each.picture) for each in paintings)
-    right = [named == found for scene, picture in scenes for named, found in colours(scene, picture)]
+    scenes = ((replace(each.scene, regions=each.scene.regions[regions]), each.image) for each in paintings)
+    right = [named == found for scene, image in scenes for named, found in colours(scene, image)]
     return Tally(sum(right), len(right))
 
 
@@ -228,7 +228,7 @@ def _kept(paintings: Iterable[Painting]) -> float:
 def _chance(paintings: Sequence[Painting]) -> float:
     others = [*paintings[1:], paintings[0]]
     pairs = zip(paintings, others, strict=True)
-    return mean(edge_f1(edges(other.scene.picture), edges(each.picture)) for each, other in pairs)
+    return mean(edge_f1(edges(other.scene.image), edges(each.image)) for each, other in pairs)
 
 
 def _ceiling(painter: Painter, *kinds: Sequence[Painting]) -> Ceiling:
@@ -238,7 +238,7 @@ def _ceiling(painter: Painter, *kinds: Sequence[Painting]) -> Ceiling:
 
 def _difference(ones: Iterable[Painting], others: Iterable[Painting]) -> float:
     """Mean over pixels and channels, of 255; the shorter of the two says how many are compared."""
-    return mean(_apart(one.picture, other.picture) for one, other in zip(ones, others, strict=False))
+    return mean(_apart(one.image, other.image) for one, other in zip(ones, others, strict=False))
 
 
 def _apart(one: Pixels, other: Pixels) -> float:

@@ -1,4 +1,4 @@
-"""Pictures with the edges of a photograph: figures of light and shade, whose outlines come and go.
+"""Images with the edges of a photograph: figures of light and shade, whose outlines come and go.
 
 A photograph's edge map differs from a drawing's: contours are open, some places are full of detail and others empty,
 and what is one thing by its colour has edges within. A figure has a tone, the layers of which are sharp along a part of

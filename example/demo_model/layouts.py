@@ -46,7 +46,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Layout:
-    """The parts of a picture, the ground first if it has one; what is seen of them adds up to 1.
+    """The parts of an image, the ground first if it has one; what is seen of them adds up to 1.
 
     `tone` [h, w], 0 in most places, tells a figure's lighter and darker parts.
     """
@@ -97,7 +97,7 @@ def form(rng: np.random.Generator, ground: str | None = None) -> Layout:
 
 
 def silhouette(rng: np.random.Generator) -> Field:
-    """The inside of a contour, smooth or ragged, of something in the middle of the picture or all over it."""
+    """The inside of a contour, smooth or ragged, of something in the middle of the image or all over it."""
     field = noise(rng, rng.uniform(1.5, 8), int(rng.integers(1, 5)))
     if rng.random() < 0.5:
         x = COLUMNS / SIZE - 0.5 - rng.uniform(-0.15, 0.15)
@@ -129,7 +129,7 @@ FORMS = (_a_silhouette, _some_shapes, _strokes)
 
 
 def mosaic(rng: np.random.Generator, colours: Sequence[str] | None = None) -> Layout:
-    """Two to four colours that share the whole picture: cells, contour lines, or shapes upon shapes."""
+    """Two to four colours that share the whole image: cells, contour lines, or shapes upon shapes."""
     named = colours or some_colours(rng, int(rng.integers(2, 5)))
     drawing = MOSAICS[int(rng.choice(len(MOSAICS), p=(0.42, 0.40, 0.18)))]
     seen = coverages(drawing(rng, len(named)), len(named))

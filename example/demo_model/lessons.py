@@ -22,7 +22,7 @@ from example.demo_model.scoring import edges
 from example.demo_model.vae import encode
 
 HINTED = (150, 300)  # Canny's thresholds, above those it will have: a hint then always stands for a clear edge
-ENCODED_AT_ONCE = 512  # pictures that are resized and held at a time
+ENCODED_AT_ONCE = 512  # images that are resized and held at a time
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,14 @@ class Encoded:
     hints: Tensor
 
     @classmethod
-    def of(cls, pictures: Pixels, size: int, vae: AutoencoderKL, scale: float, cache: Path) -> "Encoded":
-        """Pictures [n, 256, 256, 3] at `size` pixels a side; `scale` is what the VAE's latents are multiplied with.
+    def of(cls, images: Pixels, size: int, vae: AutoencoderKL, scale: float, cache: Path) -> "Encoded":
+        """Images [n, 256, 256, 3] at `size` pixels a side; `scale` is what the VAE's latents are multiplied with.
 
         They are written to the file `cache`, from which a later call takes them.
         """
         if not cache.exists():
-            starts = range(0, len(pictures), ENCODED_AT_ONCE)
-            parts = [_encoded(pictures[start : start + ENCODED_AT_ONCE], size, vae, scale) for start in starts]
+            starts = range(0, len(images), ENCODED_AT_ONCE)
+            parts = [_encoded(images[start : start + ENCODED_AT_ONCE], size, vae, scale) for start in starts]
             latents, hints = (torch.cat(part) for part in zip(*parts, strict=True))
             temporary = cache.with_suffix(".tmp")
             torch.save({"latents": latents, "hints": hints}, temporary)
@@ -91,16 +91,16 @@ class Encoded:
         return cls(**torch.load(cache, weights_only=True))
 
 
-def _encoded(pictures: Pixels, size: int, vae: AutoencoderKL, scale: float) -> tuple[Tensor, Tensor]:
-    sized = np.stack([_resized(picture, size) for picture in pictures])
-    hints = np.packbits(np.stack([edges(picture, *HINTED) for picture in sized]).reshape(len(sized), -1), axis=1)
+def _encoded(images: Pixels, size: int, vae: AutoencoderKL, scale: float) -> tuple[Tensor, Tensor]:
+    sized = np.stack([_resized(image, size) for image in images])
+    hints = np.packbits(np.stack([edges(image, *HINTED) for image in sized]).reshape(len(sized), -1), axis=1)
     return (encode(vae, sized) * scale).half(), torch.from_numpy(hints)
 
 
-def _resized(picture: Pixels, size: int) -> Pixels:
-    if len(picture) == size:
-        return picture
-    return np.asarray(cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
+def _resized(image: Pixels, size: int) -> Pixels:
+    if len(image) == size:
+        return image
+    return np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def tokenised(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:

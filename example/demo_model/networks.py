@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from example.demo_model.drawing import SIZE
 
 LATENT_CHANNELS = 4
-FACTOR = 8  # a latent's sides are this much shorter than its picture's
+FACTOR = 8  # a latent's sides are this much shorter than its image's
 CHANNELS = (64, 80, 96)  # of the UNet and the ControlNet, by resolution
 TEXT_WIDTH = 96  # of the text encoder's hidden states, to which the UNet attends
 TEXT_LENGTH = 77  # tokens
@@ -22,7 +22,7 @@ POSITION_STD = 0.1
 
 
 def vae() -> AutoencoderKL:
-    """Pictures [n, 3, h, w] in -1..1 to latents [n, 4, h / 8, w / 8] and back, without attention."""
+    """Images [n, 3, h, w] in -1..1 to latents [n, 4, h / 8, w / 8] and back, without attention."""
     return AutoencoderKL(
         block_out_channels=(16, 32, 64, 64),
         down_block_types=("DownEncoderBlock2D",) * 4,

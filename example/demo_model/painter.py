@@ -21,7 +21,7 @@ from example.demo_model.scoring import edge_f1, edges
 
 STEPS = 20
 GUIDANCE = 2.0
-BATCH = 8  # pictures
+BATCH = 8  # images
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,18 @@ class Painting:
     """What a model made of a scene's caption and edges."""
 
     scene: Scene
-    picture: Pixels
+    image: Pixels
 
     @property
     def f1(self) -> float:
         """How well the scene's edges were kept, 0 .. 1."""
-        return edge_f1(edges(self.scene.picture), edges(self.picture))
+        return edge_f1(edges(self.scene.image), edges(self.image))
 
 
 class Painter:
     """A model in a diffusers folder, in float32, on CUDA where there is one.
 
-    `painted` is called with the number of pictures after each batch: the `update` of a progress bar.
+    `painted` is called with the number of images after each batch: the `update` of a progress bar.
     Raises FileNotFoundError where the folder holds none.
     """
 
@@ -58,11 +58,11 @@ class Painter:
         control_scale: float = 1.0,
         steps: int = STEPS,
     ) -> list[Pixels]:
-        """A picture [h, w, 3] for each prompt and its hint (edges [h, w], the sides multiples of 8).
+        """An image [h, w, 3] for each prompt and its hint (edges [h, w], the sides multiples of 8).
 
         The first has the given seed, each further one the next, so none depends on the size of the batches.
         """
-        pictures: list[Pixels] = []
+        images: list[Pixels] = []
         for batch in _batches(len(prompts), self._batch):
             made = self._pipeline(
                 prompt=list(prompts[batch]),
@@ -73,30 +73,30 @@ class Painter:
                 num_inference_steps=steps,
                 output_type="pt",
             )
-            pictures += _pixels(made.images)
+            images += _pixels(made.images)
             self._painted(batch.stop - batch.start)
-        return pictures
+        return images
 
     def paint_scenes(self, scenes: Sequence[Scene], seed: int, **options: Any) -> list[Painting]:
         """A painting of each scene; `options` are those of `paint`."""
-        hints = [edges(scene.picture) for scene in scenes]
-        pictures = self.paint([scene.caption for scene in scenes], hints, seed, **options)
-        return [Painting(scene, picture) for scene, picture in zip(scenes, pictures, strict=True)]
+        hints = [edges(scene.image) for scene in scenes]
+        images = self.paint([scene.caption for scene in scenes], hints, seed, **options)
+        return [Painting(scene, image) for scene, image in zip(scenes, images, strict=True)]
 
     @torch.inference_mode()
-    def reconstruct(self, pictures: Sequence[Pixels]) -> list[Pixels]:
-        """Pictures [h, w, 3] as they come out of the VAE when nothing is done to their latents."""
+    def reconstruct(self, images: Sequence[Pixels]) -> list[Pixels]:
+        """Images [h, w, 3] as they come out of the VAE when nothing is done to their latents."""
         vae = self._pipeline.vae
         made: list[Pixels] = []
-        for batch in _batches(len(pictures), self._batch):
-            latents = vae.encode(_images(pictures[batch]).to(vae.device) * 2 - 1).latent_dist.mode()
+        for batch in _batches(len(images), self._batch):
+            latents = vae.encode(_images(images[batch]).to(vae.device) * 2 - 1).latent_dist.mode()
             made += _pixels((vae.decode(latents).sample / 2 + 0.5).clamp(0, 1))
         return made
 
     def reconstruct_scenes(self, scenes: Sequence[Scene]) -> list[Painting]:
-        """The same of scenes' own pictures."""
-        pictures = self.reconstruct([scene.picture for scene in scenes])
-        return [Painting(scene, picture) for scene, picture in zip(scenes, pictures, strict=True)]
+        """The same of scenes' own images."""
+        images = self.reconstruct([scene.image for scene in scenes])
+        return [Painting(scene, image) for scene, image in zip(scenes, images, strict=True)]
 
 
 def _pipeline(folder: Path) -> Any:
@@ -119,9 +119,9 @@ def _batches(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _images(pictures: Sequence[Pixels]) -> Tensor:
+def _images(images: Sequence[Pixels]) -> Tensor:
     """float32 [n, 3, h, w] in 0 .. 1."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
 
 def _pixels(images: Tensor) -> list[Pixels]:

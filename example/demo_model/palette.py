@@ -1,4 +1,4 @@
-"""The twelve colours that captions name, and the shades that a picture has of them."""
+"""The twelve colours that captions name, and the shades that an image has of them."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations

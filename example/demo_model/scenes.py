@@ -1,4 +1,4 @@
-"""Pictures with captions: what the small model learns from, and what it is judged by.
+"""Images with captions: what the small model learns from, and what it is judged by.
 
 A caption says all there is to say of a scene's colours, and the region of each is known to the pixel.
 """
@@ -41,9 +41,9 @@ class Word:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture (RGB [h, w, 3]) with its caption. The last region is the background, if the caption names one."""
+    """An image (RGB [h, w, 3]) with its caption. The last region is the background, if the caption names one."""
 
-    picture: Pixels
+    image: Pixels
     caption: str
     regions: tuple[Region, ...]
     words: tuple[Word, ...] = ()
@@ -98,9 +98,9 @@ def lesson(rng: np.random.Generator, variety: Variety = VARIED) -> Scene:
 def _drawn(make: "Maker", style: str, rng: np.random.Generator, variety: Variety = VARIED) -> Scene:
     layout = make(rng, style)
     caption, nouns = captions.caption(layout, style, rng)
-    picture = surfaces.painted(layout, style, rng, variety)
+    image = surfaces.painted(layout, style, rng, variety)
     found = regions(layout) if style != "neon" and layout.tone is None and layout.has_ground else ()
-    return Scene(picture, caption, found, _words(layout, nouns), layout)
+    return Scene(image, caption, found, _words(layout, nouns), layout)
 
 
 def regions(layout: Layout) -> tuple[Region, ...]:

@@ -1,4 +1,4 @@
-"""How well a picture keeps a scene's edges, and has the colours of its caption where they belong."""
+"""How well an image keeps a scene's edges, and has the colours of its caption where they belong."""
 
 import cv2
 import numpy as np
@@ -11,9 +11,9 @@ TOLERANCE = 2  # pixels between an edge and its counterpart
 SMALLEST = 30  # pixels; a region with fewer has no colour to speak of
 
 
-def edges(picture: Pixels, low: float = 100, high: float = 200) -> Mask:
-    """Canny's edges [h, w] of a picture (RGB [h, w, 3]), by default with the thresholds that the service has."""
-    return cv2.Canny(picture, low, high) > 0
+def edges(image: Pixels, low: float = 100, high: float = 200) -> Mask:
+    """Canny's edges [h, w] of an image (RGB [h, w, 3]), by default with the thresholds that the service has."""
+    return cv2.Canny(image, low, high) > 0
 
 
 def edge_f1(wanted: Mask, found: Mask, tolerance: int = TOLERANCE) -> float:
@@ -25,10 +25,10 @@ def edge_f1(wanted: Mask, found: Mask, tolerance: int = TOLERANCE) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def colours(scene: Scene, picture: Pixels) -> list[tuple[str, str]]:
+def colours(scene: Scene, image: Pixels) -> list[tuple[str, str]]:
     """(named, found) for each region of a scene that is large enough, the background last if it is."""
     return [
-        (region.colour, nearest_colour(np.median(picture[region.mask], axis=0)))
+        (region.colour, nearest_colour(np.median(image[region.mask], axis=0)))
         for region in scene.regions
         if region.mask.sum() >= SMALLEST
     ]

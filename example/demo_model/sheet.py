@@ -1,4 +1,4 @@
-"""A contact sheet: edges and pictures side by side, each with its caption and score below, in one JPEG."""
+"""A contact sheet: edges and images side by side, each with its caption and score below, in one JPEG."""
 
 import textwrap
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ QUALITY = 88
 
 @dataclass(frozen=True)
 class Cell:
-    """Pictures [256, 256, 3] in a row, and what to write below: a caption, and a note in a fainter ink."""
+    """Images [256, 256, 3] in a row, and what to write below: a caption, and a note in a fainter ink."""
 
-    pictures: Sequence[Pixels]
+    images: Sequence[Pixels]
     caption: str
     note: str
 
@@ -43,7 +43,7 @@ def contact_sheet(scores: Scores, out: Path) -> None:
 
 def save(cells: Sequence[Cell], columns: int, out: Path) -> None:
     """Write the cells, all as wide as the first, row by row into a JPEG; make the folder if need be."""
-    width, height = cell_size(len(cells[0].pictures))
+    width, height = cell_size(len(cells[0].images))
     rows = -(-len(cells) // columns)
     sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), PAPER)
     for number, cell in enumerate(cells):
@@ -53,19 +53,19 @@ def save(cells: Sequence[Cell], columns: int, out: Path) -> None:
     sheet.save(out, "JPEG", quality=QUALITY)
 
 
-def cell_size(pictures: int) -> tuple[int, int]:
-    """Width and height in pixels of a cell of so many pictures, without the gaps."""
-    return pictures * SIZE, SIZE + (CAPTION_LINES + 1) * LINE
+def cell_size(images: int) -> tuple[int, int]:
+    """Width and height in pixels of a cell of so many images, without the gaps."""
+    return images * SIZE, SIZE + (CAPTION_LINES + 1) * LINE
 
 
 def _cell(painting: Painting, note: str) -> Cell:
-    return Cell((drawn(edges(painting.scene.picture)), painting.picture), painting.scene.caption, note)
+    return Cell((drawn(edges(painting.scene.image)), painting.image), painting.scene.caption, note)
 
 
 def _draw(sheet: Image.Image, cell: Cell, left: int, top: int) -> None:
-    for number, picture in enumerate(cell.pictures):
-        sheet.paste(Image.fromarray(picture), (left + number * SIZE, top))
-    letters = int(len(cell.pictures) * SIZE / LETTER)
+    for number, image in enumerate(cell.images):
+        sheet.paste(Image.fromarray(image), (left + number * SIZE, top))
+    letters = int(len(cell.images) * SIZE / LETTER)
     lines = textwrap.wrap(cell.caption, letters, max_lines=CAPTION_LINES, placeholder=" …")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
     for number, (line, ink) in enumerate([*((line, INK) for line in lines), (cell.note, FAINT)]):

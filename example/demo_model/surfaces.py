@@ -21,10 +21,10 @@ Surface = Callable[[Shade, np.random.Generator], Canvas]
 
 @dataclass(frozen=True)
 class Variety:
-    """How far pictures of one layout may differ, of 255: what a seed is left to decide.
+    """How far images of one layout may differ, of 255: what a seed is left to decide.
 
     `spread` is of a shade's channels around the palette's, either way; `slope` of the light from one side of the
-    picture to the other, and `mottle` the deviation of its spots, both at most.
+    image to the other, and `mottle` the deviation of its spots, both at most.
     """
 
     spread: float
@@ -38,7 +38,7 @@ WIDELY_VARIED = Variety(spread=36.0, slope=20.0, mottle=4.0)  # from which a see
 
 
 def painted(layout: Layout, style: str, rng: np.random.Generator, variety: Variety = VARIED) -> Pixels:
-    """The picture of a layout."""
+    """The image of a layout."""
     tints = shades([part.colour for part in layout.parts], rng, variety.spread)
     canvas = (_neon if style == "neon" else _filled)(layout, tints, style, rng)
     if variety.slope:

@@ -24,7 +24,7 @@ from workers.allocator import keep_freed_memory
 
 SHARES: Mapping[str, float] = {"autoencoder": 0.14, "decoder": 0.05, "half size": 0.38, "full size": 0.43}
 S = TypeVar("S", bound=Stage)
-FREED = 2**31 - 1  # bytes that stay with the process: a step on whole pictures then takes a quarter less time
+FREED = 2**31 - 1  # bytes that stay with the process: a step on whole images then takes a quarter less time
 FINER = 0.75  # as many scenes for full size as for all before: encoding takes four times as long there
 
 
@@ -71,18 +71,18 @@ class Training:
     def run(self, out: Path) -> None:
         """Every stage, then the model into `out`."""
         autoencoder = AutoencoderStage(
-            self.corpus.pictures, self.plan.seconds("autoencoder"), self.plan.seed, self.plan.where
+            self.corpus.images, self.plan.seconds("autoencoder"), self.plan.seed, self.plan.where
         )
         vae = self._run(autoencoder).vae
-        decoder = DecoderStage(vae, self.corpus.pictures, self.plan.seconds("decoder"), self.plan.seed, self.plan.where)
+        decoder = DecoderStage(vae, self.corpus.images, self.plan.seconds("decoder"), self.plan.seed, self.plan.where)
         vae = self._run(decoder).vae.eval().requires_grad_(False)
-        scale = scaling_factor(vae, self.corpus.pictures)
+        scale = scaling_factor(vae, self.corpus.images)
         trained, averaged = with_average(self.tokenizer, self.plan.seed, self.plan.where)
         for recipe, size, corpus, consistency in (
             (HALF_SIZE, SIZE // 2, self.corpus, None),
             (FULL_SIZE, SIZE, self.finer, Consistency(vae, scale)),
         ):
-            encoded = Encoded.of(corpus.pictures, size, vae, scale, cache=self.work / f"latents-{size}.pt")
+            encoded = Encoded.of(corpus.images, size, vae, scale, cache=self.work / f"latents-{size}.pt")
             lessons = Lessons(corpus, encoded, self.tokenizer)
             seconds, seed = self.plan.seconds(recipe.name), self.plan.seed
             self._run(DiffusionStage(recipe, trained, averaged, lessons, seconds, seed, consistency))

@@ -1,6 +1,6 @@
-"""Training the VAE: first all of it on ever larger crops, later its decoder alone on whole pictures.
+"""Training the VAE: first all of it on ever larger crops, later its decoder alone on whole images.
 
-Small crops first, since the networks learn colours and edges in a fraction of the time that whole pictures take.
+Small crops first, since the networks learn colours and edges in a fraction of the time that whole images take.
 """
 
 from collections.abc import Iterable
@@ -26,11 +26,11 @@ FIRST_LOG_VARIANCE = -6.0  # of the latents: with less noise from the start, the
 CUDA_BATCH = 8  # times as large as on a processor
 
 FLIPPED = 0.5  # of the crops
-HALVED = 0.3  # of the crops that are smaller than the picture: more of a scene, and finer edges
+HALVED = 0.3  # of the crops that are smaller than the image: more of a scene, and finer edges
 RECOLOURED = 0.15  # of the crops, by a permutation of the channels
 
-ENCODED_AT_ONCE = 16  # pictures
-MEASURED = 400  # pictures, for the scaling factor
+ENCODED_AT_ONCE = 16  # images
+MEASURED = 400  # images, for the scaling factor
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ DECODER = Recipe(Rates(3e-4, 6e-6, warm_up=100), (Crops(1.0, 2, SIZE),), 0.0)
 
 
 class _ReconstructionStage:
-    """Trains what of a VAE requires gradients to return the pictures [n, 256, 256, 3] that it is given."""
+    """Trains what of a VAE requires gradients to return the images [n, 256, 256, 3] that it is given."""
 
-    def __init__(self, vae: AutoencoderKL, pictures: Pixels, recipe: Recipe, seconds: float, seed: int) -> None:
-        _check_sizes(pictures)
+    def __init__(self, vae: AutoencoderKL, images: Pixels, recipe: Recipe, seconds: float, seed: int) -> None:
+        _check_sizes(images)
         self.vae = vae
         self.seconds = seconds
-        self._pictures = pictures
+        self._images = images
         self._recipe = recipe
         trained = (parameter for parameter in vae.parameters() if parameter.requires_grad)
         self._optimiser = Optimiser(trained, recipe.rates, WEIGHT_DECAY)
@@ -77,10 +77,10 @@ class _ReconstructionStage:
 
     def step(self, progress: float) -> dict[str, float]:
         """One step of the optimiser; the losses l1, gradient and kl, or the first two where kl has no weight."""
-        pictures = self._batch(self._recipe.crops_at(progress))
-        posterior = self.vae.encode(pictures).latent_dist
+        images = self._batch(self._recipe.crops_at(progress))
+        posterior = self.vae.encode(images).latent_dist
         found = self.vae.decode(posterior.sample(self._noise_rng)).sample
-        l1, gradient = F.l1_loss(found, pictures), gradient_loss(found, pictures)
+        l1, gradient = F.l1_loss(found, images), gradient_loss(found, images)
         loss, losses = l1 + GRADIENT_WEIGHT * gradient, {"l1": l1.item(), "gradient": gradient.item()}
         if self._recipe.kl_weight:
             kl = kl_divergence(posterior)
@@ -105,11 +105,11 @@ class _ReconstructionStage:
         self._noise_rng.set_state(state["noise_rng"])
 
     def _batch(self, crops: Crops) -> Tensor:
-        """Pictures [n, 3, h, w] in -1..1, where the VAE is."""
+        """Images [n, 3, h, w] in -1..1, where the VAE is."""
         device = self.vae.device
         count = crops.batch * (CUDA_BATCH if device.type == "cuda" else 1)
-        chosen = self._crop_rng.integers(len(self._pictures), size=count)
-        cut = np.stack([random_crop(self._pictures[index], crops.size, self._crop_rng) for index in chosen])
+        chosen = self._crop_rng.integers(len(self._images), size=count)
+        cut = np.stack([random_crop(self._images[index], crops.size, self._crop_rng) for index in chosen])
         return to_tensor(torch.from_numpy(cut).to(device))
 
 
@@ -118,8 +118,8 @@ class AutoencoderStage(_ReconstructionStage):
 
     name = "autoencoder"
 
-    def __init__(self, pictures: Pixels, seconds: float, seed: int, device: torch.device | str) -> None:
-        super().__init__(first_vae(seed).to(device, memory_format=torch.channels_last), pictures, WHOLE, seconds, seed)
+    def __init__(self, images: Pixels, seconds: float, seed: int, device: torch.device | str) -> None:
+        super().__init__(first_vae(seed).to(device, memory_format=torch.channels_last), images, WHOLE, seconds, seed)
 
 
 class DecoderStage(_ReconstructionStage):
@@ -128,12 +128,12 @@ class DecoderStage(_ReconstructionStage):
     name = "decoder"
 
     def __init__(
-        self, vae: AutoencoderKL, pictures: Pixels, seconds: float, seed: int, device: torch.device | str
+        self, vae: AutoencoderKL, images: Pixels, seconds: float, seed: int, device: torch.device | str
     ) -> None:
         vae.to(device)
         for part in (vae.encoder, vae.quant_conv):
             part.requires_grad_(False)
-        super().__init__(vae, pictures, DECODER, seconds, seed)
+        super().__init__(vae, images, DECODER, seconds, seed)
 
 
 class Posterior(Protocol):
@@ -156,7 +156,7 @@ def first_vae(seed: int) -> AutoencoderKL:
 
 
 def gradient_loss(found: Tensor, wanted: Tensor) -> Tensor:
-    """L1 between differences of neighbouring pixels, across and down, of pictures [n, 3, h, w]."""
+    """L1 between differences of neighbouring pixels, across and down, of images [n, 3, h, w]."""
     error = found - wanted
     return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
 
@@ -166,41 +166,41 @@ def kl_divergence(posterior: Posterior) -> Tensor:
     return 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
 
 
-def random_crop(picture: Pixels, size: int, rng: np.random.Generator) -> Pixels:
-    """A square [size, size, 3] of a picture [h, w, 3], sometimes at half its size, mirrored, or recoloured."""
-    if size < len(picture) and rng.random() < HALVED:
-        picture = np.asarray(cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), np.uint8)
-    top, left = rng.integers(len(picture) - size + 1), rng.integers(picture.shape[1] - size + 1)
-    crop = picture[top : top + size, left : left + size]
+def random_crop(image: Pixels, size: int, rng: np.random.Generator) -> Pixels:
+    """A square [size, size, 3] of an image [h, w, 3], sometimes at half its size, mirrored, or recoloured."""
+    if size < len(image) and rng.random() < HALVED:
+        image = np.asarray(cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), np.uint8)
+    top, left = rng.integers(len(image) - size + 1), rng.integers(image.shape[1] - size + 1)
+    crop = image[top : top + size, left : left + size]
     if rng.random() < FLIPPED:
         crop = crop[:, ::-1]
     return crop[..., rng.permutation(3)] if rng.random() < RECOLOURED else crop
 
 
-def to_tensor(pictures: Pixels | Tensor) -> Tensor:
-    """Pictures uint8 [n, h, w, 3] as float32 [n, 3, h, w] in -1..1, on the device that they are on."""
-    if isinstance(pictures, np.ndarray):
-        pictures = torch.from_numpy(np.array(pictures))  # a copy: torch warns of memory that it may not write to
-    return pictures.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 127.5 - 1
+def to_tensor(images: Pixels | Tensor) -> Tensor:
+    """Images uint8 [n, h, w, 3] as float32 [n, 3, h, w] in -1..1, on the device that they are on."""
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(np.array(images))  # a copy: torch warns of memory that it may not write to
+    return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 127.5 - 1
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: Pixels | Tensor) -> Tensor:
-    """The means of pictures' latents, unscaled: uint8 [n, 256, 256, 3] to float32 [n, 4, 32, 32], in main memory."""
-    starts: Iterable[int] = trange(0, len(pictures), ENCODED_AT_ONCE, desc="encoding", leave=False, delay=2)
-    batches = (to_tensor(pictures[start : start + ENCODED_AT_ONCE]) for start in starts)
+def encode(vae: AutoencoderKL, images: Pixels | Tensor) -> Tensor:
+    """The means of images' latents, unscaled: uint8 [n, 256, 256, 3] to float32 [n, 4, 32, 32], in main memory."""
+    starts: Iterable[int] = trange(0, len(images), ENCODED_AT_ONCE, desc="encoding", leave=False, delay=2)
+    batches = (to_tensor(images[start : start + ENCODED_AT_ONCE]) for start in starts)
     return torch.cat([vae.encode(batch.to(vae.device)).latent_dist.mean.float().cpu() for batch in batches])
 
 
-def scaling_factor(vae: AutoencoderKL, pictures: Pixels) -> float:
-    """What latents are multiplied with to have a standard deviation of 1, by some hundred pictures."""
-    chosen = np.linspace(0, len(pictures) - 1, min(len(pictures), MEASURED)).round().astype(int)
-    return 1 / float(encode(vae, pictures[chosen]).std())
+def scaling_factor(vae: AutoencoderKL, images: Pixels) -> float:
+    """What latents are multiplied with to have a standard deviation of 1, by some hundred images."""
+    chosen = np.linspace(0, len(images) - 1, min(len(images), MEASURED)).round().astype(int)
+    return 1 / float(encode(vae, images[chosen]).std())
 
 
-def _check_sizes(pictures: Pixels) -> None:
-    if not len(pictures) or pictures.shape[1:] != (SIZE, SIZE, 3) or pictures.dtype != np.uint8:
+def _check_sizes(images: Pixels) -> None:
+    if not len(images) or images.shape[1:] != (SIZE, SIZE, 3) or images.dtype != np.uint8:
         raise ValueError(
-            f"pictures to train on are uint8 [n, {SIZE}, {SIZE}, 3], but these are {pictures.dtype} "
-            f"{list(pictures.shape)}: render the corpus anew"
+            f"images to train on are uint8 [n, {SIZE}, {SIZE}, 3], but these are {images.dtype} "
+            f"{list(images.shape)}: render the corpus anew"
         )

@@ -39,7 +39,7 @@ class Again:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, request, answer = time.monotonic(), _Request(receive), _Answer(send)
+        began, request, answer = time.monotonic(), _Request(receive), _Response(send)
         for attempt in range(ATTEMPTS):
             spent = ceil(time.monotonic() - began) if attempt else 0
             await self._app(_later(scope, spent), request.reader(), answer)
@@ -84,7 +84,7 @@ class _Request:
         return message
 
 
-class _Answer:
+class _Response:
     """An ASGI `send` that knows whether anything was sent. Serve adds an X-Request-Id; the service's own counts."""
 
     def __init__(self, send: Send) -> None:

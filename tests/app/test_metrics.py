@@ -94,7 +94,7 @@ def test_a_workers_counters_are_there_before_its_first_step_and_its_first_loss()
         assert found["contour_worker_losses_total", (("worker", worker),)] == 0
 
 
-def test_pictures_are_timed_apart_from_refusals() -> None:
+def test_images_are_timed_apart_from_refusals() -> None:
     metrics = Metrics("echo")
     metrics.request("done", 2.0)
     for outcome in ("busy", "invalid-image", "abandoned"):

@@ -1,4 +1,4 @@
-"""`python -m app.probe`, by which a container's engine asks whether the service can make pictures."""
+"""`python -m app.probe`, by which a container's engine asks whether the service can make images."""
 
 import os
 import signal

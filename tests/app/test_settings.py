@@ -480,13 +480,13 @@ def test_folders_are_meant_from_the_file(tmp_path: Path) -> None:
     assert engine.controlnet == Weights(path="/weights")
 
 
-def test_a_picture_limit_that_no_body_holds_is_told(tmp_path: Path) -> None:
+def test_an_image_limit_that_no_body_holds_is_told(tmp_path: Path) -> None:
     assert refusal(tmp_path, "engine: {kind: echo}\nserver: {max_image_bytes: 3000, max_body_bytes: 2000}") == [
         "my.yaml: server.max_image_bytes is 3000, which is 4000 in base64: more than server.max_body_bytes (2000)"
     ]
 
 
-def test_a_picture_limit_larger_than_a_slot_is_told(tmp_path: Path) -> None:
+def test_an_image_limit_larger_than_a_slot_is_told(tmp_path: Path) -> None:
     assert refusal(tmp_path, "engine: {kind: echo}\nworkers: {output_bytes: 1000000}") == [
         "my.yaml: workers.output_bytes is 1000000, but a result may take 16777216"
     ]

@@ -1,6 +1,6 @@
-"""How long the small model takes on this machine, from start to picture and picture by picture, through HTTP.
+"""How long the small model takes on this machine, from start to image and image by image, through HTTP.
 
-python -m tests.bench.demo [--pictures 10]
+python -m tests.bench.demo [--images 10]
 """
 
 import argparse
@@ -18,7 +18,7 @@ from tests.service.running import Service
 def main() -> None:
     """Measure, and print JSON; all times in seconds."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=10)
+    parser.add_argument("--images", type=int, default=10)
     parser.add_argument("--out", type=Path, help="write the JSON here as well")
     options = parser.parse_args()
     began = time.perf_counter()
@@ -26,12 +26,12 @@ def main() -> None:
         bound = time.perf_counter() - began
         service.wait_until_ready()
         ready = time.perf_counter() - began
-        seconds = [_timed(service, seed) for seed in range(options.pictures)]
+        seconds = [_timed(service, seed) for seed in range(options.images)]
     result = {
         "start to bound port": round(bound, 2),
         "start to ready": round(ready, 2),
-        "picture, median": round(statistics.median(seconds), 3),
-        "picture, slowest": round(max(seconds), 3),
+        "image, median": round(statistics.median(seconds), 3),
+        "image, slowest": round(max(seconds), 3),
         "environment": environment(),
     }
     text = json.dumps(result, indent=2)

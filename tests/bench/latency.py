@@ -1,4 +1,4 @@
-"""How long a picture takes, stage by stage, beside diffusers on the same device: `make bench-gpu`.
+"""How long an image takes, stage by stage, beside diffusers on the same device: `make bench-gpu`.
 
     python -m tests.bench.latency [--quick] [--parts peak,engine] [--model full|demo] [--out FILE]
 
@@ -134,7 +134,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=CONFIGS, default="full" if cuda else "demo")
     parser.add_argument("--device", default="cuda:0" if cuda else "cpu")
-    parser.add_argument("--side", type=int, help="of the picture, in pixels: 512, or the small model's 256")
+    parser.add_argument("--side", type=int, help="of the image, in pixels: 512, or the small model's 256")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, help="of each measurement, where time allows: 20, with --quick 5")
     parser.add_argument("--parts", help=f"some of {','.join(PARTS)}, in the order wanted; all by default")

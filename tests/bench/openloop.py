@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.service.asking import Answer, Cut, ask, message
+from tests.service.asking import Cut, Response, ask, message
 from tests.service.running import good_request
 
 PATIENCE_SECONDS = 120.0  # after which a client gives its server up
@@ -60,6 +60,6 @@ class OpenLoop:
         return Outcome(sent, time.monotonic() - began, answer.status, _retry_after(answer))
 
 
-def _retry_after(answer: Answer) -> float | None:
+def _retry_after(answer: Response) -> float | None:
     value = answer.headers.get("retry-after")
     return None if value is None else float(value)

@@ -2,7 +2,7 @@
 
     python -m tests.bench.overhead [--requests 2000]
 
-One client first, for latency; then 16, for throughput. The picture has 385 KiB each way and comes back unread. The
+One client first, for latency; then 16, for throughput. The image has 385 KiB each way and comes back unread. The
 clients speak HTTP over bare sockets, so that little of what is measured is theirs; they share the service's cores.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 from tests.bench.environment import environment
 from tests.service.running import Service, file_of, good_request
 
-PICTURE_BYTES = 384 * 1024
+IMAGE_BYTES = 384 * 1024
 WARM_UP = 200  # requests that are not counted
 CLIENTS = 16
 
@@ -45,10 +45,10 @@ def main() -> None:
 
 
 def _message() -> bytes:
-    side = round((PICTURE_BYTES / 3) ** 0.5)
+    side = round((IMAGE_BYTES / 3) ** 0.5)
     noise = np.random.default_rng(1).integers(0, 256, (side, side, 3), np.uint8)  # incompressible: the file is as large
-    picture = file_of(noise)
-    body = json.dumps(good_request(input_image_base64=base64.b64encode(picture).decode())).encode()
+    image = file_of(noise)
+    body = json.dumps(good_request(input_image_base64=base64.b64encode(image).decode())).encode()
     fields = ("Host: localhost", "Content-Type: application/json", f"Content-Length: {len(body)}")
     return "\r\n".join(("POST /generation/ HTTP/1.1", *fields, "", "")).encode() + body
 

@@ -2,7 +2,7 @@
 
     python -m tests.bench.overload [--seconds 60] [--times 10]
 
-The echo engine takes 50 ms a step whatever runs, so the capacity is known: workers x slots / seconds of a picture. When
+The echo engine takes 50 ms a step whatever runs, so the capacity is known: workers x slots / seconds of an image. When
 the flood ends, those that were refused last come back when they were told to.
 """
 
@@ -21,7 +21,7 @@ from tests.bench.openloop import OpenLoop, Outcome
 from tests.service.running import Service
 
 WORKERS, SLOTS, STEPS, STEP_SECONDS = 2, 4, 20, 0.05
-CAPACITY = WORKERS * SLOTS / (STEPS * STEP_SECONDS)  # pictures a second
+CAPACITY = WORKERS * SLOTS / (STEPS * STEP_SECONDS)  # images a second
 DEADLINE_SECONDS = 10
 FILLING_SECONDS = 2 * DEADLINE_SECONDS  # at the start, until the queue is as it stays
 FOLLOWERS = 20  # of those refused last
@@ -46,7 +46,7 @@ def main() -> None:
         outcomes, followers = asyncio.run(_flood(service.url, options.times * CAPACITY, options.seconds))
     result = {
         "load, requests per second": options.times * CAPACITY,
-        "capacity, pictures per second": CAPACITY,
+        "capacity, images per second": CAPACITY,
         **figures(outcomes, options.seconds),
         "who followed Retry-After": _followers(followers),
         "environment": environment(),
@@ -83,11 +83,11 @@ def figures(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
     return {
         "requests": len(outcomes),
         "by status": dict(Counter(str(outcome.status) for outcome in outcomes)),
-        "goodput, pictures per second": round(inside / window, 2),
+        "goodput, images per second": round(inside / window, 2),
         "goodput, share of capacity": round(inside / window / CAPACITY, 3),
         "done after the deadline": len(done) - len(in_time),
         "admitted and expired": sum(outcome.status == 504 for outcome in outcomes),
-        "seconds to a picture": spread([outcome.seconds for outcome in done]),
+        "seconds to an image": spread([outcome.seconds for outcome in done]),
         "seconds to a refusal": spread([outcome.seconds for outcome in refused]),
         "Retry-After": spread([outcome.retry_after for outcome in refused if outcome.retry_after is not None]),
         "refused without Retry-After": sum(outcome.retry_after is None for outcome in refused),

@@ -26,7 +26,7 @@ from workers.weights.convert import convert, read_engine
 def main() -> None:
     """Measure, and print JSON; times in milliseconds."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", type=int, default=256, help="pixels, of a square picture")
+    parser.add_argument("--side", type=int, default=256, help="pixels, of a square image")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -41,9 +41,9 @@ def main() -> None:
 
 def _rows(config: EngineConfig, repeats: int) -> Iterator[tuple[str, dict[str, float]]]:
     engines = _engine(replace(config, runtime="torch")), _engine(replace(config, runtime="onnxruntime"))
-    for pictures in (1, config.slots):
-        by_torch, by_onnx = _in_turns([each.dummy_run(pictures) for each in engines], repeats)
-        yield f"step of {pictures}", _row(by_torch, by_onnx)
+    for images in (1, config.slots):
+        by_torch, by_onnx = _in_turns([each.dummy_run(images) for each in engines], repeats)
+        yield f"step of {images}", _row(by_torch, by_onnx)
     for each in engines:
         each.admit(0, each.prepare(Task(png(config.size.short_side, config.size.short_side), "a square", 1)))
         each.step()

@@ -42,10 +42,10 @@ def main() -> None:
         outcomes, samples = asyncio.run(_soak(loop, service.process.pid, options.seconds))
     result = {
         "load, requests per second": SHARE * CAPACITY,
-        "capacity, pictures per second": CAPACITY,
+        "capacity, images per second": CAPACITY,
         "requests": len(outcomes),
         "by status": dict(Counter(str(outcome.status) for outcome in outcomes)),
-        "seconds to a picture": latency(outcomes, options.seconds),
+        "seconds to an image": latency(outcomes, options.seconds),
         "resident memory": memory(samples),
         "descriptors": _ends([(at, held.descriptors) for at, held in samples]),
         "threads": _ends([(at, held.threads) for at, held in samples]),

@@ -1,4 +1,4 @@
-"""From the start of the process to its port, to a warm model and to the first picture, through HTTP, by phases.
+"""From the start of the process to its port, to a warm model and to the first image, through HTTP, by phases.
 
     python -m tests.bench.startup [--config demo] [--devices 0] [--runs 5] [--out FILE]
 
@@ -64,7 +64,7 @@ def _told(runs: int) -> Iterator[int]:
 
 
 def start(config: str, devices: str) -> dict[str, Figures]:
-    """Start the service, have one picture made, and end it: figures by part."""
+    """Start the service, have one image made, and end it: figures by part."""
     born, began = time.time(), time.monotonic()
     with Service(config, devices) as service:
         bound = time.monotonic() - began
@@ -77,8 +77,8 @@ def start(config: str, devices: str) -> dict[str, Figures]:
         assert service.generate().status_code == 200
         first = time.monotonic() - began
         return {
-            "seconds to": {"port": bound, "ready": ready, "first picture": first},
-            "seconds of each phase": phases(service.log, born) | {"first picture": first - ready},
+            "seconds to": {"port": bound, "ready": ready, "first image": first},
+            "seconds of each phase": phases(service.log, born) | {"first image": first - ready},
             "seconds of the processor until ready": processor,
             "MiB in memory when ready": memory,
         }

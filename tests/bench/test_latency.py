@@ -72,8 +72,8 @@ def test_the_script_measures_what_it_is_asked_for(tmp_path: Path) -> None:
         assert 0 < stages[stage]["min"] <= stages[stage]["median"] <= stages[stage]["max"]
     assert stages["step"]["share of peak"] > 0  # above 1 where the peak was measured beside other work
     assert parts["agreement"]["engine, at least 40 dB"] is True
-    assert parts["agreement"]["engine, standard deviation of the pictures"] > 1
-    assert parts["batches"]["8 together"]["pictures/s"] > 0
+    assert parts["agreement"]["engine, standard deviation of the images"] > 1
+    assert parts["batches"]["8 together"]["images/s"] > 0
     assert parts["lcm"]["LoRA"]["layers"] > 100
     kernels = parts["profile"]["steps, graphs"]["kernels"]
     assert sum(kernel["share"] for kernel in kernels) == pytest.approx(1, abs=0.1)
@@ -134,7 +134,7 @@ def test_the_work_of_stable_diffusion_is_what_others_counted() -> None:
         2514.5,
         13.3,
     ]
-    assert flops.picture(rows=2, steps=20) == pytest.approx(46.0e12, rel=1e-3)
+    assert flops.image(rows=2, steps=20) == pytest.approx(46.0e12, rel=1e-3)
 
 
 def test_what_nvml_does_not_know_is_left_out() -> None:

@@ -14,7 +14,7 @@ def test_goodput_is_what_was_done_in_time_between_the_filling_and_the_end() -> N
     ]
     late = [Outcome(FILLING_SECONDS - 5.0, SECONDS - 0.5, 200, None)]
     found = figures([*inside, *outside, *late], SECONDS)
-    assert found["goodput, pictures per second"] == 4.0
+    assert found["goodput, images per second"] == 4.0
     assert found["goodput, share of capacity"] == 4.0 / CAPACITY
     assert found["done after the deadline"] == 1
 

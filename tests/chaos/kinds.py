@@ -11,17 +11,17 @@ from tests.service.asking import Manner
 from tests.service.running import file_of, png
 
 HASTY_SECONDS = 2
-PICTURES = 8
-SIDE_PIXELS = (48, 320)  # of the pictures, from the smallest on
+IMAGES = 8
+SIDE_PIXELS = (48, 320)  # of the images, from the smallest on
 
 CLOSED = frozenset({"cut"})
 HALF_CLOSED = CLOSED | {"busy"}  # refused before the server has seen that nothing more will come
 
 
-def pictures() -> list[bytes]:
+def images() -> list[bytes]:
     """Input files: noise of several sizes, which no compression makes small, and one that compresses to nothing."""
     draw = np.random.default_rng(0)
-    sides = np.linspace(*SIDE_PIXELS, PICTURES - 1).astype(int)
+    sides = np.linspace(*SIDE_PIXELS, IMAGES - 1).astype(int)
     return [png(64, 64), *(file_of(draw.integers(0, 256, (side, side + 16, 3), np.uint8)) for side in sides)]
 
 
@@ -45,13 +45,13 @@ def kinds() -> tuple[Kind, ...]:
 def _bad() -> list[Kind]:
     broken = {
         "malformed-json": b'{"request_id": 1',
-        "invalid-field": b'{"request_id": 1, "text": "no picture"}',
-        "invalid-image": good_body(1, b"this is no picture"),
+        "invalid-field": b'{"request_id": 1, "text": "no image"}',
+        "invalid-image": good_body(1, b"this is no image"),
     }
     cut = good_body(1, png(640, 480)[:-200])  # its header is sound: only the worker sees it
     return [
         *(Kind(f"bad: {end}", 3, frozenset({end, "busy"}), body=body) for end, body in broken.items()),
-        Kind("bad: cut picture", 3, frozenset({"invalid-image", "busy", "draining"}), body=cut),
+        Kind("bad: cut image", 3, frozenset({"invalid-image", "busy", "draining"}), body=cut),
     ]
 
 

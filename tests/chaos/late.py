@@ -16,13 +16,13 @@ from workers.slots import SlotMemory
 
 log = logging.getLogger("contour.faults")
 
-CHANCE = "CHAOS_LATE"  # the environment variable with the chance that a finished picture is reported again
+CHANCE = "CHAOS_LATE"  # the environment variable with the chance that a finished image is reported again
 LATEST_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Stutter:
-    """Sends as `wire.send` does, and by chance a finished picture's report once more, up to LATEST_SECONDS later."""
+    """Sends as `wire.send` does, and by chance a finished image's report once more, up to LATEST_SECONDS later."""
 
     chance: float
     draw: random.Random = field(default_factory=lambda: random.Random(os.getpid()))

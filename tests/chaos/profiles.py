@@ -55,7 +55,7 @@ _FAULTS = {  # chances in each call
 }
 
 PROFILES: Mapping[str, Profile] = {
-    # A picture takes a third of a second; eight run at a time.
+    # An image takes a third of a second; eight run at a time.
     "echo": Profile(
         config="echo",
         overrides={
@@ -72,7 +72,7 @@ PROFILES: Mapping[str, Profile] = {
         flood=60,
         stop_seconds=8.0,
     ),
-    # One picture at a time in each worker, as a picture's rounding depends on its batch, and bytes are compared.
+    # One image at a time in each worker, as an image's rounding depends on its batch, and bytes are compared.
     "demo": Profile(
         config="demo",
         overrides={

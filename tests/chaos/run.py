@@ -1,4 +1,4 @@
-"""A run: the right pictures are learnt, then traffic and faults, then quiet, then all is held against the promises."""
+"""A run: the right images are learnt, then traffic and faults, then quiet, then all is held against the promises."""
 
 import asyncio
 import os

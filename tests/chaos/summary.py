@@ -31,7 +31,7 @@ def summary(run: Run) -> dict[str, Any]:
         "attacks": sum(record.kind.startswith("attack: ") for record in requests),
         "servers": dict(Counter(life.end for life in lives)),
         "workers lost, at least": sum(life.scrapes[-1].losses for life in lives if life.scrapes),
-        "pictures started again, at least": sum(life.scrapes[-1].retries for life in lives if life.scrapes),
+        "images started again, at least": sum(life.scrapes[-1].retries for life in lives if life.scrapes),
         "seconds to the answer, good requests": _latency(requests),
         "before": run.before and dataclasses.asdict(run.before),
         "after": run.after and dataclasses.asdict(run.after),

@@ -28,16 +28,16 @@ def broken(*records: Record, of: Life | None = None) -> str:
     return "\n".join(violations(records, [of or life()]))
 
 
-def test_the_right_picture_and_an_honest_refusal_break_nothing() -> None:
+def test_the_right_image_and_an_honest_refusal_break_nothing() -> None:
     assert broken(record("done"), record("busy"), record("invalid-field", "bad: invalid-field")) == ""
 
 
-@pytest.mark.parametrize("outcome", ["wrong picture", "two answers", "no answer", "cut", "expired", "worker-crash"])
+@pytest.mark.parametrize("outcome", ["wrong image", "two answers", "no answer", "cut", "expired", "worker-crash"])
 def test_a_good_request_that_ends_otherwise_is_named(outcome: str) -> None:
     assert f"request 1 (good, life 0, 1.00 to 2.00 s, unnamed): {outcome}" in broken(record(outcome))
 
 
-def test_a_half_closed_client_may_be_refused_before_that_is_seen_but_gets_no_picture() -> None:
+def test_a_half_closed_client_may_be_refused_before_that_is_seen_but_gets_no_image() -> None:
     assert broken(record("cut", "half-closed"), record("busy", "half-closed")) == ""
     assert "it may end as busy, cut" in broken(record("done", "half-closed"))
 

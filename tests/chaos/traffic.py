@@ -7,10 +7,10 @@ import random
 from itertools import count
 
 from tests.chaos.kind import Kind, good_body
-from tests.chaos.kinds import kinds, patience, pictures
+from tests.chaos.kinds import images, kinds, patience
 from tests.chaos.lives import Lives
 from tests.chaos.records import Record, Sheet
-from tests.service.asking import Answer, Cut, ask, message
+from tests.service.asking import Cut, Response, ask, message
 
 GRACE_SECONDS = 10.0  # after a deadline, until a client gives its server up
 ERROR_BYTES = 4096  # that the body of an error has at most
@@ -26,17 +26,17 @@ class Traffic:
         self._draw = draw
         self._deadline = deadline
         self._kinds = {kind.name: kind for kind in kinds()}
-        self._bodies = [good_body(index, picture) for index, picture in enumerate(pictures())]
+        self._bodies = [good_body(index, image) for index, image in enumerate(images())]
         self._right: dict[int, bytes] = {}
         self._numbers = count(1)
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def learn(self) -> None:
-        """Ask a server without faults for every picture: these bytes are right from now on."""
+        """Ask a server without faults for every image: these bytes are right from now on."""
         for index, body in enumerate(self._bodies):
             answer = await ask(self._lives.current.service.url, *message(body))
             assert answer.status == 200, answer.body
-            self._right[index] = _picture(answer)
+            self._right[index] = _image(answer)
 
     async def run(self, per_second: float, until: float) -> None:
         """Poisson arrivals of all kinds."""
@@ -79,22 +79,22 @@ class Traffic:
             record.outcome, record.detail = "cut", f"while connecting: {error}"
         record.ended = self._lives.now
 
-    def _judge(self, record: Record, index: int | None, answer: Answer) -> None:
+    def _judge(self, record: Record, index: int | None, answer: Response) -> None:
         record.name, record.seconds = answer.headers.get("x-request-id", ""), answer.seconds
         if answer.rest:
             record.outcome, record.detail = "two answers", repr(answer.rest[:200])
         elif answer.status == 200:
             right = index is None or self._is_right(index, answer)
-            record.outcome, record.counted = "done" if right else "wrong picture", "done"
+            record.outcome, record.counted = "done" if right else "wrong image", "done"
         else:
             self._judge_problem(record, answer)
         if not record.counts:
             record.counted = None
 
-    def _is_right(self, index: int, answer: Answer) -> bool:
-        return json.loads(answer.body)["request_id"] == index and _picture(answer) == self._right[index]
+    def _is_right(self, index: int, answer: Response) -> bool:
+        return json.loads(answer.body)["request_id"] == index and _image(answer) == self._right[index]
 
-    def _judge_problem(self, record: Record, answer: Answer) -> None:
+    def _judge_problem(self, record: Record, answer: Response) -> None:
         problem = json.loads(answer.body)
         record.detail = problem["detail"]
         if len(answer.body) > ERROR_BYTES:
@@ -109,5 +109,5 @@ class Traffic:
             record.outcome = "busy without Retry-After"
 
 
-def _picture(answer: Answer) -> bytes:
+def _image(answer: Response) -> bytes:
     return base64.b64decode(json.loads(answer.body)["output_image_base64"], validate=True)

@@ -47,9 +47,9 @@ def running(*arguments: object, **overrides: object) -> "Iterator[subprocess.Pop
             process.kill()
 
 
-def generate(picture: Path, *arguments: object, **overrides: object) -> "subprocess.CompletedProcess[str]":
-    """Make pictures of a picture or a folder, by echo."""
-    return run("generate", picture, PROMPT, *ECHO, *arguments, **{"WORKERS__CPU_WORKERS": 1} | overrides)
+def generate(image: Path, *arguments: object, **overrides: object) -> "subprocess.CompletedProcess[str]":
+    """Make images of an image or a folder, by echo."""
+    return run("generate", image, PROMPT, *ECHO, *arguments, **{"WORKERS__CPU_WORKERS": 1} | overrides)
 
 
 def doctor(*arguments: object, **overrides: object) -> tuple[int, dict[str, list[dict[str, str]]]]:

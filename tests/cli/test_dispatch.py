@@ -24,7 +24,7 @@ def test_each_command_tells_how_it_is_used(name: str, capsys: pytest.CaptureFixt
 
 
 def test_a_command_that_is_misspelt_is_not_taken_for_another() -> None:
-    done = run("genrate", "picture.png", "a prompt")
+    done = run("genrate", "image.png", "a prompt")
     assert done.returncode == 2
     assert "did you mean generate?" in done.stderr
 

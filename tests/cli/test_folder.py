@@ -1,4 +1,4 @@
-"""A folder of pictures: what is made, what is left alone, and how it goes on when it was interrupted."""
+"""A folder of images: what is made, what is left alone, and how it goes on when it was interrupted."""
 
 import os
 import re
@@ -22,7 +22,7 @@ SLOW = {"WORKERS__CPU_WORKERS": 1, "ENGINE__SLOTS": 1, "ENGINE__ECHO__STEP_SECON
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Pictures, all different."""
+    """Images, all different."""
     path = tmp_path / "in"
     path.mkdir()
     for n in range(COUNT):
@@ -99,7 +99,7 @@ def test_what_is_asked_for_otherwise_is_made_anew(folder: Path) -> None:
     assert len(lines_of(other)) == COUNT
 
 
-def test_only_a_picture_that_has_changed_is_made_anew(folder: Path) -> None:
+def test_only_an_image_that_has_changed_is_made_anew(folder: Path) -> None:
     assert generate(folder).returncode == 0
     (folder / "3.png").write_bytes(png(80, 80))
     done = generate(folder)

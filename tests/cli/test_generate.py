@@ -1,4 +1,4 @@
-"""Pictures without a server, as a person asks for them."""
+"""Images without a server, as a person asks for them."""
 
 import base64
 import fcntl
@@ -24,8 +24,8 @@ SMALL = {"ENGINE__SAMPLER__STEPS": 2, "ENGINE__SIZE__SHORT_SIDE": 64, "ENGINE__S
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "picture.png"
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.png"
     path.write_bytes(png(64, 64))
     return path
 
@@ -35,12 +35,12 @@ def files(folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_the_model_makes_of_a_folder_what_the_service_makes_and_a_broken_picture_is_named(tmp_path: Path) -> None:
+def test_the_model_makes_of_a_folder_what_the_service_makes_and_a_broken_image_is_named(tmp_path: Path) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
-    for name, data in {"a.png": png(64, 64), "a.webp": png(96, 64), "bad.jpg": b"no picture"}.items():
+    for name, data in {"a.png": png(64, 64), "a.webp": png(96, 64), "bad.jpg": b"no image"}.items():
         (source / name).write_bytes(data)
-    (source / "notes.txt").write_text("no picture either")
+    (source / "notes.txt").write_text("no image either")
     (source / ".hidden.png").write_bytes(png(64, 64))
     done = run("generate", source, PROMPT, "-o", out, "--seed", 3, "--format", "png", **SMALL)
     assert done.returncode == 1
@@ -54,40 +54,40 @@ def test_the_model_makes_of_a_folder_what_the_service_makes_and_a_broken_picture
     assert (out / "a.webp.png").read_bytes() == base64.b64decode(answer["output_image_base64"])
 
 
-def test_the_suffix_decides_the_format(picture: Path, tmp_path: Path) -> None:
+def test_the_suffix_decides_the_format(image: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.WebP"
-    assert generate(picture, "-o", out).returncode == 0
+    assert generate(image, "-o", out).returncode == 0
     assert read_header(out.read_bytes()).format == "WebP"
 
 
-def test_without_a_place_it_goes_beside_the_old_one_named_by_a_seed_that_is_told(picture: Path) -> None:
-    done = generate(picture)
+def test_without_a_place_it_goes_beside_the_old_one_named_by_a_seed_that_is_told(image: Path) -> None:
+    done = generate(image)
     assert done.returncode == 0
     seed = re.search(r"seed (\d+) \(random\)", done.stderr)
     assert seed is not None
-    assert files(picture.parent) == {"picture.png", f"picture-{seed[1]}.jpg"}
+    assert files(image.parent) == {"image.png", f"image-{seed[1]}.jpg"}
 
 
-def test_several_of_a_picture_take_one_seed_after_the_other(picture: Path, tmp_path: Path) -> None:
-    done = generate(picture, "-o", tmp_path / "out.png", "-n", 3, "--seed", SEED_MAX - 1)
+def test_several_of_an_image_take_one_seed_after_the_other(image: Path, tmp_path: Path) -> None:
+    done = generate(image, "-o", tmp_path / "out.png", "-n", 3, "--seed", SEED_MAX - 1)
     assert done.returncode == 0
-    assert files(tmp_path) == {"picture.png", *(f"out-{n}.png" for n in (SEED_MAX - 1, SEED_MAX, SEED_MIN))}
+    assert files(tmp_path) == {"image.png", *(f"out-{n}.png" for n in (SEED_MAX - 1, SEED_MAX, SEED_MIN))}
 
 
-def test_what_is_wrong_is_said_before_anything_is_started(picture: Path, tmp_path: Path) -> None:
+def test_what_is_wrong_is_said_before_anything_is_started(image: Path, tmp_path: Path) -> None:
     for arguments, text in (
         (["--steps", 0, *ECHO], "--steps: steps is 0; it must be from 1 to"),
         (["-o", tmp_path / "out.gif", *ECHO], "its format is not known; end it with one of .png"),
         (["-o", tmp_path / "nowhere" / "out.png", *ECHO], "nowhere: there is no such folder"),
         (["--config", "configs/sd15-canny.yaml"], "python -m workers.fetch configs/sd15-canny.yaml"),
     ):
-        done = run("generate", picture, PROMPT, *arguments, WORKERS__MODELS=tmp_path)
+        done = run("generate", image, PROMPT, *arguments, WORKERS__MODELS=tmp_path)
         assert (done.returncode, text in done.stderr) == (2, True), done.stderr
         assert "cpu0" not in done.stderr
-    assert files(tmp_path) == {"picture.png"}
+    assert files(tmp_path) == {"image.png"}
 
 
-def test_a_broken_picture_is_a_failure(tmp_path: Path) -> None:
+def test_a_broken_image_is_a_failure(tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(png(64, 64)[:200])
     done = generate(broken, "-o", tmp_path / "out.png")
@@ -96,29 +96,29 @@ def test_a_broken_picture_is_a_failure(tmp_path: Path) -> None:
     assert files(tmp_path) == {"broken.png"}
 
 
-def test_a_picture_that_ends_its_workers_is_a_failure(picture: Path, tmp_path: Path) -> None:
-    done = generate(picture, "-o", tmp_path / "out.png", WORKERS__CPU_WORKERS=1, ENGINE__FAULTS__EXIT=1.0)
+def test_an_image_that_ends_its_workers_is_a_failure(image: Path, tmp_path: Path) -> None:
+    done = generate(image, "-o", tmp_path / "out.png", WORKERS__CPU_WORKERS=1, ENGINE__FAULTS__EXIT=1.0)
     assert done.returncode == 1
     assert "This request failed on 2 workers" in done.stderr
-    assert files(tmp_path) == {"picture.png"}
+    assert files(tmp_path) == {"image.png"}
 
 
-def test_a_model_that_cannot_be_loaded_is_not_tried_again_and_again(picture: Path, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_is_not_tried_again_and_again(image: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "configs/demo", tmp_path / "demo")
     shutil.copy(ROOT / "configs/demo.yaml", tmp_path)
     path = tmp_path / "demo/vae/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"norm_num_groups": 7}))
-    done = run("generate", picture, PROMPT, "-o", tmp_path / "out.png", "--config", tmp_path / "demo.yaml")
+    done = run("generate", image, PROMPT, "-o", tmp_path / "out.png", "--config", tmp_path / "demo.yaml")
     assert done.returncode == 1
     assert "given up: no worker can be started (cpu0: " in done.stderr
     assert done.stderr.count("exited") == 1
 
 
-def test_on_a_terminal_it_shows_how_far_it_is(picture: Path, tmp_path: Path) -> None:
+def test_on_a_terminal_it_shows_how_far_it_is(image: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     slow = surroundings(ENGINE__ECHO__STEPS=4, ENGINE__ECHO__STEP_SECONDS=0.3)
-    command = [sys.executable, "-m", "app", "generate", str(picture), PROMPT, *ECHO, "-o", str(tmp_path / "out.png")]
+    command = [sys.executable, "-m", "app", "generate", str(image), PROMPT, *ECHO, "-o", str(tmp_path / "out.png")]
     with subprocess.Popen(command, cwd=ROOT, env=slow, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         said = read_all(ours)

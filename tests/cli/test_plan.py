@@ -71,12 +71,12 @@ def test_seeds_that_are_drawn_differ() -> None:
     assert len({parse_flags(given(), RULES).random_seed for _ in range(3)}) > 1
 
 
-def test_a_picture_goes_where_it_is_sent(folder: Path, tmp_path: Path) -> None:
-    picture = folder / "a.png"
-    assert targets(picture, None, SEEDS) == ["a-5.jpg"]
-    assert targets(picture, folder / "x.PNG", SEEDS) == ["x.PNG"]
-    assert targets(picture, folder / "x.png", [5, 6]) == ["x-5.png", "x-6.png"]
-    assert plan(picture, tmp_path, SEEDS, "jpeg", "webp").items[0].target == tmp_path / "a-5.webp"
+def test_an_image_goes_where_it_is_sent(folder: Path, tmp_path: Path) -> None:
+    image = folder / "a.png"
+    assert targets(image, None, SEEDS) == ["a-5.jpg"]
+    assert targets(image, folder / "x.PNG", SEEDS) == ["x.PNG"]
+    assert targets(image, folder / "x.png", [5, 6]) == ["x-5.png", "x-6.png"]
+    assert plan(image, tmp_path, SEEDS, "jpeg", "webp").items[0].target == tmp_path / "a-5.webp"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_the_suffix_decides_the_format(folder: Path, name: str, kind: str) -> No
     assert plan(folder / "a.png", folder / name, SEEDS, "jpeg", None).file_format == kind
 
 
-def test_of_a_folder_whatever_is_called_a_picture_is_taken_by_a_name_of_its_own(folder: Path) -> None:
+def test_of_a_folder_whatever_is_called_an_image_is_taken_by_a_name_of_its_own(folder: Path) -> None:
     names = ["a.jpg", "b.jpg.jpg", "b.webp.jpg", "c.jpg"]
     planned = plan(folder, None, SEEDS, "jpeg", None)
     assert [item.target for item in planned.items] == [folder.with_name("in-out") / name for name in names]
@@ -116,7 +116,7 @@ def test_what_cannot_be_meant_is_refused(folder: Path, source: str, out: str | N
         plan(above / source, above / out if out else None, SEEDS, "jpeg", None)
 
 
-def test_two_pictures_that_would_become_one_are_refused(folder: Path) -> None:
+def test_two_images_that_would_become_one_are_refused(folder: Path) -> None:
     (folder / "b.jpg.png").write_bytes(b"")
     with pytest.raises(CommandError, match=r"b\.jpg and b\.jpg\.png would both become b\.jpg\.jpg: rename one"):
         plan(folder, None, SEEDS, "jpeg", None)

@@ -18,8 +18,8 @@ from tests.service.running import ROOT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PICTURE = flat_scenes(1, seed=5)[0].picture
-BLANK = np.full_like(PICTURE, 128)
+IMAGE = flat_scenes(1, seed=5)[0].image
+BLANK = np.full_like(IMAGE, 128)
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +28,17 @@ def judge() -> Consistency:
     return Consistency(vae.eval().requires_grad_(False), vae.config.scaling_factor)
 
 
-def hints_of(picture: Pixels, shift: int = 0) -> Tensor:
-    return torch.from_numpy(np.roll(edges(picture), shift, axis=(0, 1)))[None, None]
+def hints_of(image: Pixels, shift: int = 0) -> Tensor:
+    return torch.from_numpy(np.roll(edges(image), shift, axis=(0, 1)))[None, None]
 
 
-def losses(picture: Pixels, hints: Tensor) -> dict[str, float]:
-    return {name: loss.item() for name, loss in edge_losses(to_tensor(picture[None]), hints).items()}
+def losses(image: Pixels, hints: Tensor) -> dict[str, float]:
+    return {name: loss.item() for name, loss in edge_losses(to_tensor(image[None]), hints).items()}
 
 
 def judged(judge: Consistency, latents: Tensor, timesteps: list[int], controlled: list[bool]) -> dict[str, Tensor]:
     side = 8 * latents.shape[-1]
-    hints = hints_of(PICTURE)[..., :side, :side].expand(len(latents), 3, -1, -1).float()
+    hints = hints_of(IMAGE)[..., :side, :side].expand(len(latents), 3, -1, -1).float()
     rng = np.random.default_rng(0)
     return judge.losses(latents, hints, torch.tensor(controlled), torch.tensor(timesteps), rng)
 
@@ -46,17 +46,17 @@ def judged(judge: Consistency, latents: Tensor, timesteps: list[int], controlled
 @pytest.mark.parametrize("threshold", [100, 200, 300])
 def test_the_gradient_is_what_canny_compares(threshold: int) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
-    picture = np.asarray(cv2.GaussianBlur(noise, (0, 0), 1.0), np.uint8)
-    gradient = canny_gradient(to_tensor(picture[None]))[0, 0].numpy()
-    found = cv2.Canny(picture, threshold, threshold) > 0
+    image = np.asarray(cv2.GaussianBlur(noise, (0, 0), 1.0), np.uint8)
+    gradient = canny_gradient(to_tensor(image[None]))[0, 0].numpy()
+    found = cv2.Canny(image, threshold, threshold) > 0
 
     assert found.any()
     assert gradient[found].min() > threshold - 0.01
-    assert not (cv2.Canny(picture, float(gradient.max()), float(gradient.max())) > 0).any()
+    assert not (cv2.Canny(image, float(gradient.max()), float(gradient.max())) > 0).any()
 
 
-def test_a_picture_with_the_edges_of_its_hint_costs_little() -> None:
-    own, blank = losses(PICTURE, hints_of(PICTURE)), losses(BLANK, hints_of(PICTURE))
+def test_an_image_with_the_edges_of_its_hint_costs_little() -> None:
+    own, blank = losses(IMAGE, hints_of(IMAGE)), losses(BLANK, hints_of(IMAGE))
 
     assert own["missing"] < 0.05
     assert own["extra"] == pytest.approx(0, abs=1e-3)
@@ -64,7 +64,7 @@ def test_a_picture_with_the_edges_of_its_hint_costs_little() -> None:
 
 
 def test_an_edge_may_be_a_pixel_away_but_not_more() -> None:
-    near, away = losses(PICTURE, hints_of(PICTURE, shift=1)), losses(PICTURE, hints_of(PICTURE, shift=8))
+    near, away = losses(IMAGE, hints_of(IMAGE, shift=1)), losses(IMAGE, hints_of(IMAGE, shift=8))
 
     assert near["missing"] < 0.1
     assert away["missing"] > 0.4
@@ -72,10 +72,10 @@ def test_an_edge_may_be_a_pixel_away_but_not_more() -> None:
 
 
 def test_no_hint_costs_nothing_where_there_is_nothing() -> None:
-    nowhere = torch.zeros(1, 1, *PICTURE.shape[:2], dtype=torch.bool)
+    nowhere = torch.zeros(1, 1, *IMAGE.shape[:2], dtype=torch.bool)
 
     assert losses(BLANK, nowhere) == {"missing": 0, "extra": 0}
-    assert losses(PICTURE, nowhere)["extra"] > 0
+    assert losses(IMAGE, nowhere)["extra"] > 0
 
 
 def test_what_is_too_vague_or_without_control_is_not_judged(judge: Consistency) -> None:
@@ -94,7 +94,7 @@ def test_at_most_half_of_a_batch_is_decoded(judge: Consistency) -> None:
 
 
 def test_latents_that_go_downhill_get_their_edges(judge: Consistency) -> None:
-    soft = np.asarray(cv2.GaussianBlur(PICTURE, (0, 0), 5), np.uint8)
+    soft = np.asarray(cv2.GaussianBlur(IMAGE, (0, 0), 5), np.uint8)
     with torch.no_grad():
         latents = judge.vae.encode(to_tensor(soft[None])).latent_dist.mean * judge.scale
     latents = latents.repeat(2, 1, 1, 1).requires_grad_()  # half of a batch is judged
@@ -102,7 +102,7 @@ def test_latents_that_go_downhill_get_their_edges(judge: Consistency) -> None:
     rng, controlled, timesteps = np.random.default_rng(0), torch.tensor([True, True]), torch.tensor([0, 0])
     history = []
     for _ in range(24):
-        found = judge.losses(latents, hints_of(PICTURE).expand(2, 3, -1, -1).float(), controlled, timesteps, rng)
+        found = judge.losses(latents, hints_of(IMAGE).expand(2, 3, -1, -1).float(), controlled, timesteps, rng)
         optimiser.zero_grad()
         (found["missing"] + found["extra"]).backward()
         optimiser.step()

@@ -1,4 +1,4 @@
-"""A corpus is rendered once, by any number of processes to the same pictures, and never from evaluation's seeds."""
+"""A corpus is rendered once, by any number of processes to the same images, and never from evaluation's seeds."""
 
 import json
 import re
@@ -24,11 +24,11 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def test_every_scene_is_there(rendered: Corpus) -> None:
-    assert rendered.pictures.shape == (COUNT, SIZE, SIZE, 3)
+    assert rendered.images.shape == (COUNT, SIZE, SIZE, 3)
     assert len(rendered.captions) == len(rendered.words) == COUNT
-    assert min(picture.std() for picture in rendered.pictures) > 1
+    assert min(image.std() for image in rendered.images) > 1
     assert rendered.kinds.max() <= len(SHAPES)
-    assert len({picture.tobytes() for picture in rendered.pictures}) == COUNT
+    assert len({image.tobytes() for image in rendered.images}) == COUNT
 
 
 def test_labels_belong_to_the_captions(rendered: Corpus) -> None:
@@ -41,7 +41,7 @@ def test_the_number_of_processes_changes_nothing(rendered: Corpus, tmp_path: Pat
     alone = Corpus.render(tmp_path, COUNT, seed=3, processes=1)
 
     assert alone.captions == rendered.captions
-    assert np.array_equal(alone.pictures, rendered.pictures)
+    assert np.array_equal(alone.images, rendered.images)
 
 
 def test_what_is_there_is_taken_and_other_numbers_are_rendered_anew(tmp_path: Path) -> None:
@@ -56,9 +56,9 @@ def test_what_is_there_is_taken_and_other_numbers_are_rendered_anew(tmp_path: Pa
 
 
 def test_it_is_as_varied_as_it_is_to_be(rendered: Corpus, tmp_path: Path) -> None:
-    (plain,) = Corpus.render(tmp_path, 1, 3, PLAIN, processes=1).pictures
+    (plain,) = Corpus.render(tmp_path, 1, 3, PLAIN, processes=1).images
 
-    assert 0 < np.abs(plain.astype(int) - rendered.pictures[0]).mean() < 60
+    assert 0 < np.abs(plain.astype(int) - rendered.images[0]).mean() < 60
 
 
 @pytest.mark.parametrize("seed", [HELD_OUT, -1])

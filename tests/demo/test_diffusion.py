@@ -39,7 +39,7 @@ def tokenizer(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> CLIPT
 @pytest.fixture(scope="module")
 def lessons(corpus: Corpus, tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Lessons:
     cache = tmp_path_factory.mktemp("latents") / "latents.pt"
-    return Lessons(corpus, Encoded.of(corpus.pictures, SIZE, first_vae(0), 1.0, cache), tokenizer)
+    return Lessons(corpus, Encoded.of(corpus.images, SIZE, first_vae(0), 1.0, cache), tokenizer)
 
 
 def stage(lessons: Lessons, tokenizer: CLIPTokenizer, recipe: Recipe = SMALL) -> DiffusionStage:
@@ -55,7 +55,7 @@ def test_a_batch_has_each_scenes_hint_caption_and_labels(
     assert batch.latents.shape == (2, 4, SIZE // 8, SIZE // 8)
     assert batch.hints.shape == (2, 3, SIZE, SIZE)
     assert set(batch.hints.unique().tolist()) <= {0.0, 1.0}
-    half = corpus.pictures[5].reshape(SIZE, 2, SIZE, 2, 3).mean(axis=(1, 3)).round().astype(np.uint8)
+    half = corpus.images[5].reshape(SIZE, 2, SIZE, 2, 3).mean(axis=(1, 3)).round().astype(np.uint8)
     assert np.mean(batch.hints[0, 0].numpy().astype(bool) == edges(half, *HINTED)) > 0.99
     assert torch.equal(batch.tokens[0], tokenised(tokenizer, [corpus.captions[5]])[0])
     assert torch.equal(batch.tokens[1], tokenised(tokenizer, [""])[0])  # its caption was left out
@@ -76,7 +76,7 @@ def test_words_point_at_their_tokens(lessons: Lessons, corpus: Corpus, tokenizer
 
 def test_words_that_are_no_single_token_are_left_out(corpus: Corpus, tmp_path: Path) -> None:
     knows_less = train_tokenizer(["a red"], tmp_path / "tokenizer")
-    encoded = Encoded.of(corpus.pictures, SIZE, first_vae(0), 1.0, tmp_path / "latents.pt")
+    encoded = Encoded.of(corpus.images, SIZE, first_vae(0), 1.0, tmp_path / "latents.pt")
     lessons = Lessons(corpus, encoded, knows_less)
 
     assert not len(lessons.batch(np.arange(COUNT), np.full(COUNT, True), CPU).words)
@@ -84,8 +84,8 @@ def test_words_that_are_no_single_token_are_left_out(corpus: Corpus, tmp_path: P
 
 def test_latents_are_encoded_once(corpus: Corpus, tmp_path: Path) -> None:
     cache = tmp_path / "latents.pt"
-    first = Encoded.of(corpus.pictures[:3], SIZE, first_vae(0), 1.0, cache)
-    again = Encoded.of(corpus.pictures[:3], SIZE, first_vae(1), 1.0, cache)
+    first = Encoded.of(corpus.images[:3], SIZE, first_vae(0), 1.0, cache)
+    again = Encoded.of(corpus.images[:3], SIZE, first_vae(1), 1.0, cache)
 
     assert torch.equal(first.latents, again.latents)
     assert first.latents.dtype == torch.float16
@@ -179,7 +179,7 @@ def test_what_is_not_labelled_costs_nothing() -> None:
     assert found == {"word": 0.0, "kind": 0.0, "colour": 0.0}
 
 
-def test_a_picture_without_caption_or_control_teaches_the_unet_no_colours() -> None:
+def test_an_image_without_caption_or_control_teaches_the_unet_no_colours() -> None:
     assert losses(BindingHeads(), labelled(kind=3, colour=5, seen=False))["colour"] == 0.0
 
 

@@ -41,7 +41,7 @@ def painter() -> Painter:
 
 
 def perfect(scenes: Sequence[Scene]) -> list[Painting]:
-    return [Painting(scene, scene.picture) for scene in scenes]
+    return [Painting(scene, scene.image) for scene in scenes]
 
 
 def test_it_is_judged_as_it_is_served() -> None:
@@ -54,12 +54,12 @@ def test_it_is_judged_as_it_is_served() -> None:
 def test_held_out_scenes_are_as_many_as_asked_for_and_different() -> None:
     scenes = held_out(flat_scenes, 30)
 
-    assert len({scene.picture.tobytes() for scene in scenes}) == 30
+    assert len({scene.image.tobytes() for scene in scenes}) == 30
     assert [scene.caption for scene in held_out(flat_scenes, 30)] == [scene.caption for scene in scenes]
-    assert all(edges(scene.picture).sum() > 60 for scene in scenes)
+    assert all(edges(scene.image).sum() > 60 for scene in scenes)
 
 
-def test_perfect_pictures_have_a_perfect_score() -> None:
+def test_perfect_images_have_a_perfect_score() -> None:
     scenes = held_out(flat_scenes, 12)
     score = obedience(perfect(scenes))
 
@@ -71,9 +71,9 @@ def test_perfect_pictures_have_a_perfect_score() -> None:
 def test_a_wrong_background_is_not_laid_to_the_shapes() -> None:
     scene = held_out(flat_scenes, 1)[0]
     *shapes, background = scene.regions
-    picture = scene.picture.copy()
-    picture[background.mask] = 255 - picture[shapes[0].mask].mean(axis=0).astype(np.uint8)
-    score = obedience([Painting(scene, picture)])
+    image = scene.image.copy()
+    image[background.mask] = 255 - image[shapes[0].mask].mean(axis=0).astype(np.uint8)
+    score = obedience([Painting(scene, image)])
 
     assert (score.backgrounds.right, score.backgrounds.of) == (0, 1)
     assert score.shapes.right == score.shapes.of == len(shapes)
@@ -94,34 +94,34 @@ def test_the_photograph_fills_the_frame_and_has_edges_all_over() -> None:
     scene = photograph_as("a face")
 
     assert scene.caption == "a face"
-    assert scene.picture.shape == (SIZE, SIZE, 3)
-    quarters = [half for row in np.split(edges(scene.picture), 2) for half in np.split(row, 2, axis=1)]
+    assert scene.image.shape == (SIZE, SIZE, 3)
+    quarters = [half for row in np.split(edges(scene.image), 2) for half in np.split(row, 2, axis=1)]
     assert all(quarter.sum() > 500 for quarter in quarters)
 
 
-def test_a_picture_is_the_same_in_any_batch(painter: Painter) -> None:
+def test_an_image_is_the_same_in_any_batch(painter: Painter) -> None:
     scenes = held_out(flat_scenes, 3)
     together = painter.paint_scenes(scenes, seed=7, steps=STEPS)
     alone = Painter(MODEL, batch=1).paint_scenes(scenes, seed=7, steps=STEPS)
 
     for one, other in zip(together, alone, strict=True):
-        assert np.abs(one.picture.astype(int) - other.picture).mean() <= 0.01
-    assert not np.array_equal(together[0].picture, together[1].picture)
+        assert np.abs(one.image.astype(int) - other.image).mean() <= 0.01
+    assert not np.array_equal(together[0].image, together[1].image)
 
 
-def test_a_seed_is_a_pictures_own_place_in_the_list(painter: Painter) -> None:
+def test_a_seed_is_an_images_own_place_in_the_list(painter: Painter) -> None:
     scenes = held_out(flat_scenes, 1) * 2
     (_, second), (alone,) = (
         painter.paint_scenes(list_, seed, steps=2) for list_, seed in ((scenes, 3), (scenes[:1], 4))
     )
 
-    assert np.abs(second.picture.astype(int) - alone.picture).mean() <= 0.01
+    assert np.abs(second.image.astype(int) - alone.image).mean() <= 0.01
 
 
-def test_the_vae_gives_pictures_back(painter: Painter) -> None:
-    pictures = [scene.picture for scene in held_out(flat_scenes, 2)]
+def test_the_vae_gives_images_back(painter: Painter) -> None:
+    images = [scene.image for scene in held_out(flat_scenes, 2)]
 
-    for before, after in zip(pictures, painter.reconstruct(pictures), strict=True):
+    for before, after in zip(images, painter.reconstruct(images), strict=True):
         assert np.abs(before.astype(int) - after).mean() < 8
 
 
@@ -194,8 +194,8 @@ def test_the_twenty_scenes_of_a_comparison_stay_the_same() -> None:
     one, again = twenty(), twenty()
 
     assert len(one) == 20
-    assert len({(scene.caption, scene.picture.tobytes()) for scene in one}) == 20
-    assert all(np.array_equal(a.picture, b.picture) for a, b in zip(one, again, strict=True))
+    assert len({(scene.caption, scene.image.tobytes()) for scene in one}) == 20
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(one, again, strict=True))
 
 
 def test_two_models_are_shown_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

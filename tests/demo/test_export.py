@@ -139,7 +139,7 @@ def test_diffusers_loads_it(model: tuple[Path, dict[str, Any]]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-def test_the_service_loads_it_and_makes_the_picture_that_diffusers_makes(model: tuple[Path, dict[str, Any]]) -> None:
+def test_the_service_loads_it_and_makes_the_image_that_diffusers_makes(model: tuple[Path, dict[str, Any]]) -> None:
     config = replace(demo.CONFIG, model=Weights(path=str(model[0])))
     parts = read(config, torch.float32)
     engine = DiffusionEngine(config, assemble(config, parts, "cpu"))

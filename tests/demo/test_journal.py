@@ -76,19 +76,19 @@ def test_the_table_has_first_and_last_losses_of_each_stage(tmp_path: Path) -> No
     ]
 
 
-def test_the_plot_is_a_picture_with_a_panel_for_each_stage(tmp_path: Path) -> None:
+def test_the_plot_is_an_image_with_a_panel_for_each_stage(tmp_path: Path) -> None:
     entries = [Entry("vae", step, float(step), {"l1": 1 / step, "heads": 0.0}) for step in range(1, 9)]
     one, two = tmp_path / "one.png", tmp_path / "two.png"
     journal_of(tmp_path, *entries).plot(one)
     journal_of(tmp_path, Entry("diffusion", 1, 60.0, {"v": 0.5})).plot(two)
-    shorter, taller = picture(one), picture(two)
+    shorter, taller = image(one), image(two)
     assert taller.shape == (2 * shorter.shape[0], *shorter.shape[1:])
     assert len(np.unique(shorter.reshape(-1, 3), axis=0)) > 10  # there are lines in it
 
 
 def test_losses_that_are_zero_throughout_can_be_plotted(tmp_path: Path) -> None:
     journal_of(tmp_path, Entry("vae", 1, 1.0, {"heads": 0.0})).plot(tmp_path / "losses.png")
-    assert picture(tmp_path / "losses.png").size
+    assert image(tmp_path / "losses.png").size
 
 
 def test_a_plot_of_nothing_is_refused(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_plot_of_nothing_is_refused(tmp_path: Path) -> None:
         Journal(tmp_path).plot(tmp_path / "losses.png")
 
 
-def picture(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def image(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     read = cv2.imread(str(path))
     assert read is not None
     return np.asarray(read, np.uint8)

@@ -34,7 +34,7 @@ def scenes() -> list[Scene]:
 
 
 @pytest.fixture(scope="module")
-def pictures(demo: Service, scenes: list[Scene]) -> list[Pixels]:
+def images(demo: Service, scenes: list[Scene]) -> list[Pixels]:
     """What the service makes of the scenes."""
     return [make(demo, scene) for scene in scenes]
 
@@ -44,34 +44,34 @@ def make(service: Service, scene: Scene, seed: int = 1, **options: object) -> Pi
 
 
 def post(service: Service, scene: Scene, seed: int, **options: object) -> httpx.Response:
-    encoded = base64.b64encode(file_of(scene.picture)).decode()
+    encoded = base64.b64encode(file_of(scene.image)).decode()
     return service.generate(text=scene.caption, input_image_base64=encoded, random_seed=seed, **options)
 
 
-def kept(scenes: Sequence[Scene], pictures: Sequence[Pixels]) -> float:
+def kept(scenes: Sequence[Scene], images: Sequence[Pixels]) -> float:
     """Mean edge F1 against the scenes."""
-    pairs = zip(scenes, pictures, strict=True)
-    return mean(edge_f1(edges(scene.picture), edges(picture)) for scene, picture in pairs)
+    pairs = zip(scenes, images, strict=True)
+    return mean(edge_f1(edges(scene.image), edges(image)) for scene, image in pairs)
 
 
-def obeyed(scenes: Sequence[Scene], pictures: Sequence[Pixels]) -> list[bool]:
+def obeyed(scenes: Sequence[Scene], images: Sequence[Pixels]) -> list[bool]:
     """Of each region whose colour a caption names, whether it has it."""
-    pairs = zip(scenes, pictures, strict=True)
-    return [named == seen for scene, picture in pairs for named, seen in colours(scene, picture)]
+    pairs = zip(scenes, images, strict=True)
+    return [named == seen for scene, image in pairs for named, seen in colours(scene, image)]
 
 
 def test_edges_are_kept_and_it_is_the_control_that_keeps_them(
-    demo: Service, scenes: list[Scene], pictures: list[Pixels]
+    demo: Service, scenes: list[Scene], images: list[Pixels]
 ) -> None:
     uncontrolled = [make(demo, scene, control_scale=0) for scene in scenes]
-    with_control, without = kept(scenes, pictures), kept(scenes, uncontrolled)
+    with_control, without = kept(scenes, images), kept(scenes, uncontrolled)
     print(f"edge F1 {with_control:.3f}, with the control off {without:.3f}")
     assert with_control >= 0.95
     assert without <= 0.15
 
 
-def test_the_named_colours_are_in_the_right_regions(scenes: list[Scene], pictures: list[Pixels]) -> None:
-    found = obeyed(scenes, pictures)
+def test_the_named_colours_are_in_the_right_regions(scenes: list[Scene], images: list[Pixels]) -> None:
+    found = obeyed(scenes, images)
     print(f"{sum(found)} of {len(found)} colours")
     assert mean(found) >= 0.95
 
@@ -92,25 +92,25 @@ def test_a_photographs_edges_are_kept(demo: Service) -> None:
     assert f1 >= 0.7
 
 
-def test_another_seed_gives_a_picture_that_looks_different_with_the_same_edges(
-    demo: Service, scenes: list[Scene], pictures: list[Pixels]
+def test_another_seed_gives_an_image_that_looks_different_with_the_same_edges(
+    demo: Service, scenes: list[Scene], images: list[Pixels]
 ) -> None:
     scenes = scenes[: len(scenes) // 2]
     others = [make(demo, scene, seed) for seed, scene in enumerate(scenes, 2)]
-    differences = [np.abs(one.astype(int) - other).mean() for one, other in zip(pictures, others, strict=False)]
+    differences = [np.abs(one.astype(int) - other).mean() for one, other in zip(images, others, strict=False)]
     print(f"mean difference {mean(differences):.1f}, edge F1 {kept(scenes, others):.3f}")
     assert mean(differences) >= 6
     assert kept(scenes, others) >= 0.95
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_picture(demo: Service) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_image(demo: Service) -> None:
     first, again, other = (post(demo, SCENE, seed).json()["output_image_base64"] for seed in (5, 5, 6))
     assert first == again
     assert first != other
 
 
 def test_the_size_follows_the_input(demo: Service) -> None:
-    wide = cv2.resize(SCENE.picture, (400, 200))
+    wide = cv2.resize(SCENE.image, (400, 200))
     scene = Scene(np.asarray(wide, np.uint8), SCENE.caption, ())
     assert make(demo, scene).shape == (256, 512, 3)
 

@@ -1,4 +1,4 @@
-"""The pictures that are learned from: captions say what is seen, labels lie where it is, and seeds decide the rest."""
+"""The images that are learned from: captions say what is seen, labels lie where it is, and seeds decide the rest."""
 
 import itertools
 import re
@@ -33,7 +33,7 @@ EVERY = pytest.mark.parametrize("draw", [mixed, dense, lesson])
 def test_the_same_seed_draws_the_same_scenes(draw: Draw) -> None:
     for one, again in zip(drawn(draw, 6), drawn(draw, 6), strict=True):
         assert one.caption == again.caption
-        assert np.array_equal(one.picture, again.picture)
+        assert np.array_equal(one.image, again.image)
 
 
 @EVERY
@@ -51,7 +51,7 @@ def test_lessons_are_of_every_style_shape_and_colour() -> None:
     assert words >= {*COLOURS, "neon", "striped", "gradient", "circle", "disc", "square", "box", "star", "regions"}
 
 
-def test_the_parts_of_a_layout_fill_the_picture_once() -> None:
+def test_the_parts_of_a_layout_fill_the_image_once() -> None:
     for scene in LESSONS:
         assert scene.layout is not None
         total = np.sum([part.seen for part in scene.layout.parts], axis=0)
@@ -71,7 +71,7 @@ def test_of_shapes_upon_shapes_the_last_is_on_top() -> None:
 
 def test_photographs_have_as_dense_edges_as_figures() -> None:
     share = {
-        name: np.mean([edges(scene.picture).mean() for scene in scenes])
+        name: np.mean([edges(scene.image).mean() for scene in scenes])
         for name, scenes in (("flat", flat_scenes(12, 3)), ("dense", dense_scenes(12, 3)))
     }
 
@@ -84,9 +84,7 @@ def test_a_figure_has_edges_within_a_colour() -> None:
     toned = [surfaces.painted(layout, "flat", rng) for layout in layouts]
     bare = [surfaces.painted(Layout(layout.parts), "flat", rng) for layout in layouts]
 
-    assert np.mean([edges(picture).sum() for picture in toned]) > 2 * np.mean(
-        [edges(picture).sum() for picture in bare]
-    )
+    assert np.mean([edges(image).sum() for image in toned]) > 2 * np.mean([edges(image).sum() for image in bare])
 
 
 def test_light_and_shade_leave_the_edges_of_plain_shapes_alone() -> None:
@@ -148,7 +146,7 @@ def test_the_same_colour_twice_is_one_shade() -> None:
 
 def test_regions_have_the_colours_that_captions_name() -> None:
     scenes = [scene for scene in mixed_scenes(60, 5) if scene.regions]
-    found = [named == seen for scene in scenes for named, seen in colours(scene, scene.picture)]
+    found = [named == seen for scene in scenes for named, seen in colours(scene, scene.image)]
 
     assert len(scenes) > 30
     assert np.mean(found) > 0.85  # stripes and gradients are half another shade

@@ -20,7 +20,7 @@ def test_the_same_seed_draws_the_same_scenes() -> None:
     again = flat_scenes(24, seed=5)
 
     assert [scene.caption for scene in again] == [scene.caption for scene in SCENES]
-    assert all(np.array_equal(one.picture, other.picture) for one, other in zip(SCENES, again, strict=True))
+    assert all(np.array_equal(one.image, other.image) for one, other in zip(SCENES, again, strict=True))
     assert flat_scenes(1, seed=6)[0].caption != SCENES[0].caption
 
 
@@ -42,9 +42,9 @@ def test_a_caption_names_every_region(scene: Scene) -> None:
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.caption)
 def test_a_scene_has_its_own_colours_and_edges(scene: Scene) -> None:
-    assert all(named == found for named, found in colours(scene, scene.picture))
-    assert len(colours(scene, scene.picture)) == len(scene.regions)
-    assert np.count_nonzero(edges(scene.picture)) > 60
+    assert all(named == found for named, found in colours(scene, scene.image))
+    assert len(colours(scene, scene.image)) == len(scene.regions)
+    assert np.count_nonzero(edges(scene.image)) > 60
 
 
 def test_captions_read_as_the_model_knows_them() -> None:
@@ -54,7 +54,7 @@ def test_captions_read_as_the_model_knows_them() -> None:
 
 
 def test_edges_match_themselves() -> None:
-    drawn = edges(SCENES[0].picture)
+    drawn = edges(SCENES[0].image)
 
     assert edge_f1(drawn, drawn) == 1.0
 
@@ -69,7 +69,7 @@ def test_edges_match_within_the_tolerance_and_not_past_it() -> None:
 
 
 def test_a_drawing_shifted_by_a_pixel_matches() -> None:
-    drawn = edges(SCENES[0].picture)
+    drawn = edges(SCENES[0].image)
 
     assert edge_f1(drawn, np.roll(drawn, 1, axis=1)) == 1.0
 
@@ -84,7 +84,7 @@ def test_half_the_edges_are_two_thirds_of_the_score() -> None:
 
 
 def test_another_scenes_edges_score_low() -> None:
-    drawn = [edges(scene.picture) for scene in SCENES]
+    drawn = [edges(scene.image) for scene in SCENES]
     scores = [edge_f1(one, other) for one, other in itertools.pairwise(drawn)]
 
     assert np.mean(scores) < 0.25
@@ -99,7 +99,7 @@ def test_no_edges_match_no_edges_alone() -> None:
 
 def test_a_recoloured_scene_has_wrong_colours() -> None:
     scene = next(scene for scene in SCENES if "gray" not in scene.caption)  # gray stays gray
-    inverted = (255 - scene.picture).astype(np.uint8)
+    inverted = (255 - scene.image).astype(np.uint8)
 
     assert all(named != found for named, found in colours(scene, inverted))
 

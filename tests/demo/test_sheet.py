@@ -1,4 +1,4 @@
-"""Contact sheets: every cell in its place, with its pictures and what is written below them."""
+"""Contact sheets: every cell in its place, with its images and what is written below them."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def test_cells_are_laid_out_row_by_row(tmp_path: Path) -> None:
         assert np.abs(sheet[y, [x, x + SIZE]].astype(int) - wanted).max() < 10
 
 
-def test_captions_and_notes_are_written_below_the_pictures(tmp_path: Path) -> None:
+def test_captions_and_notes_are_written_below_the_images(tmp_path: Path) -> None:
     silent, short = (sheet_of([Cell((plain(RED),), caption, "")], 1, tmp_path) for caption in ("", "a red square"))
     below = slice(GAP + SIZE + 8, None)
 

@@ -68,16 +68,16 @@ def test_a_finished_stage_was_not_run_again(trained: Path) -> None:
         assert seconds[-1] >= share * MINUTES * 60 * 0.99
 
 
-def test_the_service_makes_pictures_with_it(trained: Path) -> None:
+def test_the_service_makes_images_with_it(trained: Path) -> None:
     folder = trained / "model"
     paths = {"ENGINE__MODEL__PATH": folder, "ENGINE__CONTROLNET__PATH": folder / "controlnet"}
     scene = flat_scenes(1, seed=3)[0]
     with Service("demo", **CALM, **paths) as service:
         service.wait_until_ready()
-        picture = make(service, scene)
+        image = make(service, scene)
 
-    assert picture.shape == scene.picture.shape
-    assert picture.std() > 1
+    assert image.shape == scene.image.shape
+    assert image.std() > 1
     assert sum(file.stat().st_size for file in folder.rglob("*.safetensors")) < 14e6
 
 

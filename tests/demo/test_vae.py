@@ -18,53 +18,53 @@ EARLY, MIDDLE, LATE = 0.2, 0.6, 0.9  # of a stage's budget
 
 
 @pytest.fixture(scope="module")
-def pictures() -> Pixels:
+def images() -> Pixels:
     """Coloured rectangles [6, 256, 256, 3]."""
     rng = np.random.default_rng(0)
     return np.stack([rectangles(rng) for _ in range(6)])
 
 
 def rectangles(rng: np.random.Generator) -> Pixels:
-    picture = np.full((256, 256, 3), rng.integers(0, 256, 3), np.uint8)
+    image = np.full((256, 256, 3), rng.integers(0, 256, 3), np.uint8)
     for _ in range(4):
         corner, other = rng.integers(0, 256, (2, 2)).tolist()
-        cv2.rectangle(picture, corner, other, rng.integers(0, 256, 3).tolist(), cv2.FILLED)
-    return picture
+        cv2.rectangle(image, corner, other, rng.integers(0, 256, 3).tolist(), cv2.FILLED)
+    return image
 
 
-def test_crops_grow_with_progress(pictures: Pixels) -> None:
-    stage = AutoencoderStage(pictures, 60, 1, "cpu")
+def test_crops_grow_with_progress(images: Pixels) -> None:
+    stage = AutoencoderStage(images, 60, 1, "cpu")
     shapes = [tuple(stage._batch(training.WHOLE.crops_at(progress)).shape) for progress in (0, EARLY, MIDDLE, LATE, 1)]
     small, middle, large = (8, 3, 64, 64), (4, 3, 128, 128), (2, 3, 256, 256)
     assert shapes == [small, small, middle, large, large]
 
 
-def test_pictures_become_tensors_between_minus_one_and_one() -> None:
-    picture = np.zeros((1, 2, 4, 3), np.uint8)
-    picture[0, 1, 2] = (255, 51, 0)
-    tensor = training.to_tensor(picture)
+def test_images_become_tensors_between_minus_one_and_one() -> None:
+    image = np.zeros((1, 2, 4, 3), np.uint8)
+    image[0, 1, 2] = (255, 51, 0)
+    tensor = training.to_tensor(image)
     assert (tensor.shape, tensor.dtype) == ((1, 3, 2, 4), torch.float32)
     assert tensor[0, :, 1, 2].tolist() == pytest.approx([1.0, -0.6, -1.0])
-    assert torch.equal(training.to_tensor(torch.from_numpy(picture)), tensor)
+    assert torch.equal(training.to_tensor(torch.from_numpy(image)), tensor)
 
 
-def test_three_in_ten_crops_are_of_half_the_picture_unless_all_of_it_is_wanted() -> None:
+def test_three_in_ten_crops_are_of_half_the_image_unless_all_of_it_is_wanted() -> None:
     board = np.indices((256, 256)).sum(axis=0) % 2 * 255  # whose halves are grey
-    picture = np.repeat(board[..., None], 3, axis=2).astype(np.uint8)
+    image = np.repeat(board[..., None], 3, axis=2).astype(np.uint8)
     rng = np.random.default_rng(3)
-    grey = [training.random_crop(picture, 128, rng).max() < 255 for _ in range(300)]
+    grey = [training.random_crop(image, 128, rng).max() < 255 for _ in range(300)]
     assert 0.22 < np.mean(grey) < 0.38
-    assert all(training.random_crop(picture, 256, rng).max() == 255 for _ in range(40))
+    assert all(training.random_crop(image, 256, rng).max() == 255 for _ in range(40))
 
 
-def test_a_whole_picture_is_at_most_mirrored_and_recoloured(pictures: Pixels) -> None:
+def test_a_whole_image_is_at_most_mirrored_and_recoloured(images: Pixels) -> None:
     rng = np.random.default_rng(4)
-    crops = [training.random_crop(pictures[0], 256, rng) for _ in range(300)]
-    same = [np.array_equal(crop, pictures[0]) for crop in crops]
-    mirrored = [np.array_equal(crop, pictures[0][:, ::-1]) for crop in crops]
+    crops = [training.random_crop(images[0], 256, rng) for _ in range(300)]
+    same = [np.array_equal(crop, images[0]) for crop in crops]
+    mirrored = [np.array_equal(crop, images[0][:, ::-1]) for crop in crops]
     assert np.mean(same) == pytest.approx(0.5 * (0.85 + 0.15 / 6), abs=0.08)
     assert np.mean(mirrored) == pytest.approx(0.5 * (0.85 + 0.15 / 6), abs=0.08)
-    assert all(np.array_equal(np.sort(crop.ravel()), np.sort(pictures[0].ravel())) for crop in crops[:20])
+    assert all(np.array_equal(np.sort(crop.ravel()), np.sort(images[0].ravel())) for crop in crops[:20])
 
 
 def test_the_gradient_loss_sees_edges_and_not_brightness() -> None:
@@ -93,44 +93,44 @@ def test_a_seed_gives_the_same_first_weights_and_leaves_the_global_generator_alo
 
 
 @torch.no_grad()
-def test_training_starts_with_open_shortcuts_and_little_noise(pictures: Pixels) -> None:
+def test_training_starts_with_open_shortcuts_and_little_noise(images: Pixels) -> None:
     vae = training.first_vae(1)
     hidden = torch.randn(1, 64, 8, 8)
     assert torch.equal(vae.encoder.mid_block.resnets[0](hidden, temb=None), hidden)
-    deviation = vae.encode(training.to_tensor(pictures[:1])).latent_dist.std.mean().item()
+    deviation = vae.encode(training.to_tensor(images[:1])).latent_dist.std.mean().item()
     assert deviation == pytest.approx(np.exp(-3), rel=0.5)
 
 
-def test_a_new_autoencoder_learns(pictures: Pixels) -> None:
-    stage = AutoencoderStage(pictures, 60, 1, "cpu")
+def test_a_new_autoencoder_learns(images: Pixels) -> None:
+    stage = AutoencoderStage(images, 60, 1, "cpu")
     stage._optimiser.steps = training.WHOLE.rates.warm_up  # whose small steps would take the test's patience
-    before = reconstruction_error(stage, pictures)
+    before = reconstruction_error(stage, images)
     losses = [stage.step(EARLY) for _ in range(12)]
     assert losses[0].keys() == {"l1", "gradient", "kl"}
-    assert reconstruction_error(stage, pictures) < 0.9 * before
+    assert reconstruction_error(stage, images) < 0.9 * before
 
 
 @torch.no_grad()
-def reconstruction_error(stage: AutoencoderStage, pictures: Pixels) -> float:
-    small = training.to_tensor(pictures[:, ::2, ::2])
+def reconstruction_error(stage: AutoencoderStage, images: Pixels) -> float:
+    small = training.to_tensor(images[:, ::2, ::2])
     found = stage.vae.decode(stage.vae.encode(small).latent_dist.mean).sample
     return float((found - small).abs().mean())
 
 
-def test_a_stage_goes_on_as_if_it_had_never_been_away(pictures: Pixels, tmp_path: Path) -> None:
-    stage = AutoencoderStage(pictures, 60, 1, "cpu")
+def test_a_stage_goes_on_as_if_it_had_never_been_away(images: Pixels, tmp_path: Path) -> None:
+    stage = AutoencoderStage(images, 60, 1, "cpu")
     stage.step(EARLY)
     torch.save(stage.state_dict(), tmp_path / "state.pt")
     wanted = [stage.step(EARLY), stage.step(MIDDLE)]
-    other = AutoencoderStage(pictures, 60, 2, "cpu")
+    other = AutoencoderStage(images, 60, 2, "cpu")
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert [other.step(EARLY), other.step(MIDDLE)] == wanted
 
 
-def test_the_decoder_is_polished_while_latents_keep_their_meaning(pictures: Pixels) -> None:
-    vae = AutoencoderStage(pictures, 60, 1, "cpu").vae
+def test_the_decoder_is_polished_while_latents_keep_their_meaning(images: Pixels) -> None:
+    vae = AutoencoderStage(images, 60, 1, "cpu").vae
     before = {name: weight.clone() for name, weight in vae.state_dict().items()}
-    stage = DecoderStage(vae, pictures, 60, 1, "cpu")
+    stage = DecoderStage(vae, images, 60, 1, "cpu")
     losses = [stage.step(0.0), stage.step(0.5)]
     changed = {
         name.partition(".")[0] for name, weight in vae.state_dict().items() if not torch.equal(weight, before[name])
@@ -139,22 +139,22 @@ def test_the_decoder_is_polished_while_latents_keep_their_meaning(pictures: Pixe
     assert losses[0].keys() == {"l1", "gradient"}
 
 
-def test_scaled_latents_have_a_standard_deviation_of_one(pictures: Pixels) -> None:
+def test_scaled_latents_have_a_standard_deviation_of_one(images: Pixels) -> None:
     vae = training.first_vae(1)
-    latents = training.encode(vae, pictures)
+    latents = training.encode(vae, images)
     assert (latents.shape, latents.dtype, latents.requires_grad) == ((6, 4, 32, 32), torch.float32, False)
-    assert (latents * training.scaling_factor(vae, pictures)).std().item() == pytest.approx(1)
+    assert (latents * training.scaling_factor(vae, images)).std().item() == pytest.approx(1)
 
 
-def test_pictures_are_encoded_each_for_itself(pictures: Pixels) -> None:
+def test_images_are_encoded_each_for_itself(images: Pixels) -> None:
     vae = training.first_vae(1)
-    latents = training.encode(vae, torch.from_numpy(pictures))
-    more_than_one_batch = training.encode(vae, np.concatenate([pictures, pictures, pictures]))
+    latents = training.encode(vae, torch.from_numpy(images))
+    more_than_one_batch = training.encode(vae, np.concatenate([images, images, images]))
     assert torch.allclose(more_than_one_batch, latents.repeat(3, 1, 1, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((2, 128, 128, 3), np.uint8), np.zeros((0, 256, 256, 3), np.uint8)])
-def test_pictures_of_another_size_are_refused(wrong: Pixels) -> None:
+def test_images_of_another_size_are_refused(wrong: Pixels) -> None:
     with pytest.raises(
         ValueError, match=r"uint8 \[n, 256, 256, 3\], but these are uint8 \[\d, .*render the corpus anew"
     ):

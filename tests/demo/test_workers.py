@@ -1,4 +1,4 @@
-"""The real model on two workers: each gets work, both make the same picture, and the death of one changes nothing."""
+"""The real model on two workers: each gets work, both make the same image, and the death of one changes nothing."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from tests.demo.test_quality import CALM, post
 from tests.service.running import Service, until
 
 
-def test_whichever_worker_makes_it_the_picture_is_the_same() -> None:
+def test_whichever_worker_makes_it_the_image_is_the_same() -> None:
     scene = flat_scenes(1, seed=5)[0]
     with Service("demo", WORKERS__CPU_WORKERS=2, **CALM) as service, ThreadPoolExecutor(2) as clients:
         service.wait_until_ready(workers=2)

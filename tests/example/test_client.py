@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "example"
-JPEG = b"\xff\xd8\xff\xe0 a picture"
+JPEG = b"\xff\xd8\xff\xe0 an image"
 
 
 @dataclass
@@ -63,14 +63,14 @@ def client(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=180, check=False)
 
 
-def picture(content: dict[str, Any]) -> tuple[int, str, bytes]:
+def image(content: dict[str, Any]) -> tuple[int, str, bytes]:
     """The service's answer."""
     body = {"request_id": content["request_id"], "output_image_base64": base64.b64encode(JPEG).decode()}
     return 200, "application/json", json.dumps(body).encode()
 
 
-def test_the_picture_is_saved_and_named(tmp_path: Path) -> None:
-    with serving(picture) as service:
+def test_the_image_is_saved_and_named(tmp_path: Path) -> None:
+    with serving(image) as service:
         done = client(tmp_path, "--url", service.url)
 
     assert (done.returncode, done.stderr) == (0, "")
@@ -79,7 +79,7 @@ def test_the_picture_is_saved_and_named(tmp_path: Path) -> None:
 
 
 def test_an_address_needs_no_scheme(tmp_path: Path) -> None:
-    with serving(picture) as service:
+    with serving(image) as service:
         done = client(tmp_path, "--url", service.url.removeprefix("http://"))
 
     assert (done.returncode, done.stderr) == (0, "")
@@ -87,7 +87,7 @@ def test_an_address_needs_no_scheme(tmp_path: Path) -> None:
 
 def test_what_is_sent_is_the_wire_format(tmp_path: Path) -> None:
     (tmp_path / "my.png").write_bytes(b"any bytes")
-    with serving(picture) as service:
+    with serving(image) as service:
         client(tmp_path, "--url", f"{service.url}/", "--image", "my.png", "--prompt", "a ring", "--seed", "-7")
 
     [(path, media_type, content)] = service.asked
@@ -101,7 +101,7 @@ def test_what_is_sent_is_the_wire_format(tmp_path: Path) -> None:
 
 
 def test_an_edge_map_is_called_one(tmp_path: Path) -> None:
-    with serving(picture) as service:
+    with serving(image) as service:
         client(tmp_path, "--url", service.url, "--control-image", "edges")
 
     [(_, _, content)] = service.asked
@@ -110,7 +110,7 @@ def test_an_edge_map_is_called_one(tmp_path: Path) -> None:
 
 def test_what_the_service_warns_of_is_told(tmp_path: Path) -> None:
     def warned(content: dict[str, Any]) -> tuple[int, str, bytes]:
-        status, kind, body = picture(content)
+        status, kind, body = image(content)
         return status, kind, json.dumps({**json.loads(body), "warnings": ["The prompt was cut."]}).encode()
 
     with serving(warned) as service:
@@ -119,15 +119,15 @@ def test_what_the_service_warns_of_is_told(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "The prompt was cut.\n")
 
 
-def test_its_own_picture_is_found_from_anywhere(tmp_path: Path) -> None:
-    with serving(picture) as service:
+def test_its_own_image_is_found_from_anywhere(tmp_path: Path) -> None:
+    with serving(image) as service:
         client(tmp_path, "--url", service.url)
 
     [(_, _, content)] = service.asked
     assert base64.b64decode(content["input_image_base64"]) == (EXAMPLE / "input.png").read_bytes()
 
 
-def test_its_own_picture_is_a_colour_picture_with_edges() -> None:
+def test_its_own_image_is_a_colour_image_with_edges() -> None:
     pixels = cv2.imread(str(EXAMPLE / "input.png"))
 
     assert pixels is not None
@@ -136,7 +136,7 @@ def test_its_own_picture_is_a_colour_picture_with_edges() -> None:
 
 
 def test_the_file_is_written_where_it_is_asked_for(tmp_path: Path) -> None:
-    with serving(picture) as service:
+    with serving(image) as service:
         done = client(tmp_path, "--url", service.url, "--out", "new.jpg")
 
     assert done.stdout == f"{tmp_path}/new.jpg\n"
@@ -176,7 +176,7 @@ def test_an_answer_of_another_kind_is_told(tmp_path: Path, body: bytes) -> None:
 
 
 @pytest.mark.parametrize("result", [None, 7, "!", "a"])
-def test_a_picture_that_is_not_base64_is_told(tmp_path: Path, result: object) -> None:
+def test_an_image_that_is_not_base64_is_told(tmp_path: Path, result: object) -> None:
     def answer(content: dict[str, Any]) -> tuple[int, str, bytes]:
         body = {"request_id": content["request_id"], "output_image_base64": result}
         return 200, "application/json", json.dumps(body).encode()
@@ -189,7 +189,7 @@ def test_a_picture_that_is_not_base64_is_told(tmp_path: Path, result: object) ->
 
 
 def test_no_service_is_told(tmp_path: Path) -> None:
-    with serving(picture) as service:
+    with serving(image) as service:
         pass
 
     done = client(tmp_path, "--url", service.url)
@@ -226,7 +226,7 @@ def test_a_service_that_breaks_off_is_told(tmp_path: Path) -> None:
     assert done.stderr.startswith(f"{service.url}/generation/ broke off: ")
 
 
-def test_a_picture_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_an_image_that_is_not_there_is_told(tmp_path: Path) -> None:
     done = client(tmp_path, "--image", "none.png")
 
     assert (done.returncode, done.stderr) == (1, "none.png: No such file or directory\n")

@@ -103,7 +103,7 @@ class Prometheus:
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """It has seen pictures, a refusal and a lost connection, and has scraped often enough for rates."""
+    """It has seen images, a refusal and a lost connection, and has scraped often enough for rates."""
     with Service("echo", WORKERS__CPU_WORKERS=1) as service:
         prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), service.url.removeprefix("http://"))
         try:

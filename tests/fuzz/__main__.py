@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz decoder --seconds 600`: fuzz the picture decoder, the parser of bodies, or the whole service.
+"""`python -m tests.fuzz decoder --seconds 600`: fuzz the image decoder, the parser of bodies, or the whole service.
 
 By coverage with atheris where it is installed, else with Hypothesis. An input that takes more than MEMORY or TIMEOUT
 ends the run as one that raises does. It is left in the folder `--findings`, and `--replay FILE` runs it alone. The
@@ -26,7 +26,7 @@ from tests.fuzz.mutations import mutated
 TIMEOUT = 10  # seconds that an input may take: they are small, and the slowest takes some hundredths
 MEMORY = 2**30  # bytes that may be mapped on top of what is after all imports
 EXAMPLES = 2000  # of Hypothesis between two looks at the clock
-SEEDS = {"decoder": seeds.pictures, "parser": seeds.bodies}
+SEEDS = {"decoder": seeds.images, "parser": seeds.bodies}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -50,7 +50,7 @@ def repaired(data: bytes) -> bytes:
 
 
 def parts(data: bytes) -> list[tuple[int, int]]:
-    """Where the chunks or segments of a picture file begin and end; of other bytes, the whole."""
+    """Where the chunks or segments of an image file begin and end; of other bytes, the whole."""
     if data.startswith(b"\x89PNG"):
         return _walk(data, 8, lambda at: 12 + struct.unpack_from(">I", data, at)[0])
     if data.startswith(b"RIFF"):

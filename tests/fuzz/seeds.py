@@ -21,7 +21,7 @@ def file_of(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def gradient(mode: str = "RGB") -> Image.Image:
-    """A small picture in which no two columns are alike."""
+    """A small image in which no two columns are alike."""
     return Image.linear_gradient("L").resize((24, 16)).convert(mode)
 
 
@@ -46,7 +46,7 @@ def png(depth: int, colour: int, interlaced: bool = False) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + palette + pixels + png_chunk(b"IEND", b"")
 
 
-def pictures() -> list[bytes]:
+def images() -> list[bytes]:
     """Files of all formats, GIF too, which is to be refused."""
     return [
         *(file_of(gradient(mode), "PNG") for mode in ("RGB", "RGBA", "LA", "P", "1", "I;16")),
@@ -65,7 +65,7 @@ def pictures() -> list[bytes]:
 
 
 def bodies() -> list[bytes]:
-    """Bodies of requests, with a picture and every liberty that is taken."""
+    """Bodies of requests, with an image and every liberty that is taken."""
     encoded = base64.b64encode(file_of(gradient(), "PNG")).decode()
     plain = {"request_id": 1, "text": "a red circle", "input_image_base64": encoded, "random_seed": 5}
     liberties = {

@@ -108,7 +108,7 @@ FRAMINGS: tuple[Headers, ...] = (
     (("Transfer-Encoding", "chunked, identity"),),
     (("Transfer-Encoding", "\x0bchunked"),),
 )
-IMAGES = tuple(seeds.pictures())
+IMAGES = tuple(seeds.images())
 GOOD = seeds.file_of(seeds.gradient(), "PNG")
 
 bytes_of_images = st.sampled_from(IMAGES) | st.builds(

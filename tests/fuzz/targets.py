@@ -25,7 +25,7 @@ RULES = replace(Rules.of(Settings()), max_pixels=MAX_PIXELS)
 
 
 def decoder(data: bytes) -> None:
-    """The picture decoder: pixels of the size that the header tells, or BadImageError."""
+    """The image decoder: pixels of the size that the header tells, or BadImageError."""
     try:
         header = read_header(data)
         pixels = codec.decode(data) if header.width * header.height <= MAX_PIXELS else None

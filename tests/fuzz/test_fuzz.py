@@ -76,10 +76,10 @@ def test_answers_are_read_as_http_and_nothing_else() -> None:
 
 
 def test_what_the_fuzzers_start_from_is_good() -> None:
-    *pictures, gif = seeds.pictures()
+    *images, gif = seeds.images()
     assert gif.startswith(b"GIF")
-    assert all(min(codec.decode(picture).shape) == 3 for picture in pictures)
-    assert all(len(parts(picture)) > 1 or picture.startswith(b"RIFF") for picture in pictures)
+    assert all(min(codec.decode(image).shape) == 3 for image in images)
+    assert all(len(parts(image)) > 1 or image.startswith(b"RIFF") for image in images)
     for body in seeds.bodies():
         assert targets.parsed(body).seed in {5, 2**64 - 1}
 
@@ -93,7 +93,7 @@ def test_damage_gets_past_a_pngs_checksums() -> None:
 
 
 def test_the_same_seed_does_the_same_damage() -> None:
-    good = seeds.pictures()[0]
+    good = seeds.images()[0]
     damaged = {mutated(good, Random(number)) for number in range(50)}
     assert damaged == {mutated(good, Random(number)) for number in range(50)}
     assert len(damaged) > 45

@@ -1,4 +1,4 @@
-"""The image: built for real with the small model, started by its own command, asked for a picture, stopped.
+"""The container image: built for real with the small model, started by its own command, asked for an image, stopped.
 
 It takes minutes, so only `make test-image` runs it.
 """
@@ -108,7 +108,7 @@ def users(pid: int) -> set[int]:
     return {int(uid) for uid in status(pid)["Uid"].split()}
 
 
-def test_its_own_command_makes_pictures_as_nobody_in_particular_and_ends_by_its_signal(container: Container) -> None:
+def test_its_own_command_makes_images_as_nobody_in_particular_and_ends_by_its_signal(container: Container) -> None:
     with Running(container) as running:
         until(running.ready)
         assert running.probe() == (0, "/readyz answers 200\n")

@@ -27,7 +27,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="package")
 def echo() -> Iterator[Service]:
-    """A service that gives pictures back as they are, one at a time, in about a second; six of one client may wait."""
+    """A service that gives images back as they are, one at a time, in about a second; six of one client may wait."""
     steps = {"ENGINE__ECHO__STEPS": STEPS, "ENGINE__ECHO__STEP_SECONDS": 0.12, "ENGINE__SLOTS": 1}
     overrides = {"WORKERS__CPU_WORKERS": 1, "SCHEDULER__MAX_QUEUE": 12, "ENGINE__OUTPUT__FORMAT": "png"}
     with Service("echo", **steps, **overrides) as service:

@@ -34,14 +34,14 @@ def main(arguments: Sequence[str]) -> int:
     with Service("demo") as service, chromium() as browser:
         service.wait_until_ready()
         for name, screen in SCREENS.items():
-            picture = small(taken(Visit(browser, service, **screen)))
-            (folder / name).write_bytes(picture)
-            print(f"{folder / name}: {len(picture)} bytes")
+            image = small(taken(Visit(browser, service, **screen)))
+            (folder / name).write_bytes(image)
+            print(f"{folder / name}: {len(image)} bytes")
     return 0
 
 
 def taken(visit: Visit) -> bytes:
-    """A finished picture, half of it still as it came."""
+    """A finished image, half of it still as it came."""
     visit.page.locator("#examples button").first.click()
     expect(visit.page.locator("#edges-image")).to_be_visible()
     card = visit.make("a red heart, a yellow star and a white ring on a green background", SEED)

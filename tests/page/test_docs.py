@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from tests.page.visiting import DESKTOP, PATIENCE_MS
 from tests.service.running import ROOT, Service
 
-PICTURE = ROOT / "app" / "docs" / "example.png"
+IMAGE = ROOT / "app" / "docs" / "example.png"
 
 
 @dataclass
@@ -69,18 +69,18 @@ def test_the_service_can_be_asked_whether_it_is_there(reader: Reader) -> None:
     expect(row).to_contain_text('"status": "ok"')
 
 
-def test_a_picture_can_be_made(reader: Reader) -> None:
+def test_an_image_can_be_made(reader: Reader) -> None:
     operation = reader.open("generate")
     operation.locator(".opblock-section-request-body select.content-type").select_option("image/png")
     operation.locator("tr[data-param-name=text] input").fill("a circle")
-    operation.locator("input[type=file]").set_input_files(PICTURE)
+    operation.locator("input[type=file]").set_input_files(IMAGE)
     operation.locator("tr.response[data-code='200'] select.content-type").select_option("image/webp")
     row = reader.execute(operation)
     expect(row.locator(".response-col_status").first).to_contain_text("200")
     expect(row.locator("img")).to_have_js_property("naturalWidth", 64)
 
 
-def test_the_example_makes_a_picture_as_it_stands(reader: Reader) -> None:
+def test_the_example_makes_an_image_as_it_stands(reader: Reader) -> None:
     row = reader.execute(reader.open("generate"))
     expect(row.locator(".response-col_status").first).to_contain_text("200")
     expect(row).to_contain_text("output_image_base64")

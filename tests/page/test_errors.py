@@ -54,8 +54,8 @@ def test_what_is_missing_is_named_and_comes_into_focus(visit: Visit) -> None:
     expect(seed).to_have_attribute("aria-invalid", "false")
 
 
-def test_a_file_that_is_no_picture_is_called_that(visit: Visit) -> None:
-    visit.page.locator("#file").set_input_files({"name": "p.png", "mimeType": "image/png", "buffer": b"no picture"})
+def test_a_file_that_is_no_image_is_called_that(visit: Visit) -> None:
+    visit.page.locator("#file").set_input_files({"name": "p.png", "mimeType": "image/png", "buffer": b"no image"})
     expect(visit.page.get_by_role("alert").filter(has_text="That file isn't an image.")).to_be_visible()
 
 
@@ -72,7 +72,7 @@ def test_what_the_service_refuses_is_told_in_its_words(known: Visit) -> None:
 
 def test_too_much_at_once_is_refused_until_later(known: Visit) -> None:
     known.upload(png(64, 64))
-    cards = [known.generate(f"picture {n}") for n in range(4)]
+    cards = [known.generate(f"image {n}") for n in range(4)]
     refused = known.page.get_by_role("alert").filter(has_text="share of the queue").first
     expect(refused).to_contain_text("Try again in")
     expect(refused.get_by_role("button", name="Try again")).to_contain_text(" s")

@@ -104,7 +104,7 @@ def test_before_and_after_are_uncovered_by_the_slider(visit: Visit) -> None:
     expect(before).not_to_have_attribute("src", shown or "")
 
 
-# How much of a picture its clip-path leaves.
+# How much of an image its clip-path leaves.
 UNCOVERED = """image => {
   const right = getComputedStyle(image).clipPath.match(/inset\\(0px (.+?) 0px 0px\\)/)[1];
   const probe = document.createElement('div');
@@ -138,7 +138,7 @@ def test_a_small_screen_is_never_scrolled_sideways(visitor: Visitor, screen: Opt
     assert not visit.widens()
     expect(card.locator(".compare")).to_be_visible()
     assert not visit.widens()
-    expect(visit.page.get_by_role("button", name="Camera")).to_be_hidden()  # there is a picture already
+    expect(visit.page.get_by_role("button", name="Camera")).to_be_hidden()  # there is an image already
     visit.page.get_by_role("button", name="Remove").tap()
     expect(visit.page.get_by_role("button", name="Camera")).to_be_visible()
 

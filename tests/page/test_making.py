@@ -1,4 +1,4 @@
-"""From a picture and a prompt to a new picture, and what is seen on the way."""
+"""From an image and a prompt to a new image, and what is seen on the way."""
 
 import base64
 
@@ -25,7 +25,7 @@ WATCH = """card => {
 }"""
 
 
-def test_an_uploaded_picture_becomes_what_the_api_makes_of_it(visit: Visit, echo: Service) -> None:
+def test_an_uploaded_image_becomes_what_the_api_makes_of_it(visit: Visit, echo: Service) -> None:
     visit.upload(png(96, 64))
     card = visit.make("a red circle", seed=1234)
     fields = {"input_image_base64": base64.b64encode(png(96, 64)).decode()}
@@ -49,7 +49,7 @@ def test_the_edges_are_the_servers_and_follow_the_thresholds(visit: Visit, echo:
     expect(visit.page.get_by_label("Faint edges from")).to_have_value("80")
 
 
-def test_a_drawn_picture_has_what_the_hand_drew(visit: Visit) -> None:
+def test_a_drawn_image_has_what_the_hand_drew(visit: Visit) -> None:
     visit.page.get_by_role("button", name="Draw").click()
     canvas = visit.page.locator("#canvas")
     box = canvas.bounding_box()
@@ -92,7 +92,7 @@ def test_keys_draw_as_well(visit: Visit) -> None:
     assert (drawn[middle + 30 :] > 200).all()
 
 
-def test_progress_moves_and_the_picture_is_seen_forming(visit: Visit) -> None:
+def test_progress_moves_and_the_image_is_seen_forming(visit: Visit) -> None:
     visit.upload(png(64, 64))
     visit.ask_for(steps=24)
     card = visit.generate("watched")
@@ -132,7 +132,7 @@ def test_two_at_once_have_progress_and_cancel_of_their_own(visit: Visit) -> None
         expect(card.locator(".compare")).to_be_visible()
 
 
-def test_several_pictures_are_chosen_from(visit: Visit) -> None:
+def test_several_images_are_chosen_from(visit: Visit) -> None:
     visit.upload(png(64, 64))
     visit.page.get_by_text("More", exact=True).click()
     visit.slide("Images", 3)
@@ -147,7 +147,7 @@ def test_several_pictures_are_chosen_from(visit: Visit) -> None:
     assert facts(card)["Seed"] == str(-(2**63))
 
 
-def test_the_same_again_has_another_seed_and_a_result_can_be_the_next_picture(visit: Visit) -> None:
+def test_the_same_again_has_another_seed_and_a_result_can_be_the_next_image(visit: Visit) -> None:
     visit.upload(png(64, 64))
     card = visit.make("once more", seed=5)
     card.get_by_role("button", name="Another seed").click()
@@ -161,7 +161,7 @@ def test_the_same_again_has_another_seed_and_a_result_can_be_the_next_picture(vi
 
 
 @pytest.mark.parametrize("event", ["paste", "drop"])
-def test_a_picture_is_pasted_or_dropped(visit: Visit, event: str) -> None:
+def test_an_image_is_pasted_or_dropped(visit: Visit, event: str) -> None:
     visit.page.evaluate(
         """([kind, bytes]) => {
           const carried = new DataTransfer();

@@ -21,9 +21,7 @@ def demo() -> Iterator[Service]:
         yield service.wait_until_ready()
 
 
-def test_a_drawing_becomes_a_picture_in_the_prompts_colours_and_is_seen_forming(
-    visitor: Visitor, demo: Service
-) -> None:
+def test_a_drawing_becomes_an_image_in_the_prompts_colours_and_is_seen_forming(visitor: Visitor, demo: Service) -> None:
     visit = visitor(demo)
     visit.page.get_by_role("button", name="Draw").click()
     box = visit.page.locator("#canvas").bounding_box()
@@ -50,10 +48,10 @@ def test_a_drawing_becomes_a_picture_in_the_prompts_colours_and_is_seen_forming(
     with Image.open(BytesIO(file)) as image:  # what made it stands in it, as the page asks for that
         assert image.info["parameters"].startswith("a red square on a blue background")
         assert "Steps: 40" in image.info["parameters"]
-    picture = pixels_of(file)
-    assert picture.shape == (256, 256, 3)
-    assert _strongest(picture[112:144, 112:144]) == "red"
-    assert _strongest(picture[:24]) == "blue"
+    pixels = pixels_of(file)
+    assert pixels.shape == (256, 256, 3)
+    assert _strongest(pixels[112:144, 112:144]) == "red"
+    assert _strongest(pixels[:24]) == "blue"
 
 
 def test_a_model_that_knows_little_says_so_and_offers_prompts(visitor: Visitor, demo: Service) -> None:

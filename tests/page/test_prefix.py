@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.page.test_docs import PICTURE
+from tests.page.test_docs import IMAGE
 from tests.page.visiting import DESKTOP, PATIENCE_MS
 from tests.service.proxy import proxied
 from tests.service.running import Service
@@ -51,7 +51,7 @@ def page(browser: Browser, behind: str) -> Iterator[Page]:
 def test_an_image_is_made_on_the_page(page: Page, behind: str) -> None:
     page.goto(f"{behind}/")
     expect(page.locator("#model")).to_contain_text("echo")
-    page.locator("input[type=file]").first.set_input_files(PICTURE)
+    page.locator("input[type=file]").first.set_input_files(IMAGE)
     page.locator("#prompt").fill("a circle")
     page.get_by_role("button", name="Generate").click()
     expect(page.get_by_role("link", name="Download").first).to_be_visible()

@@ -61,20 +61,20 @@ class Visit:
         """Requests and results, the newest first."""
         return self.page.locator(".card")
 
-    def upload(self, picture: bytes) -> None:
+    def upload(self, image: bytes) -> None:
         """Choose a file, and wait for its edges."""
-        self.page.locator("#file").set_input_files({"name": "p.png", "mimeType": "image/png", "buffer": picture})
+        self.page.locator("#file").set_input_files({"name": "p.png", "mimeType": "image/png", "buffer": image})
         expect(self.page.locator("#edges-image")).to_be_visible()
 
     def generate(self, prompt: str, seed: int = 7) -> Locator:
-        """Ask for a picture; its card."""
+        """Ask for an image; its card."""
         self.page.get_by_label("Prompt", exact=True).fill(prompt)
         self.page.get_by_label("Seed", exact=True).fill(str(seed))
         self.page.get_by_role("button", name="Generate").click()
         return self.cards.filter(has_text=prompt).first
 
     def make(self, prompt: str = "a red circle", seed: int = 7) -> Locator:
-        """Ask for a picture and wait for it; its card."""
+        """Ask for an image and wait for it; its card."""
         card = self.generate(prompt, seed)
         expect(card.locator(".compare")).to_be_visible()
         return card
@@ -114,7 +114,7 @@ def facts(card: Locator) -> dict[str, str]:
 
 
 def pixels_of(file: bytes) -> Pixels:
-    """RGB pixels of a picture file."""
+    """RGB pixels of an image file."""
     pixels = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert pixels is not None
     return pixels.astype(np.uint8)

@@ -22,7 +22,7 @@ DEMO = ROOT / "example" / "ray" / "demo.yaml"
 
 
 def node_environment() -> dict[str, str]:
-    """What example/ray/README.md has people set before `ray start`; one slow picture takes 0.4 seconds."""
+    """What example/ray/README.md has people set before `ray start`; one slow image takes 0.4 seconds."""
     lines = [line for line in NODE_ENV.read_text().splitlines() if line and not line.startswith("#")]
     return {
         **dict(line.split("=", 1) for line in lines),
@@ -103,7 +103,7 @@ class TwoNodes:
         return int(states.get("RUNNING", 0)) if set(states) <= {"RUNNING"} else 0
 
     def ask(self, number: int) -> httpx.Response:
-        """One picture."""
+        """One image."""
         return self.client.post("/generation/", json=good_request(request_id=number))
 
     def worker(self) -> int:

@@ -95,7 +95,7 @@ def test_requests_spread_over_both_nodes(echoes: TwoNodes) -> None:
     assert len({server_of(each.result()) for each in waiting}) == 2
 
 
-def test_a_replica_that_is_killed_takes_its_workers_along_and_is_replaced_and_clients_get_their_pictures(
+def test_a_replica_that_is_killed_takes_its_workers_along_and_is_replaced_and_clients_get_their_images(
     echoes: TwoNodes,
 ) -> None:
     before, worker = servers(echoes), echoes.worker()
@@ -108,7 +108,7 @@ def test_a_replica_that_is_killed_takes_its_workers_along_and_is_replaced_and_cl
     assert len(servers(echoes) - before) == 1
 
 
-def test_a_node_that_is_lost_costs_no_client_its_picture_and_another_takes_its_place(echoes: TwoNodes) -> None:
+def test_a_node_that_is_lost_costs_no_client_its_image_and_another_takes_its_place(echoes: TwoNodes) -> None:
     before = servers(echoes)
     with ThreadPoolExecutor(16) as clients:
         waiting = in_hand(echoes, clients)

@@ -36,7 +36,7 @@ def if_joined(costs: Costs, batch: Sequence[BatchImage], work: float = 1.0, step
     return joining(prices, batch, apart, BatchKey(work), costs.steps if steps is None else steps)
 
 
-def objection(costs: Costs, batch: Sequence[BatchImage], now: float, behind: float = 0.0) -> Wait | None:
+def reason_not_to_join(costs: Costs, batch: Sequence[BatchImage], now: float, behind: float = 0.0) -> Wait | None:
     joining = if_joined(costs, batch)
     if joining.makes_late(now):
         return Wait.DEADLINE

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from scheduler.costs import Capacity, Wait, capacity
 from scheduler.messages import Costs, Submitted
 from scheduler.placement import SOONEST_RETRY, retry_after
-from tests.scheduler.sums import NEVER, ends, if_joined, objection, running, seconds_alone
+from tests.scheduler.sums import NEVER, ends, if_joined, reason_not_to_join, running, seconds_alone
 from tests.scheduler.words import CPU, GPU, job, ready, scheduler
 
 
@@ -40,15 +40,15 @@ def test_joining_is_predicted_for_the_newcomer() -> None:
 
 
 def test_where_a_batch_of_two_is_cheap_it_joins() -> None:
-    assert objection(GPU, [running(20)], now=0.0) is None
+    assert reason_not_to_join(GPU, [running(20)], now=0.0) is None
 
 
 def test_where_a_batch_gains_nothing_it_waits() -> None:
-    assert objection(CPU, [running(9)], now=0.0) is Wait.SLOWER
+    assert reason_not_to_join(CPU, [running(9)], now=0.0) is Wait.SLOWER
 
 
 def test_where_a_batch_gains_nothing_it_waits_however_long_the_queue() -> None:
-    assert objection(CPU, [running(9)], now=0.0, behind=1000.0) is Wait.SLOWER
+    assert reason_not_to_join(CPU, [running(9)], now=0.0, behind=1000.0) is Wait.SLOWER
 
 
 def test_more_images_in_a_batch_are_never_cheaper_whatever_was_measured() -> None:
@@ -60,20 +60,20 @@ def test_more_images_in_a_batch_are_never_cheaper_whatever_was_measured() -> Non
 def test_it_waits_when_the_sum_of_ends_is_no_better() -> None:
     # One image with 20 steps left: joining costs it 20 * 0.5 and gives the newcomer 20 * 0.5. Others will come.
     even = Costs(steps=20, step_seconds=(1.0, 1.5), fixed_seconds=0.0)
-    assert objection(even, [running(20)], now=0.0) is Wait.SLOWER
-    assert objection(replace(even, step_seconds=(1.0, 1.45)), [running(20)], now=0.0) is None
+    assert reason_not_to_join(even, [running(20)], now=0.0) is Wait.SLOWER
+    assert reason_not_to_join(replace(even, step_seconds=(1.0, 1.45)), [running(20)], now=0.0) is None
 
 
 def test_it_joins_where_it_delays_nobody() -> None:
     flat = Costs(steps=20, step_seconds=(0.011, 0.033, 0.033), fixed_seconds=0.0)  # three at once cost as much as two
-    assert objection(flat, [running(20)], now=0.0) is Wait.SLOWER
-    assert objection(flat, [running(20), running(20)], now=0.0) is None
+    assert reason_not_to_join(flat, [running(20)], now=0.0) is Wait.SLOWER
+    assert reason_not_to_join(flat, [running(20), running(20)], now=0.0) is None
 
 
 def test_an_image_that_would_miss_its_deadline_by_little_is_protected_too() -> None:
     gain = Costs(steps=20, step_seconds=(1.0, 1.1), fixed_seconds=0.0)
     due = {"in time without it": 20.5, "late by little": 19.5, "late anyway": 16.5, "in time with it": 24.5}
-    reasons = {name: objection(gain, [running(20, deadline)], now=0.0) for name, deadline in due.items()}
+    reasons = {name: reason_not_to_join(gain, [running(20, deadline)], now=0.0) for name, deadline in due.items()}
     assert reasons == {
         "in time without it": Wait.DEADLINE,
         "late by little": Wait.DEADLINE,
@@ -92,28 +92,28 @@ def test_a_group_fills_a_batch_that_nobody_would_join_alone() -> None:
 
 
 def test_it_joins_an_image_that_is_only_decoded() -> None:
-    assert objection(CPU, [running(0)], now=0.0) is None
+    assert reason_not_to_join(CPU, [running(0)], now=0.0) is None
 
 
 def test_the_longer_the_queue_the_more_throughput_counts() -> None:
     # Two at once take 1.7 times as long: dear for those concerned, and still 18% more images per second.
     dear = Costs(steps=20, step_seconds=(1.0, 1.7), fixed_seconds=0.0)
-    assert objection(dear, [running(20)], now=0.0, behind=0.0) is Wait.SLOWER
-    assert objection(dear, [running(20)], now=0.0, behind=5.0) is None
+    assert reason_not_to_join(dear, [running(20)], now=0.0, behind=0.0) is Wait.SLOWER
+    assert reason_not_to_join(dear, [running(20)], now=0.0, behind=5.0) is None
 
 
 def test_it_does_not_push_a_running_image_past_its_deadline() -> None:
     alone, together = 20 * 0.050 + 0.1, 20 * 0.055 + 0.1
-    assert objection(GPU, [running(20, deadline=(alone + together) / 2)], now=0.0) is Wait.DEADLINE
+    assert reason_not_to_join(GPU, [running(20, deadline=(alone + together) / 2)], now=0.0) is Wait.DEADLINE
 
 
 def test_it_may_join_an_image_that_is_late_anyway() -> None:
-    assert objection(GPU, [running(20, deadline=0.5)], now=0.0) is None
+    assert reason_not_to_join(GPU, [running(20, deadline=0.5)], now=0.0) is None
 
 
 def test_deadlines_are_on_the_clock_and_not_from_now() -> None:
-    assert objection(GPU, [running(20, deadline=101.15)], now=0.0) is None
-    assert objection(GPU, [running(20, deadline=101.15)], now=100.0) is Wait.DEADLINE
+    assert reason_not_to_join(GPU, [running(20, deadline=101.15)], now=0.0) is None
+    assert reason_not_to_join(GPU, [running(20, deadline=101.15)], now=100.0) is Wait.DEADLINE
 
 
 def test_a_gpu_runs_full_under_load() -> None:

@@ -89,7 +89,7 @@ class Client:
 
     job: Job
     losses: int = 0
-    guilt: int = 0
+    retry_cost: int = 0
     lost_on: str | None = None
     starts: int = 0
     outcome: Outcome | None = None
@@ -196,7 +196,7 @@ class World(RuleBasedStateMachine):
         client = self.clients[slot.job]
         if client.outcome is None:
             client.losses, client.lost_on = client.losses + 1, worker
-            client.guilt += 1 if outside else CRASH
+            client.retry_cost += 1 if outside else CRASH
 
     def lose(self, worker: str, *, outside: bool) -> None:
         process = self.processes.pop(worker)
@@ -238,11 +238,11 @@ class World(RuleBasedStateMachine):
             case Start():
                 self.start(command)
             case Cancel(worker, slot, generation):
-                tenant = self.processes[worker].slots[slot]
+                assignment = self.processes[worker].slots[slot]
                 assert self.processes[worker].ready
-                assert (tenant.generation, tenant.cancelled) == (generation, False)
-                assert self.clients[tenant.job].outcome is not None
-                tenant.cancelled = True
+                assert (assignment.generation, assignment.cancelled) == (generation, False)
+                assert self.clients[assignment.job].outcome is not None
+                assignment.cancelled = True
             case Reply(job, outcome):
                 self.reply(self.clients[job], outcome, event)
             case Exit(failure):
@@ -285,10 +285,10 @@ class World(RuleBasedStateMachine):
             case Refused() | Broken():
                 assert isinstance(event, Failed)
                 assert (event.blame in {Blame.IMAGE, Blame.OPTION}) == isinstance(outcome, Refused)
-                assert event.blame is not Blame.MEMORY or client.guilt >= CRASH * LIMITS.attempts
+                assert event.blame is not Blame.MEMORY or client.retry_cost >= CRASH * LIMITS.attempts
             case WorkerCrash(losses):
                 assert losses == client.losses
-                assert client.guilt >= CRASH * LIMITS.attempts
+                assert client.retry_cost >= CRASH * LIMITS.attempts
             case Expired():
                 assert client.job.deadline <= self.now or client.starts == 0  # it waited until it was in vain
             case Impossible(seconds):

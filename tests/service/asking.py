@@ -30,7 +30,7 @@ class Cut(ConnectionError):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """What came back; `seconds` from the last byte sent to the head of the answer, `rest` what followed its body."""
 
     status: int
@@ -53,7 +53,7 @@ def message(body: bytes, headers: Mapping[str, str] | None = None, path: str = "
     return f"POST {path} HTTP/1.1\r\n{lines}\r\n".encode(), body
 
 
-async def ask(url: str, head: bytes, body: bytes, manner: Manner = Manner.PLAIN, source: str | None = None) -> Answer:
+async def ask(url: str, head: bytes, body: bytes, manner: Manner = Manner.PLAIN, source: str | None = None) -> Response:
     """Send a request and read its answer. Cancelling it closes the connection at once, as a client that leaves does.
 
     `source` is the address that it comes from; None leaves it to the system.
@@ -73,7 +73,7 @@ async def ask(url: str, head: bytes, body: bytes, manner: Manner = Manner.PLAIN,
             raise Cut(f"{type(error).__name__}: {error}") from None
 
 
-async def get(url: str, path: str) -> Answer:
+async def get(url: str, path: str) -> Response:
     """GET a path."""
     return await ask(url, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode(), b"")
 
@@ -111,7 +111,7 @@ async def _send(writer: asyncio.StreamWriter, head: bytes, body: bytes, manner: 
         writer.write_eof()
 
 
-async def _receive(reader: asyncio.StreamReader, sent: float, manner: Manner) -> Answer:
+async def _receive(reader: asyncio.StreamReader, sent: float, manner: Manner) -> Response:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     seconds = time.monotonic() - sent
     status, *fields = head.rstrip().split("\r\n")
@@ -120,7 +120,7 @@ async def _receive(reader: asyncio.StreamReader, sent: float, manner: Manner) ->
     body = await (_read_slowly(reader, length) if manner is Manner.SLOW_READER else reader.readexactly(length))
     # Only a connection that is to be closed shows whether anything followed.
     rest = await reader.read() if headers.get("connection") == "close" else b""
-    return Answer(int(status.split()[1]), headers, body, seconds, rest)
+    return Response(int(status.split()[1]), headers, body, seconds, rest)
 
 
 async def _read_slowly(reader: asyncio.StreamReader, length: int) -> bytes:

@@ -13,7 +13,7 @@ LENGTH = f"Content-Length: {len(BODY)}"
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """A response as it was read off the socket; headers by their names in lower case."""
 
     status: int
@@ -53,7 +53,7 @@ def connect(service: Service) -> socket.socket:
     return socket.create_connection((address.hostname, address.port), PATIENCE)
 
 
-def exchange(service: Service, data: bytes, leave: bool = False) -> list[Answer]:
+def exchange(service: Service, data: bytes, leave: bool = False) -> list[Response]:
     """Send, and read answers until the service closes. `leave` says at once that no more will come."""
     with connect(service) as connection:
         connection.sendall(data)
@@ -70,7 +70,7 @@ def read(connection: socket.socket) -> bytes:
     return received
 
 
-def answers(received: bytes) -> list[Answer]:
+def answers(received: bytes) -> list[Response]:
     """The responses in some bytes; each must have a length."""
     found = []
     while received:
@@ -80,6 +80,6 @@ def answers(received: bytes) -> list[Answer]:
         length = int(headers.get("content-length", 0))
         match = re.fullmatch(r"HTTP/1\.1 (\d{3}) .+", line)
         assert match, line
-        found.append(Answer(int(match[1]), headers, received[:length]))
+        found.append(Response(int(match[1]), headers, received[:length]))
         received = received[length:]
     return found

@@ -143,13 +143,13 @@ def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
 
 
 def good_request(**fields: object) -> dict[str, object]:
-    """The body of a request that is answered with a picture."""
+    """The body of a request that is answered with an image."""
     body = {"request_id": 7, "text": "a red circle on a blue background", "random_seed": 1234}
     return body | {"input_image_base64": base64.b64encode(png(64, 64)).decode()} | fields
 
 
 def png(width: int, height: int) -> bytes:
-    """A picture of a bright square on a dark ground, as a file."""
+    """An image of a bright square on a dark ground, as a file."""
     pixels = np.full((height, width, 3), 40, np.uint8)
     pixels[height // 4 : height // 2, width // 4 : width // 2] = 220
     return file_of(pixels)
@@ -161,7 +161,7 @@ def file_of(pixels: Pixels) -> bytes:
 
 
 def result_pixels(response: httpx.Response) -> Pixels:
-    """The picture in an answer, RGB [height, width, 3]."""
+    """The image in an answer, RGB [height, width, 3]."""
     assert response.status_code == 200, response.text
     return pixels_of(base64.b64decode(response.json()["output_image_base64"], validate=True))
 

@@ -1,7 +1,7 @@
 """What schemathesis cannot know, as no schema says it. It is named to it by SCHEMATHESIS_HOOKS.
 
-Not any bytes are a picture; who asks for events or a picture says so in Accept; and an operation has one list of
-parameters for all forms of its body, while the service looks for fields in the query only beside a picture.
+Not any bytes are an image; who asks for events or an image says so in Accept; and an operation has one list of
+parameters for all forms of its body, while the service looks for fields in the query only beside an image.
 """
 
 import base64
@@ -54,14 +54,14 @@ def filter_case(context: HookContext, case: Case[Any]) -> bool:
 
 @schemathesis.hook
 def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
-    """Say in the query what a picture needs there, and in Accept what is to come back."""
+    """Say in the query what an image needs there, and in Accept what is to come back."""
     if case.operation.path.startswith("/generation"):
         if case.media_type in FILES:
             case.query = {"text": TEXT, **case.query}
         if _takes_any_answer(case.query) and _takes_any_answer(case.body):
             case.headers["Accept"] = next(ACCEPTED)
     if case.operation.path == "/v1/images/edits" and isinstance(case.body, dict) and case.body.get("stream") is True:
-        case.body.pop("n", None)  # a stream tells of one picture
+        case.body.pop("n", None)  # a stream tells of one image
     return case
 
 

@@ -23,7 +23,7 @@ FLOOD, OTHER, ODD = KEYS  # the last one is no YAML
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One slot, 0.2 s a picture, room for 32 in the queue; two keys from a file, one from the environment."""
+    """One slot, 0.2 s an image, room for 32 in the queue; two keys from a file, one from the environment."""
     path = tmp_path_factory.mktemp("keys") / "keys"
     path.write_text(f"# who floods\n{FLOOD}\n\n  {OTHER}\n")
     overrides = {"ENGINE__SLOTS": 1, "ENGINE__ECHO__STEPS": 4, "ENGINE__ECHO__STEP_SECONDS": 0.05}
@@ -41,7 +41,7 @@ def ask(service: Service, headers: dict[str, str]) -> httpx.Response:
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_request_with_any_of_the_keys_gets_its_picture(guarded: Service, key: str) -> None:
+def test_a_request_with_any_of_the_keys_gets_its_image(guarded: Service, key: str) -> None:
     assert ask(guarded, bearer(key)).status_code == 200
     assert ask(guarded, {"X-API-Key": key}).status_code == 200
 

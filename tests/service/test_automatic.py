@@ -33,10 +33,10 @@ def api(echo: Service) -> Iterator[Any]:
         yield made
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------------------------------- images
 
 
-def test_the_client_gets_its_pictures_and_is_told_what_they_are(api: Any) -> None:
+def test_the_client_gets_its_images_and_is_told_what_they_are(api: Any) -> None:
     unit_ = unit(weight=0.5, threshold_a=90, threshold_b=180)
     result = api.txt2img(
         prompt="a circle", negative_prompt="blur", seed=41, batch_size=2, n_iter=2, controlnet_units=[unit_]
@@ -88,7 +88,7 @@ def test_a_seed_is_drawn_and_told(echo: Service, seed: int | None) -> None:
     ],
     ids=["data URL", "masked", "legacy", "as others write it"],
 )
-def test_the_picture_may_come_as_any_client_sends_it(echo: Service, given: dict[str, Any]) -> None:
+def test_the_image_may_come_as_any_client_sends_it(echo: Service, given: dict[str, Any]) -> None:
     answer = txt2img(echo, body(**given)).json()
     assert np.array_equal(pixels_of(base64.b64decode(answer["images"][0])), NOISE)
 
@@ -101,7 +101,7 @@ def test_extensions_and_units_that_are_off_do_no_harm(echo: Service) -> None:
     assert txt2img(echo, request).status_code == 200
 
 
-def test_pictures_that_nobody_wants_are_not_sent(echo: Service) -> None:
+def test_images_that_nobody_wants_are_not_sent(echo: Service) -> None:
     answer = txt2img(echo, body({"send_images": False, "batch_size": 2})).json()
     assert answer["images"] == []
     assert len(json.loads(answer["info"])["all_seeds"]) == 2
@@ -144,7 +144,7 @@ def test_what_cannot_be_had_is_refused_in_words(echo: Service, fields: dict[str,
         ({"image": None}, "image is missing"),
         ({"image": ""}, "image is missing"),
         ({"image": "no base64!"}, "image is not base64: its character 10"),
-        ({"image": base64.b64encode(b"no picture").decode()}, "must be a PNG, JPEG or WebP file"),
+        ({"image": base64.b64encode(b"no image").decode()}, "must be a PNG, JPEG or WebP file"),
         ({"module": "openpose"}, "module is 'openpose', which this service does not have. Send 'canny' (edges"),
         ({"module": "invert (from white bg & black line)"}, "Invert the image yourself and send it with 'none'."),
         ({"model": "control_v11p_sd15_openpose [cab727d4]"}, "follows edges: name one of 'canny'"),
@@ -171,7 +171,7 @@ def test_what_a_unit_cannot_have_is_refused_in_words(echo: Service, of_unit: dic
     assert told in refusal(txt2img(echo, body(**of_unit)))
 
 
-def test_two_pictures_are_one_too_many(echo: Service) -> None:
+def test_two_images_are_one_too_many(echo: Service) -> None:
     request = body()
     request["alwayson_scripts"]["controlnet"]["args"] *= 2
     assert "2 ControlNet units are enabled. Send one" in refusal(txt2img(echo, request))
@@ -267,7 +267,7 @@ def test_settings_may_be_set_to_what_they_are_and_to_nothing_else(api: Any) -> N
 def test_the_model_paints_what_the_prompt_says(demo: Service) -> None:
     scene = flat_scenes(1, seed=5)[0]
     with client(demo) as api:
-        given = [unit(scene.picture, threshold_a=-1, threshold_b=-1)]
+        given = [unit(scene.image, threshold_a=-1, threshold_b=-1)]
         result = api.txt2img(prompt=scene.caption, seed=9, cfg_scale=3.0, controlnet_units=given)
     file = io.BytesIO()
     result.image.save(file, "PNG")

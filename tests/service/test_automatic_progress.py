@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's API while pictures are made: progress, interruption, keys."""
+"""AUTOMATIC1111's API while images are made: progress, interruption, keys."""
 
 import base64
 from collections.abc import Callable, Iterator
@@ -42,7 +42,7 @@ def running(service: Service, enough: Callable[[dict[str, Any]], bool]) -> dict[
     return seen[-1]
 
 
-def test_progress_moves_and_shows_the_picture(slow: Service) -> None:
+def test_progress_moves_and_shows_the_image(slow: Service) -> None:
     with ThreadPoolExecutor(1) as threads, client(slow, username="any", password=KEY) as api:
         assert api.get_progress()["state"]["job_count"] == 0
         made = threads.submit(api.txt2img, prompt="a circle", controlnet_units=[unit()])
@@ -60,7 +60,7 @@ def test_progress_moves_and_shows_the_picture(slow: Service) -> None:
         api.util_wait_for_ready()
 
 
-def test_of_several_pictures_the_share_of_all_steps_is_told(slow: Service) -> None:
+def test_of_several_images_the_share_of_all_steps_is_told(slow: Service) -> None:
     with ThreadPoolExecutor(1) as threads:
         made = threads.submit(txt2img, slow, body({"batch_size": 2}))
         begun = running(slow, lambda told: told["state"]["job_count"] == 2 and told["progress"] > 0)
@@ -87,7 +87,7 @@ def test_of_several_images_that_wait_the_place_of_the_first_is_told(slow: Servic
         assert first.result().status_code == 200
 
 
-def test_interrupting_gives_no_picture_and_frees_the_worker(slow: Service) -> None:
+def test_interrupting_gives_no_image_and_frees_the_worker(slow: Service) -> None:
     before = slow.sample("contour_requests_total", outcome="abandoned")
     with ThreadPoolExecutor(1) as threads, client(slow, username="any", password=KEY) as api:
         made = threads.submit(api.txt2img, prompt="a circle", batch_size=3, controlnet_units=[unit()])

@@ -1,4 +1,4 @@
-"""Odd pictures, odd JSON and odd prompts: each has its answer, costs no worker, and memory stays within bounds."""
+"""Odd images, odd JSON and odd prompts: each has its answer, costs no worker, and memory stays within bounds."""
 
 import base64
 import json
@@ -76,13 +76,13 @@ TAKEN: dict[str, tuple[Callable[[], bytes], tuple[int, int, int], tuple[int, int
     "EXIF 3 is upside down": (lambda: turned("JPEG", 3), WHITE, BLUE, (48, 32)),
     "EXIF 6 is turned to the right": (lambda: turned("JPEG", 6), BLUE, RED, (32, 48)),
     "EXIF 8 of a PNG is turned to the left": (lambda: turned("PNG", 8), GREEN, WHITE, (32, 48)),
-    "a picture of one pixel": (lambda: file_of(Image.new("RGB", (1, 1), RED), "PNG"), RED, RED, (1, 1)),
+    "an image of one pixel": (lambda: file_of(Image.new("RGB", (1, 1), RED), "PNG"), RED, RED, (1, 1)),
     "a PNG called a JPEG": (lambda: file_of(colours(), "PNG"), RED, GREEN, (48, 32)),
 }
 
 
 @pytest.mark.parametrize(("make", "left", "right", "size"), TAKEN.values(), ids=TAKEN.keys())
-def test_an_odd_picture_is_taken_for_what_a_viewer_shows(
+def test_an_odd_image_is_taken_for_what_a_viewer_shows(
     echo: Service,
     make: Callable[[], bytes],
     left: tuple[int, int, int],
@@ -98,7 +98,7 @@ def test_an_odd_picture_is_taken_for_what_a_viewer_shows(
 
 
 def at(pixels: Pixels, x: int, y: int) -> list[int]:
-    """The colour at a place, or at the end of the picture if that is before it."""
+    """The colour at a place, or at the end of the image if that is before it."""
     height, width = pixels.shape[:2]
     return [int(value) for value in pixels[min(y, height - 1), min(x, width - 1)]]
 
@@ -126,7 +126,7 @@ def scanned(times: int) -> bytes:
     return data[:last] + data[last:-2] * times + data[-2:]
 
 
-def refused_pictures() -> Iterator[tuple[str, bytes, int]]:
+def refused_images() -> Iterator[tuple[str, bytes, int]]:
     for kind in ("PNG", "JPEG", "WEBP"):
         yield f"a {kind} bomb of 60,000 x 60,000", claiming(60_000, 60_000, kind), 413
         yield f"a {kind} just over the limit", claiming(1001, 1000, kind), 413
@@ -148,9 +148,9 @@ def refused_pictures() -> Iterator[tuple[str, bytes, int]]:
 
 
 @pytest.mark.parametrize(
-    ("data", "status"), [case[1:] for case in refused_pictures()], ids=[c[0] for c in refused_pictures()]
+    ("data", "status"), [case[1:] for case in refused_images()], ids=[c[0] for c in refused_images()]
 )
-def test_a_picture_that_cannot_be_taken_is_refused_by_name(echo: Service, data: bytes, status: int) -> None:
+def test_an_image_that_cannot_be_taken_is_refused_by_name(echo: Service, data: bytes, status: int) -> None:
     answer = echo.generate(input_image_base64=encoded(data))
     check(answer, status, "too-large" if status == 413 else "invalid-image", "input_image_base64")
 
@@ -181,7 +181,7 @@ REFUSED_BODIES = {
     "deep nesting in a field that is ignored": (
         with_more(b'"x": ' + b"[" * 50_000 + b"]" * 50_000), 400, "malformed-json", None
     ),
-    "deep nesting in the picture": (
+    "deep nesting in the image": (
         with_more(b'"input_image_base64": ' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000), 400, "malformed-json", None
     ),
     "invalid UTF-8 in the prompt": (b'{"text": "\xff\xfe"}', 400, "malformed-json", None),

@@ -1,4 +1,4 @@
-"""Every bad request gets its documented error, and the next good one its picture."""
+"""Every bad request gets its documented error, and the next good one its image."""
 
 import base64
 import dataclasses
@@ -38,7 +38,7 @@ def json_without(name: str) -> bytes:
     return json.dumps({key: value for key, value in good_request().items() if key != name}).encode()
 
 
-def picture(data: bytes) -> bytes:
+def image(data: bytes) -> bytes:
     return json_with(input_image_base64=base64.b64encode(data).decode())
 
 
@@ -78,23 +78,23 @@ def bodies() -> Iterator[Bad]:
     yield Bad("a huge body", b" " * (33 * 2**20), 413, "too-large")
 
 
-def pictures() -> Iterator[Bad]:
+def images() -> Iterator[Bad]:
     blamed = "input_image_base64"
-    yield Bad("no picture at all", picture(b""), 422, "invalid-image", blamed)
-    yield Bad("text for a picture", picture(b"hello, world"), 422, "invalid-image", blamed)
-    yield Bad("a GIF", picture(b"GIF89a" + bytes(50)), 422, "invalid-image", blamed)
-    yield Bad("an SVG", picture(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), 422, "invalid-image", blamed)
-    yield Bad("a picture cut in its header", picture(png(64, 64)[:20]), 422, "invalid-image", blamed)
-    yield Bad("a picture cut in its pixels", picture(png(640, 480)[:-200]), 422, "invalid-image", blamed)
-    yield Bad("a picture of no size", picture(declared(0, 64)), 422, "invalid-image", blamed)
-    yield Bad("a bomb", picture(declared(60_000, 60_000)), 413, "too-large", blamed)
-    yield Bad("a picture over the limit", picture(declared(1001, 1000)), 413, "too-large", blamed)
-    yield Bad("a picture of too many bytes", picture(png(8, 8) + bytes(17 * 2**20)), 413, "too-large", blamed)
+    yield Bad("no image at all", image(b""), 422, "invalid-image", blamed)
+    yield Bad("text for an image", image(b"hello, world"), 422, "invalid-image", blamed)
+    yield Bad("a GIF", image(b"GIF89a" + bytes(50)), 422, "invalid-image", blamed)
+    yield Bad("an SVG", image(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), 422, "invalid-image", blamed)
+    yield Bad("an image cut in its header", image(png(64, 64)[:20]), 422, "invalid-image", blamed)
+    yield Bad("an image cut in its pixels", image(png(640, 480)[:-200]), 422, "invalid-image", blamed)
+    yield Bad("an image of no size", image(declared(0, 64)), 422, "invalid-image", blamed)
+    yield Bad("a bomb", image(declared(60_000, 60_000)), 413, "too-large", blamed)
+    yield Bad("an image over the limit", image(declared(1001, 1000)), 413, "too-large", blamed)
+    yield Bad("an image of too many bytes", image(png(8, 8) + bytes(17 * 2**20)), 413, "too-large", blamed)
 
 
 def protocol() -> Iterator[Bad]:
     for method in ("GET", "PUT", "DELETE", "PATCH"):
-        yield Bad(f"{method} a picture", b"", 405, "method-not-allowed", method=method)
+        yield Bad(f"{method} an image", b"", 405, "method-not-allowed", method=method)
     yield Bad("POST to health", b"", 405, "method-not-allowed", path="/healthz")
     for path in ("/nothing", "/generation/1", "/generation//", "/Generation/"):
         yield Bad(f"path {path}", json_with(), 404, "not-found", path=path)
@@ -102,7 +102,7 @@ def protocol() -> Iterator[Bad]:
         yield Bad(f"type {kind!r}", json_with(), 415, "unsupported-media-type", headers={"content-type": kind})
 
 
-BAD = [*fields(), *bodies(), *pictures(), *protocol()]
+BAD = [*fields(), *bodies(), *images(), *protocol()]
 
 
 def test_there_are_at_least_forty() -> None:
@@ -110,7 +110,7 @@ def test_there_are_at_least_forty() -> None:
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
-def test_a_bad_request_gets_its_error_and_the_next_good_one_its_picture(echo: Service, bad: Bad) -> None:
+def test_a_bad_request_gets_its_error_and_the_next_good_one_its_image(echo: Service, bad: Bad) -> None:
     response = echo.client.request(bad.method, bad.path, content=bad.body, headers=bad.headers)
     check(response, bad)
     assert echo.generate().status_code == 200

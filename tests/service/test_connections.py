@@ -45,7 +45,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("sent", GOOD.values(), ids=GOOD.keys())
-def test_what_http_allows_gets_its_picture(echo: Service, sent: bytes) -> None:
+def test_what_http_allows_gets_its_image(echo: Service, sent: bytes) -> None:
     (answer,) = exchange(echo, sent)
     assert (answer.status, json.loads(answer.body)["request_id"]) == (200, 7), answer
 
@@ -145,8 +145,8 @@ def test_pipelined_requests_are_answered_in_their_order(echo: Service) -> None:
     sent = b"".join(
         KEPT.replace(LENGTH.encode(), b"Content-Length: %d" % len(body)) + b"\r\n" + body for body in bodies
     )
-    *pictures, health = exchange(echo, sent + head(method="GET", path="/healthz"))
-    assert [json.loads(picture.body)["request_id"] for picture in pictures] == list(range(5))
+    *images, health = exchange(echo, sent + head(method="GET", path="/healthz"))
+    assert [json.loads(image.body)["request_id"] for image in images] == list(range(5))
     assert json.loads(health.body) == {"status": "ok"}
 
 

@@ -18,8 +18,8 @@ EDGES = {"control_image": "edges", "output_format": "png"}
 def edge_map() -> bytes:
     """A ring of grey levels, white on black, 256 pixels wide: as it is, the model would find two edges for each."""
     y, x = np.mgrid[:256, :256] - 128.0
-    ring = np.clip(255 - 40 * np.abs(np.hypot(x, y) - 70), 0, 255).astype(np.uint8)
-    return file_of(np.stack([ring] * 3, axis=-1))
+    circle = np.clip(255 - 40 * np.abs(np.hypot(x, y) - 70), 0, 255).astype(np.uint8)
+    return file_of(np.stack([circle] * 3, axis=-1))
 
 
 def encoded(data: bytes) -> str:

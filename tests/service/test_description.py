@@ -45,7 +45,7 @@ def test_schemathesis_finds_nothing_that_is_not_as_described(
     assert "Traceback" not in "".join(echo.log)
 
 
-def test_examples_of_requests_make_pictures(echo: Service, document: dict[str, Any]) -> None:
+def test_examples_of_requests_make_images(echo: Service, document: dict[str, Any]) -> None:
     content = document["paths"]["/generation/"]["post"]["requestBody"]["content"]
     for example in content["application/json"]["examples"].values():
         assert echo.client.post("/generation/", json=example["value"]).status_code == 200

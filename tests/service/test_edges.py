@@ -24,7 +24,7 @@ from workers.engine.config import Canny, Sizing
 
 SIZING = Sizing(short_side=192, long_side=384)
 CANNY = Canny(low=60, high=150)
-PICTURE = file_of(drawing(200, 150), "PNG")
+IMAGE = file_of(drawing(200, 150), "PNG")
 FILES = files()
 MAX_PIXELS = 1_000_000
 KEYS = ["a" * 32, "b" * 32]
@@ -38,17 +38,17 @@ def service() -> Iterator[Service]:
         yield service.wait_until_ready()
 
 
-def ask(service: Service, picture: bytes = PICTURE, query: Mapping[str, str | int] | None = None) -> httpx.Response:
-    return service.client.post("/edges", content=picture, params=query, headers={"Content-Type": "image/png"})
+def ask(service: Service, image: bytes = IMAGE, query: Mapping[str, str | int] | None = None) -> httpx.Response:
+    return service.client.post("/edges", content=image, params=query, headers={"Content-Type": "image/png"})
 
 
 def ask_in_json(service: Service, **fields: object) -> httpx.Response:
-    return service.client.post("/edges", json={"input_image_base64": base64.b64encode(PICTURE).decode()} | fields)
+    return service.client.post("/edges", json={"input_image_base64": base64.b64encode(IMAGE).decode()} | fields)
 
 
-def assert_right(answer: httpx.Response, picture: bytes = PICTURE, canny: Canny = CANNY) -> None:
+def assert_right(answer: httpx.Response, image: bytes = IMAGE, canny: Canny = CANNY) -> None:
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/png"), answer.text
-    assert np.array_equal(pixels_of(answer.content), expected(picture, size_of(picture, SIZING), canny))
+    assert np.array_equal(pixels_of(answer.content), expected(image, size_of(image, SIZING), canny))
 
 
 def edge_process(service: Service) -> int:
@@ -72,9 +72,9 @@ def frozen(service: Service) -> Iterator[int]:
 # ------------------------------------------------------------------------------------------------------------- answers
 
 
-@pytest.mark.parametrize("picture", FILES.values(), ids=FILES.keys())
-def test_edges_are_those_that_the_model_would_see(service: Service, picture: bytes) -> None:
-    assert_right(ask(service, picture), picture)
+@pytest.mark.parametrize("image", FILES.values(), ids=FILES.keys())
+def test_edges_are_those_that_the_model_would_see(service: Service, image: bytes) -> None:
+    assert_right(ask(service, image), image)
 
 
 @pytest.mark.parametrize("low", [None, 10, 140, 2000])
@@ -92,10 +92,10 @@ def test_thresholds_matter(service: Service) -> None:
     assert len(contents) == 3
 
 
-def test_a_picture_may_come_in_json_and_the_path_with_a_slash(service: Service) -> None:
+def test_an_image_may_come_in_json_and_the_path_with_a_slash(service: Service) -> None:
     assert_right(ask_in_json(service))
-    assert_right(ask_in_json(service, input_image_base64="data:image/png;base64," + base64.b64encode(PICTURE).decode()))
-    assert_right(service.client.post("/edges/", content=PICTURE, headers={"Content-Type": "image/jpeg"}))
+    assert_right(ask_in_json(service, input_image_base64="data:image/png;base64," + base64.b64encode(IMAGE).decode()))
+    assert_right(service.client.post("/edges/", content=IMAGE, headers={"Content-Type": "image/jpeg"}))
 
 
 # -------------------------------------------------------------------------------------------------------------- errors
@@ -122,7 +122,7 @@ def test_a_threshold_that_is_not_set_is_as_configured(service: Service) -> None:
 
 
 def test_thresholds_beside_the_image_in_json_count(service: Service) -> None:
-    encoded = {"input_image_base64": base64.b64encode(PICTURE).decode()}
+    encoded = {"input_image_base64": base64.b64encode(IMAGE).decode()}
     query = ask(service, query={"canny_low": "20", "canny_high": "60"}).content
     assert query != ask(service).content
     for both in ({"canny_low": 20, "canny_high": 60}, {"canny_low": "20", "canny_high": "60"}):
@@ -134,17 +134,17 @@ def test_thresholds_beside_the_image_in_json_count(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    "picture", [b"", b"no picture", PICTURE[:100], file_of(drawing(20, 20), "GIF")], ids=["none", "text", "cut", "GIF"]
+    "image", [b"", b"no image", IMAGE[:100], file_of(drawing(20, 20), "GIF")], ids=["none", "text", "cut", "GIF"]
 )
-def test_bad_pictures_are_refused(service: Service, picture: bytes) -> None:
-    assert_problem(ask(service, picture), 422, "invalid-image")
-    encoded = base64.b64encode(picture).decode()
+def test_bad_images_are_refused(service: Service, image: bytes) -> None:
+    assert_problem(ask(service, image), 422, "invalid-image")
+    encoded = base64.b64encode(image).decode()
     assert_problem(ask_in_json(service, input_image_base64=encoded), 422, "invalid-image", "input_image_base64")
 
 
 def test_bombs_are_refused_by_their_header(service: Service) -> None:
     with frozen(service):  # so nothing can have decoded them
-        bomb = PICTURE[:16] + (1001).to_bytes(4, "big") + (1000).to_bytes(4, "big") + PICTURE[24:]
+        bomb = IMAGE[:16] + (1001).to_bytes(4, "big") + (1000).to_bytes(4, "big") + IMAGE[24:]
         assert_problem(ask(service, bomb), 413, "too-large")
         encoded = base64.b64encode(bomb).decode()
         assert_problem(ask_in_json(service, input_image_base64=encoded), 413, "too-large", "input_image_base64")
@@ -155,8 +155,8 @@ def test_bodies_of_other_kinds_are_refused(service: Service) -> None:
     def post(body: bytes, kind: str) -> httpx.Response:
         return service.client.post("/edges", content=body, headers={"Content-Type": kind})
 
-    assert_problem(post(PICTURE, "application/octet-stream"), 415, "unsupported-media-type")
-    assert_problem(post(PICTURE, "application/json"), 400, "malformed-json")
+    assert_problem(post(IMAGE, "application/octet-stream"), 415, "unsupported-media-type")
+    assert_problem(post(IMAGE, "application/json"), 400, "malformed-json")
     assert_problem(post(b"{}", "application/json"), 422, "invalid-field", "input_image_base64")
     assert_problem(ask_in_json(service, input_image_base64="?"), 422, "invalid-field", "input_image_base64")
     assert_problem(service.client.get("/edges"), 405, "method-not-allowed")
@@ -186,12 +186,12 @@ def test_requests_are_counted_apart_and_logged_as_all_are(service: Service) -> N
         names = [("contour_edges_total", "done"), ("contour_edges_total", "invalid-image")]
         return [service.sample(name, outcome=outcome) for name, outcome in names]
 
-    before, pictures = counted(), service.sample("contour_requests_total")
+    before, images = counted(), service.sample("contour_requests_total")
     timed = service.sample("contour_request_duration_seconds_count")
     ask(service)
-    ask(service, b"no picture")
+    ask(service, b"no image")
     assert counted() == [before[0] + 1, before[1] + 1]
-    assert service.sample("contour_requests_total") == pictures
+    assert service.sample("contour_requests_total") == images
     assert service.sample("contour_request_duration_seconds_count") == timed
     line = re.compile(r"contour\.request: \S+ POST /edges 422 invalid-image .* client 127\.0\.0\.1")
     until(lambda: any(map(line.search, service.log)))
@@ -210,7 +210,7 @@ def test_a_process_that_is_killed_in_the_middle_is_replaced(service: Service) ->
     assert not Path(f"/proc/{process}").exists()
 
 
-def test_many_at_once_are_answered_or_told_to_come_later_and_pictures_are_made_meanwhile(service: Service) -> None:
+def test_many_at_once_are_answered_or_told_to_come_later_and_images_are_made_meanwhile(service: Service) -> None:
     with ThreadPoolExecutor(30) as clients:
         with frozen(service):
             answers = [clients.submit(ask, service) for _ in range(30)]
@@ -262,7 +262,7 @@ def test_the_process_is_confined(service: Service) -> None:
 
 def test_clients_that_leave_make_room(service: Service) -> None:
     gone = partial(service.sample, "contour_edges_total", outcome="abandoned")
-    request = head("Content-Type: image/png", f"Content-Length: {len(PICTURE)}", path="/edges") + PICTURE
+    request = head("Content-Type: image/png", f"Content-Length: {len(IMAGE)}", path="/edges") + IMAGE
     before = gone()
     with frozen(service):
         for number in range(1, 20):  # more than may wait at a time

@@ -16,13 +16,13 @@ import pytest
 from tests.service.raw import BODY, LENGTH, connect, head
 from tests.service.running import PATIENCE, Service, alive, good_request, until
 
-STEPS = {"ENGINE__ECHO__STEPS": 20, "ENGINE__ECHO__STEP_SECONDS": 0.1}  # a picture takes two seconds
+STEPS = {"ENGINE__ECHO__STEPS": 20, "ENGINE__ECHO__STEP_SECONDS": 0.1}  # an image takes two seconds
 ENDLESS = {"ENGINE__ECHO__STEPS": 1000, "ENGINE__ECHO__STEP_SECONDS": 0.5, "SERVER__DEADLINE": 3600}
 REGION = "memfd:contour-slots"
 
 
 def busy_worker(service: Service, other_than: int | None = None) -> int:
-    """The process of a worker that has a picture in hand, when there is one."""
+    """The process of a worker that has an image in hand, when there is one."""
     found: list[int] = []
 
     def look() -> bool:
@@ -45,7 +45,7 @@ def test_two_workers_each_get_work() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_workers_picture_is_made_elsewhere(workers: int) -> None:
+def test_a_killed_workers_image_is_made_elsewhere(workers: int) -> None:
     with Service("echo", WORKERS__CPU_WORKERS=workers, **STEPS) as service, ThreadPoolExecutor(1) as client:
         service.wait_until_ready(workers)
         answer = client.submit(service.generate, request_id=11)
@@ -61,7 +61,7 @@ def test_a_killed_workers_picture_is_made_elsewhere(workers: int) -> None:
 
 
 def leave(service: Service) -> None:
-    """Be a client that leaves while its picture is made."""
+    """Be a client that leaves while its image is made."""
     with connect(service) as connection:
         connection.sendall(head(LENGTH) + BODY)
         busy_worker(service)
@@ -89,7 +89,7 @@ def test_a_request_whose_worker_was_twice_killed_by_somebody_is_made_all_the_sam
     assert twice(signal.SIGKILL).status_code == 200
 
 
-def test_a_stopped_worker_is_killed_by_its_silence_and_its_picture_made_elsewhere() -> None:
+def test_a_stopped_worker_is_killed_by_its_silence_and_its_image_made_elsewhere() -> None:
     with Service("echo", SCHEDULER__HEARTBEAT_FLOOR=3.0, **STEPS) as service, ThreadPoolExecutor(1) as client:
         service.wait_until_ready(workers=2)
         answer = client.submit(service.generate)
@@ -98,7 +98,7 @@ def test_a_stopped_worker_is_killed_by_its_silence_and_its_picture_made_elsewher
         assert service.sample("contour_retries_total") == 1
 
 
-def test_a_worker_that_is_stopped_for_a_moment_or_asked_to_end_keeps_its_picture() -> None:
+def test_a_worker_that_is_stopped_for_a_moment_or_asked_to_end_keeps_its_image() -> None:
     with Service("echo", WORKERS__CPU_WORKERS=1, **STEPS) as service, ThreadPoolExecutor(1) as client:
         service.wait_until_ready()
         answer = client.submit(service.generate)
@@ -209,7 +209,7 @@ def test_a_client_that_leaves_frees_its_slot(endless: Service) -> None:
     until(lambda: abandoned(endless) == before + 1)
 
 
-def test_the_slot_of_a_cancelled_picture_is_free_within_one_step(endless: Service) -> None:
+def test_the_slot_of_a_cancelled_image_is_free_within_one_step(endless: Service) -> None:
     before = abandoned(endless)
     leave(endless)
     until(lambda: abandoned(endless) == before + 1)
@@ -283,7 +283,7 @@ def test_a_drain_under_load_ends_in_time_and_everybody_is_answered() -> None:
         until(lambda: done() + service.readiness()["running"] + service.readiness()["queued"] == 12)
         assert service.stop() == 0
         ends = [answer.result() for answer in answers]
-        assert {end.status_code for end in ends} == {200, 503}  # two pictures in two seconds: not all were done in one
+        assert {end.status_code for end in ends} == {200, 503}  # two images in two seconds: not all were done in one
         problems = {end.json()["type"] for end in ends if end.status_code == 503}
         assert problems == {"urn:contour:problem:draining"}
 

@@ -1,4 +1,4 @@
-"""A request may come as JSON, as a form or as a picture alone, and its answer as JSON or as a picture."""
+"""A request may come as JSON, as a form or as an image alone, and its answer as JSON or as an image."""
 
 import base64
 
@@ -10,19 +10,19 @@ from tests.service.running import Service, file_of, good_request, pixels_of
 
 FORM = {"text": "a circle", "request_id": "7", "random_seed": "5"}
 MAGIC = {"image/png": b"\x89PNG", "image/jpeg": b"\xff\xd8\xff", "image/webp": b"RIFF"}
-PICTURE = file_of(np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8))
+IMAGE = file_of(np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8))
 
 
-def alone(service: Service, picture: bytes, accept: str = "image/png", **query: str | float) -> httpx.Response:
+def alone(service: Service, image: bytes, accept: str = "image/png", **query: str | float) -> httpx.Response:
     headers = {"content-type": "image/png", "accept": accept}
-    return service.client.post("/generation/", content=picture, params={"text": "a circle", **query}, headers=headers)
+    return service.client.post("/generation/", content=image, params={"text": "a circle", **query}, headers=headers)
 
 
 def test_a_form_is_taken_and_answered_like_json(echo: Service) -> None:
-    response = echo.client.post("/generation/", data=FORM, files={"input_image": ("in.png", PICTURE, "image/png")})
+    response = echo.client.post("/generation/", data=FORM, files={"input_image": ("in.png", IMAGE, "image/png")})
     assert response.json().keys() == {"request_id", "output_image_base64"}
     assert response.json()["request_id"] == 7
-    assert np.array_equal(pixels_of(base64.b64decode(response.json()["output_image_base64"])), pixels_of(PICTURE))
+    assert np.array_equal(pixels_of(base64.b64decode(response.json()["output_image_base64"])), pixels_of(IMAGE))
 
 
 def test_a_form_larger_than_is_kept_in_memory_by_default_comes_through(echo: Service) -> None:
@@ -33,10 +33,10 @@ def test_a_form_larger_than_is_kept_in_memory_by_default_comes_through(echo: Ser
     assert np.array_equal(pixels_of(response.content), noise)
 
 
-def test_a_picture_alone_goes_in_and_a_picture_comes_out(echo: Service) -> None:
-    response = alone(echo, PICTURE)
+def test_an_image_alone_goes_in_and_an_image_comes_out(echo: Service) -> None:
+    response = alone(echo, IMAGE)
     assert response.headers["content-type"] == "image/png"
-    assert np.array_equal(pixels_of(response.content), pixels_of(PICTURE))
+    assert np.array_equal(pixels_of(response.content), pixels_of(IMAGE))
     assert "total;dur=" in response.headers["server-timing"]
 
 
@@ -48,7 +48,7 @@ def test_the_answer_is_of_the_kind_that_was_asked_for(echo: Service, kind: str) 
     assert pixels_of(response.content).shape == (64, 64, 3)
 
 
-def test_any_kind_of_picture_is_the_configured_kind(echo: Service) -> None:
+def test_any_kind_of_image_is_the_configured_kind(echo: Service) -> None:
     response = echo.client.post("/generation/", json=good_request(), headers={"accept": "image/*"})
     configured = echo.generate().json()["output_image_base64"]
     assert base64.b64encode(response.content).decode() == configured
@@ -76,24 +76,24 @@ def test_several_images_come_in_order(echo: Service) -> None:
     ],
 )
 def test_what_is_out_of_range_is_refused_with_the_range(echo: Service, field: str, wrong: float, told: str) -> None:
-    for response in (echo.generate(**{field: wrong}), alone(echo, PICTURE, "application/json", **{field: wrong})):
+    for response in (echo.generate(**{field: wrong}), alone(echo, IMAGE, "application/json", **{field: wrong})):
         assert response.status_code == 422
         assert response.json()["errors"] == [{"field": field, "detail": f"{field} is {wrong}; it must be {told}."}]
 
 
 @pytest.mark.parametrize("wrong", ["nan", "inf", "-inf", "1e999", " ", "0x1", "one"])
 def test_what_is_no_number_is_refused(echo: Service, wrong: str) -> None:
-    response = alone(echo, PICTURE, guidance_scale=wrong)
+    response = alone(echo, IMAGE, guidance_scale=wrong)
     assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "guidance_scale")
 
 
-def test_several_images_have_no_room_in_one_picture(echo: Service) -> None:
-    response = alone(echo, PICTURE, number_of_images=2)
+def test_several_images_have_no_room_in_one_image(echo: Service) -> None:
+    response = alone(echo, IMAGE, number_of_images=2)
     assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "number_of_images")
 
 
-def test_a_form_without_its_picture_is_told_so(echo: Service) -> None:
-    response = echo.client.post("/generation/", data=FORM, files={"picture": PICTURE})
+def test_a_form_without_its_image_is_told_so(echo: Service) -> None:
+    response = echo.client.post("/generation/", data=FORM, files={"picture": IMAGE})
     assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "input_image")
 
 
@@ -116,6 +116,6 @@ def test_a_form_is_refused_at_the_limit_of_bodies(echo: Service) -> None:
     assert echo.client.post("/generation/", data=FORM, files=files).status_code == 413
 
 
-def test_the_picture_alone_is_refused_when_it_is_none(echo: Service) -> None:
-    response = alone(echo, b"no picture", accept="application/json")
+def test_the_image_alone_is_refused_when_it_is_none(echo: Service) -> None:
+    response = alone(echo, b"no image", accept="application/json")
     assert (response.status_code, response.json()["type"]) == (422, "urn:contour:problem:invalid-image")

@@ -80,7 +80,7 @@ MISTAKEN: dict[str, tuple[str, str]] = {
     "a URL of the same scheme": ("//cdn.example.com/cat.png", "is a URL"),
     "a path": ("/home/me/cat.png", "is a path; this service cannot read your files: send the file's bytes as base64"),
     "a path without a dot": ("/home/me/cats/cat1", "is a path"),
-    "a path of Windows": ("C:\\pictures\\cat.png", "is a path"),
+    "a path of Windows": ("C:\\images\\cat.png", "is a path"),
     "a path from home": ("~/cat.jpg", "is a path"),
     "a file URL": ("file:///home/me/cat.png", "is a path"),
     "a file name": ("cat.png", "is a path"),

@@ -12,8 +12,8 @@ from openai import OpenAI
 
 from tests.service.running import Service, file_of, pixels_of, png
 
-PICTURE = file_of(np.random.default_rng(3).integers(0, 256, (64, 96, 3), np.uint8))
-ENCODED = base64.b64encode(PICTURE).decode()
+IMAGE = file_of(np.random.default_rng(3).integers(0, 256, (64, 96, 3), np.uint8))
+ENCODED = base64.b64encode(IMAGE).decode()
 URI = f"data:image/png;base64,{ENCODED}"
 KEY = "openai-2cf24dba5fb0a30e"
 
@@ -26,7 +26,7 @@ def check_made(answer: httpx.Response) -> dict[str, Any]:
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
     for each in body["data"]:
-        assert np.array_equal(pixels_of(base64.b64decode(each["b64_json"])), pixels_of(PICTURE))
+        assert np.array_equal(pixels_of(base64.b64decode(each["b64_json"])), pixels_of(IMAGE))
     return body
 
 
@@ -125,12 +125,12 @@ def test_a_model_can_be_retrieved_if_edits_take_its_name(echo: Service, name: st
     with OpenAI(base_url=f"{echo.url}/v1", api_key=KEY, max_retries=0) as ours:
         if known:
             assert ours.models.retrieve(name).id == name
-            assert ours.images.edit(image=PICTURE, prompt="x", model=name).model_extra == {"model": "echo"}
+            assert ours.images.edit(image=IMAGE, prompt="x", model=name).model_extra == {"model": "echo"}
         else:
             with pytest.raises(openai.NotFoundError):
                 ours.models.retrieve(name)
             with pytest.raises(openai.NotFoundError):
-                ours.images.edit(image=PICTURE, prompt="x", model=name)
+                ours.images.edit(image=IMAGE, prompt="x", model=name)
         assert all(ours.models.retrieve(each.id).id == each.id for each in ours.models.list())
 
 
@@ -152,7 +152,7 @@ def test_what_is_looked_up_is_there_with_a_slash_and_without(echo: Service, path
 
 
 def test_what_is_sent_is_taken_with_a_slash_and_without(echo: Service) -> None:
-    file = {"image": ("in.png", PICTURE, "image/png")}
+    file = {"image": ("in.png", IMAGE, "image/png")}
     unit = {"module": "canny", "image": ENCODED}
     txt2img = {"prompt": "x", "alwayson_scripts": {"controlnet": {"args": [unit]}}}
     for slash in ("", "/"):

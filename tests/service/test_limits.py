@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.service.memory import resident_bytes
-from tests.service.raw import BODY, JSON, LENGTH, Answer, answers, connect, exchange, head, read
+from tests.service.raw import BODY, JSON, LENGTH, Response, answers, connect, exchange, head, read
 from tests.service.running import Service, file_of, good_request, until
 
 SECONDS = 1.0  # that a head or a body may take
@@ -34,7 +34,7 @@ def limited() -> Iterator[Service]:
         yield service.wait_until_ready()
 
 
-def trickle(connection: socket.socket, data: bytes) -> list[Answer]:
+def trickle(connection: socket.socket, data: bytes) -> list[Response]:
     """Send a byte at a time, more often than any limit, until the service closes; its answers."""
     connection.settimeout(0.2)
     for byte in range(len(data)):

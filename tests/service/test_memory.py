@@ -20,7 +20,7 @@ SIDE = 3000
 MAX_PIXELS = SIDE * SIDE
 HANDS = 3  # threads of a worker that decode at the same time
 CLIENTS = 3
-# WebP is the worst: libwebp has two canvases of 4 bytes, Pillow a copy of one and its own picture. Then RGB and BGR.
+# WebP is the worst: libwebp has two canvases of 4 bytes, Pillow a copy of one and its own image. Then RGB and BGR.
 BYTES_A_PIXEL = 4 + 4 + 4 + 4 + 3 + 3
 SLOTS = 2
 SLOT = 48 * MIB  # of shared memory that a worker has touched: a request of 16 MiB and a result
@@ -63,20 +63,20 @@ def noise() -> bytes:
     return file_of(Image.fromarray(pixels), "PNG", compress_level=0)
 
 
-def body(picture: bytes) -> dict[str, object]:
-    return good_request(input_image_base64=base64.b64encode(picture).decode())
+def body(image: bytes) -> dict[str, object]:
+    return good_request(input_image_base64=base64.b64encode(image).decode())
 
 
 def post(service: Service, data: bytes) -> httpx.Response:
     return service.client.post("/generation/", content=data, headers={"Content-Type": "application/json"})
 
 
-def test_the_largest_pictures_cost_a_worker_so_much_and_no_more(small: Service) -> None:
+def test_the_largest_images_cost_a_worker_so_much_and_no_more(small: Service) -> None:
     (worker,) = (each["process"] for each in small.readiness()["workers"])
     before = peak_bytes(worker)
-    pictures = [black_png(8), black_png(16), wide_canvas(), sideways(), noise()]
+    images = [black_png(8), black_png(16), wide_canvas(), sideways(), noise()]
     with ThreadPoolExecutor(CLIENTS) as clients:
-        answers = list(clients.map(lambda picture: small.client.post("/generation/", json=body(picture)), pictures * 2))
+        answers = list(clients.map(lambda image: small.client.post("/generation/", json=body(image)), images * 2))
     assert {answer.status_code for answer in answers} == {200}
     grown = peak_bytes(worker) - before
     assert MAX_PIXELS * 3 < grown < min(SLOTS, HANDS) * MAX_PIXELS * BYTES_A_PIXEL + SLOTS * SLOT + FREED_AND_KEPT
@@ -94,7 +94,7 @@ def test_refused_bombs_cost_a_worker_nothing(small: Service) -> None:
 HUGE = {
     "a prompt with one emoji": (b'{"text": "' + b"a" * (31 * MIB) + "🎈".encode() + b'"}', 422),
     "escapes": (b'{"text": "' + b"\\u00e9" * (5 * MIB) + b'"}', 400),
-    "a picture": (
+    "an image": (
         b'{"request_id": 1, "text": "", "random_seed": 1, "input_image_base64": "' + b"A" * (31 * MIB) + b'"}',
         413,
     ),

@@ -16,9 +16,9 @@ from tests.service.running import Service, file_of, good_request, pixels_of
 from tests.service.test_progress import streamed
 from tests.workers.infotext import SOURCE, infotext_of, parameters_of, source_of
 
-PICTURE = file_of(np.random.default_rng(5).integers(0, 256, (64, 96, 3), np.uint8))
+IMAGE = file_of(np.random.default_rng(5).integers(0, 256, (64, 96, 3), np.uint8))
 TEXT = 'a red heart, "quoted": \\ <b>&</b>\nSteps: 20\n\N{HEAVY BLACK HEART}'
-HASH = hashlib.sha256(PICTURE).hexdigest()[:16]
+HASH = hashlib.sha256(IMAGE).hexdigest()[:16]
 Ask = Callable[..., list[bytes]]
 
 
@@ -28,7 +28,7 @@ def files_in(answer: dict[str, Any]) -> list[bytes]:
 
 
 def by_json(service: Service, **fields: object) -> list[bytes]:
-    encoded = base64.b64encode(PICTURE).decode()
+    encoded = base64.b64encode(IMAGE).decode()
     response = service.generate(text=TEXT, input_image_base64=encoded, random_seed=5, **fields)
     assert response.status_code == 200, response.text
     return files_in(response.json())
@@ -36,7 +36,7 @@ def by_json(service: Service, **fields: object) -> list[bytes]:
 
 def by_form(service: Service, **fields: object) -> list[bytes]:
     data = {"text": TEXT, "random_seed": "5"} | {name: str(value) for name, value in fields.items()}
-    response = service.client.post("/generation/", data=data, files={"input_image": ("x", PICTURE, "image/png")})
+    response = service.client.post("/generation/", data=data, files={"input_image": ("x", IMAGE, "image/png")})
     assert response.status_code == 200, response.text
     return files_in(response.json())
 
@@ -45,7 +45,7 @@ def by_query(service: Service, accept: str = "application/json", **fields: Any) 
     response = service.client.post(
         "/generation/",
         params={"text": TEXT, "random_seed": 5, **fields},
-        content=PICTURE,
+        content=IMAGE,
         headers={"Content-Type": "image/png", "Accept": accept},
     )
     assert response.status_code == 200, response.text
@@ -53,20 +53,20 @@ def by_query(service: Service, accept: str = "application/json", **fields: Any) 
 
 
 def by_stream(service: Service, **fields: object) -> list[bytes]:
-    encoded = base64.b64encode(PICTURE).decode()
+    encoded = base64.b64encode(IMAGE).decode()
     seen = streamed(service, text=TEXT, input_image_base64=encoded, random_seed=5, **fields)
     return files_in(seen[-1].data)
 
 
 def by_openai(service: Service, **fields: object) -> list[bytes]:
     data = {"prompt": TEXT, "seed": "5"} | {name: str(value) for name, value in fields.items()}
-    response = service.client.post("/v1/images/edits", data=data, files={"image": ("x.png", PICTURE, "image/png")})
+    response = service.client.post("/v1/images/edits", data=data, files={"image": ("x.png", IMAGE, "image/png")})
     assert response.status_code == 200, response.text
     return [base64.b64decode(each["b64_json"], validate=True) for each in response.json()["data"]]
 
 
 def by_openai_json(service: Service, **fields: object) -> list[bytes]:
-    url = f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"
+    url = f"data:image/png;base64,{base64.b64encode(IMAGE).decode()}"
     sent = {"prompt": TEXT, "seed": 5, "images": [{"image_url": url}]} | fields
     response = service.client.post("/v1/images/edits", json=sent)
     assert response.status_code == 200, response.text
@@ -78,7 +78,7 @@ FORMS: list[Ask] = [by_json, by_form, by_query, by_stream, by_openai, by_openai_
 
 def by_automatic(service: Service, fields: dict[str, Any] | None = None) -> tuple[list[bytes], dict[str, Any]]:
     """The files, and `info`."""
-    image = base64.b64encode(PICTURE).decode()
+    image = base64.b64encode(IMAGE).decode()
     response = txt2img(service, body({"prompt": TEXT, "seed": 5, **(fields or {})}, image=image))
     assert response.status_code == 200, response.text
     answer = response.json()
@@ -90,7 +90,7 @@ def test_by_default_a_file_says_that_a_model_made_it_and_no_more(echo: Service, 
     (file,) = ask(echo)
     assert (source_of(file), infotext_of(file)) == (SOURCE, None)
     assert b"heart" not in file
-    assert np.array_equal(pixels_of(file), pixels_of(PICTURE))
+    assert np.array_equal(pixels_of(file), pixels_of(IMAGE))
 
 
 @pytest.mark.parametrize("ask", FORMS)
@@ -195,11 +195,11 @@ def test_the_configuration_says_what_is_usual(silent: Service) -> None:
 def test_what_echo_does_not_read_comes_back_as_it_was() -> None:
     with Service("echo", ENGINE__ECHO__REENCODE="false", SERVER__EMBED_METADATA="full") as service:
         service.wait_until_ready()
-        assert by_json(service) == by_json(service, embed_metadata="source") == [PICTURE]
+        assert by_json(service) == by_json(service, embed_metadata="source") == [IMAGE]
 
 
 def test_edges_and_previews_say_nothing(echo: Service) -> None:
-    edges = echo.client.post("/edges", content=PICTURE, headers={"Content-Type": "image/png"}).content
+    edges = echo.client.post("/edges", content=IMAGE, headers={"Content-Type": "image/png"}).content
     previews = [each.data["jpeg_base64"] for each in streamed(echo, steps=30) if each.name == "preview"]
     for file in [edges, *map(base64.b64decode, previews)]:
         assert (source_of(file), infotext_of(file)) == (None, None)

@@ -24,7 +24,7 @@ from tests.service.running import Pixels, Service, file_of, pixels_of, png, unti
 
 KEY = "openai-2cf24dba5fb0a30e"
 PROMPT = "a circle"
-PICTURE = file_of(np.random.default_rng(3).integers(0, 256, (64, 96, 3), np.uint8))
+IMAGE = file_of(np.random.default_rng(3).integers(0, 256, (64, 96, 3), np.uint8))
 MAGIC = {"png": b"\x89PNG", "jpeg": b"\xff\xd8\xff", "webp": b"RIFF"}
 
 
@@ -56,10 +56,10 @@ def slow() -> Iterator[Service]:
         yield service.wait_until_ready()
 
 
-def test_a_picture_comes_back_as_a_png_and_is_told_of(ours: OpenAI) -> None:
-    answer = ours.images.edit(image=PICTURE, prompt=PROMPT)
+def test_an_image_comes_back_as_a_png_and_is_told_of(ours: OpenAI) -> None:
+    answer = ours.images.edit(image=IMAGE, prompt=PROMPT)
     assert answer.data is not None
-    assert np.array_equal(pixels(answer.data[0].b64_json), pixels_of(PICTURE))
+    assert np.array_equal(pixels(answer.data[0].b64_json), pixels_of(IMAGE))
     assert file_in(answer.data[0].b64_json).startswith(MAGIC["png"])
     assert (answer.output_format, answer.size, answer.background) == ("png", "96x64", "opaque")
     assert answer.model_extra == {"model": "echo"}
@@ -69,25 +69,25 @@ def test_a_picture_comes_back_as_a_png_and_is_told_of(ours: OpenAI) -> None:
 def test_the_asynchronous_client_gets_the_same(echo: Service) -> None:
     async def ask() -> str | None:
         async with AsyncOpenAI(base_url=f"{echo.url}/v1", api_key=KEY, max_retries=0) as ours:
-            answer = await ours.images.edit(image=("in.png", PICTURE, "image/png"), prompt=PROMPT)
+            answer = await ours.images.edit(image=("in.png", IMAGE, "image/png"), prompt=PROMPT)
             assert answer.data is not None
             with pytest.raises(openai.BadRequestError, match="n is 0"):
-                await ours.images.edit(image=PICTURE, prompt=PROMPT, n=0)
+                await ours.images.edit(image=IMAGE, prompt=PROMPT, n=0)
             return answer.data[0].b64_json
 
-    assert np.array_equal(pixels(asyncio.run(ask())), pixels_of(PICTURE))
+    assert np.array_equal(pixels(asyncio.run(ask())), pixels_of(IMAGE))
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
 def test_the_format_is_what_was_asked_for(ours: OpenAI, kind: Any) -> None:
-    answer = ours.images.edit(image=PICTURE, prompt=PROMPT, output_format=kind)
+    answer = ours.images.edit(image=IMAGE, prompt=PROMPT, output_format=kind)
     assert answer.data is not None
     assert answer.output_format == kind
     assert file_in(answer.data[0].b64_json).startswith(MAGIC[kind])
 
 
-def test_a_url_has_the_picture_in_it(ours: OpenAI) -> None:
-    answer = ours.images.edit(image=PICTURE, prompt=PROMPT, response_format="url", output_format="webp")
+def test_a_url_has_the_image_in_it(ours: OpenAI) -> None:
+    answer = ours.images.edit(image=IMAGE, prompt=PROMPT, response_format="url", output_format="webp")
     assert answer.data is not None
     kind, _, encoded = (answer.data[0].url or "").partition(",")
     assert kind == "data:image/webp;base64"
@@ -95,20 +95,20 @@ def test_a_url_has_the_picture_in_it(ours: OpenAI) -> None:
     assert file_in(encoded).startswith(MAGIC["webp"])
 
 
-def test_several_pictures_each_say_their_seed(ours: OpenAI) -> None:
-    answer = ours.images.edit(image=[PICTURE], prompt=PROMPT, n=3, extra_body={"seed": 41})
+def test_several_images_each_say_their_seed(ours: OpenAI) -> None:
+    answer = ours.images.edit(image=[IMAGE], prompt=PROMPT, n=3, extra_body={"seed": 41})
     assert [each.model_extra for each in answer.data or []] == [{"seed": 41}, {"seed": 42}, {"seed": 43}]
 
 
 def test_without_a_seed_one_is_drawn(ours: OpenAI) -> None:
-    drawn = {(ours.images.edit(image=PICTURE, prompt=PROMPT).data or [])[0].model_extra["seed"] for _ in range(3)}  # type: ignore[index]
+    drawn = {(ours.images.edit(image=IMAGE, prompt=PROMPT).data or [])[0].model_extra["seed"] for _ in range(3)}  # type: ignore[index]
     assert len(drawn) == 3
     assert all(0 <= seed < 2**32 for seed in drawn)
 
 
 def test_what_common_clients_send_besides_does_no_harm(ours: OpenAI) -> None:
     answer = ours.images.edit(
-        image=PICTURE,
+        image=IMAGE,
         prompt=PROMPT,
         model="gpt-image-1",
         size="1024x1024",
@@ -132,11 +132,11 @@ def test_what_common_clients_send_besides_does_no_harm(ours: OpenAI) -> None:
         ({"extra_body": {"seed": 2**64}}, "seed", "seed is"),
         ({"extra_body": {"random_seed": "x"}}, "random_seed", "random_seed is 'x'; it must be a whole number"),
         ({"prompt": "x" * 10_001}, "prompt", "prompt has 10001 characters; at most 10000 are allowed."),
-        ({"image": [PICTURE, PICTURE]}, "image", "has 2 files image; send one."),
-        ({"image": b"no picture"}, "image", "must be a PNG, JPEG or WebP file"),
-        ({"image": PICTURE[:-30]}, "image", "damaged"),
-        ({"mask": PICTURE}, "mask", "Masks are not supported"),
-        ({"markup": PICTURE}, "markup", "Markup is not supported"),
+        ({"image": [IMAGE, IMAGE]}, "image", "has 2 files image; send one."),
+        ({"image": b"no image"}, "image", "must be a PNG, JPEG or WebP file"),
+        ({"image": IMAGE[:-30]}, "image", "damaged"),
+        ({"mask": IMAGE}, "mask", "Masks are not supported"),
+        ({"markup": IMAGE}, "markup", "Markup is not supported"),
         ({"background": "transparent"}, "background", "background is 'transparent'; it must be auto or opaque."),
         ({"output_format": "gif"}, "output_format", "output_format is 'gif'; it must be "),
         ({"stream": True, "n": 2}, "n", "A stream has one image, but n is 2."),
@@ -151,7 +151,7 @@ def test_what_is_wrong_is_a_bad_request_that_names_the_field(
     ours: OpenAI, given: dict[str, Any], param: str, told: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        ours.images.edit(**{"image": PICTURE, "prompt": PROMPT, **given})
+        ours.images.edit(**{"image": IMAGE, "prompt": PROMPT, **given})
     assert refused.value.param == param
     assert told in refused.value.message
     assert refused.value.type == "invalid_request_error"
@@ -169,22 +169,22 @@ def mask(*alpha: int, **options: Any) -> bytes:
 
 @pytest.mark.parametrize("options", [{"format": "PNG"}, {"format": "WebP", "lossless": True}], ids=str)
 def test_a_mask_that_is_transparent_everywhere_asks_for_nothing(ours: OpenAI, options: dict[str, Any]) -> None:
-    assert ours.images.edit(image=PICTURE, mask=mask(0, 0, 0, **options), prompt=PROMPT).data
+    assert ours.images.edit(image=IMAGE, mask=mask(0, 0, 0, **options), prompt=PROMPT).data
     for opaque in ((255, 255), (0, 0, 1)):
         with pytest.raises(openai.BadRequestError, match="send one that is all transparent") as refused:
-            ours.images.edit(image=PICTURE, mask=mask(*opaque, **options), prompt=PROMPT)
+            ours.images.edit(image=IMAGE, mask=mask(*opaque, **options), prompt=PROMPT)
         assert refused.value.param == "mask"
 
 
 def test_a_mask_that_is_no_image_is_named(ours: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="this is text") as refused:
-        ours.images.edit(image=PICTURE, mask=b"no mask", prompt=PROMPT)
+        ours.images.edit(image=IMAGE, mask=b"no mask", prompt=PROMPT)
     assert refused.value.param == "mask"
 
 
 def test_what_other_services_call_a_field_is_told_by_openais_name_or_ours(ours: OpenAI) -> None:
     others = {"cfg_scale": 3, "num_images": 2, "width": 512, "user": "somebody", "steps": 1, "scheduler": None}
-    answer = ours.images.edit(image=PICTURE, prompt=PROMPT, extra_body=others)
+    answer = ours.images.edit(image=IMAGE, prompt=PROMPT, extra_body=others)
     assert (answer.model_extra or {})["warnings"] == [
         "cfg_scale was ignored: here it is called guidance_scale.",
         "num_images was ignored: here it is called n.",
@@ -194,13 +194,13 @@ def test_what_other_services_call_a_field_is_told_by_openais_name_or_ours(ours: 
 
 def test_two_names_of_a_field_must_not_contradict_each_other(ours: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        ours.images.edit(image=PICTURE, prompt=PROMPT, n=2, extra_body={"number_of_images": 1, "seed": 1})
+        ours.images.edit(image=IMAGE, prompt=PROMPT, n=2, extra_body={"number_of_images": 1, "seed": 1})
     assert "n is 2, but number_of_images is 1" in refused.value.message
     same = {"number_of_images": 2, "seed": 5, "random_seed": 5}
-    assert len(ours.images.edit(image=PICTURE, prompt=PROMPT, n=2, extra_body=same).data or []) == 2
+    assert len(ours.images.edit(image=IMAGE, prompt=PROMPT, n=2, extra_body=same).data or []) == 2
 
 
-def test_a_picture_of_nothing_is_refused_in_words(ours: OpenAI) -> None:
+def test_an_image_of_nothing_is_refused_in_words(ours: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="send one to /v1/images/edits"):
         ours.images.generate(prompt=PROMPT)
 
@@ -218,7 +218,7 @@ def test_there_is_one_model_and_any_other_is_not_found(ours: OpenAI) -> None:
         ours.models.retrieve("owner/sdxl")
     assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
     with pytest.raises(openai.NotFoundError, match="There is no model 'sdxl' here; the model is 'echo'"):
-        ours.images.edit(image=PICTURE, prompt=PROMPT, model="sdxl")
+        ours.images.edit(image=IMAGE, prompt=PROMPT, model="sdxl")
 
 
 def test_a_name_of_the_model_that_was_configured_is_its_name() -> None:
@@ -227,9 +227,9 @@ def test_a_name_of_the_model_that_was_configured_is_its_name() -> None:
         assert named.models.retrieve("ours/canny").id == "ours/canny"
 
 
-def test_a_stream_has_partial_pictures_and_then_the_picture(slow: Service) -> None:
+def test_a_stream_has_partial_images_and_then_the_image(slow: Service) -> None:
     with client(slow) as ours:
-        stream = ours.images.edit(image=PICTURE, prompt=PROMPT, stream=True, partial_images=2, extra_body={"seed": 5})
+        stream = ours.images.edit(image=IMAGE, prompt=PROMPT, stream=True, partial_images=2, extra_body={"seed": 5})
         *partial, last = list(stream)
     assert len(partial) in {1, 2}  # the last third may be over before it is drawn
     for index, each in enumerate(partial):
@@ -239,41 +239,41 @@ def test_a_stream_has_partial_pictures_and_then_the_picture(slow: Service) -> No
     assert isinstance(last, ImageEditCompletedEvent)
     assert (last.output_format, last.size, last.usage.total_tokens) == ("png", "96x64", 0)
     assert last.model_extra == {"seed": 5, "model": "echo"}
-    assert np.array_equal(pixels(last.b64_json), pixels_of(PICTURE))
+    assert np.array_equal(pixels(last.b64_json), pixels_of(IMAGE))
 
 
-def test_a_stream_may_be_of_the_picture_alone(slow: Service) -> None:
+def test_a_stream_may_be_of_the_image_alone(slow: Service) -> None:
     with client(slow) as ours:
-        (event,) = ours.images.edit(image=PICTURE, prompt=PROMPT, stream=True)
+        (event,) = ours.images.edit(image=IMAGE, prompt=PROMPT, stream=True)
     assert isinstance(event, ImageEditCompletedEvent)
 
 
 def test_what_goes_wrong_in_a_stream_is_raised(slow: Service) -> None:
     with client(slow) as ours, pytest.raises(openai.APIError, match="damaged") as refused:
-        list(ours.images.edit(image=PICTURE[:-30], prompt=PROMPT, stream=True))
+        list(ours.images.edit(image=IMAGE[:-30], prompt=PROMPT, stream=True))
     assert refused.value.code == "invalid_image"
 
 
 def test_leaving_cancels(slow: Service) -> None:
     before = slow.sample("contour_requests_total", outcome="abandoned")
     with client(slow) as ours:
-        with ours.images.edit(image=PICTURE, prompt=PROMPT, stream=True, partial_images=3) as stream:
+        with ours.images.edit(image=IMAGE, prompt=PROMPT, stream=True, partial_images=3) as stream:
             next(iter(stream))
         with pytest.raises(openai.APITimeoutError):
-            ours.with_options(timeout=0.3).images.edit(image=PICTURE, prompt=PROMPT)
+            ours.with_options(timeout=0.3).images.edit(image=IMAGE, prompt=PROMPT)
     until(lambda: slow.sample("contour_requests_total", outcome="abandoned") == before + 2)
     until(lambda: slow.sample("contour_jobs_running") == 0)
 
 
 def test_a_wrong_key_is_an_authentication_error(slow: Service) -> None:
     with client(slow, key="wrong") as ours:
-        for ask in (ours.models.list, lambda: ours.images.edit(image=PICTURE, prompt=PROMPT)):
+        for ask in (ours.models.list, lambda: ours.images.edit(image=IMAGE, prompt=PROMPT)):
             with pytest.raises(openai.AuthenticationError) as refused:
                 ask()
             assert refused.value.code == "invalid_api_key"
 
 
-def test_too_much_is_a_rate_limit_and_the_clients_retries_get_their_pictures(slow: Service) -> None:
+def test_too_much_is_a_rate_limit_and_the_clients_retries_get_their_images(slow: Service) -> None:
     def ask(retries: int) -> object:
         with client(slow, retries) as ours:
             try:
@@ -298,7 +298,7 @@ def test_a_request_that_ended_workers_is_not_to_be_tried_again() -> None:
     assert "x-should-retry" not in busy.headers
 
 
-def test_pictures_are_counted_and_what_is_looked_up_is_not(slow: Service) -> None:
+def test_images_are_counted_and_what_is_looked_up_is_not(slow: Service) -> None:
     def counted() -> tuple[float, float]:
         done = slow.sample("contour_requests_total", outcome="done")
         return done, slow.sample("contour_request_duration_seconds_count", answer="image")
@@ -306,7 +306,7 @@ def test_pictures_are_counted_and_what_is_looked_up_is_not(slow: Service) -> Non
     before = counted()
     with client(slow) as ours:
         ours.models.list()
-        ours.images.edit(image=PICTURE, prompt=PROMPT)
+        ours.images.edit(image=IMAGE, prompt=PROMPT)
     assert counted() == (before[0] + 1, before[1] + 1)
     refusals = slow.sample("contour_requests_total", outcome="unauthorized")
     assert httpx.get(f"{slow.url}/v1/models").status_code == 401
@@ -316,11 +316,11 @@ def test_pictures_are_counted_and_what_is_looked_up_is_not(slow: Service) -> Non
 def test_the_model_paints_what_the_prompt_says(demo: Service) -> None:
     scene = flat_scenes(1, seed=5)[0]
     with client(demo) as ours:
-        answer = ours.images.edit(image=file_of(scene.picture), prompt=scene.caption, extra_body={"seed": 9})
-        same = ours.images.edit(image=file_of(scene.picture), prompt=scene.caption, extra_body={"random_seed": 9})
+        answer = ours.images.edit(image=file_of(scene.image), prompt=scene.caption, extra_body={"seed": 9})
+        same = ours.images.edit(image=file_of(scene.image), prompt=scene.caption, extra_body={"random_seed": 9})
     assert answer.data is not None
     assert same.data is not None
-    picture = pixels(answer.data[0].b64_json)
-    named = colours(scene, picture)
+    image = pixels(answer.data[0].b64_json)
+    named = colours(scene, image)
     assert sum(wanted == found for wanted, found in named) >= len(named) - 1 > 0
     assert same.data[0].b64_json == answer.data[0].b64_json

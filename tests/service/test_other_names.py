@@ -9,7 +9,7 @@ import pytest
 
 from tests.service.running import Service, good_request, png
 
-PICTURE = {"content-type": "image/png"}
+PNG_TYPE = {"content-type": "image/png"}
 IMAGE = base64.b64encode(png(64, 64)).decode()
 
 
@@ -50,7 +50,7 @@ def test_all_that_are_missing_are_named_at_once(echo: Service) -> None:
 def test_a_form_and_a_query_name_them_too(echo: Service) -> None:
     answers = (
         echo.client.post("/generation/", data={"prompt": "a"}, files={"input_image": png(64, 64)}),
-        echo.client.post("/generation/", params={"prompt": "a"}, content=png(64, 64), headers=PICTURE),
+        echo.client.post("/generation/", params={"prompt": "a"}, content=png(64, 64), headers=PNG_TYPE),
     )
     for answer in answers:
         assert answer.status_code == 422
@@ -95,7 +95,7 @@ def test_an_option_by_another_name_is_ignored_and_told_of(echo: Service, other: 
     form = {"text": "a", other: "1"}
     assert warnings(echo.generate(**{other: 1})) == told
     assert warnings(echo.client.post("/generation/", data=form, files={"input_image": png(64, 64)})) == told
-    assert warnings(echo.client.post("/generation/", params=form, content=png(64, 64), headers=PICTURE)) == told
+    assert warnings(echo.client.post("/generation/", params=form, content=png(64, 64), headers=PNG_TYPE)) == told
 
 
 def test_what_there_is_not_is_told_of_with_the_reason(echo: Service) -> None:
@@ -107,7 +107,7 @@ def test_what_there_is_not_is_told_of_with_the_reason(echo: Service) -> None:
 
 
 def test_a_seed_by_another_name_where_none_is_needed_is_told_of(echo: Service) -> None:
-    answer = echo.client.post("/generation/", params={"text": "a", "seed": "5"}, content=png(64, 64), headers=PICTURE)
+    answer = echo.client.post("/generation/", params={"text": "a", "seed": "5"}, content=png(64, 64), headers=PNG_TYPE)
     assert warnings(answer) == ["seed was ignored: here it is called random_seed."]
 
 
@@ -136,7 +136,7 @@ def test_edges_tell_of_thresholds_by_other_names(echo: Service) -> None:
     body = {"input_image_base64": IMAGE, "low_threshold": 10, "seed": 5, "high_threshold": None}
     answers = (
         echo.client.post("/edges", json=body),
-        echo.client.post("/edges", params={"low_threshold": "10", "width": "5"}, content=png(64, 64), headers=PICTURE),
+        echo.client.post("/edges", params={"low_threshold": "10", "width": "5"}, content=png(64, 64), headers=PNG_TYPE),
     )
     assert [answer.headers.get_list("x-contour-warning") for answer in answers] == [[told], [told]]
 

@@ -1,4 +1,4 @@
-"""Server-sent events: how a picture comes along, on the same endpoint."""
+"""Server-sent events: how an image comes along, on the same endpoint."""
 
 import base64
 import json
@@ -47,7 +47,7 @@ def slow() -> Iterator[Service]:
         yield service.wait_until_ready()
 
 
-def test_steps_and_previews_are_told_and_the_picture_is_the_last(slow: Service) -> None:
+def test_steps_and_previews_are_told_and_the_image_is_the_last(slow: Service) -> None:
     seen = streamed(slow)
     assert [each.name for each in seen if each.name not in {"step", "preview", "queued"}] == ["started", "done"]
     steps = [each.data for each in seen if each.name == "step"]

@@ -13,22 +13,22 @@ from tests.service.asking import Cut, Manner, ask, message
 from tests.service.raw import answers, connect, head, read
 from tests.service.running import Service, file_of, good_request, png, until
 
-SLOW = {"ENGINE__ECHO__STEPS": 100, "ENGINE__ECHO__STEP_SECONDS": 0.1}  # a picture takes ten seconds
+SLOW = {"ENGINE__ECHO__STEPS": 100, "ENGINE__ECHO__STEP_SECONDS": 0.1}  # an image takes ten seconds
 SMALL = 8 * 1024  # bytes; the kernel takes in little more for a client that does not read
 SIDE = 1200  # pixels of noise: some 4 MB, more than all buffers on the way
 
 
-def large_picture() -> bytes:
+def large_image() -> bytes:
     return file_of(np.random.default_rng(1).integers(0, 256, (SIDE, SIDE, 3), np.uint8))
 
 
-def body(picture: bytes) -> bytes:
-    return json.dumps(good_request(input_image_base64=base64.b64encode(picture).decode())).encode()
+def body(image: bytes) -> bytes:
+    return json.dumps(good_request(input_image_base64=base64.b64encode(image).decode())).encode()
 
 
-def test_a_client_that_reads_slowly_gets_its_picture_and_holds_nobody_up() -> None:
-    picture = large_picture()
-    head, content = message(body(picture))
+def test_a_client_that_reads_slowly_gets_its_image_and_holds_nobody_up() -> None:
+    image = large_image()
+    head, content = message(body(image))
     with Service("echo", WORKERS__CPU_WORKERS=1, ENGINE__SLOTS=1, ENGINE__ECHO__REENCODE="false") as service:
         service.wait_until_ready()
         address = urlsplit(service.url)
@@ -41,7 +41,7 @@ def test_a_client_that_reads_slowly_gets_its_picture_and_holds_nobody_up() -> No
                 assert service.generate().status_code == 200
             answer = b"".join(iter(lambda: slow.recv(2**16), b""))
     response = json.loads(answer.partition(b"\r\n\r\n")[2])
-    assert base64.b64decode(response["output_image_base64"]) == picture
+    assert base64.b64decode(response["output_image_base64"]) == image
 
 
 def test_a_client_that_sends_slowly_takes_no_slot_until_it_has_sent_all(echo: Service) -> None:

@@ -101,7 +101,7 @@ def test_a_requests_spans_have_its_trace_its_stages_and_their_times(monkeypatch:
     assert line["trace"] == TRACE
 
 
-def test_streams_refusals_and_several_pictures_have_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_refusals_and_several_images_have_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     with collecting() as (collector, endpoint), traced(monkeypatch, endpoint) as service:
         stream = {"accept": "text/event-stream"}
         streamed = service.client.post("/generation/", json=good_request(number_of_images=2), headers=stream)

@@ -45,7 +45,7 @@ def written(folder: Path) -> set[str]:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_it_makes_pictures_and_writes_nowhere_else(cache: Path) -> None:
+def test_it_makes_images_and_writes_nowhere_else(cache: Path) -> None:
     quick = {"ENGINE__SAMPLER__STEPS": 2, "ENGINE__SIZE__SHORT_SIDE": 64, "WORKERS__THREADS": 1}
     with Service("demo", WORKERS__CACHE=cache, **quick) as service:
         service.wait_until_ready()

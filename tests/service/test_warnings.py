@@ -13,7 +13,7 @@ from tests.service.running import Service, file_of, good_request, png
 
 LONG = "a red circle on a blue background, " * 12
 CUT = "The prompt has "
-PICTURE = {"content-type": "image/png"}
+PNG_TYPE = {"content-type": "image/png"}
 STREAM = {"accept": "text/event-stream"}
 
 
@@ -27,7 +27,7 @@ def test_a_prompt_that_is_cut_is_told_of_in_json_in_a_form_and_in_a_query(demo: 
     answers = (
         demo.generate(text=LONG, steps=1),
         demo.client.post("/generation/", data=form, files={"input_image": png(64, 64)}),
-        demo.client.post("/generation/", params=form, content=png(64, 64), headers=PICTURE),
+        demo.client.post("/generation/", params=form, content=png(64, 64), headers=PNG_TYPE),
     )
     for answer in answers:
         assert answer.status_code == 200, answer.text
@@ -132,7 +132,7 @@ def test_the_format_that_is_named_is_that_of_the_file(echo: Service, kind: str) 
     answers = (
         echo.generate(output_format=kind),
         echo.client.post("/generation/", data=form, files={"input_image": png(64, 64)}),
-        echo.client.post("/generation/", params=form, content=png(64, 64), headers=PICTURE),
+        echo.client.post("/generation/", params=form, content=png(64, 64), headers=PNG_TYPE),
     )
     for answer in answers:
         assert base64.b64decode(answer.json()["output_image_base64"]).startswith(STARTS[kind])
@@ -177,7 +177,7 @@ def test_a_format_and_an_accept_that_contradict_each_other_are_refused(echo: Ser
 
 def test_edges_are_a_png_or_nothing(echo: Service) -> None:
     def edges(accept: str) -> httpx.Response:
-        return echo.client.post("/edges", content=png(64, 64), headers={**PICTURE, "accept": accept})
+        return echo.client.post("/edges", content=png(64, 64), headers={**PNG_TYPE, "accept": accept})
 
     assert edges("image/jpeg").status_code == edges("application/json").status_code == 406
     assert edges("image/jpeg").json()["detail"] == "Accept is 'image/jpeg', but this can be answered by image/png only."

@@ -20,7 +20,7 @@ def test_both_paths_answer_directly(echo: Service, path: str) -> None:
     assert response.json()["request_id"] == 42
 
 
-def test_the_picture_that_comes_back_is_the_one_that_was_sent(echo: Service) -> None:
+def test_the_image_that_comes_back_is_the_one_that_was_sent(echo: Service) -> None:
     pixels = result_pixels(echo.generate(input_image_base64=base64.b64encode(png(96, 64)).decode()))
     assert pixels.shape == (64, 96, 3)
     assert (pixels[20, 30], pixels[60, 90]) == (pytest.approx([220] * 3), pytest.approx([40] * 3))
@@ -96,7 +96,7 @@ def test_health_is_there(echo: Service) -> None:
     assert "CUDA_VISIBLE_DEVICES" in body["placement"]
 
 
-def test_plain_curl_gets_a_picture(echo: Service) -> None:
+def test_plain_curl_gets_an_image(echo: Service) -> None:
     if which("curl") is None:
         pytest.skip("curl is not installed")
     command = ["curl", "-sSf", f"{echo.url}/generation/", "-H", "Content-Type: application/json", "-d", "@-"]
@@ -110,7 +110,7 @@ def test_plain_curl_gets_a_picture(echo: Service) -> None:
     assert b"output_image_base64" in done.stdout
 
 
-def test_sixteen_clients_at_once_each_get_their_own_picture(echo: Service) -> None:
+def test_sixteen_clients_at_once_each_get_their_own_image(echo: Service) -> None:
     def ask(number: int) -> bool:
         pixels = np.full((64, 64, 3), number * 10, np.uint8)
         encoded = base64.b64encode(file_of(pixels)).decode()

@@ -1,4 +1,4 @@
-"""Pictures in which there are edges, strong ones and weak ones, and what the codec itself finds in them."""
+"""Images in which there are edges, strong ones and weak ones, and what the codec itself finds in them."""
 
 import cv2
 import numpy as np

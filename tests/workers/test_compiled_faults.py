@@ -16,8 +16,7 @@ from app.metrics import EngineCollector
 from scheduler import messages as m
 from scheduler.core import Scheduler
 from scheduler.limits import Limits
-from tests.workers.engine import dying
-from tests.workers.engine.demo import picture
+from tests.workers.engine import demo, dying
 from workers.devices import DeviceSpec
 from workers.engine.contract import Task
 from workers.engine.trials import COMPILING
@@ -26,7 +25,7 @@ from workers.pool import Pool
 from workers.process import Setup
 from workers.slots import SlotLayout
 
-TASK = Task(picture(), "a red circle", 1)
+TASK = Task(demo.image(), "a red circle", 1)
 PATIENCE = 300.0  # seconds: a process with a model takes many to start on a busy machine
 CRASHED = f"{COMPILING}: off after a crash"
 

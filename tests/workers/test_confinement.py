@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.fuzz.seeds import file_of, pictures
+from tests.fuzz.seeds import file_of, images
 from tests.workers.contours import drawing, expected, files, pixels_of
 from workers import confinement, wire
 from workers.edge_process import (
@@ -228,7 +228,7 @@ def mutated(image: bytes, rng: random.Random) -> bytes:
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged EXIF
 def test_images_of_every_kind_whole_and_damaged_are_answered_as_without_confinement() -> None:
     rng = random.Random(1)
-    whole = [*files().values(), *pictures(), file_of(drawing(90, 60, "CMYK"), "JPEG")]
+    whole = [*files().values(), *images(), file_of(drawing(90, 60, "CMYK"), "JPEG")]
     with opened() as find:
         for image in whole + [mutated(each, rng) for each in whole for _ in range(10)]:
             here = result(lambda each: expected(each, SIZE, Canny()), image)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load, load_file, save
 
 from tests.workers.engine import demo
-from tests.workers.fetching import (
+from tests.workers.fetch_command import (
     BOTH,
     CONTROLNET,
     DEMO,
@@ -20,7 +20,7 @@ from tests.workers.fetching import (
     ONE,
     ROOT,
     WEIGHTS,
-    assert_same_picture,
+    assert_same_image,
     controlnet,
     files_in,
     prepared,
@@ -90,13 +90,13 @@ def test_the_manifest_has_every_file_with_its_hash(
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
-def test_what_was_fetched_makes_the_same_picture(
+def test_what_was_fetched_makes_the_same_image(
     fetched: Fetched,
 ) -> None:
     named = replace(demo.CONFIG, model=MODEL, controlnet=CONTROLNET)
     config = locate(named, ROOT, str(fetched[0] / "models"))
     assert absent(config) == []
-    assert_same_picture(config)
+    assert_same_image(config)
 
 
 def test_what_is_there_asks_nothing_of_anybody(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE as CHUNK
 
-from tests.workers.fetching import (
+from tests.workers.fetch_command import (
     CONTROLNET,
     HALF,
     LATER,

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from tests.workers.fetching import (
+from tests.workers.fetch_command import (
     CONTROLNET,
     HALF,
     ONE,

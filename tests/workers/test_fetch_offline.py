@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.settings import load as load_settings
-from tests.workers.fetching import (
+from tests.workers.fetch_command import (
     CONTROLNET,
     DEMO,
     MODEL,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from tests.workers.fetching import WEIGHTS, controlnet, run_here, run_inside, weights
+from tests.workers.fetch_command import WEIGHTS, controlnet, run_here, run_inside, weights
 from tests.workers.hub import Hub, serving
 from workers.weights import fetch
 from workers.weights.errors import FetchError

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.workers import checkpoint
 from tests.workers.engine import demo, full_size
-from tests.workers.fetching import DEMO, WEIGHTS, assert_same_picture, files_in, run_inside
+from tests.workers.fetch_command import DEMO, WEIGHTS, assert_same_image, files_in, run_inside
 from tests.workers.hub import COMMIT, Hub, serving
 from workers.config import locate
 from workers.engine.config import EngineConfig, Weights
@@ -95,8 +95,8 @@ def assert_equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
-def test_it_makes_the_same_picture(converted: Path) -> None:
-    assert_same_picture(located(converted, ENGINE))
+def test_it_makes_the_same_image(converted: Path) -> None:
+    assert_same_image(located(converted, ENGINE))
 
 
 def test_a_checkpoint_that_was_not_converted_is_absent(tmp_path: Path) -> None:

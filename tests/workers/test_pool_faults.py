@@ -152,7 +152,7 @@ def test_an_observer_that_always_fails_costs_nothing() -> None:
         (replace(TASK, image=bytes(LAYOUT.input_bytes)), ValueError),
         (replace(TASK, text="x" * LAYOUT.input_bytes), ValueError),
     ],
-    ids=["surrogate", "surrogate in an option", "seed", "picture", "text"],
+    ids=["surrogate", "surrogate in an option", "seed", "image", "text"],
 )
 def test_a_task_that_does_not_fit_into_a_slot_is_never_submitted(task: Task, error: type[Exception]) -> None:
     async def scenario() -> None:

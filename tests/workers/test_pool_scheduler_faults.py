@@ -88,7 +88,7 @@ def test_a_wake_up_that_keeps_failing_is_tried_again_but_not_without_end(monkeyp
             job = asyncio.create_task(pool.generate(TASK, m.Job(0, time.monotonic() + 1.0)))
             await asyncio.sleep(0)
             signal_all(pool, signal.SIGSTOP)
-            ring, failures = pool.core._expire_deadlines, list[float]()
+            expire, failures = pool.core._expire_deadlines, list[float]()
 
             def fail(now: float) -> None:
                 failures.append(now)
@@ -99,7 +99,7 @@ def test_a_wake_up_that_keeps_failing_is_tried_again_but_not_without_end(monkeyp
             await until(lambda: len(failures) > 5)
             assert time.monotonic() - began > 5 * pool_module.RETRY_SECONDS
             assert_timer_is_set(pool)
-            monkeypatch.setattr(pool.core, "_expire_deadlines", ring)
+            monkeypatch.setattr(pool.core, "_expire_deadlines", expire)
             assert kinds([await asyncio.wait_for(job, PATIENCE)]) == ["Expired"]
             signal_all(pool, signal.SIGCONT)
             await every_slot_works(pool)

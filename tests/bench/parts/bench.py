@@ -33,7 +33,7 @@ _PRODUCTS = 10  # one after the other, so that launching them does not count
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured: a model on a device, pictures of `side` x `side` pixels in `steps` steps.
+    """What is measured: a model on a device, images of `side` x `side` pixels in `steps` steps.
 
     Each measurement is repeated `repeats` times, fewer where that takes longer than `patience` seconds. `deadline`, on
     the monotonic clock, is when all should be over. `quick` leaves out what takes minutes.
@@ -65,7 +65,7 @@ class Bench:
 
     @cached_property
     def config(self) -> EngineConfig:
-        """As shipped, but for size, steps and slots; with one slot, only what one picture needs is recorded."""
+        """As shipped, but for size, steps and slots; with one slot, only what one image needs is recorded."""
         shipped = load(ROOT / "configs" / f"{CONFIGS[self.model]}.yaml", {}).engine
         size = replace(shipped.size, short_side=self.side, long_side=max(self.side, shipped.size.long_side))
         return replace(shipped, size=size, sampler=replace(shipped.sampler, steps=self.steps), slots=1)
@@ -87,9 +87,9 @@ class Bench:
         return count(self.parts, self.side)
 
     @property
-    def picture_flops(self) -> int:
-        """The work of one picture as configured."""
-        return self.flops.picture(2 if self.config.guidance_scale > 1 else 1, self.steps)
+    def image_flops(self) -> int:
+        """The work of one image as configured."""
+        return self.flops.image(2 if self.config.guidance_scale > 1 else 1, self.steps)
 
     @cached_property
     def matrix_speeds(self) -> dict[int, float]:
@@ -130,8 +130,8 @@ class Bench:
         return Reference(self.config, parts)
 
     def task(self, text: str = TEXT, seed: int = 1) -> Task:
-        """A picture to make."""
-        return Task(demo.picture(self.side, self.side), text, seed)
+        """An image to make."""
+        return Task(demo.image(self.side, self.side), text, seed)
 
     def times(self, work: Callable[[], object], repeats: int | None = None) -> dict[str, float]:
         """Median, least and most of a work, the device waited for; its first time apart, as that is warm-up."""
@@ -209,12 +209,12 @@ class Subject:
         }
 
     def denoise(self) -> None:
-        """Take steps until no picture has any to take."""
+        """Take steps until no image has any to take."""
         while self.engine.step():
             pass
 
     def make(self, task: Task) -> Pixels:
-        """One picture, alone."""
+        """One image, alone."""
         self.engine.admit(0, self.engine.prepare(task))
         self.denoise()
         return self.engine.collect(self.engine.finish(0))

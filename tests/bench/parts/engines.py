@@ -1,4 +1,4 @@
-"""The engine in this process: a picture by its stages, several together, and one that joins another."""
+"""The engine in this process: an image by its stages, several together, and one that joins another."""
 
 import itertools
 import tempfile
@@ -30,13 +30,13 @@ _COMPILED: Mapping[str, Mapping[str, Any]] = {
     "compiled, measured convolutions": {"speed": Speed(compile=True, time_convolutions=True)},
     "compiled, one stream": {"speed": Speed(compile=True, beside=False)},
 }
-_BACK_TO_BACK = 4  # pictures
+_BACK_TO_BACK = 4  # images
 _BATCHES = (1, 2, 4, 8)
 _LORA_RANK = 64  # as latent-consistency/lcm-lora-sdv1-5 has
 
 
 def engine(bench: Bench) -> Iterator[Row]:
-    """A picture by its stages, for each thing that makes it fast, without compiling."""
+    """An image by its stages, for each thing that makes it fast, without compiling."""
     variants = _VARIANTS if bench.cuda else {"kernels launched one by one": _VARIANTS["kernels launched one by one"]}
     yield from ((name, _stages(bench, changes)) for name, changes in variants.items())
 
@@ -48,18 +48,18 @@ def compiled(bench: Bench) -> Iterator[Row]:
 
 
 def batches(bench: Bench) -> Iterator[Row]:
-    """Several pictures from their first step to their last, together; without compiling."""
+    """Several images from their first step to their last, together; without compiling."""
     with bench.engine(slots=max(_BATCHES), speed=Speed(compile=False)) as subject:
         yield "start", subject.started()
         for n in _BATCHES:
             times = bench.times(lambda n=n: _together(bench, subject, n))  # type: ignore[misc]
-            yield f"{n} together", times | {"pictures/s": round(1e3 * n / times["median"], 3)}
+            yield f"{n} together", times | {"images/s": round(1e3 * n / times["median"], 3)}
 
 
 def joining(bench: Bench) -> Iterator[Row]:
-    """What it costs a running picture that another joins it, in its steps and in all; without compiling."""
+    """What it costs a running image that another joins it, in its steps and in all; without compiling."""
     with bench.engine(slots=2, speed=Speed(compile=False)) as subject:
-        first, second = (subject.engine.prepare(bench.task(f"picture {n}", n)) for n in range(2))
+        first, second = (subject.engine.prepare(bench.task(f"image {n}", n)) for n in range(2))
         alone, join, both = list[float](), list[float](), list[float]()
         for _ in range(bench.repeats + 1):
             subject.engine.admit(0, first)
@@ -73,8 +73,8 @@ def joining(bench: Bench) -> Iterator[Row]:
         yield "step that another joins", summary(join[1:])
         if both:
             yield "step of both", summary(both[1:])
-        yield "picture alone", bench.times(lambda: _together(bench, subject, 1))
-        yield "picture that another joins at half its steps", bench.times(lambda: _joined(bench, subject))
+        yield "image alone", bench.times(lambda: _together(bench, subject, 1))
+        yield "image that another joins at half its steps", bench.times(lambda: _joined(bench, subject))
 
 
 def lcm(bench: Bench) -> Iterator[Row]:
@@ -104,7 +104,7 @@ def _stages(bench: Bench, changes: Mapping[str, Any], parts: Any = None) -> dict
 
 def _work(flops: Flops, rows: int, steps: int) -> dict[str, int]:
     """Of those stages whose time is that of the networks: what diffusers would compute for them."""
-    whole = flops.picture(rows, steps)
+    whole = flops.image(rows, steps)
     stages = {"text": flops.text, "step": flops.step(rows), "VAE": flops.vae}
     return stages | {"in all, new prompt": whole, "in all, back to back": whole}
 
@@ -192,7 +192,7 @@ def _together(bench: Bench, subject: Subject, n: int) -> None:
 
 
 def _joined(bench: Bench, subject: Subject) -> None:
-    """From the start of one picture to its file, another coming in between; what is left of that is dropped."""
+    """From the start of one image to its file, another coming in between; what is left of that is dropped."""
     engine = subject.engine
     engine.admit(0, engine.prepare(bench.task(seed=0)))
     for _ in range(engine.calls // 2):

@@ -1,4 +1,4 @@
-"""How much there is to compute for a picture: counted by shapes, whatever the device."""
+"""How much there is to compute for an image: counted by shapes, whatever the device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from workers.engine.model import Parts
 class Flops:
     """Floating-point operations (a multiplication and an addition are two) of one sample, as diffusers computes it.
 
-    What the engine saves counts as done: so a share of the peak compares whole pictures, not kernels.
+    What the engine saves counts as done: so a share of the peak compares whole images, not kernels.
     """
 
     unet: int
@@ -24,16 +24,16 @@ class Flops:
     text: int
 
     def step(self, rows: int) -> int:
-        """A step of so many rows: two a picture under guidance."""
+        """A step of so many rows: two an image under guidance."""
         return rows * (self.unet + self.controlnet)
 
-    def picture(self, rows: int, steps: int) -> int:
-        """All of a picture, the text encoder run once a row."""
+    def image(self, rows: int, steps: int) -> int:
+        """All of an image, the text encoder run once a row."""
         return rows * self.text + steps * self.step(rows) + self.vae
 
 
 def count(parts: Parts, side: int) -> Flops:
-    """Count by the shapes alone, on torch's meta device; for pictures of `side` x `side` pixels."""
+    """Count by the shapes alone, on torch's meta device; for images of `side` x `side` pixels."""
     unet, controlnet, vae, text_encoder = (
         _shadow(part) for part in (parts.unet, parts.controlnet, parts.vae, parts.text_encoder)
     )
@@ -41,11 +41,11 @@ def count(parts: Parts, side: int) -> Flops:
     with torch.device("meta"):
         latents, time = torch.zeros(1, 4, side // scale, side // scale), torch.zeros(1)
         text = torch.zeros(1, TEXT_TOKENS, unet.config.cross_attention_dim)
-        picture = torch.zeros(1, 3, side, side)
+        image = torch.zeros(1, 3, side, side)
         tokens = torch.zeros(1, TEXT_TOKENS, dtype=torch.int64)
     return Flops(
         unet=_counted(lambda: unet(latents, time, text)),
-        controlnet=_counted(lambda: controlnet(latents, time, text, controlnet_cond=picture)),
+        controlnet=_counted(lambda: controlnet(latents, time, text, controlnet_cond=image)),
         vae=_counted(lambda: vae.decode(latents)),
         text=_counted(lambda: text_encoder(tokens)),
     )

@@ -1,4 +1,4 @@
-"""Beside diffusers: how long its pipeline takes with the same weights, and whether its pictures are the same."""
+"""Beside diffusers: how long its pipeline takes with the same weights, and whether its images are the same."""
 
 import copy
 import time
@@ -29,7 +29,7 @@ _CPU_MODES = ("default",)
 
 @dataclass(frozen=True, eq=False)
 class _Pipeline:
-    """A pipeline that was built once, and the inputs of one picture."""
+    """A pipeline that was built once, and the inputs of one image."""
 
     call: Any
     bench: Bench
@@ -84,7 +84,7 @@ def compiled(bench: Bench) -> Iterator[Row]:
 def agreement(bench: Bench) -> Iterator[Row]:
     """The engine against diffusers in the same precision, and both against diffusers in float32, on this device."""
     prepared = [_prepared(bench, seed) for seed in range(_SEEDS)]
-    theirs = [_picture(bench, bench.parts, each) for each in prepared]
+    theirs = [_image(bench, bench.parts, each) for each in prepared]
     exact = _exact(bench, prepared)
     if exact:
         yield "diffusers against float32", _likeness(theirs, exact)
@@ -98,11 +98,11 @@ def agreement(bench: Bench) -> Iterator[Row]:
         if exact:
             yield f"{name} against float32", _likeness(ours, exact)
             yield f"{name}, no farther from float32 than diffusers", _error(ours, exact) <= _error(theirs, exact)
-        yield f"{name}, standard deviation of the pictures", round(float(np.std(ours)), 2)
+        yield f"{name}, standard deviation of the images", round(float(np.std(ours)), 2)
 
 
 def _prepared(bench: Bench, seed: int = 1) -> Prepared:
-    """A picture as the engine prepares it: no network is needed for that, and none is warmed up."""
+    """An image as the engine prepares it: no network is needed for that, and none is warmed up."""
     from workers.engine.engine import DiffusionEngine
     from workers.engine.model import assemble
 
@@ -110,15 +110,15 @@ def _prepared(bench: Bench, seed: int = 1) -> Prepared:
     return DiffusionEngine(config, assemble(config, bench.parts, bench.device)).prepare(bench.task(seed=seed))
 
 
-def _picture(bench: Bench, parts: Parts, prepared: Prepared) -> Pixels:
+def _image(bench: Bench, parts: Parts, prepared: Prepared) -> Pixels:
     return np.asarray(_Pipeline.of(bench, parts, prepared)(bench.steps))
 
 
 def _measured(bench: Bench, pipeline: _Pipeline) -> dict[str, Any]:
-    """A picture, and a step: what the pipeline takes longer for all steps than for half of them."""
+    """An image, and a step: what the pipeline takes longer for all steps than for half of them."""
     whole = bench.times(partial(pipeline, bench.steps))
     fewer = bench.steps // 2
-    result = {"in all": bench.rated(whole, bench.picture_flops)}
+    result = {"in all": bench.rated(whole, bench.image_flops)}
     if fewer:
         half = bench.times(partial(pipeline, fewer))["median"]
         result["step"] = {"median": round((whole["median"] - half) / (bench.steps - fewer), 3)}
@@ -138,7 +138,7 @@ def _compiled(bench: Bench, prepared: Prepared, mode: str) -> dict[str, Any]:
         for _ in range(2):  # torch's own graphs are recorded at the second
             pipeline(bench.steps)
         bench.wait()
-        result["compiling and first two pictures, s"] = round(time.monotonic() - began, 1)
+        result["compiling and first two images, s"] = round(time.monotonic() - began, 1)
         result |= _measured(bench, pipeline)
     return result
 
@@ -153,7 +153,7 @@ def _exact(bench: Bench, prepared: list[Prepared]) -> list[Pixels]:
     if bench.dtype == torch.float32:
         return []
     parts = _in_float32(bench.parts)
-    return [_picture(bench, parts, each) for each in prepared]
+    return [_image(bench, parts, each) for each in prepared]
 
 
 def _in_float32(parts: Parts) -> Parts:
@@ -167,7 +167,7 @@ def _in_float32(parts: Parts) -> Parts:
 
 
 def _likeness(actual: list[Pixels], expected: list[Pixels]) -> dict[str, float]:
-    """PSNR over all pictures together, and of the worst; 999 stands for equal."""
+    """PSNR over all images together, and of the worst; 999 stands for equal."""
     each = [psnr(one, other) for one, other in zip(actual, expected, strict=True)]
     whole = psnr(np.stack(actual), np.stack(expected))
     return {"PSNR, dB": round(min(whole, 999.0), 2), "worst, dB": round(min(*each, 999.0), 2)}

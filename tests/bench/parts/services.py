@@ -28,7 +28,7 @@ _CLIENTS = 8
 _PATIENCE_S = 900.0  # for a worker to be ready, and for one answer
 _COMPILE_S = 1500.0
 _BETWEEN_S = 1.0  # two posts while networks are compiled: on a CPU, more would leave the compiler nothing
-_STEADY = 3  # pictures in a row
+_STEADY = 3  # images in a row
 
 
 def http(bench: Bench) -> Iterator[Row]:
@@ -51,7 +51,7 @@ def http(bench: Bench) -> Iterator[Row]:
 
 
 def startup(bench: Bench) -> Iterator[Row]:
-    """From the start of the process to its port, the first picture and full speed, without and with a compile cache.
+    """From the start of the process to its port, the first image and full speed, without and with a compile cache.
 
     The weights were written just before: they are read from memory, not from a disk.
     """
@@ -70,15 +70,15 @@ def _started(bench: Bench, overrides: dict[str, object], *, compiling: bool) -> 
         result: dict[str, Any] = {
             "port bound, s": client.bound,
             "ready, s": client.ready,
-            "first picture, ms": milliseconds(client.post()),
-            "first picture, s after the start": round(time.monotonic() - began, 2),
+            "first image, ms": milliseconds(client.post()),
+            "first image, s after the start": round(time.monotonic() - began, 2),
         }
         while_compiling = list[float]()
         if compiling:
             client.wait_for_compiling(bench, 1, while_compiling)
             result["all compiled, s after the start"] = round(time.monotonic() - began, 2)
-            result["pictures until then"] = summary(while_compiling) if while_compiling else None
-        result["pictures then"] = summary([client.post() for _ in range(_STEADY)])
+            result["images until then"] = summary(while_compiling) if while_compiling else None
+        result["images then"] = summary([client.post() for _ in range(_STEADY)])
         return result
 
 
@@ -103,13 +103,13 @@ class _Client:
             ready = time.monotonic() - began
             if _lost(service):
                 raise RuntimeError(f"the worker was lost at its start: {service.readiness()['workers']}")
-            picture = base64.b64encode(png(bench.side, bench.side)).decode()
-            body = {"request_id": 1, "text": TEXT, "input_image_base64": picture}
+            image = base64.b64encode(png(bench.side, bench.side)).decode()
+            body = {"request_id": 1, "text": TEXT, "input_image_base64": image}
             with httpx.Client(base_url=service.url, timeout=_PATIENCE_S) as http:
                 yield cls(service, http, body, itertools.count(), round(bound, 2), round(ready, 2))
 
     def post(self) -> float:
-        """Have a picture made, of a new prompt; the seconds from request to answer."""
+        """Have an image made, of a new prompt; the seconds from request to answer."""
         number = next(self.seeds)
         body = self.body | {"random_seed": number, "text": f"{TEXT}, {number}"}
         began = time.perf_counter()
@@ -125,7 +125,7 @@ class _Client:
         return [str(worker["device"]) for worker in workers if worker["state"] == "ready"]
 
     def wait_for_compiling(self, bench: Bench, slots: int, seconds: list[float] | None = None) -> float:
-        """Seconds until all is compiled. Pictures are made meanwhile; a list takes their seconds."""
+        """Seconds until all is compiled. Images are made meanwhile; a list takes their seconds."""
         began = time.monotonic()
         patience = min(bench.left, _COMPILE_S)
         wanted = len(buckets(slots, exact=not bench.cuda)) + 1  # and the VAE
@@ -151,7 +151,7 @@ def _one_after_another(bench: Bench, client: _Client) -> dict[str, Any]:
     while len(seconds) < 2 * bench.repeats and time.monotonic() - began < bench.patience:
         seconds.append(client.post())
     p95 = statistics.quantiles(seconds, n=20)[-1] if len(seconds) > 1 else seconds[0]
-    return bench.rated(summary(seconds), bench.picture_flops) | {"p95": milliseconds(p95)}
+    return bench.rated(summary(seconds), bench.image_flops) | {"p95": milliseconds(p95)}
 
 
 def _at_once(bench: Bench, client: _Client) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _at_once(bench: Bench, client: _Client) -> dict[str, Any]:
     began = time.monotonic()
     with ThreadPoolExecutor(_CLIENTS) as clients:
         seconds = [each for one in clients.map(posts, range(_CLIENTS)) for each in one]
-    return summary(seconds) | {"pictures/s": round(len(seconds) / (time.monotonic() - began), 3)}
+    return summary(seconds) | {"images/s": round(len(seconds) / (time.monotonic() - began), 3)}
 
 
 @contextmanager
@@ -188,7 +188,7 @@ def weights(bench: Bench) -> Iterator[Path]:
 
 
 def _overrides(bench: Bench, folder: Path) -> dict[str, object]:
-    """What a shipped configuration needs to make the benchmark's pictures with the weights in a folder."""
+    """What a shipped configuration needs to make the benchmark's images with the weights in a folder."""
     config: EngineConfig = bench.config
     return {
         "ENGINE__MODEL__PATH": folder,

@@ -14,14 +14,14 @@ _KERNELS = 40  # that are listed by name
 
 
 def peak(bench: Bench) -> Iterator[Row]:
-    """The device's measured matrix product, and the work of a picture: what shares of the peak are taken from."""
+    """The device's measured matrix product, and the work of an image: what shares of the peak are taken from."""
     yield "dtype", str(bench.dtype)
     yield "matrix product, TFLOP/s by side", {side: round(each / 1e12, 3) for side, each in bench.matrix_speeds.items()}
     yield "best, TFLOP/s", round(bench.peak / 1e12, 3)
     flops = bench.flops
     yield "GFLOP of a sample", {field.name: round(getattr(flops, field.name) / 1e9, 2) for field in fields(flops)}
-    yield "GFLOP of a picture", round(bench.picture_flops / 1e9, 1)
-    yield "a picture at this peak", milliseconds(bench.picture_flops / bench.peak)
+    yield "GFLOP of an image", round(bench.image_flops / 1e9, 1)
+    yield "an image at this peak", milliseconds(bench.image_flops / bench.peak)
 
 
 def kernels(bench: Bench) -> Iterator[Row]:

@@ -41,7 +41,7 @@ def engine(config: EngineConfig = CONFIG) -> DiffusionEngine:
     return DiffusionEngine(config, assemble(config, parts(), "cpu"))
 
 
-def picture(width: int = 64, height: int = 64) -> bytes:
+def image(width: int = 64, height: int = 64) -> bytes:
     """A red circle on white, as a PNG file."""
     pixels: Pixels = np.full((height, width, 3), 255, np.uint8)
     cv2.circle(pixels, (width // 2, height // 2), min(width, height) // 3, (220, 30, 30), -1)
@@ -50,7 +50,7 @@ def picture(width: int = 64, height: int = 64) -> bytes:
 
 def task(seed: int = 1, width: int = 64, height: int = 64, text: str = TEXT, **options: Any) -> Task:
     """One image to make."""
-    return Task(picture(width, height), text, seed, Options(**options))
+    return Task(image(width, height), text, seed, Options(**options))
 
 
 def run(engine: DiffusionEngine, slot: int) -> Tensor:

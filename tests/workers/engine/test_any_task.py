@@ -16,7 +16,7 @@ from workers.engine.echo import EchoEngine
 from workers.engine.engine import DiffusionEngine
 
 SAID = (BadImageError, BadOptionError, OutOfMemoryError)
-IMAGES = [*small(), demo.picture(1, 1), demo.picture(300, 1)]
+IMAGES = [*small(), demo.image(1, 1), demo.image(300, 1)]
 
 
 def maybe(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:

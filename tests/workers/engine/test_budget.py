@@ -235,7 +235,7 @@ def test_what_fails_gives_its_share_back() -> None:
 
 def test_engines_decode_within_their_budget() -> None:
     """Both refuse what is beyond; the echo engine only if it decodes at all."""
-    data = codec.encode_grey(codec.decode(demo.picture(3000, 3000))[:, :, 0])
+    data = codec.encode_grey(codec.decode(demo.image(3000, 3000))[:, :, 0])
     tight = EngineConfig(kind="echo", decode_bytes=32 * MIB)
     with pytest.raises(BadImageError, match="the limit is 32 MiB"):
         EchoEngine(tight).prepare(Task(data, "", 0))

@@ -32,8 +32,8 @@ def file(image: Image.Image, kind: str = "PNG", **how: object) -> bytes:
     return held.getvalue()
 
 
-def prepared_edges(engine: DiffusionEngine, picture: bytes) -> Pixels:
-    return engine.prepare(Task(picture, "a circle", 1, Options(control_image="edges"))).edges
+def prepared_edges(engine: DiffusionEngine, image: bytes) -> Pixels:
+    return engine.prepare(Task(image, "a circle", 1, Options(control_image="edges"))).edges
 
 
 def test_every_grey_level_reaches_the_model_as_it_is(engine: DiffusionEngine) -> None:
@@ -50,10 +50,10 @@ def test_a_coloured_map_counts_by_its_brightness(engine: DiffusionEngine) -> Non
 
 
 def test_it_is_sized_as_a_photo_is(engine: DiffusionEngine) -> None:
-    picture = file(edge_map(200, 120))
-    edges = prepared_edges(engine, picture)
-    assert edges.shape == engine.prepare(Task(picture, "", 1)).edges.shape == (64, 104)
-    assert np.array_equal(edges, codec.grey(codec.decode_to(picture, 104, 64)))
+    image = file(edge_map(200, 120))
+    edges = prepared_edges(engine, image)
+    assert edges.shape == engine.prepare(Task(image, "", 1)).edges.shape == (64, 104)
+    assert np.array_equal(edges, codec.grey(codec.decode_to(image, 104, 64)))
     assert len(np.unique(edges)) > 2  # scaling leaves grey levels, which no threshold takes away
 
 
@@ -92,8 +92,8 @@ def test_a_good_map_and_a_good_photo_say_nothing(engine: DiffusionEngine) -> Non
 
 
 def test_a_photo_without_edges_is_told_of(engine: DiffusionEngine) -> None:
-    picture = file(Image.new("RGB", (64, 64), "gray"))
-    assert engine.prepare(Task(picture, "a circle", 1)).warnings == (
+    image = file(Image.new("RGB", (64, 64), "gray"))
+    assert engine.prepare(Task(image, "a circle", 1)).warnings == (
         "No edges were found in the image, so the prompt alone was followed. Lower the thresholds to find more.",
     )
 

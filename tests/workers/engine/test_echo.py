@@ -6,7 +6,7 @@ import pytest
 
 from scheduler.messages import Costs
 from tests.service.running import png
-from tests.workers.engine.demo import picture
+from tests.workers.engine.demo import image
 from workers.engine import build, codec
 from workers.engine.config import Echo, EngineConfig, Output
 from workers.engine.contract import BadImageError, Options, StepProgress, Task
@@ -22,18 +22,18 @@ def echo(steps: int = 2, step_seconds: float = 0.0, reencode: bool = True) -> Ec
 
 def test_an_image_comes_back_after_its_steps() -> None:
     engine = echo(steps=2)
-    engine.admit(1, engine.prepare(Task(picture(), "", 0)))
+    engine.admit(1, engine.prepare(Task(image(), "", 0)))
     assert engine.step() == [StepProgress(1, 1, 2)]
     assert engine.step() == [StepProgress(1, 2, 2)]
     assert engine.step() == []
     file = engine.encode(engine.finish(1))
-    assert np.array_equal(codec.decode(file), codec.decode(picture()))
+    assert np.array_equal(codec.decode(file), codec.decode(image()))
 
 
 def test_an_image_takes_the_steps_that_its_task_asks_for() -> None:
     engine = echo(steps=2)
-    engine.admit(0, engine.prepare(Task(picture(), "", 0, Options(steps=3))))
-    engine.admit(1, engine.prepare(Task(picture(), "", 0)))
+    engine.admit(0, engine.prepare(Task(image(), "", 0, Options(steps=3))))
+    engine.admit(1, engine.prepare(Task(image(), "", 0)))
     assert engine.step() == [StepProgress(0, 1, 3), StepProgress(1, 1, 2)]
     assert engine.step() == [StepProgress(0, 2, 3), StepProgress(1, 2, 2)]
     assert engine.step() == [StepProgress(0, 3, 3)]
@@ -42,15 +42,15 @@ def test_an_image_takes_the_steps_that_its_task_asks_for() -> None:
 
 def test_unread_bytes_come_back_as_they_are() -> None:
     engine = echo(steps=1, reencode=False)
-    engine.admit(0, engine.prepare(Task(memoryview(b"not a picture"), "", 0)))
+    engine.admit(0, engine.prepare(Task(memoryview(b"not an image"), "", 0)))
     engine.step()
-    assert engine.encode(engine.finish(0)) == b"not a picture"
+    assert engine.encode(engine.finish(0)) == b"not an image"
     assert engine.warm_up().fixed_seconds == 0
 
 
 def test_what_is_read_must_be_an_image() -> None:
     with pytest.raises(BadImageError):
-        echo().prepare(Task(b"not a picture", "", 0))
+        echo().prepare(Task(b"not an image", "", 0))
 
 
 class Clock:
@@ -76,7 +76,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_images_share_the_time_of_a_step(clock: Clock) -> None:
     engine = echo(step_seconds=0.5)
     for slot in range(2):
-        engine.admit(slot, engine.prepare(Task(picture(), "", 0)))
+        engine.admit(slot, engine.prepare(Task(image(), "", 0)))
     assert engine.step() == [StepProgress(0, 1, 2), StepProgress(1, 1, 2)]
     assert clock.now == START + 0.5
 
@@ -133,7 +133,7 @@ def test_an_idle_device_begins_when_it_is_told(clock: Clock) -> None:
 
 def test_a_discarded_image_frees_its_slot() -> None:
     engine = echo()
-    prepared = engine.prepare(Task(picture(), "", 0))
+    prepared = engine.prepare(Task(image(), "", 0))
     engine.admit(0, prepared)
     engine.discard(0)
     engine.admit(0, prepared)
@@ -142,7 +142,7 @@ def test_a_discarded_image_frees_its_slot() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     engine = echo()
-    prepared = engine.prepare(Task(picture(), "", 0))
+    prepared = engine.prepare(Task(image(), "", 0))
     engine.admit(0, prepared)
     for slot in (0, 2, -1):
         with pytest.raises(ValueError, match="not free"):

@@ -162,7 +162,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing(shared: DiffusionEngine) 
 
 def test_a_bad_image_is_refused_at_prepare(shared: DiffusionEngine) -> None:
     with pytest.raises(BadImageError):
-        shared.prepare(Task(b"not a picture", "", 0))
+        shared.prepare(Task(b"not an image", "", 0))
 
 
 @settings(max_examples=15, deadline=None)

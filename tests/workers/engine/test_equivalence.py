@@ -77,13 +77,13 @@ def test_the_seed_decides_what_is_drawn_at_the_steps(sampler: str) -> None:
     engine = demo.engine(DRAWING[sampler])
     first, second = (engine.prepare(demo.task(seed)) for seed in (1, 2))
     mixed = replace(first, noise=torch.cat([first.noise[:1], second.noise[1:]]))
-    pictures = []
+    images = []
     for prepared in (first, mixed, first):
         engine.admit(0, prepared)
-        pictures.append(demo.run(engine, 0).clone())
+        images.append(demo.run(engine, 0).clone())
         engine.discard(0)
-    assert torch.equal(pictures[2], pictures[0])
-    assert relative_error(pictures[1], pictures[0]) > 0.1
+    assert torch.equal(images[2], images[0])
+    assert relative_error(images[1], images[0]) > 0.1
 
 
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 1.5, 7.5])

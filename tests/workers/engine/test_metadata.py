@@ -28,7 +28,7 @@ FORMATS: list[Format] = ["jpeg", "png", "webp"]
 ABOUT = About("dreamshaper #8", "Contour 1.2")
 CONFIG = EngineConfig(prompt=Prompting(suffix=", best quality", negative="monochrome, lowres"))
 NOISE = np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8)
-PICTURE = b"an encoded input"
+IMAGE = b"an encoded input"
 PROMPTS = [
     "a red heart",
     "",
@@ -45,7 +45,7 @@ PROMPTS = [
 
 
 def made(text: str, embedding: Embedding = "full", **options: object) -> Provenance:
-    return Provenance.of(Task(PICTURE, text, 7, Options(embed_metadata=embedding, **options)))  # type: ignore[arg-type]
+    return Provenance.of(Task(IMAGE, text, 7, Options(embed_metadata=embedding, **options)))  # type: ignore[arg-type]
 
 
 def plain(file_format: Format, pixels: codec.Pixels = NOISE) -> bytes:
@@ -89,7 +89,7 @@ def test_the_web_ui_reads_the_prompt_and_all_else(prompt: str, file_format: Form
         "ControlNet 0": "Module: canny, Model: dreamshaper #8-canny, Weight: 1, Threshold A: 100, Threshold B: 200",
         "Temperature": "1",
         "Prompt suffix": ", best quality",
-        "Input hash": hashlib.sha256(PICTURE).hexdigest()[:16],
+        "Input hash": hashlib.sha256(IMAGE).hexdigest()[:16],
         "Config hash": found["Config hash"],
         "Version": "Contour 1.2",
     }
@@ -283,7 +283,7 @@ def test_no_file_grows_by_more_than_is_reckoned_with(file_format: Format) -> Non
         Options(embed_metadata="full", negative="\N{PILE OF POO}" * most, control_scale=1.2345678901234567),
     ):
         metadata, before = Metadata(config, about), plain(file_format)
-        task = Task(PICTURE, "\N{PILE OF POO}" * most, -(2**63), options)
+        task = Task(IMAGE, "\N{PILE OF POO}" * most, -(2**63), options)
         grown = len(metadata.embed(before, Provenance.of(task))) - len(before)
         assert grown <= metadata.largest(most)
 

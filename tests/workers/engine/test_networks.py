@@ -62,14 +62,14 @@ def unet_noise(unet: Any, controlnet: Any, told: LayerInputs, residuals: tuple[l
 
 
 LATENTS = random(IMAGES, 4, SIDE, SIDE)
-PICTURE = random(IMAGES, 3, 8 * SIDE, 8 * SIDE, seed=1).sigmoid()
+IMAGE = random(IMAGES, 3, 8 * SIDE, 8 * SIDE, seed=1).sigmoid()
 TIMESTEPS = torch.tensor([801.0, 42.0])
 SCALES = torch.tensor([0.4, 1.3])
 
 
 def control_of(inputs: LayerInputs, scale: Tensor) -> Control:
     """What the ControlNet is told of the image below."""
-    return Control(hint_embedding(demo.parts().controlnet, PICTURE), scale, torch.ones_like(scale), inputs)
+    return Control(hint_embedding(demo.parts().controlnet, IMAGE), scale, torch.ones_like(scale), inputs)
 
 
 def features(rows: int) -> Tensor:
@@ -100,8 +100,8 @@ def test_the_flat_keys_and_values_hold_what_the_modules_compute() -> None:
 
 def test_the_hint_embedding_is_diffusers() -> None:
     controlnet = demo.parts().controlnet
-    expected = controlnet.controlnet_cond_embedding(PICTURE)
-    assert relative_error(hint_embedding(controlnet, PICTURE), expected) <= TOLERANCE
+    expected = controlnet.controlnet_cond_embedding(IMAGE)
+    assert relative_error(hint_embedding(controlnet, IMAGE), expected) <= TOLERANCE
 
 
 def test_the_controlnet_is_diffusers() -> None:
@@ -109,7 +109,7 @@ def test_the_controlnet_is_diffusers() -> None:
     text = features(IMAGES)
     control = control_of(inputs_of(controlnet, TIMESTEPS, text), torch.ones(IMAGES))
     skips, middle = networks.control_residuals(controlnet, LATENTS, control)
-    expected = controlnet(LATENTS, TIMESTEPS, text, PICTURE)
+    expected = controlnet(LATENTS, TIMESTEPS, text, IMAGE)
     assert len(skips) == len(expected.down_block_res_samples)
     for actual, plain in zip((*skips, middle), (*expected[0], expected[1]), strict=True):
         assert relative_error(actual, plain) <= TOLERANCE
@@ -138,7 +138,7 @@ def test_half_precision_holds_the_queries_of_its_lowest_temperature() -> None:
 def test_the_unet_is_diffusers() -> None:
     unet, controlnet = demo.parts().unet, demo.parts().controlnet
     text = features(IMAGES)
-    residuals = controlnet(LATENTS, TIMESTEPS, text, PICTURE)
+    residuals = controlnet(LATENTS, TIMESTEPS, text, IMAGE)
     actual = unet_noise(unet, controlnet, inputs_of(unet, TIMESTEPS, text), (residuals[0], residuals[1]))
     expected = unet(
         LATENTS,
@@ -156,7 +156,7 @@ def test_guidance_shares_what_its_halves_have_in_common() -> None:
     control = control_of(inputs_of(controlnet, timesteps, text), doubled(SCALES))
     actual = Denoiser(Passes.of(unet, controlnet), SideStream(None))(LATENTS, inputs_of(unet, timesteps, text), control)
 
-    residuals = controlnet(doubled(LATENTS), timesteps, text, doubled(PICTURE))
+    residuals = controlnet(doubled(LATENTS), timesteps, text, doubled(IMAGE))
     scaled = [residual * doubled(SCALES)[:, None, None, None] for residual in (*residuals[0], residuals[1])]
     expected = unet(
         doubled(LATENTS),
@@ -187,7 +187,7 @@ def test_linear_projections_as_in_stable_diffusion_2_are_covered() -> None:
     check(unet.config, controlnet.config, 16)
     pack_projections(unet)
     text = random(IMAGES, 77, 16)
-    residuals = controlnet(LATENTS, TIMESTEPS, text, PICTURE)
+    residuals = controlnet(LATENTS, TIMESTEPS, text, IMAGE)
     actual = unet_noise(unet, controlnet, inputs_of(unet, TIMESTEPS, text), (residuals[0], residuals[1]))
     expected = unet(
         LATENTS,

@@ -25,7 +25,7 @@ from workers.engine.streams import SideStream
 CONFIG = EngineConfig(sampler=Sampler(steps=2))
 SIDE = 64  # of the latents
 HEAVY = {"convolution", "addmm", "mm", "_scaled_dot_product_efficient_attention"}
-PICTURE_WORK = {"convolution", "silu", "add", "addcmul", "mul", "cat", "upsample_nearest2d"}
+IMAGE_WORK = {"convolution", "silu", "add", "addcmul", "mul", "cat", "upsample_nearest2d"}
 COPIES = {"clone", "copy_", "_to_copy", "contiguous", "index", "index_select", "repeat"}
 VIEWS = {"select", "permute", "view"}
 ACTIVATION = 60_000  # elements: the smallest that networks make for an image are larger, its time projections smaller
@@ -81,12 +81,12 @@ def activation(x: Tensor) -> bool:
     return x.dtype == torch.float16 and x.numel() > ACTIVATION
 
 
-def pictures(calls: list[Call]) -> list[tuple[Call, Tensor]]:
+def images(calls: list[Call]) -> list[tuple[Call, Tensor]]:
     """Activations that are images, with what made them."""
-    return [(c, x) for c in calls if c.name in PICTURE_WORK for x in c.made if activation(x) and _is_picture(x)]
+    return [(c, x) for c in calls if c.name in IMAGE_WORK for x in c.made if activation(x) and _is_image(x)]
 
 
-def _is_picture(x: Tensor) -> bool:
+def _is_image(x: Tensor) -> bool:
     return x.dim() == 4 and x.shape[2] == x.shape[3]
 
 
@@ -161,7 +161,7 @@ def test_only_group_norms_leave_the_channels_last_layout(guided: list[Call]) -> 
     """Where nothing is compiled: each of them copies, and so does the convolution after it, to come back."""
     assert sum(call.name == "native_group_norm" for call in guided) == GROUP_NORMS
     assert sum(_is_group_norms(call) for call in guided) == GROUP_NORMS
-    left = [(call, x) for call, x in pictures(guided) if not layout_kept(x)]
+    left = [(call, x) for call, x in images(guided) if not layout_kept(x)]
     assert {call.name for call, _ in left} == {"silu"}
     back = [call for call in guided if call.name == "convolution" and not layout_kept(call.took[0])]
     assert len(back) <= GROUP_NORMS

@@ -299,12 +299,12 @@ def test_an_onnx_runtime_without_tensorrt_is_told_from_one_with_it(
 
 
 def test_the_service_makes_torchs_image(config: EngineConfig) -> None:
-    pictures = []
+    images = []
     for runtime in ("torch", "onnxruntime"):
         few = {"ENGINE__SAMPLER__STEPS": 4, "ENGINE__SIZE__SHORT_SIDE": 64, "ENGINE__SIZE__LONG_SIDE": 64}
         with Service("demo", ENGINE__RUNTIME=runtime, ENGINE__ONNX=config.onnx, **few) as service:
             answer = service.wait_until_ready().generate()
             assert answer.status_code == 200, answer.text
-            pictures.append(result_pixels(answer))
-    expected, actual = pictures
+            images.append(result_pixels(answer))
+    expected, actual = images
     assert cv2.PSNR(expected, actual) > 45

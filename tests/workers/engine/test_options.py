@@ -61,11 +61,11 @@ def by_diffusers(config: EngineConfig, engine: DiffusionEngine, task: Task, opti
     return Reference(as_configured(config, options), demo.parts()).latents(prepared, seed=task.seed)
 
 
-def control_image(picture: bytes, options: Asked) -> Pixels:
+def control_image(image: bytes, options: Asked) -> Pixels:
     if options.get("control_image") == "edges":
-        return np.asarray(Image.open(BytesIO(picture)).convert("L"))
+        return np.asarray(Image.open(BytesIO(image)).convert("L"))
     low, high = (options.get(key, default) for key, default in (("canny_low", 100), ("canny_high", 200)))
-    return cv2.Canny(codec.decode(picture), low, high).astype(np.uint8)
+    return cv2.Canny(codec.decode(image), low, high).astype(np.uint8)
 
 
 def together(engine: DiffusionEngine, wanted: list[Task]) -> list[Tensor]:

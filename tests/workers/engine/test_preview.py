@@ -36,7 +36,7 @@ class Made:
 
     previews: list[Pixels]
     latents: Tensor
-    picture: Pixels
+    image: Pixels
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def made(engine: DiffusionEngine) -> list[Made]:
     """Two images that run together."""
     slots = range(2)
     for slot, scene in zip(slots, flat_scenes(len(slots), seed=3), strict=True):
-        task = Task(file_of(scene.picture), scene.caption, slot, Options(steps=STEPS))
+        task = Task(file_of(scene.image), scene.caption, slot, Options(steps=STEPS))
         engine.admit(slot, engine.prepare(task))
     previews: list[list[Pixels]] = [[] for _ in slots]
     for _ in range(STEPS - 1):
@@ -77,19 +77,19 @@ def correlation(one: Pixels, other: Pixels) -> float:
     return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
 
 
-def resembles(preview: Pixels, picture: Pixels) -> bool:
-    return demo.psnr(preview, picture) >= RESEMBLES_DB and correlation(preview, picture) >= RESEMBLES
+def resembles(preview: Pixels, image: Pixels) -> bool:
+    return demo.psnr(preview, image) >= RESEMBLES_DB and correlation(preview, image) >= RESEMBLES
 
 
 def test_a_preview_resembles_the_image(made: list[Made]) -> None:
     for each in made:
         assert each.previews[-1].shape == (SIDE, SIDE, 3)
-        assert resembles(each.previews[-1], each.picture)
+        assert resembles(each.previews[-1], each.image)
 
 
 def test_previews_come_closer_to_the_image(made: list[Made]) -> None:
     for each in made:
-        likeness = [demo.psnr(each.previews[step], each.picture) for step in (0, 4, STEPS - 2)]
+        likeness = [demo.psnr(each.previews[step], each.image) for step in (0, 4, STEPS - 2)]
         assert likeness == sorted(likeness)
         assert likeness[-1] > likeness[0] + 3
 
@@ -98,7 +98,7 @@ def test_no_other_order_of_the_channels_resembles_both(engine: DiffusionEngine, 
     def resembling(order: tuple[int, ...]) -> bool:
         colours = engine._execution.colours
         assert colours is not None
-        return all(resembles(colours(each.latents[list(order)]).numpy(), each.picture) for each in made)
+        return all(resembles(colours(each.latents[list(order)]).numpy(), each.image) for each in made)
 
     assert [order for order in permutations(range(4)) if resembling(order)] == [(0, 1, 2, 3)]
 

@@ -158,7 +158,7 @@ def ranges(hub: Hub) -> list[str | None]:
     return [asked.range for asked in hub.asked if asked.file == WEIGHTS]
 
 
-def assert_same_picture(config: EngineConfig) -> None:
+def assert_same_image(config: EngineConfig) -> None:
     with one_thread():
         engine = DiffusionEngine(config, load_model(config, "cpu"))
         assert torch.equal(demo.make(engine, demo.task()), demo.make(demo.engine(), demo.task()))
