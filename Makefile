@@ -1,4 +1,4 @@
-# Every verb that a person needs; the machinery that tests changes calls the same ones.
+# Every command that a person needs; the CI calls the same ones.
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -16,28 +16,28 @@ RAY_INSTALLED := .venv-ray/.installed
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-slow test-all test-image test-ray fuzz chaos demo-model demo-scores lint format docs-check requirements swagger-ui bench bench-gpu clean
 
-help:  ## list what can be made
+help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(INSTALLED)  ## make .venv with all that serving and testing need
+install: $(INSTALLED)  ## make .venv for serving and testing
 
-serve: $(SERVING)  ## serve, with what that needs in .venv; CONFIG=configs/demo.yaml HOST=127.0.0.1 PORT=8000
+serve: $(SERVING)  ## install into .venv what serving needs, then serve; CONFIG=configs/demo.yaml HOST=127.0.0.1 PORT=8000
 	$(BIN)/python -m app --config $(CONFIG) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 
-# Three at a time on two cores, as many tests wait for processes. Files stay whole and in order: neighbours share a
-# browser, services and what they have imported.
+# Three at a time on two cores, as many tests wait for processes. Files stay whole and in order, because neighbours
+# share a browser, services and imported modules.
 PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
-test: $(INSTALLED)  ## run the tests but the slow ones; ARGS="tests/app -k settings" JOBS=3
+test: $(INSTALLED)  ## run all tests except the slow ones; ARGS="tests/app -k settings" JOBS=3
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-slow: $(INSTALLED)  ## run the slow tests alone
+test-slow: $(INSTALLED)  ## run only the slow tests
 	$(PYTEST) -m slow $(ARGS)
 
-test-all: $(INSTALLED)  ## run both
+test-all: $(INSTALLED)  ## run all tests
 	$(PYTEST) $(ARGS)
 
-test-image: $(INSTALLED)  ## build the image with the small model and try it: as root on Debian, with buildah
+test-image: $(INSTALLED)  ## build the image with the small model and try it; as root on Debian, with buildah
 	TEST_IMAGE=1 $(BIN)/python -m pytest tests/image $(ARGS)
 
 test-ray: $(RAY_INSTALLED)  ## run the service on a Ray cluster of two nodes, in an environment of its own
@@ -53,39 +53,39 @@ lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(INSTALLED)  ## repair style where that can be done
+format: $(INSTALLED)  ## fix the style that ruff can fix
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
 docs-check: $(INSTALLED)  ## check the documents: links, names of things, commands
 	$(BIN)/python -m pytest tests/docs $(ARGS)
 
-requirements: $(INSTALLED)  ## write anew what serving needs, by version and hash
+requirements: $(INSTALLED)  ## renew requirements.txt and requirements/, with versions and hashes
 	$(BIN)/python -m requirements
 
-swagger-ui: $(INSTALLED)  ## put Swagger UI into app/docs, by npm; ARGS=5.35.0 for another version
+swagger-ui: $(INSTALLED)  ## renew Swagger UI in app/docs, by npm; ARGS=5.35.0 for that version
 	$(BIN)/python -m requirements.swagger_ui $(ARGS)
 
-chaos: $(INSTALLED)  ## run the service under faults, for an hour; ARGS="--seconds 600 --seed 2 --out FILE"
+chaos: $(INSTALLED)  ## run the service under random faults for an hour; ARGS="--seconds 600 --seed 2 --out FILE"
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-demo-model: $(INSTALLED)  ## train the small model from nothing, alone on the machine; ARGS="--minutes 180 --seed 0"
+demo-model: $(INSTALLED)  ## train the small model from scratch, alone on the machine; ARGS="--minutes 180 --seed 0"
 	$(BIN)/python -m example.demo_model train $(ARGS)
 
 demo-scores: $(INSTALLED)  ## score a model and show its images; ARGS="FOLDER --sheet FILE.jpg"
 	$(BIN)/python -m example.demo_model evaluate $(ARGS)
 
-bench: $(INSTALLED)  ## run the benchmarks; ARGS="..."
+bench: $(INSTALLED)  ## run the short benchmarks; ARGS=overhead for one, see docs/performance.md
 	$(BIN)/python -m tests.bench $(ARGS)
 
 bench-gpu: $(INSTALLED)  ## time an image by stages, beside diffusers; ARGS="--quick"
 	$(BIN)/python -m tests.bench.latency $(ARGS)
 
-clean:  ## remove all that was made here, .venv too
+clean:  ## delete .venv, caches and build files
 	rm -rf .venv .venv-ray .mypy_cache .pytest_cache .ruff_cache .hypothesis build contour.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Serving needs two thirds of what the tests need (1.4 of 2.1 GB with torch for CPUs); .venv grows when they are run.
+# Serving needs 1.4 GB with torch for CPUs, testing 2.1 GB: .venv grows at the first test.
 $(SERVING): pyproject.toml constraints.txt
 	$(call installed,$(if $(EXTRAS),[$(EXTRAS)]))
 	@touch $@

@@ -21,7 +21,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 PROMPT = "a red heart, a yellow star and a white ring on a blue background"
 KEY_VARIABLE = "CONTOUR_API_KEY"
-SHOWN_BYTES = 200  # of an answer that is not understood
+SHOWN_BYTES = 200  # of an answer that cannot be read
 SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}  # by how a file begins
 
 
@@ -30,7 +30,7 @@ class ClientError(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make one image; the exit code."""
+    """Make one image and return the exit code."""
     options = _parser().parse_args(arguments)
     try:
         image, warnings = generate(options)
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def generate(options: argparse.Namespace) -> tuple[bytes, list[str]]:
-    """Ask for an image that keeps the edges of `options.image`; it, and what the service has to say about it.
+    """Request an image with the edges of `options.image`. Return it, and the warnings of the service.
 
     Raises ClientError, or OSError when `options.image` cannot be read.
     """
@@ -69,11 +69,11 @@ def generate(options: argparse.Namespace) -> tuple[bytes, list[str]]:
             raise ClientError(f"{address} answered request {content['request_id']}, not {asked['request_id']}")
         return base64.b64decode(content["output_image_base64"], validate=True), content.get("warnings", [])
     except (ValueError, KeyError, TypeError) as error:
-        raise ClientError(f"{address} did not answer as the service does: {answer[:SHOWN_BYTES]!r}") from error
+        raise ClientError(f"{address} gave an answer that cannot be read: {answer[:SHOWN_BYTES]!r}") from error
 
 
 def save(image: bytes, out: Path | None) -> Path:
-    """Write the image to `out`, or to output.jpg or output.png where none is given; the path."""
+    """Write the image to `out`, or to output.jpg or output.png if that is None. Return the path."""
     suffix = next((suffix for start, suffix in SUFFIXES.items() if image.startswith(start)), "")
     path = out or Path(f"output{suffix}")
     path.write_bytes(image)
@@ -82,15 +82,15 @@ def save(image: bytes, out: Path | None) -> Path:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the service is (%(default)s)")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of the service (%(default)s)")
     parser.add_argument("--image", type=Path, default=HERE / "input.png", help="the image to send (%(default)s)")
-    parser.add_argument("--prompt", default=PROMPT, help="what to show (%(default)s)")
+    parser.add_argument("--prompt", default=PROMPT, help="what the image should show (%(default)s)")
     parser.add_argument("--seed", type=int, default=1234, help="the same seed gives the same image (%(default)s)")
-    what = "what the image is: a photo, in which edges are found, or edges already, white on black (photo)"
+    what = "photo: the service finds its edges; edges: it is an edge map, white on black (photo)"
     parser.add_argument("--control-image", choices=("photo", "edges"), help=what)
     parser.add_argument("--out", type=Path, help="the file to write (output.jpg or output.png)")
     key = os.environ.get(KEY_VARIABLE, "")
-    parser.add_argument("--api-key", default=key, help=f"where the service asks for one; best as ${KEY_VARIABLE}")
+    parser.add_argument("--api-key", default=key, help=f"needed if the service has keys; better set ${KEY_VARIABLE}")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds to wait for the image (%(default)s)")
     return parser
 
@@ -105,20 +105,20 @@ def _post(url: str, content: Mapping[str, Any], timeout: float, api_key: str) ->
             answer: bytes = response.read()
             return answer
     except urllib.error.HTTPError as error:
-        raise ClientError(f"{url} refused, {error.code} {error.reason}: {_detail(error)}") from error
+        raise ClientError(f"{url} answered {error.code} {error.reason}: {_detail(error)}") from error
     except TimeoutError as error:
-        raise ClientError(f"{url} did not answer within {timeout:g} s: --timeout waits longer") from error
+        raise ClientError(f"{url} did not answer within {timeout:g} s; --timeout sets a longer time") from error
     except urllib.error.URLError as error:
         reason = getattr(error.reason, "strerror", None) or error.reason
-        raise ClientError(f"no service answers at {url} ({reason}): start one with `make serve`") from error
+        raise ClientError(f"Nothing answers at {url} ({reason}). Start the service with `make serve`.") from error
     except (OSError, http.client.HTTPException) as error:
-        raise ClientError(f"{url} broke off: {str(error) or type(error).__name__}") from error
+        raise ClientError(f"{url} closed the connection: {str(error) or type(error).__name__}") from error
     except ValueError as error:
         raise ClientError(f"--url {url}: {error}") from error
 
 
 def _detail(error: urllib.error.HTTPError) -> str:
-    """What the service says of an error (RFC 9457), or else the body as it is."""
+    """Return the detail of an error (RFC 9457), or the whole body if it has none."""
     body = error.read().decode(errors="replace")
     try:
         return str(json.loads(body)["detail"])

@@ -44,7 +44,10 @@ def test_the_workflow_runs_the_verbs_of_the_ci_script() -> None:
 
 
 def test_every_alert_has_its_place_in_the_runbook() -> None:
-    alerts = re.findall(r"- alert: (\w+)", (ROOT / "example/monitoring/rules.yml").read_text())
+    rules = (ROOT / "example/monitoring/rules.yml").read_text()
+    alerts, links = re.findall(r"- alert: (\w+)", rules), re.findall(r"runbook: docs/(operations\.md#.*)", rules)
+    assert len(links) == len(alerts)
+    assert list(Document("docs/x.md", "".join(f"[here]({link})" for link in links)).problems()) == []
     section = read("docs/operations.md").text.partition("\n## Alerts\n")[2].partition("\n## ")[0]
     assert sorted(re.findall(r"\bContour[A-Z]\w+", section)) == sorted(alerts)
 

@@ -149,7 +149,7 @@ def test_a_refusal_is_told_in_the_servers_words(tmp_path: Path) -> None:
         done = client(tmp_path, "--url", service.url)
 
     assert done.returncode == 1
-    assert done.stderr.startswith(f"{service.url}/generation/ refused, 422 ")
+    assert done.stderr.startswith(f"{service.url}/generation/ answered 422 ")
     assert done.stderr.endswith(": input_image_base64 is not an image\n")
     assert list(tmp_path.iterdir()) == []
 
@@ -160,7 +160,7 @@ def test_a_refusal_that_is_no_problem_document_is_told(tmp_path: Path, body: byt
         done = client(tmp_path, "--url", service.url)
 
     assert done.returncode == 1
-    assert done.stderr == f"{service.url}/generation/ refused, 503 Service Unavailable: {told}\n"
+    assert done.stderr == f"{service.url}/generation/ answered 503 Service Unavailable: {told}\n"
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_an_image_that_is_not_base64_is_told(tmp_path: Path, result: object) -> 
         done = client(tmp_path, "--url", service.url)
 
     assert done.returncode == 1
-    assert done.stderr.startswith(f"{service.url}/generation/ did not answer as the service does: ")
+    assert done.stderr.startswith(f"{service.url}/generation/ gave an answer that cannot be read: ")
 
 
 def test_no_service_is_told(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_no_service_is_told(tmp_path: Path) -> None:
 
     assert done.returncode == 1
     assert done.stderr == (
-        f"no service answers at {service.url}/generation/ (Connection refused): start one with `make serve`\n"
+        f"Nothing answers at {service.url}/generation/ (Connection refused). Start the service with `make serve`.\n"
     )
 
 
@@ -212,7 +212,7 @@ def test_a_service_that_is_too_slow_is_told(tmp_path: Path) -> None:
         over.set()
 
     assert done.returncode == 1
-    assert done.stderr == f"{service.url}/generation/ did not answer within 0.2 s: --timeout waits longer\n"
+    assert done.stderr == f"{service.url}/generation/ did not answer within 0.2 s; --timeout sets a longer time\n"
 
 
 def test_a_service_that_breaks_off_is_told(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_service_that_breaks_off_is_told(tmp_path: Path) -> None:
         done = client(tmp_path, "--url", service.url)
 
     assert done.returncode == 1
-    assert done.stderr.startswith(f"{service.url}/generation/ broke off: ")
+    assert done.stderr.startswith(f"{service.url}/generation/ closed the connection: ")
 
 
 def test_an_image_that_is_not_there_is_told(tmp_path: Path) -> None:

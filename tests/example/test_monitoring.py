@@ -134,7 +134,7 @@ def test_every_alert_is_tested_and_says_what_to_do() -> None:
     alerts = {rule["alert"]: rule for rule in rules if "alert" in rule}
     tested = set(re.findall(r'alertname="(\w+)"', (MONITORING / "rules_test.yml").read_text()))
     assert alerts.keys() == tested
-    assert all(rule["annotations"].keys() == {"summary", "description"} for rule in alerts.values())
+    assert all(rule["annotations"].keys() == {"summary", "description", "runbook"} for rule in alerts.values())
 
 
 @needs_prometheus
