@@ -102,9 +102,11 @@ class Service:
         return descendants(self.process.pid)
 
     def stop(self, sig: signal.Signals = signal.SIGTERM) -> int:
-        """Signal the server and wait; its exit code."""
+        """Signal the server, wait until it has ended and its log is read; return its exit code."""
         self.process.send_signal(sig)
-        return self.process.wait(PATIENCE)
+        code = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        return code
 
     def _read_log(self) -> None:
         assert self.process.stderr is not None

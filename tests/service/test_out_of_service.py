@@ -41,7 +41,7 @@ def test_when_no_worker_can_be_had_everybody_is_told_and_the_exit_code_says_so(t
         answer = client.submit(service.generate)
         assert service.process.wait(PATIENCE) == 1
         assert (answer.result().status_code, answer.result().headers["Connection"]) == (503, "close")
-        service._reader.join(PATIENCE)
+        until(lambda: any("All workers have failed" in line for line in service.log))
         last = next(line for line in service.log if "All workers have failed" in line)
         assert "cpu0 is out of service" in last
         assert "meta tensor" in last  # what is wrong with it, as torch has it: weights are missing

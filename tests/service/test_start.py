@@ -119,7 +119,6 @@ def test_the_last_line_of_a_start_is_ready_with_an_address_that_serves() -> None
         assert answer.json()["ready"]
         assert service.generate().status_code == 200
         service.stop()
-        service._reader.join(PATIENCE)
     lines = [line for line in service.log if "contour.request" not in line]
     (number,) = (number for number, line in enumerate(lines) if READY.search(line))
     assert "Stopping" in lines[number + 1]  # nothing of the start comes after it, nor anything before the end
@@ -131,7 +130,6 @@ def test_no_worker_that_loads_says_anything_after_it() -> None:
         ready(service)
         assert all(worker["state"] == "ready" for worker in service.readiness()["workers"])
         service.stop()
-        service._reader.join(PATIENCE)
     lines = [line for line in service.log if "Worker cpu" in line or READY.search(line)]
     assert READY.search(lines[-1])
 
@@ -167,5 +165,4 @@ def test_for_programs_it_is_a_message_too() -> None:
 def test_a_service_that_is_ended_while_it_loads_is_never_ready() -> None:
     with Service("demo") as service:
         assert service.stop() == 0
-        service._reader.join(PATIENCE)
     assert not any("Ready" in line for line in service.log)

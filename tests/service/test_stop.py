@@ -47,7 +47,6 @@ def test_the_first_says_what_is_finished_and_the_second_ends_it(
         for answer in answers:  # each has one, even so
             assert (answer.result().status_code, answer.result().headers["Connection"]) == (503, "close")
     until(lambda: not any(map(alive, processes)))
-    slow._reader.join(PATIENCE)
     assert "Stopping at once; unfinished requests: 3" in said(slow)
     assert "Traceback" not in said(slow)
 
@@ -59,7 +58,6 @@ def test_the_first_alone_finishes_what_was_accepted() -> None:
         until(lambda: service.sample("contour_jobs_running") == 1)
         assert service.stop(signal.SIGINT) == 0
         assert answer.result().status_code == 200
-        service._reader.join(PATIENCE)
     assert "Finishing 1 request, for at most 60 s; press Ctrl-C again to stop at once" in said(service)
 
 
@@ -67,7 +65,6 @@ def test_where_nothing_is_in_hand_it_says_so_and_ends() -> None:
     with Service("echo") as service:
         service.wait_until_ready()
         assert service.stop(signal.SIGINT) == 0
-        service._reader.join(PATIENCE)
     assert "Stopping; press Ctrl-C again to stop at once" in said(service)
     assert "Finishing" not in said(service)
 
@@ -106,7 +103,6 @@ def test_a_loading_worker_is_ended_at_once() -> None:
         processes = service.descendants()
         assert service.stop(signal.SIGINT) == 0
         until(lambda: not any(map(alive, processes)))
-        service._reader.join(PATIENCE)
     assert "Traceback" not in said(service)
 
 
@@ -121,7 +117,6 @@ def test_bodies_that_never_come_and_readers_of_streams_are_told(slow: Service) -
         assert slow.stop(signal.SIGINT) == 130
         assert read(unfinished).startswith(b"HTTP/1.1 503 ")
         assert b"event: error" in read(stream)
-    slow._reader.join(PATIENCE)
     assert "Traceback" not in said(slow)
 
 

@@ -44,11 +44,6 @@ def assert_nothing_is_left(pool: Pool) -> None:
     assert list(pool._jobs) == []
 
 
-def assert_timer_is_set(pool: Pool) -> None:
-    assert pool._timer is not None
-    assert not pool._timer.cancelled()
-
-
 def all_are_ready(pool: Pool) -> bool:
     return all(view.state is m.WorkerState.READY for view in pool.core.workers())
 

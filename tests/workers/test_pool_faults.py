@@ -19,7 +19,6 @@ from tests.workers.faulty import (
     Fault,
     all_are_ready,
     assert_nothing_is_left,
-    assert_timer_is_set,
     every_slot_works,
     kinds,
     two_workers,
@@ -57,7 +56,6 @@ def test_an_exception_in_one_command_costs_one_job_at_most(
             await until(lambda: pool.core.running == 4)
             raised = fail_once(pool, "_perform", error, lambda command: isinstance(command, kind))
             provoke(pool, kind, jobs)
-            assert_timer_is_set(pool)
             answers = await asyncio.gather(*jobs)
             expected = ["Broken"] if kind in {m.Start, m.Reply} else []
             assert kinds(answers) == expected + ["Done"] * (len(jobs) - len(expected))

@@ -16,7 +16,6 @@ from tests.workers.faulty import (
     FailOnce,
     Fault,
     all_are_ready,
-    assert_timer_is_set,
     every_slot_works,
     kinds,
     two_workers,
@@ -38,7 +37,6 @@ def test_a_submission_that_fails_leaves_nothing_behind(after: str, fail_once: Fa
             fail_once(pool.core, after, Fault("of the scheduler"))
             with pytest.raises(Fault):
                 await pool.generate(TASK, m.Job(0, time.monotonic() + PATIENCE), lambda news: None)
-            assert_timer_is_set(pool)
             assert kinds(await asyncio.gather(*jobs)) == ["Done"] * JOBS
             await every_slot_works(pool)
 
@@ -98,7 +96,6 @@ def test_a_wake_up_that_keeps_failing_is_tried_again_but_not_without_end(monkeyp
             began = time.monotonic()
             await until(lambda: len(failures) > 5)
             assert time.monotonic() - began > 5 * pool_module.RETRY_SECONDS
-            assert_timer_is_set(pool)
             monkeypatch.setattr(pool.core, "_expire_deadlines", expire)
             assert kinds([await asyncio.wait_for(job, PATIENCE)]) == ["Expired"]
             signal_all(pool, signal.SIGCONT)

@@ -326,10 +326,9 @@ def test_it_does_not_heed_the_signals_of_a_terminal(worker: Worker) -> None:
 def test_it_ends_when_the_pool_closes_the_socket() -> None:
     worker = Worker(SLOW)
     worker.until(m.WorkerReady)
-    process = worker.child._process
     worker.child.channel.close()
-    process.join(PATIENCE)
-    assert process.exitcode == 1
+    assert select.select([worker.child.sentinel], [], [], PATIENCE)[0]
+    assert worker.child.reap().reason == "ended with exit code 1"
 
 
 def test_it_ends_when_the_pool_closes_the_socket_with_reports_unread() -> None:
@@ -338,10 +337,9 @@ def test_it_ends_when_the_pool_closes_the_socket_with_reports_unread() -> None:
     worker.run(0, 1)
     assert select.select([worker.child.channel], [], [], PATIENCE)[0]
     time.sleep(1.0)  # it is idle again, so nothing but the socket can tell it
-    process = worker.child._process
     worker.child.channel.close()
-    process.join(PATIENCE)
-    assert process.exitcode == 1
+    assert select.select([worker.child.sentinel], [], [], PATIENCE)[0]
+    assert worker.child.reap().reason == "ended with exit code 1"
 
 
 def test_an_engine_that_cannot_be_built_ends_the_process_with_its_reason() -> None:

@@ -5,7 +5,9 @@ from types import ModuleType
 import pytest
 import torch
 
+from tests.workers.engine.clock import Clock
 from tests.workers.engine.rivals import xformers_ops
+from workers.engine import measure
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,3 +31,10 @@ def xformers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, "xformers", ModuleType("xformers"))
     monkeypatch.setitem(sys.modules, "xformers.ops", ops)
     return ops
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(measure, "time", clock)
+    return clock

@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import get_args
@@ -239,8 +240,7 @@ def test_engines_decode_within_their_budget() -> None:
     tight = EngineConfig(kind="echo", decode_bytes=32 * MIB)
     with pytest.raises(BadImageError, match="the limit is 32 MiB"):
         EchoEngine(tight).prepare(Task(data, "", 0))
-    engine = demo.engine()
-    engine._budget = DecodeBudget(32 * MIB)
+    engine = demo.engine(replace(demo.CONFIG, decode_bytes=32 * MIB))
     with pytest.raises(BadImageError, match=r"the limit is 32 MiB\..*: 64 x 64 pixels are used"):
         engine.prepare(Task(data, "", 0))
     assert engine.prepare(demo.task()).edges.shape == (64, 64)

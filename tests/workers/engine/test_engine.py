@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.workers.engine import demo
+from tests.workers.engine.clock import Clock, measurements
 from tests.workers.engine.demo import CONFIG
 from workers.engine import build, codec, measure
 from workers.engine.contract import AS_CONFIGURED, BadImageError, Engine, Options, StepProgress, Task
 from workers.engine.engine import DiffusionEngine, Prepared
-from workers.engine.measure import Measurements
 
 STEPS = CONFIG.sampler.steps
 ALIKE_DB = 50  # alone against in a batch
@@ -201,31 +201,6 @@ def idle() -> bool:
     return True
 
 
-@dataclass
-class Clock:
-    """The time that a measurement reads: whatever an engine does takes a millisecond."""
-
-    now: float = 0.0
-
-    def perf_counter(self) -> float:
-        self.now += 0.001
-        return self.now
-
-    def later(self, seconds: float, action: Callable[[], None]) -> Callable[[], None]:
-        def run() -> None:
-            self.now += seconds
-            action()
-
-        return run
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(measure, "time", clock)
-    return clock
-
-
 def refused() -> None:
     raise torch.OutOfMemoryError("out of memory")
 
@@ -254,9 +229,15 @@ def test_batch_sizes_that_a_slow_start_left_out_are_measured_when_it_idles(monke
     with monkeypatch.context() as busy:
         busy.setattr(measure, "_STEPS_S", 0.0)
         engine.warm_up()
-    assert list(engine._measurements._step_seconds) == [1]
+    taken, dummy_run = set[int](), engine.dummy_run
+
+    def noted(bucket: int, *size: tuple[int, int]) -> Callable[[], None]:
+        taken.add(bucket)
+        return dummy_run(bucket, *size)
+
+    monkeypatch.setattr(engine, "dummy_run", noted)
     assert engine.measure_again(idle)
-    assert sorted(engine._measurements._step_seconds) == [1, 2, 3]
+    assert taken == {1, 2, 3}
 
 
 def test_work_that_slowed_only_what_is_not_a_step_is_forgotten_as_well(
@@ -303,10 +284,9 @@ def test_a_sampler_of_one_step_can_be_warmed_up_too() -> None:
     assert engine.step() == []
 
 
-def test_images_that_fill_no_bucket_cost_as_much_as_those_that_do() -> None:
-    measured = Measurements(demo.engine(), 64, buckets=(1, 2, 4))
-    measured._step_seconds = {1: 1.0, 2: 1.5, 4: 2.0}
-    assert measured.costs().step_seconds == (1.0, 1.5, 2.0, 2.0)
+def test_images_that_fill_no_bucket_cost_as_much_as_those_that_do(clock: Clock) -> None:
+    measured = measurements(clock, (1, 2, 4), {(1, None): 1.0, (2, None): 1.5, (4, None): 2.0})
+    assert measured.costs().step_seconds == pytest.approx((1.0, 1.5, 2.0, 2.0))
 
 
 def test_a_bucket_without_memory_to_measure_it_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,14 +48,14 @@ def test_recording_in_the_middle_of_an_image_leaves_it_as_it_is() -> None:
 def test_before_the_first_request_the_configured_sizes_are_recorded_the_largest_first() -> None:
     fake = recorder()
     made_by = engine(speed(sizes=[(64, 64), (128, 64)]), fake)
-    made_by._execution.set_up()
+    made_by.warm_up()
     areas = [space.batch._size for space in made_by._execution.spaces]
     assert areas == [(8, 16), (8, 8)]
-    assert dict(made_by.status().graphs) == {"steps": 6, "steps compiled": 0, "VAE compiled": 0, "VAE": 2, "text": 0}
-    assert made_by.status().graph_bytes == 8 * fake.size
+    assert dict(made_by.status().graphs) == {"steps": 6, "steps compiled": 0, "VAE compiled": 0, "VAE": 2, "text": 1}
+    assert made_by.status().graph_bytes == 9 * fake.size
     # One for the steps, one for the VAE, which runs beside them: so it is recorded apart.
     assert len(set(map(id, fake.pools))) == 2
-    assert [pool in fake.concurrent for pool in fake.pools] == 2 * [False, False, False, True]
+    assert [pool in fake.concurrent for pool in fake.pools] == [*2 * [False, False, False, True], False]
 
 
 def test_nothing_is_recorded_by_a_request_for_a_configured_size() -> None:
@@ -89,7 +89,7 @@ def test_beyond_their_bound_the_least_recently_used_sizes_are_dropped() -> None:
 
 def test_sizes_in_use_and_configured_sizes_are_not_dropped() -> None:
     made_by = engine(speed(other_sizes_gib=0, sizes=[(96, 64)]), recorder())
-    made_by._execution.set_up()
+    made_by.warm_up()
     made_by.admit(0, made_by.prepare(demo.task(0)))
     made_by.step()
     demo.make_beside(made_by, 1, demo.task(1, 128))
@@ -116,7 +116,7 @@ class _Asked(TorchDispatchMode):
 @pytest.mark.parametrize("wanted", [True, False])
 def test_cudnn_times_its_algorithms_only_where_that_is_wanted(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", not wanted)  # and as it was, after the test
-    engine(speed(replace(CONFIG, slots=1), time_convolutions=wanted))._execution.set_up()
+    engine(speed(replace(CONFIG, slots=1), time_convolutions=wanted)).warm_up()
     assert torch.backends.cudnn.benchmark is wanted
 
 

@@ -53,11 +53,12 @@ def test_memory_is_refused_while_an_image_is_prepared() -> None:
 
 
 def test_a_step_without_memory_takes_no_step() -> None:
-    made = running(Faults(step_memory=ALWAYS))
-    assert isinstance(made, FaultyEngine)
+    inner = engine(Faults())
+    made = FaultyEngine(inner, Faults(step_memory=ALWAYS))
+    made.admit(0, made.prepare(TASK))
     with pytest.raises(OutOfMemoryError, match="in step"):
         made.step()
-    assert made._engine.step() == [StepProgress(0, 1, 2)]
+    assert inner.step() == [StepProgress(0, 1, 2)]
 
 
 def test_an_image_that_cannot_be_finished_can_be_discarded() -> None:

@@ -181,7 +181,7 @@ def test_steps_that_are_taken_while_networks_are_compiled_make_the_same_image() 
     engine, _ = on_cuda(replace(USUAL, slots=1), torch.float16)
     before = made(engine, 3)
     engine.warm_up()
-    while not engine._execution.all_compiled():
+    while not engine.wait_until_compiled(0):
         assert demo.psnr(made(engine, 3), before) >= 40
     assert engine.status().fallbacks == ()
 

@@ -7,19 +7,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from app import input_image
 from scheduler.messages import BatchKey
 from tests.workers.engine import demo
+from tests.workers.engine.clock import Clock, Part, measurements
 from tests.workers.engine.demo import CONFIG
 from tests.workers.engine.recorder import recorder
 from tests.workers.engine.three import FOUR, speed
 from tests.workers.engine.three import engine as engine_of
 from workers.engine import measure
+from workers.engine.batch import Size
 from workers.engine.contract import MAX_SIZES
 from workers.engine.engine import DiffusionEngine
 from workers.engine.header import read_header
-from workers.engine.measure import Measurements
 
 WIDE = BatchKey(2.0, (128, 64))
 MIDDLE = BatchKey(1.5, (96, 64))
@@ -43,6 +45,19 @@ def run_together(engine: DiffusionEngine, *sizes: tuple[int, int]) -> None:
     engine.step()
     for slot in range(len(sizes)):
         engine.discard(slot)
+
+
+def measured_parts(engine: DiffusionEngine) -> list[tuple[Size, int]]:
+    """Will hold other sizes and their buckets, in the order in which they are measured from now on."""
+    parts, dummy_run = list[tuple[Size, int]](), engine.dummy_run
+
+    def noted(bucket: int, size: Size | None = None) -> Callable[[], None]:
+        if size is not None:
+            parts.append((size, bucket))
+        return dummy_run(bucket, size)
+
+    engine.dummy_run = noted  # type: ignore[method-assign]
+    return parts
 
 
 def sizes_of(engine: DiffusionEngine) -> dict[BatchKey, tuple[float, ...]]:
@@ -83,9 +98,10 @@ def test_an_idle_engine_measures_what_has_run_in_the_batch_sizes_that_ran() -> N
     engine.warm_up()
     run_together(engine, (96, 64), (96, 64), (64, 64))
     assert MIDDLE not in sizes_of(engine)
+    parts = measured_parts(engine)
     assert engine.measure_again(idle)
     assert sizes_of(engine).keys() == {MIDDLE, WIDE}
-    assert {bucket for size, bucket in engine._measurements._others if size == (8, 12)} == {2}
+    assert {bucket for size, bucket in parts if size == (8, 12)} == {2}
 
 
 @pytest.mark.usefixtures("patient")
@@ -132,11 +148,10 @@ def test_those_that_were_measured_longest_ago_come_first_when_time_is_short(monk
     engine.warm_up()
     run_together(engine, (96, 64), (112, 64))
     monkeypatch.setattr(measure, "_OTHERS_S", 0.0)
-    latest = []
+    parts = measured_parts(engine)
     for _ in range(4):
         assert engine.measure_again(idle)
-        latest.append(list(engine._measurements._others)[-1])
-    assert latest == [((8, 14), 1), ((8, 12), 1), ((8, 16), 1), ((8, 14), 1)]
+    assert parts == [((8, 14), 1), ((8, 12), 1), ((8, 16), 1), ((8, 14), 1)]
 
 
 @pytest.mark.usefixtures("patient")
@@ -145,24 +160,25 @@ def test_nothing_is_recorded_to_be_measured() -> None:
     engine = engine_of(FOUR, fake)
     assert engine.warm_up().sizes == ()
     run_together(engine, (96, 64))
-    recorded = len(fake.pools)
+    recorded, parts = len(fake.pools), measured_parts(engine)
     assert engine.measure_again(idle)
     assert list(sizes_of(engine)) == [MIDDLE]
-    assert {bucket for _, bucket in engine._measurements._others} == {1}
+    assert parts == [((8, 12), 1)]
     assert len(fake.pools) == recorded
 
 
 @pytest.mark.usefixtures("patient")
 def test_configured_sizes_are_measured_when_it_starts() -> None:
     engine = engine_of(speed(CONFIG, sizes=[(64, 64), (96, 64)]), recorder())
+    parts = measured_parts(engine)
     assert [key for key, _ in engine.warm_up().sizes] == [MIDDLE]
-    assert [bucket for _, bucket in engine._measurements._others] == [1, 2, 3]
+    assert parts == [((8, 12), bucket) for bucket in (1, 2, 3)]
 
 
-def test_batch_sizes_that_were_not_measured_grow_as_so_much_work_of_the_nominal_size() -> None:
-    measured = Measurements(demo.engine(), 64, buckets=(1, 2, 4))
-    measured._step_seconds = {1: 1.0, 2: 1.5, 4: 2.0}
-    measured._others = {((8, 16), 1): 1.8, ((8, 12), 4): 4.5, ((8, 12), 2): 1.75}
+def test_batch_sizes_that_were_not_measured_grow_as_so_much_work_of_the_nominal_size(clock: Clock) -> None:
+    seconds: dict[Part, float] = {(1, None): 1.0, (2, None): 1.5, (4, None): 2.0}
+    seconds |= {(1, (8, 16)): 1.8, (4, (8, 12)): 4.5, (2, (8, 12)): 1.75}
+    measured = measurements(clock, (1, 2, 4), seconds)
     assert dict(measured.costs().sizes) == {
         # two nominal images take 1.5, four 2, and eight 4: here 1.2 times that
         WIDE: pytest.approx((1.8, 2.4, 4.8, 4.8)),
@@ -171,14 +187,14 @@ def test_batch_sizes_that_were_not_measured_grow_as_so_much_work_of_the_nominal_
     }
 
 
-def test_sizes_that_cannot_be_measured_again_change_as_the_nominal_one_does() -> None:
-    engine = demo.engine()
-    engine.warm_up()
-    measured = engine._measurements
-    measured._step_seconds, measured._others = dict.fromkeys((1, 2, 3), 1000.0), {((16, 16), 1): 4000.0}
-    assert engine.measure_again(idle)
-    one = engine.costs().step_seconds[0]
-    assert sizes_of(engine)[BatchKey(4.0, (128, 128))][0] == pytest.approx(4 * one)
+def test_sizes_that_cannot_be_measured_again_change_as_the_nominal_one_does(clock: Clock) -> None:
+    seconds: dict[Part, float] = {(1, None): 1000.0, (1, (16, 16)): 4000.0}
+    measured = measurements(clock, (1,), seconds)
+    seconds[1, None] = 0.5
+    with torch.no_grad():
+        assert measured.refresh(idle)
+    assert measured.costs().step_seconds == pytest.approx((0.5,))
+    assert dict(measured.costs().sizes)[BatchKey(4.0, (128, 128))] == pytest.approx((2.0,))
 
 
 def slow(action: Callable[..., Any]) -> Callable[..., Any]:

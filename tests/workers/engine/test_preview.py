@@ -1,6 +1,8 @@
 """Previews of the small model's images: what they look like, and that nothing else comes of them."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from itertools import permutations
 from pathlib import Path
@@ -16,11 +18,15 @@ from tests.service.running import file_of
 from tests.workers.engine import demo
 from tests.workers.engine.demo import CONFIG
 from tests.workers.engine.test_shortage import Refusing
-from workers.engine import codec, sampler
+from tests.workers.engine.three import engine as engine_of
+from workers.engine import codec, execution, sampler
+from workers.engine.batch import Batch
 from workers.engine.codec import Pixels
 from workers.engine.contract import Options, OutOfMemoryError, Task
 from workers.engine.engine import DiffusionEngine
-from workers.engine.preview import fit
+from workers.engine.model import decode
+from workers.engine.preview import Colours, fit
+from workers.engine.runtime import Decode
 from workers.weights.convert import read_engine
 
 DEMO = read_engine(Path(__file__).parents[3] / "configs" / "demo.yaml")
@@ -94,34 +100,38 @@ def test_previews_come_closer_to_the_image(made: list[Made]) -> None:
         assert likeness[-1] > likeness[0] + 3
 
 
-def test_no_other_order_of_the_channels_resembles_both(engine: DiffusionEngine, made: list[Made]) -> None:
+def test_no_other_order_of_the_channels_resembles_both(made: list[Made]) -> None:
+    colours = fit(partial(decode, demo.parts().vae), torch.device("cpu"))
+
     def resembling(order: tuple[int, ...]) -> bool:
-        colours = engine._execution.colours
-        assert colours is not None
         return all(resembles(colours(each.latents[list(order)]).numpy(), each.image) for each in made)
 
     assert [order for order in permutations(range(4)) if resembling(order)] == [(0, 1, 2, 3)]
 
 
-def test_the_map_is_the_same_each_time_and_warming_up_fits_it() -> None:
+def test_the_map_is_the_same_each_time_and_warming_up_fits_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = list[Colours]()
+
+    def noted(decode: Decode, device: torch.device) -> Colours:
+        fitted.append(fit(decode, device))
+        return fitted[-1]
+
+    monkeypatch.setattr(execution, "fit", noted)
     engine = demo.engine()
     engine.warm_up()
-    assert "colours" in vars(engine._execution)
-    again = fit(engine._model.functions(lambda *_: torch.empty(0), None).decode, torch.device("cpu"))
-    found = engine._execution.colours
-    assert found is not None
+    (found,) = fitted
+    demo.make(engine, demo.task(previews=True))
+    assert len(fitted) == 1
+    again = fit(partial(decode, demo.parts().vae), torch.device("cpu"))
     assert torch.equal(found.weights, again.weights)
     assert torch.equal(found.bias, again.bias)
 
 
 def test_where_no_colours_are_found_images_are_made_without_previews() -> None:
-    engine = demo.engine()
-
     def broken(latents: torch.Tensor) -> torch.Tensor:
         raise AssertionError
 
-    engine._execution._functions = replace(engine._execution._functions, decode=broken)
-    assert engine._execution.colours is None
+    engine = engine_of(CONFIG, change=partial(replace, decode=broken))
     engine.admit(0, engine.prepare(demo.task(0, previews=True)))
     engine.step()
     assert engine.preview(0) is None
@@ -170,7 +180,7 @@ def test_an_image_that_is_shown_is_the_same() -> None:
     engine.admit(0, engine.prepare(demo.task()))
     for _ in range(CONFIG.sampler.steps):
         engine.step()
-        if 0 in engine._workspaces:
+        with suppress(ValueError):  # after the last
             engine.preview(0)
     assert torch.equal(engine.latents(0), expected)
 
@@ -201,8 +211,7 @@ def test_without_memory_it_says_so_and_the_image_goes_on(monkeypatch: pytest.Mon
     engine = demo.engine()
     engine.admit(0, engine.prepare(demo.task()))
     engine.step()
-    batch = engine._workspaces[0].batch
-    monkeypatch.setattr(batch, "estimate", Refusing(1).instead_of(batch.estimate))
+    monkeypatch.setattr(Batch, "estimate", Refusing(1).instead_of(Batch.estimate))
     with pytest.raises(OutOfMemoryError):
         engine.preview(0)
     assert engine.preview(0) is not None

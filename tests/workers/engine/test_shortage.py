@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from tests.workers.engine import demo
 from tests.workers.engine.recorder import recorder
-from tests.workers.engine.three import FOUR, alone, assert_alike, engine, together
+from tests.workers.engine.three import FOUR, Change, alone, assert_alike, engine, together
+from workers.engine.batch import Batch
 from workers.engine.contract import OutOfMemoryError
 from workers.engine.denoiser import Denoiser, Guided, Layers, Passes
-from workers.engine.engine import DiffusionEngine
+from workers.engine.streams import Decoder
 
 NO_MEMORY = torch.OutOfMemoryError("out of memory")
 
@@ -24,21 +26,20 @@ def test_a_graph_without_memory_costs_other_sizes_theirs_first() -> None:
     demo.make(made_by, demo.task(1, 96))
     fake.failures.append(NO_MEMORY)
     demo.make(made_by, demo.task(1, 128))
-    assert made_by._execution.spaces.get((8, 12)) is None
+    assert dict(made_by.status().graphs)["steps"] == 1  # of the last size alone
     assert made_by.status().fallbacks == ()
 
 
 def test_a_step_without_memory_is_taken_in_smaller_parts() -> None:
-    made_by = engine(FOUR)
-    limit = _Limited(made_by, rows=2)
+    limit = _Limited(rows=2)
+    made_by = engine(FOUR, change=limit.change)
     assert_alike(together(made_by), alone())
     assert limit.refused == 1  # once for good
     assert made_by.status().fallbacks == (("step: out of memory", 1),)
 
 
 def test_without_memory_for_one_image_the_error_is_raised() -> None:
-    made_by = engine(FOUR)
-    _Limited(made_by, rows=0)
+    made_by = engine(FOUR, change=_Limited(rows=0).change)
     made_by.admit(0, made_by.prepare(demo.task(0)))
     with pytest.raises(OutOfMemoryError, match="out of memory"):
         made_by.step()
@@ -46,22 +47,22 @@ def test_without_memory_for_one_image_the_error_is_raised() -> None:
     assert made_by.step() == []
 
 
-def test_an_image_is_decoded_in_the_memory_of_other_sizes() -> None:
+def test_an_image_is_decoded_in_the_memory_of_other_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     made_by, fake = engine(FOUR, recorder()), Refusing(1)
     demo.make(made_by, demo.task(1, 96))
     made_by.admit(0, made_by.prepare(demo.task(0)))
     demo.run(made_by, 0)
     expected = made_by.decode(made_by.latents(0))
-    made_by._finished_latents[0][0].decoder.start = fake.instead_of(made_by._finished_latents[0][0].decoder.start)  # type: ignore[method-assign]
+    monkeypatch.setattr(Decoder, "start", fake.instead_of(Decoder.start))
     assert (made_by.collect(made_by.finish(0)) == expected).all()
-    assert made_by._execution.spaces.get((8, 12)) is None
+    assert dict(made_by.status().graphs)["steps"] == 0  # neither size runs, and so both gave theirs
 
 
-def test_an_image_that_cannot_be_decoded_stays_until_it_is_dropped() -> None:
+def test_an_image_that_cannot_be_decoded_stays_until_it_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     made_by, fake = engine(FOUR), Refusing(2)
     made_by.admit(0, made_by.prepare(demo.task(0)))
     demo.run(made_by, 0)
-    made_by._finished_latents[0][0].decoder.start = fake.instead_of(made_by._finished_latents[0][0].decoder.start)  # type: ignore[method-assign]
+    monkeypatch.setattr(Decoder, "start", fake.instead_of(Decoder.start))
     with pytest.raises(OutOfMemoryError):
         made_by.finish(0)
     made_by.discard(0)
@@ -72,7 +73,7 @@ def test_an_image_that_cannot_be_admitted_leaves_its_slot_free(monkeypatch: pyte
     made_by = engine(FOUR)
     prepared = made_by.prepare(demo.task(0))
     with monkeypatch.context() as patched:
-        patched.setattr(made_by, "_hint", Refusing(2).instead_of(made_by._hint))
+        patched.setattr(Batch, "admit", Refusing(2).instead_of(Batch.admit))
         with pytest.raises(OutOfMemoryError):
             made_by.admit(0, prepared)
     made_by.admit(0, prepared)
@@ -98,15 +99,14 @@ class Refusing:
 class _Limited:
     """Makes an engine's networks run out of memory with more than so many images."""
 
-    def __init__(self, engine: DiffusionEngine, rows: int) -> None:
+    def __init__(self, rows: int) -> None:
         self.refused = 0
         self._rows = rows
         parts = demo.parts()
         plain, layers = Passes.of(parts.unet, parts.controlnet), Layers.of(parts.unet, parts.controlnet)
         self._encode = plain.encode
         limited = replace(plain, encode=self)
-        functions = engine._execution._functions
-        engine._execution._functions = replace(functions, predict=lambda side: Guided(Denoiser(limited, side), layers))
+        self.change: Change = partial(replace, predict=lambda side: Guided(Denoiser(limited, side), layers))
 
     def __call__(self, latents: Tensor, *rest: Any) -> Any:
         if len(latents) > self._rows:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import count
+from threading import Event
 from typing import Any
 
 import pytest
@@ -13,10 +14,10 @@ import torch
 from tests.workers.engine import demo, dying
 from tests.workers.engine.demo import CONFIG, relative_error
 from tests.workers.engine.recorder import recorder
-from tests.workers.engine.three import alone, assert_alike, engine, speed, together
+from tests.workers.engine.three import Change, alone, assert_alike, engine, speed, together
+from workers.engine import model
 from workers.engine.denoiser import Denoiser, Guided, Layers, Passes
 from workers.engine.engine import DiffusionEngine
-from workers.engine.model import decode
 from workers.engine.runtime import Decode, ModelFunctions
 
 
@@ -26,36 +27,43 @@ def traced() -> tuple[Passes, Decode]:
     parts = demo.parts()
     plain = Passes.of(parts.unet, parts.controlnet)
     passes = Passes(trace(plain.control), trace(plain.encode), trace(plain.decode))
-    return passes, trace(partial(decode, parts.vae))
+    return passes, trace(partial(model.decode, parts.vae))
 
 
-def compiled_by(made_by: DiffusionEngine, passes: Passes, decode: Decode) -> None:
+def compiled_by(passes: Passes, decode: Decode) -> Change:
     """Have an engine take these for what is compiled."""
     layers = Layers.of(demo.parts().unet, demo.parts().controlnet)
     compiled = ModelFunctions(lambda side: Guided(Denoiser(passes, side), layers), decode)
-    made_by._execution._functions = replace(made_by._execution._functions, compiled=lambda: compiled)
+    return lambda plain: replace(plain, compiled=lambda: compiled)
+
+
+def wait_for_a_target(made_by: DiffusionEngine) -> None:
+    """Wait until something is compiled that no step has taken over yet."""
+    compiler = made_by._execution._compiler
+    while not compiler._compiled.qsize():  # the test's own time-out bounds this
+        assert not compiler.idle(), made_by.status().fallbacks
+        time.sleep(0.01)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own imports
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_networks_take_over_between_two_steps_of_an_image(backend: str) -> None:
     """The small model, for one batch size, and then its VAE: traced alone, or compiled by torch indeed."""
-    config = speed(replace(CONFIG, slots=1), compile=True)
-    made_by = engine(config, recorder())
-    if backend == "eager":
-        compiled_by(made_by, *traced())
-    made_by._execution.set_up()
-    made_by._measurements.take_all()
-    planned_with = made_by.costs()
+    gate = Event()
+
+    def gated(plain: ModelFunctions) -> ModelFunctions:
+        changed = compiled_by(*traced())(plain) if backend == "eager" else plain
+        compiled = changed.compiled
+        assert compiled is not None
+        return replace(changed, compiled=lambda: compiled() if gate.wait(600) else plain)
+
+    made_by = engine(speed(replace(CONFIG, slots=1), compile=True), recorder(), gated)
+    planned_with = made_by.warm_up()
     made_by.admit(0, made_by.prepare(demo.task(0)))
     for _ in range(2):
         made_by.step()
-    made_by._execution.start_compiling()
-    compiler = made_by._execution._compiler
-    while not compiler._compiled.qsize():  # the test's own time-out bounds this
-        assert compiler._thread is not None
-        assert not compiler.idle(), made_by.status().fallbacks
-        compiler._thread.join(0.05)
+    gate.set()
+    wait_for_a_target(made_by)
     assert relative_error(demo.run(made_by, 0), alone()[0]) <= 1e-4
     assert dict(made_by.status().graphs)["steps compiled"] == 1
     assert made_by.costs() != planned_with
@@ -68,10 +76,8 @@ def test_compiled_networks_take_over_between_two_steps_of_an_image(backend: str)
 
 @pytest.mark.slow
 def test_any_number_of_shapes_is_compiled() -> None:
-    made_by = engine(speed(replace(CONFIG, slots=3), compile=True))
-    compiled_by(made_by, *traced())
-    made_by._execution.set_up()
-    made_by._execution.start_compiling()
+    made_by = engine(speed(replace(CONFIG, slots=3), compile=True), change=compiled_by(*traced()))
+    made_by.warm_up()
     assert made_by.wait_until_compiled(600)
     assert (
         dict(made_by.status().graphs)["steps compiled"] == 3
@@ -83,10 +89,8 @@ def test_when_compiling_fails_images_are_made_as_before() -> None:
     def broken(*_: Any) -> Any:
         raise RuntimeError("no C compiler")
 
-    made_by = engine(speed(compile=True))
-    compiled_by(made_by, Passes(broken, broken, broken), broken)
-    made_by._execution.set_up()
-    made_by._execution.start_compiling()
+    made_by = engine(speed(compile=True), change=compiled_by(Passes(broken, broken, broken), broken))
+    made_by.warm_up()
     assert made_by.wait_until_compiled(600)
     assert_alike(together(made_by), alone())
     assert made_by.status().fallbacks == (("compile: failed", 5),)  # four batch sizes, and the VAE
@@ -114,10 +118,11 @@ SURVIVED = {
 @pytest.mark.parametrize("fault", SURVIVED)
 def test_a_fault_of_compiled_networks_costs_them_alone(fault: str, recorded: bool) -> None:
     fake = recorder() if recorded else None
-    made_by = engine(speed(replace(CONFIG, slots=1), compile=True), fake)
-    execution = made_by._execution
-    plain = execution._functions
-    execution._functions = replace(plain, compiled=lambda: dying.with_fault(dying.fault(fault), plain))
+
+    def faulty(plain: ModelFunctions) -> ModelFunctions:
+        return replace(plain, compiled=lambda: dying.with_fault(dying.fault(fault), plain))
+
+    made_by = engine(speed(replace(CONFIG, slots=1), compile=True), fake, faulty)
     made_by.warm_up()
     graphs = dict(made_by.status().graphs)
     assert made_by.wait_until_compiled(600)
@@ -131,17 +136,19 @@ def test_a_fault_of_compiled_networks_costs_them_alone(fault: str, recorded: boo
 
 def test_a_compiled_vae_that_is_wrong_is_not_taken_over_and_one_that_fails_is_given_up() -> None:
     for faulty, reason in ((_inverted, NOT_TAKEN), (_tired(), GIVEN_UP)):
-        made_by = engine(speed(replace(CONFIG, slots=1), compile=True))
-        execution = made_by._execution
-        plain = execution._functions
-        compiled = ModelFunctions(plain.predict, partial(faulty, plain.decode))
-        execution._functions = replace(plain, compiled=partial(replace, compiled))
+        decode = partial(faulty, partial(model.decode, demo.parts().vae))
+        change = partial(_with_decoder, decode)
+        made_by = engine(speed(replace(CONFIG, slots=1), compile=True), change=change)
         made_by.warm_up()
         assert made_by.wait_until_compiled(600)
         latents = demo.make(made_by, demo.task(0))
-        assert (made_by.decode(latents) == plain.decode(latents).numpy()).all()
+        assert (made_by.decode(latents) == model.decode(demo.parts().vae, latents).numpy()).all()
         assert made_by.status().fallbacks == ((reason, 1),)
         assert dict(made_by.status().graphs)["VAE compiled"] == 0
+
+
+def _with_decoder(decode: Decode, plain: ModelFunctions) -> ModelFunctions:
+    return replace(plain, compiled=lambda: ModelFunctions(plain.predict, decode))
 
 
 def _inverted(decode: Decode, latents: torch.Tensor) -> torch.Tensor:
@@ -161,16 +168,10 @@ def _tired() -> Callable[[Decode, torch.Tensor], torch.Tensor]:
 
 def test_networks_that_would_be_compiled_again_where_they_serve_are_not_taken_over() -> None:
     """That takes minutes, in which nobody's step would be taken."""
-    made_by = engine(speed(replace(CONFIG, slots=1), compile=True))
-    compiled_by(made_by, traced()[0], partial(decode, demo.parts().vae))
-    made_by._execution.set_up()
-    made_by._measurements.take_all()
-    made_by._execution.start_compiling()
-    compiler = made_by._execution._compiler
-    deadline = time.monotonic() + 600
-    while not compiler._compiled.qsize():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    change = compiled_by(traced()[0], partial(model.decode, demo.parts().vae))
+    made_by = engine(speed(replace(CONFIG, slots=1), compile=True), change=change)
+    made_by.warm_up()
+    wait_for_a_target(made_by)
     torch.compiler.reset()  # all that was compiled is forgotten
     assert made_by.wait_until_compiled(600)
     assert_alike({0: demo.make(made_by, demo.task(0))}, {0: alone()[0]})
