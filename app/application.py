@@ -1,30 +1,38 @@
-"""The service without a server around it: an ASGI application that brings its workers along in its lifespan."""
+"""The service as an ASGI application: its parts, its routes, and its workers, which live as long as its lifespan.
+
+`app.cli.serve` puts an HTTP server around it; example/ray does without.
+"""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
 
-from app.api.automatic1111.service import Service
+from app.api.automatic1111.routes import routes as automatic1111_routes
 from app.api.edges import EdgeFinder, Edges
 from app.api.generation import Generation
 from app.api.health import Health
-from app.api.openai.images import Images
-from app.api.openai.models import Models
+from app.api.metrics import MetricsEndpoint
+from app.api.openai.images import routes as openai_routes
 from app.api.page import SettingsEndpoint
+from app.errors import on_exception
 from app.generator import ImageGenerator
-from app.http.access import Access
+from app.http.access import Access, read_keys
 from app.http.middleware import middlewares
+from app.http.static_files import DOCS, PAGE, StaticFolder
 from app.lifecycle import RequestLifecycle
 from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
 from app.openapi import Description
-from app.rules import Rules
-from app.server import Endpoints, create_app
-from app.settings import Settings, read_keys
-from app.start import StartError, build_pool, check_runtime
+from app.params import Rules
+from app.settings import Settings
+from app.startup import StartError, build_pool, check_runtime
 from app.tracing import Tracing, tracing
 from scheduler import messages as m
 from workers.devices import Gpu, Placement, choose_devices
@@ -60,42 +68,52 @@ class Application:
         self._nvml = nvml
         self._ended = ended
         self._ready: Callable[[], None] | None = ready
-        placement = choose_devices(environ, nvml, settings.workers.cpu_workers)
+        self.placement = placement = choose_devices(environ, nvml, settings.workers.cpu_workers)
         check_runtime(settings, placement)
-        self.metrics = metrics = Metrics(_runtime(settings.engine))
+        self.metrics = Metrics(_runtime(settings.engine))
         self.pool = build_pool(settings, placement, cores, self._observe)
-        metrics.registry.register(PoolCollector(self.pool))
-        metrics.registry.register(EngineCollector(self.pool))
-        devices = None if nvml is None else DeviceCollector(self.pool, nvml)
-        if devices is not None:
-            metrics.registry.register(devices)
-        access = Access(read_keys(settings.server))
+        self._devices = None if nvml is None else DeviceCollector(self.pool, nvml)
+        for collector in (PoolCollector(self.pool), EngineCollector(self.pool), self._devices):
+            if collector is not None:
+                self.metrics.registry.register(collector)
         self._tracing = _tracing(environ)
-        self.lifecycle = lifecycle = RequestLifecycle(metrics, self._tracing, log_requests=settings.server.log_requests)
-        rules = Rules.of(settings)
-        generator = ImageGenerator(self.pool, rules, settings.server, metrics)
-        generation = Generation(lifecycle, access, generator)
         self._edges = _edge_service(settings)
-        core = self.pool.core
-        finder = EdgeFinder(self._edges, rules, lambda: core.draining)
-        finding = Edges(lifecycle, access, finder, rules, metrics)
-        health, description = Health(self.pool, placement.reason), Description(settings)
-        models = Models(lifecycle, access, settings.server.model_name)
-        images = Images(lifecycle, access, generator, finder, models)
-        automatic1111 = Service(lifecycle, access, generator, finder, metrics, settings)
-        compatible = [*models.routes(), *images.routes(), *automatic1111.routes()]
-        endpoints = Endpoints(generation, finding, health, description, SettingsEndpoint(settings), compatible)
-        self.asgi: Starlette = create_app(
-            lifecycle,
-            endpoints,
-            metrics.registry,
-            self._lifespan,
-            middlewares(settings, lifecycle, access),
-            (lambda: None) if devices is None else devices.read,
+        server = settings.server
+        access = Access(read_keys(server.api_key, server.api_key_file))
+        self.lifecycle = RequestLifecycle(self.metrics, access, self._tracing, log_requests=server.log_requests)
+        self.asgi = Starlette(
+            routes=list(_with_slash(self._routes())),
+            middleware=middlewares(settings, self.lifecycle, access),
+            exception_handlers={HTTPException: self.lifecycle.on_routing_error, Exception: on_exception},
+            lifespan=self._lifespan,
         )
+        self.asgi.router.redirect_slashes = False  # a path answers directly with a slash at its end and without
         _announce(settings, placement)
         if placement.devices[0].kind == "cuda" and (fault := driver_fault(nvml)) is not None:
             log.error(fault)
+
+    def _routes(self) -> Iterator[Route]:
+        """All endpoints, with the parts that they share."""
+        settings, metrics, lifecycle = self._settings, self.metrics, self.lifecycle
+        rules, core = Rules.of(settings), self.pool.core
+        generator = ImageGenerator(self.pool, rules, settings.server, metrics)
+        finder = EdgeFinder(self._edges, rules, lambda: core.draining)
+        health = Health(self.pool, self.placement.reason)
+        page, docs = StaticFolder(PAGE), StaticFolder(DOCS)
+        yield Route("/generation", Generation(lifecycle, generator).respond, methods=["POST"])
+        yield Route("/edges", Edges(lifecycle, finder, metrics).respond, methods=["POST"])
+        yield Route("/healthz", health.alive)
+        yield Route("/readyz", health.ready)
+        yield Route("/metrics", MetricsEndpoint(metrics.registry, self._devices).respond)
+        yield Route("/openapi.json", Description(settings).respond)
+        yield Route("/settings.json", SettingsEndpoint(settings).respond)
+        yield Route("/", page.respond)
+        yield Route("/page/{name}", page.respond)
+        yield Route("/docs", docs.respond)
+        yield Route("/docs/", _to_docs)
+        yield Route("/docs/{name}", docs.respond)
+        yield from openai_routes(lifecycle, generator, finder, settings.server.model_name)
+        yield from automatic1111_routes(lifecycle, generator, finder, metrics, settings)
 
     def _observe(self, event: m.Event, commands: Sequence[m.Command]) -> None:
         self.metrics.observe(event, commands)
@@ -121,7 +139,8 @@ class Application:
         yield
         self.pool.drain(0.0)
         await asyncio.wait([running])
-        await asyncio.to_thread(self._tracing.close)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     async def _run(self) -> None:
         try:
@@ -145,7 +164,22 @@ class Application:
                 loop.call_soon_threadsafe(self.pool.fault, uuids, reason)
 
 
-def _tracing(environ: Mapping[str, str]) -> Tracing:
+async def _to_docs(request: Request) -> Response:
+    """Remove the slash: the page's links are relative to a path without it. So is this, as a proxy may add a prefix."""
+    return RedirectResponse("../docs", 308)
+
+
+def _with_slash(routes: Iterable[Route]) -> Iterator[Route]:
+    """Each route, and the same with a slash at its end, except those that have one, or end with a parameter."""
+    routes = list(routes)
+    paths = {route.path for route in routes}
+    for route in routes:
+        yield route
+        if not route.path.endswith(("/", "}")) and f"{route.path}/" not in paths:
+            yield Route(f"{route.path}/", route.endpoint, methods=sorted(route.methods or ()))
+
+
+def _tracing(environ: Mapping[str, str]) -> Tracing | None:
     """Raises StartError."""
     try:
         return tracing(environ)

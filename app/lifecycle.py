@@ -1,23 +1,24 @@
-"""The life of a request: it gets an id, is timed, counted and logged, and is answered once, whatever happens."""
+"""The life of a request: an id, the check of its API key, its time, count and log line, and exactly one answer."""
 
 import asyncio
 import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from app.access_log import ConnectionErrorRecord, RequestRecord
 from app.errors import Error, Problem, respond, routing_problem
 from app.generator import ClientGoneError, GeneratedImage, Workload
+from app.http.access import Access
 from app.http.events import EventStream, Feed
 from app.metrics import Metrics
 from app.tracing import Tracing
+from workers.logs import Record
 
 log = logging.getLogger("contour.generation")
 requests_log = logging.getLogger("contour.request")
@@ -58,8 +59,9 @@ CountOutcome: TypeAlias = Callable[[str, float], None]  # outcome, seconds
 class RequestLifecycle:
     """Answers each request exactly once: with its handler's response, or with the problem that the handler raised."""
 
-    def __init__(self, metrics: Metrics, tracing: Tracing, *, log_requests: bool) -> None:
+    def __init__(self, metrics: Metrics, access: Access, tracing: Tracing | None, *, log_requests: bool) -> None:
         self._metrics = metrics
+        self._access = access
         self._tracing = tracing
         self._logs_requests = log_requests
         self.open_requests = 0
@@ -84,6 +86,7 @@ class RequestLifecycle:
         self.open_requests += 1
         close = partial(self._close, request, context=context, count=count, level=None if quiet else level)
         try:
+            context.client = self._access.client(request)
             response = await handler(request, context)
         except asyncio.CancelledError:
             self.open_requests -= 1
@@ -146,7 +149,7 @@ class RequestLifecycle:
         self._metrics.connection(problem.error)
         if self._logs_requests:
             requests_log.info(
-                ConnectionErrorRecord(int(problem.error.status), problem.error.slug, problem.reason, client)
+                _ConnectionErrorRecord(int(problem.error.status), problem.error.slug, problem.reason, client)
             )
 
     def problem(self, error: BaseException, context: RequestContext) -> Problem | None:
@@ -195,8 +198,8 @@ class RequestLifecycle:
             workload=context.workload,
             reason="" if context.problem is None else context.problem.reason,
         )
-        if trace := self._tracing.record(record, request.headers):
-            record = replace(record, trace=trace)
+        if self._tracing is not None:
+            record = replace(record, trace=self._tracing.record(record, request.headers))
         if self._logs_requests:
             requests_log.log(level, record)
 
@@ -204,3 +207,83 @@ class RequestLifecycle:
 def _new_id() -> str:
     """A random id. It cannot be guessed, as whoever knows it may follow and end the request."""
     return secrets.token_hex(ID_BYTES)
+
+
+# ------------------------------------------------------------------------------------------------------- log lines
+
+
+@dataclass(frozen=True, slots=True)
+class _ConnectionErrorRecord(Record):
+    """The log line of a connection that ended before a whole request had arrived."""
+
+    status: int
+    outcome: str
+    reason: str
+    client: str
+
+    def __str__(self) -> str:
+        return f"{self.status} {self.outcome}: {self.reason} Client {self.client}"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return {"status": self.status, "outcome": self.outcome, "reason": self.reason, "client": self.client}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord(Record):
+    """The log line of a request. `began` is by time.perf_counter; `routed`: the path is one of ours.
+
+    It holds nothing that the client sent, except the path: `reason` says why the request was refused without a quote.
+    """
+
+    request: str
+    method: str
+    path: str
+    routed: bool
+    status: int
+    outcome: str
+    client: str
+    began: float
+    seconds: float
+    images: Sequence[GeneratedImage]
+    workload: Workload | None = None
+    reason: str = ""
+    trace: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.request} {self.method} {self.path} {self.status} {self.outcome} {_ms(self.seconds)} ms"
+        if self.client:
+            text += f", client {self.client}"
+        if self.workload is not None:
+            text += f", {self.workload}"
+        if self.reason:
+            text += f": {self.reason}"
+        for number, image in enumerate(self.images):
+            which = f", image {number} by" if len(self.images) > 1 else ", by"
+            stages = "".join(f" {stage} {_ms(seconds)}" for stage, seconds in image.stages.items())
+            text += f"{which} {image.worker}:{stages}"
+        return text
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        fields = {
+            "request": self.request,
+            "method": self.method,
+            "path": self.path,
+            "status": self.status,
+            "outcome": self.outcome,
+            "client": self.client,
+            "ms": _ms(self.seconds),
+            "stages": [_fields(image) for image in self.images],
+        }
+        if self.workload is not None:
+            fields |= asdict(self.workload)
+        return fields | {name: value for name in ("reason", "trace") if (value := getattr(self, name))}
+
+
+def _fields(image: GeneratedImage) -> dict[str, Any]:
+    return {"worker": image.worker, **{stage: _ms(seconds) for stage, seconds in image.stages.items()}}
+
+
+def _ms(seconds: float) -> float:
+    return round(1e3 * seconds, 2)

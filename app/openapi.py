@@ -23,14 +23,14 @@ from app.api.automatic1111 import structs as automatic
 from app.api.automatic1111.options import catalogue
 from app.api.automatic1111.structs import MAX_NAME
 from app.api.generation import JSON
-from app.api.openai import errors as openai
-from app.bodies import IMAGE_TYPES
+from app.api.openai import structs as openai
 from app.errors import Error, Problem, joined, respond
 from app.http import events
 from app.http.prefix import HEADER, prefix_of
 from app.http.static_files import DOCS, PAGE, StaticFolder
 from app.lifecycle import ErrorRenderer
 from app.metrics import OF_CONNECTIONS, OF_EDGES
+from app.parsing.bodies import IMAGE_TYPES
 from app.schemas import BINARY, Node, Schemas, reference, struct_of
 from app.settings import Settings
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from app.listening import REACHED_AT
+from app.http.listening import REACHED_AT
 from app.settings import ServerConfig
 from workers.console import Parser, leave
 from workers.document import Document, SettingsError

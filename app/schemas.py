@@ -15,15 +15,14 @@ from app.api.edges import EdgesRequest
 from app.api.generation import JSON, GenerationAnswer
 from app.api.health import Aliveness, Readiness
 from app.api.openai import structs as openai
-from app.api.openai.images import IMAGE as EDITED_IMAGE
-from app.api.openai.references import FIELDS
+from app.api.openai.parse import FIELDS
+from app.api.openai.parse import IMAGE as EDITED_IMAGE
 from app.api.page import PageSettings
-from app.bodies import FORM_FILE
 from app.errors import ProblemBody
 from app.http import events
-from app.input_image import JSON_NAME
-from app.params import PARAMS, TEXTS, GenerationRequest, RequestFields
-from app.rules import Rules
+from app.params import PARAMS, TEXTS, GenerationRequest, RequestFields, Rules
+from app.parsing.bodies import FORM_FILE
+from app.parsing.input_image import JSON_NAME
 from app.settings import Settings
 
 Node: TypeAlias = dict[str, Any]

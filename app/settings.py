@@ -3,26 +3,36 @@
 `workers.document` reads it. The text below each field is its meaning in docs/configuration.md.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from app.http import buffers
-from app.validation import read_keys, scheduler_problems, server_problems
+from app.http.access import read_keys
+from app.http.prefix import is_prefix
 from scheduler.limits import Limits
 from workers.config import WorkersConfig, engine_problems, home_folder, locate
 from workers.document import Document, SettingsError
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Embedding
 from workers.engine.header import default_max_pixels
+from workers.engine.metadata import About, Metadata
 from workers.machine import memory_limit
+from workers.schema import Problem, show
 
-__all__ = ["ServerConfig", "Settings", "SettingsError", "load", "read_keys"]
+__all__ = ["ServerConfig", "Settings", "SettingsError", "load"]
 
+ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.IGNORECASE)
+HOST = re.compile(r"(\*\.)?[a-z0-9._-]+", re.IGNORECASE)
+NAME = re.compile(r"[a-z0-9._-]+", re.IGNORECASE)
+DEFAULT_PORT = re.compile(r"http://.*:80|https://.*:443", re.IGNORECASE)  # which browsers leave out of an origin
 DAY = 86400  # seconds
+BODY_COPIES = 2  # in memory until a request is answered: its body, and the image decoded from it
 LEAST_BUFFERED_BYTES, MOST_BUFFERED_BYTES = 256 * 2**20, 2 * 2**30
 Bytes = Annotated[int, Meta(ge=1024, le=2**30)]
 Seconds = Annotated[float, Meta(gt=0, le=DAY)]
@@ -126,8 +136,13 @@ class Settings:
         """The limit for all bodies and their images together, while their requests are answered."""
         if self.server.max_buffered_bytes != "auto":
             return self.server.max_buffered_bytes
-        least = max(LEAST_BUFFERED_BYTES, buffers.needed(self.server.max_body_bytes))
+        least = max(LEAST_BUFFERED_BYTES, _buffers_needed(self.server.max_body_bytes))
         return max(least, min(memory_limit() // 8, MOST_BUFFERED_BYTES))
+
+
+def _buffers_needed(body_bytes: int) -> int:
+    """The least budget in which a client alone can send a body of `body_bytes`: half is always left free for others."""
+    return 2 * BODY_COPIES * body_bytes
 
 
 def load(path: Path, environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> Settings:
@@ -163,3 +178,110 @@ def _model_name(engine: EngineConfig, folder: Path) -> str:
     if engine.model.file is not None:
         return Path(engine.model.file).stem
     return (folder / engine.model.path).resolve().name.removesuffix(".safetensors")
+
+
+# ----------------------------------------------------------------------------------------- contradictions in settings
+
+
+def server_problems(settings: Settings) -> list[Problem]:
+    """Contradictions in the `server` section, and between it and the others."""
+    server, room = settings.server, settings.workers.output_bytes
+    found = []
+    base64_bytes = -(-server.max_image_bytes // 3) * 4
+    if base64_bytes > server.max_body_bytes:
+        text = f"is {server.max_image_bytes}, which is {base64_bytes} in base64: more than server.max_body_bytes"
+        found.append(Problem(("server", "max_image_bytes"), f"{text} ({server.max_body_bytes})"))
+    if (needed := _buffers_needed(server.max_body_bytes)) > settings.max_buffered_bytes:
+        text = f"is {settings.max_buffered_bytes}, but one body of server.max_body_bytes may need {needed}"
+        found.append(Problem(("server", "max_buffered_bytes"), text))
+    if isinstance(server.deadline, float | int) and server.deadline > server.max_deadline:
+        text = f"is {server.deadline}, but must not be above server.max_deadline ({server.max_deadline})"
+        found.append(Problem(("server", "deadline"), text))
+    found += _host_problems(server.host)
+    found += _access_problems(server)
+    if (largest := _largest_result(settings)) > room:
+        text = f"is {room}, but a result may take {largest}"
+        found.append(Problem(("workers", "output_bytes"), text))
+    return found
+
+
+def _host_problems(host: str) -> Iterator[Problem]:
+    if NAME.fullmatch(host) or _parses(ip_address, host):
+        return
+    remedy = "write an IPv6 address without brackets" if host.startswith("[") else "the port is server.port"
+    text = f"is {show(host)}, but must be an address such as 127.0.0.1, 0.0.0.0 or ::, or a host name; {remedy}"
+    yield Problem(("server", "host"), text)
+
+
+def _access_problems(server: ServerConfig) -> Iterator[Problem]:
+    try:
+        read_keys(server.api_key, server.api_key_file)
+    except (OSError, ValueError) as error:
+        name, text = "api_key", "cannot be used"
+        if server.api_key_file is not None:
+            name, text = "api_key_file", f"is {server.api_key_file}, which cannot be used"
+        yield Problem(("server", name), f"{text}: {_reason(error)}")
+    yield from _list_problems(
+        "trusted_proxies",
+        server.trusted_proxies,
+        partial(_parses, ip_network),
+        "an address or a network, such as 10.0.0.0/8",
+    )
+    if not is_prefix(server.root_path):
+        text = f"is {show(server.root_path)}, but must begin with a slash and end without one, such as /contour"
+        yield Problem(("server", "root_path"), f"{text}; and it must not be a path of this service, such as /docs")
+    yield from _list_problems(
+        "allowed_hosts",
+        server.allowed_hosts,
+        lambda host: host == "*" or HOST.fullmatch(host) is not None or _parses(ip_address, host),
+        "a host name without port, *.NAME for all names below one, or *",
+    )
+    yield from _list_problems(
+        "allowed_origins",
+        server.allowed_origins,
+        lambda origin: origin == "*" or (ORIGIN.fullmatch(origin) is not None and not DEFAULT_PORT.fullmatch(origin)),
+        "an origin as browsers write it, such as https://example.com, or *",
+    )
+
+
+def _list_problems(name: str, values: list[str], valid: Callable[[str], bool], wanted: str) -> Iterator[Problem]:
+    for n, value in enumerate(values):
+        if not valid(value):
+            yield Problem(("server", name, str(n)), f"is {show(value)}, but must be {wanted}")
+
+
+def _parses(parse: Callable[[str], object], text: str) -> bool:
+    try:
+        parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _reason(error: OSError | ValueError) -> str:
+    match error:
+        case UnicodeDecodeError():  # its own text quotes what it found
+            return "it is not text in UTF-8"
+        case OSError():
+            return error.strerror or "it cannot be read"
+        case _:
+            return str(error)
+
+
+def _largest_result(settings: Settings) -> int:
+    """Bytes of the largest result: what came, for echo; else a PNG of noise, which is just above its pixels, with all
+    of its metadata."""
+    engine, server = settings.engine, settings.server
+    if engine.kind == "echo":
+        return server.max_image_bytes
+    metadata = Metadata(engine, About(server.model_name)).largest(server.max_text_chars)
+    return engine.size.short_side * engine.size.long_side * 3 * 17 // 16 + metadata
+
+
+def scheduler_problems(limits: Limits) -> list[Problem]:
+    """Contradictions in the `scheduler` section."""
+    if limits.restart_backoff <= limits.restart_backoff_max:
+        return []
+    most = f"scheduler.restart_backoff_max ({limits.restart_backoff_max})"
+    text = f"is {limits.restart_backoff}, but must not be above {most}"
+    return [Problem(("scheduler", "restart_backoff"), text)]

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from app.access_log import RequestRecord
 from app.generator import GeneratedImage
 from workers.console import command
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
+
+    from app.lifecycle import RequestRecord
 
 log = logging.getLogger("contour.tracing")
 
@@ -30,32 +31,18 @@ WARNING_SECONDS = 60.0  # between two warnings that a collector cannot be reache
 SERVER_ERROR = 500
 
 
-class Tracing:
-    """Records nothing; `_Spans` does."""
-
-    def record(self, record: RequestRecord, headers: Mapping[str, str]) -> str:
-        """Record the spans of a request that has just been answered. Returns the id of its trace, or an empty string.
-
-        `headers` are the request's, by their names in lower case.
-        """
-        return ""
-
-    def close(self) -> None:
-        """Send the remaining spans, for a few seconds at most."""
-
-
-def tracing(environ: Mapping[str, str]) -> Tracing:
-    """Read the environment. Raises ValueError with advice if what it asks for is not possible."""
+def tracing(environ: Mapping[str, str]) -> "Tracing | None":
+    """The tracing that the environment asks for, if any. Raises ValueError with advice where that is not possible."""
     exporter = environ.get("OTEL_TRACES_EXPORTER", "otlp" if any(environ.get(name) for name in ENDPOINTS) else "none")
     if exporter == "none" or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return Tracing()
+        return None
     if exporter != "otlp":
         raise ValueError(f"OTEL_TRACES_EXPORTER is {exporter!r}, but must be otlp or none")
     protocol = next((environ[name] for name in PROTOCOLS if environ.get(name)), HTTP)
     if protocol != HTTP:
         raise ValueError(f"the protocol for traces is {protocol!r}; set OTEL_EXPORTER_OTLP_TRACES_PROTOCOL to {HTTP}")
     try:
-        return _Spans(_provider(environ))
+        return Tracing(_provider(environ))
     except ImportError as error:
         install = command("-m", "pip", "install", ".[otel]")
         raise ValueError(f"the variables ask for traces, but {error.name} is missing: {install}") from None
@@ -93,12 +80,18 @@ class _Seldom(logging.Filter):
         return True
 
 
-class _Spans(Tracing):
+class Tracing:
+    """Records the spans of requests."""
+
     def __init__(self, provider: "TracerProvider") -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("contour")
 
-    def record(self, record: RequestRecord, headers: Mapping[str, str]) -> str:
+    def record(self, record: "RequestRecord", headers: Mapping[str, str]) -> str:
+        """Record the spans of a request that has just been answered. Returns the id of its trace.
+
+        `headers` are the request's, by their names in lower case.
+        """
         from opentelemetry.propagate import extract
         from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id, set_span_in_context
 
@@ -122,6 +115,7 @@ class _Spans(Tracing):
         return format_trace_id(span.get_span_context().trace_id)
 
     def close(self) -> None:
+        """Send the remaining spans, for a few seconds at most."""
         # In a thread of its own: waiting for a collector that does not answer cannot be cancelled.
         closing = threading.Thread(target=self._shut_down, daemon=True)
         closing.start()
@@ -132,7 +126,7 @@ class _Spans(Tracing):
             self._provider.shutdown()
 
 
-def _attributes(record: RequestRecord, headers: Mapping[str, str]) -> dict[str, Any]:
+def _attributes(record: "RequestRecord", headers: Mapping[str, str]) -> dict[str, Any]:
     """OpenTelemetry's semantic conventions for HTTP servers, and our own."""
     attributes: dict[str, Any] = {
         "http.request.method": record.method,

@@ -19,6 +19,8 @@ GONE = {
 GONE_FROM_APP = {
     *("Desk", "desk", "Ticket", "ticket", "Voice", "voice", "Maker", "maker", "Follow", "Asked", "asked"),
     *("told", "Told", "told_of", "news", "turn_away", "hang_up", "aside", "INVALID_PICTURE", "Hope", "Recipe"),
+    *("other_names", "field_types", "base64_text", "json_reading", "json_syntax", "LimitedConnection"),
+    *("Endpoints", "create_app", "connection_limits"),
 }
 
 

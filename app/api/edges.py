@@ -9,16 +9,14 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import bodies, input_image
 from app.api.generation import unless_gone, with_warnings
 from app.errors import Error, Faults, Problem
-from app.http.access import Access
 from app.http.negotiation import negotiated
 from app.lifecycle import RequestContext, RequestLifecycle
 from app.metrics import Metrics
-from app.other_names import sent_in, warnings, with_others
-from app.params import PARAMS
-from app.rules import Rules
+from app.params import PARAMS, Rules
+from app.parsing import bodies, input_image
+from app.parsing.aliases import sent_in, warnings, with_others
 from workers.edge_process import (
     BusyError,
     ClosingError,
@@ -104,9 +102,7 @@ class EdgeEndpoint:
     """The parts of endpoints that answer with edges."""
 
     lifecycle: RequestLifecycle
-    access: Access
     finder: EdgeFinder
-    rules: Rules
     metrics: Metrics
 
 
@@ -117,17 +113,16 @@ class Edges(EdgeEndpoint):
         return await self.lifecycle.serve(request, self._find, count=self.metrics.edges, level=logging.DEBUG)
 
     async def _find(self, request: Request, context: RequestContext) -> Response:
-        context.client = self.access.client(request)
         self.finder.check_open()
         negotiated(request, [PNG])
         faults = Faults()
         query = bodies.query(request)
-        in_query = bodies.converted(query, Thresholds, faults, self.rules.ranges)
+        in_query = bodies.converted(query, Thresholds, faults, self.finder.rules.ranges)
         image, blamed, in_body = await self._body(request, faults)
         canny = self._canny(faults, in_body, in_query)
         if faults:
             with faults.noted():
-                input_image.measured(image, self.rules, blamed or bodies.BODY)
+                input_image.measured(image, self.finder.rules, blamed or bodies.BODY)
         faults.check()
         png = await self.finder.png(request, context.client, image, blamed, canny)
         sent = {name for name, text in query.items() if text}
@@ -137,20 +132,21 @@ class Edges(EdgeEndpoint):
 
     def _canny(self, faults: Faults, in_body: Thresholds | EdgesRequest, in_query: Thresholds) -> Canny:
         """The thresholds: from the body, else the query, else the configuration."""
+        rules = self.finder.rules
         for each in (in_body, in_query):
-            for problem in self.rules.number_faults({"canny_low": each.canny_low, "canny_high": each.canny_high}):
+            for problem in rules.number_faults({"canny_low": each.canny_low, "canny_high": each.canny_high}):
                 faults.add(problem)
         low, high = in_body.canny_low or in_query.canny_low, in_body.canny_high or in_query.canny_high
-        return self.rules.resolved(Options(canny_low=low, canny_high=high)).canny
+        return rules.resolved(Options(canny_low=low, canny_high=high)).canny
 
     async def _body(self, request: Request, faults: Faults) -> tuple[bytes, str | None, Thresholds | EdgesRequest]:
         """The image file, the client's name for it, and the thresholds in the body."""
         kind = bodies.media_type(request)
         if bodies.is_json(kind):
-            body = await bodies.json_body(request, self.rules, _json, flat=True, faults=faults)
+            body = await bodies.json_body(request, self.finder.rules, _json, flat=True, faults=faults)
             return await bodies.image_of_json(body.input_image_base64, faults), input_image.JSON_NAME, body
         if kind in bodies.IMAGE_TYPES:
-            return await bodies.image_alone(request, self.rules), None, Thresholds()
+            return await bodies.image_alone(request, self.finder.rules), None, Thresholds()
         raise bodies.unsupported(kind, TYPES)
 
 

@@ -3,6 +3,8 @@
 import asyncio
 from bisect import bisect_right
 from collections.abc import Awaitable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, islice
 from typing import TypeVar
 from urllib.parse import quote
@@ -12,15 +14,14 @@ import pybase64
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import bodies
 from app.errors import Error, Problem, problem_body, quoted
 from app.generator import ClientGoneError, GeneratedImage, ImageGenerator
 from app.http import events
-from app.http.access import Access
 from app.http.events import Feed
 from app.http.negotiation import negotiated, preferred
 from app.lifecycle import RequestContext, RequestLifecycle
 from app.params import GenerationParams, OutputOptions
+from app.parsing import bodies
 from workers.engine.contract import Format
 
 JSON = "application/json"
@@ -43,26 +44,27 @@ class GenerationAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     warnings: list[str] | None = None
 
 
+@dataclass(frozen=True)
 class Generation:
     """The endpoint. Everything about a request is checked before anything is queued."""
 
-    def __init__(self, lifecycle: RequestLifecycle, access: Access, generator: ImageGenerator) -> None:
-        self._lifecycle = lifecycle
-        self._access = access
-        self._generator = generator
-        # In order of preference: JSON for clients without one; of image types, the configured one first.
-        configured = next(kind for kind, name in FORMATS.items() if name == generator.rules.engine.output.format)
-        self._offers = list(dict.fromkeys([JSON, configured, *FORMATS, events.MEDIA_TYPE]))
+    lifecycle: RequestLifecycle
+    generator: ImageGenerator
+
+    @cached_property
+    def _offers(self) -> Sequence[str]:
+        """In order of preference: JSON for clients without one; of image types, the configured one first."""
+        configured = next(kind for kind, name in FORMATS.items() if name == self.generator.rules.engine.output.format)
+        return list(dict.fromkeys([JSON, configured, *FORMATS, events.MEDIA_TYPE]))
 
     async def respond(self, request: Request) -> Response:
-        return await self._lifecycle.serve(request, self._generate)
+        return await self.lifecycle.serve(request, self._generate)
 
     async def _generate(self, request: Request, context: RequestContext) -> Response:
-        context.client = self._access.client(request)
         kind = negotiated(request, self._offers)
         streams = kind == events.MEDIA_TYPE
         params = await bodies.generation_params(
-            request, self._generator.rules, OutputOptions(FORMATS.get(kind), streams)
+            request, self.generator.rules, OutputOptions(FORMATS.get(kind), streams)
         )
         if kind in FORMATS and (named := params.options.format) is not None:
             kind = _of_format(request, named)
@@ -72,7 +74,7 @@ class Generation:
             raise Problem(Error.INVALID_FIELD, detail, "number_of_images")
         if streams:
             return await self._stream(request, params, context)
-        images = context.images = await unless_gone(request, self._generator.generate(request, params, context))
+        images = context.images = await unless_gone(request, self.generator.generate(request, params, context))
         body = images[0].file if file_format is not None else _json(params, images)
         response = Response(body, headers={"Server-Timing": _timing(images[0], context.seconds)}, media_type=kind)
         warnings = (*params.warnings, *warnings_of(images)) if file_format is not None else ()
@@ -83,10 +85,10 @@ class Generation:
         feed = Feed()
 
         async def made() -> bytes:
-            context.images = await self._generator.generate(request, params, context, feed.publish)
+            context.images = await self.generator.generate(request, params, context, feed.publish)
             return events.encode_event("done", _json(params, context.images))
 
-        return await self._lifecycle.stream(
+        return await self.lifecycle.stream(
             context, feed, made(), lambda problem: events.encode_event("error", problem_body(problem))
         )
 

@@ -9,7 +9,7 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.rules import Rules
+from app.params import Rules
 from app.settings import Settings
 from workers.engine.config import EngineConfig
 

@@ -1,1 +1,1 @@
-"""What `python -m app doctor` looks at: a module a check, each with `check(subject)`, which yields findings."""
+"""What `python -m app doctor` looks at: functions of a `Subject` that yield findings."""

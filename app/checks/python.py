@@ -18,7 +18,7 @@ INSTALL = f"make install, or: {command('-m', 'pip', 'install', '-c', PINS, '-e',
 DIGITS_AND_ON = re.compile(r"[\s<>=!~;\[(].*")  # what follows a package's name in a requirement
 
 
-def check(subject: Subject) -> Iterator[Finding]:
+def python(subject: Subject) -> Iterator[Finding]:
     """Report differences, or one line each if there are none."""
     yield _python()
     yield from packages(ROOT)

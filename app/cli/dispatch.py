@@ -12,7 +12,7 @@ from workers.console import WRONG, command
 
 # The module of each, whose `run(arguments)` returns the exit code.
 COMMANDS = {
-    "serve": "app.command",
+    "serve": "app.cli.serve",
     "generate": "app.cli.generate",
     "doctor": "app.cli.doctor",
     "config": "app.cli.config",

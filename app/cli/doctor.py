@@ -8,13 +8,25 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 
 from app.checks.finding import Finding, Level, NotUsableError, Subject
 from workers.console import Parser, add_configuration
 
-CHECKS = ("configuration", "python", "devices", "engine", "weights", "onnx", "port", "limits", "memory", "disk")
+# Each check by the module in app.checks that has it; one whose module cannot be imported says so.
+CHECKS = {
+    "configuration": "model",
+    "python": "python",
+    "devices": "devices",
+    "engine": "devices",
+    "weights": "model",
+    "onnx": "model",
+    "port": "machine",
+    "limits": "machine",
+    "memory": "machine",
+    "disk": "machine",
+}
 COLOURS = {Level.OK: 32, Level.WARNING: 33, Level.MISSING: 31}  # of ECMA-48
 LEVEL_COLUMN, CHECK_COLUMN, WIDTH = 9, 17, 120
 
@@ -48,11 +60,11 @@ def _parser() -> Parser:
     return parser
 
 
-def examine(subject: Subject, checks: Sequence[str] = CHECKS) -> Iterator[Finding]:
+def examine(subject: Subject, checks: Iterable[str] = CHECKS) -> Iterator[Finding]:
     """Run checks. One that fails itself says so, and the others go on."""
     for name in checks:
         try:
-            yield from import_module(f"app.checks.{name}").check(subject)
+            yield from getattr(import_module(f"app.checks.{CHECKS[name]}"), name)(subject)
         except NotUsableError as error:
             if name == "configuration":
                 yield Finding(name, Level.MISSING, str(error), "correct it; configs/ has others to go by")

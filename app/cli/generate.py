@@ -15,23 +15,20 @@ from typing import get_args
 import msgspec
 
 from app.cli import results
-from app.cli.flags import CommandError, add_flags, first_seed, parse_flags
-from app.cli.plan import Plan, plan
+from app.cli.plan import CommandError, Plan, add_flags, first_seed, parse_flags, plan
 from app.cli.progress import say
-from app.cli.runner import InterruptedByError, NoWorkersError, Runner, run_plan
-from app.params import RequestFields, seeds
-from app.rules import Rules
+from app.cli.runner import InterruptedByError, NoWorkersError, Runner, listed, run_plan
+from app.params import RequestFields, Rules, seeds
 from app.settings import Settings
-from app.start import StartError, check_runtime, prepared
+from app.startup import StartError, check_runtime, prepared
 from workers.console import Parser
-from workers.devices import Placement, choose_devices
+from workers.devices import choose_devices
 from workers.engine.contract import Format
 from workers.machine import available_cores
 from workers.nvml import Nvml, driver_fault
 
 FAILED, WRONG, SIGNALLED = 1, 2, 128  # exit codes; to the last a signal's number is added
 LOG_LEVEL, LOG_FORMAT = "CONTOUR_SERVER__LOG_LEVEL", "CONTOUR_SERVER__LOG_FORMAT"
-NAMED = 10  # failed images that the summary names
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -130,7 +127,7 @@ def _make(settings: Settings, runner: Runner) -> None:
     try:
         placement = choose_devices(os.environ, nvml, settings.workers.cpu_workers)
         check_runtime(settings, placement)
-        _tell_devices(placement)
+        say(placement.reason)
         if placement.devices[0].kind == "cuda" and (fault := driver_fault(nvml)) is not None:
             say(str(fault))
         asyncio.run(run_plan(settings, placement, available_cores(), runner))
@@ -139,12 +136,7 @@ def _make(settings: Settings, runner: Runner) -> None:
             nvml.close()
 
 
-def _tell_devices(placement: Placement) -> None:
-    say(placement.reason)
-
-
 def _summary(runner: Runner) -> str:
     tally = runner.tally
     there = f", {tally.skipped} there already" if runner.folder is not None else ""
-    names = ", ".join(str(path) for path in tally.failed[:NAMED]) + ", ..." * (len(tally.failed) > NAMED)
-    return f"{tally.made} made{there}" + f", {len(tally.failed)} failed: {names}" * bool(tally.failed)
+    return f"{tally.made} made{there}" + f", {len(tally.failed)} failed: {listed(tally.failed)}" * bool(tally.failed)

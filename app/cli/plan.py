@@ -1,13 +1,85 @@
-"""The plan of a command: input images, seeds and output files."""
+"""The plan of a command: from its flags to the options of a request, seeds, input images and output files."""
 
+import argparse
 import mimetypes
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
-from app.cli.flags import CommandError
+import msgspec
+
+from app.errors import Problem
+from app.params import PARAMS, RequestFields, Rules, drawn_seed
 from workers.engine.contract import Format
+
+# Random seeds are multiples of this, the most images of one input, so that the seed of any image tells the first.
+SEEDS_APART = 64
+DRAWN = " Random, and printed, if it is not given."
+FLAGS = {name: param.flags[-1] for name, param in PARAMS.items() if param.flags}
+
+
+class CommandError(Exception):
+    """The command or the configuration is wrong; the message says why, and what to do."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each option."""
+    readers: dict[type, tuple[Callable[[str], Any], str]]
+    readers = {int: (_reader(int, "a whole number"), "N"), float: (_reader(float, "a number"), "X"), str: (str, "TEXT")}
+    for field in msgspec.structs.fields(RequestFields):
+        name, param = field.name, PARAMS[field.name]
+        if not param.flags or name == "text":
+            continue
+        help_text = param.meaning + DRAWN * (name == "random_seed")
+        kind = next(each for each in get_args(field.type) or [field.type] if each is not NoneType)
+        if get_origin(kind) is Literal:
+            parser.add_argument(*param.flags, dest=name, choices=get_args(kind), help=help_text)
+        else:
+            read, metavar = readers[kind]
+            parser.add_argument(*param.flags, dest=name, type=read, metavar=metavar, help=help_text)
+
+
+def _reader(kind: Callable[[str], object], name: str) -> Callable[[str], object]:
+    def read(text: str) -> object:
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from None
+
+    return read
+
+
+def first_seed(seed: int, images: int) -> int:
+    """The first seed of so many images, by any of them, if it was random."""
+    return seed if images == 1 else seed // SEEDS_APART * SEEDS_APART
+
+
+def parse_flags(given: argparse.Namespace, rules: Rules) -> RequestFields:
+    """Parse the flags; `random_seed` is random if it is not given. Raises CommandError."""
+    values = {name: getattr(given, name) for name in FLAGS if name != "text"}
+    if values["random_seed"] is None:
+        values["random_seed"] = drawn_seed() // SEEDS_APART * SEEDS_APART
+    for name, text in (("text", given.prompt), ("negative_prompt", given.negative_prompt)):
+        if text is not None and not _is_text(text):
+            raise CommandError(f"{FLAGS[name]}: it is not text in UTF-8")
+    fields = RequestFields(text=given.prompt, **values)
+    try:
+        rules.check(fields)
+    except Problem as problem:
+        raise CommandError(f"{FLAGS[problem.field or 'text']}: {problem.detail}") from None
+    return fields
+
+
+def _is_text(text: str) -> bool:
+    """Whether an argument is UTF-8: Python passes other bytes as half surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+# ------------------------------------------------------------------------------------------- inputs and outputs
+
 
 FORMATS: dict[str, Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 SUFFIXES: dict[Format, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}

@@ -16,11 +16,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from app.cli.flags import CommandError
-from app.cli.plan import SUFFIXES
+from app.cli.plan import SUFFIXES, CommandError
 from app.params import OutputOptions, RequestFields, engine_options
 from app.settings import Settings
-from app.start import about
+from app.startup import about
 from workers.engine.contract import Format, Task
 from workers.engine.embedding import EXIF_IFD, KEYWORD, UNICODE, USER_COMMENT, holds
 from workers.engine.metadata import VERSION, Metadata, Provenance, fitted

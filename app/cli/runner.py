@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,12 +13,11 @@ from app.cli import results
 from app.cli.plan import Item, Plan
 from app.cli.progress import Progress, hand_over, say
 from app.errors import Problem
-from app.generator import error_of
-from app.input_image import effort, measured
-from app.params import RequestFields
-from app.rules import Rules
+from app.generator import effort, error_of
+from app.params import RequestFields, Rules
+from app.parsing.input_image import measured
 from app.settings import Settings
-from app.start import build_pool
+from app.startup import build_pool
 from scheduler import messages as m
 from workers.devices import Placement
 from workers.folders import replace_file
@@ -28,6 +27,11 @@ from workers.secrets import forget_secrets
 LONG = 10 * 365 * 86400.0  # seconds: nobody sets a deadline here
 TICK_SECONDS = 0.5
 NAMED = 10  # images in a message
+
+
+def listed(paths: Sequence[Path]) -> str:
+    """The first of some paths, in a sentence."""
+    return ", ".join(map(str, paths[:NAMED])) + ", ..." * (len(paths) > NAMED)
 
 
 class NoWorkersError(Exception):
@@ -132,8 +136,7 @@ class Runner:
         """Name the other images that each warning is about."""
         for warning, (_, *others) in self._warned.items():
             if others:
-                names = ", ".join(map(str, others[:NAMED])) + ", ..." * (len(others) > NAMED)
-                say(f"The same goes for {names}: {warning}")
+                say(f"The same goes for {listed(others)}: {warning}")
 
     def _fail(self, item: Item, reason: str) -> None:
         say(f"{item.source}: {reason}")
@@ -160,10 +163,11 @@ async def run_plan(settings: Settings, placement: Placement, cores: int, runner:
             await asyncio.wait((work, running, interrupted, start.failed), return_when=asyncio.FIRST_COMPLETED)
         finally:
             ticking.cancel()
+            pool.drain(0.0)
             if not work.done():
                 work.cancel()
-                _kill(pool)  # they would finish their step first, which may take long
-            await _end(pool, running, work)
+                pool.kill()  # they would finish their step first, which may take long
+            await asyncio.wait((running, work))
     if interrupted.done():
         raise InterruptedByError(interrupted.result())
     if start.failed.done():
@@ -177,24 +181,12 @@ async def _tick(progress: Progress) -> None:
         progress.tick()
 
 
-async def _end(pool: Pool, running: "asyncio.Task[None]", work: "asyncio.Task[None]") -> None:
-    pool.drain(0.0)
-    await asyncio.wait((running, work))
-
-
 def _pass_on(running: "asyncio.Task[None]", work: "asyncio.Task[None]") -> None:
     """Raise the error of either task, if it has one."""
     if isinstance(error := running.exception(), NothingServedError):
         raise NoWorkersError(str(error))
     running.result()
     work.result()
-
-
-def _kill(pool: Pool) -> None:
-    """End the workers at once; the pool reaps them."""
-    for process in pool.processes.values():
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
 
 
 def _alone(settings: Settings, width: int) -> Settings:

@@ -2,10 +2,12 @@
 
 import base64
 import hmac
+import stat
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
 
 from starlette.requests import HTTPConnection
 
@@ -81,3 +83,34 @@ def client_of(host: str) -> str:
         return str(address)
     network = IPv6Address(int(address) >> IPV6_NETWORK_BITS << IPV6_NETWORK_BITS)
     return str(address.ipv4_mapped or f"{network}/{IPV6_NETWORK_BITS}")
+
+
+MIN_KEY_CHARS = 16
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def read_keys(api_key: str | None, file: str | None) -> list[str]:
+    """The API keys: the one in the configuration, and those in a file, one a line; # begins a comment.
+
+    Raises OSError or ValueError, whose messages quote no key.
+    """
+    keys = [] if api_key is None else [api_key]
+    if file is not None:
+        keys += _keys_in(Path(file))
+    for key in keys:
+        if not (key.isascii() and key.isprintable() and " " not in key):
+            raise ValueError("a key has characters that no header carries; take letters, digits and punctuation")
+        if len(key) < MIN_KEY_CHARS:
+            text = f"a key has {len(key)} characters, and can be guessed with fewer than {MIN_KEY_CHARS}"
+            raise ValueError(f"{text}; `openssl rand -hex 16` makes one. Leave it out to serve everybody")
+    return keys
+
+
+def _keys_in(path: Path) -> list[str]:
+    if path.stat().st_mode & OTHERS_WRITE:
+        raise ValueError("others can write to it, and so add keys of their own: chmod go-w")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise ValueError("it has no key; write one a line")
+    return found

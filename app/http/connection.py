@@ -1,4 +1,4 @@
-"""One client's connection: uvicorn's protocol with bounds on what is kept, and with our errors.
+"""One client's connection: uvicorn's protocol with limits on memory, time and number, and with our errors.
 
 An answer may come before the whole request was read: 403, 413, 503. To close a socket with unread bytes resets the
 connection, and a reset destroys what the client has not read yet: the very answer that says why (RFC 9112, 9.6). So at
@@ -6,11 +6,14 @@ first only our side is closed, and for a moment what still comes is read and dro
 
 Uvicorn keeps heads and trailers of any length, and as many pipelined requests as a client cares to send. It also loses
 the body of a request that offers an upgrade, as Java's HTTP client does at first (RFC 9110 7.8: it may be ignored), and
-if a connection with several requests is lost, only the last one is notified.
+if a connection with several requests is lost, only the last one is notified. It limits only how long a connection may
+be idle after an answer, and waits forever for a head, for a body, and for a client that does not read its answer.
 """
 
 import asyncio
 from collections.abc import Callable
+from functools import cached_property
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import httptools
@@ -18,6 +21,8 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import Error, Problem, respond
+from app.http.access import client_of
+from app.settings import ServerConfig
 
 MAX_PIPELINED = 100  # requests that wait for the answer to the one before them
 # Pieces that a body may come in: some, and one for each so many bytes. Each costs 5 us, and a read may hold 40,000.
@@ -40,26 +45,30 @@ LINGER_SECONDS, LINGER_BYTES = 2.0, 32 * 2**20  # that a client may go on to sen
 
 
 class Connection(HttpToolsProtocol):
-    """Tell uvicorn of it with `http=Connection`."""
+    """A connection within the limits of a configuration: see `limited`."""
 
-    max_head_bytes = 64 * 1024  # request line and headers; other servers take 8 to 64 KiB
-    # Told of each problem that closes a connection, and of the client's address.
-    on_refusal: Callable[[Problem, str], None] = staticmethod(lambda problem, client: None)
+    limits: ServerConfig
+    on_refusal: Callable[[Problem, str], None]  # called with the problem and the client's address
 
+    in_message = False  # a head has begun, and its body has not ended
     # Bytes read since a head began or ended or a piece of a body came: of a head, of a trailer, or between chunks.
     _unused = 0
     _refusal: Problem | None = None
     _running: RequestResponseCycle | None = None
     _pieces = _body_bytes = 0  # of the present body
     _dropped = 0  # bytes, since our side was closed
-    _in_message = False  # a head has begun, and its body has not ended
+    _in_head = False
+    _sending: asyncio.TimerHandle | None = None  # the client has a head or a body to send until then
+    _reading: asyncio.TimerHandle | None = None  # it has an answer to read until then
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Refuse a connection over the limit at once."""
         super().connection_made(_LingeringTransport(transport, self))  # type: ignore[arg-type]
-
-    @property
-    def is_sending(self) -> bool:
-        return self._in_message
+        if self._is_too_much():
+            detail = "Close connections that are not needed, or try again later."
+            self._refuse(Problem(Error.CONNECTIONS, detail, retry_after=1.0))
+        else:
+            self._expect_head()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, which calls the methods below."""
@@ -75,27 +84,36 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             self._refuse(self._refusal or Problem(Error.MALFORMED_HTTP, _unreadable(error)))
         else:
-            if self._unused > self.max_head_bytes:
+            if self._unused > self.limits.max_header_bytes:
                 self._refuse(self._head_too_large())
+        # Any byte stops uvicorn's timer of idle connections, even if no request begins with it.
+        if self._sending is None and self._is_idle() and not self.transport.is_closing():
+            self._expect_head()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._unused = self._pieces = self._body_bytes = 0
-        self._in_message = True
+        self.in_message = self._in_head = True
+        if self._sending is None:
+            self._expect_head()
 
     def on_headers_complete(self) -> None:
         """A head is complete. What is raised here comes back out of the parser as HttpParserError."""
         self._unused = 0
-        if self._offers_upgrade():
-            return
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.max_head_bytes:
+        if not self._offers_upgrade():
+            self._check_head()
+            super().on_headers_complete()
+        self._in_head = False
+        self._expect(self.limits.body_seconds, self._body_is_late)
+
+    def _check_head(self) -> None:
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.limits.max_header_bytes:
             self._refusal = self._head_too_large()
         elif len(self.pipeline) >= MAX_PIPELINED:
             detail = f"More than {MAX_PIPELINED} requests came before the first of them was answered."
             self._refusal = Problem(Error.MALFORMED_HTTP, detail)
         if self._refusal is not None:
             raise self._refusal
-        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body came. What is raised here comes back out of the parser as HttpParserError."""
@@ -109,10 +127,22 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         if not self._offers_upgrade():
-            self._in_message = False
+            self.in_message = False
             super().on_message_complete()
+        self._stop_sending()
+
+    def pause_writing(self) -> None:
+        """The client does not read: give it a limited time."""
+        super().pause_writing()
+        self._reading = self.loop.call_later(self.limits.body_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_sending()
+        self._stop_reading()
         self._abandon()
         super().connection_lost(exc)
 
@@ -120,7 +150,7 @@ class Connection(HttpToolsProtocol):
         """Close the connection now, with a problem if a request has arrived and no answer has begun."""
         if self._running is not None and self._running.response_started and not self._running.response_complete:
             self.transport.abort()
-        elif self._in_message or self._unused or (self._running is not None and not self._running.response_complete):
+        elif self.in_message or self._unused or (self._running is not None and not self._running.response_complete):
             self._refuse(problem)
         else:
             self.transport.close()
@@ -164,13 +194,87 @@ class Connection(HttpToolsProtocol):
         headers = [b"%b: %b\r\n" % field for field in fields.items()]
         body = b"" if self.parser.get_method() == b"HEAD" else response.body
         self.transport.write(b"".join([STATUS_LINE[response.status_code], *headers, b"\r\n", body]))
-        self._in_message = self._in_message or self._unused > 0  # whatever it was, there may be more of it
+        self.in_message = self.in_message or self._unused > 0  # whatever it was, there may be more of it
         self.transport.close()
         self._abandon()
 
     def _head_too_large(self) -> Problem:
-        detail = f"The request's line and headers take more than {self.max_head_bytes} bytes."
+        detail = f"The request's line and headers take more than {self.limits.max_header_bytes} bytes."
         return Problem(Error.HEAD_TOO_LARGE, detail)
+
+    # ---------------------------------------------------------------------------------------------- number and time
+
+    def _is_too_much(self) -> bool:
+        """A client may have as many connections as it leaves free; a trusted proxy stands for many clients."""
+        free = self.limits.max_connections - len(self.connections)
+        if free < 0 or self._is_trusted_proxy:
+            return free < 0
+        own = [each for each in self.connections if isinstance(each, Connection) and each.address == self.address]
+        return len(own) > free + 1
+
+    @cached_property
+    def address(self) -> str:
+        """The client by its own address. Headers of proxies are read later, and only from trusted ones."""
+        return client_of(self.client[0]) if self.client else ""
+
+    @property
+    def _is_trusted_proxy(self) -> bool:
+        if not (self.limits.trusted_proxies and self.client):
+            return False
+        peer = ip_address(self.client[0])
+        return any(peer in ip_network(proxy) for proxy in self.limits.trusted_proxies)
+
+    def _is_idle(self) -> bool:
+        return self._running is None or self._running.response_complete
+
+    def _expect(self, seconds: float, late: Callable[[], None]) -> None:
+        self._stop_sending()
+        self._sending = self.loop.call_later(seconds, late)
+
+    def _stop_sending(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+
+    def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def _expect_head(self) -> None:
+        self._expect(self.limits.header_seconds, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        self._sending = None
+        if not self._is_idle():  # a pipelined request: the one before it has no answer yet
+            self._expect_head()
+        elif self._in_head:
+            self._refuse(_late("line and headers", self.limits.header_seconds))
+        else:
+            self.transport.close()
+
+    def _body_is_late(self) -> None:
+        self._sending = None
+        if self.flow.read_paused or self.pipeline:  # the client is not to blame: uvicorn has stopped reading
+            self._expect(self.limits.body_seconds, self._body_is_late)
+        elif self._running is None or self._running.response_started:
+            self.transport.close()
+        else:
+            self._refuse(_late("body", self.limits.body_seconds))
+
+
+def limited(config: ServerConfig, refused: Callable[[Problem, str], None]) -> type[Connection]:
+    """A connection class with these limits, for uvicorn; `refused` is called with their problems."""
+
+    class Limited(Connection):
+        limits = config
+        on_refusal = staticmethod(refused)
+
+    return Limited
+
+
+def _late(what: str, seconds: float) -> Problem:
+    return Problem(Error.REQUEST_TIMEOUT, f"The request's {what} took more than {seconds:g} s to arrive.")
 
 
 def _unreadable(error: httptools.HttpParserError) -> str:
@@ -198,7 +302,7 @@ class _LingeringTransport:
     def close(self) -> None:
         if self.is_closing():
             return
-        if not self._connection.is_sending:
+        if not self._connection.in_message:
             self._transport.close()
             return
         self._closing = True

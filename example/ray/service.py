@@ -16,7 +16,7 @@ from ray import serve
 from starlette.applications import Starlette
 
 from app.application import Application
-from app.start import prepared
+from app.startup import prepared
 from workers.devices import VARIABLE
 from workers.nvml import Nvml
 from workers.secrets import forget_secrets

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.params import PARAMS, GenerationRequest, RequestFields
-from app.rules import Rules
+from app.params import PARAMS, GenerationRequest, RequestFields, Rules
 from app.settings import load
 from workers.engine.contract import AS_CONFIGURED, resolved
 

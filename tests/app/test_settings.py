@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import ServerConfig, Settings, SettingsError, load, read_keys
+from app.http.access import read_keys
+from app.settings import ServerConfig, Settings, SettingsError, load
 from workers.engine.config import Canny, Output, Sampler, Weights
 
 ECHO = "engine: {kind: echo}"
@@ -520,13 +521,14 @@ MAKE_ONE = "`openssl rand -hex 16` makes one. Leave it out to serve everybody"
 def test_keys_come_from_the_configuration_and_from_a_file_seen_from_it(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(f"# old\n  {KEY}1 \n\n{KEY}2\n")
     server = settings(tmp_path, f"{ECHO}\nserver: {{api_key: {KEY}0, api_key_file: keys}}").server
-    assert read_keys(server) == [f"{KEY}0", f"{KEY}1", f"{KEY}2"]
+    assert read_keys(server.api_key, server.api_key_file) == [f"{KEY}0", f"{KEY}1", f"{KEY}2"]
     assert KEY not in repr(server)
 
 
 @pytest.mark.parametrize("key", ["1234567812345678", f"@{KEY}", f"a:{KEY}", f"[{KEY}]", "1e10000000000000"])
 def test_a_key_in_a_variable_is_taken_as_it_is(tmp_path: Path, key: str) -> None:
-    assert read_keys(settings(tmp_path, ECHO, CONTOUR_SERVER__API_KEY=key).server) == [key]
+    server = settings(tmp_path, ECHO, CONTOUR_SERVER__API_KEY=key).server
+    assert read_keys(server.api_key, None) == [key]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from unittest.mock import patch
 
 from app.application import Application
-from app.command import run
+from app.cli.serve import run
 from tests.service.running import ROOT
 
 LATE_SECONDS = 0.01  # without a turn, from which on it is a stall

@@ -3,7 +3,7 @@
 import sys
 from unittest.mock import patch
 
-from app.command import run
+from app.cli.serve import run
 from tests.chaos import late
 
 if __name__ == "__main__":

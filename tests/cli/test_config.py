@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.config import effective
-from app.cli.reference import reference
+from app.cli.config import effective, reference
 from app.settings import Settings, load, read
 from tests.cli.command import run, running
 from tests.service.running import ROOT

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from app.checks import devices, engine, python
+from app.checks import devices, python
 from app.checks.finding import Finding, Level, Subject
-from app.checks.memory import available_bytes
+from app.checks.machine import available_bytes
 from app.cli import doctor as command
 from tests.cli.command import ECHO, doctor, run
 from tests.service.running import ROOT, Service, surroundings
@@ -159,14 +159,14 @@ def test_a_check_that_fails_itself_says_so_and_the_others_go_on(monkeypatch: pyt
         yield Finding("devices", Level.OK, "so far")
         raise OSError("the driver is upset")
 
-    monkeypatch.setattr(devices, "check", fail)
+    monkeypatch.setattr(devices, "devices", fail)
     found = list(command.examine(Subject(ROOT / "configs/echo.yaml"), ["devices", "onnx", "python"]))
     assert [each.level for each in found] == [Level.OK, Level.WARNING, Level.OK, Level.OK]
     assert found[1].text == "internal error in this check: OSError: the driver is upset"
 
 
 def test_gpus_that_the_installed_torch_cannot_use_are_told_with_what_to_install() -> None:
-    placed, whole, sliced = devices.check(on_gpus())
+    placed, whole, sliced = devices.devices(on_gpus())
     assert placed.level is Level.WARNING
     assert "The installed torch was built without CUDA" in placed.text
     assert "pip install" in placed.remedy
@@ -176,17 +176,17 @@ def test_gpus_that_the_installed_torch_cannot_use_are_told_with_what_to_install(
 
 
 def test_gpus_that_are_not_wanted_are_no_fault() -> None:
-    assert next(devices.check(on_gpus(CUDA_VISIBLE_DEVICES=""))).level is Level.OK
+    assert next(devices.devices(on_gpus(CUDA_VISIBLE_DEVICES=""))).level is Level.OK
 
 
 def test_a_gpu_on_which_torch_fails_or_that_is_full_is_missing() -> None:
     gpu = DeviceSpec("gpu0", "cuda", SLICE)
     kernels = {"flash": "", "xformers": "ModuleNotFoundError: No module named 'xformers'"}
     broken = Examined("2.13.0", "13.0", "cuda:0", flaw="RuntimeError: no kernel image is available")
-    (found,) = engine.of_device(gpu, broken, weights=1)
+    (found,) = devices.of_device(gpu, broken, weights=1)
     assert (found.level, "no kernel image" in found.text) == (Level.MISSING, True)
     full = Examined("2.13.0", "13.0", "H100", "9.0", (2**20, 2**36), kernels)
-    computes, memory, attention = engine.of_device(gpu, full, weights=2**21)
+    computes, memory, attention = devices.of_device(gpu, full, weights=2**21)
     assert (computes.level, memory.level, attention.level) == (Level.OK, Level.MISSING, Level.WARNING)
     assert memory.text.startswith("gpu0: 1 MiB of 64.0 GiB free; the weights take 2 MiB")
     assert attention.text == "gpu0: flash; not xformers (ModuleNotFoundError: No module named 'xformers')"

@@ -5,10 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.flags import CommandError, add_flags, parse_flags
-from app.cli.plan import plan
-from app.params import OutputOptions, engine_options
-from app.rules import Rules
+from app.cli.plan import CommandError, add_flags, parse_flags, plan
+from app.params import OutputOptions, Rules, engine_options
 from app.settings import load
 from tests.service.running import ROOT
 from workers.engine.contract import Options

@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from app.command import CLOSE_SECONDS
+from app.cli.serve import CLOSE_SECONDS
 from app.settings import load
 from tests.service.running import ROOT, Service
 from workers.processes import STOP_SECONDS

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import yaml
 
-from app.command import CLOSE_SECONDS
+from app.cli.serve import CLOSE_SECONDS
 from app.settings import ServerConfig, load
 from tests.service.running import PATIENCE, ROOT, Service, good_request, until
 from workers.nvml import THROTTLE_REASONS

@@ -6,10 +6,10 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
-from app import bodies, input_image, json_reading
 from app.errors import Error, Problem, respond
-from app.params import SEED_MAX, SEED_MIN, GenerationParams, GenerationRequest, OutputOptions
-from app.rules import Rules
+from app.params import SEED_MAX, SEED_MIN, GenerationParams, GenerationRequest, OutputOptions, Rules
+from app.parsing import bodies, input_image
+from app.parsing.json import parsed_json
 from app.settings import Settings
 from workers.engine import codec
 from workers.engine.contract import BadImageError
@@ -51,7 +51,7 @@ def parser(body: bytes) -> None:
 
 def parsed(body: bytes) -> GenerationParams:
     """What the endpoint makes of a body before it queues anything. Raises Problem."""
-    fields = json_reading.parsed_json(body, DECODER, RULES.max_json_values)
+    fields = parsed_json(body, DECODER, RULES.max_json_values)
     image = input_image.decoded(fields.input_image_base64)
     params = bodies.understood(fields, image, input_image.JSON_NAME, RULES, OutputOptions())
     header = input_image.measured(params.image, RULES, params.blamed)

@@ -15,7 +15,7 @@ from app.api.automatic1111.parse import Body, parse
 from app.api.automatic1111.structs import ControlNetUnit, JobName, Txt2ImgRequest
 from app.api.openai.structs import EditForm
 from app.errors import Faults
-from app.rules import Rules
+from app.params import Rules
 from app.settings import load
 from tests.service.automatic import ENCODED, body
 from tests.service.memory import peak_bytes

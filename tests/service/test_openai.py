@@ -16,7 +16,7 @@ from openai import AsyncOpenAI, OpenAI
 from openai.types import ImageEditCompletedEvent, ImageEditPartialImageEvent
 from PIL import Image
 
-from app.api.openai import errors
+from app.api.openai import structs
 from app.errors import Error, Problem
 from example.demo_model.scenes import flat_scenes
 from example.demo_model.scoring import colours
@@ -291,9 +291,9 @@ def test_too_much_is_a_rate_limit_and_the_clients_retries_get_their_images(slow:
 
 
 def test_a_request_that_ended_workers_is_not_to_be_tried_again() -> None:
-    response = errors.respond(Problem(Error.WORKER_CRASH, "Two workers ended."))
+    response = structs.respond(Problem(Error.WORKER_CRASH, "Two workers ended."))
     assert (response.status_code, response.headers["x-should-retry"]) == (500, "false")
-    busy = errors.respond(Problem(Error.BUSY, "Later.", retry_after=2.1))
+    busy = structs.respond(Problem(Error.BUSY, "Later.", retry_after=2.1))
     assert (busy.status_code, busy.headers["retry-after"]) == (503, "3")
     assert "x-should-retry" not in busy.headers
 

@@ -87,7 +87,7 @@ def test_what_is_no_address_is_told(host: str) -> None:
 )
 def test_a_privileged_port_is_told() -> None:
     script = (
-        "import sys; from app.listening import listen, ListenError\n"
+        "import sys; from app.http.listening import listen, ListenError\n"
         "try: listen('127.0.0.1', 80)\n"
         "except ListenError as error: print(error, '|', error.remedy)"
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from app.checks import configuration
+from app.checks import model
 from app.checks.finding import Level, Subject
 from app.settings import SettingsError, load
 from tests.cli.command import run
@@ -39,14 +39,14 @@ def told(config: Path, **environ: str) -> list[str]:
 
 
 def test_the_small_model_has_none_and_nothing_heavy_is_imported_to_find_that(config: Path) -> None:
-    program = f"from pathlib import Path\nfrom app.start import prepared\nprepared(Path({str(config)!r}), {{}})"
+    program = f"from pathlib import Path\nfrom app.startup import prepared\nprepared(Path({str(config)!r}), {{}})"
     assert loaded(program, (*HEAVY, "numpy", "httpx", "huggingface_hub")) == set()
     assert told(config) == []
 
 
 def test_doctor_tells_the_same(config: Path) -> None:
     shutil.rmtree(config.parent / "demo/vae")
-    fine, missing = configuration.check(Subject(config, {}))
+    fine, missing = model.configuration(Subject(config, {}))
     assert (fine.level, missing.level) == (Level.OK, Level.MISSING)
     assert missing.text.endswith(f"there is no {config.parent}/demo/vae/config.json")
 

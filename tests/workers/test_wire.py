@@ -6,7 +6,7 @@ import pytest
 
 from app.params import SEED_MAX, SEED_MIN
 from app.settings import Settings
-from app.start import slot_layout
+from app.startup import slot_layout
 from scheduler import messages as m
 from scheduler.messages import BatchKey, Blame, Costs
 from workers import wire

@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from app import input_image
 from app.api.automatic1111.scripts import FIELD, SCRIPT, is_nothing
 from app.api.automatic1111.structs import ControlNetUnit, MaskedImage, Name, wrong
 from app.errors import Faults, Problem, quoted
-from app.json_reading import parsed_json
+from app.parsing import input_image
+from app.parsing.json import parsed_json
 
 CANNY, NONE = "canny", "none"
 MODULES = (CANNY, NONE)

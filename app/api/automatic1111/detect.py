@@ -9,13 +9,13 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import bodies, input_image
 from app.api.automatic1111.controlnet_unit import CANNY, Mask, module_of
 from app.api.automatic1111.parse import threshold
 from app.api.automatic1111.structs import MAX_ITEMS, Name, Number, respond, wrong
 from app.api.edges import EdgeEndpoint
 from app.errors import Error, Faults, Problem, joined, quoted
 from app.lifecycle import RequestContext
+from app.parsing import bodies, input_image
 from workers.edge_process import RESOLUTIONS, Work
 from workers.engine.contract import Options
 
@@ -60,7 +60,6 @@ class Detect(EdgeEndpoint):
         return await self.lifecycle.serve(request, self._answer, respond, self.metrics.edges, level=logging.DEBUG)
 
     async def _answer(self, request: Request, context: RequestContext) -> Response:
-        context.client = self.access.client(request)
         self.finder.check_open()
         body, work, short_side, images = await self._parse(request)
         for text in filter(None, body.controlnet_masks or []):
@@ -79,7 +78,7 @@ class Detect(EdgeEndpoint):
     async def _parse(self, request: Request) -> tuple[DetectRequest, Work, int | None, list[tuple[str, bytes]]]:
         """The body, the work, the short side, and the images with their names. Raises one Problem for all faults."""
         faults = Faults()
-        body = await bodies.json_body(request, self.rules, _json, faults=faults)
+        body = await bodies.json_body(request, self.finder.rules, _json, faults=faults)
         work: Work = "grey"
         short_side, images = None, list[tuple[str, bytes]]()
         with faults.noted():
@@ -90,7 +89,7 @@ class Detect(EdgeEndpoint):
             for name, text in self._images(body):
                 with faults.noted():
                     image = await _decoded(text, name)
-                    input_image.measured(image, self.rules, name)
+                    input_image.measured(image, self.finder.rules, name)
                     images.append((name, image))
         faults.check()
         return body, work, short_side, images
@@ -98,16 +97,17 @@ class Detect(EdgeEndpoint):
     def _work(self, body: DetectRequest) -> Work:
         if module_of(body.controlnet_module, "controlnet_module") != CANNY:
             return "grey"
+        rules = self.finder.rules
         low, high = threshold(body.controlnet_threshold_a), threshold(body.controlnet_threshold_b)
-        found = self.rules.number_faults({"canny_low": low, "canny_high": high}, {"canny_low": LOW, "canny_high": HIGH})
+        found = rules.number_faults({"canny_low": low, "canny_high": high}, {"canny_low": LOW, "canny_high": HIGH})
         if wrong_ones := list(found):
             raise joined(wrong_ones)
-        return self.rules.resolved(Options(canny_low=low, canny_high=high)).canny
+        return rules.resolved(Options(canny_low=low, canny_high=high)).canny
 
     def _images(self, body: DetectRequest) -> list[tuple[str, str]]:
         texts = body.controlnet_input_images or body.controlnet_images or []
         images = [(f"{IMAGES}[{n}]", text) for n, text in enumerate(texts) if text]
-        most = int(self.rules.ranges["number_of_images"].high)
+        most = int(self.finder.rules.ranges["number_of_images"].high)
         if not 1 <= len(images) <= most:
             text = f"{IMAGES} has {len(images)} images; it must have from 1 to {most}, each a file in base64."
             raise wrong(IMAGES, text)

@@ -13,7 +13,7 @@ from app.api.automatic1111.controlnet_unit import CANNY, NONE
 from app.api.automatic1111.scripts import SCRIPT, is_nothing
 from app.api.automatic1111.structs import wrong
 from app.errors import Faults, plain, quoted
-from app.rules import Rules
+from app.params import Rules
 from app.settings import Settings
 from workers.engine.contract import Embedding, Format
 from workers.engine.metadata import sampler_name

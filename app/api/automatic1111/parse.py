@@ -6,15 +6,14 @@ from typing import Any
 
 import msgspec
 
-from app import other_names
 from app.api.automatic1111.controlnet_unit import CANNY, IMAGE, Mask, module_of, parse_unit
 from app.api.automatic1111.options import Options, Overrides, overridden
 from app.api.automatic1111.scripts import SamplerArgs, Scripts, SeedArgs, is_nothing, read
 from app.api.automatic1111.structs import ControlNetUnit, Txt2ImgRequest, wrong
-from app.bodies import understood
 from app.errors import Faults, quoted
-from app.params import PARAMS, GenerationParams, OutputOptions, RequestFields, RequestOptions, drawn_seed
-from app.rules import Rules
+from app.params import PARAMS, GenerationParams, OutputOptions, RequestFields, RequestOptions, Rules, drawn_seed
+from app.parsing import aliases
+from app.parsing.bodies import understood
 from workers.engine.contract import Task
 from workers.engine.metadata import Provenance
 
@@ -44,9 +43,9 @@ ELSEWHERE = CALLED | {
     "request_id": "force_task_id",
     "output_format": "samples_format, in override_settings",
 }
-OTHERS = {*other_names.OURS, *ELSEWHERE} - {*Txt2ImgRequest.__struct_fields__}
+OTHERS = {*aliases.OURS, *ELSEWHERE} - {*Txt2ImgRequest.__struct_fields__}
 UNSET = dict.fromkeys(OTHERS, msgspec.UNSET)
-Body = other_names.with_others(Txt2ImgRequest, tuple(sorted(ELSEWHERE)))
+Body = aliases.with_others(Txt2ImgRequest, tuple(sorted(ELSEWHERE)))
 DRAWN = (None, -1)
 
 
@@ -79,7 +78,7 @@ def parse(request: Txt2ImgRequest, rules: Rules, present: Options, faults: Fault
         prompts = [(text or "")[: rules.max_text_chars] for text in (request.prompt, request.negative_prompt)]
         scripts = read(request.scripts, prompts)
         given, image, masks = parse_unit(scripts.units, rules.engine.size.short_side)
-    others = other_names.warnings(other_names.sent_in(request) & OTHERS, ELSEWHERE)
+    others = aliases.warnings(aliases.sent_in(request) & OTHERS, ELSEWHERE)
     request, notes = _completed(request, scripts)
     fields = _fields(request, given, overrides)
     params = understood(fields, image, IMAGE, rules, OutputOptions("png", previews=True), CALLED, faults)

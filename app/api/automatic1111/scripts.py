@@ -17,7 +17,7 @@ import msgspec
 
 from app.api.automatic1111.structs import MAX_ITEMS, Name, Number, Whole, wrong
 from app.errors import Faults, plain
-from app.json_reading import parsed_json
+from app.parsing.json import parsed_json
 
 SCRIPT, FIELD = "controlnet", "alwayson_scripts"
 CONTROLNET = ("controlnet", "sdforgecontrolnet", "controlnetintegrated", "sdwebuicontrolnet")

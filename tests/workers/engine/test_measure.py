@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from app import input_image
+from app.generator import effort
 from scheduler.messages import BatchKey
 from tests.workers.engine import demo
 from tests.workers.engine.clock import Clock, Part, measurements
@@ -112,7 +112,7 @@ def test_sizes_are_told_as_jobs_name_them() -> None:
     assert engine.measure_again(idle)
     rules: Any = SimpleNamespace(engine=CONFIG, defaults={"steps": 4})
     for width, height in ((88, 64), (64, 72)):
-        work, _, size = input_image.effort(read_header(demo.image(width, height)), 4, rules)
+        work, _, size = effort(read_header(demo.image(width, height)), 4, rules)
         assert BatchKey(work, size) in sizes_of(engine)
 
 

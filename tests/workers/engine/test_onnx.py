@@ -223,7 +223,7 @@ def test_a_file_that_is_none_is_refused(config: EngineConfig, tmp_path: Path) ->
 
 def test_a_missing_package_is_told(tmp_path: Path) -> None:
     without = "import sys; sys.modules['onnxruntime'] = None; sys.path.insert(0, '.');"
-    code = f"{without} from app.command import run; sys.exit(run(['--config', 'configs/demo.yaml']))"
+    code = f"{without} from app.cli.serve import run; sys.exit(run(['--config', 'configs/demo.yaml']))"
     done = start(code, tmp_path)
     assert done.returncode == 2
     assert "engine.runtime is onnxruntime, but onnxruntime is not installed: " in done.stderr
@@ -252,7 +252,7 @@ def test_what_lacks_memory_is_told_as_torch_tells_it(tmp_path: Path) -> None:
 
 
 def test_missing_files_are_told_before_a_worker_starts(tmp_path: Path) -> None:
-    code = "import sys; from app.command import run; sys.exit(run(['--config', 'configs/demo.yaml', '--port', '0']))"
+    code = "import sys; from app.cli.serve import run; sys.exit(run(['--config', 'configs/demo.yaml', '--port', '0']))"
     done = start(code, tmp_path)
     assert done.returncode == 2
     assert (

@@ -1,15 +1,97 @@
-"""Base64 as people send it, and what they send in its place.
+"""A client's image: decode its base64, and read size and format from its header, without decoding pixels.
 
-Taken: standard and URL-safe base64, with or without padding, with white space anywhere, percent-encoded, and all of it
-as a `data:` URI (RFC 2397, RFC 4648). All else is refused by what it is.
+Base64 may be standard or URL-safe, with or without padding, with white space anywhere, percent-encoded, and within a
+`data:` URI (RFC 2397, RFC 4648). For anything else the error names what was sent.
 """
 
+import contextlib
 import re
+from dataclasses import replace
 
+import msgspec
 import pybase64
 
-from app.errors import Error, Problem, quoted
+from app.errors import Error, Problem, plain, quoted
+from app.params import Rules
+from app.parsing.fields import KINDS
+from app.parsing.json import broken
+from workers.engine.contract import BadImageError
 from workers.engine.file_kinds import OTHER, kind_of
+from workers.engine.header import Header, output_size, read_header
+
+JSON_NAME = "input_image_base64"
+QUOTE = ord('"')
+SMALLER = "Scale it down, or save it as a JPEG."
+
+
+def decoded(encoded: msgspec.Raw, name: str = JSON_NAME) -> bytes:
+    """Decode the base64 of the JSON string in the field `name`. Raises Problem."""
+    json = memoryview(encoded)
+    if json[0] == QUOTE:
+        # The fast path of nearly all requests: base64 has no escapes, so it needs no JSON decoding.
+        with contextlib.suppress(ValueError):
+            image = pybase64.b64decode(json[1:-1], validate=True)
+            if image.startswith(IMAGES):
+                return image
+    return from_base64(_text(encoded, name), name)
+
+
+def from_file(data: bytes, name: str | None) -> bytes:
+    """Accept an image file, or a `data:` URI, which some clients send instead. Raises Problem for the field `name`."""
+    if data[: len(URI)].lower() != URI.encode():
+        return data
+    try:
+        return from_base64(data.decode("ascii", "replace"), name or "The body")
+    except Problem as problem:
+        raise replace(problem, field=name, errors=()) from None
+
+
+def measured(image: bytes, rules: Rules, blamed: str | None) -> Header:
+    """Read the image's header. Raises Problem for an image that is too large or too long, and for other files."""
+    if len(image) > rules.max_image_bytes:
+        what = f"The image has {len(image)} bytes"
+        raise too_large(what, rules.max_image_bytes, "bytes", "server.max_image_bytes", SMALLER, blamed)
+    try:
+        header = read_header(image)
+    except BadImageError as error:
+        raise Problem(Error.INVALID_IMAGE, str(error), blamed) from None
+    if header.width * header.height > rules.max_pixels:
+        what = f"The image is {header.width} x {header.height}, which is {header.width * header.height} pixels"
+        advice = f"Scale it down to at most {_largest(header, rules.max_pixels)}."
+        raise too_large(what, rules.max_pixels, "pixels", "server.max_pixels", advice, blamed)
+    try:
+        output_size(header.width, header.height, rules.engine.size)
+    except BadImageError as error:
+        raise Problem(Error.INVALID_IMAGE, str(error), blamed) from None
+    return header
+
+
+def _largest(header: Header, max_pixels: int) -> str:
+    """The largest accepted size of the same shape; a very long image has at least one row."""
+    scale = (max_pixels / (header.width * header.height)) ** 0.5
+    width, height = max(int(header.width * scale), 1), max(int(header.height * scale), 1)
+    return f"{min(width, max_pixels // height)} x {min(height, max_pixels)}"
+
+
+def too_large(what: str, limit: int, unit: str, setting: str, advice: str, field: str | None = None) -> Problem:
+    """The problem for something over its limit; `setting` is the key of the limit."""
+    return Problem(Error.TOO_LARGE, f"{what}; at most {limit} {unit} are allowed ({setting}). {advice}", field)
+
+
+def _text(encoded: msgspec.Raw, name: str) -> str:
+    try:
+        return msgspec.json.decode(encoded, type=str)
+    except msgspec.ValidationError:
+        found = KINDS.get(bytes(memoryview(encoded)[:1])) or plain(bytes(memoryview(encoded)[:100]).decode())
+        raise Problem(
+            Error.INVALID_FIELD, f"{name} is {found}; it must be the image file as base64 text.", name
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        detail = broken(bytes(encoded), error).detail
+        raise Problem(Error.MALFORMED_JSON, f"In {name}, {detail[:1].lower()}{detail[1:]}") from None
+
+
+# ------------------------------------------------------------------------------------------------------------ base64
 
 WHITESPACE = b" \t\r\n\v\f"
 TO_STANDARD = bytes.maketrans(b"-_", b"+/")
@@ -44,8 +126,8 @@ LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_="
 SEND = "send the file's bytes as base64"
 
 
-def decode(text: str, name: str) -> bytes:
-    """The bytes of a text, which the client calls `name`. Raises Problem."""
+def from_base64(text: str, name: str) -> bytes:
+    """Decode base64. Raises Problem for the field `name`."""
     text = text.removeprefix("\ufeff")  # as Windows begins files of text
     if not text.strip():
         raise Problem(Error.INVALID_IMAGE, f"{name} is empty; {SEND}.", name)
@@ -53,15 +135,15 @@ def decode(text: str, name: str) -> bytes:
     image = _decoded(data)
     if image is None:
         raise Problem(Error.INVALID_FIELD, f"{name} {_mistaken(data) or _at_fault(data)}", name)
-    checked(image, data, name)
+    _refuse_lookalike(image, data, name)
     if media_type and not image.startswith(IMAGES):
         detail = f"{name} is a data: URI of {quoted(media_type)} that holds {kind_of(image)}; send a PNG, JPEG or WebP."
         raise Problem(Error.INVALID_IMAGE, detail, name)
     return image
 
 
-def checked(image: bytes, text: str, name: str) -> None:
-    """Raises Problem where something else than base64 happens to be made of its letters alone."""
+def _refuse_lookalike(image: bytes, text: str, name: str) -> None:
+    """Raise Problem for something else that happens to have only letters of base64, such as a file's name."""
     if image.startswith(IMAGES):
         return
     if detail := _mistaken(text, short=len(text) < SMALL_CHARS):

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 from msgspec.structs import FieldInfo
 
-from app import other_names
 from app.errors import Error, Faults, Problem, plain, quoted
+from app.parsing import aliases
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -83,7 +83,7 @@ def of_value(value: bytes, kind: Any, called: str) -> Problem:
 def missing(field: FieldInfo, given: Collection[str]) -> Problem:
     """The problem for a required field that was not sent; `given` are the names of those that were."""
     name = field.encode_name
-    if (other := other_names.called(name, given)) is not None:
+    if (other := aliases.called(name, given)) is not None:
         return Problem(Error.INVALID_FIELD, f"{name} is missing; you sent {other}: call it {name}.", name)
     wanted = IMAGE if field.type is msgspec.Raw else _expected(field.type)
     detail = f"{name} is missing." if field.type is str else f"{name} is missing; it must be {wanted}."

@@ -16,11 +16,10 @@ import uvicorn
 from app import __version__
 from app.application import Application
 from app.errors import Error, Problem
-from app.http.connection import Connection
-from app.http.connection_limits import limited
-from app.listening import BACKLOG, ListenError, bracketed, listen, url
+from app.http.connection import Connection, limited
+from app.http.listening import BACKLOG, ListenError, bracketed, listen, url
 from app.settings import Settings
-from app.start import StartError, prepared
+from app.startup import StartError, prepared
 from workers.console import WRONG, Parser, add_configuration
 from workers.machine import available_cores
 from workers.nvml import Nvml

@@ -7,8 +7,8 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from app import other_names
 from app.errors import Error, Problem, plain, quoted
+from app.parsing import aliases
 
 FORM_TYPE_CHARS = 500  # of a form's Content-Type; its name and the longest boundary take less
 MAX_PARTS = 32  # of a form or a query: more than there are fields
@@ -53,7 +53,7 @@ def image(
         return found[0]
     if found:
         raise Problem(Error.INVALID_FIELD, f"The form has {len(found)} files {name}; send one.", name)
-    others = ", ".join(dict(files)) or other_names.called("input_image_base64", texts)
+    others = ", ".join(dict(files)) or aliases.called("input_image_base64", texts)
     detail = f" It has {plain(others)}: name it {name}." if others else " Send the image as a part with a file name."
     raise Problem(Error.INVALID_FIELD, f"The form has no file {name}.{detail}", name)
 

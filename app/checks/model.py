@@ -1,4 +1,4 @@
-"""Whether the weights that a configuration names are there and complete."""
+"""What a configuration asks for: whether it can be read, and whether its weights and runtime files are complete."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -8,6 +8,8 @@ from pathlib import Path
 from app.checks.finding import Finding, Level, Subject, size
 from workers.console import command
 from workers.engine.config import EngineConfig
+from workers.engine.runtimes.files import RuntimeProblem, folder_for
+from workers.engine.runtimes.files import check as check_files
 from workers.engine.startup import files
 from workers.engine.weights import (
     MissingWeightsError,
@@ -17,13 +19,34 @@ from workers.engine.weights import (
     is_single_file,
     parts_of,
 )
+from workers.preflight import problems
 from workers.weights.errors import FetchError
 from workers.weights.tensors import shapes_in
+
+# -------------------------------------------------------------------------------------------------------- configuration
+
+
+def configuration(subject: Subject) -> Iterator[Finding]:
+    """Raises NotUsableError when it cannot be read."""
+    engine = subject.settings.engine
+    if engine.model is None:
+        yield Finding("configuration", Level.OK, f"{subject.config}: {engine.kind}, no model")
+    else:
+        text = f"{subject.config}: {engine.model.path}, run by {engine.runtime}"
+        yield Finding("configuration", Level.OK, text)
+    for problem in problems(engine):
+        yield Finding("configuration", Level.MISSING, f"{'.'.join(problem.key)} {problem.text}")
+    if engine.faults.wanted:
+        text = f"engine.faults is set, so workers fail on purpose: {engine.faults}"
+        yield Finding("configuration", Level.WARNING, text, "leave engine.faults out")
+
+
+# -------------------------------------------------------------------------------------------------------------- weights
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def check(subject: Subject) -> Iterator[Finding]:
+def weights(subject: Subject) -> Iterator[Finding]:
     """Finds what is missing, or else what is there."""
     engine = subject.settings.engine
     if engine.kind == "echo":
@@ -74,3 +97,21 @@ def _need_tokenizer(engine: EngineConfig) -> None:
 
 def _listed(paths: list[Path]) -> str:
     return f"{len(paths)} files with {size(sum(path.stat().st_size for path in paths))}, none cut short"
+
+
+# ----------------------------------------------------------------------------------------------------------------- onnx
+
+
+def onnx(subject: Subject) -> Iterator[Finding]:
+    """Finds nothing where torch runs the networks."""
+    engine = subject.settings.engine
+    if engine.kind == "echo" or engine.runtime != "onnxruntime":
+        return
+    dtype = engine.dtype_on(cuda=subject.on_gpu)
+    try:
+        check_files(engine, dtype, cuda=subject.on_gpu)
+    except RuntimeProblem as error:
+        text, _, remedy = str(error).replace("CONFIG", str(subject.config)).partition("; make it")
+        yield Finding("onnx", Level.MISSING, text, f"make it{remedy}" if remedy else "")
+    else:
+        yield Finding("onnx", Level.OK, f"the files of this model are in {folder_for(engine, dtype)}")

@@ -15,18 +15,19 @@ from urllib.parse import parse_qsl
 import msgspec
 from starlette.requests import Request
 
-from app import field_types, forms, input_image, other_names
 from app.errors import Error, Faults, Problem, plain, quoted
-from app.json_reading import parsed_json
 from app.params import (
     AS_THEY_ARE,
     GenerationParams,
     GenerationRequest,
     OutputOptions,
     RequestFields,
+    Rules,
     engine_options,
 )
-from app.rules import Rules
+from app.parsing import aliases, forms, input_image
+from app.parsing.fields import of_fields
+from app.parsing.json import parsed_json
 
 UTF8_BYTES = 4  # of a character, at most
 MAX_LENGTH_DIGITS = 18  # of a Content-Length that is worth reading
@@ -47,7 +48,7 @@ T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
 P = ParamSpec("P")
 
-_json = msgspec.json.Decoder(other_names.with_others(GenerationRequest), strict=False)
+_json = msgspec.json.Decoder(aliases.with_others(GenerationRequest), strict=False)
 
 
 async def generation_params(request: Request, rules: Rules, output: OutputOptions) -> GenerationParams:
@@ -59,7 +60,7 @@ async def generation_params(request: Request, rules: Rules, output: OutputOption
         fields = await json_body(request, rules, _json, flat=True, faults=faults)
         image = await image_of_json(fields.input_image_base64, faults)
         made = understood(fields, image, input_image.JSON_NAME, rules, output, faults=faults)
-        return _with_warnings(made, other_names.sent_in(fields))
+        return _with_warnings(made, aliases.sent_in(fields))
     if kind == FORM:
         texts, files = await form(request, rules)
         given = converted(texts, RequestFields, faults, rules.ranges)
@@ -92,7 +93,7 @@ def _with_warnings(
     params: GenerationParams, sent: set[str], called: Mapping[str, str] = AS_THEY_ARE
 ) -> GenerationParams:
     """Add a warning for each field that was sent by another service's name."""
-    warnings = tuple(other_names.warnings(sent, called))
+    warnings = tuple(aliases.warnings(sent, called))
     return replace(params, warnings=warnings) if warnings else params
 
 
@@ -196,7 +197,7 @@ async def json_body(
 ) -> T:
     """A body of JSON of at most `most` bytes, or as many as any body may have. Raises Problem.
 
-    Fields of wrong types are added to `faults`, if there are some to add to; what they are then, `field_types` says.
+    Fields of wrong types are added to `faults`, if there are some to add to; what they are then, `fields` says.
     `flat`: what is decoded has no lists and no mappings. Then nothing is built of a value that is not asked for, and a
     body that is not large need not be searched for how many there are.
     """
@@ -264,7 +265,7 @@ def converted(
         return msgspec.convert(filled, kind, strict=False)
     except msgspec.ValidationError:
         found = Faults() if faults is None else faults
-        made = field_types.of_fields(filled, kind, found, ranges)
+        made = of_fields(filled, kind, found, ranges)
     if faults is None:
         found.check()
     return made
