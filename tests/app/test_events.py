@@ -62,67 +62,58 @@ def stream(feed: Feed, making: "asyncio.Task[bytes]", ended: list[str]) -> Event
     return made
 
 
-def test_a_quiet_stream_sends_comments_and_ends_with_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_quiet_stream_sends_comments_and_ends_with_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "KEEP_ALIVE_SECONDS", 0.01)
 
-    async def scenario() -> None:
-        connection, done = Connection(), asyncio.Event()
-        ended: list[str] = []
+    connection, done = Connection(), asyncio.Event()
+    ended: list[str] = []
 
-        async def make() -> bytes:
-            await done.wait()
-            return b"{}"
+    async def make() -> bytes:
+        await done.wait()
+        return b"{}"
 
-        answering = asyncio.ensure_future(
-            stream(Feed(), asyncio.ensure_future(make()), ended)({}, connection.receive, connection.send)
-        )
-        await connection.hears.wait()
-        done.set()
-        await answering
-        assert connection.body.startswith(b": still there\n\n")
-        assert connection.body.endswith(b"event: done\ndata: {}\n\n")
-        assert [message["more_body"] for message in connection.sent[-2:]] == [True, False]
-        assert ended == ["done"]
-
-    asyncio.run(scenario())
+    answering = asyncio.ensure_future(
+        stream(Feed(), asyncio.ensure_future(make()), ended)({}, connection.receive, connection.send)
+    )
+    await connection.hears.wait()
+    done.set()
+    await answering
+    assert connection.body.startswith(b": still there\n\n")
+    assert connection.body.endswith(b"event: done\ndata: {}\n\n")
+    assert [message["more_body"] for message in connection.sent[-2:]] == [True, False]
+    assert ended == ["done"]
 
 
-def test_a_client_that_leaves_cancels_the_work() -> None:
-    async def scenario() -> None:
-        connection = Connection()
-        ended: list[str] = []
-        making = asyncio.ensure_future(asyncio.sleep(60, b""))
-        answering = asyncio.ensure_future(stream(Feed(), making, ended)({}, connection.receive, connection.send))
-        await asyncio.sleep(0.01)
-        connection.left.set()
-        await answering
-        await asyncio.wait([making])
-        assert making.cancelled()
-        assert ended == ["abandoned"]
-
-    asyncio.run(scenario())
+async def test_a_client_that_leaves_cancels_the_work() -> None:
+    connection = Connection()
+    ended: list[str] = []
+    making = asyncio.ensure_future(asyncio.sleep(60, b""))
+    answering = asyncio.ensure_future(stream(Feed(), making, ended)({}, connection.receive, connection.send))
+    await asyncio.sleep(0.01)
+    connection.left.set()
+    await answering
+    await asyncio.wait([making])
+    assert making.cancelled()
+    assert ended == ["abandoned"]
 
 
 @pytest.mark.parametrize(
     ("error", "outcome"), [(RuntimeError("of ours"), "internal"), (ConnectionResetError(), "abandoned")], ids=str
 )
-def test_an_error_of_ours_is_not_taken_for_a_client_that_left(
+async def test_an_error_of_ours_is_not_taken_for_a_client_that_left(
     error: Exception, outcome: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def scenario() -> None:
-        connection = Connection()
-        ended: list[str] = []
+    connection = Connection()
+    ended: list[str] = []
 
-        def fails(task: "asyncio.Task[bytes]") -> tuple[bytes, str]:
-            raise error
+    def fails(task: "asyncio.Task[bytes]") -> tuple[bytes, str]:
+        raise error
 
-        async def make() -> bytes:
-            return b"{}"
+    async def make() -> bytes:
+        return b"{}"
 
-        made = EventStream(Feed(), asyncio.ensure_future(make()), fails)
-        made.ended = ended.append
-        await made({}, connection.receive, connection.send)
-        assert ended == [outcome]
-
-    asyncio.run(scenario())
+    made = EventStream(Feed(), asyncio.ensure_future(make()), fails)
+    made.ended = ended.append
+    await made({}, connection.receive, connection.send)
+    assert ended == [outcome]
     assert ("A stream of events failed" in caplog.text) == (outcome == "internal")

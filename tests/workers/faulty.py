@@ -31,6 +31,7 @@ async def two_workers(seen: Seen | None = None) -> AsyncIterator[Pool]:
     core = Scheduler(["cpu0", "cpu1"], Limits(restart_backoff=0.05, quarantine_pause=0.05))
     pool = Pool(setups, core, LAYOUT, seen or Seen())
     task = asyncio.create_task(pool.run())
+    await until(lambda: all_are_ready(pool))
     yield pool
     pool.drain(PATIENCE)
     await asyncio.wait_for(task, PATIENCE)

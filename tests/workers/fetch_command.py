@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from safetensors.torch import save
 
 from tests.workers.engine import demo
-from tests.workers.hub import COMMIT, Hub
+from tests.workers.hub import COMMIT, Hub, serving
 from workers.engine.config import EngineConfig, Weights
 from workers.engine.engine import DiffusionEngine
 from workers.engine.model import load as load_model
@@ -117,6 +117,13 @@ def run_inside(folder: Path, url: str, *options: str, config: str = ONE, timeout
         patch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", timeout)
         code = fetch.main([str(folder / "my.yaml"), *options])
     return Done(code, out.getvalue(), err.getvalue())
+
+
+def fetch_from(hub: Hub, folder: Path, *options: str, config: str = ONE, timeout: int = 10) -> Done:
+    """Run the command with a hub that is there for so long. `{url}` in what it says is the hub's address."""
+    with serving(hub) as url:
+        done = run_inside(folder, url, *options, config=config, timeout=timeout)
+    return Done(done.returncode, done.stdout, done.stderr.replace(url, "{url}"))
 
 
 def run_here(tmp_path: Path, files: Mapping[str, bytes], *options: str, config: str = ONE) -> int:

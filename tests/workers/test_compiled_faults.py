@@ -95,29 +95,25 @@ def test_a_process_that_dies_of_it_is_followed_by_one_that_does_without_and_says
     assert any(COMPILING in message and "without" in message for message in caplog.messages)
 
 
-def test_one_that_is_killed_while_it_compiles_is_followed_by_the_same(
+async def test_one_that_is_killed_while_it_compiles_is_followed_by_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(dying.GATE, str(tmp_path / "gate"))
 
-    async def scenario() -> None:
-        async with serving("never ends", monkeypatch) as pool:
-            image = (await made(pool)).image  # while it compiles
-            os.kill(pool.processes["cpu0"], signal.SIGKILL)
-            await until(lambda: fallbacks(pool) == {CRASHED: 1})
-            assert (await made(pool)).image == image
-
-    asyncio.run(scenario())
+    async with serving("never ends", monkeypatch) as pool:
+        image = (await made(pool)).image  # while it compiles
+        os.kill(pool.processes["cpu0"], signal.SIGKILL)
+        await until(lambda: fallbacks(pool) == {CRASHED: 1})
+        assert (await made(pool)).image == image
 
 
-def test_one_that_dies_after_it_has_compiled_is_followed_by_one_that_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def scenario() -> None:
-        async with serving("works", monkeypatch) as pool:
-            await until(lambda: compiled(pool) == 2)
-            await made(pool)
-            os.kill(pool.processes["cpu0"], signal.SIGKILL)
-            await until(lambda: restarts(pool) == 1)
-            await until(lambda: compiled(pool) == 2)
-            assert fallbacks(pool) == {}
-
-    asyncio.run(scenario())
+async def test_one_that_dies_after_it_has_compiled_is_followed_by_one_that_compiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving("works", monkeypatch) as pool:
+        await until(lambda: compiled(pool) == 2)
+        await made(pool)
+        os.kill(pool.processes["cpu0"], signal.SIGKILL)
+        await until(lambda: restarts(pool) == 1)
+        await until(lambda: compiled(pool) == 2)
+        assert fallbacks(pool) == {}

@@ -22,6 +22,7 @@ from tests.workers.fetch_command import (
     WEIGHTS,
     assert_same_image,
     controlnet,
+    fetch_from,
     files_in,
     prepared,
     run_fetch,
@@ -110,8 +111,7 @@ def test_of_a_lora_one_file_is_fetched_as_it_is(tmp_path: Path) -> None:
     lora = f"loras: [{{path: some/lora, revision: {COMMIT}, file: few.safetensors}}]"
     content = weights(torch.float32)
     files = {"a.bin": b"", "few.safetensors": content, "README.md": b""}
-    with serving(Hub({"some/controlnet": controlnet(), "some/lora": files})) as url:
-        done = run_inside(tmp_path, url, config=f"{ONE}  {lora}\n")
+    done = fetch_from(Hub({"some/controlnet": controlnet(), "some/lora": files}), tmp_path, config=f"{ONE}  {lora}\n")
 
     assert done.returncode == 0, done.stderr
     folder = prepared(tmp_path, Lora(path="some/lora", revision=COMMIT, file="few.safetensors"))

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE as CHUNK
@@ -16,6 +17,7 @@ from tests.workers.fetch_command import (
     ONE,
     WEIGHTS,
     controlnet,
+    fetch_from,
     files_in,
     hub_with,
     is_there,
@@ -27,7 +29,7 @@ from tests.workers.fetch_command import (
     weights,
     work,
 )
-from tests.workers.hub import Asked, Hub, serving
+from tests.workers.hub import Hub, serving
 from workers.weights import repository
 from workers.weights.errors import FetchError
 from workers.weights.repository import PARALLEL, File, Repository
@@ -37,67 +39,77 @@ def test_a_connection_that_is_cut_is_taken_up_where_it_broke(tmp_path: Path) -> 
     """To the last whole chunk that the library had written."""
     content = weights(count=12_000_000)
     hub = Hub({"some/controlnet": controlnet() | {WEIGHTS: content}}, cuts={WEIGHTS: [CHUNK + HALF, CHUNK + HALF]})
-    with serving(hub) as url:
-        done = run_inside(tmp_path, url)
+    done = fetch_from(hub, tmp_path)
     assert done.returncode == 0, done.stderr
     assert ranges(hub) == [None, f"bytes={CHUNK}-", f"bytes={2 * CHUNK}-"]
     assert (prepared(tmp_path) / WEIGHTS).read_bytes() == content
 
 
-def test_a_hub_that_falls_silent_is_asked_again(tmp_path: Path) -> None:
-    hub = hub_with(stalls={WEIGHTS: [HALF]})
-    with serving(hub) as url:
-        done = run_inside(tmp_path, url, timeout=1)
-    assert done.returncode == 0, done.stderr
-    assert len(ranges(hub)) == 2
+FAILED = "the hub or the network failed ({}); trying again in 1 s\n"
+RECOVERED: list[tuple[dict[str, Any], list[str | None] | None, str | None]] = [
+    ({"stalls": {WEIGHTS: [HALF]}}, None, None),
+    # The library gives up on a reset connection at once, and deletes what it had.
+    ({"resets": {WEIGHTS: [HALF]}}, [None, None], FAILED.format("Connection reset by peer")),
+    ({"cuts": {WEIGHTS: [HALF]}, "ranges": False}, None, None),
+    ({"cuts": {"listing": [9]}}, [None], FAILED.format("the connection was cut")),
+    ({"refusals": {"config.json": [(429, "")], WEIGHTS: [(503, "")]}}, [None], None),
+]
 
 
-def test_a_connection_that_is_reset_is_begun_anew(tmp_path: Path) -> None:
-    """The library gives up on it at once, and deletes what it had."""
-    hub = hub_with(resets={WEIGHTS: [HALF]})
-    with serving(hub) as url:
-        done = run_inside(tmp_path, url)
-    assert done.returncode == 0, done.stderr
-    assert ranges(hub) == [None, None]
-    assert done.stderr == "the hub or the network failed (Connection reset by peer); trying again in 1 s\n"
-
-
-def test_a_hub_that_ignores_ranges_sends_all_again(tmp_path: Path) -> None:
-    hub = hub_with(cuts={WEIGHTS: [HALF]}, ranges=False)
-    with serving(hub) as url:
-        done = run_inside(tmp_path, url)
+@pytest.mark.parametrize(("faults", "asked", "said"), RECOVERED, ids=lambda it: next(iter(it)) if it else "")
+def test_a_fault_that_passes_is_waited_for(
+    tmp_path: Path, faults: dict[str, Any], asked: list[str | None] | None, said: str | None
+) -> None:
+    hub = hub_with(**faults)
+    done = fetch_from(hub, tmp_path, timeout=1 if "stalls" in faults else 10)
     assert done.returncode == 0, done.stderr
     assert (prepared(tmp_path) / WEIGHTS).read_bytes() == weights()
+    assert asked in (None, ranges(hub))
+    assert said in (None, done.stderr)
 
 
-def test_wrong_bytes_of_the_right_size_are_refused(tmp_path: Path) -> None:
-    wrong = weights()[:-1] + b"x"
-    with serving(hub_with(instead={WEIGHTS: wrong})) as url:
-        done = run_inside(tmp_path, url)
-    assert done.returncode == LATER
-    assert (
-        f"{WEIGHTS} was damaged on its way: its hash is not {sha256(weights()).hexdigest()}, which the hub lists"
-        in done.stderr
-    )
+TOLD: list[tuple[dict[str, Any], str, int]] = [
+    ({"error": (403, "GatedRepo")}, "it is gated: accept its terms on its page, then set HF_TOKEN", 1),
+    ({"error": (404, "RepoNotFound")}, "there is no such repository, or it is private: correct the path, or set", 1),
+    ({"error": (404, "RevisionNotFound")}, "it has no such revision: correct the revision (status 404)", 1),
+    ({"error": (401, "")}, "the hub denies access: set HF_TOKEN to a token that may read it (status 401)", 1),
+    ({"error": (403, "")}, "the hub denies access: set HF_TOKEN to a token that may read it (status 403)", 1),
+    ({"error": (400, "")}, "the hub refuses: check the path, the revision and HF_ENDPOINT (status 400)", 1),
+    ({"error": (429, "")}, "too many requests to the hub: wait some minutes, or set HF_TOKEN to be", LATER),
+    ({"error": (500, "")}, "the hub is in trouble: try again later (status 500)", LATER),
+    ({"refusals": {WEIGHTS: [(401, "GatedRepo")]}}, "it is gated: accept its terms", 1),  # its listing is for everybody
+    ({"refusals": {WEIGHTS: [(404, "EntryNotFound")]}}, f"{WEIGHTS}: the hub lists it, but does not have it", 1),
+    ({"silent": True}, "{url} cannot be reached (no answer in time)", LATER),
+    ({"cuts": {"listing": [9] * 9}}, "{url} cannot be reached (the connection was cut)", LATER),
+    *(
+        ({"page": page}, "{url} does not answer as a hub does: check the network", LATER)
+        for page in (b"<html>Log in to this network</html>", b"[]", b'{"id": "some/controlnet", "sha": "x"}')
+    ),
+    *(
+        ({"instead": {WEIGHTS: wrong}}, f"{WEIGHTS}: its size is not the one that the hub lists", LATER)
+        for wrong in (weights() + b"x", weights()[:-1])
+    ),
+    (
+        {"instead": {WEIGHTS: weights()[:-1] + b"x"}},
+        f"{WEIGHTS} was damaged on its way: its hash is not {sha256(weights()).hexdigest()}, which the hub lists",
+        LATER,
+    ),
+    (
+        {"instead": {"config.json": controlnet()["config.json"].replace(b"silu", b"relu")}},
+        "config.json was damaged on its way",
+        LATER,
+    ),
+]
+
+
+@pytest.mark.parametrize(("faults", "told", "code"), TOLD, ids=[told for _, told, _ in TOLD])
+def test_what_a_hub_refuses_or_spoils_is_told(tmp_path: Path, faults: dict[str, Any], told: str, code: int) -> None:
+    done = fetch_from(hub_with(**faults), tmp_path, "--patience", "0", timeout=1 if "silent" in faults else 10)
+    assert done.returncode == code
+    assert done.stderr.startswith("engine.controlnet: some/controlnet: ")
+    assert told in done.stderr
     assert not is_there(tmp_path)
     assert WEIGHTS not in {Path(name).name for name in files_in(tmp_path / "models")}
-
-
-def test_a_wrong_small_file_is_refused(tmp_path: Path) -> None:
-    wrong = controlnet()["config.json"].replace(b"silu", b"relu")
-    with serving(hub_with(instead={"config.json": wrong})) as url:
-        done = run_inside(tmp_path, url)
-    assert done.returncode == LATER
-    assert "config.json was damaged on its way" in done.stderr
-
-
-@pytest.mark.parametrize("wrong", [weights() + b"x", weights()[:-1]])
-def test_a_wrong_size_is_refused(tmp_path: Path, wrong: bytes) -> None:
-    with serving(hub_with(instead={WEIGHTS: wrong})) as url:
-        done = run_inside(tmp_path, url)
-    assert done.returncode == LATER
-    assert f"{WEIGHTS}: its size is not the one that the hub lists" in done.stderr
-    assert not is_there(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -110,8 +122,7 @@ def test_no_more_than_the_listed_size_is_written(
     sizes: list[int] = []
     monkeypatch.setattr(Path, "unlink", _measured(sizes))
     files = controlnet() | {WEIGHTS: weights(count=count)}
-    with serving(Hub({"some/controlnet": files}, too_long={file})) as url:
-        done = run_inside(tmp_path, url)
+    done = fetch_from(Hub({"some/controlnet": files}, too_long={file}), tmp_path)
     assert done.returncode == LATER
     assert f"{file}: its size is not the one that the hub lists" in done.stderr
     assert max(sizes) == written
@@ -142,40 +153,6 @@ def test_what_an_earlier_try_left_is_fetched_anew_if_it_is_damaged(tmp_path: Pat
     assert (prepared(tmp_path) / WEIGHTS).read_bytes() == weights()
 
 
-@pytest.mark.parametrize(
-    ("error", "told", "code"),
-    [
-        ((403, "GatedRepo"), "it is gated: accept its terms on its page, then set HF_TOKEN", 1),
-        ((404, "RepoNotFound"), "there is no such repository, or it is private: correct the path, or set HF_TOKEN", 1),
-        ((404, "RevisionNotFound"), "it has no such revision: correct the revision (status 404)", 1),
-        ((401, ""), "the hub denies access: set HF_TOKEN to a token that may read it (status 401)", 1),
-        ((403, ""), "the hub denies access: set HF_TOKEN to a token that may read it (status 403)", 1),
-        ((400, ""), "the hub refuses: check the path, the revision and HF_ENDPOINT (status 400)", 1),
-        ((429, ""), "too many requests to the hub: wait some minutes, or set HF_TOKEN to be allowed more", LATER),
-        ((500, ""), "the hub is in trouble: try again later (status 500)", LATER),
-    ],
-)
-def test_what_the_hub_refuses_is_told(tmp_path: Path, error: tuple[int, str], told: str, code: int) -> None:
-    with serving(Hub(error=error)) as url:
-        done = run_inside(tmp_path, url, "--patience", "0")
-    assert done.returncode == code
-    assert done.stderr.startswith(f"engine.controlnet: some/controlnet: {told}")
-
-
-@pytest.mark.parametrize(
-    ("refusal", "told"),
-    [
-        ((401, "GatedRepo"), "it is gated: accept its terms"),  # its listing is for everybody
-        ((404, "EntryNotFound"), f"{WEIGHTS}: the hub lists it, but does not have it"),
-    ],
-)
-def test_a_file_that_is_refused_is_told(tmp_path: Path, refusal: tuple[int, str], told: str) -> None:
-    with serving(hub_with(refusals={WEIGHTS: [refusal]})) as url:
-        done = run_inside(tmp_path, url)
-    assert done.returncode == 1
-    assert told in done.stderr
-
-
 def test_a_token_opens_what_is_gated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = hub_with(token="secret")
     with serving(hub) as url:
@@ -194,45 +171,6 @@ def test_tokens_and_signed_addresses_are_not_shown(tmp_path: Path, monkeypatch: 
     assert "the hub refuses" in shown
     assert "secret" not in shown
     assert "sign" not in shown
-
-
-def test_a_hub_that_never_answers_is_not_waited_for(tmp_path: Path) -> None:
-    with serving(Hub(silent=True)) as url:
-        done = run_inside(tmp_path, url, timeout=1)
-    assert done.returncode == LATER
-    assert f"{url} cannot be reached (no answer in time)" in done.stderr
-
-
-@pytest.mark.parametrize(
-    "page", [b"<html>Log in to this network</html>", b"[]", b'{"id": "some/controlnet", "sha": "x"}']
-)
-def test_an_answer_of_another_kind_is_told(tmp_path: Path, page: bytes) -> None:
-    with serving(Hub(page=page)) as url:
-        done = run_inside(tmp_path, url)
-    assert done.returncode == LATER
-    assert f"{url} does not answer as a hub does: check the network" in done.stderr
-
-
-def test_a_hub_in_trouble_is_asked_again(tmp_path: Path) -> None:
-    hub = hub_with(refusals={"config.json": [(429, "")], WEIGHTS: [(503, "")]})
-    with serving(hub) as url:
-        done = run_inside(tmp_path, url)
-    assert done.returncode == 0, done.stderr
-    assert hub.asked == [Asked("config.json", None), Asked(WEIGHTS, None)]
-
-
-def test_a_listing_that_is_cut_is_asked_for_again(tmp_path: Path) -> None:
-    with serving(hub_with(cuts={"listing": [9]})) as url:
-        done = run_inside(tmp_path, url)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == "the hub or the network failed (the connection was cut); trying again in 1 s\n"
-
-
-def test_a_listing_that_is_always_cut_is_given_up(tmp_path: Path) -> None:
-    with serving(hub_with(cuts={"listing": [9] * 9})) as url:
-        done = run_inside(tmp_path, url, "--patience", "0")
-    assert done.returncode == LATER
-    assert f"{url} cannot be reached (the connection was cut)" in done.stderr
 
 
 def test_a_failure_is_told_while_other_files_are_in_progress(

@@ -24,6 +24,7 @@ from tests.workers.fetch_command import (
     WEIGHTS,
     controlnet,
     end,
+    fetch_from,
     files_in,
     hub_with,
     is_there,
@@ -222,8 +223,7 @@ def test_a_disk_that_fills_up_is_told(tmp_path: Path, limit: int) -> None:
 
 def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with serving(hub_with()) as url:
-        done = run_inside(tmp_path, url, "--to", str(tmp_path / "file" / "models"))
+    done = fetch_from(hub_with(), tmp_path, "--to", str(tmp_path / "file" / "models"))
     assert done.returncode == 1
     assert f"Not a directory: '{tmp_path}/file/models'" in done.stderr
 
@@ -236,8 +236,7 @@ def test_no_link_that_others_have_put_into_the_folder_is_followed(tmp_path: Path
     victim.mkdir()
     (victim / "config.json").write_bytes(b"precious")
     planted.symlink_to(victim if not name.endswith("}") else victim / "config.json")
-    with serving(hub_with()) as url:
-        done = run_inside(tmp_path, url)
+    done = fetch_from(hub_with(), tmp_path)
     assert done.returncode == 0, done.stderr
     assert files_in(victim) == {"config.json"}
     assert (victim / "config.json").read_bytes() == b"precious"
@@ -251,8 +250,7 @@ def test_no_repository_can_write_outside_its_folder(tmp_path: Path, path: str) -
     named = path.format(folder=tmp_path)
     hub = Hub({"some/controlnet": controlnet(), "some/lora": {named: weights()}})
     lora = f"loras: [{{path: some/lora, revision: {COMMIT}, file: {named}}}]"
-    with serving(hub) as url:
-        done = run_inside(tmp_path, url, config=f"{ONE}  {lora}\n")
+    done = fetch_from(hub, tmp_path, config=f"{ONE}  {lora}\n")
     assert done.returncode == 1
     assert f"the repository has no {named}; its safetensors files: none" in done.stderr
     assert list(tmp_path.rglob("victim*")) == []

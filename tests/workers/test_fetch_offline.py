@@ -13,13 +13,13 @@ from tests.workers.fetch_command import (
     ROOT,
     WEIGHTS,
     controlnet,
+    fetch_from,
     prepared,
     run_fetch,
     run_here,
-    run_inside,
     weights,
 )
-from tests.workers.hub import COMMIT, Asked, Hub, entry, serving
+from tests.workers.hub import COMMIT, Asked, Hub, entry
 from workers.config import locate
 from workers.engine.config import EngineConfig, Weights
 from workers.engine.weights import absent
@@ -50,8 +50,7 @@ def test_a_cache_serves_without_a_network(tmp_path: Path) -> None:
 def test_what_the_cache_has_is_not_downloaded(tmp_path: Path) -> None:
     cached(tmp_path, {WEIGHTS: weights()})
     hub = Hub({"some/controlnet": controlnet()})
-    with serving(hub) as url:
-        done = run_inside(tmp_path, url)
+    done = fetch_from(hub, tmp_path)
     assert done.returncode == 0, done.stderr
     assert hub.asked == [Asked("config.json", None)]
 

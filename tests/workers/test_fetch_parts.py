@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from tests.workers.fetch_command import WEIGHTS, controlnet, run_here, run_inside, weights
-from tests.workers.hub import Hub, serving
+from tests.workers.fetch_command import WEIGHTS, controlnet, fetch_from, run_here, weights
+from tests.workers.hub import Hub
 from workers.weights import fetch
 from workers.weights.errors import FetchError
 from workers.weights.selection import texts_of, weights_of
@@ -120,8 +120,7 @@ def test_another_architecture_is_told_before_its_weights_are_fetched(
 
 def test_a_repository_of_pickles_is_refused(tmp_path: Path) -> None:
     hub = Hub({"some/controlnet": {"config.json": b"{}", "diffusion_pytorch_model.bin": b"\x80"}})
-    with serving(hub) as url:
-        done = run_inside(tmp_path, url)
+    done = fetch_from(hub, tmp_path)
     assert done.returncode == 1
     assert "only pickles such as diffusion_pytorch_model.bin, which can run any code and are not read" in done.stderr
     assert hub.asked == []

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tests.workers import checkpoint
 from tests.workers.engine import demo, full_size
-from tests.workers.fetch_command import DEMO, WEIGHTS, assert_same_image, files_in, run_inside
-from tests.workers.hub import COMMIT, Hub, serving
+from tests.workers.fetch_command import DEMO, WEIGHTS, assert_same_image, fetch_from, files_in
+from tests.workers.hub import COMMIT, Hub
 from workers.config import locate
 from workers.engine.config import EngineConfig, Weights
 from workers.engine.weights import absent
@@ -148,8 +148,7 @@ engine:
         | {SD15_REPOSITORY.path: tokenizer},
         commits={SD15_REPOSITORY.path: str(SD15_REPOSITORY.revision)},
     )
-    with serving(hub) as url:
-        done = run_inside(tmp_path, url, config=config)
+    done = fetch_from(hub, tmp_path, config=config)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "models" / f"model-some--merged-{COMMIT[:12]}-x-float16"
     assert done.stdout.splitlines()[0] == f"engine.model: {folder}"
@@ -175,8 +174,7 @@ def test_without_a_network_a_tokenizer_can_be_named(
 @pytest.mark.usefixtures("small_sd15")
 def test_a_hub_without_the_tokenizer_is_told(tmp_path: Path) -> None:
     both(tmp_path)
-    with serving(Hub()) as url:
-        done = run_inside(tmp_path, url, config=CONFIG)
+    done = fetch_from(Hub(), tmp_path, config=CONFIG)
     assert done.returncode == 1
     assert f"so that of {SD15_REPOSITORY.path} is taken, but: there is no such repository" in done.stderr
 
@@ -201,8 +199,7 @@ engine:
   model: {{path: some/merged, revision: {COMMIT}, file: y.safetensors}}
   controlnet: {{path: {CONTROL}}}
 """
-    with serving(Hub({"some/merged": {"x.safetensors": b"", "y.ckpt": b""}})) as url:
-        done = run_inside(tmp_path, url, config=config)
+    done = fetch_from(Hub({"some/merged": {"x.safetensors": b"", "y.ckpt": b""}}), tmp_path, config=config)
     assert done.returncode == 1
     assert "the repository has no y.safetensors; its safetensors files: x.safetensors\n" in done.stderr
 

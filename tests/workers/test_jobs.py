@@ -106,39 +106,33 @@ def assert_whole(news: list[ProgressEvent]) -> None:
             assert (image.format, image.size) == ("JPEG", (64, 64))
 
 
-def test_a_watched_image_is_followed_from_its_start_to_its_end() -> None:
-    async def scenario() -> None:
-        async with running(engine=ENGINE) as pool:
-            await until(lambda: pool.core.ready)
-            watched, unshown = list[ProgressEvent](), list[ProgressEvent]()
-            assert isinstance((await make(pool, WATCHED, watched)).outcome, m.Done)
-            assert isinstance((await make(pool, TASK, unshown)).outcome, m.Done)
-        assert_whole(watched)
-        assert of(unshown, Previewed) == []
-        assert len(of(unshown, Advanced)) == STEPS
-
-    asyncio.run(scenario())
+async def test_a_watched_image_is_followed_from_its_start_to_its_end() -> None:
+    async with running(engine=ENGINE) as pool:
+        await until(lambda: pool.core.ready)
+        watched, unshown = list[ProgressEvent](), list[ProgressEvent]()
+        assert isinstance((await make(pool, WATCHED, watched)).outcome, m.Done)
+        assert isinstance((await make(pool, TASK, unshown)).outcome, m.Done)
+    assert_whole(watched)
+    assert of(unshown, Previewed) == []
+    assert len(of(unshown, Advanced)) == STEPS
 
 
-def test_one_that_is_made_again_elsewhere_starts_again() -> None:
-    async def scenario() -> None:
-        async with running(engine=ENGINE, workers=2) as pool:
-            await until(lambda: all(view.state is m.WorkerState.READY for view in pool.core.workers()))
-            news = list[ProgressEvent]()
+async def test_one_that_is_made_again_elsewhere_starts_again() -> None:
+    async with running(engine=ENGINE, workers=2) as pool:
+        await until(lambda: all(view.state is m.WorkerState.READY for view in pool.core.workers()))
+        news = list[ProgressEvent]()
 
-            def kill_on_the_way(each: ProgressEvent) -> None:
-                news.append(each)
-                if news.count(Started()) == 1 and each == Advanced(2, STEPS):
-                    busy = next(view.id for view in pool.core.workers() if view.running)
-                    os.kill(pool.processes[busy], signal.SIGKILL)
+        def kill_on_the_way(each: ProgressEvent) -> None:
+            news.append(each)
+            if news.count(Started()) == 1 and each == Advanced(2, STEPS):
+                busy = next(view.id for view in pool.core.workers() if view.running)
+                os.kill(pool.processes[busy], signal.SIGKILL)
 
-            answer = await pool.generate(WATCHED, m.Job(0, time.monotonic() + PATIENCE), kill_on_the_way)
-            assert isinstance(answer.outcome, m.Done)
-        again = len(news) - news[::-1].index(Started()) - 1
-        assert again > 0
-        assert_whole(news[again:])
-
-    asyncio.run(scenario())
+        answer = await pool.generate(WATCHED, m.Job(0, time.monotonic() + PATIENCE), kill_on_the_way)
+        assert isinstance(answer.outcome, m.Done)
+    again = len(news) - news[::-1].index(Started()) - 1
+    assert again > 0
+    assert_whole(news[again:])
 
 
 def test_a_watch_that_fails_harms_neither_image_nor_worker(caplog: pytest.LogCaptureFixture) -> None:

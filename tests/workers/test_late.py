@@ -35,20 +35,17 @@ def task(number: int) -> Task:
     return Task(file_of(np.full((32, 32, 3), 20 * number, np.uint8)), "", number)
 
 
-def test_a_late_report_about_an_old_generation_answers_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_late_report_about_an_old_generation_answers_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.process.main", late.main)
     monkeypatch.setenv(late.CHANCE, ALWAYS)
 
-    async def scenario() -> None:
-        seen = Generations()
-        async with running(seen) as pool:
-            deadline = asyncio.get_running_loop().time() + 60
-            # One after another, so that they follow each other in slot 0.
-            answers = [await pool.generate(task(number), m.Job(0, deadline)) for number in range(IMAGES)]
-        assert [answer.image for answer in answers] == [task(number).image for number in range(IMAGES)]
-        assert seen.old
-        replies = [command.job for command in seen.commands if isinstance(command, m.Reply)]
-        assert replies == list(range(1, IMAGES + 1))
-        assert not any(isinstance(event, m.WorkerExited) for event in seen.events)
-
-    asyncio.run(scenario())
+    seen = Generations()
+    async with running(seen) as pool:
+        deadline = asyncio.get_running_loop().time() + 60
+        # One after another, so that they follow each other in slot 0.
+        answers = [await pool.generate(task(number), m.Job(0, deadline)) for number in range(IMAGES)]
+    assert [answer.image for answer in answers] == [task(number).image for number in range(IMAGES)]
+    assert seen.old
+    replies = [command.job for command in seen.commands if isinstance(command, m.Reply)]
+    assert replies == list(range(1, IMAGES + 1))
+    assert not any(isinstance(event, m.WorkerExited) for event in seen.events)

@@ -72,34 +72,28 @@ async def make(pool: Pool) -> JobResult:
     return await asyncio.wait_for(pool.generate(TASK, m.Job(0, time.monotonic() + PATIENCE)), PATIENCE)
 
 
-def test_images_come_back_as_they_went() -> None:
-    async def scenario() -> None:
-        async with running(workers=2) as pool:
-            answers = await asyncio.gather(*(make(pool) for _ in range(6)))
-        assert [answer.image for answer in answers] == [TASK.image] * 6
-        assert all(isinstance(answer.outcome, m.Done) for answer in answers)
-
-    asyncio.run(scenario())
+async def test_images_come_back_as_they_went() -> None:
+    async with running(workers=2) as pool:
+        answers = await asyncio.gather(*(make(pool) for _ in range(6)))
+    assert [answer.image for answer in answers] == [TASK.image] * 6
+    assert all(isinstance(answer.outcome, m.Done) for answer in answers)
 
 
-def test_a_cancelled_call_cancels_the_job() -> None:
-    async def scenario() -> None:
-        seen = Seen()
-        async with running(seen) as pool:
-            await make(pool)
-            waiting = asyncio.create_task(pool.generate(ENDLESS, m.Job(0, time.monotonic() + 3600)))
-            await until(lambda: pool.core.running == 1)
-            waiting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await waiting
-            await make(pool)
-        assert m.Reply(2, m.Abandoned()) in seen.commands
-        assert any(isinstance(event, m.Released) for event in seen.events)
-
-    asyncio.run(scenario())
+async def test_a_cancelled_call_cancels_the_job() -> None:
+    seen = Seen()
+    async with running(seen) as pool:
+        await make(pool)
+        waiting = asyncio.create_task(pool.generate(ENDLESS, m.Job(0, time.monotonic() + 3600)))
+        await until(lambda: pool.core.running == 1)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await make(pool)
+    assert m.Reply(2, m.Abandoned()) in seen.commands
+    assert any(isinstance(event, m.Released) for event in seen.events)
 
 
-def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     refusals = iter([True, True, False])
 
     def scarce(*arguments: object) -> Child:
@@ -109,108 +103,87 @@ def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(processes, "Child", scarce)
 
-    async def scenario() -> None:
-        seen = Seen()
-        async with running(seen) as pool:
-            assert (await make(pool)).image == TASK.image
-        lost = [event.reason for event in seen.events if isinstance(event, m.WorkerExited)]
-        assert lost == ["cannot be started: [Errno 11] Resource temporarily unavailable"] * 2
-
-    asyncio.run(scenario())
+    seen = Seen()
+    async with running(seen) as pool:
+        assert (await make(pool)).image == TASK.image
+    lost = [event.reason for event in seen.events if isinstance(event, m.WorkerExited)]
+    assert lost == ["cannot be started: [Errno 11] Resource temporarily unavailable"] * 2
 
 
-def test_how_a_workers_engine_runs_is_known_until_the_worker_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_how_a_workers_engine_runs_is_known_until_the_worker_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.process.main", telling.main)
 
-    async def scenario() -> None:
-        seen, at_the_loss = Seen(), []
+    seen, at_the_loss = Seen(), []
 
-        def observe(event: m.Event, commands: Sequence[m.Command]) -> None:
-            seen(event, commands)
-            if isinstance(event, m.WorkerExited):
-                at_the_loss.append(dict(pool.statuses))
+    def observe(event: m.Event, commands: Sequence[m.Command]) -> None:
+        seen(event, commands)
+        if isinstance(event, m.WorkerExited):
+            at_the_loss.append(dict(pool.statuses))
 
-        async with running(observe) as pool:
-            assert pool.statuses == {}
-            await until(lambda: pool.statuses == {"cpu0": telling.status(graphs=1, fallbacks=0)})
-            os.kill(pool.processes["cpu0"], signal.SIGKILL)
-            await until(lambda: at_the_loss == [{}])
-            await until(lambda: pool.statuses == {"cpu0": telling.status(graphs=0, fallbacks=0)})
-
-    asyncio.run(scenario())
+    async with running(observe) as pool:
+        assert pool.statuses == {}
+        await until(lambda: pool.statuses == {"cpu0": telling.status(graphs=1, fallbacks=0)})
+        os.kill(pool.processes["cpu0"], signal.SIGKILL)
+        await until(lambda: at_the_loss == [{}])
+        await until(lambda: pool.statuses == {"cpu0": telling.status(graphs=0, fallbacks=0)})
 
 
-def test_a_worker_whose_socket_ends_is_replaced_and_its_image_made_again() -> None:
-    async def scenario() -> None:
-        seen = Seen()
-        async with running(seen) as pool:
-            await make(pool)
-            waiting = asyncio.create_task(make(pool))
-            await until(lambda: pool.core.running == 1)
-            pool._processes["cpu0"].channel.shutdown(socket.SHUT_RD)
-            assert (await waiting).image == TASK.image
-        lost = [event.reason for event in seen.events if isinstance(event, m.WorkerExited)]
-        assert lost == ["killed by SIGKILL"]
-
-    asyncio.run(scenario())
+async def test_a_worker_whose_socket_ends_is_replaced_and_its_image_made_again() -> None:
+    seen = Seen()
+    async with running(seen) as pool:
+        await make(pool)
+        waiting = asyncio.create_task(make(pool))
+        await until(lambda: pool.core.running == 1)
+        pool._processes["cpu0"].channel.shutdown(socket.SHUT_RD)
+        assert (await waiting).image == TASK.image
+    lost = [event.reason for event in seen.events if isinstance(event, m.WorkerExited)]
+    assert lost == ["killed by SIGKILL"]
 
 
-def test_a_gpu_that_is_unwell_takes_its_workers_out_of_service() -> None:
-    async def scenario() -> None:
-        async with running(workers=2) as pool:
-            await until(lambda: all(view.state is m.WorkerState.READY for view in pool.core.workers()))
-            pool.devices["cpu0"] = Device("a GPU", "GPU-1")  # as NVML would know it
-            pool.fault({"GPU-2"}, "GPU-2 reports XID 79")
-            assert all(view.state is m.WorkerState.READY for view in pool.core.workers())
-            pool.fault({"GPU-1", "MIG-1"}, "GPU-1 reports XID 79")
-            await until(lambda: pool.core.workers()[0].state is m.WorkerState.OUT)
-            assert pool.core.workers()[0].reason == "GPU-1 reports XID 79"
-            assert isinstance((await make(pool)).outcome, m.Done)
-            assert pool.core.workers()[1].state is m.WorkerState.READY
-
-    asyncio.run(scenario())
+async def test_a_gpu_that_is_unwell_takes_its_workers_out_of_service() -> None:
+    async with running(workers=2) as pool:
+        await until(lambda: all(view.state is m.WorkerState.READY for view in pool.core.workers()))
+        pool.devices["cpu0"] = Device("a GPU", "GPU-1")  # as NVML would know it
+        pool.fault({"GPU-2"}, "GPU-2 reports XID 79")
+        assert all(view.state is m.WorkerState.READY for view in pool.core.workers())
+        pool.fault({"GPU-1", "MIG-1"}, "GPU-1 reports XID 79")
+        await until(lambda: pool.core.workers()[0].state is m.WorkerState.OUT)
+        assert pool.core.workers()[0].reason == "GPU-1 reports XID 79"
+        assert isinstance((await make(pool)).outcome, m.Done)
+        assert pool.core.workers()[1].state is m.WorkerState.READY
 
 
-def test_a_pool_whose_workers_are_all_out_of_service_ends_and_says_why() -> None:
-    async def scenario() -> None:
-        core = Scheduler(["cpu0"], Limits(quarantine_after=1))
-        pool = Pool([Setup(DeviceSpec("cpu0", "cpu", None), BROKEN, threads=1)], core, SlotLayout(2, 2**20, 2**20))
-        task = asyncio.create_task(pool.run())
-        answer = await make(pool)
-        assert isinstance(answer.outcome, m.Draining)
-        with pytest.raises(NothingServedError, match=r"cpu0 is out of service: .*engine\.model is missing"):
-            await asyncio.wait_for(task, PATIENCE)
-
-    asyncio.run(scenario())
+async def test_a_pool_whose_workers_are_all_out_of_service_ends_and_says_why() -> None:
+    core = Scheduler(["cpu0"], Limits(quarantine_after=1))
+    pool = Pool([Setup(DeviceSpec("cpu0", "cpu", None), BROKEN, threads=1)], core, SlotLayout(2, 2**20, 2**20))
+    task = asyncio.create_task(pool.run())
+    answer = await make(pool)
+    assert isinstance(answer.outcome, m.Draining)
+    with pytest.raises(NothingServedError, match=r"cpu0 is out of service: .*engine\.model is missing"):
+        await asyncio.wait_for(task, PATIENCE)
 
 
-def test_a_model_that_cannot_be_used_is_not_tried_again() -> None:
-    async def scenario() -> None:
-        seen = Seen()
-        setup = Setup(DeviceSpec("cpu0", "cpu", None), BROKEN, threads=1)
-        pool = Pool([setup], Scheduler(["cpu0"], Limits()), SlotLayout(2, 2**20, 2**20), seen)
-        with pytest.raises(NothingServedError, match=r"cpu0 is out of service: .*engine\.model is missing"):
-            await asyncio.wait_for(pool.run(), PATIENCE)
-        assert seen.commands.count(m.Spawn("cpu0")) == 1
-
-    asyncio.run(scenario())
+async def test_a_model_that_cannot_be_used_is_not_tried_again() -> None:
+    seen = Seen()
+    setup = Setup(DeviceSpec("cpu0", "cpu", None), BROKEN, threads=1)
+    pool = Pool([setup], Scheduler(["cpu0"], Limits()), SlotLayout(2, 2**20, 2**20), seen)
+    with pytest.raises(NothingServedError, match=r"cpu0 is out of service: .*engine\.model is missing"):
+        await asyncio.wait_for(pool.run(), PATIENCE)
+    assert seen.commands.count(m.Spawn("cpu0")) == 1
 
 
-def test_large_files_are_copied_in_several_turns_and_one_that_is_cancelled_meanwhile_frees_its_slot() -> None:
+async def test_large_files_are_copied_in_several_turns_and_one_that_is_cancelled_meanwhile_frees_its_slot() -> None:
     echo = Echo(steps=2, step_seconds=0.02, reencode=False)
     large = replace(TASK, image=bytes(TASK.image) + bytes(3 * 2**20))  # PNG ignores what follows its end
 
-    async def scenario() -> None:
-        async with running(engine=EngineConfig(kind="echo", slots=8, echo=echo), room=2**22) as pool:
-            await make(pool)
-            for cancelled in range(8):
-                terms = m.Job(0, time.monotonic() + PATIENCE)
-                jobs = [asyncio.create_task(pool.generate(large, terms)) for _ in range(8)]
-                await asyncio.sleep(0)  # all are submitted now, and some are still to be copied
-                jobs.pop(cancelled).cancel()
-                answers = await asyncio.wait_for(asyncio.gather(*jobs), PATIENCE)
-                assert [answer.image for answer in answers] == [large.image] * 7
-            await until(lambda: pool.core.running == 0)
-            assert [view.restarts for view in pool.core.workers()] == [0]
-
-    asyncio.run(scenario())
+    async with running(engine=EngineConfig(kind="echo", slots=8, echo=echo), room=2**22) as pool:
+        await make(pool)
+        for cancelled in range(8):
+            terms = m.Job(0, time.monotonic() + PATIENCE)
+            jobs = [asyncio.create_task(pool.generate(large, terms)) for _ in range(8)]
+            await asyncio.sleep(0)  # all are submitted now, and some are still to be copied
+            jobs.pop(cancelled).cancel()
+            answers = await asyncio.wait_for(asyncio.gather(*jobs), PATIENCE)
+            assert [answer.image for answer in answers] == [large.image] * 7
+        await until(lambda: pool.core.running == 0)
+        assert [view.restarts for view in pool.core.workers()] == [0]

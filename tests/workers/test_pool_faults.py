@@ -17,7 +17,6 @@ from tests.workers.faulty import (
     LAYOUT,
     FailOnce,
     Fault,
-    all_are_ready,
     assert_nothing_is_left,
     every_slot_works,
     kinds,
@@ -46,96 +45,74 @@ def provoke(pool: Pool, kind: type[m.Command], jobs: list["asyncio.Task[JobResul
 
 @pytest.mark.parametrize("kind", get_args(m.Command), ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("error", [Fault("of ours"), MemoryError()], ids=["fault", "memory"])
-def test_an_exception_in_one_command_costs_one_job_at_most(
+async def test_an_exception_in_one_command_costs_one_job_at_most(
     kind: type[m.Command], error: Exception, fail_once: FailOnce
 ) -> None:
-    async def scenario() -> None:
-        async with two_workers() as pool:
-            await until(lambda: all_are_ready(pool))
-            jobs = [asyncio.create_task(make(pool)) for _ in range(JOBS)]
-            await until(lambda: pool.core.running == 4)
-            raised = fail_once(pool, "_perform", error, lambda command: isinstance(command, kind))
-            provoke(pool, kind, jobs)
-            answers = await asyncio.gather(*jobs)
-            expected = ["Broken"] if kind in {m.Start, m.Reply} else []
-            assert kinds(answers) == expected + ["Done"] * (len(jobs) - len(expected))
-            await until(lambda: pool.core.running == 0)
-            await every_slot_works(pool)
-        assert raised  # of Exit, by the drain
-
-    asyncio.run(scenario())
+    async with two_workers() as pool:
+        jobs = [asyncio.create_task(make(pool)) for _ in range(JOBS)]
+        await until(lambda: pool.core.running == 4)
+        raised = fail_once(pool, "_perform", error, lambda command: isinstance(command, kind))
+        provoke(pool, kind, jobs)
+        answers = await asyncio.gather(*jobs)
+        expected = ["Broken"] if kind in {m.Start, m.Reply} else []
+        assert kinds(answers) == expected + ["Done"] * (len(jobs) - len(expected))
+        await until(lambda: pool.core.running == 0)
+        await every_slot_works(pool)
+    assert raised  # of Exit, by the drain
 
 
-def test_a_slot_that_cannot_be_written_to_costs_one_job(fail_once: FailOnce) -> None:
-    async def scenario() -> None:
-        async with two_workers() as pool:
-            await until(lambda: all_are_ready(pool))
-            fail_once(SlotMemory, "input", MemoryError())
-            assert kinds(await asyncio.gather(*(make(pool) for _ in range(JOBS)))) == ["Broken"] + ["Done"] * 5
-            await every_slot_works(pool)
-
-    asyncio.run(scenario())
+async def test_a_slot_that_cannot_be_written_to_costs_one_job(fail_once: FailOnce) -> None:
+    async with two_workers() as pool:
+        fail_once(SlotMemory, "input", MemoryError())
+        assert kinds(await asyncio.gather(*(make(pool) for _ in range(JOBS)))) == ["Broken"] + ["Done"] * 5
+        await every_slot_works(pool)
 
 
-def test_an_image_that_cannot_be_copied_out_costs_one_job(fail_once: FailOnce) -> None:
-    async def scenario() -> None:
-        async with two_workers() as pool:
-            await until(lambda: all_are_ready(pool))
-            fail_once(SlotMemory, "output", MemoryError())
-            assert kinds(await asyncio.gather(*(make(pool) for _ in range(JOBS)))) == ["Broken"] + ["Done"] * 5
-            await every_slot_works(pool)
-
-    asyncio.run(scenario())
+async def test_an_image_that_cannot_be_copied_out_costs_one_job(fail_once: FailOnce) -> None:
+    async with two_workers() as pool:
+        fail_once(SlotMemory, "output", MemoryError())
+        assert kinds(await asyncio.gather(*(make(pool) for _ in range(JOBS)))) == ["Broken"] + ["Done"] * 5
+        await every_slot_works(pool)
 
 
-def test_a_worker_that_is_not_killed_at_once_is_killed_soon(fail_once: FailOnce) -> None:
-    async def scenario() -> None:
-        async with two_workers() as pool:
-            await until(lambda: all_are_ready(pool))
-            first = pool.processes["cpu0"]
-            fail_once(Child, "kill", PermissionError(1, "Operation not permitted"))
-            provoke(pool, m.Kill, [])
-            assert pool.processes["cpu0"] == first
-            await until(lambda: pool.processes.get("cpu0", first) != first)
-            await every_slot_works(pool)
-
-    asyncio.run(scenario())
+async def test_a_worker_that_is_not_killed_at_once_is_killed_soon(fail_once: FailOnce) -> None:
+    async with two_workers() as pool:
+        first = pool.processes["cpu0"]
+        fail_once(Child, "kill", PermissionError(1, "Operation not permitted"))
+        provoke(pool, m.Kill, [])
+        assert pool.processes["cpu0"] == first
+        await until(lambda: pool.processes.get("cpu0", first) != first)
+        await every_slot_works(pool)
 
 
 @pytest.mark.parametrize("watched", [1, 2])
-def test_a_process_that_cannot_be_watched_is_ended(watched: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_process_that_cannot_be_watched_is_ended(watched: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else it would use the same memory as the next one, and nobody would see it end."""
 
-    async def scenario() -> None:
-        loop, calls, before = asyncio.get_running_loop(), [], descendants(os.getpid())
-        add = loop.add_reader
+    loop, calls, before = asyncio.get_running_loop(), [], descendants(os.getpid())
+    add = loop.add_reader
 
-        def add_reader(*arguments: Any) -> None:
-            calls.append(arguments)
-            if len(calls) == watched:
-                raise OSError(28, "No space left on device")  # epoll has a limit for each user
-            add(*arguments)
+    def add_reader(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == watched:
+            raise OSError(28, "No space left on device")  # epoll has a limit for each user
+        add(*arguments)
 
-        monkeypatch.setattr(loop, "add_reader", add_reader)
-        async with two_workers() as pool:
-            await every_slot_works(pool)
-            started = descendants(os.getpid()) - before
-            assert len(started & set(pool.processes.values())) == 2
-            assert len(started) <= 3  # and Python's resource tracker
-
-    asyncio.run(scenario())
+    monkeypatch.setattr(loop, "add_reader", add_reader)
+    async with two_workers() as pool:
+        await every_slot_works(pool)
+        started = descendants(os.getpid()) - before
+        assert len(started & set(pool.processes.values())) == 2
+        assert len(started) <= 3  # and Python's resource tracker
 
 
-def test_an_observer_that_always_fails_costs_nothing() -> None:
+async def test_an_observer_that_always_fails_costs_nothing() -> None:
     class Failing(Seen):
         def __call__(self, event: m.Event, commands: Sequence[m.Command]) -> None:
             raise Fault("of an observer")
 
-    async def scenario() -> None:
-        async with two_workers(Failing()) as pool:
-            await every_slot_works(pool)
-
-    asyncio.run(scenario())
+    async with two_workers(Failing()) as pool:
+        await every_slot_works(pool)
 
 
 # ---------------------------------------------------------------------------------------------- what is never submitted
@@ -152,25 +129,19 @@ def test_an_observer_that_always_fails_costs_nothing() -> None:
     ],
     ids=["surrogate", "surrogate in an option", "seed", "image", "text"],
 )
-def test_a_task_that_does_not_fit_into_a_slot_is_never_submitted(task: Task, error: type[Exception]) -> None:
-    async def scenario() -> None:
-        seen = Seen()
-        async with two_workers(seen) as pool:
-            with pytest.raises(error):
-                await pool.generate(task, m.Job(0, time.monotonic() + PATIENCE), lambda news: None)
-            assert_nothing_is_left(pool)
-            await every_slot_works(pool)
-        assert sum(isinstance(event, m.Submitted) for event in seen.events) == 4
-
-    asyncio.run(scenario())
+async def test_a_task_that_does_not_fit_into_a_slot_is_never_submitted(task: Task, error: type[Exception]) -> None:
+    seen = Seen()
+    async with two_workers(seen) as pool:
+        with pytest.raises(error):
+            await pool.generate(task, m.Job(0, time.monotonic() + PATIENCE), lambda news: None)
+        assert_nothing_is_left(pool)
+        await every_slot_works(pool)
+    assert sum(isinstance(event, m.Submitted) for event in seen.events) == 4
 
 
-def test_a_task_that_fills_its_slot_is_made() -> None:
-    async def scenario() -> None:
-        async with two_workers() as pool:
-            room = LAYOUT.input_bytes - len(wire.pack(TASK))
-            task = replace(TASK, image=bytes(TASK.image).ljust(room, b"\0"))
-            answer = await pool.generate(task, m.Job(0, time.monotonic() + PATIENCE))
-            assert answer.image == task.image
-
-    asyncio.run(scenario())
+async def test_a_task_that_fills_its_slot_is_made() -> None:
+    async with two_workers() as pool:
+        room = LAYOUT.input_bytes - len(wire.pack(TASK))
+        task = replace(TASK, image=bytes(TASK.image).ljust(room, b"\0"))
+        answer = await pool.generate(task, m.Job(0, time.monotonic() + PATIENCE))
+        assert answer.image == task.image

@@ -61,52 +61,43 @@ def test_what_cannot_be_is_told_from_what_can(lie: str) -> None:
 
 
 @pytest.mark.parametrize("lie", SENT_TO_A_POOL)
-def test_it_costs_the_worker_that_sent_it_and_no_job(lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_costs_the_worker_that_sent_it_and_no_job(lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.process.main", lying.main)
     monkeypatch.setenv(lying.LIE, lie)
 
-    async def scenario() -> None:
-        seen = Seen()
-        async with running(seen) as pool:
-            job = asyncio.create_task(make(pool))
-            await until(lambda: bool(pool.processes))
-            del os.environ[lying.LIE]  # the next process is an honest one
-            assert (await job).image == TASK.image
-            assert pool.core.running == 0
-            pool.core.check()
-        lost = [event.reason for event in seen.events if isinstance(event, m.WorkerExited)]
-        assert len(lost) == 1
-        assert lost[0].startswith(("it sent what is no report", "it sent a ", "its report was refused"))
-        assert len(lost[0]) <= wire.REASON_CHARS
-
-    asyncio.run(scenario())
+    seen = Seen()
+    async with running(seen) as pool:
+        job = asyncio.create_task(make(pool))
+        await until(lambda: bool(pool.processes))
+        del os.environ[lying.LIE]  # the next process is an honest one
+        assert (await job).image == TASK.image
+        assert pool.core.running == 0
+        pool.core.check()
+    lost = [event.reason for event in seen.events if isinstance(event, m.WorkerExited)]
+    assert len(lost) == 1
+    assert lost[0].startswith(("it sent what is no report", "it sent a ", "its report was refused"))
+    assert len(lost[0]) <= wire.REASON_CHARS
 
 
-def test_a_worker_that_only_looks_as_if_it_had_ended_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_only_looks_as_if_it_had_ended_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.process.main", lying.main)
     monkeypatch.setenv(lying.LIE, lying.HIDE)
 
-    async def scenario() -> None:
-        seen = Seen()
-        async with running(seen) as pool:
-            await until(lambda: any(isinstance(event, m.WorkerExited) for event in seen.events))
-            del os.environ[lying.LIE]
-            assert (await make(pool)).image == TASK.image
-        lost = [event.reason for event in seen.events if isinstance(event, m.WorkerExited)]
-        assert set(lost) == {"killed by SIGKILL"}
-
-    asyncio.run(scenario())
+    seen = Seen()
+    async with running(seen) as pool:
+        await until(lambda: any(isinstance(event, m.WorkerExited) for event in seen.events))
+        del os.environ[lying.LIE]
+        assert (await make(pool)).image == TASK.image
+    lost = [event.reason for event in seen.events if isinstance(event, m.WorkerExited)]
+    assert set(lost) == {"killed by SIGKILL"}
 
 
-def test_a_worker_that_never_stops_reporting_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_never_stops_reporting_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.process.main", lying.main)
     monkeypatch.setenv(lying.LIE, lying.FLOOD)
 
-    async def scenario() -> None:
-        seen = Seen()
-        async with running(seen, workers=2) as pool:
-            assert [(await make(pool)).image for _ in range(3)] == [TASK.image] * 3
-            flood = [event for event in seen.events if isinstance(event, m.Released)]
-            assert len(flood) > 100
-
-    asyncio.run(scenario())
+    seen = Seen()
+    async with running(seen, workers=2) as pool:
+        assert [(await make(pool)).image for _ in range(3)] == [TASK.image] * 3
+        flood = [event for event in seen.events if isinstance(event, m.Released)]
+        assert len(flood) > 100
