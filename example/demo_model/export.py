@@ -73,11 +73,7 @@ def _save(folder: Path, parts: dict[str, Any]) -> None:
 
     shutil.rmtree(folder, ignore_errors=True)  # what a killed export left
     pipeline = StableDiffusionControlNetPipeline(
-        **parts,
-        scheduler=noise_schedule(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        **parts, scheduler=noise_schedule(), safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
     pipeline.save_pretrained(folder)
     for file in folder.rglob("*.json"):

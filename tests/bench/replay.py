@@ -47,10 +47,7 @@ ENGINE = EngineConfig(
     slots=MACHINE.slots,
     size=Sizing(long_side=1152),
     echo=Echo(
-        steps=NOMINAL_STEPS,
-        batch_seconds=list(MACHINE.costs.step_seconds),
-        fixed_seconds=FIXED_SECONDS,
-        reencode=False,
+        steps=NOMINAL_STEPS, batch_seconds=list(MACHINE.costs.step_seconds), fixed_seconds=FIXED_SECONDS, reencode=False
     ),
 )
 SIZES = {1.0: (512, 512), 2.25: (1152, 512)}  # by work; the short side is the nominal one, as of every image served

@@ -29,7 +29,4 @@ def test_a_table_has_a_row_for_all_values_of_the_last_setting() -> None:
         study = steady.Study(lambda a, b, seed: {"sum": a + b + seed, "none": None}, {"a": [1, 2], "b": [10, 20]})
         rows = steady.rows(study, [1, 3], pool)
     assert rows[1] == {"a": 1, "b": 20, "sum": 23.0, "none": None}
-    assert list(steady.markdown("any", study, rows))[-2:] == [
-        "| 1 | 13 / 23 | - / - |",
-        "| 2 | 14 / 24 | - / - |",
-    ]
+    assert list(steady.markdown("any", study, rows))[-2:] == ["| 1 | 13 / 23 | - / - |", "| 2 | 14 / 24 | - / - |"]

@@ -164,8 +164,7 @@ def test_a_refusal_that_is_no_problem_document_is_told(tmp_path: Path, body: byt
 
 
 @pytest.mark.parametrize(
-    "body",
-    [b"<html>", b"[]", b"{}", b'{"request_id": 0}', b"", b'{"request_id": null, "output_image_base64": "a"}'],
+    "body", [b"<html>", b"[]", b"{}", b'{"request_id": 0}', b"", b'{"request_id": null, "output_image_base64": "a"}']
 )
 def test_an_answer_of_another_kind_is_told(tmp_path: Path, body: bytes) -> None:
     with serving(lambda _: (200, "text/html", body)) as service:

@@ -149,9 +149,4 @@ SEVERE = (
 )
 
 
-REGRESSIONS: Mapping[str, Build] = {
-    **CHARSETS,
-    **VALUES,
-    **DECODING,
-    **{name: HOSTILE[name] for name in SEVERE},
-}
+REGRESSIONS: Mapping[str, Build] = {**CHARSETS, **VALUES, **DECODING, **{name: HOSTILE[name] for name in SEVERE}}

@@ -234,12 +234,7 @@ def forms(draw: st.DrawFn, path: str) -> tuple[str, bytes]:
 
 
 JSON, FORM, IMAGE, ANYTHING = range(4)
-TAKEN = {
-    GENERATION: (JSON, FORM, IMAGE),
-    "/generation": (JSON, FORM, IMAGE),
-    EDGES: (JSON, IMAGE),
-    EDITS: (FORM,),
-}
+TAKEN = {GENERATION: (JSON, FORM, IMAGE), "/generation": (JSON, FORM, IMAGE), EDGES: (JSON, IMAGE), EDITS: (FORM,)}
 
 
 @st.composite

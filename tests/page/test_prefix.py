@@ -15,10 +15,7 @@ from tests.service.running import Service
 PREFIX = "/our/contour"
 WAYS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "by configuration": ({"SERVER__ROOT_PATH": PREFIX}, {"strips": False}),
-    "by the proxy's word": (
-        {"SERVER__TRUSTED_PROXIES": '["127.0.0.1"]'},
-        {"headers": {"X-Forwarded-Prefix": PREFIX}},
-    ),
+    "by the proxy's word": ({"SERVER__TRUSTED_PROXIES": '["127.0.0.1"]'}, {"headers": {"X-Forwarded-Prefix": PREFIX}}),
     "unknown to the service": ({}, {"strips": True}),
 }
 

@@ -4,17 +4,7 @@ import pytest
 
 from scheduler.core import BrokenInvariantError, IllegalEvent, Scheduler
 from scheduler.limits import Limits
-from scheduler.messages import (
-    BatchKey,
-    Costs,
-    Event,
-    Measured,
-    Opened,
-    Start,
-    Submitted,
-    WorkerExited,
-    WorkerReady,
-)
+from scheduler.messages import BatchKey, Costs, Event, Measured, Opened, Start, Submitted, WorkerExited, WorkerReady
 from tests.scheduler.words import GPU, Checked, finished, job, loading, ready, released, scheduler, stepped
 
 UNEVEN = Costs(20, GPU.step_seconds, 0.1, sizes=((BatchKey(2.0), (0.1,)),))

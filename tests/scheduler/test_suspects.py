@@ -18,18 +18,7 @@ from scheduler.messages import (
     WorkerCrash,
     WorkerExited,
 )
-from tests.scheduler.words import (
-    SINGLE,
-    SLOW_GPU,
-    Checked,
-    done,
-    failed,
-    finished,
-    job,
-    ready,
-    released,
-    scheduler,
-)
+from tests.scheduler.words import SINGLE, SLOW_GPU, Checked, done, failed, finished, job, ready, released, scheduler
 
 SLOW_SINGLE = replace(SLOW_GPU, step_seconds=SLOW_GPU.step_seconds[:1])
 

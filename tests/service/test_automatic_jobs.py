@@ -15,12 +15,7 @@ from tests.service.running import Service, until
 
 NAMES = ("id_task", "force_task_id", "task_id")
 KEYS = ("first-26e83b2ac5b9e29e", "second-9c1d4f0ab37e6652")
-SLOW = {
-    "WORKERS__CPU_WORKERS": 1,
-    "ENGINE__SLOTS": 1,
-    "ENGINE__ECHO__STEPS": 10,
-    "ENGINE__ECHO__STEP_SECONDS": 0.1,
-}
+SLOW = {"WORKERS__CPU_WORKERS": 1, "ENGINE__SLOTS": 1, "ENGINE__ECHO__STEPS": 10, "ENGINE__ECHO__STEP_SECONDS": 0.1}
 
 
 @pytest.fixture(scope="module")

@@ -75,10 +75,7 @@ def expected(demo: Service) -> Pixels:
 
 @pytest.mark.parametrize(("ask", "image_in"), WAYS.values(), ids=WAYS.keys())
 def test_every_form_of_a_request_may_say_so(
-    demo: Service,
-    expected: Pixels,
-    ask: Callable[..., httpx.Response],
-    image_in: Callable[[httpx.Response], Any],
+    demo: Service, expected: Pixels, ask: Callable[..., httpx.Response], image_in: Callable[[httpx.Response], Any]
 ) -> None:
     response = ask(demo, **EDGES)
     assert response.status_code == 200, response.text

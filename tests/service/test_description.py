@@ -23,12 +23,7 @@ def document(echo: Service) -> dict[str, Any]:
 def test_schemathesis_finds_nothing_that_is_not_as_described(
     echo: Service, document: dict[str, Any], tmp_path: Path
 ) -> None:
-    options = [
-        "--phases=examples,coverage,fuzzing",
-        f"--max-examples={EXAMPLES}",
-        "--seed=1",
-        "--no-color",
-    ]
+    options = ["--phases=examples,coverage,fuzzing", f"--max-examples={EXAMPLES}", "--seed=1", "--no-color"]
     config = ["--config-file", str(Path(__file__).with_name("schemathesis.toml"))]
     done = subprocess.run(
         [sys.executable, "-m", "schemathesis.cli", *config, "run", f"{echo.url}/openapi.json", *options],

@@ -130,12 +130,7 @@ def test_a_seed_is_told_as_it_was_asked_for(echo: Service, seed: int) -> None:
 
 
 def test_what_a_request_wants_otherwise_is_told(echo: Service) -> None:
-    asked = {
-        "steps": 3,
-        "guidance_scale": 2.5,
-        "control_scale": 0.5,
-        "temperature": 0.25,
-    }
+    asked = {"steps": 3, "guidance_scale": 2.5, "control_scale": 0.5, "temperature": 0.25}
     thresholds = {"canny_low": 50, "canny_high": 120}
     (file,) = by_json(echo, embed_metadata="full", negative_prompt="fog,\nrain", **asked, **thresholds)
     found = parameters_of(file)

@@ -22,13 +22,7 @@ def start(*flags: object, before: tuple[str, ...] = (), **overrides: object) -> 
     """A start that ends by itself."""
     command = [*before, sys.executable, "-m", "app", "configs/echo.yaml", *map(str, flags)]
     return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=surroundings(**overrides),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
+        command, cwd=ROOT, env=surroundings(**overrides), capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
 

@@ -53,10 +53,7 @@ def one_thread() -> Iterator[None]:
 
 def controlnet(dtype: torch.dtype = torch.float16) -> dict[str, bytes]:
     """A repository as small as can be: the engine would not read it, the command does not mind."""
-    return {
-        "config.json": (DEMO / "controlnet" / "config.json").read_bytes(),
-        WEIGHTS: weights(dtype),
-    }
+    return {"config.json": (DEMO / "controlnet" / "config.json").read_bytes(), WEIGHTS: weights(dtype)}
 
 
 def weights(dtype: torch.dtype = torch.float16, count: int = 50_000) -> bytes:

@@ -25,15 +25,7 @@ from PIL import Image
 from tests.fuzz.seeds import file_of, images
 from tests.workers.contours import drawing, expected, files, pixels_of
 from workers import confinement, wire
-from workers.edge_process import (
-    EdgeService,
-    EdgeSetup,
-    EdgeTask,
-    FailedError,
-    edge_layout,
-    lacks_memory,
-    prepare,
-)
+from workers.edge_process import EdgeService, EdgeSetup, EdgeTask, FailedError, edge_layout, lacks_memory, prepare
 from workers.engine.config import Canny, Sizing
 from workers.engine.contract import BadImageError
 from workers.engine.header import decoding_bytes, read_header

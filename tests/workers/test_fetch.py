@@ -52,9 +52,7 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> Fetched:
     return folder, hub, done
 
 
-def test_a_configurations_weights_are_prepared(
-    fetched: Fetched,
-) -> None:
+def test_a_configurations_weights_are_prepared(fetched: Fetched) -> None:
     folder, hub, done = fetched
     model, control = prepared(folder, MODEL), prepared(folder, CONTROLNET)
     assert done.returncode == 0, done.stderr
@@ -79,9 +77,7 @@ def test_nothing_else_is_left_behind(fetched: Fetched) -> None:
     assert not (folder / "cache" / "hub").exists()
 
 
-def test_the_manifest_has_every_file_with_its_hash(
-    fetched: Fetched,
-) -> None:
+def test_the_manifest_has_every_file_with_its_hash(fetched: Fetched) -> None:
     folder = prepared(fetched[0], MODEL)
     manifest = manifest_in(folder)
     assert manifest is not None
@@ -91,18 +87,14 @@ def test_the_manifest_has_every_file_with_its_hash(
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
-def test_what_was_fetched_makes_the_same_image(
-    fetched: Fetched,
-) -> None:
+def test_what_was_fetched_makes_the_same_image(fetched: Fetched) -> None:
     named = replace(demo.CONFIG, model=MODEL, controlnet=CONTROLNET)
     config = locate(named, ROOT, str(fetched[0] / "models"))
     assert absent(config) == []
     assert_same_image(config)
 
 
-def test_what_is_there_asks_nothing_of_anybody(
-    fetched: Fetched,
-) -> None:
+def test_what_is_there_asks_nothing_of_anybody(fetched: Fetched) -> None:
     done = run_fetch(fetched[0], config=BOTH, HF_ENDPOINT="http://127.0.0.1:9")  # nobody listens there
     assert (done.returncode, done.stdout, done.stderr) == (0, fetched[2].stdout, "")
 

@@ -214,10 +214,7 @@ def wide(key: str, *shape: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (
-            wide("conditioner.embedders.1.model.logit_scale", 1),
-            "is Stable Diffusion XL, which",
-        ),
+        (wide("conditioner.embedders.1.model.logit_scale", 1), "is Stable Diffusion XL, which"),
         (wide("cond_stage_model.model.logit_scale", 1), "is Stable Diffusion 2, which"),
         (wide(FIRST, 64, 9, 3, 3), "is an inpainting model, which"),
         (wide(FIRST, 64, 8, 3, 3), "is InstructPix2Pix, which"),
@@ -254,10 +251,7 @@ def test_a_model_of_another_size_is_told(tmp_path: Path, capsys: pytest.CaptureF
         ("first_stage_model.", "has no VAE (first_stage_model.*): choose a checkpoint that has one"),
         ("cond_stage_model.", "has no text encoder (cond_stage_model.transformer.*): choose a checkpoint that has one"),
         ("model.diffusion_model.", "is of a kind that is not known; it cannot be engine.model"),
-        (
-            "model.diffusion_model.out.2.bias",
-            "it does not fit: its UNet has no conv_out.bias",
-        ),
+        ("model.diffusion_model.out.2.bias", "it does not fit: its UNet has no conv_out.bias"),
     ],
 )
 def test_what_a_checkpoint_lacks_is_told(

@@ -149,10 +149,7 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 def test_devices_are_listed_with_their_instances() -> None:
-    assert Nvml(FakeLibrary()).devices() == [
-        Gpu(WHOLE, "NVIDIA GPU-whole"),
-        Gpu(SLICED, "NVIDIA GPU-sliced", (SLICE,)),
-    ]
+    assert Nvml(FakeLibrary()).devices() == [Gpu(WHOLE, "NVIDIA GPU-whole"), Gpu(SLICED, "NVIDIA GPU-sliced", (SLICE,))]
 
 
 def test_a_driver_that_knows_no_mig_lists_whole_devices() -> None:

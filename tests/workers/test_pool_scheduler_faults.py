@@ -10,15 +10,7 @@ import pytest
 from scheduler import messages as m
 from scheduler.core import IllegalEvent, Scheduler
 from scheduler.limits import Limits
-from tests.workers.faulty import (
-    JOBS,
-    LAYOUT,
-    FailOnce,
-    Fault,
-    every_slot_works,
-    kinds,
-    two_workers,
-)
+from tests.workers.faulty import JOBS, LAYOUT, FailOnce, Fault, every_slot_works, kinds, two_workers
 from tests.workers.test_pool import ECHO, PATIENCE, TASK, Seen, make, until
 from workers import pool as pool_module
 from workers.devices import DeviceSpec

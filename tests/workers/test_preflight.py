@@ -86,10 +86,7 @@ def test_a_sampler_like_no_other_is_told_with_all_there_are(config: Path) -> Non
     [
         ({"MODEL__PATH": "./dmeo"}, "model.path is dmeo, but there is no such folder; did you mean demo?"),
         ({"MODEL__PATH": "./a/b"}, "model.path is a/b, but there is no such folder: nor is there a"),
-        (
-            {"MODEL__PATH": "./demo.safetensors"},
-            "model.path is demo.safetensors, but there is no such file",
-        ),
+        ({"MODEL__PATH": "./demo.safetensors"}, "model.path is demo.safetensors, but there is no such file"),
         (
             {"MODEL__PATH": "./demo/vae"},
             "model.path is demo/vae, which is not a model as diffusers lays it out: there is no unet/config.json in it",

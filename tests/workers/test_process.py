@@ -258,10 +258,7 @@ def test_a_step_without_memory_gives_all_its_images_back(teller: Worker) -> None
     teller.until(m.Stepped)
     teller.run(1, 2, of_one_colour(telling.LACKS_MEMORY["step"]))
     failed = list(islice(of_kind(teller.hear(), m.Failed), 2))
-    assert {(each.slot, each.generation, each.blame) for each in failed} == {
-        (0, 1, Blame.MEMORY),
-        (1, 2, Blame.MEMORY),
-    }
+    assert {(each.slot, each.generation, each.blame) for each in failed} == {(0, 1, Blame.MEMORY), (1, 2, Blame.MEMORY)}
 
 
 def test_a_process_that_lacks_memory_again_and_again_ends(teller: Worker) -> None:

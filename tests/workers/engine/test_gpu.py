@@ -21,10 +21,7 @@ from workers.engine.model import assemble, read
 from workers.engine.recording import CudaRecorder
 from workers.nvml import Nvml, driver_fault
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 DEVICE = "cuda:0"
 USUAL = replace(CONFIG, sampler=Sampler(steps=20), size=Sizing(short_side=256, long_side=256))

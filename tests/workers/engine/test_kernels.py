@@ -14,18 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.workers.engine.demo import relative_error
-from tests.workers.engine.rivals import (
-    BY_NAME,
-    CHANNELS,
-    HEADS,
-    SIZE,
-    TOLERANCE,
-    Bench,
-    Qkv,
-    expected,
-    inputs,
-    random,
-)
+from tests.workers.engine.rivals import BY_NAME, CHANNELS, HEADS, SIZE, TOLERANCE, Bench, Qkv, expected, inputs, random
 from workers.engine import attention as attention_module
 from workers.engine import kernel_probe
 from workers.engine.attention import PLAIN, Attention, Kernel, flaw, kernels

@@ -101,11 +101,7 @@ def test_a_negative_prompt_comes_back_as_well(prompt: str) -> None:
 
 
 def test_what_the_options_say_goes_before_the_configuration() -> None:
-    options: dict[str, Any] = {
-        "steps": 9,
-        "guidance_scale": 3.25,
-        "control_scale": 0.1,
-    }
+    options: dict[str, Any] = {"steps": 9, "guidance_scale": 3.25, "control_scale": 0.1}
     found = read(made("a", temperature=1 / 3, canny_low=90, canny_high=30, **options))
     assert (found["Steps"], found["CFG scale"], found["Temperature"]) == ("9", "3.25", "0.3333333333333333")
     assert found["ControlNet 0"].endswith("Weight: 0.1, Threshold A: 30, Threshold B: 90")

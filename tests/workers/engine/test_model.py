@@ -23,9 +23,7 @@ def copy_of_the_demo(tmp_path: Path) -> Path:
 
 def configured(folder: Path, controlnet: Path | None = None) -> EngineConfig:
     return replace(
-        demo.CONFIG,
-        model=Weights(path=str(folder)),
-        controlnet=Weights(path=str(controlnet)) if controlnet else None,
+        demo.CONFIG, model=Weights(path=str(folder)), controlnet=Weights(path=str(controlnet)) if controlnet else None
     )
 
 
@@ -81,8 +79,7 @@ def test_the_controlnet_may_lie_elsewhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("full", "dtype", "taken"),
-    [(False, torch.float32, 1), (True, torch.float32, 0), (True, torch.bfloat16, 1)],
+    ("full", "dtype", "taken"), [(False, torch.float32, 1), (True, torch.float32, 0), (True, torch.bfloat16, 1)]
 )
 def test_half_precision_files_are_read_unless_full_ones_are_wanted(
     tmp_path: Path, full: bool, dtype: torch.dtype, taken: float

@@ -32,12 +32,7 @@ ROOT = Path(__file__).parents[3]
 CONFIG_FILE = ROOT / "configs" / "demo.yaml"
 EQUAL = 1e-3
 FLOAT = onnx.TensorProto.FLOAT
-CACHING = (
-    "trt_engine_cache_enable",
-    "trt_engine_cache_path",
-    "trt_timing_cache_enable",
-    "trt_timing_cache_path",
-)
+CACHING = ("trt_engine_cache_enable", "trt_engine_cache_path", "trt_timing_cache_enable", "trt_timing_cache_path")
 
 
 @dataclass(frozen=True)

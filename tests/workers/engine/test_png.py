@@ -136,10 +136,7 @@ ODD: dict[str, tuple[bytes, list[int]]] = {
     "there are two": (greys((b"tRNS", THREE), (b"tRNS", b"\0\5")), WITHOUT_3),
     "it comes after the pixels": (after_the_pixels(greys((b"tRNS", THREE))), SEEN),
     "it comes before the palette": (greys((b"tRNS", b"\0\xff"), (b"PLTE", PALETTE), colour=3), COLOURS),
-    "it comes after the palette": (
-        greys((b"PLTE", PALETTE), (b"tRNS", b"\0\xff"), colour=3),
-        [255, *COLOURS[1:]],
-    ),
+    "it comes after the palette": (greys((b"PLTE", PALETTE), (b"tRNS", b"\0\xff"), colour=3), [255, *COLOURS[1:]]),
     "a text has a wrong checksum": (greys((b"tEXt", b"a\0b"), bad=b"tEXt"), SEEN),
     "the resolution has a wrong checksum": (greys((b"pHYs", bytes(9)), bad=b"pHYs"), SEEN),
     "an unknown chunk has a wrong checksum": (greys((b"juNk", bytes(9)), bad=b"juNk"), SEEN),

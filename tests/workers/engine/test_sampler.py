@@ -186,9 +186,7 @@ def test_several_draws_a_step_are_told_apart() -> None:
         lambda like, generator: torch.rand(like.shape, generator=generator),
     ],
 )
-def test_one_that_draws_what_the_request_does_not_is_refused(
-    draw: Callable[[Tensor, torch.Generator], Tensor],
-) -> None:
+def test_one_that_draws_what_the_request_does_not_is_refused(draw: Callable[[Tensor, torch.Generator], Tensor]) -> None:
     with pytest.raises(UnsupportedSamplerError, match=r"not a fixed linear map .* noise that is not the request's"):
         sampler_matrix(cast(Any, Drawing(draw)))
 
