@@ -55,7 +55,7 @@ def fields() -> Iterator[Bad]:
         "request_id": ["abc", None, True, 1.5, [1], {}],
         "text": [None, 5, ["a"], "x" * 10_001],
         "input_image_base64": [None, 7, "***", "QUJDR", "é"],
-        "random_seed": ["", "0x10", None, False, 0.5, -(2**63) - 1, 2**64],
+        "random_seed": ["", "0x10", None, False, 0.5, -(2**63) - 1, 2**64, str(2**64)],
     }
     for name, values in wrong.items():
         yield Bad(f"no {name}", json_without(name), 422, "invalid-field", name)
@@ -63,18 +63,44 @@ def fields() -> Iterator[Bad]:
             yield Bad(f"{name} {str(value)[:20]!r}", json_with(**{name: value}), 422, "invalid-field", name)
 
 
+def with_more(more: bytes) -> bytes:
+    """A good body with something put before its fields."""
+    return b"{" + more + b"," + json_with()[1:]
+
+
+MALFORMED = {
+    "an empty body": b"",
+    "half a body": json_with()[:-10],
+    "more after the body": json_with() + b"}",
+    "two bodies": json_with() * 2,
+    "NaN": with_more(b'"x": NaN'),
+    "Infinity": with_more(b'"x": -Infinity'),
+    "a number with a leading zero": with_more(b'"x": 01'),
+    "a comma at the end": json_with()[:-1] + b",}",
+    "a comment": with_more(b'/* no */ "x": 1'),
+    "single quotes": b"{'text': 'a'}",
+    "a bare tab in a string": with_more(b'"x": "\t"'),
+    "deep nesting": b'{"a":' * 100_000,
+    "deep nesting in a field that is ignored": with_more(b'"x": ' + b"[" * 50_000 + b"]" * 50_000),
+    "deep nesting in the image": with_more(b'"input_image_base64": ' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000),
+    "invalid UTF-8": b'{"text": "\xff\xfe"}',
+    "an overlong slash": b'{"text": "\xc0\xaf"}',
+    "a surrogate in UTF-8": b'{"text": "\xed\xa0\x80"}',
+    "half a surrogate": b'{"text": "\\ud800"}',
+    "the other half": b'{"text": "\\udc00"}',
+    "UTF-16": json_with().decode().encode("utf-16"),
+}
+
+
 def bodies() -> Iterator[Bad]:
-    yield Bad("an empty body", b"", 400, "malformed-json")
-    yield Bad("half a body", json_with()[:-10], 400, "malformed-json")
-    yield Bad("more after the body", json_with() + b"}", 400, "malformed-json")
-    yield Bad("NaN", b'{"request_id": NaN}', 400, "malformed-json")
-    yield Bad("no UTF-8", b'{"text": "\xff\xfe"}', 400, "malformed-json")
-    yield Bad("half a surrogate", b'{"text": "\\ud800"}', 400, "malformed-json")
-    yield Bad("deep nesting", b'{"a":' * 100_000, 400, "malformed-json")
+    for name, body in MALFORMED.items():
+        yield Bad(name, body, 400, "malformed-json")
     yield Bad("a list", b"[]", 422, "invalid-field")
     yield Bad("a string", b'"hello"', 422, "invalid-field")
-    number = json_with().replace(b'"request_id": 7', b'"request_id": ' + b"9" * 5000)
-    yield Bad("a number of 5,000 digits", number, 422, "invalid-field", "request_id")
+    for field in ("request_id", "random_seed"):
+        for number in (b"9" * 5000, b'"%b"' % (b"9" * 5000), b"1e400"):
+            name = f"{field} {number[:5]!r}, {len(number)} digits"
+            yield Bad(name, with_more(b'"%b": %b' % (field.encode(), number)), 422, "invalid-field", field)
     yield Bad("a huge body", b" " * (33 * 2**20), 413, "too-large")
 
 
