@@ -13,7 +13,7 @@ ANIMATED: dict[str, Any] = {"save_all": True, "duration": 40}
 TURNED = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
 
 
-def file_of(image: Image.Image, kind: str, **options: Any) -> bytes:
+def file_of(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     """The bytes that Pillow writes."""
     file = BytesIO()
     image.save(file, kind, **options)

@@ -5,8 +5,8 @@ import base64
 from playwright.sync_api import Dialog, expect
 
 from tests.page.conftest import Visitor
-from tests.page.visiting import DESKTOP, Visit, downloaded, facts, pixels_of
-from tests.service.running import Service, png, until
+from tests.page.visiting import DESKTOP, Visit, downloaded, facts
+from tests.service.running import Service, pixels_of, png, until
 
 # Ids of the records in the database of drafts.
 DRAFTS = """() => new Promise(resolve => {

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import FilePayload, expect
 
-from tests.page.visiting import Visit, downloaded, pixels_of
-from tests.service.running import png
+from tests.page.visiting import Visit, downloaded
+from tests.service.running import pixels_of, png
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
 DROP = """([name, type, bytes]) => {

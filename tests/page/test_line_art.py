@@ -3,8 +3,8 @@
 import numpy as np
 from playwright.sync_api import expect
 
-from tests.page.visiting import Visit, downloaded, facts, pixels_of
-from tests.service.running import Pixels, file_of, png
+from tests.page.visiting import Visit, downloaded, facts
+from tests.service.running import Pixels, file_of, pixels_of, png
 
 # The fields of requests as they are sent.
 RECORD = """() => {

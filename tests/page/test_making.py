@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from tests.page.visiting import Visit, downloaded, facts, pixels_of
-from tests.service.running import Service, file_of, png, result_pixels, until
+from tests.page.visiting import Visit, downloaded, facts
+from tests.service.running import Service, file_of, pixels_of, png, result_pixels, until
 
 # What becomes of a card while it is watched.
 WATCH = """card => {

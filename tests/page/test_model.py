@@ -11,8 +11,8 @@ from playwright.sync_api import expect
 from tests.page.conftest import Visitor
 from tests.page.test_for_everybody import faults
 from tests.page.test_making import WATCH
-from tests.page.visiting import downloaded, pixels_of
-from tests.service.running import Pixels, Service, png
+from tests.page.visiting import downloaded
+from tests.service.running import Pixels, Service, pixels_of, png
 
 
 @pytest.fixture(scope="module")

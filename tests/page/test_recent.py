@@ -2,8 +2,8 @@
 
 from playwright.sync_api import Locator, expect
 
-from tests.page.visiting import Visit, downloaded, pixels_of
-from tests.service.running import png
+from tests.page.visiting import Visit, downloaded
+from tests.service.running import pixels_of, png
 
 
 def thumbs(visit: Visit) -> Locator:

@@ -7,8 +7,8 @@ from pathlib import Path
 from playwright.sync_api import expect
 
 from tests.page.test_for_everybody import faults
-from tests.page.visiting import Visit, facts, pixels_of
-from tests.service.running import png
+from tests.page.visiting import Visit, facts
+from tests.service.running import pixels_of, png
 
 TILES = "#recent-list li"
 

@@ -7,11 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import cv2
-import numpy as np
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, ViewportSize, expect, sync_playwright
 
-from tests.service.running import Pixels, Service
+from tests.service.running import Service
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 REBOUND = "rebound.example"  # a name that leads to this machine, as a page's owner can arrange by DNS
@@ -111,10 +109,3 @@ def facts(card: Locator) -> dict[str, str]:
     return dict(
         card.locator(".facts div").evaluate_all("all => all.map(each => [...each.children].map(it => it.textContent))")
     )
-
-
-def pixels_of(file: bytes) -> Pixels:
-    """RGB pixels of an image file."""
-    pixels = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
-    assert pixels is not None
-    return pixels.astype(np.uint8)

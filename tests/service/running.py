@@ -147,7 +147,7 @@ def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
 def good_request(**fields: object) -> dict[str, object]:
     """The body of a request that is answered with an image."""
     body = {"request_id": 7, "text": "a red circle on a blue background", "random_seed": 1234}
-    return body | {"input_image_base64": base64.b64encode(png(64, 64)).decode()} | fields
+    return body | {"input_image_base64": encoded(png(64, 64))} | fields
 
 
 def png(width: int, height: int) -> bytes:
@@ -160,6 +160,11 @@ def png(width: int, height: int) -> bytes:
 def file_of(pixels: Pixels) -> bytes:
     """RGB pixels [height, width, 3] as a PNG."""
     return cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def encoded(file: bytes) -> str:
+    """A file in base64."""
+    return base64.b64encode(file).decode()
 
 
 def result_pixels(response: httpx.Response) -> Pixels:

@@ -17,7 +17,7 @@ import pytest
 from tests.fuzz.seeds import file_of as any_file
 from tests.service.automatic import ENCODED, NOISE, body, txt2img
 from tests.service.raw import connect, head
-from tests.service.running import Pixels, Service, file_of, named, pixels_of, until
+from tests.service.running import Pixels, Service, encoded, file_of, named, pixels_of, until
 from tests.workers.contours import drawing, expected, size_of
 from tests.workers.contours import pixels_of as grey_pixels_of
 from workers.edge_process import at_resolution
@@ -29,10 +29,6 @@ CANNY = Canny(low=60, high=150)
 DRAWING = any_file(drawing(200, 150), "PNG")
 KEY = "k" * 32
 DETECT = "/controlnet/detect"
-
-
-def encoded(file: bytes) -> str:
-    return base64.b64encode(file).decode()
 
 
 def flat(value: int, spot: int | None = None, shape: tuple[int, int] = (96, 64)) -> Pixels:

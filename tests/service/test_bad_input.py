@@ -1,6 +1,5 @@
 """Odd images, odd JSON and odd prompts: each has its answer and costs no worker."""
 
-import base64
 import json
 
 import httpx
@@ -8,13 +7,9 @@ import pytest
 from PIL import Image
 
 from tests.fuzz.seeds import file_of
-from tests.service.running import Service, good_request, result_pixels
+from tests.service.running import Service, encoded, good_request, result_pixels
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
-
-
-def encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 def colours() -> Image.Image:

@@ -60,7 +60,7 @@ def fields() -> Iterator[Bad]:
     for name, values in wrong.items():
         yield Bad(f"no {name}", json_without(name), 422, "invalid-field", name)
         for value in values:
-            yield Bad(f"{name} {str(value)[:20]!r}", json_with(**{name: value}), 422, "invalid-field", name)
+            yield Bad(f"{name} {value!r:.24}", json_with(**{name: value}), 422, "invalid-field", name)
 
 
 def with_more(more: bytes) -> bytes:

@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.service.running import Pixels, Service, file_of, good_request, pixels_of
+from tests.service.running import Pixels, Service, encoded, file_of, good_request, pixels_of
 
 TEXT = {"text": "a red circle on a blue background", "random_seed": "1234"}
 EDGES = {"control_image": "edges", "output_format": "png"}
@@ -20,10 +20,6 @@ def edge_map() -> bytes:
     y, x = np.mgrid[:256, :256] - 128.0
     circle = np.clip(255 - 40 * np.abs(np.hypot(x, y) - 70), 0, 255).astype(np.uint8)
     return file_of(np.stack([circle] * 3, axis=-1))
-
-
-def encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 def by_json(service: Service, **options: object) -> httpx.Response:

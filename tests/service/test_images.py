@@ -1,6 +1,5 @@
 """Images as clients have them, by every way in."""
 
-import base64
 import struct
 from collections.abc import Callable
 
@@ -10,7 +9,7 @@ from PIL import Image
 
 from tests.fuzz.seeds import file_of
 from tests.service.automatic import body
-from tests.service.running import Service, good_request
+from tests.service.running import Service, encoded, good_request
 
 PNG = {"Content-Type": "image/png"}
 
@@ -19,10 +18,6 @@ def panorama(width: int, height: int) -> bytes:
     """A header that declares a size; the pixels are of another, so that an answer about the size came without them."""
     data = file_of(Image.new("RGB", (1, 1)), "PNG")
     return data[:16] + struct.pack(">II", width, height) + data[24:]
-
-
-def encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 WAYS: dict[str, Callable[[httpx.Client, bytes], httpx.Response]] = {

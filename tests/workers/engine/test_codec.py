@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from tests.fuzz.seeds import file_of
 from tests.workers.engine.images import animation, png
 from workers.engine import codec, formats
 from workers.engine.codec import Pixels
@@ -20,12 +21,6 @@ from workers.engine.formats import essential
 from workers.engine.header import jpeg_scale, read_header
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
-
-
-def file_of(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    file = BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def colours() -> Image.Image:

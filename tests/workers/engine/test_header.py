@@ -4,7 +4,6 @@ import sys
 import time
 import zlib
 from contextlib import suppress
-from io import BytesIO
 from typing import Any, Literal
 
 import numpy as np
@@ -13,15 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.fuzz.seeds import file_of
 from workers.engine.config import Sizing
 from workers.engine.contract import BadImageError
 from workers.engine.header import Header, output_size, read_header
-
-
-def file_of(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def oriented(orientation: int) -> bytes:

@@ -2,24 +2,18 @@
 
 import base64
 import struct
-from io import BytesIO
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.fuzz import seeds
 from tests.workers.engine.images import noise
 from workers.engine import codec, formats
 from workers.engine.contract import BadImageError
 
-
-def file_of(image: Image.Image, **options: Any) -> bytes:
-    file = BytesIO()
-    image.save(file, "JPEG", quality=90, **options)
-    return file.getvalue()
-
-
+file_of = partial(seeds.file_of, kind="JPEG", quality=90)
 GRADIENT = Image.linear_gradient("L").resize((40, 28))
 WHOLE = {
     "noise": file_of(noise("RGB", 21, 19)),
