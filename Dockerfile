@@ -40,14 +40,13 @@ RUN mkdir /chosen && cp -R "$MODEL.yaml" $(test -d "$MODEL" && echo "$MODEL") /c
 FROM packages AS models
 WORKDIR /opt/contour
 COPY workers/__init__.py workers/config.py workers/console.py workers/document.py workers/fetch.py workers/folders.py \
-    workers/schema.py workers/yamlfile.py workers/
+    workers/logs.py workers/schema.py workers/yamlfile.py workers/
 COPY scheduler/__init__.py scheduler/messages.py scheduler/
-COPY workers/weights/__init__.py workers/weights/errors.py workers/weights/fetch.py workers/weights/prepare.py \
-    workers/weights/progress.py workers/weights/repository.py workers/weights/selection.py workers/weights/single_file.py \
-    workers/weights/store.py workers/weights/tensors.py workers/weights/
+COPY workers/weights/__init__.py workers/weights/checkpoints.py workers/weights/messages.py workers/weights/prepare.py \
+    workers/weights/repository.py workers/weights/store.py workers/weights/
 COPY workers/weights/sd15 workers/weights/sd15
-COPY workers/engine/__init__.py workers/engine/architecture.py workers/engine/config.py workers/engine/contract.py \
-    workers/engine/samplers.py workers/engine/startup.py workers/engine/trials.py workers/engine/weights.py workers/engine/
+COPY workers/engine/__init__.py workers/engine/config.py workers/engine/contract.py workers/engine/model_checks.py \
+    workers/engine/samplers.py workers/engine/trials.py workers/engine/weights.py workers/engine/
 COPY --from=chosen /chosen configs
 ARG MODEL
 RUN mkdir models && CONTOUR_WORKERS__MODELS=/opt/contour/models /opt/venv/bin/python -m workers.fetch "configs/$MODEL.yaml"

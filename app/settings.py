@@ -261,7 +261,7 @@ def _parses(parse: Callable[[str], object], text: str) -> bool:
 def _reason(error: OSError | ValueError) -> str:
     match error:
         case UnicodeDecodeError():  # its own text quotes what it found
-            return "it is not text in UTF-8"
+            return "it is not UTF-8 text"
         case OSError():
             return error.strerror or "it cannot be read"
         case _:

@@ -7,7 +7,7 @@ from pathlib import Path
 from app import __version__
 from app.settings import Settings, SettingsError, located, read
 from scheduler.core import Scheduler
-from workers.allocator import keep_freed_memory
+from workers.channel import PARAMS_BYTES
 from workers.console import command
 from workers.devices import Placement
 from workers.engine.metadata import About
@@ -15,11 +15,11 @@ from workers.engine.runtimes.files import RuntimeProblem, check
 from workers.engine.weights import absent
 from workers.folders import prepare
 from workers.logs import configure, suitable
+from workers.machine import keep_freed_memory
 from workers.pool import Observer, Pool
 from workers.preflight import problems
-from workers.process import Setup
-from workers.slots import SlotLayout
-from workers.wire import PARAMS_BYTES
+from workers.shared_memory import SlotLayout
+from workers.worker_main import WorkerSetup
 
 TEXTS = 2  # prompt and negative prompt
 UTF8_BYTES = 4  # the most of a character
@@ -92,7 +92,7 @@ def build_pool(settings: Settings, placement: Placement, cores: int, observe: Ob
     core = Scheduler([device.id for device in placement.devices], settings.scheduler)
     return Pool(
         [
-            Setup(
+            WorkerSetup(
                 device,
                 settings.engine,
                 threads,

@@ -15,10 +15,11 @@ GONE = {
     *("BadPictureError", "picture", "pictures", "PICTURE", "PICTURES"),
     *("Edger", "edger", "Edging", "edging", "Terms", "Answer", "Watching", "Watch", "News", "Wish", "hands", "artist"),
     *("mail", "Mail", "tenant", "tenants"),
+    *("or_end", "condemned", "last_words", "when_ended", "hang_up", "Ending"),
 }
 GONE_FROM_APP = {
     *("Desk", "desk", "Ticket", "ticket", "Voice", "voice", "Maker", "maker", "Follow", "Asked", "asked"),
-    *("told", "Told", "told_of", "news", "turn_away", "hang_up", "aside", "INVALID_PICTURE", "Hope", "Recipe"),
+    *("told", "Told", "told_of", "news", "turn_away", "aside", "INVALID_PICTURE", "Hope", "Recipe"),
     *("other_names", "field_types", "base64_text", "json_reading", "json_syntax", "LimitedConnection"),
     *("Endpoints", "create_app", "connection_limits"),
 }

@@ -1,4 +1,4 @@
-"""The `workers` section of a configuration file, and where the `engine` section's folders lie."""
+"""The `workers` section of a configuration file, and where the weights of the `engine` section are."""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from workers.engine.config import Canny, EngineConfig, Lora, Sizing, Weights
 from workers.engine.samplers import unknown
-from workers.engine.weights import is_folder, named_loras
+from workers.engine.weights import PICKLES, is_folder, named_loras
 from workers.schema import SHOWN_CHARS, Problem, show
 from workers.weights.store import find
 
@@ -18,38 +18,37 @@ AnyWeights = TypeVar("AnyWeights", bound=Weights)
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 PLACES = "a folder (./x, ../x or /x) or a repository on the hub (owner/name)"
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkersConfig:
-    """How many processes work, and what each is given."""
+    """The worker processes and their resources."""
 
     cpu_workers: Annotated[int, Meta(ge=1, le=256)] = 1
-    """Worker processes, where no GPU is used."""
+    """Worker processes when no GPU is used."""
     threads: Annotated[int, Meta(ge=1, le=1024)] | Literal["auto"] = "auto"
-    """Threads that each worker computes with; `auto` divides the cores among the workers."""
+    """Compute threads of each worker; `auto` divides the cores among the workers."""
     output_bytes: Annotated[int, Meta(ge=2**16, le=2**30)] = 16 * 2**20
-    """Memory for the result in each slot of a worker."""
+    """Shared memory for the output file in each slot of a worker: the largest file that it can return."""
     cache: Annotated[str, Meta(min_length=1)] = "~/.cache/contour"
-    """The folder where compilers keep their work for the next start; TORCHINDUCTOR_CACHE_DIR, TRITON_CACHE_DIR and
-    ORT_TENSORRT_CACHE_PATH go before it."""
+    """Folder for compiled kernels, kept for the next start. TORCHINDUCTOR_CACHE_DIR, TRITON_CACHE_DIR and
+    ORT_TENSORRT_CACHE_PATH take precedence."""
     models: Annotated[str, Meta(min_length=1)] = "~/.cache/contour/models"
-    """The folder of weights that `workers.fetch` prepared."""
+    """Folder of the weights that `workers.fetch` prepares."""
     harmless_xids: list[int] = field(default_factory=lambda: [13, 31, 43, 45, 68, 109])
-    """Errors (XID) after which a GPU stays in service: an application's own, or mended by the GPU itself. The default
-    is that of NVIDIA's k8s-device-plugin."""
+    """XID errors after which a GPU stays in service: errors of an application, or ones that the GPU recovers from. The
+    default is that of NVIDIA's k8s-device-plugin."""
 
     def threads_per_worker(self, cores: int, workers: int) -> int:
-        """Threads that each of `workers` processes computes with on a machine with `cores`."""
+        """Compute threads of each of `workers` processes on a machine with `cores`."""
         return max(1, cores // workers) if self.threads == "auto" else self.threads
 
 
 def locate(engine: EngineConfig, folder: Path, models: str | None = None) -> EngineConfig:
-    """Say where the engine's weights lie: relative paths are meant from the folder of the configuration file.
+    """Replace paths of weights by where they are: relative paths start at the folder of the configuration file.
 
-    What was prepared is named by its folder in `models`, instead of the repository or file that it was made of.
+    Weights that `workers.fetch` has prepared get the path of their folder in `models`.
     """
     place = partial(_placed, folder, models_folder(models) if models else None, engine.dtype)
     return replace(
@@ -94,7 +93,7 @@ def _located(weights: AnyWeights, folder: Path) -> AnyWeights:
 
 
 def engine_problems(engine: EngineConfig) -> list[Problem]:
-    """What is wrong with an `engine` section whose values are all right one by one."""
+    """Return the problems between values of an `engine` section, each of which is valid by itself."""
     weights: dict[str, Weights | None] = {}
     if engine.kind == "diffusion":
         weights = {"model": engine.model, "controlnet": engine.controlnet}
@@ -110,7 +109,7 @@ def engine_problems(engine: EngineConfig) -> list[Problem]:
 
 
 def weights_problems(name: str, weights: Weights | None) -> dict[str, str]:
-    """Why a part of the model cannot be found by what the configuration says of it."""
+    """Return why the configured weights of a part cannot be found, by key."""
     if weights is None:
         return {name: f"is missing: kind diffusion needs a path, {PLACES}"}
     if weights.path.endswith(PICKLES):

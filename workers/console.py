@@ -55,10 +55,10 @@ class Parser(argparse.ArgumentParser):
 
     def _about(self, word: str) -> str:
         if not word.startswith("-"):
-            return f"{word!r} is one argument too many."
+            return f"{word!r} is an unexpected argument."
         options = [option for action in self._actions for option in action.option_strings]
         near = difflib.get_close_matches(word.partition("=")[0], options, n=1)
-        return f"There is no option {word!r}{f'; did you mean {near[0]}?' if near else '.'}"
+        return f"Unknown option {word!r}{f'; did you mean {near[0]}?' if near else '.'}"
 
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +78,7 @@ class _Once(argparse.Action):
             return
         given = f"{self.dest}_given"
         if getattr(namespace, given, values) != values:
-            text = f"There are two configurations, {getattr(namespace, given)} and {values}; give one."
+            text = f"Two configurations were given ({getattr(namespace, given)} and {values}); give one."
             setattr(namespace, f"{self.dest}_problem", text)
         elif values == Path():
             setattr(namespace, f"{self.dest}_problem", "The configuration's name is empty; give a file, see configs/.")

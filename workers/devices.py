@@ -1,7 +1,7 @@
 """The choice of devices: one worker for each.
 
 CUDA_VISIBLE_DEVICES means here what it means to CUDA: indices or UUIDs, up to the first that is not valid, and nothing
-at all where one comes twice. But each device gets a process of its own, which sees that one token, verbatim. So it may
+at all where one comes twice. But each device gets its own process, which sees that one token, verbatim. So it may
 list several MIG instances, of which CUDA shows a process only one. NVML lists what there is; torch is not imported.
 """
 

@@ -68,11 +68,11 @@ class Document:
         except NotYamlError as error:
             raise SettingsError(f"{path}{error}") from None
         except UnicodeDecodeError:
-            raise SettingsError(f"{path}: cannot be read: it is not text in UTF-8") from None
+            raise SettingsError(f"{path}: cannot be read: it is not UTF-8 text") from None
         except OSError as error:
             raise SettingsError(f"{path}: cannot be read: {_why(error, path)}") from None
         if not isinstance(tree, dict):
-            raise SettingsError(f"{path}: must hold keys and values, found {show(tree)}")
+            raise SettingsError(f"{path}: must contain keys and values, but is {show(tree)}")
         return cls(path, tree, lines, [*_variables(environ), *_flags(flags or {})])
 
     def convert(self, schema: type[T]) -> T:
@@ -109,7 +109,7 @@ class Document:
     def _apply(self, override: Override, schema: type, prefix: Key) -> None:
         kind = _kind_at(schema, override.key[len(prefix) :])
         if any("\udc80" <= letter <= "\udcff" for letter in override.text):  # as Python keeps other bytes
-            raise SettingsError(f"{override.source}: is not text in UTF-8")
+            raise SettingsError(f"{override.source}: is not UTF-8 text")
         try:
             value = typed(override.text, kind)
         except NotYamlError as error:
@@ -185,7 +185,7 @@ def _put(tree: dict[str, Any], override: Override, value: Any) -> None:
             inner = tree[part] = {}
         if not isinstance(inner, dict):
             above = override.key[:end]
-            what = "is a list: set all of it at once" if isinstance(inner, list) else "has a value, so it has no keys"
+            what = "is a list: set the whole list" if isinstance(inner, list) else "is a single value and has no keys"
             raise SettingsError(f"{override.source}: {_dotted(above)} {what}")
         tree = inner
     tree[last] = value

@@ -1,8 +1,8 @@
-"""Edge maps, found in a process of their own: the queue for it, its life, and what it does.
+"""Finds edge maps in a separate process: its queue, its start and end, and its work.
 
-The process is apart from the front end because a hostile image may end whatever decodes it, fill its memory or keep it
-busy. It is apart from the workers because those have a device to keep busy. Once it has imported all that it needs, it
-can do nothing but compute and answer: see `workers.confinement`.
+It is separate from the front end because a hostile image may crash the process that decodes it, fill its memory or keep
+it busy. It is separate from the workers so that their devices do not wait for it. Once it has imported all that it
+needs, it can do nothing but compute and answer: see `workers.confinement`.
 
 It works on one image at a time. Clients take turns: a client that has been served goes behind all others that wait,
 however many requests it has waiting. With A's requests a1 to a5 waiting when b1 arrives from B, the order is a1, b1,
@@ -26,16 +26,14 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import msgspec
 
 from scheduler.messages import Blame, Costs, Failed, Finished, Image, WorkerReady
-from workers import wire
-from workers.child import End
+from workers.channel import Report, Run, as_reason, receive_order, send
 from workers.confinement import confine, drop_privileges
 from workers.engine.budget import DecodeBudget
 from workers.engine.config import Canny, Sizing
 from workers.engine.contract import BadImageError
 from workers.logs import LogFormat, configure, escaped
-from workers.process import die_with_parent, set_process_name
-from workers.processes import Processes
-from workers.slots import SlotLayout, SlotMemory
+from workers.process import Processes, ProcessExit, die_with_parent, set_process_name
+from workers.shared_memory import SlotLayout, SlotMemory
 
 log = logging.getLogger("contour.edges")
 
@@ -49,8 +47,8 @@ PARAMS_BYTES = 256  # of a task but for its image, at most
 PNG_BYTES = 2**16  # of a PNG beside a sixteenth more than its pixels, which is what noise takes
 COPIES = 4  # of an image file, while it is decoded
 SPARE_BYTES = 64 * 2**20  # for all that is not an image
-OOM_SCORE = "1000"  # added to the process's badness when the kernel looks for one to end for want of memory
-COSTS = Costs(1, (0.0,), 0.0)  # of no interest to anybody
+OOM_SCORE = "1000"  # the kernel's OOM killer then prefers this process
+COSTS = Costs(1, (0.0,), 0.0)  # the report needs some; nobody reads them
 
 
 # What to do with an image: find its edges by Canny, take its grey values as they are, or find the least and the
@@ -72,7 +70,7 @@ _unpack = msgspec.msgpack.Decoder(tuple[tuple[int, int], Work]).decode
 
 
 class EdgeError(RuntimeError):
-    """There are no edges, although the image may be well; the message is for the client."""
+    """The edges could not be found, though the image may be fine; the message is for the client."""
 
 
 class BusyError(EdgeError):
@@ -95,11 +93,11 @@ class SlowError(EdgeError):
 
 
 class CrashedError(EdgeError):
-    """The process ended again and again."""
+    """The image crashed the process each time."""
 
 
 class FailedError(EdgeError):
-    """The process could not do it, and lives; the message is for the log."""
+    """The process failed on this image but still runs; the message is for the log."""
 
 
 class _GoneError(RuntimeError):
@@ -108,11 +106,11 @@ class _GoneError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class EdgeLimits:
-    """How many requests may wait, and the seconds that everything may take.
+    """The number of requests that may wait, and time limits in seconds.
 
-    One client may have as many requests waiting as it leaves places free, so that others find one. An image of 40
+    A client may have at most as many requests waiting as there are places left for others. An image of 40
     million pixels takes some seconds on a busy machine. Without work, the process ends after `idle`. At shutdown,
-    requests that are there already have `end` to be answered.
+    requests that have arrived get `end` to be answered.
     """
 
     waiting: int = 16
@@ -147,11 +145,11 @@ class FairQueue:
 
     @property
     def waiting(self) -> Counter[str]:
-        """How many requests of each client wait."""
+        """Return how many requests of each client wait."""
         return Counter({client: len(queue) for client, queue in self._queues.items()})
 
     def turns_before(self, client: str) -> int:
-        """How many turns would come before that of one more request of this client."""
+        """Return how many requests would be served before one more of this client."""
         others = self.waiting
         own = others.pop(client, 0)
         return own + sum(min(waiting, own + 1) for waiting in others.values()) + (not self.idle.is_set())
@@ -220,7 +218,9 @@ class EdgeService:
             raise ClosingError
         await self._wait(client)
         work = asyncio.ensure_future(self._work(task))
-        work.add_done_callback(lambda work: work.cancelled() or work.exception())  # else asyncio logs what nobody reads
+        work.add_done_callback(
+            lambda work: work.cancelled() or work.exception()
+        )  # else asyncio logs an unread exception
         return await asyncio.shield(work)
 
     async def close(self) -> None:
@@ -241,18 +241,20 @@ class EdgeService:
             async with asyncio.timeout(self._limits.turn):
                 await self._queue.take(client)
         except TimeoutError:
-            raise self._busy(f"Your request's turn did not come within {self._limits.turn:g} s.", client) from None
+            raise self._busy(
+                f"Your request waited in the queue for edges for {self._limits.turn:g} s.", client
+            ) from None
 
     def _check_room(self, client: str) -> None:
-        """Refuse a request that finds no place to wait, and one whose client would have more than it leaves free."""
+        """Refuse a request if the queue is full, or if its client has as many waiting as there are places left."""
         if self._queue.idle.is_set():
             return
         waiting = self._queue.waiting
         free = self._limits.waiting - waiting.total()
         if free < 1:
-            raise self._busy(f"{waiting.total()} requests wait for edges already, and no more may.", client)
+            raise self._busy(f"{waiting.total()} requests are waiting for edges, and the queue is full.", client)
         if waiting[client] >= free:
-            message = f"{waiting[client]} of your requests wait for edges already, and no more of them may."
+            message = f"{waiting[client]} of your requests are waiting for edges; wait for one of them."
             raise self._busy(message, client)
 
     def _busy(self, message: str, client: str) -> BusyError:
@@ -267,7 +269,7 @@ class EdgeService:
             for _ in range(TRIES):
                 if (found := await self._try(task)) is not None:
                     return found
-            raise CrashedError(f"Finding the edges of this image ended {TRIES} processes; it is not tried again.")
+            raise CrashedError(f"This image crashed the edge process {TRIES} times; it is not tried again.")
         finally:
             self._seconds.append(time.monotonic() - began)
             self._queue.release()
@@ -308,10 +310,10 @@ class EdgeService:
             raise _GoneError("it exited before it was asked")
         params = _pack((task.size, task.work))
         self._memory.write(SLOT, task.image, params)
-        self._processes.send(ID, wire.Run(SLOT, 0, len(task.image), len(params)))
+        self._processes.send(ID, Run(SLOT, 0, len(task.image), len(params)))
 
-    def _on_report(self, _: str, report: wire.Report) -> None:
-        """A report that nobody waits for raises, which ends the process."""
+    def _on_report(self, _: str, report: Report) -> None:
+        """Resolve the answer that is waited for. A report that nobody waits for raises, which ends the process."""
         match report:
             case WorkerReady():
                 self._answer.set_result(b"")
@@ -322,7 +324,7 @@ class EdgeService:
             case _:
                 raise ValueError(f"the edge process sends no {type(report).__name__}")
 
-    def _on_exit(self, _: str, end: End) -> None:
+    def _on_exit(self, _: str, end: ProcessExit) -> None:
         if not self._answer.done():
             self._answer.set_exception(_GoneError(end.reason))
         try:
@@ -330,10 +332,10 @@ class EdgeService:
         except OSError:  # madvise is missing in some sandboxes; the next image overwrites this one
             log.exception("The memory of the edge process cannot be emptied")
         finally:
-            self._gone.set()  # whoever closes waits for it
+            self._gone.set()  # `close` waits for it
 
     async def _end(self, reason: str) -> None:
-        """SIGKILL, as nothing in it is worth an orderly end, and wait until nothing of it is left."""
+        """Kill the process, as it holds nothing worth an orderly end, and wait until it is reaped."""
         if self.process is not None:
             self._processes[ID].reject(reason)
         await self._gone.wait()
@@ -344,7 +346,7 @@ class EdgeService:
             self._retiring = None
 
     def _retire(self) -> None:
-        """Nobody has asked for anything for a while."""
+        """End the process after it has been idle."""
         if self._queue.idle.is_set():
             self._processes.kill(ID)
 
@@ -369,21 +371,21 @@ class EdgeSetup:
 
 
 def main(setup: EdgeSetup, channel: socket.socket, memory: SlotMemory) -> None:
-    """Entry point of the process: find edges until nobody is at the other end of the socket."""
+    """Entry point of the process: find edges until the other end of the socket is closed."""
     prepare(setup, memory)
     budget = DecodeBudget(setup.decoding_bytes)
-    wire.send(channel, WorkerReady(ID, COSTS))
-    while isinstance(order := wire.receive_order(channel), wire.Run):
-        wire.send(channel, _answer(order, memory, budget))
+    send(channel, WorkerReady(ID, COSTS))
+    while isinstance(order := receive_order(channel), Run):
+        send(channel, _answer(order, memory, budget))
 
 
 def prepare(setup: EdgeSetup, memory: SlotMemory) -> None:
-    """Import what finds edges, and give up the rest."""
+    """Import everything that finding edges needs, then give up all other rights."""
     die_with_parent(setup.parent)
     set_process_name("contour edges")
     configure(setup.log_level, setup.log_format)
     drop_privileges()
-    with suppress(OSError):  # should the machine run out of memory: this process has nothing that matters
+    with suppress(OSError):  # if the machine runs out of memory, the kernel should kill this process first
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     import_all()
     confine(setup.decoding_bytes + COPIES * memory.layout.input_bytes + SPARE_BYTES)
@@ -402,7 +404,7 @@ def import_all() -> None:
     escaped("\n")  # loads the codec that the log writes such characters with
 
 
-def _answer(order: wire.Run, memory: SlotMemory, budget: DecodeBudget) -> wire.Report:
+def _answer(order: Run, memory: SlotMemory, budget: DecodeBudget) -> Report:
     data = memory.input(order.slot)
     params = data[order.image_bytes : order.image_bytes + order.params_bytes]
     try:
@@ -411,12 +413,12 @@ def _answer(order: wire.Run, memory: SlotMemory, budget: DecodeBudget) -> wire.R
     except Exception as error:
         blame, reason = Blame.IMAGE, str(error)
         if lacks_memory(error):
-            log.warning("An image was refused: it needs more memory than estimated, and more than is allowed")
+            log.warning("Refused an image: it needs more memory than estimated, and more than allowed")
             reason = "Decoding this image takes more memory than this server allows. Send a smaller one."
         elif not isinstance(error, BadImageError):
             log.exception("The edge process failed on an image")
             blame, reason = Blame.SERVICE, f"{type(error).__name__}: {error}"
-        return Failed(ID, order.slot, order.generation, wire.as_reason(reason), blame)
+        return Failed(ID, order.slot, order.generation, as_reason(reason), blame)
     return Finished(ID, order.slot, order.generation, Image(len(found), 0.0, 0.0, 0.0, 0.0))
 
 

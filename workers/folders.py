@@ -1,4 +1,4 @@
-"""The one folder that the service writes to, so that the rest of the file system may be read-only."""
+"""The only folder that the service writes to; the rest of the file system may be read-only."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 PRIVATE, NOT_SHARED = 0o700, 0o755  # modes of folders
 OTHERS_WRITE = 0o022
 ROOT = 0
-# Compilers keep their work where these variables say, else in these folders of the cache (see `workers.process`).
+# Compilers keep their work where these variables say, else in these folders of the cache (see `workers.worker_main`).
 COMPILER_CACHES = {
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TRITON_CACHE_DIR": "triton",
@@ -50,12 +50,14 @@ def make(folder: Path, mode: int = NOT_SHARED) -> None:
 
 
 def refuse_if_shared(folder: Path) -> None:
-    """Raise PermissionError for a folder that somebody else can write to: we run the code in it."""
+    """Raise PermissionError for a folder that other users can write to: code in it is executed."""
     status = folder.stat()
     if status.st_uid not in {os.geteuid(), ROOT}:
-        reason = f"{folder} belongs to user {status.st_uid}: choose a folder of your own, as the code in it is run"
+        reason = (
+            f"{folder} belongs to user {status.st_uid}: choose a folder of your own, because code in it is executed"
+        )
     elif status.st_mode & OTHERS_WRITE:
-        reason = f"other users can write to {folder}, and the code in it is run: chmod go-w {shlex.quote(str(folder))}"
+        reason = f"other users can write to {folder}, and code in it is executed: chmod go-w {shlex.quote(str(folder))}"
     else:
         return
     raise PermissionError(reason)
@@ -71,7 +73,7 @@ def replace_file(path: Path, content: bytes) -> Path:
 
     A process that is killed meanwhile may leave a file, which `leftovers` finds.
     """
-    # A name that nobody can guess, of a file that does not exist, so that no link of somebody else is followed.
+    # An unpredictable name of a new file, so that no link that another user put there is followed.
     new = path.with_name(f".{path.name}.{secrets.randbelow(10**9)}")
     with new.open("xb") as file:
         try:

@@ -1,4 +1,4 @@
-"""The jobs that have no answer yet: what goes into their slots, which slot each is in, and who hears of them."""
+"""The jobs without an answer: their input, their slot, and their progress callback."""
 
 import asyncio
 import logging
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from scheduler.messages import JobId, Outcome, QueuePosition, Start, Stepped, WorkerId
-from workers import wire
+from workers.channel import Preview, pack
 from workers.engine.contract import Task
 
 log = logging.getLogger("contour.jobs")
@@ -15,7 +15,7 @@ log = logging.getLogger("contour.jobs")
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A worker begins with the job; more than once if workers are lost."""
+    """A worker starts the job; more than once if workers exit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class JobResult(NamedTuple):
 
 @dataclass(slots=True)
 class PendingJob:
-    """A task as it goes into a slot, the future that its caller waits for, and who follows it."""
+    """A task as it is written into a slot, the future that its caller waits for, and its progress callback."""
 
     image: bytes | memoryview
     params: bytes
@@ -55,7 +55,7 @@ class PendingJob:
 
 
 class JobTable:
-    """Owns the jobs without an answer. A slot has room for `input_bytes`."""
+    """The jobs without an answer. A slot has room for `input_bytes`."""
 
     def __init__(self, input_bytes: int) -> None:
         self._input_bytes = input_bytes
@@ -72,11 +72,11 @@ class JobTable:
         return self._jobs[job]
 
     def add(self, job: JobId, task: Task, on_progress: ProgressCallback | None) -> "asyncio.Future[JobResult]":
-        """Pack a job's task. What is wrong with it shows here, before the scheduler hears of the job.
+        """Pack a job's task. A bad task fails here, before the scheduler knows of the job.
 
         Raises ValueError where it does not fit or its text cannot be encoded, OverflowError for too large an integer.
         """
-        params = wire.pack(task)
+        params = pack(task)
         needed = len(task.image) + len(params)
         if needed > self._input_bytes:
             raise ValueError(f"The request needs {needed} bytes, but a slot has {self._input_bytes}.")
@@ -85,19 +85,19 @@ class JobTable:
         return result
 
     def drop(self, job: JobId) -> None:
-        """Nobody waits for a job any more."""
+        """Forget a job whose caller no longer waits."""
         self._jobs.pop(job, None)
 
     def is_awaited(self, job: JobId) -> bool:
-        """Whether anybody would get the result."""
+        """Return whether the caller still waits for the result."""
         return job in self._jobs and not self._jobs[job].result.done()
 
     def is_followed(self, job: JobId) -> bool:
-        """Whether anybody wants to hear how a job goes."""
+        """Return whether a job has a progress callback."""
         return job in self._jobs and self._jobs[job].on_progress is not None
 
     def resolve(self, job: JobId, outcome: Outcome, image: bytes = b"") -> None:
-        """Answer a job, if anybody waits for it."""
+        """Answer a job, if its caller still waits."""
         if self.is_awaited(job):
             self._jobs[job].result.set_result(JobResult(outcome, image))
         self.drop(job)
@@ -105,29 +105,29 @@ class JobTable:
     # ------------------------------------------------------------------------------------------------------- progress
 
     def started(self, start: Start) -> None:
-        """A job is in a slot from now on."""
+        """Note which slot a job runs in."""
         self._slots[start.worker, start.slot] = start.job, start.generation
         self.publish(start.job, Started())
 
     def stepped(self, report: Stepped) -> None:
-        """Reports come in order, and a slot is used again after its job has left it: they are about the present one."""
+        """Publish the steps of a report. Reports come in order, so they are about the slots' present jobs."""
         for (slot, done), total in zip(report.done, report.totals, strict=True):
             if (entry := self._slots.get((report.worker, slot))) is not None:
                 self.publish(entry[0], Advanced(done, total))
 
-    def previewed(self, worker: WorkerId, report: wire.Preview) -> None:
-        """A preview is drawn beside all else, and may come after its job has left the slot."""
+    def previewed(self, worker: WorkerId, report: Preview) -> None:
+        """Publish a preview, unless its job has left the slot: previews are drawn on another thread and may be late."""
         job, generation = self._slots.get((worker, report.slot), (None, None))
         if job is not None and generation == report.generation:
             self.publish(job, Previewed(report.jpeg))
 
     def publish(self, job: JobId, event: ProgressEvent) -> None:
-        """Tell whoever follows a job."""
+        """Call a job's progress callback, if it has one."""
         pending = self._jobs.get(job)
         if pending is None or pending.on_progress is None:
             return
         try:
             pending.on_progress(event)
-        except Exception:  # the pool is in the middle of its own work, which must not suffer from it
+        except Exception:  # the pool is in the middle of its own work, which must go on
             log.exception("The progress callback of job %d failed; it is not called again", job)
             pending.on_progress = None

@@ -7,8 +7,10 @@ JSON string.
 import json
 import logging
 import sys
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 
@@ -45,6 +47,14 @@ def configure(level: str, log_format: LogFormat = "human") -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
 
 
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Log how many seconds the context took."""
+    began = time.monotonic()
+    yield
+    logging.getLogger("workers.engine").info("%s in %.2f s", what, time.monotonic() - began)
+
+
 def escaped(text: str) -> str:
     """Write characters that move the cursor or end a line as a string of Python has them."""
     if text.isprintable():
@@ -72,7 +82,7 @@ class _JsonFormatter(logging.Formatter):
     """A record is one object on one line, in ASCII, so that no reader takes a character in it for the end of a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        told: dict[str, Any] = {
+        entry: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -80,12 +90,12 @@ class _JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
         }
         if isinstance(record.msg, Record):
-            told |= record.msg.fields
+            entry |= record.msg.fields
         if record.exc_info:
-            told["traceback"] = self.formatException(record.exc_info)
+            entry["traceback"] = self.formatException(record.exc_info)
         if record.stack_info:
-            told["stack"] = record.stack_info
-        return _encode(told)
+            entry["stack"] = record.stack_info
+        return _encode(entry)
 
 
 _encode = json.JSONEncoder(default=str).encode  # json.dumps makes one anew for each line

@@ -21,7 +21,7 @@ WAIT_MILLISECONDS = 500  # for an event; closing may take as long
 PERCENT = 100.0
 MILLIWATTS = 1000.0
 
-# What holds a device's clocks down. Being idle and clocks that somebody has set are left out.
+# Reasons for reduced clocks. Idling and clocks set by an administrator are left out.
 THROTTLE_REASONS: Mapping[str, int] = {
     "sw_power_cap": pynvml.nvmlClocksEventReasonSwPowerCap,
     "hw_slowdown": pynvml.nvmlClocksEventReasonHwSlowdown,
@@ -76,13 +76,13 @@ class Nvml:
         return cls(library)
 
     def run(self, alarm: Alarm = lambda gpu, error: None) -> None:
-        """Count errors until `close`, in a thread of its own, which calls `alarm` with each."""
+        """Count errors until `close`, in a separate thread, which calls `alarm` for each."""
         self._alarm = alarm
         self._listener = threading.Thread(target=self._listen, name="xid events", daemon=True)
         self._listener.start()
 
     def close(self) -> None:
-        """Stop counting and let go of NVML."""
+        """Stop counting and close NVML."""
         self._closing.set()
         if self._listener is not None:
             self._listener.join()
@@ -93,7 +93,7 @@ class Nvml:
         return [gpu for handle in self._handles() if (gpu := self._describe(handle)) is not None]
 
     def read(self, uuid: str) -> Reading:
-        """Read a GPU or MIG instance. What an instance does not have by itself is its GPU's."""
+        """Read a GPU or MIG instance. Readings that an instance does not have are those of its GPU."""
         handle = self._ask(self._library.nvmlDeviceGetHandleByUUID, uuid)
         if handle is None:
             return Reading()
@@ -141,14 +141,14 @@ class Nvml:
         for index in range(self._ask(self._library.nvmlDeviceGetCount) or 0):
             handle = self._ask(self._library.nvmlDeviceGetHandleByIndex, index)
             if handle is None:
-                log.warning("GPU %d is left out: NVML counts it but cannot reach it", index)
+                log.warning("GPU %d is ignored: NVML counts it but cannot open it", index)
             else:
                 yield handle
 
     def _describe(self, handle: Any) -> Gpu | None:
         uuid = self._ask(self._library.nvmlDeviceGetUUID, handle)
         if uuid is None:
-            log.warning("A GPU is left out: it has no UUID")
+            log.warning("A GPU is ignored: it has no UUID")
             return None
         mode = self._ask(self._library.nvmlDeviceGetMigMode, handle)
         in_mig_mode = mode is not None and mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE
@@ -245,6 +245,6 @@ def driver_fault(nvml: Nvml | None, built: str | None = None) -> DriverFault | N
     if supported[0] >= wanted:
         return None
     name, limit = nvml.driver() or "of an unknown version", ".".join(map(str, supported))
-    text = f"The NVIDIA driver ({name}) runs CUDA up to {limit}, and the installed torch was built for CUDA {built}"
+    text = f"The NVIDIA driver ({name}) supports CUDA up to {limit}, but the installed torch was built for CUDA {built}"
     driver = f"driver {OLDEST_DRIVERS[wanted]} or newer" if wanted in OLDEST_DRIVERS else "a newer driver"
     return DriverFault(text, f"install {driver}, or a torch built for CUDA {supported[0]}")

@@ -1,6 +1,6 @@
 """The shell around the scheduler: submissions, reports, exits and timers become events; it carries out commands.
 
-It decides nothing. All of it runs on one event loop, on the main thread.
+It makes no decisions. All of it runs on one event loop, on the main thread.
 
 Each command is carried out on its own. One that fails costs its job alone: the failure becomes an event, the commands
 after it are carried out, and the timer is set. What can be checked before a job is submitted, such as whether it fits
@@ -18,22 +18,19 @@ from typing import assert_never
 
 from scheduler import messages as m
 from scheduler.core import IllegalEvent, Scheduler
-from workers import wire
-from workers.child import End
+from workers.channel import Device, Preview, Report, ReportEvent, Run, StatusChanged, summary
 from workers.engine.contract import EngineStatus, Task
 from workers.jobs import JobResult, JobTable, ProgressCallback
-from workers.process import Setup
-from workers.processes import Processes
-from workers.reports import summary
-from workers.slots import SlotLayout
-from workers.wire import Device
+from workers.process import Processes, ProcessExit
+from workers.shared_memory import SlotLayout
+from workers.worker_main import WorkerSetup
 
 log = logging.getLogger("contour.pool")
 
 COPIED_AT_ONCE = 2**21  # bytes of files, in one turn of the event loop; the file that exceeds it is copied whole
-POSITION_SECONDS = 1.0  # between two reports of where a job that waits stands in the queue
+POSITION_SECONDS = 1.0  # between two reports of a waiting job's queue position
 WORTH_LOGGING = 0.1  # of a change in what a step costs, relative
-RETRY_SECONDS = 0.1  # before what has failed is tried again
+RETRY_SECONDS = 0.1  # before a failed command or event is tried again
 TRIES = 20
 DRAIN_GRACE = 5.0  # seconds after the end of a drain, when the pool ends whatever the scheduler says
 
@@ -53,7 +50,7 @@ class Pool:
 
     def __init__(
         self,
-        setups: Sequence[Setup],
+        setups: Sequence[WorkerSetup],
         core: Scheduler,
         layout: SlotLayout,
         observe: Observer = lambda event, commands: None,
@@ -74,7 +71,7 @@ class Pool:
         self._failure = ""
 
     async def run(self) -> None:
-        """Start the workers and serve until drained; then end every process and let go of all memory.
+        """Start the workers and serve until drained; then end every process and free all memory.
 
         Raises NothingServedError if it ended because all workers are out of service.
         """
@@ -88,7 +85,7 @@ class Pool:
             raise NothingServedError(self._failure)
 
     async def generate(self, task: Task, job: m.Job, on_progress: ProgressCallback | None = None) -> JobResult:
-        """Make one image by the job's deadline; the job gets a number of its own. Cancelling this call cancels it.
+        """Make one image by the job's deadline; the job gets a new id. Cancelling this call cancels the job.
 
         Raises ValueError or OverflowError for a task that cannot be handed to a worker, and whatever the scheduler
         raises. Nothing of the job is left then.
@@ -196,7 +193,7 @@ class Pool:
                 assert_never(unreachable)
 
     def _on_failure(self, command: m.Command, error: Exception, tries: int) -> None:
-        """Turn a command that failed into an event, which the scheduler is told when it has had all its commands."""
+        """Turn a command that failed into an event, which the scheduler gets after its present commands."""
         loop = asyncio.get_running_loop()
         match command:
             case m.Spawn(worker):  # no process, descriptor or memory is left: it is tried again, as after any exit
@@ -208,14 +205,16 @@ class Pool:
             case m.Cancel():
                 pass  # the slot comes free when the image is finished
             case m.Reply(job):
-                self._jobs.resolve(job, m.Broken("it could not be taken from its worker; the log says why"))
+                self._jobs.resolve(
+                    job, m.Broken("the result could not be copied from its worker; see the server's log")
+                )
             case m.Exit(failure):
                 self._exit(failure)
             case _ as unreachable:
                 assert_never(unreachable)
 
     def _kill_again(self, command: m.Kill, tries: int) -> None:
-        """Try again while the worker still has the process that was to be killed, not its next one."""
+        """Try again, unless the worker has a new process by now."""
         if tries > 0 and self._view(command.worker).state is m.WorkerState.ENDING:
             self._carry_out(command, tries)
 
@@ -233,8 +232,8 @@ class Pool:
         self._copied += len(pending.image)
         self._processes.memory(command.worker).write(command.slot, pending.image, pending.params)
         self._jobs.started(command)
-        # Last: a worker that has been told uses the slot, so nothing may fail after this.
-        run = wire.Run(command.slot, command.generation, len(pending.image), len(pending.params))
+        # Last: once the worker has this message it uses the slot, so nothing may fail after it.
+        run = Run(command.slot, command.generation, len(pending.image), len(pending.params))
         self._processes.send(command.worker, run)
 
     def _start_later(self, command: m.Start) -> None:
@@ -265,13 +264,13 @@ class Pool:
 
     # ------------------------------------------------------------------------------------------------ from the workers
 
-    def _on_report(self, worker: m.WorkerId, report: wire.Report) -> None:
+    def _on_report(self, worker: m.WorkerId, report: Report) -> None:
         # The name comes from the process: check it before anything else, and do not quote it.
-        if isinstance(report, wire.ReportEvent) and report.worker != worker:
+        if isinstance(report, ReportEvent) and report.worker != worker:
             raise ValueError("it reports for another worker")
         if isinstance(report, m.Stepped):
             self._jobs.stepped(report)
-        if isinstance(report, wire.ReportEvent):
+        if isinstance(report, ReportEvent):
             self._handle(report)
         match report:
             case Device():
@@ -281,9 +280,9 @@ class Pool:
                 log.info("Worker %s is ready on %s: %.3f s per step", worker, self.devices[worker].name, seconds)
             case m.Measured(_, costs):
                 log.log(self._log_level(worker, costs), "Worker %s: %.3f s per step", worker, costs.step_seconds[0])
-            case wire.Preview():
+            case Preview():
                 self._jobs.previewed(worker, report)
-            case wire.StatusChanged(status):
+            case StatusChanged(status):
                 self.statuses[worker] = status
                 log.info("Worker %s runs with %s", worker, summary(status))
 
@@ -295,7 +294,7 @@ class Pool:
         self._step_seconds[worker] = seconds
         return logging.INFO
 
-    def _on_exit(self, worker: m.WorkerId, end: End) -> None:
+    def _on_exit(self, worker: m.WorkerId, end: ProcessExit) -> None:
         """Have the jobs of a worker whose process has ended go elsewhere."""
         self.statuses.pop(worker, None)
         log.error("Worker %s exited: %s", worker, end.reason)
@@ -320,5 +319,5 @@ class Pool:
 
 
 def _never_started(command: m.Start) -> m.Failed:
-    reason = "it could not be handed to a worker; the log says why"
+    reason = "the request could not be handed to a worker; see the server's log"
     return m.Failed(command.worker, command.slot, command.generation, reason, m.Blame.SERVICE)

@@ -1,7 +1,7 @@
 """Check that the files and the sampler of a configuration exist and fit together, before a worker starts.
 
 Otherwise a worker would fail, and be started again and again. Files are checked here, by their names and headers. Only
-torch and diffusers can tell whether an unusual sampler or a LoRA works: a process of its own (`workers.engine.tryout`)
+torch and diffusers can tell whether an unusual sampler or a LoRA works: a separate process (`workers.engine.tryout`)
 tries it, and a note in the cache keeps the next start from trying it again.
 """
 
@@ -18,14 +18,14 @@ from typing import Any
 
 import msgspec
 
-from workers.engine import trust
-from workers.engine.architecture import UnsupportedModelError, check_fit
+from workers.confinement import without_secrets
 from workers.engine.config import EngineConfig, Lora, Weights
+from workers.engine.model_checks import UnsafeModelError, UnsupportedModelError, check_fit, check_folders, read_object
 from workers.engine.samplers import is_proven
-from workers.engine.trust import UnsafeModelError
 from workers.engine.weights import (
     COMPONENTS,
     LANDMARKS,
+    PICKLES,
     folder_of,
     is_folder,
     is_single_file,
@@ -33,7 +33,6 @@ from workers.engine.weights import (
 )
 from workers.folders import replace_file
 from workers.schema import Problem, nearest
-from workers.secrets import without_secrets
 
 log = logging.getLogger("contour")
 
@@ -41,7 +40,6 @@ ROOT = Path(__file__).parents[1]
 MAX_HEADER = 100_000_000  # bytes; that of the safetensors library
 SECONDS = 180.0  # for torch and diffusers to be imported from a cold disk
 MARK = "tried"  # a file of the cache: the last trial that went well
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 CLASSES = {
     "unet": "UNet2DConditionModel",
     "controlnet": "ControlNetModel",
@@ -104,7 +102,7 @@ def _not_such_a_part(name: str, weights: Weights, key: tuple[str, ...]) -> Probl
         near = _neighbour(path / weights.file)
         return Problem((*key, "file"), f"is {weights.file}, but there is no such file in {path}{near}")
     what = {"model": "a model", "controlnet": "a ControlNet"}[name]
-    text = f"is {path}, which is not {what} as diffusers lays it out: there is no {LANDMARKS[name]} in it"
+    text = f"is {path}, which is not {what} in diffusers' layout: it has no {LANDMARKS[name]}"
     inner = next((each.parent for each in sorted(path.glob(f"*/{LANDMARKS[name]}"))), None) if path.is_dir() else None
     if inner is not None:
         inner = inner if name == "controlnet" else inner.parent
@@ -116,7 +114,7 @@ def _neighbour(path: Path) -> str:
     try:
         return nearest(path.name, [each.name for each in path.parent.iterdir()]).removesuffix(".")
     except OSError:
-        return f": nor is there {path.parent}"
+        return f"; {path.parent} does not exist either"
 
 
 def _model_flaws(folder: Path) -> Iterator[str]:
@@ -151,21 +149,21 @@ def _component_flaws(folder: Path, component: str) -> Iterator[str]:
 
 def _json_flaws(folder: Path, component: str) -> Iterator[str]:
     try:
-        trust.check(folder)
+        check_folders(folder)
         path = folder / "config.json"
-        found = trust.read_object(path).get("_class_name") if path.is_file() else None
+        found = read_object(path).get("_class_name") if path.is_file() else None
         if found is not None and found != CLASSES.get(component, found):
-            yield f"{path} is of a {found}, not of a {CLASSES[component]}"
+            yield f"{path} describes a {found}, not a {CLASSES[component]}"
     except UnsafeModelError as error:
         yield str(error)
 
 
 def _file_flaws(path: Path) -> Iterator[str]:
-    """Look at the header first: the libraries that can say what else a file is take 0.4 s to import."""
+    """Look at the header first: the libraries that can name other kinds of files take 0.4 s to import."""
     if _looks_whole(path):
         return
-    from workers.weights.errors import FetchError
-    from workers.weights.tensors import shapes_in
+    from workers.weights.checkpoints import shapes_in
+    from workers.weights.messages import FetchError
 
     try:
         shapes_in(path)
@@ -186,7 +184,7 @@ def _misfits(model: Path, controlnet: Path) -> Iterator[Problem]:
     """Find networks that this engine does not run, or not together."""
     parts = (model / "unet", controlnet, model / "text_encoder")
     try:
-        check_fit(*(trust.read_object(folder / "config.json") for folder in parts))
+        check_fit(*(read_object(folder / "config.json") for folder in parts))
     except UnsupportedModelError as error:
         part = "model" if "ControlNet" not in str(error) else "controlnet"
         yield Problem(("engine", part, "path"), f"is {model if part == 'model' else controlnet}, but {error}")
@@ -197,14 +195,14 @@ def _misfits(model: Path, controlnet: Path) -> Iterator[Problem]:
 
 def _tried(engine: EngineConfig, model: Path, cache: Path | None) -> list[Problem]:
     """Try the sampler and the LoRAs with torch and diffusers, unless they are known to work."""
-    base = trust.read_object(model / "scheduler" / "scheduler_config.json")
+    base = read_object(model / "scheduler" / "scheduler_config.json")
     if is_proven(engine.sampler, base) and not engine.loras:
         return []
     mark, wanted = cache and cache / MARK, _digest(engine, model, base)
     with suppress(OSError):
         if mark is not None and mark.read_bytes() == wanted:
             return []
-    log.info("Trying the sampler and LoRAs of this configuration, as it is new; this takes some seconds")
+    log.info("Trying the sampler and LoRAs of this new configuration; this takes some seconds")
     found = _asked(engine)
     if mark is not None and found == []:
         with suppress(OSError):
@@ -235,6 +233,6 @@ def _asked(engine: EngineConfig) -> list[Problem] | None:
             timeout=SECONDS,
             check=False,
         )
-        told = msgspec.json.decode(done.stdout, type=list[tuple[tuple[str, ...], str]])
-        return [Problem(key, text) for key, text in told]
+        found = msgspec.json.decode(done.stdout, type=list[tuple[tuple[str, ...], str]])
+        return [Problem(key, text) for key, text in found]
     return None

@@ -1,86 +1,346 @@
-"""A worker's process: one process, one device, one engine."""
+"""Processes as their parent holds them: one for each worker, and the edge process.
 
+`Processes` starts, watches and ends them; `Child` is one of them, with the socket to it.
+
+An exit is noticed by the process's sentinel, a descriptor that becomes readable when the kernel closes it. Example: a
+worker dies of SIGSEGV in the middle of a step. Its sentinel becomes readable; the last reports that it left in the
+socket are read and still count; the process is reaped; and only then `on_exit` is called, so that no slot of it is
+reused while the kernel may still write to it.
+"""
+
+import asyncio
 import ctypes
-import gc
+import logging
+import multiprocessing
 import os
 import signal
 import socket
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from multiprocessing.context import SpawnContext
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from scheduler.messages import WorkerReady
-from workers import wire
-from workers.allocator import keep_freed_memory
-from workers.confinement import drop_privileges
-from workers.devices import DeviceSpec
-from workers.engine.config import EngineConfig
-from workers.engine.contract import Engine
-from workers.engine.metadata import About, Metadata
-from workers.engine.trials import Trials
-from workers.folders import COMPILER_CACHES
-from workers.logs import LogFormat, configure
-from workers.machine import available_cores
-from workers.slots import SlotMemory
-from workers.worker import Worker, end
+from scheduler.messages import WorkerId, WorkerReady
+from workers.channel import (
+    ExitReason,
+    Order,
+    Report,
+    Stop,
+    Trying,
+    as_reason,
+    is_possible,
+    receive_report,
+    send,
+    socket_pair,
+)
+from workers.shared_memory import SlotLayout, SlotMemory
 
-SWITCH_SECONDS = 5e-4  # after which a thread that computes in Python, as the compiler does, lets the steps' thread run
+log = logging.getLogger("contour.pool")
+
+# torch.multiprocessing's own context, the very object (a test holds that), taken from where torch takes it: importing
+# torch here would keep the first worker waiting for 2.4 s, and cost 190 MiB, for tensors that are never sent.
+SPAWN = multiprocessing.get_context("spawn")
+STOP_SECONDS = 5.0  # that workers have to exit by themselves at shutdown
+REAP_SECONDS = 0.01  # between two looks at a process that is exiting
+LAST_REPORTS = 4096  # that an ended process may have left behind
+REPORTS_AT_ONCE = 64  # of one worker, after which others have their turn
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15  # <linux/prctl.h>
 GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # that are sent to a whole group: by Ctrl-C, by `systemctl stop`
 
 
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """All that a worker process is started with."""
-
-    device: DeviceSpec
-    engine: EngineConfig
-    threads: int
-    log_level: str = "info"
-    cache: str | None = None  # the folder for what compilers make
-    log_format: LogFormat = "human"
-    about: About = field(default_factory=About)
-    workers: int = 1  # of this machine, which share its cores
-    without: frozenset[str] = frozenset()  # what ended this device's last processes (`engine.trials`)
-    parent: int = field(default_factory=os.getpid)
+class Setup(Protocol):
+    """What a process is started with, and gets as an argument."""
 
     @property
     def name(self) -> str:
         """What the log calls the process."""
-        return f"worker {self.device.id}"
 
     @property
     def main(self) -> Callable[[Any, socket.socket, SlotMemory], None]:
         """Its entry point."""
-        return main
 
 
-def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
-    """Entry point of the process: load the model and serve until `Stop`, or until the pool is gone."""
-    die_with_parent(setup.parent)
-    set_process_name(f"contour {setup.device.id}")
-    _set_environment(setup)
-    if setup.device.kind == "cuda":
-        _make_device_files()
-    drop_privileges()
+AnySetup = TypeVar("AnySetup", bound=Setup)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessExit:
+    """Why a process ended. `outside`: something other than its parent or the kernel's OOM killer killed it.
+
+    `tried`: what it was trying then (`engine.trials`). `hopeless`: it reported that a new process would fail the same
+    way.
+    """
+
+    reason: str
+    outside: bool
+    tried: tuple[str, ...] = ()
+    hopeless: bool = False
+
+
+class Child:
+    """A started process, and the socket to it.
+
+    Start it on the main thread: the kernel's parent-death signal is bound to the thread that forked.
+
+    Raises OSError when the system has no process or descriptor left.
+    """
+
+    def __init__(self, context: SpawnContext, setup: Setup, memory: SlotMemory) -> None:
+        self.channel, theirs = socket_pair()
+        self._process = context.Process(target=setup.main, args=(setup, theirs, memory), name=setup.name)
+        self.name = setup.name
+        self._exit_reason = ""
+        self._hopeless = False
+        self._trying: tuple[str, ...] = ()
+        self._layout = memory.layout
+        self._killed_by_us = False
+        self._rejected = False
+        self._oom_kills = _oom_kills()
+        self.loaded = False
+        with theirs:
+            try:
+                with signals_blocked():
+                    self._process.start()
+            except BaseException:
+                self.channel.close()
+                raise
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        pid = self._process.pid
+        assert pid is not None  # it was started by the constructor
+        return pid
+
+    @property
+    def sentinel(self) -> int:
+        """A descriptor that becomes readable when the process has ended."""
+        return self._process.sentinel
+
+    def send(self, order: Order) -> bool:
+        """Send an order; return False if the process does not take it: it is dead, or no longer reads."""
+        try:
+            send(self.channel, order)
+        except OSError:
+            return False
+        return True
+
+    def reports(self, limit: int = REPORTS_AT_ONCE) -> Iterator[Report]:
+        """Yield the reports that have arrived, `limit` at most, without waiting. Ends at end of file too.
+
+        A process that sends an impossible report is killed, and its further reports are ignored.
+        """
+        for _ in range(limit):
+            if self._rejected:
+                return
+            try:
+                report = receive_report(self.channel)
+            except OSError:
+                return
+            except ValueError as error:
+                self.reject(f"it sent an invalid report: {error}")
+                return
+            if report is None:
+                return
+            if not is_possible(report, self._layout):
+                self.reject(f"it sent a {type(report).__name__} with impossible values")
+                return
+            if isinstance(report, ExitReason):
+                self._exit_reason, self._hopeless = report.reason, report.hopeless
+                continue
+            if isinstance(report, Trying):
+                self._trying = report.names
+            self.loaded = self.loaded or isinstance(report, WorkerReady)
+            yield report
+
+    def reject(self, reason: str) -> None:
+        """Kill it and ignore its further reports: its state is not what the pool thinks."""
+        self._rejected, self._exit_reason = True, as_reason(reason)  # it may quote what the process sent
+        self.kill()
+
+    def kill(self) -> None:
+        """Send SIGKILL, which also ends a stopped process. It may have exited already."""
+        self._killed_by_us = True
+        self.ensure_killed()
+
+    def ensure_killed(self) -> None:
+        """Send SIGKILL after end of file on its socket. Nearly always it has exited by itself, for its own reason."""
+        try:
+            self._process.kill()
+        except BaseException:
+            with suppress(OSError):  # at end of file on its orders, a worker exits by itself
+                self.channel.shutdown(socket.SHUT_WR)
+            raise
+
+    @property
+    def ended(self) -> bool:
+        """Whether `reap` need not wait. The kernel may be at work for a while after `sentinel` has become readable."""
+        return self._process.exitcode is not None
+
+    def reap(self) -> ProcessExit:
+        """Collect the ended process, close its socket, and say why it ended. Call when `sentinel` is readable."""
+        self._process.join()
+        code = self._process.exitcode
+        self._process.close()
+        self.channel.close()
+        return ProcessExit(
+            self._exit_reason or ending(code), self._ended_from_outside(code), self._trying, self._hopeless
+        )
+
+    def _ended_from_outside(self, code: int | None) -> bool:
+        signalled = code in {-signal.SIGKILL, -signal.SIGTERM}
+        starved = self._oom_kills is None or self._oom_kills != _oom_kills()
+        return signalled and not (self._killed_by_us or self._exit_reason or starved)
+
+
+def ending(code: int | None) -> str:
+    """Describe how a process ended, by multiprocessing's exit code."""
+    if code is not None and code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"
+
+
+def _oom_kills() -> int | None:
+    """Return how many processes the kernel has killed for lack of memory so far; None where it does not say."""
     try:
-        with _without_garbage_collection():
-            engine = _load(setup, Trials(lambda names: wire.send(channel, wire.Trying(names)), setup.without))
-            costs = engine.warm_up()
-        worker = Worker(setup.device.id, engine, channel, memory, costs, Metadata(setup.engine, setup.about))
-        worker.report_status()  # before it is ready, so that its start is logged as a whole
-        wire.send(channel, _describe(setup.device))
-        wire.send(channel, WorkerReady(setup.device.id, costs))
-        worker.run()
-    except Exception as error:  # noqa: BLE001 - crash-only: the pool learns why and runs the images elsewhere
-        end(channel, error)
+        counters = Path("/proc/vmstat").read_text()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in counters.splitlines() if line.startswith("oom_kill ")]
+    return int(found[0]) if found else None
 
 
-# ------------------------------------------------------------------------------------------------------------- start
+# -------------------------------------------------------------------------------------------------------- all processes
+
+
+class Processes(Generic[AnySetup]):
+    """Starts and ends processes, at most one for each worker.
+
+    `on_report` gets each report. If it raises, the worker is killed, as its state is not what the pool thinks.
+    `on_exit` is called when a process has ended, after its last reports.
+    """
+
+    def __init__(
+        self,
+        setups: Mapping[WorkerId, AnySetup],
+        layout: SlotLayout,
+        on_report: Callable[[WorkerId, Report], None],
+        on_exit: Callable[[WorkerId, ProcessExit], None],
+    ) -> None:
+        self.setups = dict(setups)  # of each worker's next process
+        self._memories = {worker: SlotMemory.create(layout) for worker in setups}
+        self._children: dict[WorkerId, Child] = {}
+        self._on_report = on_report
+        self._on_exit = on_exit
+
+    def __getitem__(self, worker: WorkerId) -> Child:
+        return self._children[worker]
+
+    @property
+    def ids(self) -> Mapping[WorkerId, int]:
+        """Process ids of the workers that have a process."""
+        return {worker: child.pid for worker, child in self._children.items()}
+
+    def memory(self, worker: WorkerId) -> SlotMemory:
+        """The memory that is shared with a worker's process."""
+        return self._memories[worker]
+
+    def spawn(self, worker: WorkerId) -> None:
+        """Start a worker's process. When this raises, there is none."""
+        loop = asyncio.get_running_loop()
+        child = Child(SPAWN, self.setups[worker], self._memories[worker])
+        try:
+            loop.add_reader(child.channel, self._read, worker, child)
+            loop.add_reader(child.sentinel, self._on_sentinel, worker, child)
+        except BaseException:  # unwatched, it would never be reaped, and the next one needs the memory for itself
+            self._unwatch(child)
+            child.kill()
+            child.reap()
+            raise
+        self._children[worker] = child
+        log.info("Starting %s (process %d)", child.name, child.pid)
+
+    def kill(self, worker: WorkerId) -> None:
+        """End a worker's process at once. There is none if starting it has just failed."""
+        if worker in self._children:
+            self._children[worker].kill()
+
+    def send(self, worker: WorkerId, order: Order) -> None:
+        """Send an order. A process that does not take it is killed: it is dead or no longer reads."""
+        child = self._children[worker]
+        if not child.send(order):
+            child.ensure_killed()  # the rest follows when its sentinel reports the exit
+
+    def _read(self, worker: WorkerId, child: Child) -> None:
+        if not self._take_reports(worker, child, REPORTS_AT_ONCE):  # readable with nothing to read: end of file
+            asyncio.get_running_loop().remove_reader(child.channel)
+            child.ensure_killed()  # its results could not be received
+
+    def _take_reports(self, worker: WorkerId, child: Child, limit: int) -> bool:
+        """Pass reports on. Return whether there were any."""
+        received = False
+        try:
+            for report in child.reports(limit):
+                received = True
+                self._on_report(worker, report)
+        except Exception as error:
+            log.exception("Killing %s: its report was refused", child.name)
+            child.reject(f"its report was refused: {error}")
+        return received
+
+    def _on_sentinel(self, worker: WorkerId, child: Child) -> None:
+        self._unwatch(child)
+        try:
+            child.ensure_killed()  # it may have closed its sentinel without exiting
+        finally:
+            self._reap_when_ended(worker, child)
+
+    def _reap_when_ended(self, worker: WorkerId, child: Child) -> None:
+        """Wait without blocking the event loop: a GPU's driver may take a while to release a process."""
+        if self._children.get(worker) is not child:  # `close` sees to it
+            return
+        if child.ended:
+            self._take_reports(worker, child, LAST_REPORTS)
+            del self._children[worker]
+            self._on_exit(worker, child.reap())
+        else:
+            asyncio.get_running_loop().call_later(REAP_SECONDS, self._reap_when_ended, worker, child)
+
+    def _unwatch(self, child: Child) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(child.channel)
+        loop.remove_reader(child.sentinel)
+
+    async def close(self) -> None:
+        """End all processes and free all memory."""
+        ended = [asyncio.ensure_future(self._end(child)) for child in self._children.values()]
+        self._children.clear()
+        if ended:
+            await asyncio.wait(ended)
+        while self._memories:
+            self._memories.popitem()[1].close()
+
+    async def _end(self, child: Child) -> None:
+        """Ask, wait, kill, reap. A process that still loads its model does not listen."""
+        self._unwatch(child)
+        gone = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(child.sentinel, gone.set)
+        if not child.loaded or not child.send(Stop()):
+            child.kill()
+        try:
+            await asyncio.wait_for(gone.wait(), STOP_SECONDS)
+        except TimeoutError:
+            child.kill()
+            await gone.wait()  # SIGKILL cannot be refused
+        loop.remove_reader(child.sentinel)
+        child.reap()
+
+
+# ------------------------------------------------------------------------------------------------ in the process itself
 
 
 @contextmanager
@@ -115,58 +375,3 @@ def die_with_parent(parent: int) -> None:
 def set_process_name(name: str) -> None:
     """Name this process for `ps -o pid,comm` and `top`, which show 15 bytes: `/readyz` tells no process ids."""
     ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode())
-
-
-def _set_environment(setup: Setup) -> None:
-    """Set what libraries read when they are imported, such as the one device that this process may see."""
-    keep_freed_memory()
-    configure(setup.log_level, setup.log_format)
-    os.environ["CUDA_VISIBLE_DEVICES"] = setup.device.token or ""
-    os.environ["OMP_NUM_THREADS"] = str(setup.threads)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # torch's compiler would start a process for each core of the machine, in each worker.
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, available_cores() // setup.workers)))
-    sys.setswitchinterval(SWITCH_SECONDS)
-    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # a worker fetches and reports nothing
-    if setup.cache is not None:
-        for name, kind in COMPILER_CACHES.items():
-            os.environ.setdefault(name, str(Path(setup.cache).expanduser() / kind))
-
-
-def _make_device_files() -> None:
-    """Initialise CUDA while setuid programs still work.
-
-    After a boot, /dev/nvidia-uvm may be missing. libcuda then makes it by nvidia-modprobe, which is setuid.
-    """
-    with suppress(OSError):  # no libcuda: the engine says so
-        ctypes.CDLL("libcuda.so.1").cuInit(0)
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Collect no garbage while the model loads: what is imported and loaded stays, and looking takes an eighth of it.
-
-    Nor is it looked at later: with some 500,000 objects, that would be felt between two steps.
-    """
-    gc.disable()
-    yield
-    gc.freeze()
-    gc.enable()
-
-
-def _load(setup: Setup, trials: Trials) -> Engine[Any]:
-    from workers.engine import build
-
-    return build(setup.engine, "cuda:0" if setup.device.kind == "cuda" else "cpu", trials)
-
-
-def _describe(device: DeviceSpec) -> wire.Device:
-    """Return the device that CUDA really gave us."""
-    if device.kind == "cpu":
-        return wire.Device("CPU", None)
-    import torch
-
-    properties = torch.cuda.get_device_properties(0)
-    if device.token is not None and device.token.startswith("MIG-"):
-        return wire.Device(properties.name, device.token)
-    return wire.Device(properties.name, f"GPU-{properties.uuid}")

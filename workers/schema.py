@@ -6,7 +6,6 @@ empty variable for it is an error instead of "not set". Its `words` describe a t
 
 import ast
 import difflib
-import functools
 import math
 import re
 import textwrap
@@ -257,70 +256,35 @@ def _listed(schema: type) -> str:
     return ", ".join(field.name for field in fields(schema))
 
 
-@functools.singledispatch
-def _describe(kind: inspect.Type) -> str:
-    return type(kind).__name__.removesuffix("Type").lower()
-
-
-@_describe.register
-def _(kind: inspect.Metadata) -> str:
-    return (kind.extra or {}).get("words") or _describe(kind.type)
-
-
-@_describe.register
-def _(kind: inspect.UnionType) -> str:
-    return " or ".join(_describe(member) for member in kind.types)
-
-
-@_describe.register
-def _(kind: inspect.LiteralType) -> str:
-    return "one of " * (len(kind.values) > 1) + ", ".join(str(value) for value in kind.values)
-
-
-@_describe.register
-def _(kind: inspect.IntType) -> str:
-    return f"a whole number{_range(kind)}"
-
-
-@_describe.register
-def _(kind: inspect.FloatType) -> str:
-    return f"a number{_range(kind)}"
-
-
-@_describe.register
-def _(kind: inspect.StrType) -> str:
-    length = f" of at most {kind.max_length} characters" if kind.max_length else ""
-    return "text" + " that is not empty" * bool(kind.min_length) + length
-
-
-@_describe.register
-def _(kind: inspect.BoolType) -> str:
-    return "true or false"
-
-
-@_describe.register
-def _(kind: inspect.NoneType) -> str:
-    return "null"
-
-
-@_describe.register
-def _(kind: inspect.ListType) -> str:
-    return f"a list of: {_describe(kind.item_type)}"
-
-
-@_describe.register
-def _(kind: inspect.TupleType) -> str:
-    return "[" + ", ".join(_describe(item) for item in kind.item_types) + "]"
-
-
-@_describe.register
-def _(kind: inspect.DataclassType) -> str:
-    return f"keys ({_listed(kind.cls)})"
-
-
-@_describe.register
-def _(kind: inspect.DictType) -> str:
-    return "a mapping of names to values"
+def _describe(kind: inspect.Type) -> str:  # noqa: C901, PLR0911, PLR0912 - one case for each type
+    match kind:
+        case inspect.Metadata():
+            return (kind.extra or {}).get("words") or _describe(kind.type)
+        case inspect.UnionType():
+            return " or ".join(map(_describe, kind.types))
+        case inspect.LiteralType():
+            return "one of " * (len(kind.values) > 1) + ", ".join(map(str, kind.values))
+        case inspect.IntType():
+            return f"a whole number{_range(kind)}"
+        case inspect.FloatType():
+            return f"a number{_range(kind)}"
+        case inspect.StrType():
+            length = f" of at most {kind.max_length} characters" if kind.max_length else ""
+            return "text" + " that is not empty" * bool(kind.min_length) + length
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.NoneType():
+            return "null"
+        case inspect.ListType():
+            return f"a list of: {_describe(kind.item_type)}"
+        case inspect.TupleType():
+            return "[" + ", ".join(map(_describe, kind.item_types)) + "]"
+        case inspect.DataclassType():
+            return f"keys ({_listed(kind.cls)})"
+        case inspect.DictType():
+            return "a mapping of names to values"
+        case _:
+            return type(kind).__name__.removesuffix("Type").lower()
 
 
 def _range(kind: inspect.IntType | inspect.FloatType) -> str:

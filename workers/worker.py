@@ -1,8 +1,8 @@
-"""What goes on in a worker's process: images move from their input slots through the engine to their output slots.
+"""The loop of a worker process: it moves images from input slots through the engine to output slots.
 
-There are four kinds of thread. The reader takes orders off the socket. The codec threads, one a slot, decode, tokenise,
-wait for finished pixels and encode them. The preview thread waits for previews and draws them. The main thread alone
-gives the device work, and owns all state here: the others put what it is to do next into its inbox.
+There are four kinds of thread. The reader receives orders from the socket. The codec threads, one a slot, decode,
+tokenise, wait for finished pixels and encode them. The preview thread waits for previews and draws them. The main
+thread alone gives the device work, and owns all state here: the others put what it should do next into its inbox.
 
 For example, an image in slot 2: the reader gets `Run`, has the main thread note that the slot is taken, and a codec
 thread decode the file. That thread puts `_admit` into the inbox. Between two steps, the main thread admits the image to
@@ -26,7 +26,20 @@ from typing import Any, NoReturn
 
 from scheduler import messages as m
 from scheduler.messages import Blame, Costs
-from workers import wire
+from workers.channel import (
+    MAX_PREVIEW,
+    ExitReason,
+    Preview,
+    Run,
+    StatusChanged,
+    Stop,
+    as_reason,
+    as_warnings,
+    receive_order,
+    send,
+    shortened,
+    unpack,
+)
 from workers.engine.contract import (
     BadImageError,
     BadOptionError,
@@ -36,11 +49,11 @@ from workers.engine.contract import (
     UnusableModelError,
 )
 from workers.engine.metadata import Metadata, Provenance
-from workers.slots import SlotMemory
+from workers.shared_memory import SlotMemory
 
 log = logging.getLogger("contour.worker")
 
-SHORTAGES = 8  # images in a row without memory, after which a new process is to have a try
+SHORTAGES = 8  # images in a row without memory; one more, and the process exits so that a new one is started
 PREVIEW_SECONDS = 0.25  # between two previews of an image
 IDLE_SECONDS = 2.0  # between two looks at an engine that has nothing to do: it may be compiling in the background
 REMEASURE_SOONEST, REMEASURE_SECONDS = 2.0, 60.0  # between measurements of an idle engine; each waits twice as long
@@ -50,7 +63,7 @@ REMEASURE_CHANGE = 0.25  # of a step's costs, relative: other work has begun or 
 
 @dataclass(slots=True)
 class _SlotState:
-    """The image in a slot. `admitted`: the engine has it, since `began`. `dropped`: nobody wants it any more."""
+    """The image in a slot. `admitted`: the engine has it, since `began`. `dropped`: the pool has cancelled it."""
 
     generation: int
     made_from: Provenance = field(default_factory=Provenance)
@@ -89,7 +102,7 @@ class Worker:
 
     def run(self) -> None:
         """Serve until `Stop`. Each turn: report the engine's status, handle the inbox, take one step."""
-        threading.Thread(target=self._or_end, args=(self._read_orders,), name="reader", daemon=True).start()
+        threading.Thread(target=self._run_or_exit, args=(self._read_orders,), name="reader", daemon=True).start()
         while not self._stopping:
             self.report_status()
             self._handle_inbox()
@@ -104,14 +117,14 @@ class Worker:
         costs = self.engine.costs()
         if costs != self.costs:
             self.costs = costs
-            wire.send(self.channel, m.Measured(self.id, costs))
+            send(self.channel, m.Measured(self.id, costs))
         status = self.engine.status()
         if status != self._reported:
             self._reported = status
-            wire.send(self.channel, wire.StatusChanged(wire.shortened(status)))
+            send(self.channel, StatusChanged(shortened(status)))
 
     def _handle_inbox(self) -> None:
-        """Do all that is asked for; with nothing on the device, wait a while for it."""
+        """Handle everything in the inbox; with nothing on the device, wait a while for the first entry."""
         idle = not any(state.admitted for state in self._slots.values())
         wait = IDLE_SECONDS if idle else 0.0
         while not self._stopping:
@@ -135,13 +148,13 @@ class Worker:
         if began < self._remeasure_at or not self.engine.measure_again(self._inbox.empty):
             return
         self.costs = self.engine.costs()
-        wire.send(self.channel, m.Measured(self.id, self.costs))
+        send(self.channel, m.Measured(self.id, self.costs))
         now, alike = time.monotonic(), math.isclose(self.costs.step_seconds[0], before, rel_tol=REMEASURE_CHANGE)
         self._remeasure_pause = min(2 * self._remeasure_pause, REMEASURE_SECONDS) if alike else REMEASURE_SOONEST
         times = REMEASURE_PAUSE if alike else 1
         self._remeasure_at = now + max(self._remeasure_pause, times * (now - began))
 
-    def _occupy(self, slot: int, generation: int) -> None:
+    def _take_slot(self, slot: int, generation: int) -> None:
         self._slots[slot] = _SlotState(generation)
 
     def _admit(self, slot: int, made_from: Provenance, seconds: float, content: Any) -> None:
@@ -157,9 +170,9 @@ class Worker:
             self._on_out_of_memory(slot, error)
             return
         state.made_from, state.prepare, state.admitted = made_from, seconds, True
-        state.warnings = wire.as_warnings(content.warnings)
+        state.warnings = as_warnings(content.warnings)
 
-    def _drop(self, slot: int, generation: int) -> None:
+    def _cancel(self, slot: int, generation: int) -> None:
         state = self._slots.get(slot)
         if state is None or state.generation != generation:
             return  # it left before the order came, and its own report frees the slot
@@ -172,34 +185,34 @@ class Worker:
         self._stopping = True
 
     def _release(self, slot: int) -> None:
-        wire.send(self.channel, m.Released(self.id, slot, self._slots.pop(slot).generation))
+        send(self.channel, m.Released(self.id, slot, self._slots.pop(slot).generation))
 
     def _on_out_of_memory(self, slot: int, error: OutOfMemoryError) -> None:
-        """Report that there is no memory for an image now. If that goes on, it is this process that lacks it."""
+        """Report that there is no memory for an image now. After several in a row, raise: a new process starts."""
         self._shortages += 1
         if self._shortages > SHORTAGES:
             raise error
         generation = self._slots.pop(slot).generation
-        wire.send(self.channel, m.Failed(self.id, slot, generation, wire.as_reason(str(error)), Blame.MEMORY))
+        send(self.channel, m.Failed(self.id, slot, generation, as_reason(str(error)), Blame.MEMORY))
 
     def _step(self) -> None:
         try:
             stepped = self.engine.step()
         except OutOfMemoryError as error:
-            self._give_up(error)
+            self._discard_all(error)
             return
         if not stepped:
             return
         done, totals = tuple((each.slot, each.done) for each in stepped), tuple(each.total for each in stepped)
-        wire.send(self.channel, m.Stepped(self.id, done, totals))
+        send(self.channel, m.Stepped(self.id, done, totals))
         for image in stepped:
             if image.done == image.total:
                 self._finish(image.slot)
             else:
-                self._show(image.slot)
+                self._start_preview(image.slot)
 
-    def _show(self, slot: int) -> None:
-        """Have a preview made of an image that somebody follows, now and then, and one at a time."""
+    def _start_preview(self, slot: int) -> None:
+        """Start a preview of an image whose client wants them: one at a time, with pauses."""
         state, now = self._slots[slot], time.monotonic()
         drawn = state.drawing is None or state.drawing.done()
         if not (state.made_from.options.previews and drawn and now >= state.shown + PREVIEW_SECONDS):
@@ -211,10 +224,12 @@ class Worker:
             log.info("No preview: %s", error)
             return
         if preview is not None:
-            state.drawing = self._preview_thread.submit(self._or_end, self._draw, slot, state.generation, preview)
+            state.drawing = self._preview_thread.submit(
+                self._run_or_exit, self._send_preview, slot, state.generation, preview
+            )
 
-    def _give_up(self, error: OutOfMemoryError) -> None:
-        """Give all images back: there is no memory for a step, not even of one image."""
+    def _discard_all(self, error: OutOfMemoryError) -> None:
+        """Report all images as out of memory: there is none for a step, not even of one image."""
         for slot in [slot for slot, state in self._slots.items() if state.admitted]:
             self.engine.discard(slot)
             self._on_out_of_memory(slot, error)
@@ -230,104 +245,106 @@ class Worker:
             return
         self._shortages = 0
         state.admitted = False
-        self._codec_threads.submit(self._or_end, self._deliver, slot, state, decoding, denoised)
+        self._codec_threads.submit(self._run_or_exit, self._deliver, slot, state, decoding, denoised)
 
     # ---------------------------------------------------------------------------------------------- the other threads
 
-    def _or_end(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Run on a thread of an executor, which would keep an error to itself: the slot would never come free."""
+    def _run_or_exit(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Run work on an executor's thread, exit if it fails: the executor would hide the error and leak the slot."""
         try:
             work(*arguments)
         except Exception as error:  # noqa: BLE001 - the pool learns why and runs the images elsewhere
-            end(self.channel, error)
+            exit_with(self.channel, error)
 
     def _read_orders(self) -> None:
-        """Pass orders on. End of file means that the pool is gone, and this process with it, whatever it is doing."""
+        """Pass orders on. At end of file the pool is gone, so this process exits, whatever it is doing."""
         with contextlib.suppress(ConnectionError):  # what comes instead where reports are left unread
-            while (order := wire.receive_order(self.channel)) is not None:
+            while (order := receive_order(self.channel)) is not None:
                 match order:
-                    case wire.Run(slot, generation):
-                        self._inbox.put(partial(self._occupy, slot, generation))
+                    case Run(slot, generation):
+                        self._inbox.put(partial(self._take_slot, slot, generation))
                         # At once: the main thread may be in the middle of a step.
-                        self._codec_threads.submit(self._or_end, self._prepare, order)
+                        self._codec_threads.submit(self._run_or_exit, self._prepare, order)
                     case m.Cancel(_, slot, generation):
-                        self._inbox.put(partial(self._drop, slot, generation))
-                    case wire.Stop():
+                        self._inbox.put(partial(self._cancel, slot, generation))
+                    case Stop():
                         self._inbox.put(self._stop)
         os._exit(1)
 
-    def _prepare(self, order: wire.Run) -> None:
+    def _prepare(self, order: Run) -> None:
         began = time.monotonic()
-        prepared = self._guard(order.slot, order.generation, lambda: self._prepared(order))
+        prepared = self._or_report_failure(order.slot, order.generation, lambda: self._prepared(order))
         if prepared is not None:
             made_from, content = prepared
             self._inbox.put(partial(self._admit, order.slot, made_from, time.monotonic() - began, content))
 
-    def _prepared(self, order: wire.Run) -> tuple[Provenance, Any]:
+    def _prepared(self, order: Run) -> tuple[Provenance, Any]:
         data = self.memory.input(order.slot)
         end = order.image_bytes + order.params_bytes
-        task = wire.unpack(bytes(data[: order.image_bytes]), data[order.image_bytes : end])
+        task = unpack(bytes(data[: order.image_bytes]), data[order.image_bytes : end])
         return Provenance.of(task), self.engine.prepare(task)
 
-    def _draw(self, slot: int, generation: int, preview: object) -> None:
+    def _send_preview(self, slot: int, generation: int, preview: object) -> None:
         jpeg = self.engine.draw(preview)
-        if len(jpeg) > wire.MAX_PREVIEW:
+        if len(jpeg) > MAX_PREVIEW:
             log.warning("A preview of %d bytes is too large to be sent", len(jpeg))
             return
-        wire.send(self.channel, wire.Preview(slot, generation, jpeg))
+        send(self.channel, Preview(slot, generation, jpeg))
 
     def _deliver(self, slot: int, state: _SlotState, decoding: object, denoised: float) -> None:
         """Wait for the pixels of an image whose last step was taken at `denoised`, encode and report them."""
         pixels = self.engine.collect(decoding)  # an error means that the device has failed: the process ends
         collected = time.monotonic()
-        data = self._guard(slot, state.generation, lambda: self._file(pixels, state.made_from))
+        data = self._or_report_failure(slot, state.generation, lambda: self._encode(pixels, state.made_from))
         if data is None:
             return
         self.memory.output(slot)[: len(data)] = data
         denoise, decode, encode = denoised - state.began, collected - denoised, time.monotonic() - collected
         image = m.Image(len(data), state.prepare, denoise, decode, encode, state.warnings)
-        self._leave(m.Finished(self.id, slot, state.generation, image))
+        self._free_and_report(m.Finished(self.id, slot, state.generation, image))
 
-    def _leave(self, report: m.Finished | m.Failed) -> None:
-        """Empty the slot, then say so: in this order, as the slot's next order may follow the report immediately."""
+    def _free_and_report(self, report: m.Finished | m.Failed) -> None:
+        """Free the slot, then report: in this order, as the slot's next order may follow the report immediately."""
         self._inbox.put(partial(self._slots.pop, report.slot))
-        wire.send(self.channel, report)
+        send(self.channel, report)
 
-    def _file(self, pixels: object, made_from: Provenance) -> bytes:
+    def _encode(self, pixels: object, made_from: Provenance) -> bytes:
         data = self.metadata.embed(self.engine.encode(pixels, made_from.options), made_from)
         room = self.memory.layout.output_bytes
         if len(data) > room:
-            raise ValueError(f"the image has {len(data)} bytes, its slot {room}: raise workers.output_bytes")
+            raise ValueError(
+                f"the image has {len(data)} bytes, but a slot has room for {room}: raise workers.output_bytes"
+            )
         return data
 
-    def _guard(self, slot: int, generation: int, work: Callable[[], Any]) -> Any:
-        """The result of `work`, or None after reporting that this one image failed."""
+    def _or_report_failure(self, slot: int, generation: int, work: Callable[[], Any]) -> Any:
+        """Return the result of `work`; if it fails, report that for this one image and return None."""
         try:
             return work()
         except BadImageError as error:
-            self._leave(m.Failed(self.id, slot, generation, wire.as_reason(str(error)), Blame.IMAGE))
+            self._free_and_report(m.Failed(self.id, slot, generation, as_reason(str(error)), Blame.IMAGE))
         except BadOptionError as error:
-            self._leave(m.Failed(self.id, slot, generation, wire.as_reason(str(error)), Blame.OPTION))
+            self._free_and_report(m.Failed(self.id, slot, generation, as_reason(str(error)), Blame.OPTION))
         except (OutOfMemoryError, MemoryError) as error:
-            self._leave(m.Failed(self.id, slot, generation, _summary(error), Blame.MEMORY))
+            self._free_and_report(m.Failed(self.id, slot, generation, _summary(error), Blame.MEMORY))
         except Exception as error:
             log.exception("Could not make the image in slot %d (generation %d)", slot, generation)
-            self._leave(m.Failed(self.id, slot, generation, _summary(error), Blame.SERVICE))
+            self._free_and_report(m.Failed(self.id, slot, generation, _summary(error), Blame.SERVICE))
         return None
 
 
-def end(channel: socket.socket, error: BaseException) -> NoReturn:
-    """End the process at once, from any thread, and report why. Whatever other threads still do is lost."""
+def exit_with(channel: socket.socket, error: BaseException) -> NoReturn:
+    """Report an error and exit at once, from any thread. The work of other threads is lost."""
     hopeless = isinstance(error, UnusableModelError)
     if hopeless:
         log.error("The model cannot be used: %s", error)
     else:
         log.error("Worker exits after an error", exc_info=error)
-    reason = wire.as_reason(str(error)) if hopeless else _summary(error)
-    with contextlib.suppress(OSError):  # nobody may listen any more
-        wire.send(channel, wire.Ending(reason, hopeless))
+    reason = as_reason(str(error)) if hopeless else _summary(error)
+    with contextlib.suppress(OSError):  # the pool may be gone
+        send(channel, ExitReason(reason, hopeless))
     os._exit(1)
 
 
 def _summary(error: BaseException) -> str:
-    return wire.as_reason(f"{type(error).__name__}: {error}")
+    return as_reason(f"{type(error).__name__}: {error}")

@@ -44,7 +44,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(name, yaml.ScalarNode) or name.tag == _MERGE:
                 continue
             if name.value in seen:
-                problem = f"the key {name.value} is there twice"
+                problem = f"the key {name.value} appears twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, name.start_mark)
             seen.add(name.value)
         return super().construct_mapping(node, deep)
@@ -86,7 +86,7 @@ def read(text: str) -> tuple[Any, dict[Key, int]]:
         raise NotYamlError(f"{place}: is not YAML: {_advice(error.problem or '')}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise NotYamlError(f", line {line}: is not YAML: it has a character that no text should have") from None
+        raise NotYamlError(f", line {line}: is not YAML: it contains a control character") from None
     except RecursionError:
         raise NotYamlError(": is nested without end; an alias (*) refers to a section that contains it") from None
     except ValueError:

@@ -18,7 +18,7 @@ from workers.config import home_folder
 from workers.engine.weights import absent
 from workers.folders import refuse_if_shared
 from workers.machine import GROUPS, MEMBERSHIP, available_cores, group_folders
-from workers.slots import SlotMemory
+from workers.shared_memory import SlotMemory
 
 # ----------------------------------------------------------------------------------------------------------------- port
 

@@ -10,18 +10,18 @@ from workers.console import command
 from workers.engine.config import EngineConfig
 from workers.engine.runtimes.files import RuntimeProblem, folder_for
 from workers.engine.runtimes.files import check as check_files
-from workers.engine.startup import files
 from workers.engine.weights import (
     MissingWeightsError,
     absent,
+    files,
     folder_of,
     is_folder,
     is_single_file,
     parts_of,
 )
 from workers.preflight import problems
-from workers.weights.errors import FetchError
-from workers.weights.tensors import shapes_in
+from workers.weights.checkpoints import shapes_in
+from workers.weights.messages import FetchError
 
 # -------------------------------------------------------------------------------------------------------- configuration
 

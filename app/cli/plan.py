@@ -64,7 +64,7 @@ def parse_flags(given: argparse.Namespace, rules: Rules) -> RequestFields:
         values["random_seed"] = drawn_seed() // SEEDS_APART * SEEDS_APART
     for name, text in (("text", given.prompt), ("negative_prompt", given.negative_prompt)):
         if text is not None and not _is_text(text):
-            raise CommandError(f"{FLAGS[name]}: it is not text in UTF-8")
+            raise CommandError(f"{FLAGS[name]}: it is not UTF-8 text")
     fields = RequestFields(text=given.prompt, **values)
     try:
         rules.check(fields)

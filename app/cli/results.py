@@ -21,8 +21,17 @@ from app.params import OutputOptions, RequestFields, engine_options
 from app.settings import Settings
 from app.startup import about
 from workers.engine.contract import Format, Task
-from workers.engine.embedding import EXIF_IFD, KEYWORD, UNICODE, USER_COMMENT, holds
-from workers.engine.metadata import VERSION, Metadata, Provenance, fitted
+from workers.engine.metadata import (
+    EXIF_IFD,
+    KEYWORD,
+    UNICODE,
+    USER_COMMENT,
+    VERSION,
+    Metadata,
+    Provenance,
+    fitted,
+    holds,
+)
 from workers.folders import leftovers
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)

@@ -19,10 +19,10 @@ from app.parsing.input_image import measured
 from app.settings import Settings
 from app.startup import build_pool
 from scheduler import messages as m
+from workers.confinement import forget_secrets
 from workers.devices import Placement
 from workers.folders import replace_file
 from workers.pool import NothingServedError, Pool
-from workers.secrets import forget_secrets
 
 LONG = 10 * 365 * 86400.0  # seconds: nobody sets a deadline here
 TICK_SECONDS = 0.5

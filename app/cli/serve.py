@@ -20,10 +20,10 @@ from app.http.connection import Connection, limited
 from app.http.listening import BACKLOG, ListenError, bracketed, listen, url
 from app.settings import Settings
 from app.startup import StartError, prepared
+from workers.confinement import forget_secrets
 from workers.console import WRONG, Parser, add_configuration
 from workers.machine import available_cores
 from workers.nvml import Nvml
-from workers.secrets import forget_secrets
 
 log = logging.getLogger("contour")
 

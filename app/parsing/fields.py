@@ -37,7 +37,7 @@ def of_json(
 
     A field that is wrong is then as if it were missing, or has a neutral value if it must not be. `ranges` are those of
     numbers, as they are told; `called` is what a message calls the JSON; `error` is msgspec's. Raises Problem where the
-    body is no object, and msgspec's DecodeError where it is no JSON.
+    body is no object, and msgspec's DecodeError where it is not JSON.
     """
     try:
         given = given_in(loose(kind).decode(body))

@@ -20,7 +20,7 @@ from example.demo_model.loop import Stage, run_stage
 from example.demo_model.surfaces import WIDELY_VARIED
 from example.demo_model.tokenizer import train_tokenizer
 from example.demo_model.vae import AutoencoderStage, DecoderStage, scaling_factor
-from workers.allocator import keep_freed_memory
+from workers.machine import keep_freed_memory
 
 SHARES: Mapping[str, float] = {"autoencoder": 0.14, "decoder": 0.05, "half size": 0.38, "full size": 0.43}
 S = TypeVar("S", bound=Stage)

@@ -17,9 +17,9 @@ from starlette.applications import Starlette
 
 from app.application import Application
 from app.startup import prepared
+from workers.confinement import forget_secrets
 from workers.devices import VARIABLE
 from workers.nvml import Nvml
-from workers.secrets import forget_secrets
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.1  # between two looks at workers that load

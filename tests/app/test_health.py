@@ -8,8 +8,8 @@ from typing import Any, cast
 from app.api.health import Health
 from scheduler.core import Scheduler
 from scheduler.limits import Limits
+from workers.channel import Device
 from workers.engine.contract import EngineStatus
-from workers.wire import Device
 
 
 def test_graphs_and_fallbacks_of_each_worker_are_shown() -> None:

@@ -9,9 +9,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.errors import Error
 from app.metrics import DeviceCollector, EngineCollector, Metrics
 from scheduler import messages as m
+from workers.channel import Device
 from workers.engine.contract import EngineStatus
 from workers.nvml import Reading
-from workers.wire import Device
 
 READING = Reading(
     utilization=0.83, memory_used=5 * 2**30, memory_total=80 * 2**30, temperature=61.0, throttle_reasons=("hw_thermal",)

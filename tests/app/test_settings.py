@@ -263,7 +263,7 @@ def test_an_empty_variable_for_a_section_is_not_set(tmp_path: Path) -> None:
 def test_a_part_of_a_list_cannot_be_set(tmp_path: Path) -> None:
     text = "server: {allowed_hosts: [a]}"
     assert refusal(tmp_path, text, CONTOUR_SERVER__ALLOWED_HOSTS__0="b") == [
-        "environment variable CONTOUR_SERVER__ALLOWED_HOSTS__0: server.allowed_hosts is a list: set all of it at once"
+        "environment variable CONTOUR_SERVER__ALLOWED_HOSTS__0: server.allowed_hosts is a list: set the whole list"
     ]
 
 
@@ -288,7 +288,7 @@ def test_a_misspelt_variable_is_refused_with_the_nearest_key(tmp_path: Path, nam
 
 def test_a_variable_below_a_value_is_named(tmp_path: Path) -> None:
     assert refusal(tmp_path, "server: {host: here}", CONTOUR_SERVER__HOST__NAME="there") == [
-        "environment variable CONTOUR_SERVER__HOST__NAME: server.host has a value, so it has no keys"
+        "environment variable CONTOUR_SERVER__HOST__NAME: server.host is a single value and has no keys"
     ]
 
 
@@ -390,7 +390,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
 
 def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
     assert refusal(tmp_path, "engine:\n  kind: echo\n  slots: 1\n  kind: diffusion\n") == [
-        "my.yaml, line 4, column 3: is not YAML: the key kind is there twice"
+        "my.yaml, line 4, column 3: is not YAML: the key kind appears twice"
     ]
 
 
@@ -408,7 +408,7 @@ def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
         ("a: " + "[" * 5000, ": is nested without end"),
         ("server: {port: !!int x}", ": is not YAML: a number in it cannot be read"),
         ("server: {host: !!binary x}", ", line 1, column 16: is not YAML: look at the indentation"),
-        ("a: \0", ", line 1: is not YAML: it has a character that no text should have"),
+        ("a: \0", ", line 1: is not YAML: it contains a control character"),
     ],
 )
 def test_what_is_not_yaml_is_told_with_its_place_and_what_to_do(tmp_path: Path, text: str, told: str) -> None:
@@ -424,7 +424,7 @@ def test_what_looks_like_a_date_is_text(tmp_path: Path) -> None:
 def test_a_file_without_keys_is_an_error(tmp_path: Path, text: str) -> None:
     [line] = refusal(tmp_path, text)
 
-    assert line.startswith("my.yaml: must hold keys and values, found ")
+    assert line.startswith("my.yaml: must contain keys and values, but is ")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -435,7 +435,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_bytes(b"a: \xff")
-    with pytest.raises(SettingsError, match=r"my\.yaml: cannot be read: it is not text in UTF-8$"):
+    with pytest.raises(SettingsError, match=r"my\.yaml: cannot be read: it is not UTF-8 text$"):
         load(tmp_path / "my.yaml", {})
 
 
@@ -537,7 +537,7 @@ def test_a_key_in_a_variable_is_taken_as_it_is(tmp_path: Path, key: str) -> None
         (None, "No such file or directory"),
         (b"", "it has no key; write one a line"),
         (b"# none yet\n \n", "it has no key; write one a line"),
-        (b"\xff\xfe", "it is not text in UTF-8"),
+        (b"\xff\xfe", "it is not UTF-8 text"),
         (b"two words of a key\n", "a key has characters that no header carries; take letters, digits and punctuation"),
         (b"of15characters!\n", f"a key has 15 characters, and can be guessed with fewer than 16; {MAKE_ONE}"),
     ],

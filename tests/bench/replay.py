@@ -38,8 +38,8 @@ from workers.devices import DeviceSpec
 from workers.engine.config import Echo, EngineConfig, Sizing
 from workers.engine.contract import Options, Task
 from workers.pool import Pool
-from workers.process import Setup
-from workers.slots import SlotLayout
+from workers.shared_memory import SlotLayout
+from workers.worker_main import WorkerSetup
 
 MACHINE = Machine(devices=4)
 ENGINE = EngineConfig(
@@ -138,7 +138,7 @@ def figures(run: Run, arrivals: Sequence[Arrival], window: Window) -> dict[str, 
 async def replay(arrivals: Sequence[Arrival]) -> Run:
     """Let a pool serve the requests, each when it arrives."""
     names = [f"cpu{index}" for index in range(MACHINE.devices)]
-    setups = [Setup(DeviceSpec(name, "cpu", None), ENGINE, threads=1) for name in names]
+    setups = [WorkerSetup(DeviceSpec(name, "cpu", None), ENGINE, threads=1) for name in names]
     starting, ready = set(names), asyncio.Event()
 
     def observe(event: m.Event, commands: Sequence[m.Command]) -> None:

@@ -16,11 +16,11 @@ import torch
 
 from tests.bench.environment import environment
 from tests.service.running import ROOT, png
+from workers.convert import convert, read_engine
 from workers.engine import build
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Task
 from workers.engine.engine import DiffusionEngine
-from workers.weights.convert import convert, read_engine
 
 
 def main() -> None:

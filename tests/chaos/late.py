@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from unittest.mock import patch
 
 from scheduler import messages as m
-from workers import process, wire
+from workers import worker, worker_main
+from workers.channel import Order, Report, send
 from workers.engine.faults import INJECTED
-from workers.process import Setup
-from workers.slots import SlotMemory
+from workers.shared_memory import SlotMemory
+from workers.worker_main import WorkerSetup
 
 log = logging.getLogger("contour.faults")
 
@@ -22,12 +23,12 @@ LATEST_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Stutter:
-    """Sends as `wire.send` does, and by chance a finished image's report once more, up to LATEST_SECONDS later."""
+    """Sends as `send` does, and by chance a finished image's report once more, up to LATEST_SECONDS later."""
 
     chance: float
     draw: random.Random = field(default_factory=lambda: random.Random(os.getpid()))
 
-    def __call__(self, end: socket.socket, message: wire.Order | wire.Report) -> None:
+    def __call__(self, end: socket.socket, message: Order | Report) -> None:
         _send(end, message)
         if isinstance(message, m.Finished) and self.draw.random() < self.chance:
             again = threading.Timer(self.draw.uniform(0, LATEST_SECONDS), self._again, (end, message))
@@ -39,10 +40,10 @@ class Stutter:
         _send(end, message)
 
 
-_send = wire.send
+_send = send
 
 
-def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
-    """Entry point of such a process, instead of `workers.process.main`."""
-    with patch.object(wire, "send", Stutter(float(os.environ.get(CHANCE, "1")))):
-        process.main(setup, channel, memory)
+def main(setup: WorkerSetup, channel: socket.socket, memory: SlotMemory) -> None:
+    """Entry point of such a process, instead of `workers.worker_main.main`."""
+    with patch.object(worker, "send", Stutter(float(os.environ.get(CHANCE, "1")))):
+        worker_main.main(setup, channel, memory)

@@ -7,5 +7,5 @@ from app.cli.serve import run
 from tests.chaos import late
 
 if __name__ == "__main__":
-    with patch("workers.process.main", late.main):
+    with patch("workers.worker_main.main", late.main):
         sys.exit(run(sys.argv[1:]))

@@ -56,15 +56,15 @@ def test_the_version_is_told(arguments: list[str]) -> None:
     [
         (["genrate", "a.png", "x"], "There is no command 'genrate'; did you mean generate? Commands: serve, "),
         (["xyz"], "There is no command 'xyz'. Commands: serve, generate, doctor, config."),
-        (["--prot", "80"], "There is no option '--prot'; did you mean --port?"),
-        (["--config", "a.yaml", "--prot", "80"], "There is no option '--prot'; did you mean --port?"),
+        (["--prot", "80"], "Unknown option '--prot'; did you mean --port?"),
+        (["--config", "a.yaml", "--prot", "80"], "Unknown option '--prot'; did you mean --port?"),
         (["--config", ""], "The configuration's name is empty; give a file, see configs/."),
-        (["doctor", "--jsn"], "There is no option '--jsn'; did you mean --json?"),
-        (["generate", "a.png", "x", "--stpes", "3"], "There is no option '--stpes'; did you mean --steps?"),
+        (["doctor", "--jsn"], "Unknown option '--jsn'; did you mean --json?"),
+        (["generate", "a.png", "x", "--stpes", "3"], "Unknown option '--stpes'; did you mean --steps?"),
         (["generate", "a.png", "x", "--steps", "1.5"], "argument --steps: '1.5' is not a whole number"),
         (["generate", "a.png", "x", "--temperature", "hot"], "argument --temperature: 'hot' is not a number"),
-        (["doctor", "a.yaml", "b.yaml"], "'b.yaml' is one argument too many."),
-        (["doctor", "a.yaml", "--config", "b.yaml"], "There are two configurations, a.yaml and b.yaml; give one."),
+        (["doctor", "a.yaml", "b.yaml"], "'b.yaml' is an unexpected argument."),
+        (["doctor", "a.yaml", "--config", "b.yaml"], "Two configurations were given (a.yaml and b.yaml); give one."),
     ],
 )
 def test_a_wrong_command_is_told_in_one_screen(arguments: list[str], said: str) -> None:

@@ -72,7 +72,11 @@ def test_weights_that_are_cut_short_or_incomplete_are_missing(demo: Path) -> Non
     with unet.open("r+b") as file:
         file.truncate(unet.stat().st_size - 1)
     (cut,) = findings("weights", Subject(demo))
-    assert (cut.level, "no whole safetensors file" in cut.text, cut.remedy[-7:]) == (Level.MISSING, True, "--again")
+    assert (cut.level, "not a complete safetensors file" in cut.text, cut.remedy[-7:]) == (
+        Level.MISSING,
+        True,
+        "--again",
+    )
     unet.unlink()
     (gone,) = findings("weights", Subject(demo))
     assert (gone.level, str(unet) in gone.text) == (Level.MISSING, True)
@@ -240,7 +244,7 @@ def test_a_driver_that_is_older_than_torchs_cuda_is_missing(monkeypatch: pytest.
         monkeypatch.setattr(f"workers.{module}.torch_cuda", lambda: "13.0")
     subject = on_gpus()
     (found,) = [each for each in findings("devices", subject) if each.check == "driver"]
-    assert (found.level, "runs CUDA up to 12.9" in found.text) == (Level.MISSING, True)
+    assert (found.level, "supports CUDA up to 12.9" in found.text) == (Level.MISSING, True)
     assert found.remedy == "install driver 580.65 or newer, or a torch built for CUDA 12"
     monkeypatch.setattr("workers.nvml.torch_cuda", lambda: "12.8")
     assert "driver" not in [each.check for each in findings("devices", subject)]

@@ -126,5 +126,5 @@ def test_ctrl_c_ends_fetch_and_says_how_to_go_on(tmp_path: Path) -> None:
     with connection, terminal:
         terminal.interrupt()
         assert terminal.wait() == INTERRUPTED
-    assert "interrupted; the same command goes on from here" in terminal.shown
+    assert "interrupted; run the same command to continue" in terminal.shown
     assert "Traceback" not in terminal.shown

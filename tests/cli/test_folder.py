@@ -13,7 +13,7 @@ from PIL import Image
 from app.cli import results
 from tests.cli.command import ECHO, PROMPT, generate, lines_of, run, running
 from tests.service.running import PATIENCE, alive, descendants, png, until
-from workers.engine.embedding import embed
+from workers.engine.metadata import embed
 
 COUNT = 6
 # One at a time, so that there is always something left to do.

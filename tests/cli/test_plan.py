@@ -55,7 +55,7 @@ def test_every_field_of_a_request_is_a_flag() -> None:
         (["--temperature", "nan"], "--temperature: temperature is nan; it must be above 0"),
         (["--number", "9"], "--number: number_of_images is 9; it must be from 1 to 8"),
         (["--seed", str(2**64)], "--seed: random_seed is"),
-        (["--negative", "\udcff"], "--negative: it is not text in UTF-8"),
+        (["--negative", "\udcff"], "--negative: it is not UTF-8 text"),
         (["--negative", "x" * 10_001], "--negative: negative_prompt has 10001 characters"),
     ],
 )

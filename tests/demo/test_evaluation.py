@@ -18,7 +18,7 @@ from example.demo_model.scenes import Scene, flat_scenes, mixed_scenes
 from example.demo_model.scoring import edges
 from example.demo_model.sheet import contact_sheet
 from tests.demo.test_sheet import varied
-from workers.weights.convert import read_engine
+from workers.convert import read_engine
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

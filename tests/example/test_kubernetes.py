@@ -13,7 +13,7 @@ import yaml
 from app.cli.serve import CLOSE_SECONDS
 from app.settings import load
 from tests.service.running import ROOT, Service
-from workers.processes import STOP_SECONDS
+from workers.process import STOP_SECONDS
 
 KUBERNETES = ROOT / "example" / "kubernetes"
 OVERLAYS = ("cpu-demo", "gpu")

@@ -17,7 +17,7 @@ from app.cli.serve import CLOSE_SECONDS
 from app.settings import ServerConfig, load
 from tests.service.running import PATIENCE, ROOT, Service, good_request, until
 from workers.nvml import THROTTLE_REASONS
-from workers.processes import STOP_SECONDS
+from workers.process import STOP_SECONDS
 
 MONITORING = ROOT / "example" / "monitoring"
 DASHBOARD = json.loads((MONITORING / "grafana" / "dashboards" / "contour.json").read_text())

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser
 from workers.engine import codec
 from workers.engine.config import Output
 from workers.engine.contract import Format
-from workers.engine.embedding import embed
+from workers.engine.metadata import embed
 
 NOISE = np.random.default_rng(1).integers(0, 256, (63, 97, 3), np.uint8)
 # The pixels of an image, or why there are none.

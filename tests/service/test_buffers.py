@@ -12,7 +12,7 @@ import pytest
 from tests.service.memory import peak_bytes, resident_bytes
 from tests.service.raw import connect, head, read
 from tests.service.running import PATIENCE, Service, good_request, until
-from workers.allocator import KEPT_BYTES
+from workers.machine import KEPT_BYTES
 
 BUDGET = 128 * 2**20
 OWN_BYTES = BUDGET // 4  # of one client: half is left free for others, and a body counts twice, as its image is decoded
@@ -89,7 +89,7 @@ def test_a_body_that_was_answered_is_counted_no_more(small: Service) -> None:
 
 
 def test_finished_bodies_of_every_kind_leave_little_behind(small: Service) -> None:
-    """Most of what is freed is kept for the next one, within bounds: `workers.allocator`."""
+    """Most of what is freed is kept for the next one, within bounds: `workers.machine`."""
     before = resident_bytes(small.process.pid)
     length = 7 * 2**20
     kinds = [

@@ -184,10 +184,19 @@ FILES = {
     "Photoshop": (b"8BPS\0\1" + bytes(50), "a Photoshop file"),
     "a URL": (b"https://example.com/cat.png\n", "a URL: no image is fetched"),
     "a file's name": (b"@images/cat.png", "the name of a file: send the file itself"),
-    "PNG read as text": (PNG.decode("utf-8", "replace").encode(), "an image that was sent through a text"),
-    "PNG as text": (PNG.decode("latin-1").encode(), "an image that was sent through a text"),
-    "PNG with other line ends": (PNG.replace(b"\r\n", b"\n"), "an image that was sent through a text"),
-    "JPEG read as text": (of("JPEG").decode("utf-8", "replace").encode(), "an image that was sent through a text"),
+    "PNG read as text": (
+        PNG.decode("utf-8", "replace").encode(),
+        "an image whose bytes were changed by a conversion to text",
+    ),
+    "PNG as text": (PNG.decode("latin-1").encode(), "an image whose bytes were changed by a conversion to text"),
+    "PNG with other line ends": (
+        PNG.replace(b"\r\n", b"\n"),
+        "an image whose bytes were changed by a conversion to text",
+    ),
+    "JPEG read as text": (
+        of("JPEG").decode("utf-8", "replace").encode(),
+        "an image whose bytes were changed by a conversion to text",
+    ),
     "PNG after a line end": (b"\n" + PNG, "an image after 1 other bytes: leave them out"),
     "JPEG after a form's head": (b"--x\r\nContent-Type: image/jpeg\r\n\r\n" + of("JPEG"), "an image after 33 other"),
     "text": ("Größe: klein\n".encode(), "text"),

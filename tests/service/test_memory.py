@@ -24,7 +24,7 @@ CLIENTS = 3
 BYTES_A_PIXEL = 4 + 4 + 4 + 4 + 3 + 3
 SLOTS = 2
 SLOT = 48 * MIB  # of shared memory that a worker has touched: a request of 16 MiB and a result
-FREED_AND_KEPT = 256 * MIB  # workers.allocator
+FREED_AND_KEPT = 256 * MIB  # workers.machine
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def test_the_host_of_the_flag_is_listened_to() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        ("CONTOUR_SERVER__MODEL_NAME", "\udcff", "is not text in UTF-8"),
+        ("CONTOUR_SERVER__MODEL_NAME", "\udcff", "is not UTF-8 text"),
         ("CONTOUR_SEVER__PORT", "1", "did you mean server?"),
     ],
 )

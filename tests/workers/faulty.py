@@ -12,8 +12,8 @@ from tests.workers.test_pool import ECHO, PATIENCE, TASK, Seen, make, until
 from workers.devices import DeviceSpec
 from workers.jobs import JobResult
 from workers.pool import Pool
-from workers.process import Setup
-from workers.slots import SlotLayout
+from workers.shared_memory import SlotLayout
+from workers.worker_main import WorkerSetup
 
 JOBS = 6
 FailOnce: TypeAlias = Callable[..., list[str]]
@@ -27,7 +27,7 @@ class Fault(Exception):
 @asynccontextmanager
 async def two_workers(seen: Seen | None = None) -> AsyncIterator[Pool]:
     """A pool with two real workers; afterwards nothing of any job may be left, and there may be no process."""
-    setups = [Setup(DeviceSpec(name, "cpu", None), ECHO, threads=1) for name in ("cpu0", "cpu1")]
+    setups = [WorkerSetup(DeviceSpec(name, "cpu", None), ECHO, threads=1) for name in ("cpu0", "cpu1")]
     core = Scheduler(["cpu0", "cpu1"], Limits(restart_backoff=0.05, quarantine_pause=0.05))
     pool = Pool(setups, core, LAYOUT, seen or Seen())
     task = asyncio.create_task(pool.run())

@@ -17,10 +17,10 @@ from safetensors.torch import save
 
 from tests.workers.engine import demo
 from tests.workers.hub import COMMIT, Hub, serving
+from workers import fetch
 from workers.engine.config import EngineConfig, Weights
 from workers.engine.engine import DiffusionEngine
 from workers.engine.model import load as load_model
-from workers.weights import fetch
 from workers.weights.store import find
 
 ROOT = Path(__file__).parents[2]

@@ -8,10 +8,12 @@ from msgspec.structs import replace
 
 from scheduler import messages as m
 from scheduler.messages import BatchKey, Blame, Costs
-from workers import process, wire
+from workers import worker_main
+from workers.channel import MAX_PREVIEW, Device, ExitReason, Preview, Report, StatusChanged, receive_order, send
 from workers.engine.contract import EngineStatus
-from workers.process import Setup, die_with_parent
-from workers.slots import SlotMemory
+from workers.process import die_with_parent
+from workers.shared_memory import SlotMemory
+from workers.worker_main import WorkerSetup
 
 LIE = "CONTOUR_TEST_LIE"  # a variable: what the process says; without it, it is an honest one
 FLOOD = "flood"
@@ -22,14 +24,14 @@ COSTS = Costs(4, (0.1, 0.1), 0.0)
 WIDE = BatchKey(2.0, (128, 64))
 TIMES = (0.0, 0.1, 0.0, 0.0)
 
-EARLY: dict[str, wire.Report | bytes] = {  # instead of becoming ready
+EARLY: dict[str, Report | bytes] = {  # instead of becoming ready
     "costs that are no numbers": m.WorkerReady(ID, Costs(4, (NAN,), 0.0)),
     "costs without end": m.WorkerReady(ID, Costs(4, (0.1,), INFINITY)),
     "costs below zero": m.WorkerReady(ID, Costs(4, (-0.1,), 0.0)),
     "no steps": m.WorkerReady(ID, Costs(0, (0.1,), 0.0)),
     "no slots": m.WorkerReady(ID, Costs(4, (), 0.0)),
     "more slots than there are": m.WorkerReady(ID, Costs(4, (0.1, 0.1, 0.1), 0.0)),
-    "a long name": wire.Device("x" * 1000, None),
+    "a long name": Device("x" * 1000, None),
     "a decoding that takes longer than all of it": m.WorkerReady(ID, replace(COSTS, decode_seconds=0.1)),
     "a size whose steps are no numbers": m.WorkerReady(ID, replace(COSTS, sizes=((WIDE, (0.1, NAN)),))),
     "a size with fewer images": m.WorkerReady(ID, replace(COSTS, sizes=((WIDE, (0.1,)),))),
@@ -42,7 +44,7 @@ EARLY: dict[str, wire.Report | bytes] = {  # instead of becoming ready
     "a message within a message": b"\x91" * 60_000,
     "an image of nobody": m.Finished(ID, 2, 1, m.Image(10, *TIMES)),
 }
-LATE: dict[str, wire.Report | bytes] = {  # instead of making an image in slot 0
+LATE: dict[str, Report | bytes] = {  # instead of making an image in slot 0
     "a length below zero": m.Finished(ID, 0, 1, m.Image(-1, *TIMES)),
     "an empty image": m.Finished(ID, 0, 1, m.Image(0, *TIMES)),
     "a length beyond the slot": m.Finished(ID, 0, 1, m.Image(2**20 + 1, *TIMES)),
@@ -55,18 +57,18 @@ LATE: dict[str, wire.Report | bytes] = {  # instead of making an image in slot 0
     "a step below zero": m.Stepped(ID, ((0, -1),), (4,)),
     "a step after the last": m.Stepped(ID, ((0, 5),), (4,)),
     "a step of none": m.Stepped(ID, ((0, 0),), (0,)),
-    "a preview in no slot": wire.Preview(2, 1, b""),
-    "a large preview": wire.Preview(0, 1, bytes(wire.MAX_PREVIEW + 1)),
+    "a preview in no slot": Preview(2, 1, b""),
+    "a large preview": Preview(0, 1, bytes(MAX_PREVIEW + 1)),
     "a long reason": m.Failed(ID, 0, 1, "x" * 10_000, Blame.SERVICE),
     "a failure in no slot": m.Failed(ID, 2, 1, "", Blame.SERVICE),
     "nothing in no slot": m.Released(ID, 2, 1),
     "steps without their totals": m.Stepped(ID, ((0, 1),)),
-    "graphs below zero": wire.StatusChanged(EngineStatus(graphs=(("step", -1),))),
-    "a long status": wire.StatusChanged(EngineStatus(fallbacks=(("x" * 1000, 1),))),
+    "graphs below zero": StatusChanged(EngineStatus(graphs=(("step", -1),))),
+    "a long status": StatusChanged(EngineStatus(fallbacks=(("x" * 1000, 1),))),
     "costs that have become no numbers": m.Measured(ID, Costs(4, (NAN, NAN), 0.0)),
-    "long last words": wire.Ending("x" * 10_000),
+    "long exit reason": ExitReason("x" * 10_000),
 }
-UNTIMELY: dict[str, wire.Report | bytes] = {  # possible by themselves, but not then: the scheduler refuses them
+UNTIMELY: dict[str, Report | bytes] = {  # possible by themselves, but not then: the scheduler refuses them
     "a job let go that nobody cancelled": m.Released(ID, 0, 1),
     "another number of slots": m.Measured(ID, Costs(4, (0.1,), 0.0)),
     "ready again": m.WorkerReady(ID, COSTS),
@@ -76,26 +78,26 @@ UNTIMELY: dict[str, wire.Report | bytes] = {  # possible by themselves, but not 
 LIES = EARLY | LATE | UNTIMELY
 
 
-def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
-    """Entry point of such a process, instead of `workers.process.main`."""
+def main(setup: WorkerSetup, channel: socket.socket, memory: SlotMemory) -> None:
+    """Entry point of such a process, instead of `workers.worker_main.main`."""
     lie = os.environ.get(LIE, "")
     if not lie or setup.device.id != "cpu0":
-        process.main(setup, channel, memory)
+        worker_main.main(setup, channel, memory)
         return
     die_with_parent(setup.parent)
     while lie == FLOOD:
-        wire.send(channel, m.Released(ID, 0, 0))
+        send(channel, m.Released(ID, 0, 0))
     if lie == HIDE:
         os.closerange(3, channel.fileno())
         os.closerange(channel.fileno() + 1, 256)
         time.sleep(60)
     if lie not in EARLY:
-        wire.send(channel, wire.Device("CPU", None))
-        wire.send(channel, m.WorkerReady(ID, COSTS))
-        wire.receive_order(channel)
+        send(channel, Device("CPU", None))
+        send(channel, m.WorkerReady(ID, COSTS))
+        receive_order(channel)
     said = LIES[lie]
     if isinstance(said, bytes):
         channel.send(said)
     else:
-        wire.send(channel, said)
+        send(channel, said)
     time.sleep(60)

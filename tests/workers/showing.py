@@ -8,12 +8,12 @@ from unittest.mock import patch
 
 import numpy as np
 
-from workers import process, worker
+from workers import worker, worker_main
 from workers.engine.config import EngineConfig
 from workers.engine.contract import AS_CONFIGURED, Options, OutOfMemoryError
 from workers.engine.echo import EchoEngine
-from workers.process import Setup
-from workers.slots import SlotMemory
+from workers.shared_memory import SlotMemory
+from workers.worker_main import WorkerSetup
 
 PAUSE = "PREVIEW_SECONDS"  # the environment variable with the seconds between two previews of an image
 PATIENCE = 60.0  # seconds
@@ -69,10 +69,10 @@ def _brightness(pixels: object) -> int:
     return int(np.asarray(pixels).max())
 
 
-def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
-    """Entry point of such a process, instead of `workers.process.main`."""
+def main(setup: WorkerSetup, channel: socket.socket, memory: SlotMemory) -> None:
+    """Entry point of such a process, instead of `workers.worker_main.main`."""
     with (
-        patch.object(process, "_load", lambda setup, trials: ShowingEngine(setup.engine)),
+        patch.object(worker_main, "_load", lambda setup, trials: ShowingEngine(setup.engine)),
         patch.object(worker, "PREVIEW_SECONDS", float(os.environ.get(PAUSE, "0"))),
     ):
-        process.main(setup, channel, memory)
+        worker_main.main(setup, channel, memory)

@@ -10,13 +10,13 @@ from unittest.mock import patch
 from msgspec.structs import replace
 
 from scheduler.messages import Costs
-from workers import process, worker
+from workers import worker, worker_main
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
 from workers.engine.contract import EngineStatus, OutOfMemoryError, StepProgress, Task
 from workers.engine.echo import Echoed, EchoEngine
-from workers.process import Setup
-from workers.slots import SlotMemory
+from workers.shared_memory import SlotMemory
+from workers.worker_main import WorkerSetup
 
 ATTENTION = (("2x8 4096x4096x40", "cudnn"), ("2x8 4096x77x40", "flash"))
 DECODE_SECONDS = 0.5
@@ -110,10 +110,10 @@ def status(graphs: int, fallbacks: int) -> EngineStatus:
     return EngineStatus(ATTENTION, (("step", graphs),), 2**20 * graphs, (("no compiler", fallbacks),))
 
 
-def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
-    """Entry point of such a process, instead of `workers.process.main`."""
+def main(setup: WorkerSetup, channel: socket.socket, memory: SlotMemory) -> None:
+    """Entry point of such a process, instead of `workers.worker_main.main`."""
     with (
-        patch.object(process, "_load", lambda setup, trials: TellingEngine(setup.engine)),
+        patch.object(worker_main, "_load", lambda setup, trials: TellingEngine(setup.engine)),
         patch.object(worker, "IDLE_SECONDS", IDLE_SECONDS),
     ):
-        process.main(setup, channel, memory)
+        worker_main.main(setup, channel, memory)

@@ -22,8 +22,8 @@ from workers.engine.contract import Task
 from workers.engine.trials import COMPILING
 from workers.jobs import JobResult
 from workers.pool import Pool
-from workers.process import Setup
-from workers.slots import SlotLayout
+from workers.shared_memory import SlotLayout
+from workers.worker_main import WorkerSetup
 
 TASK = Task(demo.image(), "a red circle", 1)
 PATIENCE = 300.0  # seconds: a process with a model takes many to start on a busy machine
@@ -34,11 +34,11 @@ pytestmark = pytest.mark.slow
 
 @asynccontextmanager
 async def serving(fault: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pool]:
-    monkeypatch.setattr("workers.process.main", dying.main)
+    monkeypatch.setattr("workers.worker_main.main", dying.main)
     monkeypatch.setenv(dying.FAULT, fault)
     core = Scheduler(["cpu0"], Limits(restart_backoff=0.05))
     pool = Pool(
-        [Setup(DeviceSpec("cpu0", "cpu", None), dying.ENGINE, threads=1)],
+        [WorkerSetup(DeviceSpec("cpu0", "cpu", None), dying.ENGINE, threads=1)],
         core,
         SlotLayout(dying.ENGINE.slots, 2**20, 2**20),
     )

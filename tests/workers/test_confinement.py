@@ -24,12 +24,13 @@ from PIL import Image
 
 from tests.fuzz.seeds import file_of, images
 from tests.workers.contours import drawing, expected, files, pixels_of
-from workers import confinement, wire
+from workers import confinement
+from workers.channel import MAX_MESSAGE, socket_pair
 from workers.edge_process import EdgeService, EdgeSetup, EdgeTask, FailedError, edge_layout, lacks_memory, prepare
 from workers.engine.config import Canny, Sizing
 from workers.engine.contract import BadImageError
 from workers.engine.header import decoding_bytes, read_header
-from workers.slots import SlotLayout, SlotMemory
+from workers.shared_memory import SlotLayout, SlotMemory
 
 PATIENCE = 120.0  # seconds, before a test gives something up
 ROOM = edge_layout(2**20, Sizing(short_side=128, long_side=256))
@@ -41,13 +42,13 @@ libc = ctypes.CDLL(None, use_errno=True)
 def in_a_process(target: Callable[..., None], setup: EdgeSetup | None = None) -> Any:
     """What a function sends that is run as the edge process."""
     memory = SlotMemory.create(ROOM)
-    channel, theirs = wire.channel()
+    channel, theirs = socket_pair()
     process = multiprocessing.get_context("spawn").Process(target=target, args=(setup or EdgeSetup(), theirs, memory))
     try:
         with theirs:
             process.start()
         channel.settimeout(PATIENCE)
-        return json.loads(channel.recv(wire.MAX_MESSAGE))
+        return json.loads(channel.recv(MAX_MESSAGE))
     finally:
         process.kill()
         process.join()

@@ -26,7 +26,7 @@ def test_a_driver_runs_its_own_major_version_of_cuda_and_those_before(cuda: int,
 
 def test_an_older_driver_is_told_with_what_to_do() -> None:
     assert str(driver_fault(nvml(12020), "13.0")) == (
-        "The NVIDIA driver (575.51) runs CUDA up to 12.2, and the installed torch was built for CUDA 13.0: "
+        "The NVIDIA driver (575.51) supports CUDA up to 12.2, but the installed torch was built for CUDA 13.0: "
         "install driver 580.65 or newer, or a torch built for CUDA 12"
     )
 
@@ -42,7 +42,7 @@ def test_nothing_is_said_where_nothing_is_known() -> None:
 
 
 def test_its_version_may_be_unknown() -> None:
-    assert "The NVIDIA driver (of an unknown version) runs" in str(
+    assert "The NVIDIA driver (of an unknown version) supports" in str(
         driver_fault(nvml(12020, "nvmlSystemGetDriverVersion"), "13.0")
     )
 
@@ -56,4 +56,4 @@ def test_it_is_told_before_workers_start(
     settings = load(Path(__file__).parents[2] / "configs" / "demo.yaml", {})
     Application(settings, {}, nvml(12020), 1)
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert any(message.startswith("The NVIDIA driver (575.51) runs CUDA up to 12.2") for message in errors) is told
+    assert any(message.startswith("The NVIDIA driver (575.51) supports CUDA up to 12.2") for message in errors) is told

@@ -16,7 +16,8 @@ import pytest
 from scheduler import messages as m
 from tests.fuzz.seeds import file_of
 from tests.workers.contours import drawing, expected, files, pixels_of, size_of
-from workers import edge_process, wire
+from workers import edge_process
+from workers.channel import send
 from workers.edge_process import (
     BusyError,
     ClosingError,
@@ -32,8 +33,8 @@ from workers.edge_process import (
 )
 from workers.engine.config import Canny, Sizing
 from workers.engine.contract import BadImageError
-from workers.processes import Processes
-from workers.slots import SlotLayout, SlotMemory
+from workers.process import Processes
+from workers.shared_memory import SlotLayout, SlotMemory
 
 PATIENCE = 120.0  # seconds, before a test gives something up
 SIZING = Sizing(short_side=128, long_side=256)
@@ -144,14 +145,14 @@ async def test_one_that_is_killed_while_nobody_asks_is_reaped_and_replaced() -> 
 
 def end_at_once(setup: EdgeSetup, channel: socket.socket, memory: SlotMemory) -> None:
     """Runs as the process: it ends when it is asked."""
-    wire.send(channel, m.WorkerReady(edge_process.ID, edge_process.COSTS))
+    send(channel, m.WorkerReady(edge_process.ID, edge_process.COSTS))
     channel.recv(2**16)
     os._exit(3)
 
 
 def talk_nonsense(setup: EdgeSetup, channel: socket.socket, memory: SlotMemory) -> None:
     """Runs as the process: what it answers is no message, and it does not end by itself."""
-    wire.send(channel, m.WorkerReady(edge_process.ID, edge_process.COSTS))
+    send(channel, m.WorkerReady(edge_process.ID, edge_process.COSTS))
     channel.recv(2**16)
     channel.send(b"\xc1")
     time.sleep(2 * PATIENCE)
@@ -163,7 +164,7 @@ async def test_an_image_that_costs_two_processes_is_not_tried_again(
 ) -> None:
     async with opened() as service:
         monkeypatch.setattr(edge_process, "main", main)
-        with pytest.raises(CrashedError, match="2 processes"):
+        with pytest.raises(CrashedError, match="2 times"):
             await service.find(TASK)
         assert service.process is None
         monkeypatch.undo()
@@ -172,7 +173,7 @@ async def test_an_image_that_costs_two_processes_is_not_tried_again(
 
 def be_ready_and_end(setup: EdgeSetup, channel: socket.socket, memory: SlotMemory) -> None:
     """Runs as the process: it ends as soon as it is ready."""
-    wire.send(channel, m.WorkerReady(edge_process.ID, edge_process.COSTS))
+    send(channel, m.WorkerReady(edge_process.ID, edge_process.COSTS))
     os._exit(3)
 
 
@@ -190,7 +191,7 @@ async def test_a_process_that_is_ready_and_gone_in_one_turn_of_the_loop_counts_a
     async with opened() as service:
         monkeypatch.setattr(edge_process, "main", be_ready_and_end)
         monkeypatch.setattr(Processes, "spawn", stall)
-        with pytest.raises(CrashedError, match="2 processes"):
+        with pytest.raises(CrashedError, match="2 times"):
             await service.find(TASK)
         monkeypatch.undo()
         assert_found(await service.find(TASK))
@@ -276,7 +277,7 @@ async def test_so_many_may_wait_and_the_next_is_told_so() -> None:
         process = await frozen(service)
         taken = [asyncio.create_task(service.find(TASK, client)) for client in "abc"]
         await asyncio.sleep(0)
-        with pytest.raises(BusyError, match=r"^2 requests wait .* Try again in \d+ s\.$"):
+        with pytest.raises(BusyError, match=r"^2 requests are waiting .* Try again in \d+ s\.$"):
             await service.find(TASK, "d")
         go_on(process)
         for png in await asyncio.gather(*taken):
@@ -289,11 +290,11 @@ async def test_one_client_may_have_as_many_waiting_as_it_leaves_free() -> None:
         process = await frozen(service)
         taken = [asyncio.create_task(service.find(TASK, "many")) for _ in range(9)]
         await asyncio.sleep(0)
-        with pytest.raises(BusyError, match=r"^8 of your requests wait"):
+        with pytest.raises(BusyError, match=r"^8 of your requests are waiting"):
             await service.find(TASK, "many")
         taken += [asyncio.create_task(service.find(TASK, f"single {n}")) for n in range(8)]
         await asyncio.sleep(0)
-        with pytest.raises(BusyError, match=r"^16 requests wait"):
+        with pytest.raises(BusyError, match=r"^16 requests are waiting"):
             await service.find(TASK, "one more")
         go_on(process)
         for png in await asyncio.gather(*taken):

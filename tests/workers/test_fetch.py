@@ -31,10 +31,10 @@ from tests.workers.fetch_command import (
     weights,
 )
 from tests.workers.hub import COMMIT, Hub, files_of, serving
+from workers import fetch
 from workers.config import locate
 from workers.engine.config import Lora
 from workers.engine.weights import absent
-from workers.weights import fetch
 from workers.weights.store import find, manifest_in, sha256_of
 
 Fetched: TypeAlias = tuple[Path, Hub, "subprocess.CompletedProcess[str]"]
@@ -173,7 +173,7 @@ def test_a_check_finds_what_is_damaged_and_again_mends_it(tmp_path: Path, capsys
     assert run_here(tmp_path, controlnet()) == 0
     assert run_here(tmp_path, {}, "--check") == 0
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        "engine.model: a folder of your own: nothing says what should be in it",
+        "engine.model: your own folder, which has no list of hashes to compare with",
         "engine.controlnet: whole",
     ]
 
@@ -183,7 +183,7 @@ def test_a_check_finds_what_is_damaged_and_again_mends_it(tmp_path: Path, capsys
     assert run_here(tmp_path, {}, "--check") == 1
     told = capsys.readouterr()
     assert f"engine.controlnet: {path} has changed since it was written: its SHA-256 is" in told.out
-    assert "made anew by --again" in told.err
+    assert "add --again to replace" in told.err
     assert run_here(tmp_path, {}, "--again") == 0
     assert path.read_bytes() == weights()
 
@@ -191,7 +191,7 @@ def test_a_check_finds_what_is_damaged_and_again_mends_it(tmp_path: Path, capsys
 def test_a_check_tells_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "given").mkdir()
     assert run_here(tmp_path, {}, "--check") == 1
-    assert f"engine.controlnet: some/controlnet is not prepared in {tmp_path}/models" in capsys.readouterr().out
+    assert f"engine.controlnet: some/controlnet is not in {tmp_path}/models" in capsys.readouterr().out
 
 
 def test_a_check_tells_of_a_folder_that_is_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ from tests.workers.fetch_command import (
 )
 from tests.workers.hub import Hub, serving
 from workers.weights import repository
-from workers.weights.errors import FetchError
+from workers.weights.messages import FetchError
 from workers.weights.repository import PARALLEL, File, Repository
 
 
@@ -45,7 +45,7 @@ def test_a_connection_that_is_cut_is_taken_up_where_it_broke(tmp_path: Path) -> 
     assert (prepared(tmp_path) / WEIGHTS).read_bytes() == content
 
 
-FAILED = "the hub or the network failed ({}); trying again in 1 s\n"
+FAILED = "the request to the hub failed ({}); trying again in 1 s\n"
 RECOVERED: list[tuple[dict[str, Any], list[str | None] | None, str | None]] = [
     ({"stalls": {WEIGHTS: [HALF]}}, None, None),
     # The library gives up on a reset connection at once, and deletes what it had.
@@ -74,19 +74,19 @@ TOLD: list[tuple[dict[str, Any], str, int]] = [
     ({"error": (404, "RevisionNotFound")}, "it has no such revision: correct the revision (status 404)", 1),
     ({"error": (401, "")}, "the hub denies access: set HF_TOKEN to a token that may read it (status 401)", 1),
     ({"error": (403, "")}, "the hub denies access: set HF_TOKEN to a token that may read it (status 403)", 1),
-    ({"error": (400, "")}, "the hub refuses: check the path, the revision and HF_ENDPOINT (status 400)", 1),
+    ({"error": (400, "")}, "the hub refused the request: check the path, the revision and HF_ENDPOINT (status 400)", 1),
     ({"error": (429, "")}, "too many requests to the hub: wait some minutes, or set HF_TOKEN to be", LATER),
-    ({"error": (500, "")}, "the hub is in trouble: try again later (status 500)", LATER),
+    ({"error": (500, "")}, "the hub reports an error: try again later (status 500)", LATER),
     ({"refusals": {WEIGHTS: [(401, "GatedRepo")]}}, "it is gated: accept its terms", 1),  # its listing is for everybody
     ({"refusals": {WEIGHTS: [(404, "EntryNotFound")]}}, f"{WEIGHTS}: the hub lists it, but does not have it", 1),
     ({"silent": True}, "{url} cannot be reached (no answer in time)", LATER),
     ({"cuts": {"listing": [9] * 9}}, "{url} cannot be reached (the connection was cut)", LATER),
     *(
-        ({"page": page}, "{url} does not answer as a hub does: check the network", LATER)
+        ({"page": page}, "{url} does not answer like a Hugging Face hub: check the network", LATER)
         for page in (b"<html>Log in to this network</html>", b"[]", b'{"id": "some/controlnet", "sha": "x"}')
     ),
     *(
-        ({"instead": {WEIGHTS: wrong}}, f"{WEIGHTS}: its size is not the one that the hub lists", LATER)
+        ({"instead": {WEIGHTS: wrong}}, f"{WEIGHTS}: its size differs from the one that the hub lists", LATER)
         for wrong in (weights() + b"x", weights()[:-1])
     ),
     (
@@ -124,7 +124,7 @@ def test_no_more_than_the_listed_size_is_written(
     files = controlnet() | {WEIGHTS: weights(count=count)}
     done = fetch_from(Hub({"some/controlnet": files}, too_long={file}), tmp_path)
     assert done.returncode == LATER
-    assert f"{file}: its size is not the one that the hub lists" in done.stderr
+    assert f"{file}: its size differs from the one that the hub lists" in done.stderr
     assert max(sizes) == written
     assert not {name for name in files_in(tmp_path / "models") if name.endswith((file, ".incomplete"))}
 
@@ -168,7 +168,7 @@ def test_tokens_and_signed_addresses_are_not_shown(tmp_path: Path, monkeypatch: 
     with serving(hub) as url:
         shown = run_inside(tmp_path, url.replace("//", "//user:secret@"), "--patience", "0").stderr
         shown += run_inside(tmp_path, url).stderr
-    assert "the hub refuses" in shown
+    assert "the hub refused" in shown
     assert "secret" not in shown
     assert "sign" not in shown
 
@@ -212,7 +212,10 @@ def test_no_network_is_told(tmp_path: Path) -> None:
     ("address", "told"),
     [
         ("hub.example.com", "hub.example.com cannot be reached (it does not begin with https://): check the network"),
-        ("http://hub:port", "http://hub:port does not answer as a hub does: check the network and HF_ENDPOINT"),
+        (
+            "http://hub:port",
+            "http://hub:port does not answer like a Hugging Face hub: check the network and HF_ENDPOINT",
+        ),
     ],
 )
 def test_an_address_that_is_none_is_told(tmp_path: Path, address: str, told: str) -> None:
@@ -224,7 +227,9 @@ def test_an_address_that_is_none_is_told(tmp_path: Path, address: str, told: str
 def test_a_name_that_no_repository_can_have_is_told(tmp_path: Path) -> None:
     done = run_inside(tmp_path, "http://127.0.0.1:9", config=ONE.replace("some/controlnet", "some/control..net"))
     assert done.returncode == 1
-    assert done.stderr == "engine.controlnet: some/control..net: no repository can have this name: correct the path\n"
+    assert (
+        done.stderr == "engine.controlnet: some/control..net: this is not a valid repository name: correct the path\n"
+    )
 
 
 def test_a_hub_that_is_gone_in_the_middle_is_told(tmp_path: Path) -> None:

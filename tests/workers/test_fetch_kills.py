@@ -74,7 +74,7 @@ def test_an_interrupted_download_says_that_it_goes_on(tmp_path: Path) -> None:
         assert hub.stalled.wait(180)
         _, said = end(process, signal.SIGINT)
     assert process.returncode == 130
-    assert said == "interrupted; the same command goes on from here\n"
+    assert said == "interrupted; run the same command to continue\n"
 
 
 def test_two_at_once_fetch_once(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_two_at_once_fetch_once(tmp_path: Path) -> None:
         second = start(tmp_path, url)
         assert second.stderr is not None
         assert second.stderr.readline().startswith(
-            "waiting for another process, which is preparing controlnet-some--controlnet"
+            "waiting for another process that is preparing controlnet-some--controlnet"
         )
         hub.closing.set()  # the first is cut, and goes on
         outputs = [process.communicate(timeout=180)[0] for process in (first, second)]
@@ -181,7 +181,10 @@ def test_too_little_space_is_told_before_anything_is_fetched(tmp_path: Path) -> 
     with small_disk(tmp_path / "disk", 8) as disk, serving(hub) as url:
         done = run_inside(tmp_path, url, "--to", str(disk))
     assert done.returncode == 1
-    assert f"it takes 0.04 GiB, but {disk} has 0.01 GiB free: make room, or choose another disk by --to" in done.stderr
+    assert (
+        f"it needs 0.04 GiB, but {disk} has 0.01 GiB free: free some space, or choose another disk with --to"
+        in done.stderr
+    )
     assert hub.asked == []
 
 

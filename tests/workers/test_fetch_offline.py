@@ -20,10 +20,10 @@ from tests.workers.fetch_command import (
     weights,
 )
 from tests.workers.hub import COMMIT, Asked, Hub, entry
+from workers import fetch
 from workers.config import locate
 from workers.engine.config import EngineConfig, Weights
 from workers.engine.weights import absent
-from workers.weights import fetch
 
 
 def cached(folder: Path, files: dict[str, bytes]) -> None:
@@ -61,7 +61,7 @@ def test_a_damaged_cache_is_told(tmp_path: Path) -> None:
     link.resolve().write_bytes(weights()[:-1] + b"x")
     done = run_fetch(tmp_path, HF_HUB_OFFLINE="1")
     assert done.returncode == 1
-    assert f"{link} is damaged: its hash is not what it is filed under" in done.stderr
+    assert f"{link} is damaged: its hash does not match its name" in done.stderr
 
 
 def test_offline_without_a_cache_is_told(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_offline_without_a_cache_is_told(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr == (
         f"engine.controlnet: some/controlnet: HF_HUB_OFFLINE is set, and {tmp_path}/cache/hub does not have it at "
-        f"revision {COMMIT}: unset it to download, or name a folder that has it by --from\n"
+        f"revision {COMMIT}: unset it to download, or name a folder that has it with --from\n"
     )
 
 
@@ -86,7 +86,7 @@ def test_a_folder_serves_without_a_network(tmp_path: Path, place: str) -> None:
 def test_a_folder_that_lacks_the_repository_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "given").mkdir()
     assert run_here(tmp_path, {}) == 1
-    assert f"{tmp_path}/given does not have it: none of these is a folder in it:" in capsys.readouterr().err
+    assert f"{tmp_path}/given does not have it: none of these folders exists there:" in capsys.readouterr().err
 
 
 def test_the_server_reads_what_was_prepared(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from safetensors.torch import save
 
 from tests.workers.fetch_command import WEIGHTS, controlnet, fetch_from, run_here, weights
 from tests.workers.hub import Hub
-from workers.weights import fetch
-from workers.weights.errors import FetchError
-from workers.weights.selection import texts_of, weights_of
+from workers import fetch
+from workers.weights.messages import FetchError
+from workers.weights.repository import texts_of, weights_of
 
 MODEL_FILES = (
     ".gitattributes",
@@ -100,7 +100,7 @@ def test_what_is_no_safetensors_file_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, told: str
 ) -> None:
     assert run_here(tmp_path, controlnet() | {WEIGHTS: content}) == 1
-    assert f"{WEIGHTS} is no whole safetensors file: it is {told}" in capsys.readouterr().err
+    assert f"{WEIGHTS} is not a complete safetensors file: it is {told}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -129,14 +129,16 @@ def test_a_repository_of_pickles_is_refused(tmp_path: Path) -> None:
 def test_numbers_too_large_for_half_precision_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     large = save({"numbers": torch.tensor([1.0, 1e5])}, {"format": "pt"})
     assert run_here(tmp_path, controlnet() | {WEIGHTS: large}) == 1
-    assert "numbers goes up to 100000, which float16 cannot hold: choose another --dtype" in capsys.readouterr().err
+    assert (
+        "numbers has values up to 100000, which float16 cannot hold: choose another --dtype" in capsys.readouterr().err
+    )
     assert run_here(tmp_path, {}, "--dtype", "float32") == 0
 
 
 def test_numbers_that_are_none_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     none = save({"numbers": torch.tensor([1.0, torch.nan])}, {"format": "pt"})
     assert run_here(tmp_path, controlnet() | {WEIGHTS: none}) == 1
-    assert "has values that are not numbers: the file is damaged" in capsys.readouterr().err
+    assert "has NaN or infinite values: the file is damaged" in capsys.readouterr().err
 
 
 def test_a_repository_that_is_not_pinned_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

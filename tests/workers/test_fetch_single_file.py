@@ -16,11 +16,12 @@ from tests.workers import checkpoint
 from tests.workers.engine import demo, full_size
 from tests.workers.fetch_command import DEMO, WEIGHTS, assert_same_image, fetch_from, files_in
 from tests.workers.hub import COMMIT, Hub
+from workers import fetch
 from workers.config import locate
 from workers.engine.config import EngineConfig, Weights
 from workers.engine.weights import absent
-from workers.weights import fetch, single_file
-from workers.weights.single_file import SD15, SD15_REPOSITORY
+from workers.weights import checkpoints
+from workers.weights.checkpoints import SD15, SD15_REPOSITORY
 
 UNET, VAE, TEXT, CONTROL = (DEMO / name for name in ("unet", "vae", "text_encoder", "controlnet"))
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
@@ -166,8 +167,8 @@ def test_without_a_network_a_tokenizer_can_be_named(
     (tmp_path / "my.yaml").write_text(CONFIG)
     assert fetch.main([str(tmp_path / "my.yaml"), "--to", str(tmp_path / "models")]) == 1
     told = capsys.readouterr().err
-    assert f"a checkpoint in one file has no tokenizer, so that of {SD15_REPOSITORY.path} is taken, but: HF_HUB" in told
-    assert "A folder that has one can be named by --like" in told
+    assert f"a single-file checkpoint has no tokenizer, so that of {SD15_REPOSITORY.path} is used, but: HF_HUB" in told
+    assert "Name a folder that has one with --like" in told
     assert run(tmp_path) == 0
 
 
@@ -176,7 +177,7 @@ def test_a_hub_without_the_tokenizer_is_told(tmp_path: Path) -> None:
     both(tmp_path)
     done = fetch_from(Hub(), tmp_path, config=CONFIG)
     assert done.returncode == 1
-    assert f"so that of {SD15_REPOSITORY.path} is taken, but: there is no such repository" in done.stderr
+    assert f"so that of {SD15_REPOSITORY.path} is used, but: there is no such repository" in done.stderr
 
 
 @pytest.mark.usefixtures("small_sd15")
@@ -242,7 +243,7 @@ def test_a_model_of_another_size_is_told(tmp_path: Path, capsys: pytest.CaptureF
     like = shutil.copytree(SD15, tmp_path / "sd15")
     shutil.copytree(DEMO / "tokenizer", like / "tokenizer")
     assert run(tmp_path, "--like", str(like)) == 1
-    assert "it does not fit: its UNet has no down_blocks.0.attentions.0.norm.weight" in capsys.readouterr().err
+    assert ": its UNet has no down_blocks.0.attentions.0.norm.weight" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -250,8 +251,8 @@ def test_a_model_of_another_size_is_told(tmp_path: Path, capsys: pytest.CaptureF
     [
         ("first_stage_model.", "has no VAE (first_stage_model.*): choose a checkpoint that has one"),
         ("cond_stage_model.", "has no text encoder (cond_stage_model.transformer.*): choose a checkpoint that has one"),
-        ("model.diffusion_model.", "is of a kind that is not known; it cannot be engine.model"),
-        ("model.diffusion_model.out.2.bias", "it does not fit: its UNet has no conv_out.bias"),
+        ("model.diffusion_model.", "is of an unknown kind; it cannot be engine.model"),
+        ("model.diffusion_model.out.2.bias", ": its UNet has no conv_out.bias"),
     ],
 )
 def test_what_a_checkpoint_lacks_is_told(
@@ -293,16 +294,16 @@ def test_a_checkpoint_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("kind", ["unet", "controlnet", "vae", "text_encoder"])
-def test_what_is_shipped_is_the_architecture_of_stable_diffusion(kind: single_file.Kind) -> None:
+def test_what_is_shipped_is_the_architecture_of_stable_diffusion(kind: checkpoints.Kind) -> None:
     network = getattr(full_size.architecture(), kind)
     shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-    assert single_file.expected_shapes(kind, single_file.config_in(SD15, kind)) == shapes
+    assert checkpoints.expected_shapes(kind, checkpoints.config_in(SD15, kind)) == shapes
     assert sum(tensor.numel() for tensor in network.parameters()) == full_size.PARAMETERS[kind]
 
 
 def test_the_original_names_of_stable_diffusion_are_converted() -> None:
     """On tensors without memory, so that the full size costs nothing."""
-    parts, config = full_size.architecture(), single_file.config_in(SD15, "unet")
+    parts, config = full_size.architecture(), checkpoints.config_in(SD15, "unet")
     original = checkpoint.model(
         parts.unet.state_dict(), config, parts.vae.state_dict(), parts.text_encoder.state_dict()
     ) | checkpoint.controlnet(parts.controlnet.state_dict(), config)
@@ -317,8 +318,8 @@ def test_the_original_names_of_stable_diffusion_are_converted() -> None:
         "control_model.zero_convs.11.0.weight",
         "control_model.input_hint_block.14.bias",
     } <= original.keys()
-    for kind, prefix in single_file.PREFIXES.items():
-        config = single_file.config_in(SD15, kind)
+    for kind, prefix in checkpoints.PREFIXES.items():
+        config = checkpoints.config_in(SD15, kind)
         tensors = {key: tensor for key, tensor in original.items() if key.startswith(prefix)}
-        found = single_file.renamed(kind, tensors, config)
-        assert list(single_file.differences(single_file.expected_shapes(kind, config), found)) == []
+        found = checkpoints.renamed(kind, tensors, config)
+        assert list(checkpoints.differences(checkpoints.expected_shapes(kind, config), found)) == []

@@ -52,7 +52,7 @@ def test_a_cache_that_others_can_write_to_is_refused_until_they_cannot(tmp_path:
     folder = tmp_path / "it's shared"
     folder.mkdir()
     folder.chmod(shared)
-    with pytest.raises(PermissionError, match=r"other users can write to .+, and the code in it is run") as refused:
+    with pytest.raises(PermissionError, match=r"other users can write to .+, and code in it is executed") as refused:
         prepare(str(folder))
     assert list(folder.iterdir()) == []
     remedy = str(refused.value).rpartition(": ")[2]
@@ -105,7 +105,7 @@ def test_the_service_does_not_start_with_a_cache_that_others_can_write_to(tmp_pa
     assert done.returncode == 2
     assert done.stderr.startswith(f"workers.cache is {tmp_path}, ")
     assert done.stderr.endswith(
-        f"other users can write to {tmp_path}, and the code in it is run: chmod go-w {tmp_path}\n"
+        f"other users can write to {tmp_path}, and code in it is executed: chmod go-w {tmp_path}\n"
     )
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from scheduler import messages as m
 from tests.workers.test_pool import PATIENCE, TASK, running, until
-from workers import wire
+from workers.channel import Preview
 from workers.engine.config import Echo, EngineConfig
 from workers.engine.contract import Options, Task
 from workers.jobs import Advanced, JobResult, JobTable, Previewed, ProgressEvent, Started
@@ -26,8 +26,8 @@ WATCHED = replace(TASK, options=Options(previews=True))
 FIRST, SECOND = (m.Start(job, "gpu0", 0, generation) for job, generation in ((1, 11), (2, 12)))
 
 
-def preview(generation: int) -> wire.Preview:
-    return wire.Preview(0, generation, b"an image")
+def preview(generation: int) -> Preview:
+    return Preview(0, generation, b"an image")
 
 
 def heard(*reports: Callable[[JobTable], object], followed: int = 1) -> list[ProgressEvent]:

@@ -36,7 +36,7 @@ def task(number: int) -> Task:
 
 
 async def test_a_late_report_about_an_old_generation_answers_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.process.main", late.main)
+    monkeypatch.setattr("workers.worker_main.main", late.main)
     monkeypatch.setenv(late.CHANCE, ALWAYS)
 
     seen = Generations()

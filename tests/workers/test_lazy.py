@@ -43,7 +43,7 @@ def test_the_front_end_needs_no_torch() -> None:
 
 
 def test_nor_does_a_worker_without_a_model() -> None:
-    assert loaded("import workers.process, workers.engine.echo", HEAVY) == set()
+    assert loaded("import workers.worker_main, workers.engine.echo", HEAVY) == set()
 
 
 def test_nor_does_the_process_that_finds_edges_which_is_alone_in_reading_pixels() -> None:
@@ -59,6 +59,6 @@ def test_a_worker_that_does_not_compile_is_ready_without_torchs_compiler() -> No
 def test_workers_are_spawned_by_the_context_of_torch_multiprocessing() -> None:
     import torch.multiprocessing
 
-    from workers import processes
+    from workers import process
 
-    assert processes.SPAWN is torch.multiprocessing.get_context("spawn")
+    assert process.SPAWN is torch.multiprocessing.get_context("spawn")

@@ -16,16 +16,16 @@ from scheduler.core import Scheduler
 from scheduler.limits import Limits
 from tests.service.running import png
 from tests.workers import telling
-from workers import processes
-from workers.child import Child
+from workers import process
+from workers.channel import Device
 from workers.devices import DeviceSpec
 from workers.engine.config import Echo, EngineConfig
 from workers.engine.contract import Options, Task
 from workers.jobs import JobResult
 from workers.pool import NothingServedError, Observer, Pool
-from workers.process import Setup
-from workers.slots import SlotLayout
-from workers.wire import Device
+from workers.process import Child
+from workers.shared_memory import SlotLayout
+from workers.worker_main import WorkerSetup
 
 PATIENCE = 120.0
 ECHO = EngineConfig(kind="echo", slots=2, echo=Echo(steps=10, step_seconds=0.02, reencode=False))
@@ -52,7 +52,7 @@ async def running(
 ) -> AsyncIterator[Pool]:
     names = [f"cpu{number}" for number in range(workers)]
     core = Scheduler(names, Limits(restart_backoff=0.05))
-    setups = [Setup(DeviceSpec(name, "cpu", None), engine, threads=1) for name in names]
+    setups = [WorkerSetup(DeviceSpec(name, "cpu", None), engine, threads=1) for name in names]
     pool = Pool(setups, core, SlotLayout(engine.slots, room, room), seen or Seen())
     task = asyncio.create_task(pool.run())
     yield pool
@@ -101,7 +101,7 @@ async def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytes
             raise OSError(11, "Resource temporarily unavailable")
         return Child(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(processes, "Child", scarce)
+    monkeypatch.setattr(process, "Child", scarce)
 
     seen = Seen()
     async with running(seen) as pool:
@@ -111,7 +111,7 @@ async def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytes
 
 
 async def test_how_a_workers_engine_runs_is_known_until_the_worker_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.process.main", telling.main)
+    monkeypatch.setattr("workers.worker_main.main", telling.main)
 
     seen, at_the_loss = Seen(), []
 
@@ -155,7 +155,7 @@ async def test_a_gpu_that_is_unwell_takes_its_workers_out_of_service() -> None:
 
 async def test_a_pool_whose_workers_are_all_out_of_service_ends_and_says_why() -> None:
     core = Scheduler(["cpu0"], Limits(quarantine_after=1))
-    pool = Pool([Setup(DeviceSpec("cpu0", "cpu", None), BROKEN, threads=1)], core, SlotLayout(2, 2**20, 2**20))
+    pool = Pool([WorkerSetup(DeviceSpec("cpu0", "cpu", None), BROKEN, threads=1)], core, SlotLayout(2, 2**20, 2**20))
     task = asyncio.create_task(pool.run())
     answer = await make(pool)
     assert isinstance(answer.outcome, m.Draining)
@@ -165,7 +165,7 @@ async def test_a_pool_whose_workers_are_all_out_of_service_ends_and_says_why() -
 
 async def test_a_model_that_cannot_be_used_is_not_tried_again() -> None:
     seen = Seen()
-    setup = Setup(DeviceSpec("cpu0", "cpu", None), BROKEN, threads=1)
+    setup = WorkerSetup(DeviceSpec("cpu0", "cpu", None), BROKEN, threads=1)
     pool = Pool([setup], Scheduler(["cpu0"], Limits()), SlotLayout(2, 2**20, 2**20), seen)
     with pytest.raises(NothingServedError, match=r"cpu0 is out of service: .*engine\.model is missing"):
         await asyncio.wait_for(pool.run(), PATIENCE)

@@ -23,13 +23,12 @@ from tests.workers.faulty import (
     two_workers,
 )
 from tests.workers.test_pool import PATIENCE, TASK, Seen, make, until
-from workers import wire
-from workers.child import Child
+from workers.channel import Device, pack
 from workers.engine.contract import Task
 from workers.jobs import JobResult
 from workers.pool import Pool
-from workers.slots import SlotMemory
-from workers.wire import Device
+from workers.process import Child
+from workers.shared_memory import SlotMemory
 
 
 def provoke(pool: Pool, kind: type[m.Command], jobs: list["asyncio.Task[JobResult]"]) -> None:
@@ -141,7 +140,7 @@ async def test_a_task_that_does_not_fit_into_a_slot_is_never_submitted(task: Tas
 
 async def test_a_task_that_fills_its_slot_is_made() -> None:
     async with two_workers() as pool:
-        room = LAYOUT.input_bytes - len(wire.pack(TASK))
+        room = LAYOUT.input_bytes - len(pack(TASK))
         task = replace(TASK, image=bytes(TASK.image).ljust(room, b"\0"))
         answer = await pool.generate(task, m.Job(0, time.monotonic() + PATIENCE))
         assert answer.image == task.image

@@ -15,7 +15,7 @@ from tests.workers.test_pool import ECHO, PATIENCE, TASK, Seen, make, until
 from workers import pool as pool_module
 from workers.devices import DeviceSpec
 from workers.pool import Pool
-from workers.process import Setup
+from workers.worker_main import WorkerSetup
 
 
 @pytest.mark.parametrize("after", ["handle", "_place", "_exit_when_drained"])
@@ -89,7 +89,7 @@ async def test_a_drain_ends_although_the_scheduler_fails_and_everybody_is_answer
 ) -> None:
     monkeypatch.setattr(pool_module, "DRAIN_GRACE", 0.5)
 
-    setup = Setup(DeviceSpec("cpu0", "cpu", None), ECHO, threads=1)
+    setup = WorkerSetup(DeviceSpec("cpu0", "cpu", None), ECHO, threads=1)
     pool = Pool([setup], Scheduler(["cpu0"], Limits()), LAYOUT)
     task = asyncio.create_task(pool.run())
     job = asyncio.create_task(make(pool))

@@ -72,12 +72,12 @@ def test_a_misspelt_sampler_is_told_with_the_nearest(config: Path, name: str, ne
         load(config, {"CONTOUR_ENGINE__SAMPLER__NAME": name})
     assert str(refused.value) == (
         f"environment variable CONTOUR_ENGINE__SAMPLER__NAME: engine.sampler.name is {name!r}, "
-        f"which is no sampler that this engine runs; did you mean {near}?"
+        f"which is not a sampler that this engine supports; did you mean {near}?"
     )
 
 
 def test_a_sampler_like_no_other_is_told_with_all_there_are(config: Path) -> None:
-    with pytest.raises(SettingsError, match=r"is 'x', which is no sampler .*; allowed: .*DDIMScheduler, .*UniPC"):
+    with pytest.raises(SettingsError, match=r"is 'x', which is not a sampler .*; allowed: .*DDIMScheduler, .*UniPC"):
         load(config, {"CONTOUR_ENGINE__SAMPLER__NAME": "x"})
 
 
@@ -85,21 +85,21 @@ def test_a_sampler_like_no_other_is_told_with_all_there_are(config: Path) -> Non
     ("changes", "line"),
     [
         ({"MODEL__PATH": "./dmeo"}, "model.path is dmeo, but there is no such folder; did you mean demo?"),
-        ({"MODEL__PATH": "./a/b"}, "model.path is a/b, but there is no such folder: nor is there a"),
+        ({"MODEL__PATH": "./a/b"}, "model.path is a/b, but there is no such folder; a does not exist either"),
         ({"MODEL__PATH": "./demo.safetensors"}, "model.path is demo.safetensors, but there is no such file"),
         (
             {"MODEL__PATH": "./demo/vae"},
-            "model.path is demo/vae, which is not a model as diffusers lays it out: there is no unet/config.json in it",
+            "model.path is demo/vae, which is not a model in diffusers' layout: it has no unet/config.json",
         ),
         (
             {"CONTROLNET__PATH": "./demo"},
-            "controlnet.path is demo, which is not a ControlNet as diffusers lays it out: there is no config.json in it"
+            "controlnet.path is demo, which is not a ControlNet in diffusers' layout: it has no config.json"
             "; did you mean demo/controlnet?",
         ),
         (
             {"CONTROLNET__PATH": "./demo/unet"},
-            "controlnet.path is demo/unet, but demo/unet/config.json is of a UNet2DConditionModel, "
-            "not of a ControlNetModel",
+            "controlnet.path is demo/unet, but demo/unet/config.json describes a UNet2DConditionModel, "
+            "not a ControlNetModel",
         ),
         (
             {"LORAS": "[{path: ./demo/unet, file: diffusion_pytorch_modle.safetensors}]"},
@@ -142,13 +142,13 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "no schedule": (lambda demo: shutil.rmtree(demo / "scheduler"), "there is no demo/scheduler/scheduler_config.json"),
     "cut short": (
         lambda demo: cut(demo / "vae/diffusion_pytorch_model.safetensors"),
-        "demo/vae/diffusion_pytorch_model.safetensors is no whole safetensors file",
+        "demo/vae/diffusion_pytorch_model.safetensors is not a complete safetensors file",
     ),
     "a pointer": (
         lambda demo: (demo / "unet/diffusion_pytorch_model.safetensors").write_text(
             "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
         ),
-        "demo/unet/diffusion_pytorch_model.safetensors is no whole safetensors file: it is a pointer of Git LFS",
+        "demo/unet/diffusion_pytorch_model.safetensors is not a complete safetensors file: it is a pointer of Git LFS",
     ),
     "not JSON": (lambda demo: (demo / "unet/config.json").write_text("{"), "demo/unet/config.json is not JSON"),
     "code": (
@@ -188,7 +188,7 @@ def test_a_controlnet_of_another_model_is_told(config: Path) -> None:
     [
         (
             {"SAMPLER__OPTIONS__USE_KARAS_SIGMAS": "true"},
-            "options.use_karas_sigmas is no option of UniPCMultistepScheduler; did you mean use_karras_sigmas?",
+            "options.use_karas_sigmas is not an option of UniPCMultistepScheduler; did you mean use_karras_sigmas?",
         ),
         (
             {"SAMPLER__OPTIONS": "{use_karras_sigmas: maybe, timestep_spacing: trailin}"},
@@ -196,11 +196,11 @@ def test_a_controlnet_of_another_model_is_told(config: Path) -> None:
         ),
         (
             {"SAMPLER__OPTIONS": "{solver_order: 0}"},
-            "options.solver_order is 0, with which UniPCMultistepScheduler does not",
+            "options.solver_order is 0, which UniPCMultistepScheduler does not",
         ),
         (
             {"SAMPLER__NAME": "DDIMScheduler", "SAMPLER__OPTIONS": "{clip_sample: true, prediction_type: epsilon}"},
-            "options.clip_sample is true, with which DDIMScheduler does not work here: leave it out",
+            "options.clip_sample is true, which DDIMScheduler does not accept here: leave it out",
         ),
         (
             {"SAMPLER__NAME": "LCMScheduler", "SAMPLER__STEPS": "60"},
@@ -254,8 +254,8 @@ def test_a_trial_is_logged_as_it_takes_seconds(config: Path) -> None:
     )
     assert refused.returncode == 2
     log, reason = refused.stderr.splitlines()
-    assert log.endswith("Trying the sampler and LoRAs of this configuration, as it is new; this takes some seconds")
-    assert "options.solver_order is 0, with which" in reason
+    assert log.endswith("Trying the sampler and LoRAs of this new configuration; this takes some seconds")
+    assert "options.solver_order is 0, which" in reason
 
 
 def test_who_tries_it_gets_no_secrets(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

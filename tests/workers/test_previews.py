@@ -11,7 +11,7 @@ from scheduler import messages as m
 from tests.workers import showing
 from tests.workers.showing import Asks
 from tests.workers.test_process import ID, IMAGE, SLOW, Worker, of_one_colour
-from workers import wire
+from workers.channel import Preview, Report
 from workers.engine.contract import Options
 
 WATCHED = Options(previews=True)
@@ -22,7 +22,7 @@ NEVER_AGAIN = "3600"
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Worker]]:
     """Starts a worker of one slot whose engine has previews, and ends it."""
-    monkeypatch.setattr("workers.process.main", showing.main)
+    monkeypatch.setattr("workers.worker_main.main", showing.main)
     started: list[Worker] = []
 
     def start() -> Worker:
@@ -36,7 +36,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Worker]]:
             worker.ended()
 
 
-def made(worker: Worker, image: bytes, options: Options = WATCHED) -> list[wire.Report]:
+def made(worker: Worker, image: bytes, options: Options = WATCHED) -> list[Report]:
     """All that is heard of an image until it is finished."""
     heard = worker.hear()
     worker.run(0, 7, image, options)
@@ -48,8 +48,8 @@ def made(worker: Worker, image: bytes, options: Options = WATCHED) -> list[wire.
     return reports
 
 
-def previews(reports: list[wire.Report]) -> list[wire.Preview]:
-    return [report for report in reports if isinstance(report, wire.Preview)]
+def previews(reports: list[Report]) -> list[Preview]:
+    return [report for report in reports if isinstance(report, Preview)]
 
 
 def test_a_watched_image_is_shown_before_it_is_finished(start: Callable[[], Worker]) -> None:
@@ -93,12 +93,12 @@ def test_a_device_that_fails_ends_the_process_with_its_reason(
 
 def test_a_preview_that_takes_long_keeps_no_image_waiting_and_is_the_only_one(start: Callable[[], Worker]) -> None:
     # It is drawn when the image has been encoded, so either may be reported first.
-    worker, reports = start(), list[wire.Report]()
+    worker, reports = start(), list[Report]()
     heard = worker.hear()
     worker.run(0, 7, of_one_colour(Asks.DRAWN_LATE), WATCHED)
     for report in heard:
         reports.append(report)
-        if {type(each) for each in reports} >= {m.Finished, wire.Preview}:
+        if {type(each) for each in reports} >= {m.Finished, Preview}:
             break
     worker.run(0, 8)  # meanwhile, all else that might be drawn is reported
     for report in heard:

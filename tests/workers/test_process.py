@@ -21,14 +21,14 @@ import pytest
 from scheduler import messages as m
 from scheduler.messages import Blame
 from tests.workers import telling
-from workers import wire
-from workers.child import Child, End
+from workers.channel import Device, Report, Run, StatusChanged, Stop, pack
 from workers.devices import DeviceSpec
 from workers.engine.config import Echo, EngineConfig
 from workers.engine.contract import AS_CONFIGURED, Options, Task
-from workers.process import Setup
-from workers.slots import SlotLayout, SlotMemory
+from workers.process import Child, ProcessExit
+from workers.shared_memory import SlotLayout, SlotMemory
 from workers.worker import SHORTAGES
+from workers.worker_main import WorkerSetup
 
 ID = "cpu0"
 PATIENCE = 120.0  # seconds, before a test gives a process up
@@ -41,7 +41,7 @@ def of_one_colour(value: int) -> bytes:
     return cv2.imencode(".png", np.full((64, 64, 3), value, np.uint8))[1].tobytes()
 
 
-def of_kind(reports: Iterator[wire.Report], kind: type[Kind] | tuple[type[Kind], ...]) -> Iterator[Kind]:
+def of_kind(reports: Iterator[Report], kind: type[Kind] | tuple[type[Kind], ...]) -> Iterator[Kind]:
     return (report for report in reports if isinstance(report, kind))
 
 
@@ -50,26 +50,26 @@ class Worker:
 
     def __init__(self, engine: EngineConfig, output_bytes: int = 2**20) -> None:
         self.memory = SlotMemory.create(SlotLayout(engine.slots, 2**20, output_bytes))
-        setup = Setup(DeviceSpec(ID, "cpu", None), engine, threads=1)
+        setup = WorkerSetup(DeviceSpec(ID, "cpu", None), engine, threads=1)
         self.reaped = False
         self.child = Child(multiprocessing.get_context("spawn"), setup, self.memory)
 
     def run(self, slot: int, generation: int, image: bytes = IMAGE, options: Options = AS_CONFIGURED) -> None:
-        params = wire.pack(Task(image, "", 1, options))
+        params = pack(Task(image, "", 1, options))
         self.memory.input(slot)[: len(image) + len(params)] = image + params
-        assert self.child.send(wire.Run(slot, generation, len(image), len(params)))
+        assert self.child.send(Run(slot, generation, len(image), len(params)))
 
-    def hear(self) -> Iterator[wire.Report]:
+    def hear(self) -> Iterator[Report]:
         while select.select([self.child.channel], [], [], PATIENCE)[0]:
             reports = list(self.child.reports())
             if not reports:
                 return
             yield from reports
 
-    def until(self, kind: type[wire.Report]) -> wire.Report:
+    def until(self, kind: type[Report]) -> Report:
         return next(report for report in self.hear() if isinstance(report, kind))
 
-    def end(self) -> End:
+    def end(self) -> ProcessExit:
         assert select.select([self.child.sentinel], [], [], PATIENCE)[0]
         list(self.child.reports())
         self.reaped = True
@@ -84,26 +84,26 @@ def worker() -> Iterator[Worker]:
     worker = Worker(SLOW)
     assert isinstance(worker.until(m.WorkerReady), m.WorkerReady)
     yield worker
-    worker.child.send(wire.Stop())
+    worker.child.send(Stop())
     assert worker.ended() == "ended with exit code 0"
 
 
 def test_it_tells_what_a_step_costs_when_it_is_ready() -> None:
     worker = Worker(SLOW)
     heard = worker.hear()
-    assert next(heard) == wire.Device("CPU", None)
+    assert next(heard) == Device("CPU", None)
     ready = next(heard)
     assert isinstance(ready, m.WorkerReady)
     assert (ready.worker, ready.costs.steps, len(ready.costs.step_seconds)) == (ID, 4, 3)
     worker.child.kill()
-    assert worker.end() == End("killed by SIGKILL", outside=False)
+    assert worker.end() == ProcessExit("killed by SIGKILL", outside=False)
 
 
 @pytest.mark.parametrize(("sig", "outside"), [(signal.SIGKILL, True), (signal.SIGSEGV, False)])
 def test_who_was_killed_by_somebody_else_is_told_from_who_crashed(sig: signal.Signals, outside: bool) -> None:
     worker = Worker(SLOW)
     os.kill(worker.child.pid, sig)
-    assert worker.end() == End(f"killed by {sig.name}", outside)
+    assert worker.end() == ProcessExit(f"killed by {sig.name}", outside)
 
 
 def test_images_share_steps_and_each_is_finished_once(worker: Worker) -> None:
@@ -174,13 +174,13 @@ def test_an_engine_with_nothing_to_tell_is_not_reported_on(worker: Worker) -> No
         reports.append(report)
         if isinstance(report, m.Finished):
             break
-    assert not any(isinstance(report, wire.StatusChanged) for report in reports)
+    assert not any(isinstance(report, StatusChanged) for report in reports)
 
 
 @pytest.fixture
 def teller(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     """A worker whose engine has something to tell and decodes beside its steps."""
-    monkeypatch.setattr("workers.process.main", telling.main)
+    monkeypatch.setattr("workers.worker_main.main", telling.main)
     worker = Worker(SLOW)
     yield worker
     if not worker.reaped:
@@ -190,22 +190,22 @@ def teller(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
 
 def test_how_the_engine_runs_is_told_before_it_is_ready_and_when_that_changes(teller: Worker) -> None:
     heard = teller.hear()
-    assert next(heard) == wire.StatusChanged(telling.status(graphs=0, fallbacks=0))
-    assert next(heard) == wire.Device("CPU", None)
+    assert next(heard) == StatusChanged(telling.status(graphs=0, fallbacks=0))
+    assert next(heard) == Device("CPU", None)
     ready = next(heard)
     assert isinstance(ready, m.WorkerReady)
     measured = next(heard)  # although it had nothing to do
     assert isinstance(measured, m.Measured)
     assert measured.costs.step_seconds == tuple(each / 2 for each in ready.costs.step_seconds)
-    assert next(heard) == wire.StatusChanged(telling.status(graphs=1, fallbacks=0))
+    assert next(heard) == StatusChanged(telling.status(graphs=1, fallbacks=0))
     teller.run(0, 1)
     reports = []
     for report in heard:
         reports.append(report)
         if isinstance(report, m.Finished):
             break
-    changes = [report for report in reports if isinstance(report, wire.StatusChanged)]
-    assert changes == [wire.StatusChanged(telling.status(graphs=1, fallbacks=1))]
+    changes = [report for report in reports if isinstance(report, StatusChanged)]
+    assert changes == [StatusChanged(telling.status(graphs=1, fallbacks=1))]
 
 
 def test_an_idle_worker_measures_itself_again_and_reports_it(teller: Worker) -> None:
@@ -298,7 +298,7 @@ def test_an_error_whose_text_cannot_be_encoded_frees_its_slot(teller: Worker) ->
 
 def test_a_slot_that_holds_no_task_is_free_again(worker: Worker) -> None:
     worker.memory.input(1)[:10] = b"not a task"
-    assert worker.child.send(wire.Run(1, 7, 0, 10))
+    assert worker.child.send(Run(1, 7, 0, 10))
     failed = worker.until(m.Failed)
     assert isinstance(failed, m.Failed)
     assert (failed.slot, failed.generation, failed.blame) == (1, 7, Blame.SERVICE)
@@ -347,11 +347,12 @@ def test_an_engine_that_cannot_be_built_ends_the_process_with_its_reason() -> No
 def test_the_compiler_starts_no_more_processes_than_a_worker_has_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     script = """
 import os, sys
-from workers import process
+from workers import worker_main
 from workers.devices import DeviceSpec
 from workers.engine.config import EngineConfig
-process.available_cores = lambda: 12
-process._set_environment(process.Setup(DeviceSpec("cpu0", "cpu", None), EngineConfig(), 1, workers=int(sys.argv[1])))
+worker_main.available_cores = lambda: 12
+setup = worker_main.WorkerSetup(DeviceSpec("cpu0", "cpu", None), EngineConfig(), 1, workers=int(sys.argv[1]))
+worker_main._set_environment(setup)
 print(os.environ["TORCHINDUCTOR_COMPILE_THREADS"], sys.getswitchinterval())
 """
 

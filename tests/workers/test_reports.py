@@ -9,21 +9,31 @@ import pytest
 from scheduler import messages as m
 from tests.workers import lying
 from tests.workers.test_pool import TASK, Seen, make, running, until
-from workers import wire
+from workers.channel import (
+    MAX_PREVIEW,
+    MAX_WARNINGS,
+    REASON_CHARS,
+    WARNING_CHARS,
+    Preview,
+    Report,
+    StatusChanged,
+    is_possible,
+    receive_report,
+    socket_pair,
+)
 from workers.engine.contract import MAX_SIZES, EngineStatus
-from workers.reports import is_possible
-from workers.slots import SlotLayout
+from workers.shared_memory import SlotLayout
 
 LAYOUT = SlotLayout(2, 2**20, 2**20)
 POSSIBLE = (
     m.WorkerReady(lying.ID, lying.COSTS),
     m.Measured(lying.ID, m.Costs(4, (0.1, 0.1), 0.2, 0.1, ((lying.WIDE, (0.3, 0.4)),) * MAX_SIZES)),
     m.Finished(lying.ID, 1, 1, m.Image(2**20, *lying.TIMES)),
-    m.Finished(lying.ID, 1, 1, m.Image(2**20, *lying.TIMES, ("x" * wire.WARNING_CHARS,) * wire.MAX_WARNINGS)),
+    m.Finished(lying.ID, 1, 1, m.Image(2**20, *lying.TIMES, ("x" * WARNING_CHARS,) * MAX_WARNINGS)),
     m.Stepped(lying.ID, ((0, 1), (1, 4)), (4, 4)),
-    wire.Preview(0, 1, bytes(wire.MAX_PREVIEW)),
-    m.Failed(lying.ID, 1, 1, "x" * wire.REASON_CHARS, m.Blame.SERVICE),
-    wire.StatusChanged(EngineStatus(graphs=(("step", 3),))),
+    Preview(0, 1, bytes(MAX_PREVIEW)),
+    m.Failed(lying.ID, 1, 1, "x" * REASON_CHARS, m.Blame.SERVICE),
+    StatusChanged(EngineStatus(graphs=(("step", 3),))),
 )
 SENT_TO_A_POOL = (
     "costs that are no numbers",
@@ -35,34 +45,34 @@ SENT_TO_A_POOL = (
     "a long warning",
     "a step after the last",
     "a large preview",
-    "long last words",
+    "long exit reason",
     *lying.UNTIMELY,
 )
 
 
 @pytest.mark.parametrize("report", POSSIBLE, ids=lambda report: type(report).__name__)
-def test_what_an_honest_worker_says_is_possible(report: wire.Report) -> None:
+def test_what_an_honest_worker_says_is_possible(report: Report) -> None:
     assert is_possible(report, LAYOUT)
 
 
 @pytest.mark.parametrize("lie", [*lying.EARLY, *lying.LATE])
 def test_what_cannot_be_is_told_from_what_can(lie: str) -> None:
     said = lying.LIES[lie]
-    ours, theirs = wire.channel()
+    ours, theirs = socket_pair()
     with ours, theirs:
         theirs.send(said if isinstance(said, bytes) else msgspec.msgpack.encode(said))
         if isinstance(said, bytes):
             with pytest.raises(ValueError, match=r".+"):
-                wire.receive_report(ours)
+                receive_report(ours)
         else:
-            received = wire.receive_report(ours)
+            received = receive_report(ours)
             assert received is not None
             assert not is_possible(received, LAYOUT)
 
 
 @pytest.mark.parametrize("lie", SENT_TO_A_POOL)
 async def test_it_costs_the_worker_that_sent_it_and_no_job(lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.process.main", lying.main)
+    monkeypatch.setattr("workers.worker_main.main", lying.main)
     monkeypatch.setenv(lying.LIE, lie)
 
     seen = Seen()
@@ -75,12 +85,12 @@ async def test_it_costs_the_worker_that_sent_it_and_no_job(lie: str, monkeypatch
         pool.core.check()
     lost = [event.reason for event in seen.events if isinstance(event, m.WorkerExited)]
     assert len(lost) == 1
-    assert lost[0].startswith(("it sent what is no report", "it sent a ", "its report was refused"))
-    assert len(lost[0]) <= wire.REASON_CHARS
+    assert lost[0].startswith(("it sent an invalid report", "it sent a ", "its report was refused"))
+    assert len(lost[0]) <= REASON_CHARS
 
 
 async def test_a_worker_that_only_looks_as_if_it_had_ended_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.process.main", lying.main)
+    monkeypatch.setattr("workers.worker_main.main", lying.main)
     monkeypatch.setenv(lying.LIE, lying.HIDE)
 
     seen = Seen()
@@ -93,7 +103,7 @@ async def test_a_worker_that_only_looks_as_if_it_had_ended_is_ended(monkeypatch:
 
 
 async def test_a_worker_that_never_stops_reporting_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.process.main", lying.main)
+    monkeypatch.setattr("workers.worker_main.main", lying.main)
     monkeypatch.setenv(lying.LIE, lying.FLOOD)
 
     seen = Seen()

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.service.running import ROOT
-from workers.secrets import PR_SET_DUMPABLE, forget_secrets
+from workers.confinement import PR_SET_DUMPABLE, forget_secrets
 
 SECRETS = {
     "CONTOUR_SERVER__API_KEY": "k",
@@ -49,7 +49,7 @@ OTHERS = {
 # A process that forgets, then has a child of the same user read its environment and its memory under /proc.
 PARENT = """
 import ctypes, json, os, subprocess, sys
-from workers.secrets import forget_secrets
+from workers.confinement import forget_secrets
 
 def read_by_child(parent):
     end, start = os.pipe()
@@ -78,7 +78,7 @@ print(json.dumps([before, forgotten, read_by_child(os.getpid())]))
 CHILD = """
 import multiprocessing, os
 from pathlib import Path
-from workers.secrets import forget_secrets
+from workers.confinement import forget_secrets
 
 def tell():
     print(Path("/proc/self/environ").read_text(), end="")

@@ -1,11 +1,12 @@
 """The model: tensors and images, without jobs, queues or HTTP."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Engine
-from workers.engine.startup import read_ahead, timed
 from workers.engine.trials import Trials
+from workers.engine.weights import read_ahead
+from workers.logs import timed
 
 if TYPE_CHECKING:
     from workers.engine.runtime import AnyModel
@@ -23,7 +24,7 @@ def build(config: EngineConfig, device: str, trials: Trials | None = None) -> En
         return engine
     from workers.engine.faults import FaultyEngine
 
-    return FaultyEngine(engine, config.faults)
+    return cast(Engine[Any], FaultyEngine(engine, config.faults))  # the rest it passes on
 
 
 def _whole(config: EngineConfig, device: str, trials: Trials | None) -> Engine[Any]:

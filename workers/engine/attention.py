@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from workers.engine import kernel_probe
+from workers.engine.compiling import check
 from workers.engine.config import AttentionKernel
 from workers.engine.trials import Trials
 from workers.engine.trials import attention as trial_of
-from workers.engine.upgrade import check
 
 _log = logging.getLogger(__name__)
 

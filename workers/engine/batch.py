@@ -1,4 +1,4 @@
-"""Images of one size that run together, each at its own step of its own number of steps.
+"""Images of one size that run together, each at its own step and with its own number of steps.
 
 This is step-level continuous batching. The state of a running image is its history: its noise, and the noise that the
 networks predicted at each step so far. The latents of its next step are one row of its sampler's matrix times that
@@ -24,17 +24,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from workers.engine.compiling import Upgradable
 from workers.engine.conditioning import TEXT_TOKENS
 from workers.engine.contract import StepProgress
 from workers.engine.denoiser import Predict, StepInputs
 from workers.engine.graphs import Graphs, Work
-from workers.engine.plan import DeviceSchedule, Scales
+from workers.engine.plan import DeviceSchedule, Scales, Size
 from workers.engine.runtime import AnyModel
 from workers.engine.streams import upload
-from workers.engine.upgrade import Upgradable
 
 _TRIAL_GUIDANCE = 2.0  # both rows count, and rounding errors are not multiplied by more
-Size = tuple[int, int]  # height and width of the latents
 
 
 @dataclass(frozen=True, slots=True)

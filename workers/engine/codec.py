@@ -227,7 +227,7 @@ def _open_jpeg(data: Buffer, header: Header) -> ImageFile.ImageFile:
     most = min(_MAX_SCANS, _MAX_SCANNED_PIXELS // (header.width * header.height))
     # To walk over all markers takes time: it is not needed where there are few of these bytes anywhere.
     if bytes(data).count(START_OF_SCAN) > most and (scans := jpeg_scans(data)) > most:
-        raise BadImageError(f"The JPEG image goes over its pixels too often ({scans} scans); save it again.")
+        raise BadImageError(f"The JPEG image has too many scans ({scans}); save it again.")
     return JpegImageFile(BytesIO(data))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from workers.engine.constants import keys_values_widths, shift_widths
+from workers.engine.conditioning import keys_values_widths, shift_widths
 from workers.engine.networks import (
     Attend,
     Control,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scheduler.messages import Costs
 from workers.engine import codec
-from workers.engine.batch import JoiningImage, Size
+from workers.engine.batch import JoiningImage
 from workers.engine.budget import DecodeBudget
 from workers.engine.codec import Pixels
 from workers.engine.conditioning import Prompt
@@ -32,16 +32,15 @@ from workers.engine.contract import (
     resolved,
 )
 from workers.engine.denoiser import min_temperature
-from workers.engine.execution import ExecutionManager
+from workers.engine.execution import ExecutionManager, Workspace
 from workers.engine.graphs import Recorder
 from workers.engine.header import output_size, read_header
 from workers.engine.measure import Measurements
-from workers.engine.plan import Plan, Scales, draw, scales_of, warnings_of
+from workers.engine.plan import Plan, Scales, Size, draw, scales_of, warnings_of
 from workers.engine.runtime import AnyModel
-from workers.engine.startup import timed
 from workers.engine.streams import Decoding, StepPacer, fetch, upload
 from workers.engine.trials import Trials
-from workers.engine.workspace import Workspace
+from workers.logs import timed
 from workers.machine import memory_limit
 
 P = ParamSpec("P")
@@ -162,7 +161,7 @@ class DiffusionEngine:
 
     @_on_device
     def step(self) -> list[StepProgress]:
-        """Advance every running image by one denoising step, each size in a batch of its own.
+        """Advance every running image by one denoising step, each size in its own batch.
 
         Before that, switch to what has been compiled; so call this now and then when nothing runs, too. Raises
         OutOfMemoryError; then discard all running images, as some may have advanced.

@@ -1,6 +1,6 @@
 """python -m workers.engine.examine cpu|cuda:0: examine torch and a device; writes one line of JSON.
 
-In a process of its own, as the front end must not import torch, and a driver or library may kill the process.
+It is a separate process because the front end must not import torch, and a driver or library may kill the process.
 """
 
 import os

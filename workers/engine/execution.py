@@ -1,6 +1,13 @@
-"""Execution: puts graphs, compiled networks, attention kernels and streams together, and improves them in service."""
+"""Execution: puts graphs, compiled networks, attention kernels and streams together, and improves them in service.
 
+The buffers and graphs for images of one size are a workspace. Those of the configured sizes stay; those of other sizes
+are made when the first such image comes, and dropped when they take too much memory.
+"""
+
+import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from threading import Lock
 from typing import TypeVar, get_args
@@ -9,19 +16,110 @@ import torch
 from torch import Tensor
 
 from workers.engine.attention import Attention, Kernel, kernels
-from workers.engine.batch import Batch, BatchShape, Size
+from workers.engine.batch import Batch, BatchShape
 from workers.engine.compiling import Compiler, DeviceLock, Target, describe, hold_while_timing, one_worker_at_a_time
 from workers.engine.config import AttentionKernel, EngineConfig, rows_of
 from workers.engine.contract import EngineStatus
-from workers.engine.graphs import Fallbacks, GraphContext, Graphs, Pool, Recorder, first_line
-from workers.engine.plan import DeviceSchedule, Plan
+from workers.engine.graphs import Fallbacks, GraphContext, Graphs, Pool, Recorder, first_line, recorder_for
+from workers.engine.plan import DeviceSchedule, Plan, Size
 from workers.engine.preview import Colours, fit
-from workers.engine.recording import recorder_for
 from workers.engine.runtime import AnyModel, ModelFunctions
 from workers.engine.streams import Decoder, SideStream, upload
 from workers.engine.trials import COMPILING, GRAPHS, Trials
 from workers.engine.trials import attention as trial_of
-from workers.engine.workspace import Workspace, Workspaces
+
+# ----------------------------------------------------------------------------------------------------------- workspaces
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Workspace:
+    """What makes images of one size. `kept`: never dropped, as the configuration names its size."""
+
+    batch: Batch
+    decoder: Decoder
+    kept: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes of device memory, graphs included."""
+        return self.batch.size + self.decoder.size + self.graph_bytes
+
+    @property
+    def graph_bytes(self) -> int:
+        return self.batch.graphs.size + self.decoder.graphs.size
+
+
+class Workspaces:
+    """The workspaces by size.
+
+    Those of sizes that are not configured are made at first use, and kept while they take no more than `bound` bytes
+    together; the least recently used idle ones are dropped first. `synchronize` waits for the device.
+    """
+
+    def __init__(self, make: Callable[[Size, bool], Workspace], bound: int, synchronize: Callable[[], None]) -> None:
+        self._make = make
+        self._bound = bound
+        self._synchronize = synchronize
+        self._by_size: OrderedDict[Size, Workspace] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._by_size)
+
+    def __iter__(self) -> Iterator[Workspace]:
+        return iter(list(self._by_size.values()))
+
+    def of(self, size: Size, *, kept: bool = False) -> Workspace:
+        """The workspace of a size, made on first use."""
+        if size not in self._by_size:
+            self._by_size[size] = self._make(size, kept)
+        self._by_size.move_to_end(size)
+        self._keep_to_bound(size)
+        return self._by_size[size]
+
+    def get(self, size: Size) -> Workspace | None:
+        """The workspace of a size, if there is one."""
+        return self._by_size.get(size)
+
+    def latest(self) -> list[tuple[Size, Workspace]]:
+        """The sizes and their workspaces, the most recently used first."""
+        return list(reversed(self._by_size.items()))
+
+    def busy(self) -> Iterator[Batch]:
+        """The batches that have images in them."""
+        return (workspace.batch for workspace in self if len(workspace.batch))
+
+    def make_room(self) -> bool:
+        """Drop all idle workspaces that are not kept; False when there are none."""
+        idle = self._idle()
+        self._drop(idle)
+        return bool(idle)
+
+    def _keep_to_bound(self, wanted: Size) -> None:
+        """Drop what exceeds the bound. Recording makes workspaces grow, so this runs when one is asked for."""
+        idle = [size for size in self._idle() if size != wanted]
+        surplus = sum(workspace.size for workspace in self if not workspace.kept) - self._bound
+        gone = []
+        while idle and surplus > 0:
+            gone.append(idle.pop(0))
+            surplus -= self._by_size[gone[-1]].size
+        self._drop(gone)
+
+    def _idle(self) -> list[Size]:
+        return [size for size, each in self._by_size.items() if not each.kept and not len(each.batch)]
+
+    def _drop(self, sizes: list[Size]) -> None:
+        if sizes:
+            self._synchronize()  # one may still be decoding
+        for size in sizes:
+            log.info("Dropping the buffers and graphs for latents of %dx%d", *size)
+            del self._by_size[size]
+
+
+# -------------------------------------------------------------------------------------------------------------- manager
+
 
 T = TypeVar("T")
 
@@ -140,7 +238,7 @@ class ExecutionManager:
         return work()
 
     def all_compiled(self) -> bool:
-        """Whether everything that was to be compiled is in use or given up."""
+        """Return whether everything that should be compiled is in use or given up."""
         return self._compiler.idle()
 
     def keys_values(self, tokens: tuple[int, ...]) -> Tensor:

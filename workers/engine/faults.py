@@ -4,12 +4,11 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from scheduler.messages import Costs
 from workers.engine.config import Faults
-from workers.engine.contract import AS_CONFIGURED, Engine, EngineStatus, Options, OutOfMemoryError, StepProgress, Task
+from workers.engine.contract import Engine, OutOfMemoryError, StepProgress, Task
 
 log = logging.getLogger("contour.faults")
 
@@ -28,11 +27,8 @@ class FaultyEngine:
         self._running: set[int] = set()
         log.warning("THIS WORKER FAILS ON PURPOSE, as engine.faults is set: %s", faults)
 
-    def warm_up(self) -> Costs:
-        return self._engine.warm_up()
-
-    def costs(self) -> Costs:
-        return self._engine.costs()
+    def __getattr__(self, name: str) -> Any:  # all that does not fail
+        return getattr(self._engine, name)
 
     def prepare(self, task: Task) -> Any:
         """Raises OutOfMemoryError by chance, and what the engine raises."""
@@ -55,9 +51,6 @@ class FaultyEngine:
             os._exit(EXIT_CODE)
         return stepped
 
-    def measure_again(self, is_idle: Callable[[], bool]) -> bool:
-        return self._engine.measure_again(is_idle)
-
     def finish(self, slot: int) -> object:
         """Raises OutOfMemoryError by chance; the image is then still in its slot."""
         self._refuse_memory("finish", self._faults.finish_memory)
@@ -67,21 +60,6 @@ class FaultyEngine:
     def discard(self, slot: int) -> None:
         self._running.discard(slot)
         self._engine.discard(slot)
-
-    def collect(self, decoding: object) -> object:
-        return self._engine.collect(decoding)
-
-    def encode(self, pixels: object, options: Options = AS_CONFIGURED) -> bytes:
-        return self._engine.encode(pixels, options)
-
-    def preview(self, slot: int) -> object | None:
-        return self._engine.preview(slot)
-
-    def draw(self, preview: object) -> bytes:
-        return self._engine.draw(preview)
-
-    def status(self) -> EngineStatus:
-        return self._engine.status()
 
     def _refuse_memory(self, where: str, chance: float) -> None:
         if self._strikes(f"{where}_memory", chance):

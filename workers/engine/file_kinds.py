@@ -11,21 +11,11 @@ Buffer: TypeAlias = bytes | memoryview
 OTHER = "a file of another kind"
 _START_BYTES = 512  # looked at; a text may begin with space, a declaration and comments
 _BRANDS = {  # of ISO media files (ISO/IEC 14496-12, 4.3), which all begin with a box `ftyp`
-    b"avif": "an AVIF image",
-    b"avis": "an AVIF image",
-    b"avio": "an AVIF image",
-    b"heic": "a HEIC image, as phones save them",
-    b"heix": "a HEIC image, as phones save them",
-    b"heim": "a HEIC image, as phones save them",
-    b"heis": "a HEIC image, as phones save them",
-    b"hevc": "a HEIC image, as phones save them",
-    b"hevx": "a HEIC image, as phones save them",
-    b"hevm": "a HEIC image, as phones save them",
-    b"hevs": "a HEIC image, as phones save them",
-    b"j2ki": "a HEIF image",
-    b"mif1": "a HEIF image",
-    b"mif2": "a HEIF image",
-    b"msf1": "a HEIF image",
+    **dict.fromkeys((b"avif", b"avis", b"avio"), "an AVIF image"),
+    **dict.fromkeys(
+        (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"), "a HEIC image, as phones save them"
+    ),
+    **dict.fromkeys((b"j2ki", b"mif1", b"mif2", b"msf1"), "a HEIF image"),
     b"crx ": "a raw photograph (CR3)",
     b"qt  ": "a QuickTime video",
     b"M4A ": "an MP4 audio file",
@@ -76,7 +66,7 @@ _SIGNATURES = (
     (b"SQLite format 3", "an SQLite database"),
 )
 _RIFF = {b"AVI ": "an AVI video", b"WAVE": "a WAV file"}
-_MOVIE = (b"moov", b"mdat", b"wide", b"free", b"skip")  # boxes that begin a QuickTime video of old
+_MOVIE = (b"moov", b"mdat", b"wide", b"free", b"skip")  # boxes that begin an old QuickTime video
 _PATTERNS = tuple(
     (re.compile(pattern, re.DOTALL), name)
     for pattern, name in (
@@ -86,7 +76,7 @@ _PATTERNS = tuple(
         (
             rb"(?:\x89|\xc2\x89|\xe2\x80\xb0|\xef\xbf\xbd|\t|\?)?PNG[\r\n]"
             rb"|\xc3\xbf\xc3\x98\xc3\xbf|(?:\xef\xbf\xbd){3,4}.{0,6}(?:JFIF|Exif)",
-            "an image that was sent through a text, which changed its bytes: send them as they are",
+            "an image whose bytes were changed by a conversion to text: send the file unchanged",
         ),
     )
 )

@@ -106,7 +106,7 @@ def output_size(width: int, height: int, sizing: Sizing) -> tuple[int, int]:
 def decoding_bytes(header: Header, size: tuple[int, int]) -> int:
     """An upper bound of the memory it takes to decode an image and to scale it to a size.
 
-    The file itself is not counted, nor are `table_bytes`.
+    The file itself and `table_bytes` are not counted.
     """
     pixels, scaled = header.width * header.height, _SCALED_BYTES * size[0] * size[1]
     match header.format:
@@ -252,7 +252,7 @@ def _next_marker(data: memoryview, at: int) -> int:
     """The place of the next byte of 255: some cameras leave other bytes between segments, which decoders skip."""
     found = bytes(data[at : at + _GAP]).find(0xFF)
     if found < 0:
-        raise BadImageError("The JPEG image is damaged: its header cannot be followed.")
+        raise BadImageError("The JPEG image is damaged: its header is invalid.")
     return at + found
 
 

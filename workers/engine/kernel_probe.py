@@ -48,12 +48,12 @@ def _ask(kernel: str, device: torch.device) -> tuple[str, bool]:
             command, cwd=_ROOT, capture_output=True, timeout=TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"a process that tried it did not end within {TIMEOUT_S:g} s", False
+        return f"the process that tried it did not finish within {TIMEOUT_S:g} s", False
     except OSError as error:
         return f"no process could be started to try it: {error}", False
     if asked.returncode:
         how = f"by signal {-asked.returncode}" if asked.returncode < 0 else f"with exit code {asked.returncode}"
-        return f"it ended a process that tried it, {how}", -asked.returncode not in _SENT_BY_OTHERS
+        return f"it crashed the process that tried it, {how}", -asked.returncode not in _SENT_BY_OTHERS
     found = asked.stdout.decode(errors="replace").rpartition("\n")[2]
     return found, not any(reason in found for reason in _PASSING)
 

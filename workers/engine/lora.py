@@ -56,7 +56,7 @@ def fuse(path: Path, scale: float, unet: nn.Module, text_encoder: nn.Module) -> 
         if layer is None:
             raise LoraError(f"{path}: the {_NETWORKS[network]} has no layer {name}: it was made for another model")
         if not {"down", "up"} <= parts.keys():
-            raise LoraError(f"{path}: of {name} it has only {', '.join(sorted(parts))}, not both down and up")
+            raise LoraError(f"{path}: {name} has only {', '.join(sorted(parts))}; both down and up are needed")
         _add(layer, parts, scale, f"{path}: {name}")
     return len(changes)
 
@@ -93,7 +93,7 @@ def _sorted(path: Path, tensors: Mapping[str, Tensor]) -> _Changes:
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
         if match is None:
-            raise LoraError(f"{path}: the key {key} is not of a plain LoRA (DoRA, LoKr and others are not read)")
+            raise LoraError(f"{path}: the key {key} is not of a plain LoRA (DoRA, LoKr and others are not supported)")
         network = "unet" if "unet" in (match["short"], match["long"]) else "text_encoder"
         parts, part = changes[network, _flat(match["layer"])], _PARTS[match["part"]]
         if part in parts:

@@ -14,9 +14,9 @@ import torch
 
 from scheduler.messages import BatchKey, Costs
 from workers.engine import codec
-from workers.engine.batch import Size
 from workers.engine.config import Output
 from workers.engine.contract import MAX_SIZES, OutOfMemoryError, Task
+from workers.engine.plan import Size
 
 if TYPE_CHECKING:
     from workers.engine.engine import DiffusionEngine, Prepared

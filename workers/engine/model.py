@@ -9,20 +9,33 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from workers.engine import trust
-from workers.engine.architecture import check
-from workers.engine.conditioning import TextConditioning, TextEncoder, Tokens
+from workers.engine.conditioning import (
+    TextConditioning,
+    TextEncoder,
+    Tokens,
+    hint_embedding,
+    pack_projections,
+    shift_widths,
+    time_table,
+)
 from workers.engine.config import EngineConfig, Sampler, Weights
-from workers.engine.constants import hint_embedding, pack_projections, shift_widths, time_table
 from workers.engine.denoiser import Denoiser, Guided, Layers, Passes
 from workers.engine.lora import fuse
+from workers.engine.model_checks import check_architecture, check_folders, read_object
 from workers.engine.networks import Attend
 from workers.engine.plan import Plans
 from workers.engine.runtime import ModelFunctions
 from workers.engine.sampler import Scheduler, UnsupportedSamplerError, is_scheduler
-from workers.engine.startup import timed
 from workers.engine.streams import SideStream
-from workers.engine.weights import COMPONENTS, MissingWeightsError, folder_of, is_folder, named_loras, weight_file
+from workers.engine.weights import (
+    COMPONENTS,
+    MissingWeightsError,
+    folder_of,
+    is_folder,
+    named_loras,
+    weight_file,
+)
+from workers.logs import timed
 
 _SAFELY = {"use_safetensors": True, "local_files_only": True}  # no pickles, nothing from the hub
 
@@ -131,7 +144,7 @@ def assemble(config: EngineConfig, parts: Parts, device: str) -> Model:
 
     Raises UnsupportedModelError and UnsupportedSamplerError.
     """
-    check(parts.unet.config, parts.controlnet.config, parts.text_encoder.config.hidden_size)
+    check_architecture(parts.unet.config, parts.controlnet.config, parts.text_encoder.config.hidden_size)
     plans = plans_of(config.sampler, parts.scheduler)
     for part in (parts.unet, parts.controlnet, parts.vae, parts.text_encoder):
         _freeze(part, device)
@@ -215,7 +228,7 @@ def read(config: EngineConfig, dtype: torch.dtype, device: str = "cpu") -> Parts
     tokenizer, scheduler = small_parts(config)
     folder = _model_folder(config)
     control_folder = _folder("controlnet", config.controlnet) if config.controlnet else folder / "controlnet"
-    trust.check(folder / "unet", folder / "text_encoder", folder / "vae", control_folder)
+    check_folders(folder / "unet", folder / "text_encoder", folder / "vae", control_folder)
     with timed("weights read"):
         unet = _network_from(UNet2DConditionModel, folder / "unet", dtype, device)
         text_encoder = _text_encoder_from(CLIPTextModel, folder / "text_encoder", dtype, device)
@@ -239,11 +252,11 @@ def small_parts(config: EngineConfig) -> tuple["CLIPTokenizer", dict[str, Any]]:
     from transformers import CLIPTokenizer
 
     folder = _model_folder(config)
-    trust.check(folder / "tokenizer", folder / "scheduler")
+    check_folders(folder / "tokenizer", folder / "scheduler")
     words = _existing(folder / "tokenizer", "tokenizer_config.json")
     tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
     scheduler = _existing(folder / "scheduler", "scheduler_config.json") / "scheduler_config.json"
-    return tokenizer, trust.read_object(scheduler)
+    return tokenizer, read_object(scheduler)
 
 
 def _model_folder(config: EngineConfig) -> Path:
@@ -286,5 +299,5 @@ def _text_encoder_from(kind: Any, folder: Path, dtype: torch.dtype, device: str)
 
 def _text_config(kind: Any, folder: Path) -> Any:
     """Only the numbers of the architecture: transformers would set any other key as an attribute, and act on some."""
-    values = trust.read_object(folder / "config.json")
+    values = read_object(folder / "config.json")
     return kind.config_class(**{key: values[key] for key in kind.config_class.__annotations__ if key in values})

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ _KEPT = 64  # plans; with 50 steps 31 KB each, and up to 40 ms to make, in which
 _STEP_ERRORS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 _HALF_WHITE = 127  # mean of an edge map: about 20 for Canny's, above this for an inverted one
 _TORCH_SEEDS, _KEYS = range(2**32), 2**128
+
+Size: TypeAlias = tuple[int, int]  # height and width of the latents
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +162,9 @@ def warnings_of(options: Options, scales: Scales, edges: NDArray[np.uint8]) -> I
     if options.negative and scales.guidance == 1:
         yield "The negative prompt has no effect, as guidance_scale is 1 or less."
     if options.control_image == "photo" and not edges.any():
-        yield "No edges were found in the image, so the prompt alone was followed. Lower the thresholds to find more."
+        yield "No edges were found in the image, so only the prompt was used. Lower the thresholds to find more."
     if options.control_image == "edges" and not edges.any():
-        yield "The edge map is black everywhere, so the prompt alone was followed. Edges are white on black."
+        yield "The edge map is black everywhere, so only the prompt was used. Edges are white on black."
     if options.control_image == "edges" and edges.mean() > _HALF_WHITE:
         yield "Most of the edge map is white, where it should be white on black (transparent parts count as white)."
 

@@ -86,7 +86,7 @@ def unknown(name: str) -> str | None:
         _short(name), {_short(word): each for each in known for word in (each, WEB_UI_NAMES.get(each, each))}
     )
     rest = f"did you mean {near}?" if near else f"allowed: {', '.join(known)}"
-    return f"is {show(name)}, which is no sampler that this engine runs; {rest}"
+    return f"is {show(name)}, which is not a sampler that this engine supports; {rest}"
 
 
 def _nearest(name: str, known: Mapping[str, str]) -> str | None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from workers.engine.codec import Pixels
+from workers.engine.compiling import Upgradable
 from workers.engine.graphs import Graphs, Work
-from workers.engine.upgrade import Upgradable
 
 if TYPE_CHECKING:
     from workers.engine.runtime import AnyModel, Decode

@@ -34,7 +34,7 @@ class Trials:
     def __init__(self, report: Report = lambda names: None, without: Collection[str] = ()) -> None:
         self.without = frozenset(without)
         self.synchronize: Callable[[], object] = lambda: None
-        """Waits for the device, and raises if it has failed. Set by whoever owns a device."""
+        """Waits for the device, and raises if it has failed. Set by the owner of a device."""
         self._report = report
         self._running: dict[int, list[str]] = {}  # by thread, the innermost last
         self._lock = Lock()

@@ -18,8 +18,8 @@ from typing import Any
 import msgspec
 
 from workers.console import command
-from workers.engine import trust
 from workers.engine.config import EngineConfig, Sampler
+from workers.engine.model_checks import read_object
 from workers.engine.weights import folder_of, named_loras
 from workers.schema import allowed, nearest, show
 
@@ -53,7 +53,7 @@ def _folder(engine: EngineConfig) -> Path:
 
 
 def _sampler_problems(engine: EngineConfig) -> Iterator[Found]:
-    base = trust.read_object(_folder(engine) / "scheduler" / "scheduler_config.json")
+    base = read_object(_folder(engine) / "scheduler" / "scheduler_config.json")
     sampler, key = engine.sampler, ("engine", "sampler")
     wrong = [((*key, "options", name), text) for name, text in _option_problems(sampler)]
     yield from wrong
@@ -70,7 +70,7 @@ def _option_problems(sampler: Sampler) -> Iterator[tuple[str, str]]:
     for name, value in sampler.options.items():
         if name not in known:
             listed = ", ".join(sorted(known))
-            yield name, f"is no option of {sampler.name}{nearest(name, known)} Allowed: {listed}"
+            yield name, f"is not an option of {sampler.name}{nearest(name, known)} Allowed: {listed}"
         elif (kind := _kind(name, known[name].annotation)) is not None and not _fits(value, kind):
             yield name, f"is {show(value)}, but must be {allowed(kind)}"
 
@@ -114,12 +114,12 @@ def _blame(sampler: Sampler, base: Mapping[str, Any], error: Exception) -> tuple
         return (("name",), f"is {sampler.name}, which {text}") if option is None else (("options", option), text)
     for option, value in sampler.options.items():
         if _works(sampler, base, without=option):
-            text = f"is {show(value)}, with which {sampler.name} does not work here: leave it out"
+            text = f"is {show(value)}, which {sampler.name} does not accept here: leave it out"
             return ("options", option), text
     if _failure(replace(sampler, steps=USUAL_STEPS), base) is None:
         return ("steps",), f"is {sampler.steps}, which {sampler.name} cannot take: choose another number"
     if sampler.options:
-        return ("options",), f"cannot be used together with {sampler.name}: leave out one after another"
+        return ("options",), f"do not work together with {sampler.name}: leave them out one by one"
     text = "which does not work with this model's scheduler/scheduler_config.json"
     advice = ": set engine.sampler.options: {clip_sample: false}" * _works(sampler, {**base, "clip_sample": False})
     return ("name",), f"is {sampler.name}, {text}{advice or '; choose another'}"
@@ -143,9 +143,9 @@ def _lora_problems(engine: EngineConfig) -> Iterator[Found]:
     from workers.engine.lora import LoraError, fuse
 
     folder = _folder(engine)
-    text = trust.read_object(folder / "text_encoder" / "config.json")
+    text = read_object(folder / "text_encoder" / "config.json")
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(trust.read_object(folder / "unet" / "config.json"))
+        unet = UNet2DConditionModel.from_config(read_object(folder / "unet" / "config.json"))
         known = CLIPTextConfig.__annotations__
         encoder = CLIPTextModel(CLIPTextConfig(**{key: text[key] for key in known if key in text}))
     for name, lora in named_loras(engine):

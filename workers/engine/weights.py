@@ -1,7 +1,13 @@
-"""Finds the weights of a model on this machine, in a folder or the Hugging Face cache. Downloads nothing."""
+"""Finds the weights of a model on this machine, in a folder or the Hugging Face cache, and reads them ahead.
+
+It downloads nothing. Imports and reading weights take seconds each, and do not hinder each other. So a thread reads the
+weights into the kernel's cache while Python imports.
+"""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 from workers.console import command
 from workers.engine.config import EngineConfig, Lora, Weights
@@ -9,6 +15,7 @@ from workers.engine.contract import UnusableModelError
 
 # A file that shows where a part is, by the part's key in the `engine` section.
 LANDMARKS = {"model": "unet/config.json", "controlnet": "config.json"}
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # files that can run any code when they are read
 _NETWORK = "diffusion_pytorch_model"
 # File names without extension, by the component's folder.
 COMPONENTS = {"unet": _NETWORK, "controlnet": _NETWORK, "vae": _NETWORK, "text_encoder": "model"}
@@ -75,3 +82,49 @@ def weight_file(folder: Path, stem: str, *, half: bool) -> Path:
         if path.is_file():
             return path
     raise MissingWeightsError(str(full))
+
+
+# -------------------------------------------------------------------------------------------------------- reading ahead
+
+
+_CHUNK_BYTES = 2**23
+
+
+def read_ahead(config: EngineConfig, device: str) -> Thread:
+    """Start a thread that reads a model's files into the kernel's cache.
+
+    It reads them, as the kernel takes advice (WILLNEED) for a few hundred KiB at a time only. Loading the model's parts
+    in parallel is no alternative: diffusers and transformers change torch's own classes while they load one.
+    """
+    thread = Thread(target=_read, args=(config, device), name="read ahead", daemon=True)
+    thread.start()
+    return thread
+
+
+def _read(config: EngineConfig, device: str) -> None:
+    room = bytearray(_CHUNK_BYTES)
+    with suppress(OSError):  # whatever loads them reports it
+        for path in files(config, device):
+            with path.open("rb", buffering=0) as file:
+                while file.readinto(room):
+                    pass
+
+
+def files(config: EngineConfig, device: str) -> Iterator[Path]:
+    """The weights of a model, in about the order in which they are loaded.
+
+    Raises MissingWeightsError.
+    """
+    half = config.dtype_on(cuda=device.startswith("cuda")) != "float32"
+    model = _folder("model", config.model)
+    control = _folder("controlnet", config.controlnet) or (model and model / "controlnet")
+    for part, folder in (("unet", model), ("text_encoder", model), ("controlnet", control), ("vae", model)):
+        if folder is not None:
+            yield weight_file(folder if part == "controlnet" else folder / part, COMPONENTS[part], half=half)
+    for name, lora in named_loras(config):
+        if (folder := folder_of(name, lora)) is not None:
+            yield folder / lora.file
+
+
+def _folder(name: str, weights: Weights | None) -> Path | None:
+    return None if weights is None else folder_of(name, weights)

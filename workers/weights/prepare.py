@@ -1,7 +1,7 @@
 """Prepares one part of a model for the engine: fetched, checked, converted, published.
 
 All work is done in a private folder, under a lock. Complete downloads stay there until the part is published, so a
-command that was killed goes on from there.
+command that was killed continues from there.
 """
 
 import fcntl
@@ -15,17 +15,14 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from workers.engine.architecture import UnsupportedModelError, check_config
 from workers.engine.config import Lora, Weights
+from workers.engine.model_checks import UnsupportedModelError, check_config
 from workers.engine.weights import COMPONENTS, is_folder, is_single_file
 from workers.folders import make, no_follow
-from workers.weights.errors import FetchError
-from workers.weights.progress import say
-from workers.weights.repository import Repository, in_folder, open_repository
-from workers.weights.selection import HALF, texts_of, weights_of
-from workers.weights.single_file import SD15, SD15_REPOSITORY, convert, networks_in
+from workers.weights.checkpoints import SD15, SD15_REPOSITORY, convert, is_ready, networks_in, read, shapes_in, write
+from workers.weights.messages import FetchError, say
+from workers.weights.repository import HALF, Repository, in_folder, open_repository, texts_of, weights_of
 from workers.weights.store import find, folder_in, is_prepared, name_of, origin_of, sync, write_manifest
-from workers.weights.tensors import is_ready, read, shapes_in, write
 
 _GIB = 2**30
 _PRIVATE, _NOT_PRIVATE = 0o700, 0o077  # modes
@@ -34,7 +31,7 @@ _CHECKED = {"unet/config.json": "UNet", "config.json": "ControlNet"}
 
 @dataclass(frozen=True, kw_only=True)
 class FetchOptions:
-    """The flags of the command, see `workers.weights.fetch`."""
+    """The flags of the command, see `workers.fetch`."""
 
     models: Path
     dtype: str
@@ -67,7 +64,7 @@ def _locked(models: Path, name: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for another process, which is preparing {name}")
+            say(f"waiting for another process that is preparing {name}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -172,8 +169,8 @@ class _Preparation:
             self._copy(repository, texts_of("tokenizer", repository.files))
         except FetchError as error:
             raise FetchError(
-                f"a checkpoint in one file has no tokenizer, so that of {SD15_REPOSITORY.path} is taken, but: {error}. "
-                "A folder that has one can be named by --like",
+                f"a single-file checkpoint has no tokenizer, so that of {SD15_REPOSITORY.path} is used, but: {error}. "
+                "Name a folder that has one with --like",
                 error.code,
             ) from error
 
@@ -229,8 +226,8 @@ def _check_free(needed: int, models: Path) -> None:
     free = shutil.disk_usage(models).free
     if needed > free:
         raise FetchError(
-            f"it takes {needed / _GIB:.2f} GiB, but {models} has {free / _GIB:.2f} GiB free: make room, or choose "
-            "another disk by --to"
+            f"it needs {needed / _GIB:.2f} GiB, but {models} has {free / _GIB:.2f} GiB free: free some space, or "
+            "choose another disk with --to"
         )
 
 

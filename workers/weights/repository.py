@@ -6,6 +6,8 @@ huggingface_hub downloads: connections, tokens, mirrors, and going on in a file 
 - The loop over files. That of `snapshot_download` lists a repository without a time limit, and its errors name no file.
 - A limit on the bytes of a file. The library writes whatever is sent, and compares sizes at the end.
 - Starting over, for `patience` seconds, after failures that the library does not try again.
+
+Fetched are safetensors files and the small files beside them, never a pickle.
 """
 
 import hashlib
@@ -14,7 +16,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -27,8 +29,68 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoSibling
 
 from workers.engine.config import Weights
-from workers.weights.errors import LATER, RETRY, WRONG_SIZE, FetchError, explain, is_transient, reason
-from workers.weights.progress import bar, say
+from workers.engine.weights import COMPONENTS, PICKLES
+from workers.weights.messages import LATER, RETRY, WRONG_SIZE, FetchError, bar, explain, is_transient, reason, say
+
+# -------------------------------------------------------------------------------------------------- the choice of files
+
+
+HALF = ".fp16"
+NETWORKS = {"model": ("unet/", "vae/", "text_encoder/"), "controlnet": ("",)}  # their folders
+_TOKENIZER = ("tokenizer/tokenizer_config.json",)
+TEXTS = {
+    "model": (
+        *(f"{folder}config.json" for folder in NETWORKS["model"]),
+        "scheduler/scheduler_config.json",
+        *_TOKENIZER,
+    ),
+    "controlnet": ("config.json",),
+    "tokenizer": _TOKENIZER,
+}
+OPTIONAL = tuple(
+    f"tokenizer/{name}" for name in ("merges.txt", "special_tokens_map.json", "tokenizer.json", "vocab.json")
+)
+
+
+def texts_of(part: str, files: Collection[str]) -> list[str]:
+    """Return the small files of a "model", "controlnet" or "tokenizer". Raises FetchError if one is missing."""
+    missing = next((text for text in TEXTS[part] if text not in files), None)
+    if missing is not None:
+        raise FetchError(f"the repository has no {missing}: it is not in diffusers' layout")
+    return [*TEXTS[part], *(text for text in OPTIONAL if text in files and part != "controlnet")]
+
+
+def weights_of(part: str, files: Collection[str], dtype: str) -> Mapping[str, list[str]]:
+    """Return each network's files, by what they become; several where they are sharded. Raises FetchError.
+
+    Half precision is half the download: it comes first where it is wanted, and last where it is not.
+    """
+    stems = [folder + COMPONENTS[folder.rstrip("/") or part] for folder in NETWORKS[part]]
+    suffixes = (HALF, "") if dtype == "float16" else ("", HALF)
+    return {f"{stem}.safetensors": _files_of(stem, suffixes, files) for stem in stems}
+
+
+def _files_of(stem: str, suffixes: tuple[str, ...], files: Collection[str]) -> list[str]:
+    for suffix in suffixes:
+        if (whole := f"{stem}{suffix}.safetensors") in files:
+            return [whole]
+        if shards := _shards(stem + suffix, files):
+            return shards
+    folder = stem[: stem.rfind("/") + 1]
+    pickle = next((name for name in sorted(files) if name.startswith(folder) and name.endswith(PICKLES)), None)
+    reason = f", only pickles such as {pickle}, which can run any code and are not read" if pickle else ""
+    raise FetchError(f"the repository has no {stem}.safetensors{reason}: choose another repository or revision")
+
+
+def _shards(stem: str, files: Collection[str]) -> list[str]:
+    """Return all of `STEM-00001-of-00003.safetensors` and so on; nothing if one is missing."""
+    pattern = re.compile(re.escape(stem) + r"-\d{5}-of-(\d{5})\.safetensors")
+    found = [match for name in sorted(files) if (match := pattern.fullmatch(name))]
+    return [match[0] for match in found] if found and len(found) == int(found[0][1]) else []
+
+
+# ------------------------------------------------------------------------------------------------------- the repository
+
 
 T = TypeVar("T")
 
@@ -102,7 +164,7 @@ class Repository:
 
 def _verified(path: Path, file: File) -> Path:
     if not file.is_at(path):
-        raise FetchError(f"{path} is damaged: its hash is not what it is filed under. Delete it and fetch it again")
+        raise FetchError(f"{path} is damaged: its hash does not match its name. Delete it and fetch it again")
     return path
 
 
@@ -118,10 +180,10 @@ def open_repository(weights: Weights, source: Path | None, patience: float) -> R
     if found is not None:
         return in_folder(found, weights)
     if source is not None:
-        raise FetchError(f"{source} does not have it: none of these is a folder in it: {', '.join(names)}")
+        raise FetchError(f"{source} does not have it: none of these folders exists there: {', '.join(names)}")
     raise FetchError(
         f"HF_HUB_OFFLINE is set, and {cache} does not have it at revision {weights.revision}: "
-        "unset it to download, or name a folder that has it by --from"
+        "unset it to download, or name a folder that has it with --from"
     )
 
 
@@ -206,7 +268,7 @@ def _download(file: File, weights: Weights, target: Path, patience: float) -> Pa
         raise FetchError(f"{file.path}: {error}", error.code) from error
     if not file.is_at(path):
         path.unlink()
-        text = f"its hash is not {file.digest}, which the hub lists. It is thrown away"
+        text = f"its hash is not {file.digest}, as the hub lists. The file was deleted"
         raise FetchError(f"{file.path} was damaged on its way: {text}. {RETRY}", LATER)
     return path
 
@@ -225,6 +287,6 @@ def _ask(call: Callable[[], T], place: Path, patience: float) -> T:
             if now >= end or waited or not is_transient(cause):
                 raise explain(cause, place) from error
         pause = min(pause, end - now)
-        say(f"the hub or the network failed ({reason(cause)}); trying again in {pause:.0f} s")
+        say(f"the request to the hub failed ({reason(cause)}); trying again in {pause:.0f} s")
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from tests.workers.engine import demo
-from workers.engine.batch import Size
 from workers.engine.measure import Measurements
+from workers.engine.plan import Size
 
 Part: TypeAlias = tuple[int, Size | None]  # a bucket, and a size unless it is the nominal one
 TICK = 0.001

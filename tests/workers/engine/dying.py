@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from tests.workers.engine.demo import CONFIG
-from workers import process
+from workers import worker_main
 from workers.engine.config import Speed
 from workers.engine.denoiser import Predict, StepInputs
 from workers.engine.model import Model
 from workers.engine.runtime import ModelFunctions
 from workers.engine.streams import SideStream
-from workers.process import Setup
-from workers.slots import SlotMemory
+from workers.shared_memory import SlotMemory
+from workers.worker_main import WorkerSetup
 
 FAULT = "CONTOUR_TEST_COMPILED"  # a variable: a name of FAULTS
 GATE = "CONTOUR_TEST_GATE"  # another: while this file is not there, compiling does not end
@@ -127,8 +127,8 @@ def with_fault(fault: Fault, plain: ModelFunctions) -> ModelFunctions:
     return ModelFunctions(predict, plain.decode)
 
 
-def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
-    """Entry point of such a process, instead of `workers.process.main`."""
+def main(setup: WorkerSetup, channel: socket.socket, memory: SlotMemory) -> None:
+    """Entry point of such a process, instead of `workers.worker_main.main`."""
     functions = Model.functions
 
     def patched(model: Model, *arguments: Any) -> ModelFunctions:
@@ -136,4 +136,4 @@ def main(setup: Setup, channel: socket.socket, memory: SlotMemory) -> None:
         return replace(plain, compiled=lambda: with_fault(fault(os.environ[FAULT]), plain))
 
     with patch.object(Model, "functions", patched):
-        process.main(setup, channel, memory)
+        worker_main.main(setup, channel, memory)

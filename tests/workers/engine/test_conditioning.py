@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from tests.workers.engine import demo
-from workers.engine.conditioning import Prompt, TextConditioning, TextEncoder, Tokens
+from workers.engine.conditioning import Prompt, TextConditioning, TextEncoder, Tokens, keys_values, keys_values_widths
 from workers.engine.config import Prompting
-from workers.engine.constants import keys_values, keys_values_widths
 
 
 def tokens(suffix: str = "", negative: str = "") -> Tokens:

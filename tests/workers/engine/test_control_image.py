@@ -94,7 +94,7 @@ def test_a_good_map_and_a_good_photo_say_nothing(engine: DiffusionEngine) -> Non
 def test_a_photo_without_edges_is_told_of(engine: DiffusionEngine) -> None:
     image = file(Image.new("RGB", (64, 64), "gray"))
     assert engine.prepare(Task(image, "a circle", 1)).warnings == (
-        "No edges were found in the image, so the prompt alone was followed. Lower the thresholds to find more.",
+        "No edges were found in the image, so only the prompt was used. Lower the thresholds to find more.",
     )
 
 

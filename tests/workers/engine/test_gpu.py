@@ -16,9 +16,8 @@ from workers.engine.attention import flaw
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig, Sampler, Sizing, Speed
 from workers.engine.engine import DiffusionEngine
-from workers.engine.graphs import Fallbacks, GraphContext, Graphs, Pool
+from workers.engine.graphs import CudaRecorder, Fallbacks, GraphContext, Graphs, Pool
 from workers.engine.model import assemble, read
-from workers.engine.recording import CudaRecorder
 from workers.nvml import Nvml, driver_fault
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -19,8 +19,8 @@ def memory_efficient_attention_forward(q, k, v):
 """
 RUN = "def memory_efficient_attention_forward(q, k, v): "
 OTHERS = {
-    "crashes": ("import os; os.kill(os.getpid(), 11)", "it ended a process that tried it, by signal 11"),
-    "exits": ("import os; os._exit(3)", "it ended a process that tried it, with exit code 3"),
+    "crashes": ("import os; os.kill(os.getpid(), 11)", "it crashed the process that tried it, by signal 11"),
+    "exits": ("import os; os._exit(3)", "it crashed the process that tried it, with exit code 3"),
     "cannot be imported": ("raise OSError('undefined symbol: _ZN2at')", "OSError: undefined symbol: _ZN2at"),
     "refuses": (RUN + "assert False, 'sm_90 only'", "AssertionError: sm_90 only"),
     "computes nonsense": (RUN + "return q * 0", "WrongResultError: it is off by "),
@@ -85,7 +85,7 @@ def test_one_that_hangs_is_not_waited_for_nor_remembered(
     monkeypatch.setattr(kernel_probe, "TIMEOUT_S", 1.0)
     install("import time; time.sleep(600)")
     for _ in range(2):
-        assert kernel_probe.flaw_of("xformers", CPU) == "a process that tried it did not end within 1 s"
+        assert kernel_probe.flaw_of("xformers", CPU) == "the process that tried it did not finish within 1 s"
     assert len(asked) == 2
 
 

@@ -186,7 +186,7 @@ def test_names_are_unambiguous_in_stable_diffusion() -> None:
         ("lora_unet_mid_block_nowhere.lora_down.weight", "the UNet has no layer mid_block_nowhere"),
         ("lora_unet_conv_in.dora_scale", "the key lora_unet_conv_in.dora_scale is not of a plain LoRA"),
         ("lora_unet_conv_in.lokr_w1", "the key lora_unet_conv_in.lokr_w1 is not of a plain LoRA"),
-        ("lora_unet_conv_in.lora_down.weight", "of conv_in it has only down, not both down and up"),
+        ("lora_unet_conv_in.lora_down.weight", "conv_in has only down; both down and up are needed"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_the_names_of_file_and_key(

@@ -18,10 +18,10 @@ from tests.workers.engine.recorder import recorder
 from tests.workers.engine.three import FOUR, speed
 from tests.workers.engine.three import engine as engine_of
 from workers.engine import measure
-from workers.engine.batch import Size
 from workers.engine.contract import MAX_SIZES
 from workers.engine.engine import DiffusionEngine
 from workers.engine.header import read_header
+from workers.engine.plan import Size
 
 WIDE = BatchKey(2.0, (128, 64))
 MIDDLE = BatchKey(1.5, (96, 64))

@@ -20,9 +20,8 @@ from tests.workers.infotext import SOURCE, infotext_of, parameters_of, parse_gen
 from workers.engine import codec
 from workers.engine.config import Echo, EngineConfig, Output, Prompting, Sampler
 from workers.engine.contract import Embedding, Format, Options, Task
-from workers.engine.embedding import JPEG_UNITS, embed, holds
 from workers.engine.header import read_header
-from workers.engine.metadata import About, Metadata, Provenance, fitted, sampler_name
+from workers.engine.metadata import JPEG_UNITS, About, Metadata, Provenance, embed, fitted, holds, sampler_name
 
 FORMATS: list[Format] = ["jpeg", "png", "webp"]
 ABOUT = About("dreamshaper #8", "Contour 1.2")

@@ -12,8 +12,7 @@ from torch import Tensor
 from tests.workers.engine import demo
 from tests.workers.engine.demo import relative_error
 from workers.engine import networks
-from workers.engine.architecture import UnsupportedModelError, check
-from workers.engine.constants import (
+from workers.engine.conditioning import (
     hint_embedding,
     keys_values,
     keys_values_widths,
@@ -22,6 +21,7 @@ from workers.engine.constants import (
     time_table,
 )
 from workers.engine.denoiser import Denoiser, Passes, min_temperature
+from workers.engine.model_checks import UnsupportedModelError, check_architecture
 from workers.engine.networks import Control, LayerInputs
 from workers.engine.streams import SideStream
 
@@ -184,7 +184,7 @@ def test_linear_projections_as_in_stable_diffusion_2_are_covered() -> None:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **shape).eval()
     controlnet = ControlNetModel(conditioning_embedding_out_channels=(8, 8, 8, 8), **shape).eval()
-    check(unet.config, controlnet.config, 16)
+    check_architecture(unet.config, controlnet.config, 16)
     pack_projections(unet)
     text = random(IMAGES, 77, 16)
     residuals = controlnet(LATENTS, TIMESTEPS, text, IMAGE)
@@ -258,9 +258,9 @@ def test_another_architecture_is_refused_by_the_name_of_its_key(network: str, ke
     unet, controlnet = dict(demo.parts().unet.config), dict(demo.parts().controlnet.config)
     {"UNet": unet, "ControlNet": controlnet}[network][key] = value
     with pytest.raises(UnsupportedModelError, match=key):
-        check(unet, controlnet, 96)
+        check_architecture(unet, controlnet, 96)
 
 
 def test_another_text_encoder_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match=r"cross_attention_dim of the UNet is 96, .*hidden_size is 768"):
-        check(demo.parts().unet.config, demo.parts().controlnet.config, 768)
+        check_architecture(demo.parts().unet.config, demo.parts().controlnet.config, 768)

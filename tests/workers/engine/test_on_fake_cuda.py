@@ -13,8 +13,8 @@ from tests.workers.engine import full_size
 from tests.workers.engine.fake_cuda import DEVICE, Call, efficient_attention, fake_cuda, layout_kept
 from workers.engine import model as models
 from workers.engine.batch import Batch, BatchShape, JoiningImage
+from workers.engine.conditioning import pack_projections
 from workers.engine.config import EngineConfig, Sampler, rows_of
-from workers.engine.constants import pack_projections
 from workers.engine.contract import StepProgress
 from workers.engine.graphs import Fallbacks, GraphContext, Graphs
 from workers.engine.model import Model, assemble, plans_of

@@ -21,12 +21,12 @@ from tests.service.running import Service, result_pixels
 from tests.workers.engine import demo
 from tests.workers.engine.demo import relative_error
 from workers.console import command
+from workers.convert import convert, read_engine
 from workers.engine.config import EngineConfig, Sizing
 from workers.engine.engine import DiffusionEngine
 from workers.engine.model import load
 from workers.engine.runtimes import export, files, sessions
 from workers.engine.runtimes.files import GRAPHS, RuntimeProblem, check, folder_for
-from workers.weights.convert import convert, read_engine
 
 ROOT = Path(__file__).parents[3]
 CONFIG_FILE = ROOT / "configs" / "demo.yaml"

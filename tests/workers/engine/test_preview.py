@@ -19,6 +19,7 @@ from tests.workers.engine import demo
 from tests.workers.engine.demo import CONFIG
 from tests.workers.engine.test_shortage import Refusing
 from tests.workers.engine.three import engine as engine_of
+from workers.convert import read_engine
 from workers.engine import codec, execution, sampler
 from workers.engine.batch import Batch
 from workers.engine.codec import Pixels
@@ -27,7 +28,6 @@ from workers.engine.engine import DiffusionEngine
 from workers.engine.model import decode
 from workers.engine.preview import Colours, fit
 from workers.engine.runtime import Decode
-from workers.weights.convert import read_engine
 
 DEMO = read_engine(Path(__file__).parents[3] / "configs" / "demo.yaml")
 STEPS, SIDE = 10, DEMO.size.short_side // 8

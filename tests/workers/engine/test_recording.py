@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from tests.workers.engine.fake_capture import Cuda
-from workers.engine.graphs import Fallbacks, GraphContext, Graphs, Pool
-from workers.engine.recording import _MOST_LOST_POOLS, CudaRecorder
+from workers.engine.graphs import _MOST_LOST_POOLS, CudaRecorder, Fallbacks, GraphContext, Graphs, Pool
 
 DEVICE = torch.device("cuda:0")
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory.")

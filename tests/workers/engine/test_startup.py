@@ -7,7 +7,7 @@ import pytest
 
 from tests.workers.engine.demo import CONFIG, FOLDER
 from workers.engine.config import Lora, Weights
-from workers.engine.startup import files, read_ahead
+from workers.engine.weights import files, read_ahead
 
 NETWORKS = ("unet", "controlnet", "vae")
 PARTS = (*(f"{name}/diffusion_pytorch_model" for name in NETWORKS), "text_encoder/model")

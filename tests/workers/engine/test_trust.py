@@ -15,8 +15,8 @@ import torch
 from tests.workers.engine import demo
 from workers.engine.config import EngineConfig, Weights
 from workers.engine.model import read
+from workers.engine.model_checks import UnsafeModelError, check_folders
 from workers.engine.runtimes.sessions import Session
-from workers.engine.trust import UnsafeModelError, check
 from workers.engine.weights import COMPONENTS
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -101,7 +101,7 @@ def test_files_that_name_other_weights_are_refused(folder: Path, part: str, name
 @pytest.mark.parametrize("content", ["[]", "{", "\0", "[" * 100_000])
 def test_what_is_no_json_object_is_refused(folder: Path, content: str) -> None:
     (folder / "text_encoder/config.json").write_text(content)
-    with pytest.raises(UnsafeModelError, match=r"text_encoder/config\.json .*: get the model again"):
+    with pytest.raises(UnsafeModelError, match=r"text_encoder/config\.json .*: download the model again"):
         read(configured(folder), torch.float32)
 
 
@@ -120,7 +120,7 @@ def test_only_the_architecture_of_the_text_encoder_is_taken(folder: Path) -> Non
 
 def test_the_folders_that_are_served_pass(folder: Path) -> None:
     plant(folder / "tokenizer/tokenizer_config.json", tokenizer_file=None, special_tokens_map_file="./x.json")
-    check(*(path for path in folder.iterdir() if path.is_dir()))
+    check_folders(*(path for path in folder.iterdir() if path.is_dir()))
     assert read(configured(folder), torch.float32).tokenizer("a").input_ids
 
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from workers.engine.conditioning import TEXT_TOKENS, TextEncoder
-from workers.engine.constants import (
+from workers.engine.conditioning import (
+    TEXT_TOKENS,
+    TextEncoder,
     hint_embedding,
     keys_values_widths,
     pack_projections,

@@ -1,18 +1,116 @@
-"""Checkpoints in one file, in the layout of the original latent-diffusion code, converted to that of diffusers.
+"""Safetensors files: whether they are that, the same weights in another number format, and checkpoints in one file.
 
-A checkpoint says nothing of its architecture: `sd15/` has the configurations of Stable Diffusion 1.5. The renaming is
-that of diffusers' `from_single_file`. Its result is compared with the architecture, tensor by tensor, as
-`from_single_file` itself only warns of what is left over, and leaves out what is missing.
+A checkpoint in the layout of the original latent-diffusion code is converted to that of diffusers. It says nothing of
+its architecture: `sd15/` has the configurations of Stable Diffusion 1.5. The renaming is that of diffusers'
+`from_single_file`. Its result is compared with the architecture, tensor by tensor, as `from_single_file` itself only
+warns of what is left over, and leaves out what is missing.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from safetensors import SafetensorError, safe_open
 
 from workers.engine.config import Weights
-from workers.weights.errors import FetchError
-from workers.weights.tensors import read, shapes_in
+from workers.weights.messages import FetchError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+_CODES = {"float16": "F16", "float32": "F32", "bfloat16": "BF16"}
+_WHOLE_NUMBERS = {"I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL"}
+_METADATA = {"format": "pt"}  # without it transformers refuses a file
+_MAGIC = {  # how other files begin
+    b"version https://git-lfs": "a pointer of Git LFS, not what it points at: run git lfs pull",
+    b"PK\x03\x04": "a zip, as torch.save writes: a pickle, which can run any code and is not read",
+    b"\x80": "a pickle, which can run any code and is not read",
+    b"<": "an HTML or XML page: another server than the hub answered",
+}
+
+
+def shapes_in(path: Path) -> dict[str, list[int]]:
+    """Return the shapes of a file's tensors. Raises FetchError if it is no safetensors file."""
+    return {key: shape for key, (_, shape) in _header(path).items()}
+
+
+def _header(path: Path) -> dict[str, tuple[str, list[int]]]:
+    """Return (number format, shape) of each tensor. The library checks that the file has all of them."""
+    try:
+        with safe_open(path, framework="np") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - it is no dictionary
+            return {key: (part.get_dtype(), part.get_shape()) for key, part in slices.items()}
+    except SafetensorError as error:
+        raise FetchError(f"{path} is not a complete safetensors file: it is {_kind_of(path)}") from error
+
+
+def _kind_of(path: Path) -> str:
+    with path.open("rb") as file:
+        begin = file.read(max(map(len, _MAGIC)))
+    return next((text for magic, text in _MAGIC.items() if begin.startswith(magic)), "damaged or cut off")
+
+
+def is_ready(path: Path, dtype: str) -> bool:
+    """Return whether a file is in this number format and marked as torch's, so that it needs no conversion.
+
+    Raises FetchError if it is no safetensors file.
+    """
+    formats = {code for code, _ in _header(path).values()}
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    marked = header.get("__metadata__", {}).get("format") == _METADATA["format"]
+    return marked and formats <= {_CODES[dtype]} | _WHOLE_NUMBERS
+
+
+def read(paths: Sequence[Path], prefix: str = "") -> dict[str, "Tensor"]:
+    """Return the tensors of files whose names begin with a prefix. Their bytes are read when they are used."""
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            tensors |= {name: file.get_tensor(name) for name in names}
+    return tensors
+
+
+def write(tensors: Mapping[str, "Tensor"], dtype: str, target: Path, what: str) -> None:
+    """Write tensors to a file in a number format. Raises FetchError and OSError."""
+    from safetensors.torch import save_file
+
+    cast = {name: _cast(tensor, dtype, f"{what}: {name}") for name, tensor in tensors.items()}
+    target.touch()
+    mode = target.stat().st_mode
+    try:
+        save_file(cast, target, _METADATA)
+    except SafetensorError as error:
+        if (number := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(target)) from error
+    target.chmod(mode)  # the library makes it private
+
+
+def _cast(tensor: "Tensor", dtype: str, what: str) -> "Tensor":
+    import torch
+
+    if not tensor.is_floating_point():
+        return tensor.contiguous()
+    cast = tensor.to(getattr(torch, dtype)).contiguous()
+    if not cast.isfinite().all():
+        if not tensor.isfinite().all():
+            raise FetchError(f"{what} has NaN or infinite values: the file is damaged")
+        raise FetchError(
+            f"{what} has values up to {tensor.abs().max():g}, which {dtype} cannot hold: choose another --dtype"
+        )
+    return cast
+
+
+# ---------------------------------------------------------------------------------------------------------- checkpoints
+
 
 SD15 = Path(__file__).with_name("sd15")
 SD15_REPOSITORY = Weights(  # its tokenizer is taken, as no checkpoint has one
@@ -52,7 +150,7 @@ PREFIXES: Mapping[Kind, str] = {  # of a network's keys
 
 
 def networks_in(name: str, path: Path) -> Mapping[Kind, str]:
-    """Return the networks of a checkpoint that is to be the "model" or the "controlnet", with their keys' prefixes.
+    """Return the networks of a checkpoint for the "model" or the "controlnet", with their keys' prefixes.
 
     Raises FetchError.
     """
@@ -65,7 +163,7 @@ def networks_in(name: str, path: Path) -> Mapping[Kind, str]:
         return control
     if name == "model" and _FIRST in shapes:
         return _model(shapes)
-    kind = "a model: name it under engine.model" if _FIRST in shapes else "of a kind that is not known"
+    kind = "a model: name it under engine.model" if _FIRST in shapes else "of an unknown kind"
     kind = "a ControlNet: name it under engine.controlnet" if control else kind
     raise FetchError(f"it is {kind}; it cannot be engine.{name}")
 
@@ -101,7 +199,7 @@ def convert(path: Path, kind: Kind, prefix: str, like: Path) -> dict[str, Any]:
     tensors = renamed(kind, read([path], prefix), config)
     problem = next(differences(expected_shapes(kind, config), tensors), None)
     if problem is not None:
-        raise FetchError(f"it does not fit: its {NAMES[kind]} {problem}; {like} says what it should have")
+        raise FetchError(f"it does not match the configuration in {like}: its {NAMES[kind]} {problem}")
     return tensors
 
 
@@ -111,8 +209,8 @@ def config_in(like: Path, kind: Kind) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no JSON"
-        raise FetchError(f"{path} cannot be read ({reason}): name another folder by --like") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
+        raise FetchError(f"{path} cannot be read ({reason}): name another folder with --like") from error
     return config
 
 
@@ -152,6 +250,6 @@ def differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Any
     yield from (f"has no {key}" for key in expected if key not in found)
     for key, tensor in found.items():
         if key not in expected:
-            yield f"has {key}, which is not known there"
+            yield f"has {key}, which is unexpected"
         elif tuple(tensor.shape) != expected[key]:
             yield f"has {key} in the shape {list(tensor.shape)} instead of {list(expected[key])}"

@@ -1,6 +1,6 @@
 """Images in shared memory: one anonymous region per worker, cut into fixed input and output slots.
 
-The region is a memfd. It has no name, so nothing is left in /dev/shm whoever dies, no resource tracker has to know it,
+The region is a memfd. It has no name, so no crash leaves anything in /dev/shm, no resource tracker has to know it,
 and a container's 64 MB /dev/shm does not bound it. Pages are allocated when they are first touched.
 
 Its size is sealed. A worker decodes what strangers send, and shares this memory. If it could make the file shorter, the

@@ -1,19 +1,69 @@
-"""What a person is told when weights cannot be fetched, and the exit code that goes with it."""
+"""Messages of the fetch command: its progress, and for each failure the reason and what to do.
+
+Progress of long work is on the standard error: a bar on a terminal, elsewhere a plain line now and then.
+"""
 
 import errno
 import os
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 from huggingface_hub import constants, errors
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # it makes its names when they are asked for
+
+# ------------------------------------------------------------------------------------------------------------- progress
+
+
+SMALL = 2**20  # bytes: a smaller file gets no line
+LINE_SECONDS = 10.0  # between two lines, where there is no terminal
+
+
+def say(text: str) -> None:
+    """Tell the person who waits. The standard output is for results."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def bar(name: str, *, total: int | None, initial: int = 0, **_: object) -> Any:
+    """Return a progress bar of a file's bytes: a context manager with `update(n)`."""
+    kind = tqdm if sys.stderr.isatty() else _Lines
+    small = (total or 0) < SMALL
+    return kind(desc=name, total=total, initial=initial, unit="B", unit_scale=True, unit_divisor=1024, disable=small)
+
+
+class _Lines(tqdm):
+    """Few lines, as files and pipes keep every one."""
+
+    disable: bool
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(  # type: ignore[no-untyped-call]
+            mininterval=LINE_SECONDS, maxinterval=LINE_SECONDS, ncols=100, ascii=True, **options
+        )
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        if not self.disable and self.n:
+            self.fp.write(f"{msg or str(self)}\n")
+            self.fp.flush()
+        return True
+
+    def close(self) -> None:
+        if not self.disable:
+            self.display()
+            self.disable = True
+
+
+# --------------------------------------------------------------------------------------------------------------- errors
+
 
 FAILED = 1
 LATER = os.EX_TEMPFAIL  # 75: the same command may succeed later
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # statuses of HTTP
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-RETRY = "Try again later; if it happens again, a proxy between here and the hub changes what passes"
-WRONG_SIZE = f"its size is not the one that the hub lists. {RETRY}"
+RETRY = "Try again later; if it happens again, a proxy on the way may be altering the data"
+WRONG_SIZE = f"its size differs from the one that the hub lists. {RETRY}"
 _DENIED = "the hub denies access: set HF_TOKEN to a token that may read it"
 _REFUSALS: tuple[tuple[type[errors.HfHubHTTPError] | int, str], ...] = (
     (errors.GatedRepoError, "it is gated: accept its terms on its page, then set HF_TOKEN"),
@@ -27,7 +77,7 @@ _REFUSALS: tuple[tuple[type[errors.HfHubHTTPError] | int, str], ...] = (
     (401, _DENIED),
     (403, _DENIED),
     (429, "too many requests to the hub: wait some minutes, or set HF_TOKEN to be allowed more"),
-    *((status, "the hub is in trouble: try again later") for status in TRANSIENT),
+    *((status, "the hub reports an error: try again later") for status in TRANSIENT),
 )
 
 
@@ -60,21 +110,23 @@ def explain(error: BaseException, place: Path) -> FetchError:
         return FetchError(f"{endpoint} cannot be reached ({reason(error)}): {advice}", LATER)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         where = error.filename or place
-        return FetchError(f"no space is left in {where} ({error.strerror}): make some, or choose another disk by --to")
+        return FetchError(
+            f"no space is left in {where} ({error.strerror}): free some, or choose another disk with --to"
+        )
     if isinstance(error, OSError) and error.errno is not None:
         return FetchError(str(error))
     if isinstance(error, errors.HFValidationError):
-        return FetchError("no repository can have this name: correct the path")
+        return FetchError("this is not a valid repository name: correct the path")
     if type(error) is OSError:
         return FetchError(WRONG_SIZE, LATER)
-    return FetchError(f"{endpoint} does not answer as a hub does: check the network and HF_ENDPOINT", LATER)
+    return FetchError(f"{endpoint} does not answer like a Hugging Face hub: check the network and HF_ENDPOINT", LATER)
 
 
 def _refusal(error: errors.HfHubHTTPError) -> str:
     for kind, text in _REFUSALS:
         if error.response.status_code == kind or (isinstance(kind, type) and isinstance(error, kind)):
             return f"{text} ({reason(error)})"
-    return f"the hub refuses: check the path, the revision and HF_ENDPOINT ({reason(error)})"
+    return f"the hub refused the request: check the path, the revision and HF_ENDPOINT ({reason(error)})"
 
 
 def reason(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.slots import SlotLayout, SlotMemory
+from workers.shared_memory import SlotLayout, SlotMemory
 
 LAYOUT = SlotLayout(count=3, input_bytes=64, output_bytes=32)
 

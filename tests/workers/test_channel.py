@@ -9,7 +9,25 @@ from app.settings import Settings
 from app.startup import slot_layout
 from scheduler import messages as m
 from scheduler.messages import BatchKey, Blame, Costs
-from workers import wire
+from workers.channel import (
+    MAX_WARNINGS,
+    NAME_CHARS,
+    NAMED_COUNTS,
+    NAMED_SHAPES,
+    PARAMS_BYTES,
+    REASON_CHARS,
+    WARNING_CHARS,
+    Report,
+    StatusChanged,
+    as_reason,
+    as_warnings,
+    pack,
+    receive_report,
+    send,
+    shortened,
+    socket_pair,
+    unpack,
+)
 from workers.engine.contract import MAX_SIZES, EngineStatus, Options, Task
 
 MAX_SLOTS = 64  # of `engine.slots`
@@ -21,17 +39,17 @@ USUAL = EngineStatus(
 )
 
 
-def sent(message: wire.Report) -> wire.Report | None:
+def sent(message: Report) -> Report | None:
     """A message at the other end."""
-    ours, theirs = wire.channel()
+    ours, theirs = socket_pair()
     with ours, theirs:
-        wire.send(theirs, message)
-        return wire.receive_report(ours)
+        send(theirs, message)
+        return receive_report(ours)
 
 
 def test_a_usual_condition_arrives_as_it_was() -> None:
-    assert wire.shortened(USUAL) == USUAL
-    assert sent(wire.StatusChanged(wire.shortened(USUAL))) == wire.StatusChanged(USUAL)
+    assert shortened(USUAL) == USUAL
+    assert sent(StatusChanged(shortened(USUAL))) == StatusChanged(USUAL)
 
 
 def test_the_longest_condition_there_can_be_fits_into_a_message() -> None:
@@ -43,30 +61,30 @@ def test_the_longest_condition_there_can_be_fits_into_a_message() -> None:
         graph_bytes=2**63,
         fallbacks=tuple((f"{n:03}{long}", 2**63) for n in numbers),
     )
-    arrived = sent(wire.StatusChanged(wire.shortened(vast)))
-    assert isinstance(arrived, wire.StatusChanged)
-    assert len(arrived.status.attention) == wire.NAMED_SHAPES
-    assert len(arrived.status.graphs) == len(arrived.status.fallbacks) == wire.NAMED_COUNTS
+    arrived = sent(StatusChanged(shortened(vast)))
+    assert isinstance(arrived, StatusChanged)
+    assert len(arrived.status.attention) == NAMED_SHAPES
+    assert len(arrived.status.graphs) == len(arrived.status.fallbacks) == NAMED_COUNTS
 
 
 def test_of_too_many_entries_the_newest_are_kept() -> None:
-    shapes = tuple((f"2x8 {n}x{n}x40", "flash") for n in range(wire.NAMED_SHAPES + 3))
-    reasons = tuple((f"reason {n}", n) for n in range(wire.NAMED_COUNTS + 2))
-    short = wire.shortened(EngineStatus(attention=shapes, fallbacks=reasons))
+    shapes = tuple((f"2x8 {n}x{n}x40", "flash") for n in range(NAMED_SHAPES + 3))
+    reasons = tuple((f"reason {n}", n) for n in range(NAMED_COUNTS + 2))
+    short = shortened(EngineStatus(attention=shapes, fallbacks=reasons))
     assert short.attention == shapes[3:]
     assert short.fallbacks == reasons[2:]
 
 
 def test_names_that_are_alike_when_cut_are_one_entry() -> None:
-    reason = "compile failed: " + "x" * wire.NAME_CHARS
-    short = wire.shortened(
+    reason = "compile failed: " + "x" * NAME_CHARS
+    short = shortened(
         EngineStatus(
             attention=((reason + "a", "flash"), (reason + "b", "math")),
             fallbacks=((reason + " in the encoder", 2), ("other", 1), (reason + " in the decoder", 3)),
         )
     )
-    assert short.fallbacks == ((reason[: wire.NAME_CHARS], 5), ("other", 1))
-    assert short.attention == ((reason[: wire.NAME_CHARS], "math"),)
+    assert short.fallbacks == ((reason[:NAME_CHARS], 5), ("other", 1))
+    assert short.attention == ((reason[:NAME_CHARS], "math"),)
 
 
 # What a request may have, each at its longest in msgpack: characters of four bytes, and numbers of nine.
@@ -92,23 +110,23 @@ def test_the_largest_request_that_is_taken_fits_into_a_slot(seed: int) -> None:
     text = "\N{PILE OF POO}" * settings.server.max_text_chars
     image = bytes(settings.server.max_image_bytes)
     task = Task(image, text, seed, replace(LARGEST, negative=text))
-    needed = len(image) + len(wire.pack(task))
-    assert needed <= slot_layout(settings).input_bytes < needed + wire.PARAMS_BYTES
-    assert wire.unpack(image, wire.pack(task)) == task
+    needed = len(image) + len(pack(task))
+    assert needed <= slot_layout(settings).input_bytes < needed + PARAMS_BYTES
+    assert unpack(image, pack(task)) == task
 
 
-@pytest.mark.parametrize("text", ["x" * 10_000, "\ud800 in a name", "a" * (wire.REASON_CHARS - 1) + "\udfff\udfff"])
+@pytest.mark.parametrize("text", ["x" * 10_000, "\ud800 in a name", "a" * (REASON_CHARS - 1) + "\udfff\udfff"])
 def test_any_text_of_an_error_fits_into_a_report(text: str) -> None:
-    reason = wire.as_reason(text)
-    assert len(reason) <= wire.REASON_CHARS
+    reason = as_reason(text)
+    assert len(reason) <= REASON_CHARS
     assert sent(m.Failed("gpu0", 0, 1, reason, Blame.SERVICE)) == m.Failed("gpu0", 0, 1, reason, Blame.SERVICE)
 
 
-@pytest.mark.parametrize("text", ["x" * 10_000, "\ud800 in a prompt", "\U0001f600" * wire.WARNING_CHARS])
+@pytest.mark.parametrize("text", ["x" * 10_000, "\ud800 in a prompt", "\U0001f600" * WARNING_CHARS])
 def test_any_warnings_fit_into_a_report(text: str) -> None:
-    warnings = wire.as_warnings((text,) * 100)
-    assert len(warnings) == wire.MAX_WARNINGS
-    assert max(map(len, warnings)) <= wire.WARNING_CHARS
+    warnings = as_warnings((text,) * 100)
+    assert len(warnings) == MAX_WARNINGS
+    assert max(map(len, warnings)) <= WARNING_CHARS
     report = m.Finished("gpu0", 0, 1, m.Image(10, 0.0, 0.0, 0.0, 0.0, warnings))
     assert sent(report) == report
 
