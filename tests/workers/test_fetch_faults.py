@@ -91,7 +91,7 @@ TOLD: list[tuple[dict[str, Any], str, int]] = [
     ),
     (
         {"instead": {WEIGHTS: weights()[:-1] + b"x"}},
-        f"{WEIGHTS} was damaged on its way: its hash is not {sha256(weights()).hexdigest()}, which the hub lists",
+        f"{WEIGHTS} was damaged on its way: its hash is not {sha256(weights()).hexdigest()}, as the hub lists",
         LATER,
     ),
     (
