@@ -91,9 +91,9 @@ class ImageGenerator:
         header = measured(params.image, self.rules, params.blamed)
         images, steps = params.number_of_images, self.rules.resolved(params.options).steps
         context.workload = Workload(images, steps, *_final_size(header, self.rules))
-        work, length, size = effort(header, steps, self.rules)
-        deadline = time.monotonic() + self._time_allowed(request, work * length * images)
-        job = m.Job(0, deadline, work, context.client, length, params.priority, self._surcharge(header), size)
+        work, relative_steps, size = effort(header, steps, self.rules)
+        deadline = time.monotonic() + self._time_allowed(request, work * relative_steps * images)
+        job = m.Job(0, deadline, work, context.client, relative_steps, params.priority, self._surcharge(header), size)
         generating = [
             self._one(params, seed, job, on_progress and partial(on_progress, n))
             for n, seed in enumerate(params.seeds())
@@ -137,7 +137,7 @@ class ImageGenerator:
 
 
 def effort(header: Header, steps: int, rules: Rules) -> tuple[float, float, tuple[int, int]]:
-    """Work, length and size of the job, relative to an image of nominal size and steps."""
+    """Work, steps and size of the job, relative to an image of nominal size and steps."""
     width, height = size = output_size(header.width, header.height, rules.engine.size)
     return width * height / rules.engine.size.short_side**2, steps / rules.defaults["steps"], size
 

@@ -1,13 +1,33 @@
 """The scheduler is a pure state machine: events in, commands out. It reads no clock and does no I/O.
 
-Every accepted job gets exactly one reply. A worker's life:
+Every accepted job gets exactly one reply. An example with one worker of one slot, where jobs 1 and 2 take 1.1 s each:
 
-    NEW -> LOADING -> READY -> ENDING -> WAITING -> LOADING ...
-                                      -> OUT (quarantined) -> LOADING ...
+    | time  | event                  | commands                          |                                   |
+    |-------|------------------------|-----------------------------------|-----------------------------------|
+    | 0.0 s | Opened                 | Spawn(gpu0)                       | the worker loads its model        |
+    | 0.5 s | Submitted(1)           |                                   | job 1 waits for a ready worker    |
+    | 6.0 s | WorkerReady(gpu0)      | Start(1, gpu0, slot 0)            |                                   |
+    | 6.2 s | Submitted(2)           |                                   | job 2 waits for a free slot       |
+    | 7.1 s | Finished(gpu0, slot 0) | Reply(1, Done), Start(2, gpu0, 0) | the slot is free again            |
+    | 7.5 s | WorkerExited(gpu0)     |                                   | job 2 is a suspect and waits      |
+    | 8.0 s | Tick                   | Spawn(gpu0)                       | the backoff of 0.5 s is over      |
 
-A worker is ENDING between `Kill` and the exit of its process. If the process exits by itself, its worker goes from
-LOADING or READY to WAITING or OUT at once. A job that ran on a worker that exited is a suspect: it is tried again,
-alone on a worker, so that no other job is lost if it crashes that one as well.
+The state of a worker after each event. "Alarm" is the time at which a worker has loaded or been silent for too long, or
+at which its pause is over; "hopeless" is an exit after which the next process would exit as well. A dash means that the
+event is illegal, or cannot happen.
+
+    | state       | Opened  | WorkerReady | Measured | Faulted     | WorkerExited | hopeless    | alarm   |
+    |-------------|---------|-------------|----------|-------------|--------------|-------------|---------|
+    | NEW         | LOADING | -           | -        | NEW         | -            | -           | -       |
+    | LOADING     | -       | READY       | -        | ENDING      | BACKOFF      | QUARANTINED | ENDING  |
+    | READY       | -       | -           | READY    | ENDING      | BACKOFF      | QUARANTINED | ENDING  |
+    | ENDING      | -       | ENDING      | ENDING   | ENDING      | BACKOFF      | QUARANTINED | -       |
+    | BACKOFF     | -       | -           | -        | QUARANTINED | -            | -           | LOADING |
+    | QUARANTINED | -       | -           | -        | QUARANTINED | -            | -           | LOADING |
+
+A worker is ENDING between `Kill` and the exit of its process. It is QUARANTINED after its exit if its device is faulty,
+or if it has exited `quarantine_after` times without finishing an image. A job that ran on a worker that exited is a
+suspect: it is tried again, alone on a worker, so that no other job is lost if it crashes that one as well.
 """
 
 from bisect import bisect_left, insort
@@ -18,17 +38,18 @@ from typing import assert_never
 from msgspec.structs import replace
 
 from scheduler import messages as m
-from scheduler.costs import Wait
 from scheduler.errors import BrokenInvariantError, IllegalEvent, require
 from scheduler.limits import Limits
-from scheduler.messages import Command, Costs, Event, Job, Outcome, WorkerId, WorkerState, WorkerView
+from scheduler.messages import Command, Costs, Event, Job, Outcome, WaitReason, WorkerId, WorkerState, WorkerView
 from scheduler.placement import Placement
 from scheduler.queue import FairQueue, JobState
 from scheduler.workers import Worker, Workers
 
 __all__ = ["BrokenInvariantError", "IllegalEvent", "Scheduler"]
 
-CRASH, ENDED_FROM_OUTSIDE = 5, 1  # retry cost of a job: by a crash, and by a kill from outside, which it hardly causes
+CRASH_COST, OUTSIDE_EXIT_COST = 5, 1
+"""Retry cost of a job whose worker crashed, and of one whose worker was killed from outside, which it hardly causes."""
+WAITS_FOR_A_PLACE = {WaitReason.BATCH_SLOWER, WaitReason.SOONER_ELSEWHERE, WaitReason.IN_TIME_ELSEWHERE}
 
 
 class Scheduler:
@@ -44,16 +65,16 @@ class Scheduler:
         self._queue = FairQueue()
         self._placement = Placement(self._queue, self._workers, limits)
         self._jobs: dict[m.JobId, JobState] = {}  # all that have no reply yet
-        self._deadlines: list[tuple[float, m.JobId]] = []  # theirs, sorted
+        self._deadlines: list[tuple[float, m.JobId]] = []  # of these jobs, sorted
         self._running: dict[m.JobId, JobState] = {}  # those in a slot, the oldest first
-        self._held: Worker | None = None  # gets no new jobs, so that it becomes empty for a suspect
+        self._held_worker: Worker | None = None  # gets no new jobs, so that it becomes empty for a suspect
         self._generations = count(1)
         self._opened = False
-        self._until: float | None = None  # the end of the drain
+        self._drain_end: float | None = None  # None until it drains
         self._failure = ""  # why the service ends, if that was not asked for
         self._exited = False
-        self._promised = 0.0  # the latest time that a refused client was told to come back at
-        self._wait: Wait | None = None
+        self._last_retry_at = 0.0  # the latest time at which a refused client was told to come back
+        self._wait_reason: WaitReason | None = None
         self._commands: list[Command] = []  # the answer to the event in hand
 
     def handle(self, now: float, event: Event) -> list[Command]:
@@ -66,12 +87,12 @@ class Scheduler:
             return [m.Reply(event.job.id, m.Draining())] if isinstance(event, m.Submitted) else []
         if self._opened and isinstance(event, m.Opened):
             raise IllegalEvent("it was opened before")
-        self._placement.forget()
+        self._placement.clear_cache()
         self._process(now, event)
-        self._placement.forget()
+        self._placement.clear_cache()
         # Only after the event: an image that is done is delivered, even if its deadline passes in this moment.
         self._expire_deadlines(now)
-        self._wake_workers(now)
+        self._run_alarms(now)
         self._end_drain(now)
         if not (isinstance(event, m.Stepped) and self._waits_for_a_place(now, self._workers[event.worker])):
             self._place(now)
@@ -85,8 +106,9 @@ class Scheduler:
     def next_wakeup(self) -> float | None:
         """When to send the next `Tick`, unless another event comes first. It may be early, and have no effect."""
         first = self._deadlines[0][0] if self._deadlines else None
-        stops_waiting_at = self._placement.stops_waiting_at if self._wait is Wait.SLOWER else None
-        times = (first, self._workers.next_alarm(), self._until, stops_waiting_at)
+        waits_for_faster = self._wait_reason is WaitReason.SOONER_ELSEWHERE
+        stops_waiting_at = self._placement.stops_waiting_at if waits_for_faster else None
+        times = (first, self._workers.next_alarm(), self._drain_end, stops_waiting_at)
         return None if self._exited else min([time for time in times if time is not None], default=None)
 
     @property
@@ -107,27 +129,26 @@ class Scheduler:
     @property
     def draining(self) -> bool:
         """Whether new jobs are refused because the service ends."""
-        return self._until is not None
+        return self._drain_end is not None
 
     @property
-    def wait(self) -> Wait | None:
+    def wait_reason(self) -> WaitReason | None:
         """Why the next job waits; None if none waits."""
-        return self._wait
+        return self._wait_reason
 
     @property
     def predicted_seconds(self) -> float | None:
         """Seconds of one nominal image alone on the fastest worker; None until a worker has measured itself."""
-        measured = [worker for worker in self._workers if worker.prices is not None]
-        return min([worker.seconds_alone() for worker in measured], default=None)
+        return min([worker.seconds_alone() for worker in self._workers if worker.measured], default=None)
 
-    def standing(self, job: m.JobId, now: float) -> m.QueuePosition | None:
+    def queue_position(self, job: m.JobId, now: float) -> m.QueuePosition | None:
         """The expected position and wait of a waiting job; None if it does not wait."""
         state = self._jobs.get(job)
         if state is None or state.assignment is not None:
             return None
-        before = self._queue.before(state)
-        seconds = self._placement.seconds_to_start(sum([each.load for each in before]), self._oldest, now)
-        return m.QueuePosition(len(before), seconds)
+        before = self._queue.jobs_before(state)
+        work = sum([each.load for each in before])
+        return m.QueuePosition(len(before), self._placement.seconds_to_start(work, self._oldest, now))
 
     def workers(self) -> list[WorkerView]:
         """All workers, in the order they were given."""
@@ -146,7 +167,7 @@ class Scheduler:
             case m.Cancelled(job_id):
                 # It may have been answered already, when the cancellation and the reply cross.
                 if job_id in self._jobs:
-                    self._give_up(self._jobs[job_id], m.Abandoned())
+                    self._abort(self._jobs[job_id], m.Abandoned())
             case m.WorkerReady(worker, costs):
                 self._on_worker_ready(now, self._workers[worker], costs)
             case m.Measured(worker, costs):
@@ -158,7 +179,7 @@ class Scheduler:
             case m.Tick():
                 pass
             case m.Drain(until):
-                self._until = until if self._until is None else min(until, self._until)
+                self._drain_end = until if self._drain_end is None else min(until, self._drain_end)
             case m.Opened():
                 self._opened = True
                 for each in self._workers:
@@ -184,20 +205,20 @@ class Scheduler:
         next_deadline = self._deadlines[0][0] if self._deadlines else None
         refusal = self._placement.admit(now, job, next_deadline, self._oldest)
         if isinstance(refusal, m.Rejected | m.QuotaExceeded):
-            return replace(refusal, retry_after=self._appointment(now, job, refusal.retry_after))
+            return replace(refusal, retry_after=self._staggered_retry(now, job, refusal.retry_after))
         return refusal
 
-    def _appointment(self, now: float, job: JobState, seconds: float) -> float:
+    def _staggered_retry(self, now: float, job: JobState, seconds: float) -> float:
         """Seconds after which a refused client should retry: one after the other, or most would be refused again.
 
         The times reach one full queue ahead; later ones would be guesses.
         """
         if not self._workers.known:
             return seconds
-        each, soonest = job.load / self._placement.forecast(now).throughput, now + seconds
-        after_others = self._promised + each if self._promised > now else soonest
-        self._promised = min(max(soonest, after_others), soonest + self._limits.max_queue * each)
-        return self._promised - now
+        interval, soonest = job.load / self._placement.forecast(now).throughput, now + seconds
+        after_others = self._last_retry_at + interval if self._last_retry_at > now else soonest
+        self._last_retry_at = min(max(soonest, after_others), soonest + self._limits.max_queue * interval)
+        return self._last_retry_at - now
 
     def _free_slot(self, now: float, event: m.Finished | m.Failed | m.Released) -> None:
         assignment = self._workers[event.worker].assignment(event.slot, event.generation)
@@ -213,7 +234,7 @@ class Scheduler:
         if isinstance(event, m.Failed) and event.blame is m.Blame.MEMORY:
             assert job.assignment is not None
             self._workers.detach(job.assignment)
-            self._try_alone([job], event.worker, CRASH, outcome)
+            self._try_alone([job], event.worker, CRASH_COST, outcome)
         else:
             self._reply(job, outcome)
 
@@ -221,7 +242,7 @@ class Scheduler:
         if worker.state is WorkerState.ENDING:
             return  # it became ready after it was killed
         if worker.state is not WorkerState.LOADING:
-            raise IllegalEvent(f"{worker.id} is {worker.state} and cannot become ready")
+            raise IllegalEvent(f"{worker.id} cannot become ready in state {worker.state}")
         if costs.steps < 1 or not costs.step_seconds:
             raise IllegalEvent(f"{worker.id} has no step or no slot")
         _check_sizes(worker, costs)
@@ -231,41 +252,41 @@ class Scheduler:
         if worker.state is WorkerState.ENDING:
             return  # sent before it was killed
         if worker.state is not WorkerState.READY:
-            raise IllegalEvent(f"{worker.id} is {worker.state} and cannot have measured itself")
-        known = worker.known_prices.costs
+            raise IllegalEvent(f"{worker.id} cannot have measured itself in state {worker.state}")
+        known = worker.cost_model.costs
         if (costs.steps, len(costs.step_seconds)) != (known.steps, len(known.step_seconds)):
             raise IllegalEvent(f"{worker.id} cannot change its steps or slots while it is ready")
         _check_sizes(worker, costs)
         self._workers.update_costs(worker, costs)
 
-    def _on_worker_exit(self, now: float, worker: Worker, loss: m.WorkerExited) -> None:
-        if worker.state in {WorkerState.NEW, WorkerState.WAITING, WorkerState.OUT}:
+    def _on_worker_exit(self, now: float, worker: Worker, event: m.WorkerExited) -> None:
+        if worker.state in {WorkerState.NEW, WorkerState.BACKOFF, WorkerState.QUARANTINED}:
             raise IllegalEvent(f"{worker.id} has no process to lose")
-        jobs = self._workers.on_exit(now, worker, loss)
-        self._try_alone(jobs, worker.id, ENDED_FROM_OUTSIDE if loss.outside else CRASH)
-        self._end_if_all_are_out(now)
+        jobs = self._workers.on_exit(now, worker, event)
+        self._try_alone(jobs, worker.id, OUTSIDE_EXIT_COST if event.outside else CRASH_COST)
+        self._end_if_all_are_quarantined(now)
 
     def _quarantine(self, now: float, worker: Worker, reason: str) -> None:
         match worker.state:
             case WorkerState.LOADING | WorkerState.READY:
-                worker.fault = reason
+                worker.history.device_fault = reason
                 self._kill(now, worker, reason)
             case WorkerState.ENDING:
-                worker.fault = reason
-            case WorkerState.WAITING | WorkerState.OUT:
+                worker.history.device_fault = reason
+            case WorkerState.BACKOFF | WorkerState.QUARANTINED:
                 self._workers.quarantine(now, worker, reason)
-                self._end_if_all_are_out(now)
+                self._end_if_all_are_quarantined(now)
             case WorkerState.NEW:
                 pass  # its process will report the fault again
             case _ as unreachable:
                 assert_never(unreachable)
 
-    def _end_if_all_are_out(self, now: float) -> None:
-        """End the service if all workers are out of service: whoever started it can restart it, or move it."""
-        self._wake_workers(now)  # a worker whose pause is over is spawned again, so it is not out any more
+    def _end_if_all_are_quarantined(self, now: float) -> None:
+        """End the service if all workers are quarantined: whoever started it can restart it, or move it."""
+        self._run_alarms(now)  # a worker whose pause is over is spawned again, so it is not out any more
         self._failure = self._workers.failure
         if self._failure:
-            self._until = now
+            self._drain_end = now
 
     def _try_alone(self, jobs: list[JobState], worker: WorkerId, cost: int, outcome: Outcome | None = None) -> None:
         """Retry each of these jobs alone on a worker.
@@ -277,39 +298,38 @@ class Scheduler:
             del self._running[job.job.id]
         self._queue.put_back(jobs)
         for job in jobs:
-            if job.retry_cost >= CRASH * self._limits.attempts:
+            if job.retry_cost >= CRASH_COST * self._limits.attempts:
                 self._reply(job, outcome or m.WorkerCrash(job.losses))
 
     # ---------------------------------------------------------------------------------------------------------- alarms
 
     def _expire_deadlines(self, now: float) -> None:
         while self._deadlines and self._deadlines[0][0] <= now:
-            self._give_up(self._jobs[self._deadlines[0][1]], m.Expired())
+            self._abort(self._jobs[self._deadlines[0][1]], m.Expired())
 
     def _end_drain(self, now: float) -> None:
-        if self._until is not None and self._until <= now:
+        if self._drain_end is not None and self._drain_end <= now:
             for job in list(self._jobs.values()):
                 self._reply(job, m.Draining())
 
-    def _wake_workers(self, now: float) -> None:
-        while due := self._workers.due(now):
+    def _run_alarms(self, now: float) -> None:
+        while due := self._workers.take_due_alarms(now):
             for worker in due:
-                self._look_at(now, worker)
+                self._on_alarm(now, worker)
 
-    def _look_at(self, now: float, worker: Worker) -> None:
+    def _on_alarm(self, now: float, worker: Worker) -> None:
         match worker.state:
-            case WorkerState.WAITING | WorkerState.OUT:
-                worker.restarts += 1
+            case WorkerState.BACKOFF | WorkerState.QUARANTINED:
+                worker.history.restarts += 1
                 self._spawn(now, worker)
             case WorkerState.LOADING:
                 self._kill(now, worker, f"not ready after {self._limits.load_timeout:g} s")
             case WorkerState.READY:
                 # Heartbeats do not move the alarm, so it may be too early.
-                timeout = self._workers.heartbeat_timeout(worker)
-                if worker.heard + timeout > now:
-                    worker.alarm = worker.heard + timeout
-                else:
-                    self._kill(now, worker, f"silent for {now - worker.heard:.1f} s")
+                silent_since = worker.times.last_heartbeat
+                worker.alarm = silent_since + self._workers.heartbeat_timeout(worker)
+                if worker.alarm <= now:
+                    self._kill(now, worker, f"silent for {now - silent_since:.1f} s")
             case WorkerState.NEW | WorkerState.ENDING:
                 raise BrokenInvariantError(f"{worker.id} is {worker.state} and has an alarm")
             case _ as unreachable:
@@ -336,35 +356,35 @@ class Scheduler:
 
     def _place(self, now: float) -> None:
         suspect, other = self._place_suspects(now), self._place_others(now)
-        self._wait = suspect if other is None else other
+        self._wait_reason = suspect if other is None else other
 
     def _waits_for_a_place(self, now: float, stepped: Worker) -> bool:
         """Whether a step cannot start a job: if it is better to wait for a place, it stays so until an image leaves.
 
-        Not if it is another job's turn by now, or if a worker is empty: then a job may have waited for a faster one for
+        Not if another job is next by now, or if a worker is empty: then a job may have waited for a faster one for
         long enough.
         """
-        waits = self._wait is Wait.SLOWER and not self._commands and not stepped.decoding
+        waits = self._wait_reason in WAITS_FOR_A_PLACE and not self._commands and not stepped.decoding_work
         waits = waits and all(each.slots for each in self._workers.ready)
-        return waits and self._placement.turn(now) is self._placement.waiting
+        return waits and self._placement.next_job(now) is self._placement.waiting_job
 
-    def _place_suspects(self, now: float) -> Wait | None:
+    def _place_suspects(self, now: float) -> WaitReason | None:
         for job in list(self._queue.suspects):  # all of them: each avoids another worker
             if (worker := self._workers.fastest_empty(avoid=job.lost_on)) is not None:
                 self._start(now, job, worker)
         if not self._queue.suspects:
-            self._held = None
+            self._held_worker = None
             return None
-        self._held = self._workers.to_hold(self._held, avoid=self._queue.suspects[0].lost_on)
-        return Wait.NEEDS_EMPTY if self.ready else Wait.NO_WORKER
+        self._held_worker = self._workers.to_hold(self._held_worker, avoid=self._queue.suspects[0].lost_on)
+        return WaitReason.NEEDS_EMPTY if self.ready else WaitReason.NO_WORKER
 
-    def _place_others(self, now: float) -> Wait | None:
+    def _place_others(self, now: float) -> WaitReason | None:
         while self._queue.by_deadline:
-            choice = self._placement.choose(now, self._held)
-            if isinstance(choice, Wait):
+            choice = self._placement.choose(now, self._held_worker)
+            if isinstance(choice, WaitReason):
                 return choice
             job, worker = choice
-            late = now + worker.joined_by(job.job).end > job.job.deadline
+            late = now + worker.effect_of_joining(job.job).end > job.job.deadline
             if late and len(self._queue) > 1:  # starting it would make others late as well
                 self._reply(job, m.Expired())
             else:
@@ -372,7 +392,7 @@ class Scheduler:
         return None
 
     def _start(self, now: float, job: JobState, worker: Worker) -> None:
-        self._placement.forget()
+        self._placement.clear_cache()
         self._queue.remove(job, started=True)
         self._running[job.job.id] = job
         assignment = self._workers.assign(now, worker, job, next(self._generations))
@@ -380,7 +400,7 @@ class Scheduler:
 
     # --------------------------------------------------------------------------------------------------------- replies
 
-    def _give_up(self, job: JobState, outcome: Outcome) -> None:
+    def _abort(self, job: JobState, outcome: Outcome) -> None:
         """Answer a job that is not done, and free its slot. A worker that is being killed needs no `Cancel`."""
         assignment = job.assignment
         self._reply(job, outcome)
@@ -389,7 +409,7 @@ class Scheduler:
 
     def _reply(self, job: JobState, outcome: Outcome) -> None:
         """Give a job its only reply. If it is in a slot, the slot is leaving from now on."""
-        self._placement.forget()
+        self._placement.clear_cache()
         if self._running.pop(job.job.id, None) is None:
             self._queue.remove(job)
         del self._jobs[job.job.id]
@@ -401,20 +421,23 @@ class Scheduler:
     def check(self) -> None:
         """Validate all invariants; raises BrokenInvariantError. For tests: it looks at every job and worker."""
         waiting = [job.job.id for job in self._queue]
-        require(sorted(self._jobs) == sorted([*self._running, *waiting]), "a job is nowhere, or twice")
+        require(sorted(self._jobs) == sorted([*self._running, *waiting]), "a job neither waits nor runs, or does both")
         require(sorted(job for _, job in self._deadlines) == sorted(self._jobs), "a deadline is missing, or left over")
         require(self._deadlines == sorted(self._deadlines), "deadlines are out of order")
         self._queue.check()
         self._workers.check(opened=self._opened)
-        require(self._workers.running == len(self._running), "a job runs unknown, or in two slots")
-        require((self._wait is None) == (not waiting), "a job waits without a reason, or nobody with one")
+        require(self._workers.running == len(self._running), "a job runs without being known, or in two slots")
+        require(
+            (self._wait_reason is None) == (not waiting),
+            "a job waits without a reason, or none waits with one",
+        )
         require(not self.draining or self._exited == (not self._jobs), "a drain ended too early, or did not end")
         require(not self._commands, "a command was kept back")
 
 
 def _check_sizes(worker: Worker, costs: Costs) -> None:
     if any(len(steps) != len(costs.step_seconds) for _, steps in costs.sizes):
-        raise IllegalEvent(f"{worker.id} has measured other numbers of images of some size")
+        raise IllegalEvent(f"{worker.id} measured other numbers of images of some size")
 
 
 def _outcome(event: m.Finished | m.Failed | m.Released, job: JobState) -> Outcome:

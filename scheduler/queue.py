@@ -1,14 +1,15 @@
-"""The waiting jobs, in two orders: by deadline, for admission, and by turn, which is the fair order to start them in.
+"""The waiting jobs, in two orders: by deadline, for admission, and in the fair order, to start them.
 
 The fair order is self-clocked fair queueing (Golestani, INFOCOM 1994). Each client has a queue and a virtual time: the
 work that was started for it. The client whose virtual time would be least after its next job is served next. A client
-that returns starts at the virtual time of the others, so it cannot save up turns. An example: A has sent ten jobs, then
-B sends one. B's job starts after the next one of A, not after all ten.
+that returns starts at the virtual time of the others, so it cannot save up work. An example: A has sent ten jobs of
+work 1, and three have started, so its virtual time is 3. Now B sends a job, and starts at 3 as well. A's next job
+starts, because A came first, and A is at 4. B's job would bring B to 4 and A's would bring A to 5, so B's is next.
 
 Jobs of negative priority are background work. All other jobs are interactive and go first, whichever client sent them.
 Each of the two classes is fair in itself. Background jobs never starve: each interactive job that starts while one of
-them waits adds a ninth of its work to what they are owed, and once the work of the next background job is owed, it goes
-first. An example: of two endless streams of equal images, nine interactive ones start for each background one.
+them waits adds a ninth of its work to their credit, and a background job goes first once the credit covers its work.
+An example: of two endless streams of equal images, nine interactive ones start for each background one.
 
 At most some hundreds of jobs wait, so everything here simply walks over all of them.
 """
@@ -23,7 +24,8 @@ from scheduler.errors import require
 from scheduler.messages import BatchKey, ClientId, Job, WorkerId
 from scheduler.workers import SlotAssignment
 
-OWED = 1 / 9  # of the work of each interactive job that is started while background jobs wait
+BACKGROUND_CREDIT = 1 / 9
+"""Of the work of each interactive job that starts while background jobs wait: so background work gets a tenth."""
 
 
 @dataclass(slots=True, eq=False)
@@ -39,10 +41,10 @@ class JobState:
     load: float
     charge: float = field(init=False)
     deadline: float = field(init=False)
-    key: BatchKey = field(init=False)
+    batch_key: BatchKey = field(init=False)
     sequence: int = 0  # numbers all jobs that ever waited
     started: float = 0.0
-    passed_since: float | None = None  # since when others went first because of their size
+    bypassed_since: float | None = None  # since when others go first because of their size
     losses: int = 0  # how many workers exited while it ran on them
     retry_cost: int = 0  # the same, weighted by how likely the job was the reason
     lost_on: WorkerId | None = None
@@ -50,7 +52,7 @@ class JobState:
 
     def __post_init__(self) -> None:
         self.charge = self.load + self.job.surcharge
-        self.deadline, self.key = self.job.deadline, self.job.batch_key
+        self.deadline, self.batch_key = self.job.deadline, self.job.batch_key
 
     @property
     def background(self) -> bool:
@@ -71,11 +73,11 @@ class ClientQueue:
     jobs: list[JobState] = field(default_factory=list)
 
 
-def _importance(job: JobState) -> tuple[int, int]:
+def _by_priority(job: JobState) -> tuple[int, int]:
     return -job.job.priority, job.sequence
 
 
-def _due(job: JobState) -> tuple[float, int]:
+def _by_deadline(job: JobState) -> tuple[float, int]:
     return job.deadline, job.sequence
 
 
@@ -83,20 +85,20 @@ class ClientQueues:
     """A fair queue: one queue per client, served in order of least work done."""
 
     def __init__(self) -> None:
-        self.clients: dict[ClientId, ClientQueue] = {}  # a client whose first job is new is last
+        self.clients: dict[ClientId, ClientQueue] = {}  # a client whose first job is new comes last
         self._virtual_time = 0.0
         self.sizes = Counter[BatchKey]()
 
-    def of(self, client: ClientId) -> list[JobState]:
+    def jobs_of(self, client: ClientId) -> list[JobState]:
         """A client's waiting jobs, in order."""
         return self.clients[client].jobs if client in self.clients else []
 
     def add(self, job: JobState) -> None:
         """Add a job."""
-        self.sizes[job.key] += 1
+        self.sizes[job.batch_key] += 1
         client = job.job.client
         queue = self.clients.setdefault(client, ClientQueue(self._virtual_time))
-        insort(queue.jobs, job, key=_importance)
+        insort(queue.jobs, job, key=_by_priority)
         if queue.jobs[0] is job:
             self.clients[client] = self.clients.pop(client)
 
@@ -104,9 +106,9 @@ class ClientQueues:
         """Remove a job. If it has started, charge its client for it."""
         queue = self.clients.pop(job.job.client)
         queue.jobs.remove(job)
-        self.sizes[job.key] -= 1
-        if not self.sizes[job.key]:
-            del self.sizes[job.key]
+        self.sizes[job.batch_key] -= 1
+        if not self.sizes[job.batch_key]:
+            del self.sizes[job.batch_key]
         if started:
             queue.virtual_time += job.charge
             self._virtual_time = max(self._virtual_time, queue.virtual_time)
@@ -116,58 +118,58 @@ class ClientQueues:
             self._virtual_time = 0.0
 
     @property
-    def next(self) -> JobState | None:
-        """The job whose turn it is; None if none waits."""
+    def next_job(self) -> JobState | None:
+        """The next job; None if none waits."""
         if not self.clients:
             return None
         return min(self.clients.values(), key=lambda queue: queue.virtual_time + queue.jobs[0].charge).jobs[0]
 
-    def order(self) -> list[JobState]:
+    def in_order(self) -> list[JobState]:
         """All jobs in the order in which they start if no other job comes."""
-        first, turns = self.next, list[tuple[float, bool, int, JobState]]()
+        first, order = self.next_job, list[tuple[float, bool, int, JobState]]()
         for queue in self.clients.values():
-            turn = queue.virtual_time
+            finish = queue.virtual_time
             for job in queue.jobs:
-                turn += job.charge
-                turns.append((turn, job is not first, len(turns), job))
-        return [job for *_, job in sorted(turns)]
+                finish += job.charge
+                order.append((finish, job is not first, len(order), job))
+        return [job for *_, job in sorted(order)]
 
     def first_of_each_size(self) -> list[JobState]:
-        """The first job of each size, in the order of their turns."""
+        """The first job of each size, in the fair order."""
         found: dict[BatchKey, tuple[float, int, JobState]] = {}
         for queue in self.clients.values():
-            turn, missing = queue.virtual_time, set(self.sizes)
+            finish, missing = queue.virtual_time, set(self.sizes)
             for job in queue.jobs:
-                turn += job.charge
-                if job.key in missing:
-                    missing.remove(job.key)
-                    if job.key not in found or turn < found[job.key][0]:
-                        found[job.key] = turn, job.sequence, job
+                finish += job.charge
+                if job.batch_key in missing:
+                    missing.remove(job.batch_key)
+                    if job.batch_key not in found or finish < found[job.batch_key][0]:
+                        found[job.batch_key] = finish, job.sequence, job
                     if not missing:
                         break
         return [job for *_, job in sorted(found.values())]
 
     def check(self) -> None:
         """Validate invariants; raises BrokenInvariantError."""
-        sizes = Counter([job.key for queue in self.clients.values() for job in queue.jobs])
+        sizes = Counter([job.batch_key for queue in self.clients.values() for job in queue.jobs])
         require(sizes == self.sizes, "sizes that wait were miscounted")
         for client, queue in self.clients.items():
             require(bool(queue.jobs), f"{client} has an empty queue")
-            require(queue.jobs == sorted(queue.jobs, key=_importance), f"the jobs of {client} are out of order")
+            require(queue.jobs == sorted(queue.jobs, key=_by_priority), f"the jobs of {client} are out of order")
             require(queue.virtual_time <= self._virtual_time, f"{client} is ahead of the virtual time")
 
 
 class FairQueue:
     """All waiting jobs: interactive ones in fair order, then background ones in fair order.
 
-    Suspects come before all others, and are in no client's queue: they have had their turn already.
+    Suspects come before all others, and are in no client's queue: they have started once already.
     """
 
     def __init__(self) -> None:
         self.suspects: list[JobState] = []
         self.by_deadline: list[JobState] = []
         self._interactive, self._background = ClientQueues(), ClientQueues()
-        self._owed = 0.0  # work that background jobs have given way to for long enough
+        self._credit = 0.0  # work of background jobs that may go first
         self._sequence = 0
         self._loads: tuple[float, float] | None = None
 
@@ -179,36 +181,36 @@ class FairQueue:
         yield from self.by_deadline
 
     @property
-    def clients(self) -> int:
+    def client_count(self) -> int:
         """How many clients have waiting jobs."""
         return len(self._interactive.clients.keys() | self._background.clients.keys())
 
     @property
-    def background(self) -> int:
+    def background_count(self) -> int:
         """How many background jobs wait."""
         return sum([len(queue.jobs) for queue in self._background.clients.values()])
 
-    def of(self, client: ClientId) -> list[JobState]:
+    def jobs_of(self, client: ClientId) -> list[JobState]:
         """A client's waiting jobs, in order."""
-        return self._interactive.of(client) + self._background.of(client)
+        return self._interactive.jobs_of(client) + self._background.jobs_of(client)
 
     @property
-    def loads(self) -> tuple[float, float]:
+    def total_and_largest_load(self) -> tuple[float, float]:
         """The sum and the maximum of the loads of all jobs but suspects; 0 if none waits."""
         if self._loads is None:
             loads = [job.load for job in self.by_deadline]
             self._loads = sum(loads), max(loads, default=0.0)
         return self._loads
 
-    def due_before(self, job: JobState) -> int:
+    def count_due_before(self, job: JobState) -> int:
         """How many jobs have an earlier deadline than this one."""
-        return bisect_left(self.by_deadline, _due(job), key=_due)
+        return bisect_left(self.by_deadline, _by_deadline(job), key=_by_deadline)
 
-    def of_size(self, key: BatchKey) -> int:
+    def count_of_size(self, key: BatchKey) -> int:
         """How many waiting jobs have this size."""
         return self._interactive.sizes[key] + self._background.sizes[key]
 
-    def due_by(self, deadline: float) -> int:
+    def count_due_by(self, deadline: float) -> int:
         """How many jobs have this deadline or an earlier one."""
         return bisect_right(self.by_deadline, deadline, key=attrgetter("deadline"))
 
@@ -219,7 +221,7 @@ class FairQueue:
         """Add an accepted job."""
         self._sequence += 1
         job.sequence, self._loads = self._sequence, None
-        insort(self.by_deadline, job, key=_due)
+        insort(self.by_deadline, job, key=_by_deadline)
         self._class_of(job).add(job)
 
     def put_back(self, suspects: list[JobState]) -> None:
@@ -235,26 +237,26 @@ class FairQueue:
         self._loads = None
         self._class_of(job).remove(job, started=started)
         if started:
-            self._owed = _owed_after(self._owed, job)
+            self._credit = _credit_after(self._credit, job)
         if not self._background.clients:
-            self._owed = 0.0
+            self._credit = 0.0
 
     @property
-    def next(self) -> JobState | None:
-        """The job whose turn it is; None if only suspects wait."""
-        interactive, background = self._interactive.next, self._background.next
-        if interactive is None or (background is not None and self._owed >= background.charge):
+    def next_job(self) -> JobState | None:
+        """The next job in the fair order; None if only suspects wait."""
+        interactive, background = self._interactive.next_job, self._background.next_job
+        if interactive is None or (background is not None and self._credit >= background.charge):
             return background
         return interactive
 
-    def turns(self) -> list[JobState]:
+    def in_order(self) -> list[JobState]:
         """All jobs but suspects, in the order in which they start if no other job comes."""
-        interactive, background = self._interactive.order()[::-1], self._background.order()[::-1]
-        turns, owed = list[JobState](), self._owed
+        interactive, background = self._interactive.in_order()[::-1], self._background.in_order()[::-1]
+        order, credit = list[JobState](), self._credit
         while interactive and background:
-            turns.append((background if owed >= background[-1].charge else interactive).pop())
-            owed = _owed_after(owed, turns[-1])
-        return turns + interactive[::-1] + background[::-1]
+            order.append((background if credit >= background[-1].charge else interactive).pop())
+            credit = _credit_after(credit, order[-1])
+        return order + interactive[::-1] + background[::-1]
 
     def first_of_each_size(self) -> list[JobState]:
         """The first job of each size, in the fair order; a background job only for sizes that no interactive job has.
@@ -262,28 +264,31 @@ class FairQueue:
         So a background job may start before an interactive one of another size: else batches would be smaller.
         """
         first = self._interactive.first_of_each_size()
-        sizes = {job.key for job in first}
-        return first + [job for job in self._background.first_of_each_size() if job.key not in sizes]
+        sizes = {job.batch_key for job in first}
+        return first + [job for job in self._background.first_of_each_size() if job.batch_key not in sizes]
 
-    def before(self, job: JobState) -> list[JobState]:
+    def jobs_before(self, job: JobState) -> list[JobState]:
         """The jobs that start before a waiting job, if no other job comes."""
         if job.suspect:
             return self.suspects[: self.suspects.index(job)]
-        turns = self.turns()
-        return self.suspects + turns[: turns.index(job)]
+        order = self.in_order()
+        return self.suspects + order[: order.index(job)]
 
     def check(self) -> None:
         """Validate invariants; raises BrokenInvariantError."""
         clients = [*self._interactive.clients.values(), *self._background.clients.values()]
         queued = [job for queue in clients for job in queue.jobs]
-        require(sorted(map(_due, queued)) == list(map(_due, self.by_deadline)), "a job waits in one order only")
+        require(
+            sorted(map(_by_deadline, queued)) == list(map(_by_deadline, self.by_deadline)),
+            "a job waits in one order only",
+        )
         self._interactive.check()
         self._background.check()
-        require(self._owed == 0 or bool(self._background.clients), "work is owed to nobody")
-        require(all(job.suspect for job in self.suspects), "somebody waits among suspects who is none")
+        require(self._credit == 0 or bool(self._background.clients), "there is credit without background jobs")
+        require(all(job.suspect for job in self.suspects), "a job waits among suspects that is none")
         require(all(job.assignment is None for job in self), "a job waits and runs")
 
 
-def _owed_after(owed: float, job: JobState) -> float:
-    """The work owed to background jobs after a job has started."""
-    return max(0.0, owed - job.charge) if job.background else owed + OWED * job.charge
+def _credit_after(credit: float, job: JobState) -> float:
+    """The credit of background jobs after a job has started."""
+    return max(0.0, credit - job.charge) if job.background else credit + BACKGROUND_CREDIT * job.charge

@@ -23,6 +23,12 @@ GONE_FROM_APP = {
     *("other_names", "field_types", "base64_text", "json_reading", "json_syntax", "LimitedConnection"),
     *("Endpoints", "create_app", "connection_limits"),
 }
+GONE_FROM_SCHEDULER = {
+    *("StepPrices", "prices", "Joining", "joining", "is_slower", "if_they_wait", "WAITING", "OUT", "SLOWER", "heard"),
+    *("CROWD", "HOPE", "CAUTION", "RELUCTANCE", "MISSED", "APART", "STEEPEST", "HICCUP", "FAR", "OWED", "owed"),
+    *("ALIKE", "RESTED", "LOOKED_AT", "PASSING", "passed_since", "turn", "turns", "standing", "apart", "rates"),
+}
+GONE_FROM = {"app": GONE_FROM_APP, "scheduler": GONE_FROM_SCHEDULER}
 
 
 # In tests and examples a recipe is that of a training, and patience is how long a client or a measurement waits.
@@ -35,7 +41,7 @@ KEPT = {"Recipe", "patience"}
 )
 def test_no_old_name_is_left(files: str) -> None:
     folder, _, _ = files.partition("/")
-    gone, left = GONE | (GONE_FROM_APP if folder == "app" else set()), []
+    gone, left = GONE | GONE_FROM.get(folder, set()), []
     if folder in ("tests", "example"):
         gone -= KEPT
     for path in sorted(ROOT.glob(files)):

@@ -237,7 +237,7 @@ def is_possible(report: Report, layout: SlotLayout) -> bool:  # noqa: C901, PLR0
 def _is_image(image: m.Image, layout: SlotLayout) -> bool:
     durations = (image.prepare, image.denoise, image.decode, image.encode)
     return (
-        1 <= image.length <= layout.output_bytes
+        1 <= image.byte_count <= layout.output_bytes
         and image.warnings == as_warnings(image.warnings)
         and all(map(_is_duration, durations))
     )

@@ -318,7 +318,7 @@ class EdgeService:
             case WorkerReady():
                 self._answer.set_result(b"")
             case Finished(_, slot, _, image):
-                self._answer.set_result(self._memory.read(slot, image.length))
+                self._answer.set_result(self._memory.read(slot, image.byte_count))
             case Failed(_, _, _, reason, blame):
                 self._answer.set_exception((BadImageError if blame is Blame.IMAGE else FailedError)(reason))
             case _:

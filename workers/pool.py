@@ -36,7 +36,7 @@ DRAIN_GRACE = 5.0  # seconds after the end of a drain, when the pool ends whatev
 
 
 class NothingServedError(RuntimeError):
-    """All workers are out of service; the message says why of each."""
+    """All workers are quarantined; the message says why of each."""
 
 
 Observer = Callable[[m.Event, Sequence[m.Command]], None]
@@ -73,7 +73,7 @@ class Pool:
     async def run(self) -> None:
         """Start the workers and serve until drained; then end every process and free all memory.
 
-        Raises NothingServedError if it ended because all workers are out of service.
+        Raises NothingServedError if it ended because all workers are quarantined.
         """
         gc.freeze()  # what exists by now stays, so that no garbage collection needs to look at it again
         try:
@@ -112,7 +112,7 @@ class Pool:
             self._processes.kill(worker)
 
     def fault(self, uuids: Collection[str], reason: str) -> None:
-        """Take the workers of a faulty GPU out of service; `uuids` are NVML's of it and of its MIG instances."""
+        """Quarantine the workers of a faulty GPU; `uuids` are NVML's of it and of its MIG instances."""
         for worker, device in list(self.devices.items()):
             if device.uuid in uuids:
                 self._handle_or_retry(m.Faulted(worker, reason))
@@ -248,7 +248,7 @@ class Pool:
     def _reply(self, job: m.JobId, outcome: m.Outcome) -> None:
         image = b""
         if isinstance(outcome, m.Done) and self._jobs.is_awaited(job):
-            image = self._processes.memory(outcome.worker).read(outcome.slot, outcome.image.length)
+            image = self._processes.memory(outcome.worker).read(outcome.slot, outcome.image.byte_count)
         self._jobs.resolve(job, outcome, image)
 
     def _exit(self, failure: str) -> None:
@@ -258,8 +258,8 @@ class Pool:
     def _report_position(self, job: m.JobId) -> None:
         """Now and again, until the job ends: it may wait once more, if its worker is lost."""
         if self._jobs.is_followed(job):
-            if (standing := self.core.standing(job, time.monotonic())) is not None:
-                self._jobs.publish(job, standing)
+            if (position := self.core.queue_position(job, time.monotonic())) is not None:
+                self._jobs.publish(job, position)
             asyncio.get_running_loop().call_later(POSITION_SECONDS, self._report_position, job)
 
     # ------------------------------------------------------------------------------------------------ from the workers
@@ -303,7 +303,7 @@ class Pool:
             setup = self._processes.setups[worker]
             self._processes.setups[worker] = replace(setup, without=setup.without | frozenset(end.tried))
         self._handle_or_retry(m.WorkerExited(worker, end.reason, end.outside, end.hopeless))
-        if (view := self._view(worker)).state is m.WorkerState.OUT:
+        if (view := self._view(worker)).state is m.WorkerState.QUARANTINED:
             log.error("Worker %s is quarantined for a while: %s", worker, view.reason)
 
     def _view(self, worker: m.WorkerId) -> m.WorkerView:

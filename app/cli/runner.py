@@ -111,8 +111,8 @@ class Runner:
         image = await asyncio.to_thread(item.source.read_bytes)
         task = self._shared_params.task(image, item.seed)
         steps = self._rules.resolved(task.options).steps
-        work, length, size = effort(measured(image, self._rules, None), steps, self._rules)
-        job = m.Job(0, time.monotonic() + LONG, work, length=length, size=size)
+        work, relative_steps, size = effort(measured(image, self._rules, None), steps, self._rules)
+        job = m.Job(0, time.monotonic() + LONG, work, relative_steps=relative_steps, size=size)
         answer = await pool.generate(task, job, progress.watch(item))
         if isinstance(answer.outcome, m.Draining):
             return False

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from scheduler import messages as m
 from scheduler.core import Scheduler
-from scheduler.costs import Wait
 from scheduler.limits import Limits
-from scheduler.placement import Option, Placement
+from scheduler.messages import WaitReason
+from scheduler.placement import Candidate, Placement
 from scheduler.queue import FairQueue, JobState
 from scheduler.workers import SlotAssignment, Worker, Workers
 
@@ -23,7 +23,7 @@ class SetAside(Scheduler):
         self._places: dict[m.JobId, tuple[JobState, Worker]] = {}  # interactive jobs that get the place of another
         self._left: dict[m.JobId, int] = {}  # steps of images that were set aside
 
-    def _place_others(self, now: float) -> Wait | None:
+    def _place_others(self, now: float) -> WaitReason | None:
         for number, (job, worker) in list(self._places.items()):
             if worker.has_room and job.assignment is None and number in self._jobs:
                 self._start(now, job, worker)
@@ -36,9 +36,11 @@ class SetAside(Scheduler):
         return wait
 
     def _make_place(self, now: float, job: JobState) -> None:
-        images = [each for worker in self._workers.ready for each in background_images(worker) if each.key == job.key]
+        images = [
+            each for worker in self._workers.ready for each in background_images(worker) if each.key == job.batch_key
+        ]
         if images:
-            image = min(images, key=lambda each: (len(each.worker.slots), -each.left))
+            image = min(images, key=lambda each: (len(each.worker.slots), -each.steps_left))
             self._places[job.job.id] = job, image.worker
             self._set_aside(now, image)
 
@@ -48,18 +50,18 @@ class SetAside(Scheduler):
         self._commands.append(m.Cancel(image.worker.id, image.slot, image.generation))
         del self._running[job.job.id]
         self._workers.detach(image)
-        self._left[job.job.id] = image.left
-        job.load = job.charge = self._placement.load(job.job, now) * image.left / image.steps
-        queue, job.passed_since = self._queue, None
+        self._left[job.job.id] = image.steps_left
+        job.load = job.charge = self._placement.load(job.job, now) * image.steps_left / image.step_count
+        queue, job.bypassed_since = self._queue, None
         sequence, queue._sequence = queue._sequence, job.sequence - 1  # noqa: SLF001 - it keeps its place in the queue
         queue.add(job)
         queue._sequence = sequence  # noqa: SLF001
-        self._placement.forget()
+        self._placement.clear_cache()
 
     def _start(self, now: float, job: JobState, worker: Worker) -> None:
         super()._start(now, job, worker)
         assert job.assignment is not None
-        job.assignment.left = self._left.pop(job.job.id, job.assignment.left)
+        job.assignment.steps_left = self._left.pop(job.job.id, job.assignment.steps_left)
 
 
 class Alone(SetAside):
@@ -69,7 +71,7 @@ class Alone(SetAside):
         super().__init__(workers, limits)
         self._placement = _Apart(self._queue, self._workers, limits)
 
-    def _place_others(self, now: float) -> Wait | None:
+    def _place_others(self, now: float) -> WaitReason | None:
         wait = super()._place_others(now)
         for worker in self._workers.ready:
             if has_interactive(worker):
@@ -85,18 +87,20 @@ class _Apart(Placement):
         super().__init__(queue, workers, limits)
         self._waiting = queue
 
-    def turn(self, now: float) -> JobState:
-        interactive = [job for job in self._waiting.turns() if not job.background]
-        return interactive[0] if interactive else super().turn(now)
+    def next_job(self, now: float) -> JobState:
+        interactive = [job for job in self._waiting.in_order() if not job.background]
+        return interactive[0] if interactive else super().next_job(now)
 
-    def _best(self, state: JobState, now: float, behind: int, options: Sequence[Option]) -> Worker | Wait:
-        options = [each for each in options if not (state.background and has_interactive(each[0]))]
-        return super()._best(state, now, behind, options)
+    def _choose_worker(
+        self, state: JobState, now: float, behind: int, candidates: Sequence[Candidate]
+    ) -> Worker | WaitReason:
+        allowed = [each for each in candidates if not (state.background and has_interactive(each.worker))]
+        return super()._choose_worker(state, now, behind, allowed) if allowed else WaitReason.BATCH_SLOWER
 
 
 def background_images(worker: Worker) -> list[SlotAssignment]:
     """Those that can be set aside: they have more than one step left."""
-    return [each for each in worker.batch if each.job is not None and each.job.background and each.left > 1]
+    return [each for each in worker.batch if each.job is not None and each.job.background and each.steps_left > 1]
 
 
 def has_interactive(worker: Worker) -> bool:

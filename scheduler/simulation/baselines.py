@@ -164,4 +164,4 @@ class RequestBatching(LeastLoaded):
 
 
 def _shape(entry: Entry) -> tuple[m.BatchKey, float]:
-    return entry.job.batch_key, entry.job.length
+    return entry.job.batch_key, entry.job.relative_steps

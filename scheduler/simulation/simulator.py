@@ -87,13 +87,12 @@ class Simulator:
         return self._run
 
     def _submit(self, job: m.JobId) -> None:
-        arrival = self._arrivals[job]
-        deadline, length = self._calendar.now + arrival.deadline, arrival.steps / NOMINAL_STEPS
+        arrival, now = self._arrivals[job], self._calendar.now
         self._unanswered.add(job)
         self._run.tries[job] += 1
-        self._send(
-            m.Submitted(m.Job(job, deadline, arrival.work, arrival.client, length, arrival.priority, size=arrival.size))
-        )
+        relative_steps = arrival.steps / NOMINAL_STEPS
+        traits = arrival.work, arrival.client, relative_steps, arrival.priority
+        self._send(m.Submitted(m.Job(job, now + arrival.deadline, *traits, size=arrival.size)))
 
     def _send(self, event: m.Event) -> None:
         began = time.thread_time_ns()

@@ -31,9 +31,9 @@ GPU = Costs(STEPS, (0.0045, 0.0057, 0.0075, 0.0091, 0.011, 0.013, 0.0152, 0.0171
 IMAGE = Image(100_000, 0.005, 0.1, 0.005, 0.005)
 TARGET = 50.0  # microseconds
 WAITING = 256  # jobs, or a little more where slots stay empty
-LENGTHS = (0.4, 1.0, 1.0, 2.5)  # in nominal images' steps
+RELATIVE_STEPS = (0.4, 1.0, 1.0, 2.5)  # in nominal images' steps
 PRIORITIES = (0, 0, 0, 5)
-STANDING = "(standing)"  # a question, no decision
+POSITION = "(position)"  # a question, no decision
 CLIENTS = 100  # the first of them asks for half of all images
 
 
@@ -74,17 +74,17 @@ class World:
     def submit(self) -> None:
         client = max(0, self.random.randrange(-CLIENTS, CLIENTS))
         self.submitted += 1
-        length, priority = self.random.choice(LENGTHS), self.random.choice(PRIORITIES)
-        job = Job(self.submitted, self.now + 3600.0, client=f"client {client}", length=length, priority=priority)
-        self.steps[job.id] = round(STEPS * length)
+        relative_steps, priority = self.random.choice(RELATIVE_STEPS), self.random.choice(PRIORITIES)
+        job = Job(self.submitted, self.now + 3600.0, 1.0, f"client {client}", relative_steps, priority)
+        self.steps[job.id] = round(STEPS * relative_steps)
         self.tell(Submitted(job))
 
     def ask(self) -> None:
         """A client whose job waits, perhaps, asks where it stands: a question, and no event."""
         job = self.random.randint(self.submitted - self.core.queue_depth, self.submitted)
         began = time.thread_time_ns()
-        self.core.standing(job, self.now)
-        self.microseconds[STANDING].append((time.thread_time_ns() - began) / 1000)
+        self.core.queue_position(job, self.now)
+        self.microseconds[POSITION].append((time.thread_time_ns() - began) / 1000)
 
     def step(self) -> None:
         if not self.running:
@@ -120,7 +120,7 @@ class World:
 def table(microseconds: dict[str, list[float]]) -> Iterator[str]:
     """Rows of text: how long each kind of event took."""
     yield f"{'event':<14}{'count':>9}{'median us':>12}{'p99 us':>9}{'max us':>9}"
-    decisions = [each for event, values in microseconds.items() if event != STANDING for each in values]
+    decisions = [each for event, values in microseconds.items() if event != POSITION for each in values]
     for event, values in [*sorted(microseconds.items()), ("all decisions", decisions)]:
         ordered = sorted(values)
         median, p99 = statistics.median(ordered), ordered[int(0.99 * len(ordered))]

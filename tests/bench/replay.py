@@ -160,8 +160,8 @@ async def replay(arrivals: Sequence[Arrival]) -> Run:
 async def _ask(pool: Pool, run: Run, job: m.JobId, arrival: Arrival, began: float) -> None:
     await asyncio.sleep(max(0.0, began + arrival.seconds - time.monotonic()))
     task = Task(IMAGES[arrival.size], "", job, Options(steps=arrival.steps))
-    deadline, length = began + arrival.seconds + arrival.deadline, arrival.steps / NOMINAL_STEPS
-    asked = m.Job(0, deadline, arrival.work, arrival.client, length, arrival.priority, size=arrival.size)
+    deadline, relative_steps = began + arrival.seconds + arrival.deadline, arrival.steps / NOMINAL_STEPS
+    asked = m.Job(0, deadline, arrival.work, arrival.client, relative_steps, arrival.priority, size=arrival.size)
     answer = await pool.generate(task, asked)
     run.answers[job] = time.monotonic() - began, answer.outcome
 

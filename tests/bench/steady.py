@@ -19,7 +19,7 @@ from unittest.mock import patch
 
 from scheduler import placement
 from scheduler.core import Scheduler
-from scheduler.costs import Joining
+from scheduler.costs import JoinEffect
 from scheduler.limits import Limits
 from scheduler.messages import Command, Done, Event, Expired, WorkerId
 from scheduler.queue import JobState
@@ -43,9 +43,9 @@ MACHINES = {
 }
 RULES: Mapping[str, Callable[[], AbstractContextManager[object]]] = {
     "contour": nullcontext,
-    "always joins": lambda: patch.object(Joining, "is_slower", lambda *_: False),
-    "never joins": lambda: patch.object(Joining, "is_slower", lambda *_: True),
-    "fewest images": lambda: patch.object(placement, "ALIKE", 1e9),  # no worker costs more than another
+    "always joins": lambda: patch.object(JoinEffect, "should_wait", lambda *_: False),
+    "never joins": lambda: patch.object(JoinEffect, "should_wait", lambda *_: True),
+    "fewest images": lambda: patch.object(placement, "TIE_FACTOR", 1e9),  # no worker costs more than another
     "least loaded": nullcontext,
 }
 RETRIES = 5
@@ -70,8 +70,8 @@ class Watched(Scheduler):
         self._depths.append(self.queue_depth)
         return commands
 
-    def _appointment(self, now: float, job: JobState, seconds: float) -> float:
-        seconds = seconds if self._same else super()._appointment(now, job, seconds)
+    def _staggered_retry(self, now: float, job: JobState, seconds: float) -> float:
+        seconds = seconds if self._same else super()._staggered_retry(now, job, seconds)
         return seconds if self._exact else max(1, ceil(seconds))
 
 

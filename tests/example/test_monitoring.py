@@ -155,7 +155,8 @@ def test_the_recorded_rules_find_something(scraped: Prometheus) -> None:
 @needs_prometheus
 def test_each_label_that_is_selected_by_is_one_that_the_service_sets(scraped: Prometheus) -> None:
     asked = {each for each in selected() if not each[0].startswith(ABSENT)}
-    assert {("contour_requests_total", "outcome", "quota-exceeded"), ("contour_worker_state", "state", "out")} <= asked
+    states = {("contour_requests_total", "outcome", "quota-exceeded"), ("contour_worker_state", "state", "quarantined")}
+    assert states <= asked
     unknown = {(metric, label, value) for metric, label, value in asked if not is_set(scraped, metric, label, value)}
     assert not {each for each in unknown if each[0] not in RARE}
 

@@ -1,6 +1,5 @@
 """How jobs end: deadline, cancel, failure; and what becomes of their slots."""
 
-from scheduler.costs import Wait
 from scheduler.messages import (
     Abandoned,
     Blame,
@@ -13,6 +12,7 @@ from scheduler.messages import (
     Start,
     Submitted,
     Tick,
+    WaitReason,
     WorkerExited,
 )
 from tests.scheduler.words import CPU, SINGLE, Checked, done, failed, finished, job, ready, released, scheduler, stepped
@@ -32,7 +32,7 @@ def running_one(deadline: float = 1000.0) -> Checked:
 def test_a_waiting_job_that_is_cancelled_leaves_the_queue() -> None:
     core = running_one()
     assert core.handle(0.1, Cancelled(2)) == [Reply(2, Abandoned())]
-    assert (core.queue_depth, core.wait) == (0, None)
+    assert (core.queue_depth, core.wait_reason) == (0, None)
     assert core.handle(1.0, finished(FIRST)) == [Reply(1, done(FIRST))]
 
 
@@ -45,7 +45,7 @@ def test_a_running_job_that_is_cancelled_is_answered_at_once() -> None:
 def test_its_slot_is_not_free_before_the_worker_says_so() -> None:
     core = running_one()
     core.handle(0.1, Cancelled(1))
-    assert core.why() is Wait.SLOTS_TAKEN
+    assert core.wait_reason is WaitReason.SLOTS_TAKEN
     assert core.handle(0.2, released(FIRST)) == [Start(2, "gpu0", 0, 2)]
 
 

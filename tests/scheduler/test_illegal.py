@@ -21,7 +21,7 @@ def busy() -> Checked:
 
 def face(core: Scheduler) -> tuple[object, ...]:
     """All that can be seen of a scheduler."""
-    return core.workers(), core.queue_depth, core.running, core.next_wakeup, core.wait, core.draining
+    return core.workers(), core.queue_depth, core.running, core.next_wakeup, core.wait_reason, core.draining
 
 
 @pytest.mark.parametrize(
@@ -32,8 +32,8 @@ def face(core: Scheduler) -> tuple[object, ...]:
         pytest.param(WorkerExited("gpu7", ""), "no worker gpu7", id="an unknown worker is lost"),
         pytest.param(stepped("gpu7", 1), "no worker gpu7", id="an unknown worker steps"),
         pytest.param(finished(Start(1, "gpu7", 0, 1)), "no worker gpu7", id="an unknown worker finishes"),
-        pytest.param(ready("gpu0"), "gpu0 is ready", id="ready twice"),
-        pytest.param(ready("gpu1"), "gpu1 is waiting", id="ready without a process"),
+        pytest.param(ready("gpu0"), "gpu0 cannot become ready in state ready", id="ready twice"),
+        pytest.param(ready("gpu1"), "gpu1 cannot become ready in state backoff", id="ready without a process"),
         pytest.param(WorkerExited("gpu1", ""), "no process", id="lost twice"),
         pytest.param(Submitted(job(1)), "job 1 was submitted", id="a job twice"),
         pytest.param(released(Start(1, "gpu0", 0, 1)), "nobody cancelled", id="released without a cancel"),
@@ -54,7 +54,7 @@ def test_what_cannot_happen_raises_and_changes_nothing(event: Event, why: str) -
 
 def test_no_worker_is_ready_before_opened() -> None:
     core = Checked(["gpu0"], Limits())
-    with pytest.raises(IllegalEvent, match="gpu0 is new"):
+    with pytest.raises(IllegalEvent, match="gpu0 cannot become ready in state new"):
         core.handle(0.0, ready("gpu0"))
 
 

@@ -3,7 +3,6 @@
 import pytest
 
 from scheduler.core import Scheduler
-from scheduler.costs import Wait
 from scheduler.limits import Limits
 from scheduler.messages import (
     Abandoned,
@@ -18,6 +17,7 @@ from scheduler.messages import (
     Start,
     Submitted,
     Tick,
+    WaitReason,
     WorkerExited,
     WorkerState,
 )
@@ -92,7 +92,7 @@ def test_a_worker_that_finished_an_image_is_spawned_again_at_once() -> None:
 def test_a_worker_that_finished_nothing_pauses_first() -> None:
     core = scheduler(ready("gpu0"), restart_backoff=0.5)
     assert core.handle(2.0, LOST) == []
-    assert (core.state_of("gpu0"), core.next_wakeup) == (WorkerState.WAITING, 2.5)
+    assert (core.state_of("gpu0"), core.next_wakeup) == (WorkerState.BACKOFF, 2.5)
     assert core.handle(2.4, Tick()) == []
     assert core.handle(2.5, Tick()) == [Spawn("gpu0")]
 
@@ -239,7 +239,7 @@ def test_a_killed_worker_gets_no_more_jobs() -> None:
     core.handle(0.0, Submitted(job(1)))
     core.handle(20.0, Tick())
     assert core.handle(20.0, Submitted(job(2))) == []
-    assert core.why() is Wait.NO_WORKER
+    assert core.wait_reason is WaitReason.NO_WORKER
 
 
 def test_a_killed_workers_last_words_count() -> None:

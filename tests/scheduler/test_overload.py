@@ -60,7 +60,7 @@ def test_steps_that_take_no_time_say_nothing() -> None:
     assert slowdown.factor == 1.0
     for _ in range(100_000):
         slowdown.add(0.0, 0.1)
-    assert slowdown.factor == Slowdown.LEAST
+    assert slowdown.factor == Slowdown.MIN_FACTOR
 
 
 def test_a_step_that_was_stopped_for_a_while_is_one_step() -> None:

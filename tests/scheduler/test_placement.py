@@ -3,8 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from scheduler.costs import Wait
-from scheduler.messages import Command, Costs, Finished, Reply, Start, Submitted, WorkerReady
+from scheduler.messages import Command, Costs, Finished, Reply, Start, Submitted, WaitReason, WorkerReady
 from tests.scheduler.words import (
     BUCKETS,
     CPU,
@@ -28,7 +27,7 @@ def starts(commands: list[Command]) -> list[tuple[int, str, int]]:
 def test_a_job_starts_at_once_in_an_empty_worker() -> None:
     core = scheduler(ready("gpu0"))
     assert core.handle(1.0, Submitted(job(1))) == [Start(1, "gpu0", 0, 1)]
-    assert (core.running, core.queue_depth, core.wait) == (1, 0, None)
+    assert (core.running, core.queue_depth, core.wait_reason) == (1, 0, None)
 
 
 def test_a_finished_image_is_delivered() -> None:
@@ -69,7 +68,7 @@ def test_a_job_waits_for_a_busy_cpu() -> None:
     core = scheduler(ready("cpu0", CPU))
     core.handle(0.0, Submitted(job(1)))
     assert core.handle(0.0, Submitted(job(2))) == []
-    assert (core.queue_depth, core.wait) == (1, Wait.SLOWER)
+    assert (core.queue_depth, core.wait_reason) == (1, WaitReason.BATCH_SLOWER)
 
 
 def test_a_waiting_job_starts_when_the_image_before_it_is_done() -> None:
@@ -79,7 +78,7 @@ def test_a_waiting_job_starts_when_the_image_before_it_is_done() -> None:
     first = Start(1, "cpu0", 0, 1)
     # The reply comes first: the image has to be read out of the slot that the next job may get.
     assert core.handle(10.0, finished(first)) == [Reply(1, done(first)), Start(2, "cpu0", 0, 2)]
-    assert core.why() is None
+    assert core.wait_reason is None
     second = Start(2, "cpu0", 0, 2)
     assert core.handle(20.0, finished(second)) == [Reply(2, done(second, queued=8.0))]
 
@@ -95,7 +94,7 @@ def test_a_job_starts_when_the_image_before_it_takes_no_more_steps() -> None:
 def test_a_job_waits_while_no_worker_is_ready() -> None:
     core = loading("gpu0")
     assert core.handle(0.0, Submitted(job(1))) == []
-    assert core.why() is Wait.NO_WORKER
+    assert core.wait_reason is WaitReason.NO_WORKER
     assert core.handle(9.0, ready("gpu0")) == [Start(1, "gpu0", 0, 1)]
 
 
@@ -103,14 +102,14 @@ def test_a_job_waits_while_every_slot_is_taken() -> None:
     core = scheduler(ready("gpu0", SINGLE))
     core.handle(0.0, Submitted(job(1)))
     core.handle(0.0, Submitted(job(2)))
-    assert core.why() is Wait.SLOTS_TAKEN
+    assert core.wait_reason is WaitReason.SLOTS_TAKEN
 
 
 def test_a_job_waits_where_joining_would_break_a_deadline() -> None:
     core = scheduler(ready("gpu0"))
     core.handle(0.0, Submitted(job(1, deadline=1.15)))  # alone it takes 1.1 s, with another 1.2
     assert core.handle(0.0, Submitted(job(2))) == []
-    assert core.why() is Wait.DEADLINE
+    assert core.wait_reason is WaitReason.DEADLINE
 
 
 def test_it_joins_as_soon_as_the_deadline_is_safe() -> None:
@@ -132,8 +131,8 @@ def test_where_a_place_in_a_bucket_is_free_a_job_takes_it() -> None:
     core = scheduler(ready("gpu0", BUCKETS), ready("gpu1", BUCKETS))
     for number in (1, 2, 3, 4):  # two on each
         core.handle(0.0, Submitted(job(number)))
-    [(_, third, _)] = starts(core.handle(0.0, Submitted(job(5, length=0.2))))
-    [(_, fourth, _)] = starts(core.handle(0.0, Submitted(job(6, length=0.2))))
+    [(_, third, _)] = starts(core.handle(0.0, Submitted(job(5, relative_steps=0.2))))
+    [(_, fourth, _)] = starts(core.handle(0.0, Submitted(job(6, relative_steps=0.2))))
     assert third == fourth
 
 
@@ -152,7 +151,7 @@ def test_a_short_wait_for_a_fast_worker_is_better_than_an_idle_slow_one() -> Non
     core = scheduler(ready("gpu0", SINGLE), ready("cpu0", slow))
     core.handle(0.0, Submitted(job(1)))
     assert core.handle(0.0, Submitted(job(2))) == []  # done at 2.2 s on the GPU
-    assert core.why() is Wait.SLOWER
+    assert core.wait_reason is WaitReason.SOONER_ELSEWHERE
     assert core.handle(1.1, finished(Start(1, "gpu0", 0, 1)))[1:] == [Start(2, "gpu0", 0, 2)]
 
 
@@ -169,7 +168,7 @@ def test_the_least_loaded_workers_reason_is_told() -> None:
     core.handle(0.0, Submitted(job(2)))
     core.handle(0.0, Submitted(job(3, deadline=1.22)))  # joins job 1 until 1.2 s
     assert core.handle(0.0, Submitted(job(4))) == []
-    assert core.why() is Wait.SLOWER  # than gpu1 with one; gpu0 with two has a deadline to keep
+    assert core.wait_reason is WaitReason.BATCH_SLOWER  # than gpu1 with one; gpu0 with two has a deadline to keep
 
 
 def test_a_long_queue_makes_jobs_join() -> None:

@@ -3,9 +3,9 @@
 import pytest
 from msgspec.structs import replace
 
-from scheduler.costs import Capacity, Wait, capacity
-from scheduler.messages import Costs, Submitted
-from scheduler.placement import SOONEST_RETRY, retry_after
+from scheduler.costs import Capacity, estimate_capacity
+from scheduler.messages import Costs, Submitted, WaitReason
+from scheduler.placement import MIN_RETRY_AFTER, retry_after
 from tests.scheduler.sums import NEVER, ends, if_joined, reason_not_to_join, running, seconds_alone
 from tests.scheduler.words import CPU, GPU, job, ready, scheduler
 
@@ -44,11 +44,11 @@ def test_where_a_batch_of_two_is_cheap_it_joins() -> None:
 
 
 def test_where_a_batch_gains_nothing_it_waits() -> None:
-    assert reason_not_to_join(CPU, [running(9)], now=0.0) is Wait.SLOWER
+    assert reason_not_to_join(CPU, [running(9)], now=0.0) is WaitReason.BATCH_SLOWER
 
 
 def test_where_a_batch_gains_nothing_it_waits_however_long_the_queue() -> None:
-    assert reason_not_to_join(CPU, [running(9)], now=0.0, behind=1000.0) is Wait.SLOWER
+    assert reason_not_to_join(CPU, [running(9)], now=0.0, behind=1000.0) is WaitReason.BATCH_SLOWER
 
 
 def test_more_images_in_a_batch_are_never_cheaper_whatever_was_measured() -> None:
@@ -60,13 +60,13 @@ def test_more_images_in_a_batch_are_never_cheaper_whatever_was_measured() -> Non
 def test_it_waits_when_the_sum_of_ends_is_no_better() -> None:
     # One image with 20 steps left: joining costs it 20 * 0.5 and gives the newcomer 20 * 0.5. Others will come.
     even = Costs(steps=20, step_seconds=(1.0, 1.5), fixed_seconds=0.0)
-    assert reason_not_to_join(even, [running(20)], now=0.0) is Wait.SLOWER
+    assert reason_not_to_join(even, [running(20)], now=0.0) is WaitReason.BATCH_SLOWER
     assert reason_not_to_join(replace(even, step_seconds=(1.0, 1.45)), [running(20)], now=0.0) is None
 
 
 def test_it_joins_where_it_delays_nobody() -> None:
     flat = Costs(steps=20, step_seconds=(0.011, 0.033, 0.033), fixed_seconds=0.0)  # three at once cost as much as two
-    assert reason_not_to_join(flat, [running(20)], now=0.0) is Wait.SLOWER
+    assert reason_not_to_join(flat, [running(20)], now=0.0) is WaitReason.BATCH_SLOWER
     assert reason_not_to_join(flat, [running(20), running(20)], now=0.0) is None
 
 
@@ -75,8 +75,8 @@ def test_an_image_that_would_miss_its_deadline_by_little_is_protected_too() -> N
     due = {"in time without it": 20.5, "late by little": 19.5, "late anyway": 16.5, "in time with it": 24.5}
     reasons = {name: reason_not_to_join(gain, [running(20, deadline)], now=0.0) for name, deadline in due.items()}
     assert reasons == {
-        "in time without it": Wait.DEADLINE,
-        "late by little": Wait.DEADLINE,
+        "in time without it": WaitReason.DEADLINE,
+        "late by little": WaitReason.DEADLINE,
         "late anyway": None,
         "in time with it": None,
     }
@@ -98,13 +98,13 @@ def test_it_joins_an_image_that_is_only_decoded() -> None:
 def test_the_longer_the_queue_the_more_throughput_counts() -> None:
     # Two at once take 1.7 times as long: dear for those concerned, and still 18% more images per second.
     dear = Costs(steps=20, step_seconds=(1.0, 1.7), fixed_seconds=0.0)
-    assert reason_not_to_join(dear, [running(20)], now=0.0, behind=0.0) is Wait.SLOWER
+    assert reason_not_to_join(dear, [running(20)], now=0.0, behind=0.0) is WaitReason.BATCH_SLOWER
     assert reason_not_to_join(dear, [running(20)], now=0.0, behind=5.0) is None
 
 
 def test_it_does_not_push_a_running_image_past_its_deadline() -> None:
     alone, together = 20 * 0.050 + 0.1, 20 * 0.055 + 0.1
-    assert reason_not_to_join(GPU, [running(20, deadline=(alone + together) / 2)], now=0.0) is Wait.DEADLINE
+    assert reason_not_to_join(GPU, [running(20, deadline=(alone + together) / 2)], now=0.0) is WaitReason.DEADLINE
 
 
 def test_it_may_join_an_image_that_is_late_anyway() -> None:
@@ -113,20 +113,20 @@ def test_it_may_join_an_image_that_is_late_anyway() -> None:
 
 def test_deadlines_are_on_the_clock_and_not_from_now() -> None:
     assert reason_not_to_join(GPU, [running(20, deadline=101.15)], now=0.0) is None
-    assert reason_not_to_join(GPU, [running(20, deadline=101.15)], now=100.0) is Wait.DEADLINE
+    assert reason_not_to_join(GPU, [running(20, deadline=101.15)], now=100.0) is WaitReason.DEADLINE
 
 
 def test_a_gpu_runs_full_under_load() -> None:
-    assert capacity(GPU).places == 4
-    assert capacity(GPU).throughput == pytest.approx(4 / (20 * 0.065 + 0.1))
+    assert estimate_capacity(GPU).batch_size == 4
+    assert estimate_capacity(GPU).throughput == pytest.approx(4 / (20 * 0.065 + 0.1))
 
 
 def test_a_cpu_runs_one_at_a_time_under_load() -> None:
-    assert capacity(CPU) == Capacity(places=1, seconds=10.0, step_share=0.1, steps_share=0.9, lag=2.0)
+    assert estimate_capacity(CPU) == Capacity(1, 10.0, step_share=0.1, denoising_share=0.9, progress_lag=2.0)
 
 
 def test_an_engine_that_does_no_work_has_a_finite_capacity() -> None:
-    assert capacity(Costs(steps=1, step_seconds=(0.0, 0.0), fixed_seconds=0.0)).throughput < NEVER
+    assert estimate_capacity(Costs(steps=1, step_seconds=(0.0, 0.0), fixed_seconds=0.0)).throughput < NEVER
 
 
 @pytest.mark.parametrize(
@@ -141,4 +141,4 @@ def test_when_to_come_back(budget: float, seconds: float) -> None:
 
 
 def test_it_never_says_at_once() -> None:
-    assert retry_after(wait=0.0, service=0.0, lag=0.0, budget=0.0) == SOONEST_RETRY
+    assert retry_after(wait=0.0, service=0.0, lag=0.0, budget=0.0) == MIN_RETRY_AFTER

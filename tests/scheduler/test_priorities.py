@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.messages import Cancelled, Job, Start, Submitted
-from scheduler.placement import MARGIN, PASSING
+from scheduler.placement import MARGIN, MAX_BYPASS_SECONDS
 from scheduler.queue import FairQueue, JobState
 from tests.scheduler.test_shares import Line
 from tests.scheduler.words import GPU, SINGLE, finished, job, loading, ready, scheduler
@@ -155,7 +155,7 @@ def test_a_background_job_that_was_promised_its_deadline_is_in_time() -> None:
     assert line.finish(2, seconds=1.1) == [2, 101]
 
 
-@pytest.mark.parametrize(("seconds", "order"), [(1.0, [5, 7, 6]), (PASSING, [7, 5, 6])])
+@pytest.mark.parametrize(("seconds", "order"), [(1.0, [5, 7, 6]), (MAX_BYPASS_SECONDS, [7, 5, 6])])
 def test_a_background_job_of_a_running_size_passes_an_interactive_one_that_came_just_now(
     seconds: float, order: list[int]
 ) -> None:
@@ -167,7 +167,7 @@ def test_a_background_job_of_a_running_size_passes_an_interactive_one_that_came_
     for start in starts:  # it grows in the loop
         assert isinstance(start, Start)
         starts += [each for each in core.handle(seconds, finished(start)) if isinstance(each, Start)]
-        seconds += PASSING
+        seconds += MAX_BYPASS_SECONDS
     assert [each.job for each in starts[4:] if isinstance(each, Start)] == order
 
 
@@ -210,7 +210,7 @@ def test_as_long_as_background_jobs_wait_they_get_a_tenth_less_one_job(
         if entry is not None:
             client, priority, work = entry
             queue.add(JobState(Job(number, 1000.0, work, client, priority=priority), 0.0, work))
-        elif (turn := queue.next) is not None:
+        elif (turn := queue.next_job) is not None:
             queue.remove(turn, started=True)
             gave_way = max(0.0, gave_way - turn.load) if turn.background else gave_way + turn.load / 9
         queue.check()

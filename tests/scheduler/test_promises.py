@@ -11,7 +11,6 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 from msgspec.structs import replace
 
 from scheduler.core import IllegalEvent
-from scheduler.costs import Wait
 from scheduler.messages import (
     Blame,
     Cancelled,
@@ -28,6 +27,7 @@ from scheduler.messages import (
     Stepped,
     Submitted,
     Tick,
+    WaitReason,
     WorkerExited,
     WorkerReady,
 )
@@ -37,6 +37,7 @@ from tests.scheduler.world import LIMITS, WORKERS, Client, World, pick
 
 a_device = st.sampled_from([GPU, CPU, SINGLE])
 CLIENTS = ("a", "a", "b", "c")
+ELSEWHERE = {WaitReason.SOONER_ELSEWHERE, WaitReason.IN_TIME_ELSEWHERE}
 worker_ids = st.sampled_from(WORKERS)
 any_index = st.integers(0, 1000)
 
@@ -46,7 +47,7 @@ class AnyWorld(World):
 
     @initialize(early=st.integers(0, 3), costs=st.lists(a_device, min_size=len(WORKERS), max_size=len(WORKERS)))
     def open(self, early: int, costs: list[Costs]) -> None:
-        self.submit(early, seconds=100.0, work=1.0, client="a", length=1.0, priority=0)
+        self.submit(early, seconds=100.0, work=1.0, client="a", relative_steps=1.0, priority=0)
         self.tell(Opened())
         for worker, each in zip(WORKERS, costs, strict=True):
             self.load(worker, each)
@@ -56,12 +57,14 @@ class AnyWorld(World):
         seconds=st.sampled_from([1.0, 20.0, 100.0, 400.0]),
         work=st.sampled_from([0.5, 1.0, 2.0]),
         client=st.sampled_from(CLIENTS),
-        length=st.sampled_from([1.0, 1.0, 0.05, 2.5]),
+        relative_steps=st.sampled_from([1.0, 1.0, 0.05, 2.5]),
         priority=st.sampled_from([0, 0, 3, -3]),
     )
-    def submit(self, count: int, seconds: float, work: float, client: str, length: float, priority: int) -> None:
+    def submit(
+        self, count: int, seconds: float, work: float, client: str, relative_steps: float, priority: int
+    ) -> None:
         for _ in range(count):
-            job = Job(len(self.clients) + 1, self.now + seconds, work, client, length, priority)
+            job = Job(len(self.clients) + 1, self.now + seconds, work, client, relative_steps, priority)
             self.clients[job.id] = Client(job)
             self.tell(Submitted(job))
 
@@ -98,7 +101,7 @@ class AnyWorld(World):
         process = self.processes[worker]
         for slot in process.slots.values():
             assert process.costs is not None
-            slot.steps = min(slot.steps + steps, steps_of(process.costs, self.clients[slot.job].job.length))
+            slot.steps = min(slot.steps + steps, steps_of(process.costs, self.clients[slot.job].job.relative_steps))
         self.tell(Stepped(worker, tuple((number, slot.steps) for number, slot in process.slots.items())))
 
     @rule(index=any_index)
@@ -202,10 +205,10 @@ class AnyWorld(World):
             return
         running = {slot.job for process in self.processes.values() for slot in process.slots.values()}
         for number, client in self.clients.items():
-            standing = self.core.place_of(number)
-            assert (standing is not None) == (client.outcome is None and number not in running)
-            assert standing is None or 0 <= standing.position < self.core.queue_depth
-            assert standing is None or standing.seconds is None or standing.seconds >= 0.0
+            queue_position = self.core.place_of(number)
+            assert (queue_position is not None) == (client.outcome is None and number not in running)
+            assert queue_position is None or 0 <= queue_position.position < self.core.queue_depth
+            assert queue_position is None or queue_position.seconds is None or queue_position.seconds >= 0.0
 
     @invariant()
     def nobody_waits_without_a_reason(self) -> None:
@@ -214,18 +217,18 @@ class AnyWorld(World):
         running = {slot.job for process in self.processes.values() for slot in process.slots.values()}
         waiting = [each for number, each in self.clients.items() if each.outcome is None and number not in running]
         ready = {name: process for name, process in self.processes.items() if process.ready}
-        assert (self.core.wait is None) == (not waiting)
-        assert (self.core.wait is Wait.NO_WORKER) == (bool(waiting) and not ready)
+        assert (self.core.wait_reason is None) == (not waiting)
+        assert (self.core.wait_reason is WaitReason.NO_WORKER) == (bool(waiting) and not ready)
         for name, process in ready.items():
             if not process.slots:  # idle: only for a suspect who prefers another, or for who waits for a faster one
-                faster = self.core.wait is Wait.SLOWER and len(ready) > 1
+                faster = self.core.wait_reason in ELSEWHERE and len(ready) > 1
                 assert all(faster or (client.lost_on == name and len(ready) > 1) for client in waiting)
         room = any(process.room for process in ready.values())
-        if self.core.wait is Wait.SLOTS_TAKEN:
+        if self.core.wait_reason is WaitReason.SLOTS_TAKEN:
             assert not room
-        if self.core.wait in {Wait.SUSPECT, Wait.SLOWER, Wait.DEADLINE}:
+        if self.core.wait_reason in {WaitReason.SUSPECT, WaitReason.BATCH_SLOWER, WaitReason.DEADLINE, *ELSEWHERE}:
             assert room
-        if self.core.wait in {Wait.SUSPECT, Wait.NEEDS_EMPTY}:
+        if self.core.wait_reason in {WaitReason.SUSPECT, WaitReason.NEEDS_EMPTY}:
             assert any(client.losses for client in self.clients.values())
 
     @invariant()

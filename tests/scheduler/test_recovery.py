@@ -40,7 +40,7 @@ def test_a_device_that_was_slow_and_has_rested_is_tried_again() -> None:
     assert isinstance(core.handle(40.0, Submitted(job(3, deadline=48.0)))[0], Start)
 
 
-def test_hiccups_of_one_size_do_not_drive_its_price_and_the_slowdown_apart() -> None:
+def test_hiccups_of_one_size_do_not_drive_its_cost_and_the_slowdown_apart() -> None:
     core, random, now = scheduler(ready("gpu0", GPU)), Random(3), 0.0
     for number in range(1, 401):
         now += 0.1
@@ -51,9 +51,9 @@ def test_hiccups_of_one_size_do_not_drive_its_price_and_the_slowdown_apart() -> 
             core.handle(now, stepped("gpu0", step))
         core.handle(now + 0.1, finished(start))
         now += 0.1
-    prices = worker_of(core).known_prices
-    assert 1 / 3.5 < prices.slowdown.factor < 3.5
-    assert prices.alone(job(1, work=LARGE.work)) < 5
+    model = worker_of(core).cost_model
+    assert 1 / 3.5 < model.slowdown.factor < 3.5
+    assert model.seconds_alone(job(1, work=LARGE.work)) < 5
 
 
 def test_a_job_waits_for_a_faster_worker_for_so_long_as_the_empty_one_would_take() -> None:
@@ -73,7 +73,7 @@ def test_the_time_to_wait_counts_down_while_a_worker_loads() -> None:
     core.handle(60.0, ready("gpu0", GPU))
     core.handle(70.0, WorkerExited("gpu0", "gone"))
     core.handle(71.0, Submitted(job(1, deadline=1000.0)))  # its loading began then, and takes a minute
-    soon, later = core.standing(1, 71.0), core.standing(1, 91.0)
+    soon, later = core.queue_position(1, 71.0), core.queue_position(1, 91.0)
     assert soon is not None
     assert later is not None
     assert soon.seconds == pytest.approx(60.0)
@@ -108,7 +108,9 @@ def test_a_job_that_is_in_time_on_the_fast_worker_alone_waits_for_it() -> None:
     core.handle(0.0, Submitted(job(1)))
     core.handle(0.8, stepped("fast", 16))
     assert core.handle(0.8, Submitted(job(2, 100.0))) == []
-    assert core.handle(0.8, Submitted(job(3, 1.6, work=2.0, length=0.05))) == []  # until 1.4 on fast, until 2.0 on slow
+    assert (
+        core.handle(0.8, Submitted(job(3, 1.6, work=2.0, relative_steps=0.05))) == []
+    )  # until 1.4 on fast, until 2.0 on slow
     assert core.handle(1.1, finished(Start(1, "fast", 0, 1)))[1:] == [Start(3, "fast", 0, 2)]
 
 
@@ -149,7 +151,7 @@ def test_a_job_waits_for_the_worker_that_does_it_in_time_though_another_has_room
     core.handle(0.0, ready("slow", Costs(20, (0.2, 0.22), 0.4)))
     core.handle(0.0, Submitted(job(1, 4.9)))
     core.handle(0.0, ready("fast", SINGLE))
-    core.handle(0.0, Submitted(job(2, length=4.0)))  # until 4.1
+    core.handle(0.0, Submitted(job(2, relative_steps=4.0)))  # until 4.1
     assert core.handle(0.0, Submitted(job(3, 7.0))) == []
     core.handle(3.9, stepped("fast", 78))
     assert core.handle(4.0, stepped("slow", 20)) == []  # alone on slow it would end at 8.4
@@ -158,22 +160,22 @@ def test_a_job_waits_for_the_worker_that_does_it_in_time_though_another_has_room
 
 def test_a_job_that_waits_for_the_fast_worker_leaves_the_slow_one_to_others() -> None:
     core = scheduler(ready("fast", SINGLE), ready("slow", Costs(20, (0.2,), 0.4)))
-    core.handle(0.0, Submitted(job(1, length=20.0)))
-    assert core.handle(0.0, Submitted(job(2, 30.0, length=8.0))) == []  # in time on fast alone
-    assert core.handle(0.0, Submitted(job(3, length=0.25))) == [Start(3, "slow", 0, 2)]
+    core.handle(0.0, Submitted(job(1, relative_steps=20.0)))
+    assert core.handle(0.0, Submitted(job(2, 30.0, relative_steps=8.0))) == []  # in time on fast alone
+    assert core.handle(0.0, Submitted(job(3, relative_steps=0.25))) == [Start(3, "slow", 0, 2)]
 
 
 def test_an_empty_queue_takes_what_the_next_free_worker_does_in_time() -> None:
     core = scheduler(ready("gpu0", SINGLE), ready("gpu1", SINGLE))
     core.handle(0.0, Submitted(job(1)))
-    core.handle(0.0, Submitted(job(2, length=10.0)))
+    core.handle(0.0, Submitted(job(2, relative_steps=10.0)))
     assert core.handle(0.0, Submitted(job(3, 2.2))) == []  # gpu0 is free at 1.1
     assert core.handle(1.1, finished(Start(1, "gpu0", 0, 1)))[1:] == [Start(3, "gpu0", 0, 3)]
 
 
 def test_a_place_that_is_being_left_counts_as_free() -> None:
     core = scheduler(ready("gpu0", Costs(20, (0.05, 0.055), 0.1)))
-    core.handle(0.0, Submitted(job(1, length=10.0)))
+    core.handle(0.0, Submitted(job(1, relative_steps=10.0)))
     core.handle(0.0, Submitted(job(2)))
     core.handle(0.1, stepped("gpu0", 1, 1))
     assert core.handle(0.15, Cancelled(2)) == [Reply(2, Abandoned()), Cancel("gpu0", 1, 2)]

@@ -29,11 +29,11 @@ class Line:
         client: str,
         work: float = 1.0,
         deadline: float = 1000.0,
-        length: float = 1.0,
+        relative_steps: float = 1.0,
         priority: int = 0,
         surcharge: float = 0.0,
     ) -> None:
-        submitted = job(number, deadline, work, client, length, priority)
+        submitted = job(number, deadline, work, client, relative_steps, priority)
         self._note(Submitted(replace(submitted, surcharge=surcharge)))
 
     def finish(self, count: int = 1, seconds: float = 0.0) -> list[int]:

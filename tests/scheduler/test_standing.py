@@ -11,7 +11,7 @@ from tests.scheduler.words import CPU, SINGLE, Checked, job, loading, ready, sch
 
 
 def positions(core: Checked, *jobs: int) -> list[int]:
-    return [standing.position for number in jobs if (standing := core.place_of(number)) is not None]
+    return [queue_position.position for number in jobs if (queue_position := core.place_of(number)) is not None]
 
 
 def test_who_does_not_wait_stands_nowhere() -> None:
@@ -31,7 +31,7 @@ def test_before_a_worker_has_measured_itself_nobody_knows_how_long() -> None:
 def test_a_client_alone_is_told_its_place_and_the_time() -> None:
     core = scheduler(ready("cpu0", CPU))
     for number in (1, 2, 3, 4):
-        core.handle(0.0, Submitted(job(number, client="a", length=2.0 if number == 2 else 1.0)))
+        core.handle(0.0, Submitted(job(number, client="a", relative_steps=2.0 if number == 2 else 1.0)))
     core.handle(4.0, stepped("cpu0", 4))
     assert positions(core, 2, 3, 4) == [0, 1, 2]
     two, four = core.place_of(2), core.place_of(4)
@@ -43,8 +43,8 @@ def test_a_client_alone_is_told_its_place_and_the_time() -> None:
 
 def test_a_short_job_behind_a_long_one_of_its_client_stands_behind_it() -> None:
     core = scheduler(ready("cpu0", CPU))
-    for number, length in enumerate((1.0, 1.0, 0.05)):
-        core.handle(0.0, Submitted(job(number, client="a", length=length)))
+    for number, relative_steps in enumerate((1.0, 1.0, 0.05)):
+        core.handle(0.0, Submitted(job(number, client="a", relative_steps=relative_steps)))
     assert positions(core, 1, 2) == [0, 1]
     two, three = core.place_of(1), core.place_of(2)
     assert two is not None
@@ -83,7 +83,7 @@ def test_what_is_told_is_nearly_what_comes(fleet: str, clients: str) -> None:
     for _ in range(60):
         toy.submit(10_000.0, 1.0, random.choice(clients), random.choice([0.5, 1.0, 2.5]))
     toy.run(3.0)
-    told = {number: standing for number in toy.jobs if (standing := toy.core.place_of(number)) is not None}
+    told = {number: queue_position for number in toy.jobs if (queue_position := toy.core.place_of(number)) is not None}
     toy.run(1000.0)
     order = sorted(told, key=lambda number: toy.started[number])
     late = [toy.started[number] - 3.0 - (told[number].seconds or 0.0) for number in order]

@@ -2,7 +2,6 @@
 
 from msgspec.structs import replace
 
-from scheduler.costs import Wait
 from scheduler.messages import (
     Abandoned,
     Blame,
@@ -15,6 +14,7 @@ from scheduler.messages import (
     Start,
     Submitted,
     Tick,
+    WaitReason,
     WorkerCrash,
     WorkerExited,
 )
@@ -94,7 +94,7 @@ def test_who_lost_a_worker_to_somebody_outside_runs_alone_all_the_same() -> None
     submit(core, 1)
     assert core.handle(1.0, WorkerExited("gpu0", "killed by SIGKILL", outside=True)) == [Start(1, "gpu1", 0, 2)]
     assert core.handle(1.0, Submitted(job(2))) == []
-    assert core.wait is Wait.SUSPECT
+    assert core.why() is WaitReason.SUSPECT
 
 
 def test_the_number_of_attempts_is_configured() -> None:
@@ -136,7 +136,7 @@ def test_a_suspect_runs_alone() -> None:
     lose(core, "gpu0")
     assert core.handle(1.0, ready("gpu0")) == [Start(1, "gpu0", 0, 2)]
     assert core.handle(1.0, Submitted(job(2))) == []
-    assert core.why() is Wait.SUSPECT
+    assert core.why() is WaitReason.SUSPECT
     assert core.handle(2.0, finished(Start(1, "gpu0", 0, 2)))[1:] == [Start(2, "gpu0", 0, 3)]
 
 
@@ -145,7 +145,7 @@ def test_suspects_run_one_after_another() -> None:
     submit(core, 1, 2, 3)
     lose(core, "gpu0")
     assert come_back(core, "gpu0") == [Start(1, "gpu0", 0, 4)]
-    assert core.why() is Wait.NEEDS_EMPTY
+    assert core.why() is WaitReason.NEEDS_EMPTY
     assert core.handle(3.0, finished(Start(1, "gpu0", 0, 4)))[1:] == [Start(2, "gpu0", 0, 5)]
     assert core.handle(4.0, finished(Start(2, "gpu0", 0, 5)))[1:] == [Start(3, "gpu0", 0, 6)]
 
@@ -164,9 +164,9 @@ def test_a_suspect_waits_for_an_empty_worker_and_nobody_joins_that() -> None:
     core = scheduler(ready("gpu0"), ready("gpu1"))
     submit(core, 1, 2)  # one each
     assert lose(core, "gpu0") == []
-    assert core.why() is Wait.NEEDS_EMPTY
+    assert core.why() is WaitReason.NEEDS_EMPTY
     assert core.handle(1.0, Submitted(job(3))) == []  # it would have joined job 2
-    assert core.why() is Wait.SUSPECT
+    assert core.why() is WaitReason.SUSPECT
     assert core.handle(1.2, finished(Start(2, "gpu1", 0, 2)))[1:] == [Start(1, "gpu1", 0, 3)]
 
 

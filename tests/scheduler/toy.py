@@ -49,7 +49,7 @@ class Toy:
         self.started: dict[int, float] = {}
 
     def submit(
-        self, seconds: float, work: float = 1.0, client: str = "", length: float = 1.0, priority: int = 0
+        self, seconds: float, work: float = 1.0, client: str = "", relative_steps: float = 1.0, priority: int = 0
     ) -> Outcome | None:
         """Ask for an image within so many seconds; returns the answer if that is given at once.
 
@@ -57,7 +57,7 @@ class Toy:
         """
         number = next(self._ids)
         self.clients[number] = client or f"client of {number}"
-        self.jobs[number] = Job(number, self.now + seconds, work, self.clients[number], length, priority)
+        self.jobs[number] = Job(number, self.now + seconds, work, self.clients[number], relative_steps, priority)
         self._tell(Submitted(self.jobs[number]))
         return self.outcomes[number][1] if number in self.outcomes else None
 
@@ -87,7 +87,7 @@ class Toy:
             case Start(_, worker, slot):
                 self._starts[worker, slot] = command
                 device, job = self.devices[worker], self.jobs[command.job]
-                device.work[slot], device.steps[slot] = job.work, steps_of(device.costs, job.length)
+                device.work[slot], device.steps[slot] = job.work, steps_of(device.costs, job.relative_steps)
                 self.started.setdefault(command.job, self.now)
                 self._after(self.devices[worker].half(slot), lambda: self._prepared(command))
             case Reply(job, outcome):

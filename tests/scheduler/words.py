@@ -3,7 +3,6 @@
 from typing import Any
 
 from scheduler.core import Scheduler
-from scheduler.costs import Wait
 from scheduler.limits import Limits
 from scheduler.messages import (
     Blame,
@@ -21,6 +20,7 @@ from scheduler.messages import (
     Released,
     Start,
     Stepped,
+    WaitReason,
     WorkerId,
     WorkerReady,
     WorkerState,
@@ -31,7 +31,7 @@ SLOW_GPU = Costs(steps=20, step_seconds=(0.100, 0.110, 0.120, 0.130), fixed_seco
 SINGLE = Costs(steps=20, step_seconds=(0.050,), fixed_seconds=0.1)  # one slot
 CPU = Costs(steps=9, step_seconds=(1.0, 2.0, 3.0, 4.0), fixed_seconds=1.0)  # alone: 10 s; a batch gains nothing
 BUCKETS = Costs(20, (0.0055, 0.0070, 0.0105, 0.0105, 0.019, 0.019, 0.019, 0.019), 0.008)  # graphs for 1, 2, 4 and 8
-IMAGE = Image(length=1000, prepare=0.02, denoise=1.0, decode=0.05, encode=0.03)
+IMAGE = Image(byte_count=1000, prepare=0.02, denoise=1.0, decode=0.05, encode=0.03)
 
 
 class Checked(Scheduler):
@@ -46,10 +46,10 @@ class Checked(Scheduler):
         return commands
 
     def place_of(self, job: JobId) -> QueuePosition | None:
-        return self.standing(job, self.now)
+        return self.queue_position(job, self.now)
 
-    def why(self) -> Wait | None:
-        return self.wait
+    def why(self) -> WaitReason | None:
+        return self.wait_reason
 
     def state_of(self, worker: WorkerId) -> WorkerState:
         return next(view.state for view in self.workers() if view.id == worker)
@@ -60,10 +60,10 @@ def job(
     deadline: float = 1000.0,
     work: float = 1.0,
     client: str = "",
-    length: float = 1.0,
+    relative_steps: float = 1.0,
     priority: int = 0,
 ) -> Job:
-    return Job(id, deadline, work, client or f"client of {id}", length, priority)
+    return Job(id, deadline, work, client or f"client of {id}", relative_steps, priority)
 
 
 def ready(worker: WorkerId, costs: Costs = GPU) -> WorkerReady:

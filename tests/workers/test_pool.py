@@ -140,26 +140,26 @@ async def test_a_worker_whose_socket_ends_is_replaced_and_its_image_made_again()
     assert lost == ["killed by SIGKILL"]
 
 
-async def test_a_gpu_that_is_unwell_takes_its_workers_out_of_service() -> None:
+async def test_a_faulty_gpu_quarantines_its_workers() -> None:
     async with running(workers=2) as pool:
         await until(lambda: all(view.state is m.WorkerState.READY for view in pool.core.workers()))
         pool.devices["cpu0"] = Device("a GPU", "GPU-1")  # as NVML would know it
         pool.fault({"GPU-2"}, "GPU-2 reports XID 79")
         assert all(view.state is m.WorkerState.READY for view in pool.core.workers())
         pool.fault({"GPU-1", "MIG-1"}, "GPU-1 reports XID 79")
-        await until(lambda: pool.core.workers()[0].state is m.WorkerState.OUT)
+        await until(lambda: pool.core.workers()[0].state is m.WorkerState.QUARANTINED)
         assert pool.core.workers()[0].reason == "GPU-1 reports XID 79"
         assert isinstance((await make(pool)).outcome, m.Done)
         assert pool.core.workers()[1].state is m.WorkerState.READY
 
 
-async def test_a_pool_whose_workers_are_all_out_of_service_ends_and_says_why() -> None:
+async def test_a_pool_whose_workers_are_all_quarantined_ends_and_says_why() -> None:
     core = Scheduler(["cpu0"], Limits(quarantine_after=1))
     pool = Pool([WorkerSetup(DeviceSpec("cpu0", "cpu", None), BROKEN, threads=1)], core, SlotLayout(2, 2**20, 2**20))
     task = asyncio.create_task(pool.run())
     answer = await make(pool)
     assert isinstance(answer.outcome, m.Draining)
-    with pytest.raises(NothingServedError, match=r"cpu0 is out of service: .*engine\.model is missing"):
+    with pytest.raises(NothingServedError, match=r"cpu0 is quarantined: .*engine\.model is missing"):
         await asyncio.wait_for(task, PATIENCE)
 
 
@@ -167,7 +167,7 @@ async def test_a_model_that_cannot_be_used_is_not_tried_again() -> None:
     seen = Seen()
     setup = WorkerSetup(DeviceSpec("cpu0", "cpu", None), BROKEN, threads=1)
     pool = Pool([setup], Scheduler(["cpu0"], Limits()), SlotLayout(2, 2**20, 2**20), seen)
-    with pytest.raises(NothingServedError, match=r"cpu0 is out of service: .*engine\.model is missing"):
+    with pytest.raises(NothingServedError, match=r"cpu0 is quarantined: .*engine\.model is missing"):
         await asyncio.wait_for(pool.run(), PATIENCE)
     assert seen.commands.count(m.Spawn("cpu0")) == 1
 

@@ -118,7 +118,7 @@ def test_images_share_steps_and_each_is_finished_once(worker: Worker) -> None:
     assert {(each.slot, each.generation) for each in finished} == {(0, 1), (2, 2)}
     assert any(len(each.done) == 2 for each in reports if isinstance(each, m.Stepped))
     for each in finished:
-        pixels = cv2.imdecode(np.frombuffer(worker.memory.output(each.slot)[: each.image.length], np.uint8), 1)
+        pixels = cv2.imdecode(np.frombuffer(worker.memory.output(each.slot)[: each.image.byte_count], np.uint8), 1)
         assert pixels is not None
         assert pixels.shape == (64, 64, 3)
 

@@ -1,4 +1,4 @@
-"""Workers out of service, seen from outside: who keeps failing, what is told of it, and how the service ends."""
+"""Quarantined workers, seen from outside: why, what is reported, and how the service ends."""
 
 import os
 import shutil
@@ -16,15 +16,15 @@ def states(service: Service) -> list[str]:
     return [worker["state"] for worker in service.readiness()["workers"]]
 
 
-def test_a_worker_that_keeps_failing_is_out_of_service_and_tried_again_later() -> None:
+def test_a_worker_that_keeps_failing_is_quarantined_and_tried_again_later() -> None:
     settings = {"SCHEDULER__QUARANTINE_AFTER": 1, "SCHEDULER__QUARANTINE_PAUSE": 5.0, "WORKERS__CPU_WORKERS": 2}
     with Service("echo", **settings) as service:
         service.wait_until_ready(2)
         victim = service.readiness()["workers"][0]
         os.kill(victim["process"], signal.SIGSEGV)
-        until(lambda: states(service) == ["out", "ready"])
+        until(lambda: states(service) == ["quarantined", "ready"])
         assert service.readiness()["workers"][0]["last_loss"] == "killed by SIGSEGV"
-        assert service.sample("contour_worker_state", worker=victim["id"], state="out") == 1
+        assert service.sample("contour_worker_state", worker=victim["id"], state="quarantined") == 1
         until(lambda: any("is quarantined for a while: killed by SIGSEGV" in line for line in service.log))
         assert service.generate().status_code == 200
         service.wait_until_ready(2)
@@ -43,5 +43,5 @@ def test_when_no_worker_can_be_had_everybody_is_told_and_the_exit_code_says_so(t
         assert (answer.result().status_code, answer.result().headers["Connection"]) == (503, "close")
         until(lambda: any("All workers have failed" in line for line in service.log))
         last = next(line for line in service.log if "All workers have failed" in line)
-        assert "cpu0 is out of service" in last
+        assert "cpu0 is quarantined" in last
         assert "meta tensor" in last  # what is wrong with it, as torch has it: weights are missing

@@ -1,4 +1,4 @@
-"""Workers that are lost again and again, or whose device is unwell: out of service for a while."""
+"""Workers that exit again and again, or whose device is faulty, are quarantined for a while."""
 
 import pytest
 
@@ -30,18 +30,18 @@ def reason_of(core: Checked, worker: str) -> str:
     return next(view.reason for view in core.workers() if view.id == worker)
 
 
-def test_a_worker_that_is_lost_too_often_is_out_of_service() -> None:
+def test_a_worker_that_is_lost_too_often_is_quarantined() -> None:
     core = loading("gpu0", "gpu1", **LIMITS)
     lose(core, "gpu0", times=2)
     assert core.state_of("gpu0") is WorkerState.LOADING
     lose(core, "gpu0")
-    assert (core.state_of("gpu0"), reason_of(core, "gpu0")) == (WorkerState.OUT, "SIGSEGV")
+    assert (core.state_of("gpu0"), reason_of(core, "gpu0")) == (WorkerState.QUARANTINED, "SIGSEGV")
 
 
-def test_a_worker_whose_next_process_would_end_alike_is_out_of_service_at_once() -> None:
+def test_a_worker_whose_next_process_would_end_alike_is_quarantined_at_once() -> None:
     core = loading("gpu0", "gpu1", **LIMITS)
     core.handle(1.0, WorkerExited("gpu0", "no such model", hopeless=True))
-    assert (core.state_of("gpu0"), reason_of(core, "gpu0")) == (WorkerState.OUT, "no such model")
+    assert (core.state_of("gpu0"), reason_of(core, "gpu0")) == (WorkerState.QUARANTINED, "no such model")
 
 
 def test_it_is_tried_again_after_a_long_pause_and_out_again_with_the_next_loss() -> None:
@@ -52,7 +52,7 @@ def test_it_is_tried_again_after_a_long_pause_and_out_again_with_the_next_loss()
     assert core.handle(100.0, Tick()) == []
     assert core.handle(101.0, Tick()) == [Spawn("gpu0")]
     lose(core, "gpu0", now=102.0)
-    assert core.state_of("gpu0") is WorkerState.OUT
+    assert core.state_of("gpu0") is WorkerState.QUARANTINED
 
 
 def test_one_that_finishes_an_image_has_all_its_tries_again() -> None:
@@ -75,12 +75,12 @@ def test_one_that_was_ready_for_long_has_all_its_tries_again_though_nobody_wante
     assert core.state_of("gpu0") is WorkerState.LOADING
 
 
-def test_when_all_are_out_of_service_everybody_is_told_and_it_ends_with_the_reasons() -> None:
+def test_when_all_are_quarantined_everybody_is_told_and_it_ends_with_the_reasons() -> None:
     core = loading("gpu0", "gpu1", **LIMITS)
     core.handle(0.0, Submitted(job(1)))
     lose(core, "gpu0", times=3)
     lose(core, "gpu1", times=2)
-    told = "gpu0 is out of service: SIGSEGV; gpu1 is out of service: no driver"
+    told = "gpu0 is quarantined: SIGSEGV; gpu1 is quarantined: no driver"
     assert core.handle(1.0, WorkerExited("gpu1", "no driver")) == [Reply(1, Draining()), Exit(told)]
     assert core.handle(1.0, Submitted(job(2))) == [Reply(2, Draining())]
     assert core.next_wakeup is None
@@ -95,13 +95,13 @@ def test_a_drain_that_nothing_failed_in_ends_without_a_reason() -> None:
 
 
 @pytest.mark.parametrize("state", [WorkerState.READY, WorkerState.LOADING])
-def test_a_worker_whose_device_is_unwell_is_killed_and_out_of_service(state: WorkerState) -> None:
+def test_a_worker_whose_device_is_faulty_is_killed_and_quarantined(state: WorkerState) -> None:
     core = loading("gpu0", "gpu1", **LIMITS)
     if state is WorkerState.READY:
         core.handle(0.0, ready("gpu0"))
     assert core.handle(1.0, Faulted("gpu0", "XID 79")) == [Kill("gpu0", "XID 79")]
     assert core.handle(1.5, WorkerExited("gpu0", "killed by SIGKILL")) == []
-    assert (core.state_of("gpu0"), reason_of(core, "gpu0")) == (WorkerState.OUT, "XID 79")
+    assert (core.state_of("gpu0"), reason_of(core, "gpu0")) == (WorkerState.QUARANTINED, "XID 79")
 
 
 def test_its_jobs_are_done_elsewhere() -> None:
@@ -111,24 +111,24 @@ def test_its_jobs_are_done_elsewhere() -> None:
     assert core.handle(1.5, WorkerExited("gpu0", "killed by SIGKILL")) == [Start(1, "gpu1", 0, 2)]
 
 
-def test_a_device_that_is_unwell_while_its_worker_pauses_keeps_it_out() -> None:
+def test_a_fault_during_the_backoff_quarantines_the_worker() -> None:
     core = loading("gpu0", "gpu1", restart_backoff=5.0, quarantine_pause=100.0)
     lose(core, "gpu0", now=1.0)
     core.handle(2.0, Faulted("gpu0", "XID 79"))
-    assert core.state_of("gpu0") is WorkerState.OUT
+    assert core.state_of("gpu0") is WorkerState.QUARANTINED
     assert core.handle(50.0, Tick()) == []
     core.handle(60.0, Faulted("gpu0", "XID 48"))
     assert core.handle(159.0, Tick()) == []
     assert core.handle(160.0, Tick()) == [Spawn("gpu0")]
 
 
-def test_a_fault_of_a_worker_that_is_being_killed_keeps_it_out() -> None:
+def test_a_fault_of_a_worker_that_is_being_killed_quarantines_it() -> None:
     core = scheduler(ready("gpu0"), ready("gpu1"), heartbeat_floor=5.0, **LIMITS)
     core.handle(0.0, Submitted(job(1)))
     assert core.handle(5.0, Tick()) == [Kill("gpu0", "silent for 5.0 s")]
     core.handle(5.1, Faulted("gpu0", "XID 79"))
     core.handle(5.2, WorkerExited("gpu0", "killed by SIGKILL"))
-    assert core.state_of("gpu0") is WorkerState.OUT
+    assert core.state_of("gpu0") is WorkerState.QUARANTINED
 
 
 def test_one_that_is_out_has_no_process_to_lose_and_none_that_is_ready() -> None:
@@ -136,7 +136,7 @@ def test_one_that_is_out_has_no_process_to_lose_and_none_that_is_ready() -> None
     lose(core, "gpu0", times=3)
     with pytest.raises(IllegalEvent, match="no process to lose"):
         core.handle(1.0, WorkerExited("gpu0", "again"))
-    with pytest.raises(IllegalEvent, match="gpu0 is out"):
+    with pytest.raises(IllegalEvent, match="in state quarantined"):
         core.handle(1.0, ready("gpu0", GPU))
 
 
@@ -148,5 +148,5 @@ def test_when_the_last_is_lost_after_the_pause_of_another_is_over_that_one_is_tr
     core.handle(1.0, Faulted("gpu1", "XID 79"))
     core.handle(1.0, Submitted(job(1)))
     assert core.handle(101.0, WorkerExited("gpu1", "killed")) == [Spawn("gpu0")]
-    assert (core.state_of("gpu0"), core.state_of("gpu1")) == (WorkerState.LOADING, WorkerState.OUT)
+    assert (core.state_of("gpu0"), core.state_of("gpu1")) == (WorkerState.LOADING, WorkerState.QUARANTINED)
     assert core.queue_depth == 1
