@@ -33,6 +33,11 @@ REASON_CHARS = 2_000
 MAX_WARNINGS, WARNING_CHARS = 4, 1_000  # of a `Finished`
 NAMED_SHAPES, NAMED_COUNTS = 256, 64  # in a `StatusChanged`, of each kind
 NAME_CHARS = 80
+DEVICE_CHARS = 256  # of a device's name, and of its UUID
+MAX_STEPS = 1_000_000  # of an image
+MAX_SIDE = 4096  # pixels of an image
+MAX_WORK = MAX_SIDE**2  # nominal images that are one image
+DAY = 86_400.0  # seconds
 
 
 class Run(m.Message, frozen=True):
@@ -185,13 +190,6 @@ def receive_report(end: socket.socket) -> Report | None:
 
 
 # --------------------------------------------------------------------------------------------------------------- checks
-
-
-DEVICE_CHARS = 256  # of a device's name, and of its UUID
-MAX_STEPS = 1_000_000  # of an image
-MAX_SIDE = 4096  # pixels of an image
-MAX_WORK = MAX_SIDE**2  # nominal images that are one image
-DAY = 86_400.0  # seconds
 
 
 def summary(status: EngineStatus) -> str:

@@ -34,10 +34,13 @@ from workers.folders import no_follow
 
 log = logging.getLogger(__name__)
 
+F = TypeVar("F")
+T = TypeVar("T")
 Target: TypeAlias = tuple[Size, int | None]  # a size of latents, with a bucket of its steps or None for its VAE
 
 LOCK_TIMEOUT_S = 900.0  # for another worker's compiler
 _POLL_S = 0.5
+_ROUNDINGS = 32  # allowed as relative error: half precision needs 5, and wrong results are off by hundreds
 
 
 class DeviceLock:
@@ -210,12 +213,6 @@ def describe(target: Target) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------- the switch
-
-
-F = TypeVar("F")
-T = TypeVar("T")
-
-_ROUNDINGS = 32  # allowed as relative error: half precision needs 5, and wrong results are off by hundreds
 
 
 class WrongResultError(ArithmeticError):

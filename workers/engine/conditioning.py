@@ -30,6 +30,13 @@ if TYPE_CHECKING:
     from diffusers.models.attention import BasicTransformerBlock
     from transformers import CLIPTextModel, CLIPTokenizer
 
+_log = logging.getLogger(__name__)
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+TEXT_TOKENS = 77  # positions of CLIP's text encoder
+READ_TOKENS = TEXT_TOKENS - 2  # but for the marks of beginning and end
+_QUOTED_CHARS = 300  # of a text that was not read, in a warning
+
 
 def time_table(net: "UNet2DConditionModel | ControlNetModel", timesteps: Tensor) -> Tensor:
     """The time projection of each ResNet at each of N timesteps [N]: [N, sum of `shift_widths`]."""
@@ -106,14 +113,6 @@ def _blocks(net: "UNet2DConditionModel | ControlNetModel") -> Iterator["UNet2DCo
 
 
 # -------------------------------------------------------------------------------------------------------------- prompts
-
-
-_log = logging.getLogger(__name__)
-
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-TEXT_TOKENS = 77  # positions of CLIP's text encoder
-READ_TOKENS = TEXT_TOKENS - 2  # but for the marks of beginning and end
-_QUOTED_CHARS = 300  # of a text that was not read, in a warning
 
 
 class Prompt(NamedTuple):

@@ -28,10 +28,17 @@ from workers.engine.streams import Decoder, SideStream, upload
 from workers.engine.trials import COMPILING, GRAPHS, Trials
 from workers.engine.trials import attention as trial_of
 
-# ----------------------------------------------------------------------------------------------------------- workspaces
-
-
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_GIB = 2**30
+_KEPT_SCHEDULES = 16  # kept on the device: 3.0 MB each with SD 1.5 in float16 and 50 steps
+_COMPILED_AT_MOST = 1000  # passes times shapes; torch wants a limit
+_MODE_ON_CUDA = "max-autotune-no-cudagraphs"  # we record the graphs
+
+
+# ----------------------------------------------------------------------------------------------------------- workspaces
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -119,14 +126,6 @@ class Workspaces:
 
 
 # -------------------------------------------------------------------------------------------------------------- manager
-
-
-T = TypeVar("T")
-
-_GIB = 2**30
-_KEPT_SCHEDULES = 16  # kept on the device: 3.0 MB each with SD 1.5 in float16 and 50 steps
-_COMPILED_AT_MOST = 1000  # passes times shapes; torch wants a limit
-_MODE_ON_CUDA = "max-autotune-no-cudagraphs"  # we record the graphs
 
 
 class ExecutionManager:

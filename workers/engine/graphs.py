@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 Work: TypeAlias = Callable[[], object]
 
+_WARMUP_RUNS = 2  # before recording: at the first, libraries choose kernels and allocate their workspaces
+_MOST_LOST_POOLS = 8  # each keeps its memory until the process ends
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Recording:
@@ -232,10 +235,6 @@ def first_line(error: BaseException) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------- CUDA
-
-
-_WARMUP_RUNS = 2  # before recording: at the first, libraries choose kernels and allocate their workspaces
-_MOST_LOST_POOLS = 8  # each keeps its memory until the process ends
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -19,6 +19,7 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # files that can run any code when t
 _NETWORK = "diffusion_pytorch_model"
 # File names without extension, by the component's folder.
 COMPONENTS = {"unet": _NETWORK, "controlnet": _NETWORK, "vae": _NETWORK, "text_encoder": "model"}
+_CHUNK_BYTES = 2**23  # that are read ahead at a time
 
 
 class MissingWeightsError(UnusableModelError, FileNotFoundError):
@@ -85,9 +86,6 @@ def weight_file(folder: Path, stem: str, *, half: bool) -> Path:
 
 
 # -------------------------------------------------------------------------------------------------------- reading ahead
-
-
-_CHUNK_BYTES = 2**23
 
 
 def read_ahead(config: EngineConfig, device: str) -> Thread:
