@@ -142,7 +142,7 @@ class DiffusionEngine:
             pixels = codec.decode_to(task.image, width, height)
         edges = codec.grey(pixels) if options.control_image == "edges" else codec.edges(pixels, chosen.canny)
         shape = (4, height // self._model.latent_scale, width // self._model.latent_scale)
-        noise = draw(task.seed, shape, plan.matrix.noises)
+        noise = draw(task.seed, shape, plan.noises)
         prompts = self._prompts(task)
         warnings = (*(prompt.warning for prompt in prompts), *warnings_of(options, scales, edges))
         return Prepared(

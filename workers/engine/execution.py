@@ -281,7 +281,7 @@ class ExecutionManager:
     def _make_schedule(self, plan: Plan) -> DeviceSchedule:
         device = self._model.device
         estimates = None if plan.estimates is None else upload(plan.estimates, device)
-        times = self._model.times(upload(plan.matrix.timesteps, device))
+        times = self._model.times(upload(plan.timesteps, device))
         return DeviceSchedule(upload(plan.weights, device), estimates, times)
 
     def _workspace(self, size: Size, kept: bool) -> Workspace:

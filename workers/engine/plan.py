@@ -42,9 +42,10 @@ class HistoryLayout:
         return matrix.calls <= self.calls and matrix.noises <= self.noises
 
     def plan(self, steps: int, matrix: SamplerMatrix) -> "Plan":
-        """A matrix, its columns in this layout."""
+        """Lay out a matrix's columns."""
         estimates = None if matrix.estimates is None else self._laid_out(matrix.estimates, matrix)
-        return Plan(steps, matrix, self._laid_out(matrix.weights, matrix), estimates)
+        weights = self._laid_out(matrix.weights, matrix)
+        return Plan(steps, matrix.noises, matrix.timesteps, weights, estimates)
 
     def _laid_out(self, rows: Tensor, matrix: SamplerMatrix) -> Tensor:
         """Rows of a matrix in this layout, float32; zero where the matrix has no column."""
@@ -57,20 +58,22 @@ class HistoryLayout:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Plan:
-    """How an image is made in a number of steps.
+    """How an image is made in a number of steps: N model calls, at `timesteps` [N].
 
-    `weights` [N + 1, columns] and `estimates` [N, columns], if any, are the matrix's in a history's layout, float32.
+    `weights` [N + 1, columns] and `estimates` [N, columns], if any, are those of the sampler's matrix in a history's
+    layout, float32. `noises`: the initial one, and those that the sampler draws.
     """
 
     steps: int
-    matrix: SamplerMatrix
+    noises: int
+    timesteps: Tensor
     weights: Tensor
     estimates: Tensor | None
 
     @property
     def calls(self) -> int:
         """N, the number of model calls."""
-        return self.matrix.calls
+        return len(self.timesteps)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -105,7 +105,7 @@ def test_so_does_all_else_that_an_image_needs(model: Model) -> None:
         noise = torch.zeros(1, 4, SIDE, SIDE, device=DEVICE)
         plan = model.plans.usual
         assert plan.estimates is not None
-        weights, estimates, timesteps = (x.to(DEVICE) for x in (plan.weights, plan.estimates, plan.matrix.timesteps))
+        weights, estimates, timesteps = (x.to(DEVICE) for x in (plan.weights, plan.estimates, plan.timesteps))
     with fake_cuda() as calls:
         hint = model.hint(edges)
         model.text._encode()
