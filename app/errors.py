@@ -43,14 +43,14 @@ class Error(Enum):
     UNKNOWN_HOST = "unknown-host", HTTPStatus.FORBIDDEN, "This service does not answer under this host name"
     NOT_FOUND = "not-found", HTTPStatus.NOT_FOUND, "There is nothing at this path"
     METHOD = "method-not-allowed", HTTPStatus.METHOD_NOT_ALLOWED, "This path does not support this method"
-    NOT_ACCEPTABLE = "not-acceptable", HTTPStatus.NOT_ACCEPTABLE, "The answer has no form that you accept"
+    NOT_ACCEPTABLE = "not-acceptable", HTTPStatus.NOT_ACCEPTABLE, "No type that you accept is available"
     REQUEST_TIMEOUT = "request-timeout", HTTPStatus.REQUEST_TIMEOUT, "The request took too long to arrive"
     TOO_LARGE = "too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request is too large"
     QUOTA_EXCEEDED = "quota-exceeded", HTTPStatus.TOO_MANY_REQUESTS, "You have used your share of the queue"
     HEAD_TOO_LARGE = (
         "head-too-large",
         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-        "The request's head is too large",
+        "The request's headers are too large",
     )
     MEDIA_TYPE = "unsupported-media-type", HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body's type is not supported"
     INVALID_FIELD = "invalid-field", HTTPStatus.UNPROCESSABLE_ENTITY, "A field is missing or wrong"
@@ -116,6 +116,10 @@ class Problem(Exception):
             self.errors = (FieldError(self.field, self.detail),)
 
 
+class ClientGoneError(Exception):
+    """The client closed its connection before it was answered."""
+
+
 class Faults:
     """Collects what is wrong with the fields of a request, so that one answer names all of it.
 
@@ -128,11 +132,12 @@ class Faults:
     def __bool__(self) -> bool:
         return bool(self._problems)
 
-    def add(self, problem: Problem) -> None:
-        """Note a problem. One that is not about a field is raised at once, as nothing else can be checked then."""
-        if problem.field is None:
-            raise problem
-        self._problems.append(problem)
+    def add(self, *problems: Problem) -> None:
+        """Note problems. One that is not about a field is raised at once, as nothing else can be checked then."""
+        for problem in problems:
+            if problem.field is None:
+                raise problem
+            self._problems.append(problem)
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -149,7 +154,6 @@ class Faults:
 
 
 def joined(problems: Sequence[Problem]) -> Problem:
-    """Join problems into one that names them all."""
     if len(problems) == 1:
         return problems[0]
     by_field: dict[str, FieldError] = {}
@@ -170,12 +174,10 @@ def joined(problems: Sequence[Problem]) -> Problem:
 
 
 def respond(problem: Problem) -> Response:
-    """The response for a problem."""
     return Response(problem_body(problem), problem.error.status, problem_headers(problem), MEDIA_TYPE)
 
 
 def problem_body(problem: Problem) -> bytes:
-    """A problem as JSON."""
     error = problem.error
     later = None if problem.retry_after is None else whole_seconds(problem.retry_after)
     return msgspec.json.encode(
@@ -233,7 +235,7 @@ class _Quote(reprlib.Repr):
         return f"an integer of about {int(value.bit_length() * 0.30103) + 1} digits" if long else repr(value)
 
     def repr_bool(self, value: bool, level: int) -> str:
-        """As JSON has it, which is what a client sent."""
+        """As JSON writes it, since a client sent JSON."""
         return "true" if value else "false"
 
     def repr_NoneType(self, value: None, level: int) -> str:  # noqa: N802 - reprlib calls it

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 
 from starlette.requests import Request
 
-from app.errors import Error, Problem, whole_seconds
+from app.errors import ClientGoneError, Error, Problem, whole_seconds
 from app.metrics import Metrics
 from app.params import GenerationParams, Rules
 from app.parsing.input_image import measured
@@ -32,10 +32,6 @@ AUTO_LOADING_SECONDS = 300.0
 DECODING_SECONDS = {"PNG": 21e-9, "JPEG": 3e-9, "WebP": 15e-9}
 
 ImageProgressCallback: TypeAlias = Callable[[int, ProgressEvent], None]  # the number of the image in its request
-
-
-class ClientGoneError(Exception):
-    """The client closed its connection before it was answered."""
 
 
 @dataclass(frozen=True, slots=True)

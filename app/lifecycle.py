@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from app.errors import Error, Problem, respond, routing_problem
-from app.generator import ClientGoneError, GeneratedImage, Workload
+from app.errors import ClientGoneError, Error, Problem, respond, routing_problem
+from app.generator import GeneratedImage, Workload
 from app.http.access import Access
 from app.http.events import EventStream, Feed
 from app.metrics import Metrics

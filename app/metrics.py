@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 
 from prometheus_client import (
@@ -52,50 +53,30 @@ class Metrics:
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
-        build = Info(
-            "contour_build", "The versions of the service and of torch, and the runtime.", registry=self.registry
-        )
+        about = "The versions of the service and of torch, and the runtime."
+        build = Info("contour_build", about, registry=self.registry)
         build.info({"version": __version__, "torch": _torch_version(), "runtime": runtime})
-        self._requests = Counter(
-            "contour_requests", "Requests answered, by outcome.", ["outcome"], registry=self.registry
+        counter = partial(Counter, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry, buckets=SECONDS)
+        self._requests = counter("contour_requests", "Requests answered, by outcome.", ["outcome"])
+        self._refusals = counter(
+            "contour_connection_errors", "Connections closed with an error before a whole request came.", ["reason"]
         )
-        self._refusals = Counter(
-            "contour_connection_errors",
-            "Connections closed with an error before a whole request came.",
-            ["reason"],
-            registry=self.registry,
-        )
-        self._seconds = Histogram(
+        self._seconds = histogram(
             "contour_request_duration_seconds",
-            "From a request's head to its answer: an image, or anything else.",
+            "Time from the arrival of a request's headers to its answer: an image, or anything else.",
             ["answer"],
-            buckets=SECONDS,
-            registry=self.registry,
         )
-        self._stages = Histogram(
-            "contour_stage_seconds", "Stages of a finished image.", ["stage"], buckets=SECONDS, registry=self.registry
+        self._stages = histogram("contour_stage_seconds", "Time that each stage of a finished image took.", ["stage"])
+        self._steps = counter("contour_steps", "Denoising steps taken, each for a whole batch.", ["worker"])
+        self._occupancy = histogram(
+            "contour_batch_occupancy", "Images in a step.", buckets=(1, 2, 3, 4, 6, 8, 12, 16, 32)
         )
-        self._steps = Counter(
-            "contour_steps", "Denoising steps taken, each for a whole batch.", ["worker"], registry=self.registry
-        )
-        self._occupancy = Histogram(
-            "contour_batch_occupancy",
-            "Images in a step.",
-            buckets=(1, 2, 3, 4, 6, 8, 12, 16, 32),
-            registry=self.registry,
-        )
-        self._losses = Counter(
-            "contour_worker_losses", "Worker processes that ended.", ["worker"], registry=self.registry
-        )
-        self._retries = Counter(
-            "contour_retries", "Jobs started again after their worker ended.", registry=self.registry
-        )
-        self._edges = Counter("contour_edges", "Requests for edges, by outcome.", ["outcome"], registry=self.registry)
-        self._edges_seconds = Histogram(
-            "contour_edges_seconds",
-            "From the head of a request for edges to its answer.",
-            buckets=SECONDS,
-            registry=self.registry,
+        self._losses = counter("contour_worker_losses", "Worker processes that ended.", ["worker"])
+        self._retries = counter("contour_retries", "Jobs started again after their worker ended.")
+        self._edges = counter("contour_edges", "Requests for edges, by outcome.", ["outcome"])
+        self._edges_seconds = histogram(
+            "contour_edges_seconds", "Time from the arrival of the headers of a request for edges to its answer."
         )
         self._started: set[m.JobId] = set()
         # A series exists before its first sample, so that rates start at 0.
@@ -204,7 +185,9 @@ class EngineCollector(Collector):
         graphs = GaugeMetricFamily("contour_worker_graphs", "CUDA graphs captured.", labels=["worker", "kind"])
         held = GaugeMetricFamily("contour_worker_graph_bytes", "Device memory of CUDA graphs.", labels=["worker"])
         fallbacks = CounterMetricFamily(
-            "contour_worker_fallbacks", "Slower ways taken after the faster one failed.", labels=["worker", "reason"]
+            "contour_worker_fallbacks",
+            "Fallbacks to a slower implementation after the faster one failed.",
+            labels=["worker", "reason"],
         )
         for worker, status in list(self.pool.statuses.items()):
             for shape, kernel in status.attention:
@@ -233,7 +216,9 @@ class DeviceCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         labels = ["worker", "uuid"]
         gauges = {
-            "utilization": GaugeMetricFamily("contour_device_utilization_ratio", "Time kernels ran.", labels=labels),
+            "utilization": GaugeMetricFamily(
+                "contour_device_utilization_ratio", "Share of time in which kernels ran.", labels=labels
+            ),
             "memory_used": GaugeMetricFamily(
                 "contour_device_memory_used_bytes", "Device memory in use.", labels=labels
             ),
@@ -242,7 +227,7 @@ class DeviceCollector(Collector):
             "power": GaugeMetricFamily("contour_device_power_watts", "Power drawn.", labels=labels),
         }
         throttled = GaugeMetricFamily(
-            "contour_device_throttled", "1 for each reason that clocks are held down.", labels=[*labels, "reason"]
+            "contour_device_throttled", "1 for each reason why clocks are throttled.", labels=[*labels, "reason"]
         )
         for worker, uuid, reading in self._readings:
             for name, family in gauges.items():
@@ -258,7 +243,7 @@ class DeviceCollector(Collector):
 
 
 def _torch_version() -> str:
-    """By its package: the front end does not import torch."""
+    """Read from the package's metadata: the front end does not import torch."""
     try:
         return metadata.version("torch")
     except metadata.PackageNotFoundError:

@@ -61,7 +61,6 @@ class Description:
         self._headers = {"Vary": HEADER} if settings.server.trusted_proxies else {}
 
     async def respond(self, request: Request) -> Response:
-        """200, always."""
         prefix = prefix_of(request.scope)
         body = self._bodies.get(prefix) or self._at(prefix)
         return Response(body, headers=self._headers, media_type=JSON)
@@ -71,7 +70,6 @@ class Description:
 
 
 def describe(settings: Settings) -> Node:
-    """The whole description."""
     overlay, schemas = _overlay(), Schemas(settings)
     keys = overlay["securitySchemes"] if settings.server.has_keys else {}
     operations = {**overlay["operations"]}
@@ -104,7 +102,7 @@ def describe(settings: Settings) -> Node:
 
 
 def example_of(error: Error) -> Problem:
-    """What a client may be told of an error, word by word."""
+    """An example of an error, word by word."""
     spec = _overlay()["problems"][error.slug]
     each = [{"detail": spec}] if isinstance(spec, str) else spec if isinstance(spec, list) else [spec]
     return joined([Problem(error, **one) for one in each])
@@ -185,14 +183,14 @@ def _files(spec: dict[Any, Any], media_types: Mapping[str, str]) -> dict[Any, An
 
 
 def _lists(settings: Settings) -> Node:
-    """What is always the same in AUTOMATIC1111's interface."""
+    """The operations of AUTOMATIC1111's interface whose answers never change."""
     found: Node = {}
     for path, value in catalogue(settings).items():
-        example = ["As it is here", msgspec.to_builtins(value)]
+        example = ["The answer of this service", msgspec.to_builtins(value)]
         found[f"GET {path}"] = {
             "operationId": "list" + "".join(part.capitalize() for part in re.split("[/_-]", path)),
-            "summary": "What there is.",
-            200: ["What there is.", {JSON: {"schema": _of(value), "examples": {"here": example}}}, "X-Request-Id"],
+            "summary": "A list of what this service has.",
+            200: ["The list.", {JSON: {"schema": _of(value), "examples": {"here": example}}}, "X-Request-Id"],
             "errors": "unauthorized",
         }
     return found

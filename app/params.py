@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from app.errors import Error, Faults, Problem, quoted
+from app.errors import Error, Problem, quoted
 from app.settings import Settings
 from workers.engine.config import EngineConfig
 from workers.engine.contract import AS_CONFIGURED, ControlImage, Embedding, Format, Options, Resolved, resolved
@@ -111,7 +111,7 @@ class Param:
 
 PARAMS: Mapping[str, Param] = {
     "request_id": Param(
-        meaning="It comes back with the answer.",
+        meaning="A number that comes back with the answer.",
         elsewhere=("id", "requestId"),
     ),
     "text": Param(
@@ -165,21 +165,21 @@ PARAMS: Mapping[str, Param] = {
         ),
     ),
     "canny_low": Param(
-        meaning="Canny's lower threshold: an edge goes on where it is above it.",
+        meaning="Canny's lower threshold: an edge continues while its strength is above it.",
         range=Range(1, 2000),
         flags=("--canny-low",),
         automatic1111="threshold_a",
         elsewhere=("low_threshold", "canny_low_threshold", "threshold_low", "threshold_a"),
     ),
     "canny_high": Param(
-        meaning="Canny's upper threshold: an edge begins where it is above it.",
+        meaning="Canny's upper threshold: an edge starts where its strength is above it.",
         range=Range(1, 2000),
         flags=("--canny-high",),
         automatic1111="threshold_b",
         elsewhere=("high_threshold", "canny_high_threshold", "threshold_high", "threshold_b"),
     ),
     "control_image": Param(
-        meaning="What the image is: a `photo`, in which edges are found, or `edges`, white on black, used as they are.",
+        meaning="What the image is: a `photo`, whose edges are found, or `edges`, an edge map: white lines on black.",
         default="photo",
         flags=("--control-image",),
     ),
@@ -189,7 +189,7 @@ PARAMS: Mapping[str, Param] = {
         flags=("--temperature",),
     ),
     "number_of_images": Param(
-        meaning="How many images are made, each with the next seed.",
+        meaning="How many images to generate, each with the next seed.",
         range=_images,
         default=1,
         flags=("-n", "--number"),
@@ -204,12 +204,12 @@ PARAMS: Mapping[str, Param] = {
         default=0,
     ),
     "output_format": Param(
-        meaning="The image file's format, else that of `Accept`, else as configured. Both must not differ.",
+        meaning="The image file's format, else that of `Accept`, else as configured. The two must agree.",
         elsewhere=("format", "image_format", "file_format", "response_format"),
     ),
     "embed_metadata": Param(
-        meaning="What the image file tells of itself: `full`: all that made it; `source`: a model made it; `none`: "
-        "nothing.",
+        meaning="What the image file says about itself: `full`: all parameters; `source`: that a model made it; "
+        "`none`: nothing.",
     ),
 }
 TEXTS = ("text", "negative_prompt")
@@ -218,7 +218,7 @@ OF_THE_ENGINE = tuple(name for name in RequestOptions.__struct_fields__ if hasat
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
-    """What the form of the answer asks of the images: their files' format, and whether somebody watches them."""
+    """What the answer's type decides: the format of the image files, and whether previews are made."""
 
     file_format: Format | None = None
     previews: bool = False
@@ -243,7 +243,6 @@ class GenerationParams:
     warnings: tuple[str, ...] = ()
 
     def seeds(self) -> list[int]:
-        """The seed of each image."""
         return seeds(self.seed, self.number_of_images)
 
 
@@ -303,15 +302,7 @@ class Rules:
         )
 
     def resolved(self, options: Options) -> Resolved:
-        """Complete options with the configured values."""
         return resolved(options, self.engine)
-
-    def check(self, fields: RequestFields) -> None:
-        """Raise one Problem for all fields that are out of range."""
-        found = Faults()
-        for problem in self.faults(fields):
-            found.add(problem)
-        found.check()
 
     def faults(
         self, fields: RequestFields | GenerationRequest, called: Mapping[str, str] = AS_THEY_ARE
@@ -348,5 +339,5 @@ class Rules:
 def _edge_map_faults(fields: RequestOptions, called: Mapping[str, str]) -> Iterator[Problem]:
     names = [called.get(name, name) for name in ("canny_low", "canny_high") if getattr(fields, name) is not None]
     if names:
-        detail = f"control_image is edges: no edges are searched for in an edge map. Leave out {' and '.join(names)}."
+        detail = f"control_image is edges: no edges are detected in an edge map. Leave out {' and '.join(names)}."
         yield Problem(Error.INVALID_FIELD, detail, names[0])

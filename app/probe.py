@@ -1,6 +1,6 @@
-"""python -m app.probe: whether the service beside this process can make images; the exit code, as HEALTHCHECK asks.
+"""Check whether the service on this machine is ready to generate images, for HEALTHCHECK of a container.
 
-It finds the port where the service found it, but for flags: in the configuration and the variables over it.
+The exit code is 0 if it is ready and 1 if not. The port comes from the configuration and its environment variables.
 """
 
 import os
@@ -20,7 +20,12 @@ SECONDS = 3.0  # for an answer
 def main(arguments: Sequence[str]) -> int:
     """0 when /readyz says so, else 1 and why on standard error."""
     parser = Parser("app.probe", description=__doc__)
-    parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"), help="a YAML file, see configs/")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=Path("configs/demo.yaml"),
+        help="configuration file in YAML (default: configs/demo.yaml)",
+    )
     try:
         document = Document.read(parser.parse_args(arguments).config, os.environ)
         status = ready(document.section("server", ServerConfig))

@@ -39,7 +39,6 @@ IN_AUTOMATIC = {param.automatic1111 or name: name for name, param in PARAMS.item
 
 
 def reference(name: str) -> Node:
-    """A schema by its name."""
     return {"binary": BINARY, "text": TEXT}.get(name, {"$ref": f"#/components/schemas/{name}"})
 
 
@@ -79,7 +78,7 @@ class Schemas:
         }
         needed = form["required"]
         form |= self._form(EDITED_IMAGE, texts, needed)
-        where = ". In base64, as a rule within a `data:` URI: no image is fetched from elsewhere."
+        where = " in base64, usually within a `data:` URI; no image is fetched from elsewhere."
         url = self._file("as a file", where) | {"format": "byte", "minLength": 1}
         one = {"type": "object", "properties": {"image_url": url}, "required": ["image_url"]}
         images = {"type": "array", "items": one, "minItems": 1, "maxItems": 1}
@@ -143,7 +142,6 @@ class Schemas:
 
 
 def _in(module: ModuleType) -> list[type]:
-    """The structs of a module."""
     found = (each for each in vars(module).values() if isinstance(each, type) and each.__module__ == module.__name__)
     return [each for each in found if issubclass(each, msgspec.Struct)]
 

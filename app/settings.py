@@ -43,8 +43,7 @@ KeyFile = Annotated[str, Meta(min_length=1, extra={"needed": True})]
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """What the server listens on, whom it answers, and how much of a client's time and bytes it takes. Times in
-    seconds."""
+    """The server: its address, its clients, and limits on their requests. Times are in seconds."""
 
     host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
     """The address to listen on: `0.0.0.0` is all of IPv4, `::` all of IPv6."""
@@ -66,44 +65,44 @@ class ServerConfig:
     model_name: Annotated[str, Meta(max_length=100)] = ""
     """The model's name as clients see it; if empty, that of its folder, repository or file."""
     embed_metadata: Embedding = "source"
-    """What an image file says of itself, unless a request wants it otherwise: `full` is prompt, seed and all else that
-    made it, `source` only that a model made it, `none` nothing."""
+    """What an image file says about itself, unless a request chooses: `full` is all parameters, prompt and seed
+    included; `source` only that a model made it; `none` nothing."""
     deadline: Annotated[float, Meta(gt=0, le=DAY)] | Literal["auto"] = "auto"
     """Deadline of requests that set none; `auto` goes by the measured speed, and is 60 at least."""
     max_deadline: Annotated[float, Meta(gt=0, le=DAY)] = 3600.0
     """The longest deadline that a client may ask for."""
     drain_seconds: Annotated[float, Meta(ge=0, le=DAY)] = 60.0
-    """How long a shutdown waits for requests that were accepted."""
+    """How long a shutdown waits for accepted requests."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """What is logged: this level and all above it."""
+    """The lowest level that is logged."""
     log_format: Literal["auto", "human", "json"] = "auto"
-    """Form of the log; `auto` is for people on a terminal and JSON elsewhere."""
+    """Format of the log; `auto` is `human` on a terminal and `json` elsewhere."""
     log_requests: bool = True
     """Whether each request for images gets a line in the log."""
     api_key: Secret | None = field(default=None, repr=False)
-    """A key that requests must have, at least 16 characters. Without this and `api_key_file`, the service is open to
+    """A key that requests must send, at least 16 characters. Without this and `api_key_file`, the service is open to
     everybody."""
     api_key_file: KeyFile | None = None
-    """A file with such keys, one a line; a relative path counts from the configuration file."""
+    """A file with API keys, one per line; a relative path counts from the configuration file."""
     allowed_hosts: list[str] = field(default_factory=list)
     """Host names of this service, besides loopback's and the address listened on; `*.example.com` is every name below,
     `*` any. Where the service listens beyond loopback, an empty list is any."""
     allowed_origins: list[str] = field(default_factory=list)
     """Origins whose pages may use this service, such as `https://example.com`, or `*`; its own page always may."""
     shared_progress: bool = False
-    """AUTOMATIC1111's interface: whether clients at one address see and end each other's work, as on a private
+    """AUTOMATIC1111's interface: whether clients at one address see and cancel each other's work, as on a private
     machine."""
     trusted_proxies: list[str] = field(default_factory=list)
     """Addresses and networks of proxies whose X-Forwarded-For, -Proto and -Prefix are believed, as in `10.0.0.0/8`."""
     root_path: str = ""
-    """The path of this service at its proxy, such as `/contour`, whether the proxy takes it off or not. A trusted proxy
+    """The path of this service at its proxy, such as `/contour`, whether the proxy removes it or not. A trusted proxy
     may send X-Forwarded-Prefix instead."""
     header_seconds: Seconds = 10.0
     """How long the head of a request may take to arrive."""
     max_header_bytes: Annotated[int, Meta(ge=1024, le=2**20)] = 64 * 2**10
     """The largest head of a request."""
     body_seconds: Seconds = 60.0
-    """How long a body may take to arrive, and an answer to be read."""
+    """How long a body may take to arrive, and a client to read an answer."""
     keep_alive_seconds: Seconds = 75.0
     """How long a connection may be idle; more than the 60 s that load balancers keep theirs."""
     max_connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 900

@@ -46,7 +46,7 @@ def prepared(config: Path, environ: Mapping[str, str], flags: Mapping[str, str] 
     if missing := absent(settings.engine):
         listed = "\n  ".join(missing)
         get = command("-m", "workers.fetch", config)
-        raise StartError(f"These weights are not on this machine:\n  {listed}\nGet them with: {get}")
+        raise StartError(f"These weights are not on this machine:\n  {listed}\nFetch them with: {get}")
     sys.set_int_max_str_digits(MAX_DIGITS)
     keep_freed_memory()
     return settings
@@ -73,7 +73,6 @@ def check_runtime(settings: Settings, placement: Placement) -> None:
 
 
 def slot_layout(settings: Settings) -> SlotLayout:
-    """The shared memory of a worker."""
     return SlotLayout(
         settings.engine.slots,
         settings.server.max_image_bytes + TEXTS * UTF8_BYTES * settings.server.max_text_chars + PARAMS_BYTES,

@@ -40,12 +40,14 @@ def tracing(environ: Mapping[str, str]) -> "Tracing | None":
         raise ValueError(f"OTEL_TRACES_EXPORTER is {exporter!r}, but must be otlp or none")
     protocol = next((environ[name] for name in PROTOCOLS if environ.get(name)), HTTP)
     if protocol != HTTP:
-        raise ValueError(f"the protocol for traces is {protocol!r}; set OTEL_EXPORTER_OTLP_TRACES_PROTOCOL to {HTTP}")
+        raise ValueError(f"traces cannot be sent by {protocol!r}; set OTEL_EXPORTER_OTLP_TRACES_PROTOCOL to {HTTP}")
     try:
         return Tracing(_provider(environ))
     except ImportError as error:
         install = command("-m", "pip", "install", ".[otel]")
-        raise ValueError(f"the variables ask for traces, but {error.name} is missing: {install}") from None
+        raise ValueError(
+            f"the OTEL_ variables ask for traces, but the package {error.name} is missing; run {install}"
+        ) from None
 
 
 def _provider(environ: Mapping[str, str]) -> "TracerProvider":

@@ -64,8 +64,8 @@ class Parser(argparse.ArgumentParser):
 def add_configuration(parser: argparse.ArgumentParser) -> None:
     """Add `config`, the configuration file, as an argument and as a flag."""
     once: dict[str, Any] = {"type": Path, "action": _Once, "default": Path("configs/demo.yaml"), "metavar": "CONFIG"}
-    parser.add_argument("config", nargs="?", help="a YAML file, see configs/; configs/demo.yaml by default", **once)
-    parser.add_argument("--config", help="the same", **once)
+    parser.add_argument("config", nargs="?", help="configuration file in YAML (default: configs/demo.yaml)", **once)
+    parser.add_argument("--config", help="the configuration file, as a flag", **once)
 
 
 class _Once(argparse.Action):

@@ -9,9 +9,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.generation import unless_gone, with_warnings
 from app.errors import Error, Faults, Problem
-from app.http.negotiation import negotiated
+from app.http.answers import negotiated, unless_gone, with_warnings
 from app.lifecycle import RequestContext, RequestLifecycle
 from app.metrics import Metrics
 from app.params import PARAMS, Rules
@@ -134,8 +133,7 @@ class Edges(EdgeEndpoint):
         """The thresholds: from the body, else the query, else the configuration."""
         rules = self.finder.rules
         for each in (in_body, in_query):
-            for problem in rules.number_faults({"canny_low": each.canny_low, "canny_high": each.canny_high}):
-                faults.add(problem)
+            faults.add(*rules.number_faults({"canny_low": each.canny_low, "canny_high": each.canny_high}))
         low, high = in_body.canny_low or in_query.canny_low, in_body.canny_high or in_query.canny_high
         return rules.resolved(Options(canny_low=low, canny_high=high)).canny
 

@@ -1,13 +1,8 @@
 """`POST /generation/`: a body in, in one of its forms; images, a stream of events or a problem out."""
 
-import asyncio
-from bisect import bisect_right
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, islice
-from typing import TypeVar
-from urllib.parse import quote
 
 import msgspec
 import pybase64
@@ -15,21 +10,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.errors import Error, Problem, problem_body, quoted
-from app.generator import ClientGoneError, GeneratedImage, ImageGenerator
+from app.generator import GeneratedImage, ImageGenerator
 from app.http import events
+from app.http.answers import negotiated, preferred, unless_gone, with_warnings
 from app.http.events import Feed
-from app.http.negotiation import negotiated, preferred
 from app.lifecycle import RequestContext, RequestLifecycle
 from app.params import GenerationParams, OutputOptions
 from app.parsing import bodies
 from workers.engine.contract import Format
 
 JSON = "application/json"
-HEADER_WARNINGS, HEADER_CHARS = 4, 1000  # of them; of each
-HEADER_SAFE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"  # all printable ASCII but the percent sign
 FORMATS: dict[str, Format] = {"image/jpeg": "jpeg", "image/png": "png", "image/webp": "webp"}
-
-T = TypeVar("T")
 
 
 class GenerationAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -70,7 +61,7 @@ class Generation:
             kind = _of_format(request, named)
         file_format = FORMATS.get(kind)
         if file_format is not None and params.number_of_images > 1:
-            detail = f"number_of_images is {params.number_of_images}, but {kind} holds one image; ask for {JSON}."
+            detail = f"number_of_images is {params.number_of_images}, but {kind} holds only one image; ask for {JSON}."
             raise Problem(Error.INVALID_FIELD, detail, "number_of_images")
         if streams:
             return await self._stream(request, params, context)
@@ -91,23 +82,6 @@ class Generation:
         return await self.lifecycle.stream(
             context, feed, made(), lambda problem: events.encode_event("error", problem_body(problem))
         )
-
-
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """Await `work`, but cancel it when the client disconnects.
-
-    Raises ClientGoneError.
-    """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(events.disconnected(request.receive))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGoneError
-        return working.result()
-    finally:
-        leaving.cancel()
-        working.cancel()
 
 
 def _json(params: GenerationParams, images: Sequence[GeneratedImage]) -> bytes:
@@ -131,23 +105,9 @@ def _of_format(request: Request, named: Format) -> str:
     kind = next(kind for kind, name in FORMATS.items() if name == named)
     accept = ",".join(request.headers.getlist("accept"))
     if preferred(accept, [kind]) is None:
-        detail = f"output_format is {named}, but Accept is {quoted(accept)}, which {kind} is not; leave one out."
+        detail = f"output_format is {named}, but Accept is {quoted(accept)}, which excludes {kind}; leave one out."
         raise Problem(Error.INVALID_FIELD, detail, "output_format")
     return kind
-
-
-def with_warnings(response: Response, warnings: Iterable[str]) -> Response:
-    """Add warnings to the headers of an answer."""
-    for warning in islice(warnings, HEADER_WARNINGS):
-        response.headers.append("X-Contour-Warning", _in_header(warning))
-    return response
-
-
-def _in_header(warning: str) -> str:
-    """Encode a sentence for a header: ASCII, the rest percent-encoded, cut to a length that every proxy passes on."""
-    characters = [quote(character, safe=HEADER_SAFE) for character in warning]
-    most = bisect_right(list(accumulate(map(len, characters))), HEADER_CHARS)
-    return "".join(characters[:most])
 
 
 def _timing(image: GeneratedImage, total: float) -> str:

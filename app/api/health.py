@@ -1,4 +1,4 @@
-"""`/healthz`: is the process there? `/readyz`: can it make an image now, and what is each worker doing?"""
+"""`/healthz`: is the process running? `/readyz`: can it generate images now, and what is each worker doing?"""
 
 from typing import Literal
 
@@ -12,13 +12,13 @@ from workers.pool import Pool
 
 
 class Aliveness(msgspec.Struct, frozen=True):
-    """The process is there."""
+    """The process is running."""
 
     status: Literal["ok"] = "ok"
 
 
 class WorkerReadiness(msgspec.Struct, frozen=True):
-    """What a worker is doing. `last_loss` is why its last process ended, if one did."""
+    """The state of a worker. `last_loss` is why its last process ended, if one did."""
 
     id: str
     state: WorkerState
@@ -32,7 +32,7 @@ class WorkerReadiness(msgspec.Struct, frozen=True):
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """What the service is doing. `placement` says why the workers run on the devices they run on."""
+    """The state of the service. `placement` says why the workers run on these devices."""
 
     ready: bool
     draining: bool

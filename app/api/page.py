@@ -1,4 +1,4 @@
-"""`/settings.json`: what the page must know of this service."""
+"""`/settings.json`: the settings of the page."""
 
 import logging
 from pathlib import Path
@@ -35,14 +35,14 @@ class RequestLimits(msgspec.Struct, frozen=True):
 
 
 class About(msgspec.Struct, frozen=True):
-    """What a model can draw, and prompts to try, for models that can do less than people expect."""
+    """A sentence about what the model can draw, and prompts to try, for models that can do less than people expect."""
 
     text: Annotated[str, Meta(max_length=500)]
     prompts: Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=12)]
 
 
 class PageSettings(msgspec.Struct, frozen=True):
-    """What the page must know of the service: its model, whether it needs an API key, its limits.
+    """The service as the page needs it: its model, whether it needs an API key, its limits.
 
     `fields` are those that have a range. The minimum of `temperature` is not included.
     """
@@ -66,7 +66,6 @@ class SettingsEndpoint:
 
 
 def page_settings(settings: Settings) -> PageSettings:
-    """The page's settings for a configuration."""
     server, rules = settings.server, Rules.of(settings)
     return PageSettings(
         model=server.model_name,

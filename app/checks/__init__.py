@@ -1,1 +1,1 @@
-"""What `python -m app doctor` looks at: functions of a `Subject` that yield findings."""
+"""The checks of `python -m app doctor`: functions that take a `Subject` and yield findings."""

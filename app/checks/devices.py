@@ -24,7 +24,7 @@ NVIDIA, DISPLAY = "0x10de", "0x03"  # a PCI vendor, and the class of display con
 
 
 def devices(subject: Subject) -> Iterator[Finding]:
-    """Finds the placement first: it is what counts."""
+    """Report where workers would run, then each GPU."""
     yield from _placement(subject)
     if subject.nvml is not None:
         if subject.on_gpu and (fault := driver_fault(subject.nvml)) is not None:
@@ -40,7 +40,7 @@ def _placement(subject: Subject) -> Iterator[Finding]:
 
 
 def _unused(subject: Subject) -> str:
-    """What to do about unused GPUs; empty if there are none, or if that is intended."""
+    """The advice about unused GPUs; empty if there are none, or if they are unused on purpose."""
     listed = subject.environ.get(VARIABLE)
     if listed is not None and listed.strip() in ("", "-1"):
         return ""
@@ -58,7 +58,7 @@ def _no_driver() -> str:
 
 
 def has_gpu(pci: Path = PCI) -> bool:
-    """Whether there is a GPU of NVIDIA, driver or not."""
+    """Whether this machine has an NVIDIA GPU, with or without a driver."""
     try:
         return any(
             (device / "vendor").read_text().strip() == NVIDIA and (device / "class").read_text().startswith(DISPLAY)
@@ -88,7 +88,7 @@ XFORMERS = "xformers"
 
 
 def engine(subject: Subject) -> Iterator[Finding]:
-    """Finds what torch is once, then each device."""
+    """Report the build of torch, then whether it computes on each device."""
     if subject.settings.engine.kind == "echo":
         yield Finding("torch", Level.OK, "not needed: engine.kind is echo")
         return
@@ -104,7 +104,7 @@ def engine(subject: Subject) -> Iterator[Finding]:
 
 
 def _examined(device: DeviceSpec) -> Examined | str:
-    """What torch reports of a device, or the reason why it cannot be used."""
+    """Torch's report about a device, or the reason why the device cannot be used."""
     name = "cuda:0" if device.kind == "cuda" else "cpu"
     run = [sys.executable, "-m", "workers.engine.examine", name]
     environment = os.environ | {VARIABLE: device.token or ""}
@@ -115,7 +115,7 @@ def _examined(device: DeviceSpec) -> Examined | str:
     except subprocess.TimeoutExpired:
         return f"torch does not answer within {SECONDS:g} s"
     if done.returncode < 0:
-        return f"a process that uses torch is ended by signal {-done.returncode}: {_last(done.stderr)}"
+        return f"a process that uses torch was ended by signal {-done.returncode}: {_last(done.stderr)}"
     try:
         return msgspec.json.decode(done.stdout, type=Examined)
     except msgspec.DecodeError:
@@ -123,7 +123,7 @@ def _examined(device: DeviceSpec) -> Examined | str:
 
 
 def _last(said: bytes) -> str:
-    return said.decode(errors="replace").strip().rpartition("\n")[2] or "it said nothing"
+    return said.decode(errors="replace").strip().rpartition("\n")[2] or "it printed no error"
 
 
 def of_device(device: DeviceSpec, answer: Examined | str, weights: int) -> Iterator[Finding]:
@@ -132,7 +132,7 @@ def of_device(device: DeviceSpec, answer: Examined | str, weights: int) -> Itera
         yield Finding("torch", Level.MISSING, f"{device.id}: {answer}", INSTALL)
         return
     if answer.flaw:
-        remedy = "see that nvidia-smi works, and that the driver is not older than torch's CUDA"
+        remedy = "check that nvidia-smi works, and that the driver is not older than torch's CUDA"
         yield Finding("torch", Level.MISSING, f"{device.id}: torch cannot compute on it: {answer.flaw}", remedy)
         return
     facts = [f"{device.id}: torch computes on {answer.device}"]
@@ -145,9 +145,13 @@ def of_device(device: DeviceSpec, answer: Examined | str, weights: int) -> Itera
 
 
 def _gpu_memory(device: DeviceSpec, free: int, total: int, weights: int) -> Finding:
-    text = f"{device.id}: {size(free)} of {size(total)} free; the weights take {size(weights)}, each image some more"
+    text = (
+        f"{device.id}: {size(free)} of {size(total)} free; the weights take {size(weights)}, and each image some more"
+    )
     if free < weights:
-        return Finding("gpu memory", Level.MISSING, text, "end what else runs on it (nvidia-smi), or choose another")
+        return Finding(
+            "gpu memory", Level.MISSING, text, "end other programs that use it (see nvidia-smi), or choose another GPU"
+        )
     return Finding("gpu memory", Level.OK, text)
 
 

@@ -40,7 +40,7 @@ class NotUsableError(Exception):
 
 @dataclass
 class Subject:
-    """What is checked: this machine, with a configuration and an environment."""
+    """The input of all checks: this machine, with a configuration and an environment."""
 
     config: Path
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -75,10 +75,8 @@ class Subject:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the workers would run on GPUs."""
         return self.placement.devices[0].kind == "cuda"
 
 
 def size(number: float) -> str:
-    """A number of bytes as text."""
     return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / MIB:.0f} MiB"

@@ -26,13 +26,13 @@ PORT_SECONDS = 3.0  # for an answer of who listens there
 
 
 def port(subject: Subject) -> Iterator[Finding]:
-    """Listens there for a moment, as the server would."""
+    """Listen on the port for a moment, as the server would."""
     host, port = subject.settings.server.host, subject.settings.server.port
     try:
         listeners = listen(host, port)
     except ListenError as error:
         ours = error.taken and _is_ours(REACHED_AT.get(host, host), port)
-        text = f"{error}" + " It is a service like this one, and it answers." * ours
+        text = f"{error}" + " It is Contour, and it answers." * ours
         yield Finding("port", Level.WARNING if ours else Level.MISSING, text, error.remedy)
         return
     for listener in listeners:
@@ -60,7 +60,7 @@ OWN_FILES, WORKER_FILES = 64, 8
 
 
 def limits(subject: Subject) -> Iterator[Finding]:
-    """Finds how many clients and threads there may be."""
+    """Check how many files may be open, and how many threads share the cores."""
     yield _files(subject)
     yield _cores(subject)
 
@@ -82,7 +82,9 @@ def _cores(subject: Subject) -> Finding:
     threads = subject.settings.workers.threads_per_worker(granted, workers)
     text = f"{granted} of {there} for this process; {workers} worker(s) with {threads} thread(s)"
     if workers * threads > granted and not subject.on_gpu:
-        return Finding("cores", Level.WARNING, f"{text}: more than cores", "lower workers.threads or .cpu_workers")
+        return Finding(
+            "cores", Level.WARNING, f"{text}: more threads than cores", "lower workers.threads or workers.cpu_workers"
+        )
     return Finding("cores", Level.OK, text)
 
 
@@ -105,7 +107,7 @@ def _of_machine(subject: Subject) -> Finding:
     workers = len(subject.placement.devices)
     each = ECHO_BYTES if subject.settings.engine.kind == "echo" else WORKER_BYTES + bytes_of_weights(subject)
     free, needed = available_bytes(), workers * each
-    text = f"{size(free)} available; {workers} worker(s) need about {size(needed)}, and more for each image"
+    text = f"{size(free)} available; {workers} worker(s) need about {size(needed)}, and some more for each image"
     if free < needed:
         return Finding("memory", Level.WARNING, text, "end other programs, raise the limit, or run fewer workers")
     return Finding("memory", Level.OK, text)
@@ -118,7 +120,7 @@ def available_bytes(meminfo: Path = MEMINFO, groups: Path = GROUPS, membership: 
 
 
 def _left(groups: Path, membership: Path) -> Iterator[int]:
-    """What the groups of this process, and all above them, leave it. In a container those at the top are its own."""
+    """The free memory of each control group above this process. In a container, the top ones are the container's."""
     for folder in group_folders("memory", groups, membership):
         for limit, taken in USAGE_FILES:
             with suppress(OSError, ValueError):  # no such file, or "max": no limit
@@ -133,7 +135,7 @@ def _shared_memory(subject: Subject) -> Finding:
         text = f"a region of {size(layout.total)} cannot be made: {error.strerror or error}"
         remedy = "allow memfd_create (a seccomp profile may not), or lower engine.slots and server.max_image_bytes"
         return Finding("shared memory", Level.MISSING, text, remedy)
-    text = f"memfd works; a worker has up to {size(layout.total)} of it, as images need it. /dev/shm is not used"
+    text = f"memfd works; each worker uses up to {size(layout.total)} of it while it has images. /dev/shm is not used"
     return Finding("shared memory", Level.OK, text)
 
 
@@ -151,16 +153,16 @@ def disk(subject: Subject) -> Iterator[Finding]:
 
 
 def _cache(given: str) -> Finding:
-    remedy = "make it writable, or choose another: CONTOUR_WORKERS__CACHE=FOLDER"
+    remedy = "make it writable, or choose another folder with CONTOUR_WORKERS__CACHE=FOLDER"
     folder = home_folder(given)
     if folder is None:
-        return Finding("cache", Level.MISSING, f"workers.cache is {given}, but this user has no home", remedy)
+        return Finding("cache", Level.MISSING, f"workers.cache is {given}, but this user has no home folder", remedy)
     if flaw := _unwritable(folder) or _writable_by_others(folder):
         return Finding("cache", Level.MISSING, f"workers.cache: {folder} cannot be used: {flaw}", remedy)
     free = shutil.disk_usage(_existing(folder)).free
-    text = f"{folder} can be written to, {size(free)} free"
+    text = f"{folder} is writable, {size(free)} free"
     if free < CACHE_BYTES:
-        return Finding("cache", Level.WARNING, text, "make room: what compilers make is kept there")
+        return Finding("cache", Level.WARNING, text, "free some space: compiled code is kept there")
     return Finding("cache", Level.OK, text)
 
 
@@ -178,11 +180,13 @@ def _models(subject: Subject, given: str) -> Finding:
     """The server only reads this folder; `workers.fetch` writes there."""
     folder = home_folder(given)
     if folder is None:
-        return Finding("models", Level.OK, f"workers.models is {given}; this user has no home, so none are there")
+        return Finding(
+            "models", Level.OK, f"workers.models is {given}; this user has no home folder, so there are none"
+        )
     text = f"{folder}, {size(shutil.disk_usage(_existing(folder)).free)} free"
     if absent(subject.settings.engine) and (flaw := _unwritable(folder)):
-        remedy = "choose another: CONTOUR_WORKERS__MODELS=FOLDER, for workers.fetch as well"
-        return Finding("models", Level.WARNING, f"{text}, but weights cannot be put there: {flaw}", remedy)
+        remedy = "choose another folder with CONTOUR_WORKERS__MODELS=FOLDER, also for workers.fetch"
+        return Finding("models", Level.WARNING, f"{text}, but weights cannot be stored there: {flaw}", remedy)
     return Finding("models", Level.OK, text)
 
 
@@ -190,8 +194,8 @@ def _temporary(cache: str) -> Finding:
     try:
         place = tempfile.gettempdir()
     except FileNotFoundError:  # as `workers.folders` has it
-        place = f"a folder in {cache}, as no usual place can be written to"
-    return Finding("temporary files", Level.OK, f"go to {place}")
+        place = f"a folder in {cache}, as no usual folder is writable"
+    return Finding("temporary files", Level.OK, f"written to {place}")
 
 
 def _unwritable(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a configuration asks for: whether it can be read, and whether its weights and runtime files are complete."""
+"""Check a configuration: whether it can be read, and whether its weights and runtime files are complete."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,7 +27,7 @@ from workers.weights.messages import FetchError
 
 
 def configuration(subject: Subject) -> Iterator[Finding]:
-    """Raises NotUsableError when it cannot be read."""
+    """Whether the configuration can be read and fits together. Raises NotUsableError where it cannot be read."""
     engine = subject.settings.engine
     if engine.model is None:
         yield Finding("configuration", Level.OK, f"{subject.config}: {engine.kind}, no model")
@@ -47,7 +47,7 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def weights(subject: Subject) -> Iterator[Finding]:
-    """Finds what is missing, or else what is there."""
+    """Whether all weights are on this machine and complete."""
     engine = subject.settings.engine
     if engine.kind == "echo":
         yield Finding("weights", Level.OK, "not needed: engine.kind is echo")
@@ -66,7 +66,7 @@ def weights(subject: Subject) -> Iterator[Finding]:
     except FetchError as error:
         yield Finding("weights", Level.MISSING, str(error), f"{fetch} --again")
     else:
-        yield Finding("weights", Level.OK, f"{_listed(found)}; read all of it with: {fetch} --check")
+        yield Finding("weights", Level.OK, f"{_listed(found)}; to read all of them: {fetch} --check")
 
 
 def _remedy(engine: EngineConfig, fetch: str) -> str:
@@ -96,14 +96,14 @@ def _need_tokenizer(engine: EngineConfig) -> None:
 
 
 def _listed(paths: list[Path]) -> str:
-    return f"{len(paths)} files with {size(sum(path.stat().st_size for path in paths))}, none cut short"
+    return f"{len(paths)} files with {size(sum(path.stat().st_size for path in paths))}, none truncated"
 
 
 # ----------------------------------------------------------------------------------------------------------------- onnx
 
 
 def onnx(subject: Subject) -> Iterator[Finding]:
-    """Finds nothing where torch runs the networks."""
+    """Whether the files for ONNX Runtime exist; nothing where torch runs the networks."""
     engine = subject.settings.engine
     if engine.kind == "echo" or engine.runtime != "onnxruntime":
         return

@@ -29,7 +29,7 @@ def _python() -> Finding:
     if sys.version_info[:2] < OLDEST:
         return Finding("python", Level.MISSING, text, "install Python 3.11 or newer, then: make install PYTHON=...")
     if sys.platform != "linux":
-        return Finding("python", Level.MISSING, text, "it needs Linux: memfd, prctl and /proc")
+        return Finding("python", Level.MISSING, text, "Contour needs Linux (memfd, prctl and /proc)")
     return Finding("python", Level.OK, text)
 
 
@@ -37,7 +37,7 @@ def packages(root: Path) -> Iterator[Finding]:
     """The packages that a project's folder names, against those that are installed."""
     names, pins = _needed(root), _pins(root)
     if not names:
-        yield Finding("packages", Level.OK, f"nothing in {root} says which there should be")
+        yield Finding("packages", Level.OK, f"{root} has no pyproject.toml that lists them")
         return
     missing = [name for name in names if _version(name) is None]
     if missing:
@@ -45,9 +45,11 @@ def packages(root: Path) -> Iterator[Finding]:
     others = {name: found for name in names if (found := _version(name)) and found != pins.get(name, found)}
     if others:
         listed = ", ".join(f"{name} {found} instead of {pins[name]}" for name, found in others.items())
-        yield Finding("packages", Level.WARNING, f"not the versions that are tested together: {listed}", INSTALL)
+        yield Finding("packages", Level.WARNING, f"versions other than those tested together: {listed}", INSTALL)
     if not missing and not others:
-        yield Finding("packages", Level.OK, f"all {len(names)} that serving needs, in the versions that are tested")
+        yield Finding(
+            "packages", Level.OK, f"all {len(names)} that serving needs are installed, in the tested versions"
+        )
 
 
 def _needed(root: Path) -> list[str]:
@@ -70,7 +72,7 @@ def _pins(root: Path) -> dict[str, str]:
 
 
 def _version(name: str) -> str | None:
-    """What is installed, without a local part such as +cpu."""
+    """The installed version, without a local part such as +cpu."""
     try:
         return metadata.version(name).partition("+")[0]
     except metadata.PackageNotFoundError:

@@ -1,1 +1,1 @@
-"""What `python -m app` can do besides serving: a module a command. Nothing here is imported before it is asked for."""
+"""The commands of `python -m app`, one module each. A module is imported only when its command is run."""

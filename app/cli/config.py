@@ -42,12 +42,14 @@ def _parser() -> Parser:
     parser = Parser(
         "app",
         "config",
-        description="Print the configuration that is in force as YAML, and where each value comes from.",
+        description="Print the configuration in effect as YAML, with the origin of each value.",
     )
     add_configuration(parser)
-    parser.add_argument("--host", help="as for serve")
-    parser.add_argument("--port", help="as for serve")
-    parser.add_argument("--reference", action="store_true", help="print docs/configuration.md: every key, explained")
+    parser.add_argument("--host", help="as in serve: overrides server.host")
+    parser.add_argument("--port", help="as in serve: overrides server.port")
+    parser.add_argument(
+        "--reference", action="store_true", help="print docs/configuration.md, which explains every key"
+    )
     return parser
 
 
@@ -56,7 +58,7 @@ def effective(settings: Settings, document: Document) -> Iterator[str]:
     settings = replace(settings, engine=locate(settings.engine, document.path.parent))
     yield f"# {_printable(str(document.path))}, with what overrides it."
     if settings.server.api_key is not None:
-        yield "# server.api_key is not shown: set it again where this is used, or the service is open to everybody."
+        yield "# server.api_key is not shown: set it again where you use this file, or the service is open to all."
     for section in fields(settings):
         yield ""
         yield from _lines(getattr(settings, section.name), Settings, (section.name,), document)
@@ -106,7 +108,6 @@ MIB = 2**20
 
 
 def reference() -> str:
-    """The page."""
     return "\n".join([HEAD, *_sections(Settings, ())])
 
 

@@ -1,4 +1,4 @@
-"""Which command is meant. Only that one's modules are imported: the server's port is bound as soon as before."""
+"""Choose the command by the first argument. Only its modules are imported, so that the server starts fast."""
 
 import difflib
 import os

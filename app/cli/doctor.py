@@ -52,11 +52,11 @@ def _parser() -> Parser:
     parser = Parser(
         "app",
         "doctor",
-        description="Say what this machine has, what it lacks to serve a configuration, and what to do about it.",
+        description="Check what this machine has and lacks to serve a configuration, and say what to do about it.",
         epilog="exit codes: 0 it can serve, 1 it cannot, 2 the command is wrong",
     )
     add_configuration(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     return parser
 
 
@@ -67,16 +67,15 @@ def examine(subject: Subject, checks: Iterable[str] = CHECKS) -> Iterator[Findin
             yield from getattr(import_module(f"app.checks.{CHECKS[name]}"), name)(subject)
         except NotUsableError as error:
             if name == "configuration":
-                yield Finding(name, Level.MISSING, str(error), "correct it; configs/ has others to go by")
+                yield Finding(name, Level.MISSING, str(error), "correct it; configs/ has examples")
         except ImportError as error:  # the check of packages says what to do
-            yield Finding(name, Level.WARNING, f"not looked at: {error}")
+            yield Finding(name, Level.WARNING, f"not checked: {error}")
         except Exception as error:  # noqa: BLE001 - the other checks still run
             text = f"internal error in this check: {type(error).__name__}: {error}"
-            yield Finding(name, Level.WARNING, text, "see whether another line explains it")
+            yield Finding(name, Level.WARNING, text, "see whether another finding explains it")
 
 
 def lines(finding: Finding, *, coloured: bool) -> str:
-    """A finding as text for people."""
     level = f"{finding.level:<{LEVEL_COLUMN}}"
     if coloured:
         level = f"\x1b[{COLOURS[finding.level]}m{level}\x1b[0m"

@@ -32,7 +32,6 @@ LOG_LEVEL, LOG_FORMAT = "CONTOUR_SERVER__LOG_LEVEL", "CONTOUR_SERVER__LOG_FORMAT
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Generate images. Returns the exit code."""
     given = _parser().parse_args(arguments)
     sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # names of files need not be text
     try:
@@ -47,19 +46,24 @@ def _parser() -> Parser:
         "app",
         "generate",
         description="Generate images without a server, on this machine's devices (CUDA_VISIBLE_DEVICES applies). "
-        "Of a folder, all images are used; the same command continues after an interruption.",
+        "For a folder, every image in it is used, and the same command continues after an interruption.",
         epilog="exit codes: 0 all made, 1 some failed, 2 the command or the configuration is wrong, 130 interrupted",
     )
     parser.add_argument("image", type=Path, help="a PNG, JPEG or WebP file, or a folder of them")
     parser.add_argument("prompt", help="what the new image should show")
     parser.add_argument(
-        "-o", "--out", type=Path, help="the new image (.png, .jpg, .webp), or a folder; beside the old one by default"
+        "-o", "--out", type=Path, help="the new image (.png, .jpg, .webp), or a folder; by default beside the input"
     )
-    parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"), help="a YAML file, see configs/")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=Path("configs/demo.yaml"),
+        help="configuration file in YAML (default: configs/demo.yaml)",
+    )
     parser.add_argument("--format", choices=get_args(Format), help="output format, if -o has no extension")
     add_flags(parser)
-    parser.add_argument("--again", action="store_true", help="of a folder: generate existing results again")
-    parser.add_argument("--verbose", action="store_true", help="show the log as the server would")
+    parser.add_argument("--again", action="store_true", help="replace results that exist in the output folder")
+    parser.add_argument("--verbose", action="store_true", help="show the log as the server does")
     return parser
 
 
@@ -81,10 +85,13 @@ def _generate(given: argparse.Namespace, settings: Settings) -> int:
             if len(runner):
                 _make(settings, runner)
         except InterruptedByError as error:
-            say(f"{_summary(runner)}; interrupted" + "; the same command goes on" * (planned.folder is not None))
+            say(
+                f"{_summary(runner)}; interrupted"
+                + "; run the same command again to continue" * (planned.folder is not None)
+            )
             return SIGNALLED + error.signal
         except NoWorkersError as error:
-            say(f"{_summary(runner)}; given up: {error}")
+            say(f"{_summary(runner)}; stopped: {error}")
             return FAILED
         if planned.folder is not None or runner.tally.failed:
             say(_summary(runner))
@@ -104,7 +111,7 @@ def _resumed(
         say(f"seed {fields.random_seed} (random)")
         return fields, planned
     seed = first_seed(former, fields.number_of_images or 1)
-    say(f"seed {seed} (as before; --again draws another)")
+    say(f"seed {seed} (as before; --again draws a new one)")
     fields = msgspec.structs.replace(fields, random_seed=seed)
     return fields, _plan(given, settings, fields)
 

@@ -11,13 +11,13 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
-from app.errors import Problem
+from app.errors import joined
 from app.params import PARAMS, RequestFields, Rules, drawn_seed
 from workers.engine.contract import Format
 
 # Random seeds are multiples of this, the most images of one input, so that the seed of any image tells the first.
 SEEDS_APART = 64
-DRAWN = " Random, and printed, if it is not given."
+DRAWN = " Random if it is not given, and then printed."
 FLAGS = {name: param.flags[-1] for name, param in PARAMS.items() if param.flags}
 
 
@@ -64,12 +64,11 @@ def parse_flags(given: argparse.Namespace, rules: Rules) -> RequestFields:
         values["random_seed"] = drawn_seed() // SEEDS_APART * SEEDS_APART
     for name, text in (("text", given.prompt), ("negative_prompt", given.negative_prompt)):
         if text is not None and not _is_text(text):
-            raise CommandError(f"{FLAGS[name]}: it is not UTF-8 text")
+            raise CommandError(f"{FLAGS[name]} is not valid UTF-8")
     fields = RequestFields(text=given.prompt, **values)
-    try:
-        rules.check(fields)
-    except Problem as problem:
-        raise CommandError(f"{FLAGS[problem.field or 'text']}: {problem.detail}") from None
+    if problems := list(rules.faults(fields)):
+        problem = joined(problems)
+        raise CommandError(f"{FLAGS[problem.field or 'text']}: {problem.detail}")
     return fields
 
 
@@ -122,7 +121,7 @@ def _of_file(source: Path, out: Path | None, seeds: Sequence[int], configured: F
         targets = [out] if len(seeds) == 1 else [out.with_stem(f"{out.stem}-{seed}") for seed in seeds]
     for target in targets:
         if target.exists() and target.samefile(source):
-            raise CommandError(f"{target} is the image itself: choose another place by -o")
+            raise CommandError(f"{target} is the input image itself; choose another file with -o")
     items = tuple(Item(source, target, seed) for target, seed in zip(targets, seeds, strict=True))
     return Plan(items, file_format)
 
@@ -130,9 +129,9 @@ def _of_file(source: Path, out: Path | None, seeds: Sequence[int], configured: F
 def _format_of(out: Path, wanted: Format | None) -> Format:
     found = FORMATS.get(out.suffix.lower())
     if found is None:
-        raise CommandError(f"-o {out}: its format is not known; end it with one of {', '.join(FORMATS)}")
+        raise CommandError(f"-o {out}: unknown image format; use one of {', '.join(FORMATS)}")
     if wanted not in (None, found):
-        raise CommandError(f"-o {out} is not a {wanted}, as --format asks: leave out one of both")
+        raise CommandError(f"-o {out} is not a {wanted}, as --format asks; leave one of them out")
     return found
 
 
@@ -140,12 +139,14 @@ def _of_folder(source: Path, out: Path | None, seeds: Sequence[int], file_format
     source = source.absolute() if source.name in ("", "..") else source
     folder = source.with_name(f"{source.name}-out") if out is None else out
     if folder.exists() and not folder.is_dir():
-        raise CommandError(f"-o {folder} is a file, but {source} is a folder: its images need one to go to")
+        raise CommandError(f"-o {folder} is a file, but {source} is a folder: the results need a folder")
     if folder.exists() and folder.samefile(source):
-        raise CommandError(f"-o {folder} is the input folder itself, so results would become inputs: choose another")
+        raise CommandError(
+            f"-o {folder} is the input folder itself, so results would become inputs; choose another folder"
+        )
     images = _images(source)
     if not images:
-        raise CommandError(f"{source}: there is no image in it (sub-folders are not looked at)")
+        raise CommandError(f"{source}: no images in this folder (sub-folders are not searched)")
     stems = Counter(image.stem for image in images)
     items = tuple(
         Item(image, folder / f"{_name(image, stems, seed, seeds)}{SUFFIXES[file_format]}", seed)
@@ -177,4 +178,6 @@ def _refuse_clashes(items: Sequence[Item]) -> None:
     for item in items:
         other = sources.setdefault(item.target, item.source)
         if other != item.source:
-            raise CommandError(f"{other.name} and {item.source.name} would both become {item.target.name}: rename one")
+            raise CommandError(
+                f"{other.name} and {item.source.name} would both become {item.target.name}; rename one of them"
+            )

@@ -79,7 +79,7 @@ def without_version(text: str) -> str:
 
 
 class SharedParams:
-    """What all images of a command have in common: everything but the input and the seed."""
+    """The parameters that all images of a command share: everything but the input and the seed."""
 
     def __init__(self, settings: Settings, fields: RequestFields, file_format: Format) -> None:
         self._text = fields.text
@@ -88,7 +88,6 @@ class SharedParams:
         self._metadata = Metadata(settings.engine, about(settings))
 
     def task(self, image: bytes, seed: int) -> Task:
-        """The task of one image."""
         return Task(image, self._text, seed, self._options)
 
     def made(self, found: ImageMetadata, image: bytes, seed: int) -> bool:
@@ -140,7 +139,7 @@ def _lock(folder: Path, descriptor: int) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise CommandError(f"{folder}: another command makes images there; wait for it") from None
+        raise CommandError(f"{folder}: another command is writing images there; wait until it has finished") from None
     except OSError:
         return  # a file system without locks: two commands at once would only do the same work twice
 

@@ -30,7 +30,7 @@ NAMED = 10  # images in a message
 
 
 def listed(paths: Sequence[Path]) -> str:
-    """The first of some paths, in a sentence."""
+    """The first few paths, for a sentence."""
     return ", ".join(map(str, paths[:NAMED])) + ", ..." * (len(paths) > NAMED)
 
 
@@ -85,7 +85,10 @@ class Runner:
         if not item.target.exists():
             return True
         if (found := results.read(item.target)) is None:
-            self._fail(item, f"{item.target} is not from here, or was changed: move it, or replace it by --again")
+            self._fail(
+                item,
+                f"{item.target} is not a result of this command, or was changed; move it, or replace it with --again",
+            )
             return False
         try:
             is_there = self._shared_params.made(found, item.source.read_bytes(), item.seed)
@@ -136,7 +139,7 @@ class Runner:
         """Name the other images that each warning is about."""
         for warning, (_, *others) in self._warned.items():
             if others:
-                say(f"The same goes for {listed(others)}: {warning}")
+                say(f"The same for {listed(others)}: {warning}")
 
     def _fail(self, item: Item, reason: str) -> None:
         say(f"{item.source}: {reason}")

@@ -62,13 +62,13 @@ def run(arguments: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         "app",
-        description="Serve. The word `serve` may stand first; other commands have a --help of their own.",
-        epilog="other commands: generate (images without a server), doctor (what this machine has, and lacks), "
-        "config (the settings in effect)",
+        description="Serve a configuration over HTTP. The word `serve` may be left out.",
+        epilog="other commands, each with its own --help: generate (images without a server), "
+        "doctor (check this machine), config (the settings in effect)",
     )
     add_configuration(parser)
-    parser.add_argument("--host", help="address to listen on; instead of the configuration's server.host")
-    parser.add_argument("--port", help="port to listen on, 0 for any; instead of the configuration's server.port")
+    parser.add_argument("--host", help="address to listen on; overrides server.host")
+    parser.add_argument("--port", help="port to listen on, 0 for any free one; overrides server.port")
     parser.add_argument("--version", action="version", version=f"Contour {__version__}")
     return parser
 
@@ -175,7 +175,7 @@ class _Server(uvicorn.Server):
     def _close_connections(self) -> None:
         for connection in list(self.server_state.connections):
             if isinstance(connection, Connection):
-                connection.end(Problem(Error.DRAINING, "The service stopped before this request had arrived in full."))
+                connection.end(Problem(Error.DRAINING, "The service stopped before this request had fully arrived."))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Runs in the main thread, between any two instructions, so it only passes the signal on to the loop.

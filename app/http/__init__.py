@@ -1,1 +1,1 @@
-"""What stands between a connection and an endpoint."""
+"""Everything between a connection and an endpoint."""

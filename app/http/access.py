@@ -36,7 +36,7 @@ class Access:
         # All keys are compared, each in constant time, so that the time reveals nothing about them.
         matches = [hmac.compare_digest(_digest(given), digest) for digest in self._digests]
         if True not in matches:
-            raise _refusal("This API key is not known here.", ', error="invalid_token"')
+            raise _refusal("This API key is not valid.", ', error="invalid_token"')
         return f"key {matches.index(True) + 1}"
 
 
@@ -99,18 +99,20 @@ def read_keys(api_key: str | None, file: str | None) -> list[str]:
         keys += _keys_in(Path(file))
     for key in keys:
         if not (key.isascii() and key.isprintable() and " " not in key):
-            raise ValueError("a key has characters that no header carries; take letters, digits and punctuation")
+            raise ValueError(
+                "a key has characters that cannot be sent in a header; use letters, digits and punctuation"
+            )
         if len(key) < MIN_KEY_CHARS:
-            text = f"a key has {len(key)} characters, and can be guessed with fewer than {MIN_KEY_CHARS}"
-            raise ValueError(f"{text}; `openssl rand -hex 16` makes one. Leave it out to serve everybody")
+            text = f"a key has {len(key)} characters, but needs at least {MIN_KEY_CHARS} so that nobody can guess it"
+            raise ValueError(f"{text}; `openssl rand -hex 16` makes one. Set no key to serve everybody")
     return keys
 
 
 def _keys_in(path: Path) -> list[str]:
     if path.stat().st_mode & OTHERS_WRITE:
-        raise ValueError("others can write to it, and so add keys of their own: chmod go-w")
+        raise ValueError("other users can write to it and so add their own keys; run chmod go-w on it")
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
-        raise ValueError("it has no key; write one a line")
+        raise ValueError("it has no keys; write one per line")
     return found

@@ -29,15 +29,15 @@ MAX_PIPELINED = 100  # requests that wait for the answer to the one before them
 FREE_PIECES, PIECE_BYTES = 10_000, 64
 # What the parser says, and what the author of a client wants to know.
 UNREADABLE = (
-    ("method", "The request does not begin with a method of HTTP, such as POST. This port speaks no TLS (https://)."),
-    ("url", "The path has characters that are not allowed in one; percent-encode them."),
+    ("method", "The request does not begin with an HTTP method such as POST. This port does not speak TLS (https://)."),
+    ("url", "The path has characters that are not allowed in a path; percent-encode them."),
     ("Expected HTTP/", "The first line must be METHOD PATH HTTP/1.1; a space in a path is written %20."),
-    ("PRI/Upgrade", "This port speaks HTTP/1.1; HTTP/2 is a matter for a proxy before it."),
+    ("PRI/Upgrade", "This port speaks HTTP/1.1; for HTTP/2, put a proxy in front of it."),
     ("Transfer-Encoding can't", "A request has either Content-Length or Transfer-Encoding, not both."),
     ("Transfer-Encoding", "The only supported Transfer-Encoding is chunked."),
     ("Duplicate Content-Length", "The request has more than one Content-Length."),
     ("in Content-Length", "Content-Length must be a number in decimal digits."),
-    ("chunk", "The chunked body is malformed: a chunk is its size in hexadecimal, a line end, and that many bytes."),
+    ("chunk", "The chunked body is malformed: each chunk is its size in hexadecimal, a line end, and that many bytes."),
     ("header value", "The value of a header has a control character."),
     ("header", "A header is malformed: it must be NAME: VALUE, without a space before the colon."),
 )
@@ -65,7 +65,7 @@ class Connection(HttpToolsProtocol):
         """Refuse a connection over the limit at once."""
         super().connection_made(_LingeringTransport(transport, self))  # type: ignore[arg-type]
         if self._is_too_much():
-            detail = "Close connections that are not needed, or try again later."
+            detail = "Close connections that you do not need, or try again later."
             self._refuse(Problem(Error.CONNECTIONS, detail, retry_after=1.0))
         else:
             self._expect_head()
@@ -199,7 +199,7 @@ class Connection(HttpToolsProtocol):
         self._abandon()
 
     def _head_too_large(self) -> Problem:
-        detail = f"The request's line and headers take more than {self.limits.max_header_bytes} bytes."
+        detail = f"The request line and headers take more than {self.limits.max_header_bytes} bytes."
         return Problem(Error.HEAD_TOO_LARGE, detail)
 
     # ---------------------------------------------------------------------------------------------- number and time
@@ -282,7 +282,7 @@ def _unreadable(error: httptools.HttpParserError) -> str:
     for words, explanation in UNREADABLE:
         if words in str(error):
             return explanation
-    return "This is not a request of HTTP/1.1; each of its lines ends with a carriage return and a line feed."
+    return "This is not an HTTP/1.1 request. Each line must end with a carriage return and a line feed."
 
 
 class _LingeringTransport:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.errors import Error
+from app.http.answers import disconnected
 from scheduler.messages import QueuePosition
 from workers.jobs import Advanced, Previewed, ProgressEvent, Started
 
@@ -43,7 +44,7 @@ class StepEvent(msgspec.Struct, frozen=True):
 
 
 class PreviewEvent(msgspec.Struct, frozen=True):
-    """What an image looks like so far: a small JPEG in standard base64."""
+    """A preview of an unfinished image: a small JPEG in standard base64."""
 
     image: int
     jpeg_base64: str
@@ -90,7 +91,6 @@ class Feed:
         self._has_events.set()
 
     async def wait(self) -> None:
-        """Wait until there is something to send."""
         await self._has_events.wait()
 
     def take(self) -> bytes:
@@ -163,12 +163,6 @@ def _outcome(sending: "asyncio.Task[str]") -> str:
         return "abandoned"
     log.error("A stream of events failed", exc_info=error)
     return Error.INTERNAL.slug
-
-
-async def disconnected(receive: Receive) -> None:
-    """Wait until the client disconnects."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _body(send: Send, body: bytes, *, more: bool) -> None:

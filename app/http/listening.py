@@ -21,7 +21,7 @@ _Target: TypeAlias = tuple[socket.AddressFamily, tuple[Any, ...]]  # as getaddri
 
 
 class ListenError(Exception):
-    """Nothing can be listened on there.
+    """The server cannot listen on this address.
 
     The message says why, and `remedy` what to do. `taken`: something else listens there.
     """
@@ -45,7 +45,7 @@ def listen(host: str, port: int) -> Sequence[socket.socket]:
 
 
 def url(listener: socket.socket) -> str:
-    """Where a browser on this machine reaches it."""
+    """The URL for a browser on this machine."""
     host, port = listener.getsockname()[:2]
     return f"http://{bracketed(REACHED_AT.get(host, host))}:{port}"
 
@@ -111,13 +111,13 @@ def _explained(error: OSError, host: str, port: int) -> ListenError:
     if error.errno == errno.EADDRINUSE:
         holders = ", ".join(_holders(port)) or "another program"
         text = f"{where} is in use by {holders}."
-        return ListenError(text, "end that, or choose another port with --port", taken=True)
+        return ListenError(text, "end that program, or choose another port with --port", taken=True)
     if error.errno == errno.EACCES:
         text = f"{where}: this user may not listen on port {port}, as ports below {FIRST_UNPRIVILEGED} are privileged."
-        return ListenError(text, f"choose a --port from {FIRST_UNPRIVILEGED} on, or grant CAP_NET_BIND_SERVICE")
+        return ListenError(text, f"choose a --port of at least {FIRST_UNPRIVILEGED}, or grant CAP_NET_BIND_SERVICE")
     if error.errno in NOT_HERE:
         text = f"{host} is not an address of this machine."
-        return ListenError(text, "choose one that is with --host; 0.0.0.0 is all of them (:: for IPv6)")
+        return ListenError(text, "choose one with --host; 0.0.0.0 is all of them (:: for IPv6)")
     return ListenError(f"Nothing can listen on {where}: {error.strerror or error}.", "choose another --host or --port")
 
 

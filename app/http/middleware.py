@@ -51,7 +51,7 @@ def middlewares(settings: Settings, lifecycle: RequestLifecycle, access: Access)
 def hosts(server: ServerConfig) -> Sequence[str]:
     """The names that are accepted in a Host header."""
     if not is_loopback(server.host) and not server.has_keys:
-        log.warning("Listening on %s without API keys: anybody who can reach it can use it", server.host)
+        log.warning("Listening on %s without API keys: anyone who can reach it can use it", server.host)
     if server.allowed_hosts or is_loopback(server.host):
         return [server.host, *(each.lower() for each in server.allowed_hosts)]
     log.info("Listening on %s: any Host header is accepted; server.allowed_hosts limits it to names", server.host)
@@ -120,7 +120,7 @@ class BodyBuffers:
     def _take(self, client: str, taken: int) -> None:
         total, own = self._total + taken, self._held[client] + taken
         if own > self._most - total:
-            detail = f"Too many bytes of unfinished requests are in memory. Try again in {RETRY_SECONDS:g} s."
+            detail = f"The unfinished requests take too much memory. Try again in {RETRY_SECONDS:g} s."
             raise Problem(Error.BUSY, detail, retry_after=RETRY_SECONDS)
         self._total, self._held[client] = total, own
 

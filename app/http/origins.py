@@ -1,4 +1,4 @@
-"""Keep pages of other origins from using this service through their readers' browsers.
+"""Keep web pages of other origins from using this service through a visitor's browser.
 
 A browser lets any page send forms, images and untyped bodies to any address, the reader's own machine included, without
 asking first; only reading the answer needs a permission (CORS). So what is sent must be refused here. Two checks do it:

@@ -34,7 +34,7 @@ def is_prefix(text: str) -> bool:
 
 
 def prefix_of(scope: Scope) -> str:
-    """What a client's paths begin with besides ours; empty where there is nothing."""
+    """The prefix of the client's paths; empty if there is none."""
     prefix: str = scope.get(KEY, "")
     return prefix
 

@@ -72,7 +72,7 @@ export class Edges {
 
   /** @param {{canny_low: number, canny_high: number}} thresholds @param {boolean} asTheyAre */
   #nothing({ canny_high: high }, asTheyAre) {
-    if (asTheyAre) return this.#state("This image is black: it has no lines.");
+    if (asTheyAre) return this.#state("This image is all black: it has no lines.");
     if (high <= 1) return this.#state("No edges in this image. Choose another one.");
     this.#state("No edges: lower the thresholds", "Lower them", () => this.#actions.lower());
   }

@@ -190,7 +190,7 @@ class Page {
     if (image !== result.image) this.#source.put(result.image);
     this.#form.refill(result, seed);
     if (JSON.stringify(form) === JSON.stringify(this.#form.state)) return;
-    notice("The form has this result's settings now.", () => {
+    notice("The form now has this result's settings.", () => {
       this.#source.put(image);
       this.#form.state = form;
     });
@@ -208,7 +208,7 @@ class Page {
     const card = new Card(text, Boolean(kept), {
       again: ({ fields, options, image, edges }) =>
         this.#generate({ fields: { ...fields, random_seed: randomSeed() }, options, image, edges }),
-      reuse: (image) => this.#source.take(image, "The result is the image now."),
+      reuse: (image) => this.#source.take(image, "The result is now the image."),
       refill: (result, seed) => this.#refill(result, seed),
       enlarge: (image, words) => this.#zoom.open(image, words),
       save: saveAll,

@@ -26,7 +26,7 @@ export class Source {
   constructor(bytes, changed, drawn) {
     this.#bytes = bytes;
     this.#changed = changed;
-    this.sketch = new Sketch((drawing) => this.take(drawing, "Your drawing is the image now."), drawn);
+    this.sketch = new Sketch((drawing) => this.take(drawing, "Your drawing is now the image."), drawn);
     byId("examples").append(...EXAMPLES.map(([name, prompt]) => this.#example(name, prompt)));
     byId("photograph").hidden = navigator.maxTouchPoints === 0;
     byId("compose").addEventListener("click", this.#button);
@@ -80,7 +80,7 @@ export class Source {
       const { image: drawn, width, height } = await opened(await (await fetch(image.src)).blob());
       const canvas = make("canvas", { width, height });
       canvas.getContext("2d").drawImage(drawn, 0, 0);
-      await this.take(await encoded(canvas, "image/png"), "The example is the image now.", prompt);
+      await this.take(await encoded(canvas, "image/png"), "The example is now the image.", prompt);
       byId("prompt").focus();
     });
     return make("li", {}, button);

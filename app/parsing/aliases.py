@@ -12,15 +12,15 @@ from app.params import AS_THEY_ARE, PARAMS
 S = TypeVar("S", bound=msgspec.Struct)
 
 OURS: Mapping[str, str] = {other: ours for ours, param in PARAMS.items() for other in param.elsewhere}
-STRENGTH = "the image counts by its edges alone; control_scale says how closely they are kept"
-SAMPLER = "the sampler is that of the configuration"
+STRENGTH = "only the edges of the image count; control_scale sets how closely they are kept"
+SAMPLER = "the configuration sets the sampler"
 WITHOUT: Mapping[str, str] = {
     "width": "the size follows the image",
     "height": "the size follows the image",
     "size": "the size follows the image",
     "strength": STRENGTH,
     "denoising_strength": STRENGTH,
-    "mask": "all of the image is made anew",
+    "mask": "the whole image is generated anew",
     "sampler": SAMPLER,
     "sampler_name": SAMPLER,
     "scheduler": SAMPLER,
@@ -60,6 +60,6 @@ def warnings(sent: Collection[str], called: Mapping[str, str] = AS_THEY_ARE) -> 
     """Warnings about fields that were ignored. `called` has an API's own names of our fields, if they differ."""
     for name in sorted(sent):
         if (ours := OURS.get(name, name if name in called else None)) is not None:
-            yield f"{name} was ignored: here it is called {called.get(ours, ours)}."
+            yield f"{name} was ignored; its name here is {called.get(ours, ours)}."
         elif (why := WITHOUT.get(name)) is not None:
             yield f"{name} was ignored: {why}."

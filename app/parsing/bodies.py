@@ -85,7 +85,7 @@ def _refuse_query(request: Request) -> None:
         return
     for name, text in query(request).items():
         if text and name in RequestFields.__struct_fields__:
-            detail = f"{name} is in the query, where fields count only if the body is the image. Put it into the body."
+            detail = f"{name} is in the query, which counts only if the body is the image itself. Put it into the body."
             raise Problem(Error.INVALID_FIELD, detail, name)
 
 
@@ -135,8 +135,7 @@ def understood(
     `faults` are those that were found so far. Raises Problem for all that there are.
     """
     faults = Faults() if faults is None else faults
-    for problem in rules.faults(fields, called):
-        faults.add(problem)
+    faults.add(*rules.faults(fields, called))
     if faults:  # otherwise the image is checked later
         with faults.noted():
             if image:  # a missing one is a fault already
@@ -172,8 +171,8 @@ def unsupported(kind: str, types: str) -> Problem:
     """
     found = f"is {quoted(kind)}" if kind else "has no Content-Type"
     if kind == URL_ENCODED:
-        found += ", as curl -d sends it unless a -H option says otherwise"
-    return Problem(Error.MEDIA_TYPE, f"The body {found}; send {types}, and say so in Content-Type.")
+        found += " (curl -d sends it unless -H sets another)"
+    return Problem(Error.MEDIA_TYPE, f"The body {found}; send {types}, and name the type in Content-Type.")
 
 
 def is_json(kind: str) -> bool:

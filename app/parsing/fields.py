@@ -52,7 +52,7 @@ def of_json(
 
 
 def of_fields(given: Mapping[str, Any], kind: type[S], faults: Faults, ranges: Mapping[str, object]) -> S:
-    """The same of fields by their names, each JSON (`msgspec.Raw`) or a text. Those that are not wanted are ignored.
+    """Like `of_json`, for fields by name, each JSON (`msgspec.Raw`) or a text. Unknown fields are ignored.
 
     Raises msgspec's DecodeError, or UnicodeDecodeError, where text in JSON is none.
     """
@@ -132,7 +132,7 @@ class _Untold:
     def __str__(self) -> str:
         start = self._start
         if start[:1] in KINDS:
-            return f"{KINDS[start[:1]]} of great length"
+            return f"{KINDS[start[:1]]}, too long to show"
         return f"a number that begins with {start[:20].decode()}" if len(start) > 20 else start.decode()
 
 
@@ -212,7 +212,7 @@ def _fits(value: Any, kind: Any) -> bool:
 def _no_object(called: str, body: msgspec.Raw, kind: type[msgspec.Struct]) -> str:
     value = _plain(body, str)
     if isinstance(value, str) and value.lstrip().startswith("{"):
-        return f"{called} is JSON within a JSON string: it was encoded twice. Send the object itself."
+        return f"{called} is a JSON string that contains JSON: it was encoded twice. Send the object itself."
     needed = [field.encode_name for field in _fields(kind) if field.required]
     names = f" with {', '.join(needed[:MAX_LISTED])}" if needed else ""
     return f"{called} is {_found(value)}; send a JSON object{names}."

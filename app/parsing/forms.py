@@ -52,10 +52,10 @@ def image(
     if len(found) == 1:
         return found[0]
     if found:
-        raise Problem(Error.INVALID_FIELD, f"The form has {len(found)} files {name}; send one.", name)
+        raise Problem(Error.INVALID_FIELD, f"The form has {len(found)} files called {name}; send one.", name)
     others = ", ".join(dict(files)) or aliases.called("input_image_base64", texts)
-    detail = f" It has {plain(others)}: name it {name}." if others else " Send the image as a part with a file name."
-    raise Problem(Error.INVALID_FIELD, f"The form has no file {name}.{detail}", name)
+    detail = f" You sent {plain(others)}: call it {name}." if others else " Send the image as a part with a file name."
+    raise Problem(Error.INVALID_FIELD, f"The form has no file called {name}.{detail}", name)
 
 
 class _Chunks:
@@ -84,8 +84,8 @@ def _broken_form(message: str, start: bytes) -> str:
     if start.lstrip()[:1] in (b"{", b"["):
         return "The body is JSON, not a form. Say so in Content-Type: application/json."
     if not start.startswith(b"--"):
-        return f"The body does not begin with the boundary that its Content-Type names. {LIBRARY}"
-    return f"The form is damaged, or its boundary is another one than its Content-Type names. {LIBRARY}"
+        return f"The body does not begin with the boundary in its Content-Type. {LIBRARY}"
+    return f"The form is damaged, or its boundary differs from the one in its Content-Type. {LIBRARY}"
 
 
 def _form_type(content_type: str) -> Headers:

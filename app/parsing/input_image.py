@@ -187,7 +187,7 @@ def _decoded(text: str) -> bytes | None:
 
 
 def _with_plus(data: bytes) -> bytes:
-    """The same, where a reader of forms has made a space of each plus: of lines the first two would be equally long."""
+    """Restore each plus that a form parser turned into a space, unless the spaces separate lines of equal length."""
     data = data.strip()
     first = data.find(b" ")
     if first < 0 or b"+" in data or len(data) % 4 or data.find(b" ", first + 1) == 2 * first + 1:
@@ -196,12 +196,12 @@ def _with_plus(data: bytes) -> bytes:
 
 
 def _mistaken(text: str, *, short: bool = True) -> str | None:  # noqa: PLR0911, C901 - one for each mistake
-    """What a text is that is not base64, and what to do. `short`: it may be a path without a dot, or a word."""
+    """Say what a text is that is not base64, and what to send. `short`: it may be a path without a dot, or a word."""
     start = text[:SHORT_CHARS]
     if HEXADECIMAL.match(start):
         return "is an image in hexadecimal; encode the file's bytes as base64."
     if "base64," in start[:URI_HEAD_CHARS]:
-        return f"has other text before its base64; {_example()}."
+        return f"has text before its base64; {_example()}."
     if URL.match(start) or (short and HOST.fullmatch(start)):
         return f"is a URL; this service does not fetch images: {SEND}."
     if PYTHON_BYTES.match(start):
@@ -217,7 +217,7 @@ def _mistaken(text: str, *, short: bool = True) -> str | None:  # noqa: PLR0911,
     if text.strip().lower() in WORDS:
         return f"is {quoted(text)}; {SEND}."
     if start.lstrip()[:1] in ("{", "["):
-        return f"is JSON in a text; {SEND}."
+        return f"is JSON, not an image; {SEND}."
     if start.lstrip()[:1] == "<":
         return f"is {kind_of(start.lstrip().encode('utf-8', 'replace'))} as text; {SEND} of a PNG, JPEG or WebP."
     return None
@@ -232,5 +232,5 @@ def _at_fault(text: str) -> str:
         return f"is not base64: its character {at} is {quoted(letter)}, and base64 has A-Z, a-z, 0-9, + and /."
     bare = text.rstrip().rstrip("=")
     if "=" in bare:
-        return f"is not base64: its character {bare.index('=') + 1} is '=', which is only at the end of base64."
-    return f"is not base64: {len(bare)} letters are one too many or too few. It was cut off, or has lost some."
+        return f"is not base64: its character {bare.index('=') + 1} is '=', which may only stand at the end of base64."
+    return f"is not base64: no base64 has {len(bare)} characters. Some were lost, or the end was cut off."

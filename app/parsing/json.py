@@ -108,13 +108,15 @@ def _other(body: bytes) -> str | None:
     if start.startswith(FILES):
         return "The body is an image file, not JSON. Say so in Content-Type, or send JSON with the file as base64."
     if start.startswith(b"--"):
-        return "The body is a form (multipart/form-data), not JSON. Say so in Content-Type; an HTTP library does."
+        return "The body is a form (multipart/form-data), not JSON. Set Content-Type accordingly, as HTTP libraries do."
     if start.startswith(b"<"):
         return "The body is HTML or XML, not JSON. Send a JSON object."
     if re.match(rb"[\w.%+\[\]-]+=", start):
         return "The body is a URL-encoded form, not JSON. Send a JSON object, or a form as multipart/form-data."
     if start[:1] == b"@":
-        return "The body is a file's name, not its content. With curl, use --data @FILE, without quotes around the @."
+        return (
+            "The body is the name of a file, not its content. With curl, use --data @FILE, without quotes around the @."
+        )
     return None
 
 
@@ -136,7 +138,7 @@ def _at(body: bytes, error: Exception) -> str:
 
 
 def _advice(body: bytes, at: int, error: str) -> tuple[int, str]:
-    """Where a mistake is, and what to send there."""
+    """The position of a mistake, and what to send there."""
     if "trailing characters" in error:
         return at - 1, "The JSON ends before that; send one JSON value in a request."
     if "escape" in error:
@@ -161,7 +163,7 @@ def _advice(body: bytes, at: int, error: str) -> tuple[int, str]:
 
 
 def _word(body: bytes, at: int) -> tuple[int, str] | None:
-    """Where a word is that is not a JSON value, and what to write. The parser may have read some of its letters."""
+    """The position of a word that is not a JSON value, and what to write. The parser may have read a part of it."""
     first = max(at - WORD_BYTES, 0)
     found = next((each for each in WORD.finditer(body, first, at + WORD_BYTES) if each.end() >= at - 1), None)
     if found is None or found.start() > at:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.http.negotiation import preferred
+from app.http.answers import preferred
 
 OFFERS = ("application/json", "image/jpeg", "image/png", "text/event-stream")
 

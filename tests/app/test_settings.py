@@ -515,7 +515,7 @@ def test_threads_share_the_cores(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- keys
 
 KEY = "of-16-characters"
-MAKE_ONE = "`openssl rand -hex 16` makes one. Leave it out to serve everybody"
+MAKE_ONE = "`openssl rand -hex 16` makes one. Set no key to serve everybody"
 
 
 def test_keys_come_from_the_configuration_and_from_a_file_seen_from_it(tmp_path: Path) -> None:
@@ -535,11 +535,17 @@ def test_a_key_in_a_variable_is_taken_as_it_is(tmp_path: Path, key: str) -> None
     ("content", "told"),
     [
         (None, "No such file or directory"),
-        (b"", "it has no key; write one a line"),
-        (b"# none yet\n \n", "it has no key; write one a line"),
+        (b"", "it has no keys; write one per line"),
+        (b"# none yet\n \n", "it has no keys; write one per line"),
         (b"\xff\xfe", "it is not UTF-8 text"),
-        (b"two words of a key\n", "a key has characters that no header carries; take letters, digits and punctuation"),
-        (b"of15characters!\n", f"a key has 15 characters, and can be guessed with fewer than 16; {MAKE_ONE}"),
+        (
+            b"two words of a key\n",
+            "a key has characters that cannot be sent in a header; use letters, digits and punctuation",
+        ),
+        (
+            b"of15characters!\n",
+            f"a key has 15 characters, but needs at least 16 so that nobody can guess it; {MAKE_ONE}",
+        ),
     ],
 )
 def test_a_key_file_that_is_of_no_use_is_told_with_its_key_and_path(
@@ -557,7 +563,7 @@ def test_a_key_file_that_others_can_write_is_refused(tmp_path: Path, mode: int) 
     (tmp_path / "keys").write_text(f"{KEY}\n")
     (tmp_path / "keys").chmod(mode)
     [line] = refusal(tmp_path, f"{ECHO}\nserver: {{api_key_file: keys}}")
-    assert line.endswith("others can write to it, and so add keys of their own: chmod go-w")
+    assert line.endswith("other users can write to it and so add their own keys; run chmod go-w on it")
 
 
 @pytest.mark.parametrize("key", ["", "short", "of15characters!"])

@@ -51,7 +51,7 @@ def test_here_the_small_model_can_be_served(tmp_path: Path) -> None:
     assert "CUDA_VISIBLE_DEVICES is empty; running on the CPU (1 worker)" in found["devices"][0]["text"]
     assert found["torch"][1]["text"] == "cpu0: torch computes on CPU"
     assert found["attention"][0]["text"] == "cpu0: sdpa"
-    assert "4 files with 12 MiB, none cut short" in found["weights"][0]["text"]
+    assert "4 files with 12 MiB, none truncated" in found["weights"][0]["text"]
     assert not (tmp_path / "cache").exists()  # it has only looked
 
 
@@ -99,13 +99,13 @@ def test_a_port_that_another_program_has_is_missing_and_one_of_ours_is_told() ->
     with Service("echo") as ours:
         code, found = doctor(*ECHO, SERVER__PORT=ours.url.rpartition(":")[2])
     assert (code, found["port"][0]["level"]) == (0, "warning")
-    assert "It is a service like this one" in found["port"][0]["text"]
+    assert "It is Contour, and it answers." in found["port"][0]["text"]
 
 
 def test_an_address_that_is_not_this_machines_is_missing() -> None:
     environ = {"CONTOUR_SERVER__HOST": "192.0.2.1", "CONTOUR_SERVER__PORT": "0"}
     (found,) = findings("port", Subject(ROOT / "configs/echo.yaml", environ))
-    assert (found.level, "choose one that is with --host" in found.remedy) == (Level.MISSING, True)
+    assert (found.level, "choose one with --host" in found.remedy) == (Level.MISSING, True)
 
 
 def test_a_cache_that_cannot_be_written_to_is_missing(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_torch_that_ends_the_process_ends_only_that_which_asks(tmp_path: Path)
     asked = [sys.executable, "-m", "app", "doctor"]
     done = subprocess.run(asked, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "")
-    assert "a process that uses torch is ended by signal 11" in " ".join(done.stdout.split())
+    assert "a process that uses torch was ended by signal 11" in " ".join(done.stdout.split())
 
 
 def test_where_nothing_is_installed_it_says_what_is_not() -> None:
@@ -138,7 +138,7 @@ def test_where_nothing_is_installed_it_says_what_is_not() -> None:
     done = subprocess.run(asked, cwd=ROOT, env=surroundings(), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "")
     assert "not installed: accelerate, diffusers, " in done.stdout
-    assert "not looked at: No module named" in done.stdout
+    assert "not checked: No module named" in done.stdout
 
 
 def test_few_open_files_are_a_warning() -> None:

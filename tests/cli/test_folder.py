@@ -57,7 +57,7 @@ def test_interrupted_it_leaves_whole_files_and_no_process_and_goes_on(folder: Pa
     first = births(out)
     assert 2 <= len(first) < COUNT
     if number != signal.SIGKILL:
-        assert "interrupted; the same command goes on" in said
+        assert "interrupted; run the same command again to continue" in said
         assert not hidden(out)
 
     done = run("generate", folder, PROMPT, *ECHO, **SLOW)
@@ -112,7 +112,7 @@ def test_a_file_that_somebody_else_made_is_not_replaced(folder: Path) -> None:
     (out / "3.jpg").write_bytes(b"mine")
     done = generate(folder)
     assert done.returncode == 1
-    assert f"{out / '3.jpg'} is not from here, or was changed" in done.stderr
+    assert f"{out / '3.jpg'} is not a result of this command, or was changed" in done.stderr
     assert (len(lines_of(done)), (out / "3.jpg").read_bytes()) == (COUNT - 1, b"mine")
     assert generate(folder, "--again").returncode == 0
     assert (out / "3.jpg").read_bytes() != b"mine"
@@ -124,7 +124,7 @@ def test_two_commands_do_not_write_to_one_folder(folder: Path) -> None:
         until(lambda: bool(descendants(process.pid)))
         second = generate(folder)
     assert second.returncode == 2
-    assert "another command makes images there" in second.stderr
+    assert "another command is writing images there" in second.stderr
     assert generate(folder).returncode == 0  # the first was killed, and holds nothing any more
 
 
@@ -194,7 +194,7 @@ def test_an_image_that_another_program_has_saved_is_not_replaced(folder: Path) -
     edited = {name: (out / name).read_bytes() for name in ("1.jpg", "2.jpg")}
     done = generate(folder, "--seed", 6)
     assert (done.returncode, len(lines_of(done))) == (1, COUNT - 2)
-    assert all(f"{out / name} is not from here, or was changed" in done.stderr for name in edited)
+    assert all(f"{out / name} is not a result of this command, or was changed" in done.stderr for name in edited)
     assert {name: (out / name).read_bytes() for name in edited} == edited
 
 

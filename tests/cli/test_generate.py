@@ -77,7 +77,7 @@ def test_several_of_an_image_take_one_seed_after_the_other(image: Path, tmp_path
 def test_what_is_wrong_is_said_before_anything_is_started(image: Path, tmp_path: Path) -> None:
     for arguments, text in (
         (["--steps", 0, *ECHO], "--steps: steps is 0; it must be from 1 to"),
-        (["-o", tmp_path / "out.gif", *ECHO], "its format is not known; end it with one of .png"),
+        (["-o", tmp_path / "out.gif", *ECHO], "unknown image format; use one of .png"),
         (["-o", tmp_path / "nowhere" / "out.png", *ECHO], "nowhere: there is no such folder"),
         (["--config", "configs/sd15-canny.yaml"], "python -m workers.fetch configs/sd15-canny.yaml"),
     ):
@@ -110,7 +110,7 @@ def test_a_model_that_cannot_be_loaded_is_not_tried_again_and_again(image: Path,
     path.write_text(json.dumps(json.loads(path.read_text()) | {"norm_num_groups": 7}))
     done = run("generate", image, PROMPT, "-o", tmp_path / "out.png", "--config", tmp_path / "demo.yaml")
     assert done.returncode == 1
-    assert "given up: no worker can be started (cpu0: " in done.stderr
+    assert "stopped: no worker can be started (cpu0: " in done.stderr
     assert done.stderr.count("exited") == 1
 
 

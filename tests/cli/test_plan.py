@@ -55,7 +55,7 @@ def test_every_field_of_a_request_is_a_flag() -> None:
         (["--temperature", "nan"], "--temperature: temperature is nan; it must be above 0"),
         (["--number", "9"], "--number: number_of_images is 9; it must be from 1 to 8"),
         (["--seed", str(2**64)], "--seed: random_seed is"),
-        (["--negative", "\udcff"], "--negative: it is not UTF-8 text"),
+        (["--negative", "\udcff"], "--negative is not valid UTF-8"),
         (["--negative", "x" * 10_001], "--negative: negative_prompt has 10001 characters"),
     ],
 )
@@ -101,11 +101,11 @@ def test_a_link_that_leads_nowhere_is_not_passed_over(folder: Path) -> None:
     ("source", "out", "text"),
     [
         ("nothing", None, "there is no such file or folder"),
-        ("in/f.png", None, "there is no image in it"),
+        ("in/f.png", None, "no images in this folder"),
         ("in", "in/../in", "is the input folder itself"),
         ("in", "in/a.png", "is a file, but"),
-        ("in/a.png", "in/a.png", "is the image itself"),
-        ("in/a.png", "in/a.bmp", "its format is not known"),
+        ("in/a.png", "in/a.png", "is the input image itself"),
+        ("in/a.png", "in/a.bmp", "unknown image format"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(folder: Path, source: str, out: str | None, text: str) -> None:
@@ -116,7 +116,7 @@ def test_what_cannot_be_meant_is_refused(folder: Path, source: str, out: str | N
 
 def test_two_images_that_would_become_one_are_refused(folder: Path) -> None:
     (folder / "b.jpg.png").write_bytes(b"")
-    with pytest.raises(CommandError, match=r"b\.jpg and b\.jpg\.png would both become b\.jpg\.jpg: rename one"):
+    with pytest.raises(CommandError, match=r"b\.jpg and b\.jpg\.png would both become b\.jpg\.jpg; rename one of them"):
         plan(folder, None, SEEDS, "jpeg", None)
 
 

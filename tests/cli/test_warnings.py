@@ -30,7 +30,7 @@ def test_a_warning_is_told_once_with_all_images_that_it_is_about(folder: Path, t
     told = [line for line in done.stderr.splitlines() if CUT in line]
     assert len(told) == 2
     assert told[0].startswith(str(folder))
-    assert told[1].startswith("The same goes for ")
+    assert told[1].startswith("The same for ")
     assert all(str(folder / f"{name}.png") in "".join(told) for name in ("a", "b", "c", "blank"))
     (blank,) = [line for line in done.stderr.splitlines() if "No edges were found" in line]
     assert blank.startswith(f"{folder / 'blank.png'}: ")
@@ -56,7 +56,7 @@ def test_what_contradicts_itself_is_said_before_anything_is_started(tmp_path: Pa
     (tmp_path / "a.png").write_bytes(png(64, 64))
     done = generate(tmp_path / "a.png", "--control-image", "edges", "--canny-high", 50)
     assert done.returncode == 2
-    assert "--canny-high: control_image is edges: no edges are searched for in an edge map." in done.stderr
+    assert "--canny-high: control_image is edges: no edges are detected in an edge map." in done.stderr
     done = generate(tmp_path / "a.png", "--control-image", "depth")
     assert done.returncode == 2
     assert "choose from" in done.stderr

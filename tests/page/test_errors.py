@@ -93,7 +93,7 @@ def test_the_key_is_asked_for_and_kept_for_this_tab_only(visitor: Visitor, guard
     expect(field).to_be_hidden()
     visit.page.locator("#file").set_input_files({"name": "p.png", "mimeType": "image/png", "buffer": png(64, 64)})
     expect(field).to_be_focused()
-    expect(visit.page.get_by_role("alert").filter(has_text="This API key is not known here.")).to_be_visible()
+    expect(visit.page.get_by_role("alert").filter(has_text="This API key is not valid.")).to_be_visible()
     field.fill(KEY)
     field.press("Enter")
     expect(visit.page.locator("#edges-image")).to_be_visible()

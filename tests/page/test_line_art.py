@@ -74,6 +74,6 @@ def test_the_preview_is_the_image_itself_and_the_servers_edges_come_back(visit: 
 def test_a_black_drawing_is_said_to_have_no_lines(visit: Visit) -> None:
     visit.upload(file_of(np.zeros((64, 64, 3), np.uint8)))
     visit.page.get_by_label("Use as edges").check()
-    expect(visit.page.get_by_text("This image is black: it has no lines.")).to_be_visible()
+    expect(visit.page.get_by_text("This image is all black: it has no lines.")).to_be_visible()
     visit.upload(png(64, 64))
     expect(visit.page.locator("#edges-state")).to_be_hidden()

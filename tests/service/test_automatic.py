@@ -121,7 +121,7 @@ def test_images_that_nobody_wants_are_not_sent(echo: Service) -> None:
         ({"batch_size": 0}, "batch_size is 0; it must be a whole number from 1 to 1000."),
         ({"seed": 2**64}, "seed is"),
         ({"prompt": "x" * 10_001}, "prompt has 10001 characters"),
-        ({"enable_hr": True}, "enable_hr is true, but an image is made at one size"),
+        ({"enable_hr": True}, "enable_hr is true, but images are generated at one size only"),
         ({"restore_faces": True}, "restore_faces is true"),
         ({"tiling": True}, "tiling is true"),
         ({"styles": ["oil"]}, "styles is ['oil'], but this service has no styles"),
@@ -158,7 +158,7 @@ def test_what_cannot_be_had_is_refused_in_words(echo: Service, fields: dict[str,
         ({"control_mode": "ControlNet is more important"}, "control_mode is 'ControlNet"),
         ({"guessmode": True}, "guessmode is given"),
         ({"processor_res": 1024}, "processor_res is 1024, but edges are found at the image's own size"),
-        ({"resize_mode": "Stretch"}, "resize_mode is 'Stretch', which is not a mode of ControlNet"),
+        ({"resize_mode": "Stretch"}, "resize_mode is 'Stretch', which is not a resize mode of ControlNet"),
         ({"input_mode": "batch"}, "input_mode is 'batch'; it must be 'simple'"),
         ({"loopback": True}, "loopback is given, but a request has one image"),
         ({"batch_images": "/home"}, "batch_images is given"),
@@ -182,10 +182,10 @@ def test_a_field_by_another_services_name_is_noted(echo: Service) -> None:
     others |= {"init_images": [ENCODED]}
     answer = txt2img(echo, body(others | {"steps": 1, "denoising_strength": 0.7}))
     assert json.loads(answer.json()["info"])["notes"] == [
-        "guidance_scale was ignored: here it is called cfg_scale.",
-        "init_images was ignored: here it is called image, in a unit of alwayson_scripts.controlnet.args.",
-        "num_inference_steps was ignored: here it is called steps.",
-        "random_seed was ignored: here it is called seed.",
+        "guidance_scale was ignored; its name here is cfg_scale.",
+        "init_images was ignored; its name here is image, in a unit of alwayson_scripts.controlnet.args.",
+        "num_inference_steps was ignored; its name here is steps.",
+        "random_seed was ignored; its name here is seed.",
     ]
     assert not others.keys() & answer.json()["parameters"].keys()
 
@@ -204,7 +204,7 @@ def test_the_client_raises_what_it_is_told(api: Any) -> None:
 
 
 def test_img2img_is_refused_in_words(echo: Service) -> None:
-    assert "send it to /sdapi/v1/txt2img" in refusal(echo.client.post("/sdapi/v1/img2img", json={}))
+    assert "send the image to /sdapi/v1/txt2img" in refusal(echo.client.post("/sdapi/v1/img2img", json={}))
 
 
 # ----------------------------------------------------------------------------------------------------- what there is

@@ -92,7 +92,7 @@ def test_another_client_behind_the_same_address_sees_and_ends_nothing(nameless: 
     assert (unnamed["progress"], unnamed["current_image"], unnamed["state"]["job_count"]) == (0, None, 0)
     assert "Send id_task, which is" in unnamed["textinfo"]
     assert unnamed["textinfo"] == ended["textinfo"]
-    assert "no running job of that name" in unknown["textinfo"]
+    assert "no running job with that name" in unknown["textinfo"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -299,7 +299,7 @@ def test_a_setting_at_its_default_asks_for_nothing(echo: Service, settings: dict
         ({"emphasis": "No norm"}, "emphasis is 'No norm', but"),
         ({"enable_batch_seeds": False}, "enable_batch_seeds is false, but"),
         ({"initial_noise_multiplier": 0}, "initial_noise_multiplier is 0, but"),
-        ({"samples_format": "webp", "webp_lossless": True}, "webp_lossless is on, but only a PNG is without loss here"),
+        ({"samples_format": "webp", "webp_lossless": True}, "webp_lossless is on, but only PNG is lossless here"),
         ({"hypertile_enable_unet": True}, "samples_format and enable_pnginfo can be chosen"),
     ],
 )

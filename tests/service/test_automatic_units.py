@@ -94,7 +94,7 @@ def test_a_blank_mask_masks_nothing(echo: Service, name: str) -> None:
 def test_any_other_mask_is_refused_by_its_name(echo: Service, kind: str) -> None:
     for name in ("mask", "mask_image", "image.mask", "effective_region_mask"):
         told, blamed = refusal(txt2img(echo, asked(name, MASKING[kind]))), name.removeprefix("image.")
-        assert told.startswith(f"{blamed} covers a part of the image, but the whole image is used here")
+        assert told.startswith(f"{blamed} covers part of the image, but this service uses the whole image")
 
 
 def test_a_region_of_nothing_is_not_a_region_of_all(echo: Service) -> None:
@@ -239,7 +239,7 @@ def test_detect_refuses_in_words(service: Service) -> None:
         ({"processor_res": 100.5}, "controlnet_processor_res is 100.5"),
         ({"threshold_a": 0}, "controlnet_threshold_a is 0; it must be from 1 to 2000."),
         ({"threshold_b": 2001}, "controlnet_threshold_b is 2001; it must be from 1 to 2000."),
-        ({"masks": [MASKING["half"]]}, "controlnet_masks covers a part of the image"),
+        ({"masks": [MASKING["half"]]}, "controlnet_masks covers part of the image"),
     ]
     for fields, told in refused:
         assert told in refusal(detect(service, DRAWING, **fields)), fields

@@ -100,7 +100,7 @@ def test_thresholds_for_edges_that_nobody_searches_for_are_refused(
 ) -> None:
     response = ask(echo, control_image="edges", **dict.fromkeys(given, "50"))
     assert response.status_code in {400, 422}
-    text = f"control_image is edges: no edges are searched for in an edge map. Leave out {' and '.join(given)}."
+    text = f"control_image is edges: no edges are detected in an edge map. Leave out {' and '.join(given)}."
     assert text in response.text
     assert ask(echo, control_image="photo", **dict.fromkeys(given, "50")).status_code == 200
 

@@ -43,7 +43,7 @@ BODIES: dict[str, tuple[bytes, str]] = {
     "a URL-encoded form": (b"text=a+circle&random_seed=1", "The body is a URL-encoded form, not JSON."),
     "an image": (PNG, "The body is an image file, not JSON."),
     "a page": (b"<html></html>", "The body is HTML or XML, not JSON."),
-    "a file name of curl's": (b"@request.json", "The body is a file's name, not its content."),
+    "a file name of curl's": (b"@request.json", "The body is the name of a file, not its content."),
 }
 JSON_PATHS = ("/generation/", "/edges", "/sdapi/v1/txt2img", "/v1/images/edits")
 
@@ -63,7 +63,10 @@ def test_a_body_that_is_no_json_is_told_where_and_what_to_send(echo: Service, bo
         (b'"hello"', "The body is 'hello'; send a JSON object"),
         (b"5", "The body is 5; send a JSON object"),
         (b"null", "The body is null; send a JSON object"),
-        (b'"{\\"text\\": 1}"', "The body is JSON within a JSON string: it was encoded twice. Send the object itself."),
+        (
+            b'"{\\"text\\": 1}"',
+            "The body is a JSON string that contains JSON: it was encoded twice. Send the object itself.",
+        ),
     ],
 )
 def test_a_body_that_is_no_object_is_told_so_and_no_field_is_blamed(echo: Service, body: bytes, words: str) -> None:
@@ -112,7 +115,7 @@ def test_a_byte_order_mark_is_taken(echo: Service) -> None:
         ("multipart/form-data; boundary=x", b'{"text": "a"}', "The body is JSON, not a form."),
         ("multipart/form-data", b'{"text": "a"}', "The Content-Type has no boundary"),
         ("multipart/form-data; boundary=x", b"text=a", "does not begin with the boundary"),
-        ("multipart/form-data; boundary=x", b"--y\r\n", "The form is damaged, or its boundary is another one"),
+        ("multipart/form-data; boundary=x", b"--y\r\n", "The form is damaged, or its boundary differs"),
         ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data\r\n\r\n1\r\n--x--", "has no name"),
         (
             "multipart/form-data; boundary=x",
@@ -122,7 +125,7 @@ def test_a_byte_order_mark_is_taken(echo: Service) -> None:
         (
             "application/x-www-form-urlencoded",
             b'{"text": "a"}',
-            "as curl -d sends it unless a -H option says otherwise",
+            "curl -d sends it unless -H sets another",
         ),
     ],
 )
@@ -133,7 +136,7 @@ def test_a_form_that_is_none_is_told_so(echo: Service, kind: str, body: bytes, w
 
 def test_a_form_whose_image_has_another_name_is_told_both(echo: Service) -> None:
     answer = echo.client.post("/generation/", data={"text": "x"}, files={"file": ("a.png", PNG)})
-    assert "The form has no file input_image. It has file: name it input_image." in told(answer)
+    assert "The form has no file called input_image. You sent file: call it input_image." in told(answer)
 
 
 def test_all_faults_of_a_body_come_in_one_answer(echo: Service) -> None:
@@ -256,19 +259,22 @@ def test_a_body_that_is_too_large_is_told_what_to_do(echo: Service) -> None:
 @pytest.mark.parametrize(
     ("sent", "words"),
     [
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "This port speaks no TLS"),
-        (b"hello\r\n\r\n", "does not begin with a method of HTTP"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "This port does not speak TLS"),
+        (b"hello\r\n\r\n", "does not begin with an HTTP method"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "This port speaks HTTP/1.1"),
         (b"GET /a b HTTP/1.1\r\n\r\n", "a space in a path is written %20"),
         (b"GET \xff HTTP/1.1\r\n\r\n", "percent-encode them"),
-        (b"GET / HTTP/1.1\nHost: a\n\n", "each of its lines ends with a carriage return"),
+        (b"GET / HTTP/1.1\nHost: a\n\n", "Each line must end with a carriage return"),
         (b"GET / HTTP/1.1\r\nA b: c\r\n\r\n", "it must be NAME: VALUE"),
         (b"GET / HTTP/1.1\r\nA: \x00\r\n\r\n", "has a control character"),
         (b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n", "Content-Length must be a number"),
         (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "more than one Content-Length"),
         (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", "not both"),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", "The only supported Transfer-Encoding is chunked"),
-        (b"POST /edges HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "a chunk is its size"),
+        (
+            b"POST /edges HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            "each chunk is its size",
+        ),
     ],
 )
 def test_what_is_no_http_is_told_in_words(echo: Service, sent: bytes, words: str) -> None:

@@ -132,7 +132,7 @@ def test_what_common_clients_send_besides_does_no_harm(ours: OpenAI) -> None:
         ({"extra_body": {"seed": 2**64}}, "seed", "seed is"),
         ({"extra_body": {"random_seed": "x"}}, "random_seed", "random_seed is 'x'; it must be a whole number"),
         ({"prompt": "x" * 10_001}, "prompt", "prompt has 10001 characters; at most 10000 are allowed."),
-        ({"image": [IMAGE, IMAGE]}, "image", "has 2 files image; send one."),
+        ({"image": [IMAGE, IMAGE]}, "image", "has 2 files called image; send one."),
         ({"image": b"no image"}, "image", "must be a PNG, JPEG or WebP file"),
         ({"image": IMAGE[:-30]}, "image", "damaged"),
         ({"mask": IMAGE}, "mask", "Masks are not supported"),
@@ -186,8 +186,8 @@ def test_what_other_services_call_a_field_is_told_by_openais_name_or_ours(ours: 
     others = {"cfg_scale": 3, "num_images": 2, "width": 512, "user": "somebody", "steps": 1, "scheduler": None}
     answer = ours.images.edit(image=IMAGE, prompt=PROMPT, extra_body=others)
     assert (answer.model_extra or {})["warnings"] == [
-        "cfg_scale was ignored: here it is called guidance_scale.",
-        "num_images was ignored: here it is called n.",
+        "cfg_scale was ignored; its name here is guidance_scale.",
+        "num_images was ignored; its name here is n.",
         "width was ignored: the size follows the image.",
     ]
 

@@ -186,7 +186,7 @@ def test_beyond_loopback_any_host_is_taken_until_some_are_named() -> None:
     with Service("echo", WORKERS__CPU_WORKERS=1, SERVER__HOST="0.0.0.0") as service:
         log = "".join(service.log)
         assert "any Host header is accepted; server.allowed_hosts limits it" in log
-        assert "without API keys: anybody who can reach it can use it" in log
+        assert "without API keys: anyone who can reach it can use it" in log
         assert service.client.get("/settings.json", headers={"Host": "any.example"}).status_code == 200
         assert service.client.get("/settings.json", headers={"Origin": EVIL}).status_code == 403
     named = {"SERVER__HOST": "0.0.0.0", "SERVER__ALLOWED_HOSTS": '["art.example"]'}

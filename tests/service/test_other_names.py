@@ -62,7 +62,9 @@ def test_a_form_names_the_image_whatever_it_is(echo: Service) -> None:
     text = echo.client.post("/generation/", data={"text": "a", "image": IMAGE}, files={"x": b""})
     for answer in (file, text):
         assert answer.status_code == 422
-        assert answer.json()["detail"] == "The form has no file input_image. It has image: name it input_image."
+        assert (
+            answer.json()["detail"] == "The form has no file called input_image. You sent image: call it input_image."
+        )
 
 
 def test_edges_name_the_image_too(echo: Service) -> None:
@@ -91,7 +93,7 @@ def warnings(answer: httpx.Response) -> Any:
     ],
 )
 def test_an_option_by_another_name_is_ignored_and_told_of(echo: Service, other: str, ours: str) -> None:
-    told = [f"{other} was ignored: here it is called {ours}."]
+    told = [f"{other} was ignored; its name here is {ours}."]
     form = {"text": "a", other: "1"}
     assert warnings(echo.generate(**{other: 1})) == told
     assert warnings(echo.client.post("/generation/", data=form, files={"input_image": png(64, 64)})) == told
@@ -101,25 +103,25 @@ def test_an_option_by_another_name_is_ignored_and_told_of(echo: Service, other: 
 def test_what_there_is_not_is_told_of_with_the_reason(echo: Service) -> None:
     assert warnings(echo.generate(width=512, height=512, strength=0.5)) == [
         "height was ignored: the size follows the image.",
-        "strength was ignored: the image counts by its edges alone; control_scale says how closely they are kept.",
+        "strength was ignored: only the edges of the image count; control_scale sets how closely they are kept.",
         "width was ignored: the size follows the image.",
     ]
 
 
 def test_a_seed_by_another_name_where_none_is_needed_is_told_of(echo: Service) -> None:
     answer = echo.client.post("/generation/", params={"text": "a", "seed": "5"}, content=png(64, 64), headers=PNG_TYPE)
-    assert warnings(answer) == ["seed was ignored: here it is called random_seed."]
+    assert warnings(answer) == ["seed was ignored; its name here is random_seed."]
 
 
 def test_who_sends_the_right_name_too_is_told_which_one_counts(echo: Service) -> None:
     assert warnings(echo.generate(prompt="b", seed=5, image="x", steps=1, num_inference_steps=9)) == [
-        "image was ignored: here it is called input_image_base64.",
-        "num_inference_steps was ignored: here it is called steps.",
-        "prompt was ignored: here it is called text.",
-        "seed was ignored: here it is called random_seed.",
+        "image was ignored; its name here is input_image_base64.",
+        "num_inference_steps was ignored; its name here is steps.",
+        "prompt was ignored; its name here is text.",
+        "seed was ignored; its name here is random_seed.",
     ]
     form = {"text": "a", "image": "x"}
-    told = ["image was ignored: here it is called input_image."]
+    told = ["image was ignored; its name here is input_image."]
     assert warnings(echo.client.post("/generation/", data=form, files={"input_image": png(64, 64)})) == told
 
 
@@ -132,7 +134,7 @@ def test_what_is_not_set_by_another_name_is_not_told_of(echo: Service) -> None:
 
 
 def test_edges_tell_of_thresholds_by_other_names(echo: Service) -> None:
-    told = "low_threshold was ignored: here it is called canny_low."
+    told = "low_threshold was ignored; its name here is canny_low."
     body = {"input_image_base64": IMAGE, "low_threshold": 10, "seed": 5, "high_threshold": None}
     answers = (
         echo.client.post("/edges", json=body),
@@ -148,7 +150,7 @@ def test_other_unknown_fields_are_ignored_in_silence(echo: Service) -> None:
 
 def test_a_header_and_the_last_event_tell_it_too(echo: Service) -> None:
     body = good_request(cfg_scale=3)
-    told = "cfg_scale was ignored: here it is called guidance_scale."
+    told = "cfg_scale was ignored; its name here is guidance_scale."
     answer = echo.client.post("/generation/", json=body, headers={"accept": "image/png"})
     assert answer.headers["x-contour-warning"] == told
     streamed = echo.client.post("/generation/", json=body, headers={"accept": "text/event-stream"})
@@ -159,4 +161,4 @@ def test_a_header_and_the_last_event_tell_it_too(echo: Service) -> None:
 def test_a_file_that_nothing_is_made_of_is_told_of(echo: Service) -> None:
     files = {"input_image": png(64, 64), "mask": png(64, 64)}
     answer = echo.client.post("/generation/", data={"text": "a"}, files=files)
-    assert warnings(answer) == ["mask was ignored: all of the image is made anew."]
+    assert warnings(answer) == ["mask was ignored: the whole image is generated anew."]

@@ -38,7 +38,7 @@ def test_a_port_in_use_is_told_with_who_has_it_before_a_worker_starts() -> None:
         port = other.getsockname()[1]
         said = refusal(start("--port", port))
     holder = f"process {os.getpid()} ({Path('/proc/self/comm').read_text().strip()})"
-    assert said == f"127.0.0.1:{port} is in use by {holder}. End that, or choose another port with --port."
+    assert said == f"127.0.0.1:{port} is in use by {holder}. End that program, or choose another port with --port."
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "localhost"])
@@ -61,7 +61,7 @@ def test_one_that_is_starting_has_its_port_already() -> None:
 
 def test_an_address_of_another_machine_is_told() -> None:
     said = refusal(start("--host", "192.0.2.1", "--port", 0))
-    assert said.startswith("192.0.2.1 is not an address of this machine. Choose one that is with --host")
+    assert said.startswith("192.0.2.1 is not an address of this machine. Choose one with --host")
 
 
 def test_a_name_that_nobody_knows_is_told() -> None:
@@ -95,7 +95,7 @@ def test_a_privileged_port_is_told() -> None:
     )
     assert done.stdout == (
         "127.0.0.1:80: this user may not listen on port 80, as ports below 1024 are privileged. | "
-        "choose a --port from 1024 on, or grant CAP_NET_BIND_SERVICE\n"
+        "choose a --port of at least 1024, or grant CAP_NET_BIND_SERVICE\n"
     )
 
 

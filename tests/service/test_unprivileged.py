@@ -70,7 +70,7 @@ def test_a_cache_that_cannot_be_written_to_stops_the_start_and_is_named(cache: P
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_doctor_tells_a_cache_that_is_read_only_from_one_that_is_not(cache: Path) -> None:
-    for folder, code, text in ((cache, 0, "can be written to"), (cache.parent, 1, "Read-only file system")):
+    for folder, code, text in ((cache, 0, "is writable"), (cache.parent, 1, "Read-only file system")):
         done = subprocess.run(
             [sys.executable, "-m", "app", "doctor", "--config", "configs/echo.yaml"],
             cwd=ROOT,

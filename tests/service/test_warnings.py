@@ -95,8 +95,8 @@ def test_openais_interface_tells_it_too(demo: Service) -> None:
     form = {"prompt": LONG, "size": "1024x1024", "quality": "high", "input_fidelity": "low", "steps": "1"}
     form["output_compression"] = "80"
     expected = [
-        "quality is high, which changes nothing here: steps decides it.",
-        "input_fidelity is low, which changes nothing here: control_scale decides how closely the edges are kept.",
+        "quality is high, which changes nothing here: steps sets it.",
+        "input_fidelity is low, which changes nothing here: control_scale sets how closely the edges are kept.",
         "output_compression is 80, which changes nothing in a PNG: ask for jpeg or webp.",
         "size is 1024x1024, but it follows the image: 256x256.",
     ]
@@ -154,8 +154,8 @@ def test_a_form_of_answer_that_there_is_not_is_refused_with_those_there_are(echo
     answer = echo.client.post("/generation/", json=good_request(), headers={"accept": accept})
     assert answer.status_code == 406
     assert answer.json()["detail"] == (
-        f"Accept is {accept!r}, but this can be answered by application/json, image/png, image/jpeg, image/webp, "
-        "text/event-stream only."
+        f"Accept is {accept!r}, but this is available only as application/json, image/png, image/jpeg, image/webp, "
+        "text/event-stream."
     )
 
 
@@ -168,7 +168,7 @@ def test_a_format_and_an_accept_that_contradict_each_other_are_refused(echo: Ser
     answer = echo.client.post("/generation/", json=good_request(output_format="webp"), headers={"accept": "image/png"})
     assert answer.status_code == 422
     assert answer.json()["detail"] == (
-        "output_format is webp, but Accept is 'image/png', which image/webp is not; leave one out."
+        "output_format is webp, but Accept is 'image/png', which excludes image/webp; leave one out."
     )
     both = {"accept": "image/png, image/webp;q=0.1"}
     answer = echo.client.post("/generation/", json=good_request(output_format="webp"), headers=both)
@@ -180,7 +180,7 @@ def test_edges_are_a_png_or_nothing(echo: Service) -> None:
         return echo.client.post("/edges", content=png(64, 64), headers={**PNG_TYPE, "accept": accept})
 
     assert edges("image/jpeg").status_code == edges("application/json").status_code == 406
-    assert edges("image/jpeg").json()["detail"] == "Accept is 'image/jpeg', but this can be answered by image/png only."
+    assert edges("image/jpeg").json()["detail"] == "Accept is 'image/jpeg', but this is available only as image/png."
     assert edges("image/*").status_code == edges("*/*").status_code == 200
 
 
@@ -224,7 +224,7 @@ def test_fields_in_a_query_that_is_not_looked_at_are_refused(echo: Service) -> N
         assert answer.status_code == 422
         assert answer.json()["errors"][0]["field"] == "steps"
         assert answer.json()["detail"] == (
-            "steps is in the query, where fields count only if the body is the image. Put it into the body."
+            "steps is in the query, which counts only if the body is the image itself. Put it into the body."
         )
     for harmless in ({"steps": ""}, {"x": "1"}):
         assert echo.client.post("/generation/", params=harmless, json=good_request()).status_code == 200

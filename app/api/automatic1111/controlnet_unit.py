@@ -51,7 +51,7 @@ class _Switch(msgspec.Struct, frozen=True):
 
     @property
     def is_on(self) -> bool:
-        """It is, unless it is switched off or has neither an image nor a module."""
+        """Whether the unit is enabled: not switched off, and with an image or a module."""
         given = not is_nothing(self.module) or not all(map(_is_empty, (self.image, self.input_image)))
         return self.enabled is not False and given
 
@@ -74,7 +74,7 @@ class Mask:
         """Raises Problem unless a mask whose values are from `low` to `high`, of 0 to 255, masks nothing."""
         if low >= WHITE or (high <= BLACK and self.name != REGION):
             return
-        text = f"{self.name} covers a part of the image, but the whole image is used here: leave the mask out,"
+        text = f"{self.name} covers part of the image, but this service uses the whole image: leave the mask out,"
         raise wrong(self.name, f"{text} or send one that is all black or all white.")
 
 
@@ -89,8 +89,7 @@ def parse_unit(args: Sequence[msgspec.Raw], short_side: int) -> tuple[ControlNet
         text = f"{len(units)} ControlNet units are enabled. Send one, in {FIELD}.{SCRIPT}.args, with an image and"
         raise wrong(FIELD, f"{text} a module: {MODULES_TEXT}.")
     (found,) = units
-    for problem in _faults(found, short_side):
-        faults.add(problem)
+    faults.add(*_faults(found, short_side))
     image, masks = _files(found, faults)
     faults.check()
     # Without the base64 of the files, which would stay in memory while the request waits.
@@ -157,7 +156,7 @@ def _resolution_faults(resolution: float | None, short_side: int) -> Iterator[Pr
 def _mode_faults(given: ControlNetUnit) -> Iterator[Problem]:
     resize = str(given.resize_mode).lower()
     if resize not in RESIZE_MODES and not any(word in resize for word in RESIZE_WORDS):
-        text = f"resize_mode is {quoted(given.resize_mode)}, which is not a mode of ControlNet: leave it out."
+        text = f"resize_mode is {quoted(given.resize_mode)}, which is not a resize mode of ControlNet: leave it out."
         yield wrong("resize_mode", f"{text} The size follows the image.")
     if given.input_mode and "simple" not in given.input_mode.lower():
         yield wrong("input_mode", f"input_mode is {quoted(given.input_mode)}; it must be 'simple', for one image.")
@@ -169,7 +168,7 @@ def _files(given: ControlNetUnit, faults: Faults) -> tuple[bytes, list[Mask]]:
     masks = {"mask": mask or given.mask, "mask_image": given.mask_image, REGION: given.effective_region_mask}
     file, files = b"", list[Mask]()
     if not image:
-        faults.add(wrong(IMAGE, f"{IMAGE} is missing: the image whose edges are to be kept, in base64."))
+        faults.add(wrong(IMAGE, f"{IMAGE} is missing: send the image whose edges the new image keeps, in base64."))
     else:
         with faults.noted():
             file = input_image.from_base64(image, IMAGE)

@@ -69,7 +69,7 @@ class Detect(EdgeEndpoint):
         for name, image in images:
             png = await self.finder.png(request, context.client, image, name, work, short_side)
             if (room := room - len(png)) < 0:
-                detail = f"The edges take more than {ANSWER_BYTES} bytes. Send fewer images at a time, or"
+                detail = f"The edge maps take more than {ANSWER_BYTES} bytes. Send fewer images at a time, or"
                 raise Problem(Error.TOO_LARGE, f"{detail} lower {RESOLUTION}.", RESOLUTION)
             found.append(b'"%b"' % pybase64.b64encode(png))
         # Joined: a JSON encoder looks at each character, and these are millions.
@@ -119,7 +119,7 @@ async def _decoded(text: str, name: str) -> bytes:
 
 
 def _short_side(resolution: float | None) -> int | None:
-    """None, for the model's own size, if it is negative or missing. Raises Problem."""
+    """The short side in pixels; None means the model's own. Raises Problem."""
     if resolution is None or resolution < 0:
         return None
     least, most = RESOLUTIONS

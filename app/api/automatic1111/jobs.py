@@ -16,8 +16,8 @@ from scheduler.messages import QueuePosition
 from workers.jobs import Advanced, Previewed, ProgressEvent, Started
 
 HOW = "Send id_task, which is the force_task_id of your txt2img request."
-UNNAMED = f"{HOW} Your latest job is found without it if the service has API keys or sets server.shared_progress."
-UNKNOWN = f"You have no running job of that name. {HOW}"
+UNNAMED = f"{HOW} Without it, your latest job is found only if the service has API keys or sets server.shared_progress."
+UNKNOWN = f"You have no running job with that name. {HOW}"
 
 
 class Job:
@@ -124,7 +124,7 @@ class Jobs:
         return jobs[-1] if jobs and self._latest else None
 
     def hint(self, name: str) -> str | None:
-        """How to name a job, for a client that found none. It does not reveal whether other clients have jobs."""
+        """Advice for a client that found no job. It does not reveal whether other clients have jobs."""
         if name:
             return UNKNOWN
         return None if self._latest else UNNAMED

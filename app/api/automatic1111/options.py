@@ -80,7 +80,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def present_options(settings: Settings) -> Options:
-    """The settings of a configuration."""
     server, output = settings.server, settings.engine.output
     embeds = server.embed_metadata != "none"
     return Options(sd_model_checkpoint=server.model_name, jpeg_quality=output.quality, enable_pnginfo=embeds)
@@ -88,7 +87,7 @@ def present_options(settings: Settings) -> Options:
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What a request may choose: the format of its files, and the metadata in them."""
+    """The settings that a request may choose: the format of its files, and the metadata in them."""
 
     file_format: Format
     embed_metadata: Embedding
@@ -107,7 +106,7 @@ def overridden(wanted: Mapping[str, Any], present: Options, embedded: Embedding)
             text = f"{QUALITY} is {quoted(quality)}, but files are written at {present.jpeg_quality}; leave it out."
             raise wrong(QUALITY, text)
         if file_format == "webp" and not is_nothing(wanted.get(LOSSLESS)):
-            raise wrong(LOSSLESS, f"{LOSSLESS} is on, but only a PNG is without loss here; leave it out, or send png.")
+            raise wrong(LOSSLESS, f"{LOSSLESS} is on, but only PNG is lossless here; leave it out, or choose png.")
     with faults.noted():
         check({name: value for name, value in wanted.items() if name not in CHOSEN}, present)
     faults.check()
@@ -125,7 +124,7 @@ def check(wanted: Mapping[str, Any], present: Options) -> None:
             continue
         if name in here:
             if not _is_so(name, value, here[name]):
-                text = f"{name} is {here[name]!r} here, and a request cannot change it to {quoted(value)}."
+                text = f"{name} is {here[name]!r} here; a request cannot change it to {quoted(value)}."
                 faults.add(wrong(name, text))
         elif not _is_default(name, value):
             advice = f"Leave it out; in override_settings, {SAMPLES_FORMAT} and {PNGINFO} can be chosen."

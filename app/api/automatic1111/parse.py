@@ -19,21 +19,21 @@ from workers.engine.metadata import Provenance
 
 # Features that this service does not have. A request is refused only if one of them is on.
 UNUSED = {
-    "enable_hr": "an image is made at one size",
+    "enable_hr": "images are generated at one size only",
     "restore_faces": "this service does not restore faces",
-    "tiling": "this service makes no tileable images",
+    "tiling": "this service does not make tileable images",
     "styles": "this service has no styles",
     "script_name": "the only script is ControlNet, in alwayson_scripts",
     "refiner_checkpoint": "this service has one model",
     "subseed_strength": "the noise of an image comes from one seed",
-    "seed_resize_from_w": "noise has the size of the image",
-    "seed_resize_from_h": "noise has the size of the image",
+    "seed_resize_from_w": "the noise always has the size of the image",
+    "seed_resize_from_h": "the noise always has the size of the image",
     "eta": "the sampler's noise is as configured",
     "s_churn": "the sampler's noise is as configured",
     "s_noise": "the sampler's noise is as configured",
     "s_min_uncond": "guidance is the same at all steps",
-    "save_images": "nothing is saved here; the images are in the answer",
-    "infotext": "it is not read here; send what it says as fields",
+    "save_images": "this service saves nothing; the images are in the answer",
+    "infotext": "this service does not read it; send its values as fields",
 }
 ONE_IS_DEFAULT = ("eta", "s_noise")
 CALLED = {name: param.automatic1111 for name, param in PARAMS.items() if param.automatic1111}

@@ -53,7 +53,7 @@ _any = msgspec.json.Decoder()
 
 
 class SeedArgs(msgspec.Struct, frozen=True, array_like=True):
-    """What the script Seed has."""
+    """The arguments of the script Seed."""
 
     seed: int | None = None
     extra: bool | None = False
@@ -64,7 +64,7 @@ class SeedArgs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SamplerArgs(msgspec.Struct, frozen=True, array_like=True):
-    """What the script Sampler has."""
+    """The arguments of the script Sampler."""
 
     steps: Whole | None = None
     sampler: Name | None = None
@@ -72,7 +72,7 @@ class SamplerArgs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RefinerArgs(msgspec.Struct, frozen=True, array_like=True):
-    """What the script Refiner has."""
+    """The arguments of the script Refiner."""
 
     enable: bool | None = False
     checkpoint: Name | None = None
@@ -80,7 +80,7 @@ class RefinerArgs(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class Scripts:
-    """What scripts ask for: the arguments of ControlNet, and what Seed and Sampler say."""
+    """The requests of the scripts: ControlNet's arguments, and the values of Seed and Sampler."""
 
     units: Sequence[msgspec.Raw]
     seed: SeedArgs
@@ -88,7 +88,7 @@ class Scripts:
 
 
 def read(scripts: Mapping[str, msgspec.Raw], prompts: Sequence[str]) -> Scripts:
-    """What the scripts ask for. Raises Problem, which names each script that is on and cannot be followed."""
+    """Read the scripts. Raises Problem, which names each script that is on but not supported."""
     faults, units = Faults(), list[msgspec.Raw]()
     seed, sampler = SeedArgs(), SamplerArgs()
     for name, value in scripts.items():
@@ -145,30 +145,30 @@ def _is_off(key: str, args: Args, prompts: Sequence[str]) -> bool:
 
 
 def _found(scripts: "Mapping[str, Found]", key: str) -> "Found | None":
-    """What is known of a script, whose name may have a version at its end."""
+    """The entry for a script, whose name may end with a version."""
     return next((known for name, known in scripts.items() if key.startswith(name)), None)
 
 
 def _adetailer_is_off(args: Args) -> bool:
-    """Off by its switch, or without a model, as the web UI has it by default."""
+    """Whether its switch is off, or no unit has a model, which is the web UI's default."""
     units = [each for each in args if isinstance(each, dict) and each.get("ad_tab_enable") is not False]
     has_switch = bool(args) and not isinstance(args[0], dict)
     return (has_switch and is_nothing(args[0])) or all(is_nothing(each.get("ad_model")) for each in units)
 
 
 def _animatediff_is_off(args: Args) -> bool:
-    """Its switch is off by default."""
+    """Whether its switch is off, which is its default."""
     units = [each for each in args if isinstance(each, dict)]
     return all(is_nothing(each.get("enable")) for each in units) if units else is_off(args)
 
 
 def _fabric_is_off(args: Args) -> bool:
-    """Its first arguments are images that are liked or not; then comes its switch, or in old versions a number."""
+    """The first arguments are liked and disliked images; then comes the switch, or in old versions a number."""
     return is_nothing(list(args[:2])) or is_off(args[2:3] if args[2:3] == [False] else args)
 
 
 def _style_selector_is_off(args: Args) -> bool:
-    """Its switch is on by default; then come switches of chance, and a style, of which one adds nothing."""
+    """The switch is on by default; then come switches for random styles, and a style, of which `base` adds nothing."""
     return is_off(args) or all(is_nothing(each) or each == "base" for each in args[1:])
 
 
@@ -185,7 +185,7 @@ def _any_is_on(args: Args, places: Sequence[int]) -> bool:
 
 
 def _unit_is_off(unit: Mapping[str, Any], depth: int) -> bool:
-    """By its switch, such as enable, is_enabled or isActive; else by all that are called so, such as unet_enabled."""
+    """Whether its switch is off (enable, is_enabled, isActive); else whether all similar ones are (unet_enabled)."""
     names = [name.replace("_", "").lower().removeprefix("is") for name in unit]
     switches = [value for name, value in zip(names, unit.values(), strict=True) if name in SWITCH_NAMES]
     if not switches:
@@ -194,7 +194,7 @@ def _unit_is_off(unit: Mapping[str, Any], depth: int) -> bool:
 
 
 def _key(name: str) -> str:
-    """A name in the form in which it is compared."""
+    """A script's name for comparison: lower case, letters and digits only."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
@@ -228,7 +228,7 @@ def _units(name: str, value: msgspec.Raw) -> list[msgspec.Raw]:
 
 
 def _fields(value: msgspec.Raw) -> dict[str, msgspec.Raw]:
-    """Those of an object; none of anything else."""
+    """The fields of an object; nothing for any other value."""
     raw = bytes(value)
     return parsed_json(raw, _object) if raw[:1] == b"{" else {}
 

@@ -1,4 +1,4 @@
-"""What is sent and answered for images, by the names of AUTOMATIC1111's `modules/api/models.py`.
+"""Requests and answers for images, with the names of AUTOMATIC1111's `modules/api/models.py`.
 
 Each field may be null there, and then has its default. Every text, list and number is bounded by its type, as the
 answer quotes most of them. Images are bounded by the body's limit, prompts by `Rules`.
@@ -114,12 +114,10 @@ class Txt2ImgRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def scripts(self) -> dict[str, msgspec.Raw]:
-        """Arguments by name."""
         return self.alwayson_scripts if isinstance(self.alwayson_scripts, dict) else {}
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """Values by name."""
         return self.override_settings if isinstance(self.override_settings, dict) else {}
 
 
@@ -135,7 +133,7 @@ class Txt2ImgAnswer(msgspec.Struct, frozen=True):
 
 
 class Info(msgspec.Struct, frozen=True, kw_only=True):
-    """What was made, and with which values. `notes` say what was not done as asked for, `task_id` names the job."""
+    """The parameters of the images. `notes` say what was not followed; `task_id` names the job."""
 
     prompt: str
     all_prompts: list[str]
@@ -196,8 +194,8 @@ class JobName(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProgressAnswer(msgspec.Struct, frozen=True):
-    """How far a job is, from 0 to 1; about how many seconds are left; what it looks like so far, as a small JPEG in
-    base64; and its name. `textinfo` says how many start before it, or how to name a job where none is shown."""
+    """A job's progress from 0 to 1, the estimated seconds left, a preview (a small JPEG in base64), and its name.
+    `textinfo` says how many jobs start before it, or how to name a job if none is shown."""
 
     progress: float
     eta_relative: float

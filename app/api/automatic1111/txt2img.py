@@ -15,9 +15,10 @@ from app.api.automatic1111.options import Options
 from app.api.automatic1111.parse import Body, ParsedRequest, parse
 from app.api.automatic1111.structs import Info, Txt2ImgAnswer, Txt2ImgRequest, respond, wrong
 from app.api.edges import EdgeFinder
-from app.api.generation import unless_gone, warnings_of
-from app.errors import Faults
-from app.generator import ClientGoneError, GeneratedImage, ImageGenerator
+from app.api.generation import warnings_of
+from app.errors import ClientGoneError, Faults
+from app.generator import GeneratedImage, ImageGenerator
+from app.http.answers import unless_gone
 from app.lifecycle import CLIENT_CLOSED_REQUEST, RequestContext, RequestLifecycle
 from app.parsing import bodies
 from app.settings import Settings
@@ -66,12 +67,14 @@ class Txt2Img:
         return Response(INTERRUPTED, headers={"X-Request-Id": response.headers["X-Request-Id"]}, media_type=JSON)
 
     async def img2img(self, request: Request) -> Response:
-        """Always refuse."""
+        """Always refuse: only the edges of an image count here."""
         return await self.lifecycle.serve_lookup(request, self._refuse, respond)
 
     async def _refuse(self, request: Request, context: RequestContext) -> Response:
-        text = "There is no img2img here, as only the edges of an image count: send it to /sdapi/v1/txt2img, as the"
-        raise wrong("init_images", f"{text} image of a ControlNet unit with module 'canny'.")
+        text = (
+            "This service has no img2img, as only an image's edges count: send the image to /sdapi/v1/txt2img, as the"
+        )
+        raise wrong("init_images", f"{text} input of a ControlNet unit with module 'canny'.")
 
     async def _answer(self, request: Request, context: RequestContext) -> Response:
         parsed = await self._parse(request, context.client)

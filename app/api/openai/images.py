@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.api.edges import EdgeFinder
-from app.api.generation import unless_gone, warnings_of
+from app.api.generation import warnings_of
 from app.api.openai.models import Models
 from app.api.openai.parse import IMAGE, MASK, params_of, parse
 from app.api.openai.structs import (
@@ -27,6 +27,7 @@ from app.api.openai.structs import (
 )
 from app.errors import Error, Faults, Problem
 from app.generator import GeneratedImage, ImageGenerator
+from app.http.answers import unless_gone
 from app.http.events import Feed, encode_event
 from app.lifecycle import RequestContext, RequestLifecycle
 from app.params import GenerationParams
@@ -37,8 +38,8 @@ MASKS = (
     "Masks are not supported: the whole image is generated. Leave the mask out, or send one that is all transparent."
 )
 IDLE = {
-    "quality": "steps decides it",
-    "input_fidelity": "control_scale decides how closely the edges are kept",
+    "quality": "steps sets it",
+    "input_fidelity": "control_scale sets how closely the edges are kept",
 }
 FIXED_SIZE = re.compile(r"\d+x\d+", re.IGNORECASE)
 MOST_QUALITY = 100
@@ -66,7 +67,6 @@ class Images:
     models: Models
 
     async def edits(self, request: Request) -> Response:
-        """Answer with images, or with a stream of events."""
         return await self.lifecycle.serve(request, self._edit, respond)
 
     async def generations(self, request: Request) -> Response:
@@ -127,7 +127,7 @@ class Images:
 
 
 def _warnings(form: EditForm, params: GenerationParams, images: Sequence[GeneratedImage], size: str) -> list[str]:
-    """What was not followed, and the warnings of the images, which have the given size."""
+    """Warnings about what was not followed, and those of the images, which have the given size."""
     found = [
         f"{name} is {value}, which changes nothing here: {why}."
         for name, why in IDLE.items()

@@ -1,4 +1,4 @@
-"""What is sent and answered, by OpenAI's names (its API reference, "Images" and "Models")."""
+"""Requests and answers with OpenAI's names (its API reference, "Images" and "Models")."""
 
 from http import HTTPStatus
 from typing import Annotated, Literal
@@ -67,7 +67,7 @@ class ImagesAnswer(msgspec.Struct, frozen=True):
 
 
 class TokenDetails(msgspec.Struct, frozen=True):
-    """Nothing is counted in tokens here."""
+    """Always zero, like `Usage`."""
 
     image_tokens: int = 0
     text_tokens: int = 0
@@ -83,7 +83,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class PartialImageEvent(msgspec.Struct, frozen=True, tag_field="type", tag="image_edit.partial_image"):
-    """What the image looks like so far: small, and a JPEG."""
+    """A preview of the unfinished image: a small JPEG."""
 
     b64_json: str
     partial_image_index: int
@@ -126,7 +126,7 @@ class ModelList(msgspec.Struct, frozen=True):
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
-    """What was wrong, in words and by a code; `param` is the field to blame."""
+    """The error in words and as a code; `param` is the field to blame."""
 
     message: str
     type: str
@@ -154,7 +154,6 @@ def status(error: Error) -> HTTPStatus:
 
 
 def error_body(problem: Problem) -> bytes:
-    """A problem as JSON."""
     return msgspec.json.encode(
         ErrorAnswer(ErrorDetail(problem.detail, _type(problem.error), problem.field, _code(problem)))
     )
