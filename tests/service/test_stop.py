@@ -51,21 +51,32 @@ def test_the_first_says_what_is_finished_and_the_second_ends_it(
     assert "Traceback" not in said(slow)
 
 
-def test_the_first_alone_finishes_what_was_accepted() -> None:
-    with Service("echo", **SLOW | {"ENGINE__ECHO__STEPS": 10}) as service, ThreadPoolExecutor(1) as client:
+def test_the_first_alone_finishes_what_was_accepted_and_turns_new_work_away() -> None:
+    with Service("echo", **SLOW | {"ENGINE__ECHO__STEPS": 20}) as service, ThreadPoolExecutor(1) as client:
         service.wait_until_ready()
         answer = client.submit(service.generate)
         until(lambda: service.sample("contour_jobs_running") == 1)
-        assert service.stop(signal.SIGINT) == 0
+        processes = service.descendants()
+        service.process.send_signal(signal.SIGINT)
+        until(lambda: service.client.get("/readyz").status_code == 503)
+        late = service.generate()
+        assert (late.status_code, late.json()["type"]) == (503, "urn:contour:problem:draining")
+        assert late.headers["connection"] == "close"
         assert answer.result().status_code == 200
+        assert service.process.wait(PATIENCE) == 0
+        until(lambda: not any(map(alive, processes)))
     assert "Finishing 1 request, for at most 60 s; press Ctrl-C again to stop at once" in said(service)
 
 
-def test_where_nothing_is_in_hand_it_says_so_and_ends() -> None:
+@pytest.mark.parametrize(
+    ("number", "again"), [(signal.SIGINT, "press Ctrl-C again"), (signal.SIGTERM, "send SIGTERM again")]
+)
+def test_where_nothing_is_in_hand_it_says_so_and_ends(number: signal.Signals, again: str) -> None:
     with Service("echo") as service:
-        service.wait_until_ready()
-        assert service.stop(signal.SIGINT) == 0
-    assert "Stopping; press Ctrl-C again to stop at once" in said(service)
+        processes = service.wait_until_ready(workers=2).descendants()
+        assert service.stop(number) == 0
+        until(lambda: not any(map(alive, processes)))  # Python's resource tracker ends after all others
+    assert f"Stopping; {again} to stop at once" in said(service)
     assert "Finishing" not in said(service)
 
 
