@@ -67,8 +67,7 @@ def test_what_no_worker_can_ever_do_in_time_is_not_told_to_come_back() -> None:
 
 def test_a_large_image_needs_longer() -> None:
     core = scheduler(ready("cpu0", CPU))
-    [reply] = core.handle(0.0, Submitted(job(1, deadline=15.0, work=2.0)))
-    assert isinstance(reply, Reply)
+    core.refused(0.0, job(1, deadline=15.0, work=2.0))
     assert core.handle(0.0, Submitted(job(2, deadline=20.5, work=2.0))) == [Start(2, "cpu0", 0, 1)]
 
 

@@ -127,8 +127,7 @@ def test_a_finished_image_ends_the_doubling() -> None:
     lose(core, 0.0)
     lose(core, 10.0)
     core.handle(20.0, ready("gpu0"))
-    [start] = core.handle(20.0, Submitted(job(1)))
-    assert isinstance(start, Start)
+    start = core.start(20.0, Submitted(job(1)))
     core.handle(21.0, finished(start))
     assert core.handle(22.0, LOST) == [Spawn("gpu0")]
     assert lose(core, 23.0) == pytest.approx(0.5)

@@ -60,8 +60,7 @@ def test_one_that_finishes_an_image_has_all_its_tries_again() -> None:
     for _ in range(2):
         lose(core, "gpu0")
     core.handle(1.0, ready("gpu0"))
-    first = core.handle(1.0, Submitted(job(1)))[0]
-    assert isinstance(first, Start)
+    first = core.start(1.0, Submitted(job(1)))
     core.handle(2.0, finished(first))
     lose(core, "gpu0", times=3, now=3.0)
     assert core.state_of("gpu0") is WorkerState.LOADING
@@ -89,8 +88,7 @@ def test_when_all_are_quarantined_everybody_is_told_and_it_ends_with_the_reasons
 def test_a_drain_that_nothing_failed_in_ends_without_a_reason() -> None:
     core = scheduler(ready("gpu0"), ready("gpu1"), **LIMITS)
     lose(core, "gpu0", times=3)
-    start = core.handle(1.0, Submitted(job(1)))[0]
-    assert isinstance(start, Start)
+    start = core.start(1.0, Submitted(job(1)))
     assert core.handle(2.0, finished(start)) == [Reply(1, done(start))]
 
 

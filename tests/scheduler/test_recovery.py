@@ -31,8 +31,7 @@ def worker_of(core: Checked) -> Worker:
 
 def test_a_device_that_was_slow_and_has_rested_is_tried_again() -> None:
     core = scheduler(ready("gpu0", GPU))
-    [start] = core.handle(0.0, Submitted(job(1, deadline=1000.0)))
-    assert isinstance(start, Start)
+    start = core.start(0.0, Submitted(job(1, deadline=1000.0)))
     for step in range(1, 21):
         core.handle(1.5 * step, stepped("gpu0", step))  # 30 times as long as measured
     core.handle(30.0, finished(start))
@@ -44,8 +43,7 @@ def test_hiccups_of_one_size_do_not_drive_its_cost_and_the_slowdown_apart() -> N
     core, random, now = scheduler(ready("gpu0", GPU)), Random(3), 0.0
     for number in range(1, 401):
         now += 0.1
-        [start] = core.handle(now, Submitted(Job(number, now + 30, LARGE.work, "a", size=LARGE.size)))
-        assert isinstance(start, Start)
+        start = core.start(now, Submitted(Job(number, now + 30, LARGE.work, "a", size=LARGE.size)))
         for step in range(1, 21):
             now += 0.075 * (3 if random.random() < 0.05 else 1)
             core.handle(now, stepped("gpu0", step))
@@ -84,8 +82,7 @@ def test_what_only_a_busy_worker_can_do_in_time_is_not_refused_because_of_an_emp
     fast, slow = Costs(20, (0.05, 0.1, 0.15, 0.2), 0.1), Costs(20, (0.15,), 0.1)  # two at once gain nothing
     core = scheduler(ready("fast", fast), ready("slow", slow))
     core.handle(0.0, Submitted(job(1)))
-    [start] = core.handle(0.0, Submitted(job(2, deadline=2.5)))  # 3.1 s on the slow one, 2.1 s beside the other
-    assert isinstance(start, Start)
+    start = core.start(0.0, Submitted(job(2, deadline=2.5)))  # 3.1 s on the slow one, 2.1 s beside the other
     assert start.worker == "fast"
 
 
@@ -98,8 +95,7 @@ def test_no_job_prefers_a_running_size_where_it_is_late() -> None:
     core.handle(0.0, Submitted(job(1, 1000.0, work=2.0)))
     core.handle(0.0, ready("fast"))
     core.handle(0.0, Submitted(job(2, 1000.0)))
-    [start] = core.handle(0.1, Submitted(job(3, 6.1, work=2.0)))  # slow runs its size, and would take 10.3 s
-    assert isinstance(start, Start)
+    start = core.start(0.1, Submitted(job(3, 6.1, work=2.0)))  # slow runs its size, and would take 10.3 s
     assert start.worker == "fast"
 
 
@@ -126,9 +122,7 @@ def test_who_waits_for_a_fast_worker_that_hangs_takes_the_slow_one_in_the_end() 
 def test_a_job_that_can_neither_join_in_time_nor_wait_is_refused_at_once() -> None:
     core = scheduler(ready("gpu0"))
     core.handle(0.0, Submitted(job(1, 1.32)))
-    [reply] = core.handle(0.0, Submitted(job(2, 1.1, work=0.5)))
-    assert isinstance(reply, Reply)
-    assert isinstance(reply.outcome, Rejected)
+    assert isinstance(core.refused(0.0, job(2, 1.1, work=0.5)), Rejected)
 
 
 def test_a_step_starts_a_job_whose_turn_comes_as_time_passes() -> None:

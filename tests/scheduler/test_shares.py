@@ -139,9 +139,7 @@ def test_in_a_hurry_a_client_still_leaves_others_as_much_time_as_it_takes() -> N
     for number in range(1, 41):
         line.submit(number, "flood")
     line.submit(101, "other", deadline=4.0)
-    [reply] = line.core.handle(0.0, Submitted(job(102, 4.0, client="other")))
-    assert isinstance(reply, Reply)
-    assert isinstance(reply.outcome, QuotaExceeded)
+    assert isinstance(line.core.refused(0.0, job(102, 4.0, client="other")), QuotaExceeded)
 
 
 def test_who_comes_new_does_not_wait_for_all_that_another_client_has_in_line() -> None:
@@ -181,9 +179,7 @@ def test_nobody_goes_ahead_of_those_who_would_be_late() -> None:
     line = Line()
     for number in range(1, 9):
         line.submit(number, f"client {number}", deadline=1.1 * number + 0.5)
-    [reply] = line.core.handle(0.0, Submitted(job(101, 2.5, client="other")))
-    assert isinstance(reply, Reply)
-    assert isinstance(reply.outcome, Rejected)
+    assert isinstance(line.core.refused(0.0, job(101, 2.5, client="other")), Rejected)
 
 
 A_CLIENT = st.sampled_from(["flood", "flood", "flood", "one", "two"])
@@ -197,9 +193,7 @@ def test_without_shares_nobody_overdraws_a_queue_that_lost_jobs_came_back_to() -
     core.handle(0.0, Submitted(job(2, client="only")))
     core.handle(0.0, WorkerExited("cpu0", "SIGKILL"))
     assert core.queue_depth == 2
-    [reply] = core.handle(0.0, Submitted(job(3, client="only")))
-    assert isinstance(reply, Reply)
-    assert isinstance(reply.outcome, Rejected)
+    assert isinstance(core.refused(0.0, job(3, client="only")), Rejected)
 
 
 @pytest.mark.parametrize("fleet", FLEETS)
@@ -250,8 +244,7 @@ def test_a_share_of_one_lets_a_client_fill_the_queue() -> None:
 def test_what_runs_is_not_counted() -> None:
     core = scheduler(ready("gpu0"), ready("gpu1"), max_queue=1)
     for number in (1, 2):
-        [start] = core.handle(0.0, Submitted(job(number, client="only")))
-        assert isinstance(start, Start)
+        core.start(0.0, Submitted(job(number, client="only")))
 
 
 def test_a_client_leaves_others_as_much_time_as_it_takes() -> None:

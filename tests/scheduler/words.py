@@ -16,10 +16,13 @@ from scheduler.messages import (
     Job,
     JobId,
     Opened,
+    Outcome,
     QueuePosition,
     Released,
+    Reply,
     Start,
     Stepped,
+    Submitted,
     WaitReason,
     WorkerId,
     WorkerReady,
@@ -44,6 +47,18 @@ class Checked(Scheduler):
         commands = super().handle(now, event)
         self.check()
         return commands
+
+    def start(self, now: float, event: Event) -> Start:
+        """Process an event that starts one job, and does nothing else."""
+        [start] = self.handle(now, event)
+        assert isinstance(start, Start)
+        return start
+
+    def refused(self, now: float, job: Job) -> Outcome:
+        """Submit a job that is not admitted; why."""
+        [reply] = self.handle(now, Submitted(job))
+        assert isinstance(reply, Reply)
+        return reply.outcome
 
     def place_of(self, job: JobId) -> QueuePosition | None:
         return self.queue_position(job, self.now)

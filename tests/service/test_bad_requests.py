@@ -68,35 +68,22 @@ def with_more(more: bytes) -> bytes:
     return b"{" + more + b"," + json_with()[1:]
 
 
+# Others are in test_messages.py, with the words that they are told.
 MALFORMED = {
-    "an empty body": b"",
+    "nothing": b"",
     "half a body": json_with()[:-10],
-    "more after the body": json_with() + b"}",
-    "two bodies": json_with() * 2,
-    "NaN": with_more(b'"x": NaN'),
-    "Infinity": with_more(b'"x": -Infinity'),
-    "a number with a leading zero": with_more(b'"x": 01'),
-    "a comma at the end": json_with()[:-1] + b",}",
-    "a comment": with_more(b'/* no */ "x": 1'),
-    "single quotes": b"{'text': 'a'}",
-    "a bare tab in a string": with_more(b'"x": "\t"'),
     "deep nesting": b'{"a":' * 100_000,
     "deep nesting in a field that is ignored": with_more(b'"x": ' + b"[" * 50_000 + b"]" * 50_000),
     "deep nesting in the image": with_more(b'"input_image_base64": ' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000),
-    "invalid UTF-8": b'{"text": "\xff\xfe"}',
     "an overlong slash": b'{"text": "\xc0\xaf"}',
     "a surrogate in UTF-8": b'{"text": "\xed\xa0\x80"}',
-    "half a surrogate": b'{"text": "\\ud800"}',
-    "the other half": b'{"text": "\\udc00"}',
-    "UTF-16": json_with().decode().encode("utf-16"),
+    "half a surrogate": b'{"text": "\\udc00"}',
 }
 
 
 def bodies() -> Iterator[Bad]:
     for name, body in MALFORMED.items():
         yield Bad(name, body, 400, "malformed-json")
-    yield Bad("a list", b"[]", 422, "invalid-field")
-    yield Bad("a string", b'"hello"', 422, "invalid-field")
     for field in ("request_id", "random_seed"):
         for number in (b"9" * 5000, b'"%b"' % (b"9" * 5000), b"1e400"):
             name = f"{field} {number[:5]!r}, {len(number)} digits"

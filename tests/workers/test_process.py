@@ -66,7 +66,7 @@ class Worker:
                 return
             yield from reports
 
-    def until(self, kind: type[Report]) -> Report:
+    def until(self, kind: type[Kind]) -> Kind:
         return next(report for report in self.hear() if isinstance(report, kind))
 
     def end(self) -> ProcessExit:
@@ -82,7 +82,7 @@ class Worker:
 @pytest.fixture
 def worker() -> Iterator[Worker]:
     worker = Worker(SLOW)
-    assert isinstance(worker.until(m.WorkerReady), m.WorkerReady)
+    worker.until(m.WorkerReady)
     yield worker
     worker.child.send(Stop())
     assert worker.ended() == "ended with exit code 0"
@@ -126,11 +126,9 @@ def test_images_share_steps_and_each_is_finished_once(worker: Worker) -> None:
 def test_what_is_no_image_is_refused_and_the_next_one_made(worker: Worker) -> None:
     worker.run(1, 7, b"not an image")
     failed = worker.until(m.Failed)
-    assert isinstance(failed, m.Failed)
     assert (failed.slot, failed.generation, failed.blame) == (1, 7, Blame.IMAGE)
     worker.run(1, 8)
     finished = worker.until(m.Finished)
-    assert isinstance(finished, m.Finished)
     assert finished.generation == 8
 
 
@@ -151,7 +149,6 @@ def test_a_drop_for_an_old_generation_drops_nothing(worker: Worker) -> None:
     worker.run(0, 5)
     worker.child.send(m.Cancel(ID, 0, 4))
     finished = worker.until(m.Finished)
-    assert isinstance(finished, m.Finished)
     assert finished.generation == 5
 
 
@@ -160,7 +157,6 @@ def test_a_result_that_does_not_fit_its_slot_is_an_error_that_says_what_to_raise
     worker.until(m.WorkerReady)
     worker.run(0, 1)
     failed = worker.until(m.Failed)
-    assert isinstance(failed, m.Failed)
     assert failed.blame is Blame.SERVICE
     assert "raise workers.output_bytes" in failed.reason
     worker.child.kill()
@@ -244,12 +240,10 @@ def test_a_device_that_fails_while_it_decodes_ends_the_process_with_its_reason(t
 def test_an_image_without_memory_for_it_is_reported_and_the_next_one_made(teller: Worker, where: str) -> None:
     teller.run(1, 7, of_one_colour(telling.LACKS_MEMORY[where]))
     failed = teller.until(m.Failed)
-    assert isinstance(failed, m.Failed)
     assert (failed.slot, failed.generation, failed.blame) == (1, 7, Blame.MEMORY)
     assert f"no memory to {where}" in failed.reason
     teller.run(1, 8)
     finished = teller.until(m.Finished)
-    assert isinstance(finished, m.Finished)
     assert finished.generation == 8
 
 
@@ -293,17 +287,16 @@ def test_an_error_whose_text_cannot_be_encoded_frees_its_slot(teller: Worker) ->
     failed = teller.until(m.Failed)
     assert failed == m.Failed(ID, 1, 7, "RuntimeError: no such file: ?", Blame.SERVICE)
     teller.run(1, 8)
-    assert isinstance(teller.until(m.Finished), m.Finished)
+    teller.until(m.Finished)
 
 
 def test_a_slot_that_holds_no_task_is_free_again(worker: Worker) -> None:
     worker.memory.input(1)[:10] = b"not a task"
     assert worker.child.send(Run(1, 7, 0, 10))
     failed = worker.until(m.Failed)
-    assert isinstance(failed, m.Failed)
     assert (failed.slot, failed.generation, failed.blame) == (1, 7, Blame.SERVICE)
     worker.run(1, 8)
-    assert isinstance(worker.until(m.Finished), m.Finished)
+    worker.until(m.Finished)
 
 
 def test_an_order_that_is_none_ends_the_process_with_the_reason() -> None:
@@ -317,7 +310,7 @@ def test_it_does_not_heed_the_signals_of_a_terminal(worker: Worker) -> None:
     os.kill(worker.child.pid, signal.SIGINT)
     os.kill(worker.child.pid, signal.SIGTERM)
     worker.run(0, 1)
-    assert isinstance(worker.until(m.Finished), m.Finished)
+    worker.until(m.Finished)
 
 
 def test_it_ends_when_the_pool_closes_the_socket() -> None:
