@@ -23,7 +23,6 @@ and delays the other image by 40 ms: the sum grows by 280 ms. The job starts on 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
-from typing import NamedTuple
 
 from scheduler.limits import Limits
 from scheduler.messages import Expired, Impossible, Job, QuotaExceeded, Rejected, WaitReason, WorkerState
@@ -43,13 +42,8 @@ LOOKAHEAD = 8  # jobs that may start on a worker that the next job leaves empty;
 TIE_FACTOR = 1.05
 """Workers count as equal if the sum grows by at most this many times the least growth: predictions are off by some
 percent (see `costs.PESSIMISTIC`)."""
-
-
-class Candidate(NamedTuple):
-    """A worker with a free slot, and the reason for a job not to join it, if there is one."""
-
-    worker: Worker
-    reason: WaitReason | None
+Candidate = tuple[Worker, WaitReason | None]
+"""A worker with a free slot, and the reason for a job not to join it. A plain tuple, as decisions make many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +249,7 @@ class Placement:
         job, behind = self.next_job(now), len(self._queue) - 1
         candidates = self._candidates(job, now, behind, room)
         if job.bypassed_since is None or now - job.bypassed_since < MAX_BYPASS_SECONDS:
-            same_size = [each for each in candidates if each.worker.runs_size(job.batch_key)]
+            same_size = [each for each in candidates if each[0].runs_size(job.batch_key)]
             if (worker := self._worker_in_time(job, now, behind, same_size)) is not None:
                 return job, worker
             if (bypass := self._bypass(job, now, behind, room)) is not None:
@@ -328,7 +322,7 @@ class Placement:
     def _candidates(self, state: JobState, now: float, behind: int, room: Iterable[Worker]) -> list[Candidate]:
         job, same_size = state.job, self._queue.count_of_size(state.batch_key)
         share = behind / len(self._workers.ready)  # of the jobs behind, for each worker
-        return [Candidate(worker, worker.reason_not_to_join(job, now, share, same_size)) for worker in room]
+        return [(worker, worker.reason_not_to_join(job, now, share, same_size)) for worker in room]
 
     def _worker_in_time(
         self, state: JobState, now: float, behind: int, candidates: Sequence[Candidate]
@@ -358,11 +352,12 @@ class Placement:
         so the job waits for it. If it still waits 2.2 s after it was submitted, it starts on the empty worker.
         """
         job, self.stops_waiting_at = state.job, None
-        allowed = [worker for worker, reason in candidates if reason is None]
-        safe = [worker for worker, reason in candidates if reason is not WaitReason.DEADLINE]
-        in_time = [worker for worker in safe if _in_time(worker, job, now)]
-        if not allowed and all(_is_late_if_waiting(worker, job, now) for worker, _ in candidates):
-            allowed = in_time
+        effects = [(worker, reason, worker.effect_of_joining(job)) for worker, reason in candidates]
+        allowed = [worker for worker, reason, _ in effects if reason is None]
+        may_join = bool(allowed) or all(now + effect.end_if_waiting > job.deadline for *_, effect in effects)
+        safe = [each for each in effects if may_join and each[1] is not WaitReason.DEADLINE]
+        in_time = [worker for worker, _, effect in safe if now + effect.end <= job.deadline]
+        allowed = allowed or in_time
         if not allowed:
             return _reason_of_least_loaded(candidates)
         best = _least_increase([worker for worker in allowed if worker in in_time] or in_time or allowed, job)
@@ -397,18 +392,17 @@ def _reason_of_least_loaded(candidates: Sequence[Candidate]) -> WaitReason:
 
 def _least_increase(workers: Sequence[Worker], job: Job) -> Worker:
     """Rule 4: the worker where the sum of completion times grows least, as far as noise lets one tell."""
-    least = min([worker.effect_of_joining(job).sum_increase for worker in workers])
+    if len(workers) == 1:
+        return workers[0]
+    increases = [worker.effect_of_joining(job).sum_increase for worker in workers]
+    least = min(increases)
     nearly_least = least + (TIE_FACTOR - 1) * abs(least)  # a leaving image can make the sum smaller than it was
-    equals = [worker for worker in workers if worker.effect_of_joining(job).sum_increase <= nearly_least]
+    equals = [worker for worker, increase in zip(workers, increases, strict=True) if increase <= nearly_least]
     return min(equals, key=lambda worker: (len(worker.slots), worker.last_change))
 
 
 def _in_time(worker: Worker, job: Job, now: float) -> bool:
     return now + worker.effect_of_joining(job).end <= job.deadline
-
-
-def _is_late_if_waiting(worker: Worker, job: Job, now: float) -> bool:
-    return now + worker.effect_of_joining(job).end_if_waiting > job.deadline
 
 
 def _seconds_of_suspect(job: JobState, known: Sequence[Worker]) -> float:

@@ -94,7 +94,7 @@ class _Apart(Placement):
     def _choose_worker(
         self, state: JobState, now: float, behind: int, candidates: Sequence[Candidate]
     ) -> Worker | WaitReason:
-        allowed = [each for each in candidates if not (state.background and has_interactive(each.worker))]
+        allowed = [each for each in candidates if not (state.background and has_interactive(each[0]))]
         return super()._choose_worker(state, now, behind, allowed) if allowed else WaitReason.BATCH_SLOWER
 
 

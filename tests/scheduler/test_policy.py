@@ -142,3 +142,11 @@ def test_when_to_come_back(budget: float, seconds: float) -> None:
 
 def test_it_never_says_at_once() -> None:
     assert retry_after(wait=0.0, service=0.0, lag=0.0, budget=0.0) == MIN_RETRY_AFTER
+
+
+def test_the_example_of_the_costs_docstring() -> None:
+    cheap, dear = Costs(20, (0.010, 0.012), 0.0), Costs(20, (0.010, 0.019), 0.0)
+    assert (sum(ends(cheap, [running(10), running(20)])[0])) == pytest.approx(0.340)
+    assert (sum(ends(dear, [running(10), running(20)])[0])) == pytest.approx(0.480)
+    assert reason_not_to_join(cheap, [running(10)], now=0.0) is None
+    assert reason_not_to_join(dear, [running(10)], now=0.0) is WaitReason.BATCH_SLOWER
