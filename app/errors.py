@@ -206,9 +206,9 @@ def routing_problem(request: Request, error: Exception) -> Problem:
     path = plain(request.scope["path"])
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = (error.headers or {}).get("Allow", "")
-        detail = f"{path} does not take {plain(request.method)}; send {allowed.replace(', ', ' or ')}."
+        detail = f"{path} does not support {plain(request.method)}; send {allowed.replace(', ', ' or ')}."
         return Problem(Error.METHOD, detail, headers={"Allow": allowed})
-    return Problem(Error.NOT_FOUND, f"There is nothing at {path}. Images are made at /generation/; see /docs.")
+    return Problem(Error.NOT_FOUND, f"There is nothing at {path}. Images are generated at /generation/; see /docs.")
 
 
 def quoted(value: object, most: int = QUOTED_CHARS) -> str:

@@ -205,7 +205,7 @@ class RequestLifecycle:
 
 
 def _new_id() -> str:
-    """A random id. It cannot be guessed, as whoever knows it may follow and end the request."""
+    """A random id that cannot be guessed, as anyone who knows it may follow and cancel the request."""
     return secrets.token_hex(ID_BYTES)
 
 
@@ -226,7 +226,7 @@ class _ConnectionErrorRecord(Record):
 
     @property
     def fields(self) -> dict[str, Any]:
-        return {"status": self.status, "outcome": self.outcome, "reason": self.reason, "client": self.client}
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

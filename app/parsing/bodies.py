@@ -132,7 +132,7 @@ def understood(
 ) -> GenerationParams:
     """Complete parameters from fields. `called` has an API's own names of fields; `blamed` is its name of the image.
 
-    `faults` are those that were found so far. Raises Problem for all that there are.
+    `faults` are those found so far. Raises one Problem for all of them.
     """
     faults = Faults() if faults is None else faults
     faults.add(*rules.faults(fields, called))

@@ -154,7 +154,7 @@ def _refuse_lookalike(image: bytes, text: str, name: str) -> None:
 
 
 def _parted(text: str, name: str) -> tuple[str, str]:
-    """The media type of a data: URI, empty for other texts, and what is to be decoded. Raises Problem."""
+    """The media type of a data: URI, empty for other texts, and the data to decode. Raises Problem."""
     start = text[:URI_HEAD_CHARS].lstrip()
     if start[: len(URI)].lower() != URI:
         return "", text
