@@ -108,22 +108,6 @@ def test_of_folders_nothing_is_fetched(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out.splitlines() == [f"engine.model: {DEMO}", f"engine.controlnet: {DEMO}/controlnet"]
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "my.yaml"
-    path.write_text("engine: {model: {path: ./gone}, controlnet: {path: .}}")
-
-    assert fetch.main([str(path)]) == 1
-    assert capsys.readouterr().err.startswith(f"engine.model: {tmp_path}/gone: there is no such folder")
-
-
-def test_a_folder_that_is_empty_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "my.yaml"
-    path.write_text("engine: {model: {path: .}, controlnet: {path: .}}")
-
-    assert fetch.main([str(path)]) == 1
-    assert capsys.readouterr().err == f"engine.model: {tmp_path}: there is no unet/config.json in it\n"
-
-
 def test_a_folder_to_take_from_must_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fetch.main([str(ROOT / "configs" / "sd15-canny.yaml"), "--from", str(tmp_path / "gone")]) == 2
     assert capsys.readouterr().err == f"{tmp_path}/gone: there is no such folder\n"

@@ -141,27 +141,21 @@ def test_numbers_that_are_none_are_refused(tmp_path: Path, capsys: pytest.Captur
     assert "has NaN or infinite values: the file is damaged" in capsys.readouterr().err
 
 
-def test_a_repository_that_is_not_pinned_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("model", "code", "told"),
+    [
+        ("some/model", 2, ".revision is missing, but must be the repository's commit: 40 digits of 0-9 and a-f\n"),
+        ("./model.ckpt", 2, ".path is './model.ckpt', a pickle, which can run any code"),
+        ("models/x.safetensors", 2, ".path is 'models/x.safetensors': write ./models/x.safetensors if"),
+        ("./gone", 1, ": {folder}/gone: there is no such folder"),
+        (".", 1, ": {folder}: there is no unet/config.json in it\n"),
+    ],
+)
+def test_a_model_that_cannot_be_meant_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, code: int, told: str
+) -> None:
     path = tmp_path / "my.yaml"
-    path.write_text("engine: {model: {path: some/model}, controlnet: {path: .}}")
-
-    assert fetch.main([str(path)]) == 2
-    assert capsys.readouterr().err == (
-        f"{path}: engine.model.revision is missing, but must be the repository's commit: 40 digits of 0-9 and a-f\n"
-    )
-
-
-def test_a_pickle_is_refused_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "my.yaml"
-    path.write_text("engine: {model: {path: ./model.ckpt}, controlnet: {path: .}}")
-
-    assert fetch.main([str(path)]) == 2
-    assert "engine.model.path is './model.ckpt', a pickle, which can run any code" in capsys.readouterr().err
-
-
-def test_a_file_without_a_dot_in_front_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "my.yaml"
-    path.write_text("engine: {model: {path: models/x.safetensors}, controlnet: {path: .}}")
-
-    assert fetch.main([str(path)]) == 2
-    assert "engine.model.path is 'models/x.safetensors': write ./models/x.safetensors if" in capsys.readouterr().err
+    path.write_text(f"engine: {{model: {{path: {model}}}, controlnet: {{path: .}}}}")
+    assert fetch.main([str(path)]) == code
+    said = capsys.readouterr().err.removeprefix(f"{path}: ")
+    assert said.startswith(f"engine.model{told.format(folder=tmp_path)}")

@@ -135,9 +135,7 @@ def test_half_precision_holds_the_queries_of_its_lowest_temperature() -> None:
     assert all(residual.isfinite().all() for residual in (*skips, middle))
 
 
-def test_the_unet_is_diffusers() -> None:
-    unet, controlnet = demo.parts().unet, demo.parts().controlnet
-    text = features(IMAGES)
+def assert_the_unet_is_diffusers(unet: Any, controlnet: Any, text: Tensor) -> None:
     residuals = controlnet(LATENTS, TIMESTEPS, text, IMAGE)
     actual = unet_noise(unet, controlnet, inputs_of(unet, TIMESTEPS, text), (residuals[0], residuals[1]))
     expected = unet(
@@ -148,6 +146,11 @@ def test_the_unet_is_diffusers() -> None:
         mid_block_additional_residual=residuals[1],
     ).sample
     assert relative_error(actual, expected) <= TOLERANCE
+
+
+def test_the_unet_is_diffusers() -> None:
+    unet, controlnet = demo.parts().unet, demo.parts().controlnet
+    assert_the_unet_is_diffusers(unet, controlnet, features(IMAGES))
 
 
 def test_guidance_shares_what_its_halves_have_in_common() -> None:
@@ -186,17 +189,7 @@ def test_linear_projections_as_in_stable_diffusion_2_are_covered() -> None:
     controlnet = ControlNetModel(conditioning_embedding_out_channels=(8, 8, 8, 8), **shape).eval()
     check_architecture(unet.config, controlnet.config, 16)
     pack_projections(unet)
-    text = random(IMAGES, 77, 16)
-    residuals = controlnet(LATENTS, TIMESTEPS, text, IMAGE)
-    actual = unet_noise(unet, controlnet, inputs_of(unet, TIMESTEPS, text), (residuals[0], residuals[1]))
-    expected = unet(
-        LATENTS,
-        TIMESTEPS,
-        text,
-        down_block_additional_residuals=residuals[0],
-        mid_block_additional_residual=residuals[1],
-    ).sample
-    assert relative_error(actual, expected) <= TOLERANCE
+    assert_the_unet_is_diffusers(unet, controlnet, random(IMAGES, 77, 16))
 
 
 def test_attention_is_the_textbooks() -> None:
