@@ -163,4 +163,4 @@ def test_a_missing_package_is_named_with_what_to_do() -> None:
         "tracing({'OTEL_TRACES_EXPORTER': 'otlp'})"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False, capture_output=True, text=True)
-    assert "is missing: " + command("-m", "pip", "install", ".[otel]") in done.stderr
+    assert "is missing; run " + command("-m", "pip", "install", ".[otel]") in done.stderr
