@@ -16,6 +16,7 @@ COMPILER_CACHES = {
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TRITON_CACHE_DIR": "triton",
     "ORT_TENSORRT_CACHE_PATH": "tensorrt",
+    "OPENVINO_CACHE_PATH": "openvino",
 }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-MEMINFO = Path("/proc/meminfo")
+MEMINFO, CPUINFO = Path("/proc/meminfo"), Path("/proc/cpuinfo")
 GROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -18,6 +18,15 @@ def available_cores(groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> int
     """Whole cores, at least one: a thread for which there is only part of a core keeps all others waiting."""
     allowed = len(os.sched_getaffinity(0))
     return max(1, math.floor(min([allowed, *_quotas(groups, membership)])))
+
+
+def computes_in_bfloat16(info: Path = CPUINFO) -> bool:
+    """Whether this CPU has instructions for bfloat16, AVX-512 BF16 or AMX."""
+    with suppress(OSError):
+        lines = (line.partition(":") for line in info.read_text().splitlines())
+        flags = {flag for name, _, found in lines if name.strip() == "flags" for flag in found.split()}
+        return not flags.isdisjoint({"avx512_bf16", "amx_bf16"})
+    return False
 
 
 def memory_limit(meminfo: Path = MEMINFO, groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> int:

@@ -1,5 +1,6 @@
 """The model: tensors and images, without jobs, queues or HTTP."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from workers.engine.config import EngineConfig
@@ -33,7 +34,7 @@ def _whole(config: EngineConfig, device: str, trials: Trials | None) -> Engine[A
         from workers.engine.echo import EchoEngine
 
         return EchoEngine(config)
-    if config.runtime == "torch":
+    if config.runtime != "onnxruntime":
         read_ahead(config, device)
     with timed("torch imported"):
         from workers.engine.engine import DiffusionEngine
@@ -48,4 +49,9 @@ def _model(config: EngineConfig, device: str) -> "AnyModel":
         return sessions.load(config, device)
     from workers.engine import model
 
-    return model.load(config, device)
+    loaded = model.load(config, device)
+    if config.runtime_on(cuda=loaded.device.type == "cuda") != "openvino":
+        return loaded
+    from workers.engine.runtimes.openvino import OpenVino
+
+    return replace(loaded, faster=OpenVino(config, str(loaded.dtype).removeprefix("torch."), loaded.latent_scale))

@@ -116,6 +116,10 @@ class Batch:
         """The buckets that images ran in or that have graphs: running them again takes no more memory."""
         return tuple(bucket for bucket in self._buckets if bucket in self._used or bucket in self.graphs)
 
+    def plain_buckets(self) -> list[int]:
+        """The buckets that images ran in without compiled networks."""
+        return [bucket for bucket in self._used if not self._steps[bucket].upgraded]
+
     def admit(self, slot: int, image: JoiningImage) -> None:
         """Let an image take part from the next step on."""
         buffers, first_noise, calls = self._buffers, self._model.plans.layout.calls, image.schedule.calls

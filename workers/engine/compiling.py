@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,15 +32,39 @@ from workers.engine.plan import Size
 from workers.engine.trials import COMPILING
 from workers.folders import no_follow
 
+if TYPE_CHECKING:
+    from workers.engine.runtime import ModelFunctions
+
 log = logging.getLogger(__name__)
 
 F = TypeVar("F")
 T = TypeVar("T")
 Target: TypeAlias = tuple[Size, int | None]  # a size of latents, with a bucket of its steps or None for its VAE
 
+_COMPILED_AT_MOST = 1000  # passes times shapes; torch wants a limit
 LOCK_TIMEOUT_S = 900.0  # for another worker's compiler
 _POLL_S = 0.5
 _ROUNDINGS = 32  # allowed as relative error: half precision needs 5, and wrong results are off by hundreds
+
+
+class TorchCompile:
+    """torch.compile as a `runtime.Faster`; `make` returns functions that it compiles at their first calls."""
+
+    everywhere = at_once = False
+
+    def __init__(self, make: "Callable[[], ModelFunctions]", *, automatic: bool) -> None:
+        self.automatic = automatic
+        self.functions = cache(make)
+
+    def compiling(self) -> AbstractContextManager[None]:
+        """Without a limit: torch counts all passes at all shapes as recompilations of one function and allows 8."""
+        from torch._dynamo import config
+
+        return config.patch(recompile_limit=_COMPILED_AT_MOST)  # type: ignore[no-any-return]
+
+    def trying(self) -> AbstractContextManager[None]:
+        """Compile nothing: in the steps' thread that would stop all images for minutes."""
+        return torch.compiler.set_stance("fail_on_recompile")  # type: ignore[no-any-return]
 
 
 class DeviceLock:
@@ -171,6 +195,10 @@ class Compiler:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="compiler", daemon=True)
             self._thread.start()
+
+    def forget(self, size: Size) -> None:
+        """Let the targets of a size be asked for again, as its workspace is new."""
+        self._asked = {target for target in self._asked if target[0] != size}
 
     def ready(self) -> Iterator[Target]:
         """Yield what has been compiled since the last call. The engine switches to each before it asks for the next."""

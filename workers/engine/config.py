@@ -1,9 +1,12 @@
 """The `engine` section of a configuration file."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta
+
+from workers.machine import computes_in_bfloat16
 
 Positive = Annotated[int, Meta(ge=1)]
 AttentionKernel: TypeAlias = Literal["auto", "sdpa", "flash", "cudnn", "efficient", "xformers", "math"]
@@ -131,6 +134,9 @@ class Speed:
     sizes: list[tuple[Side, Side]] = field(default_factory=list)
     """Sizes (width, height) whose graphs are recorded before the first request; if empty, the square of
     `size.short_side`. Others are recorded when they are first used."""
+    openvino_gib: Annotated[float, Meta(ge=0)] = 2.0
+    """Memory for networks that OpenVINO compiles for one size and number of images each, in GiB. Further ones share one
+    that takes any size, which is as fast for Stable Diffusion and slower for small models."""
     other_sizes_gib: Annotated[float, Meta(ge=0)] = 4.0
     """GPU memory for the graphs of other sizes, in GiB."""
 
@@ -167,8 +173,9 @@ class EngineConfig:
 
     kind: Literal["diffusion", "echo"] = "diffusion"
     """`diffusion` makes images with a model; `echo` returns the input, for load tests."""
-    runtime: Literal["torch", "onnxruntime"] = "torch"
-    """What runs the networks."""
+    runtime: Literal["auto", "torch", "openvino", "onnxruntime"] = "auto"
+    """What runs the networks. `auto` is torch on a GPU; on a CPU it is OpenVINO where that is installed, else torch.
+    OpenVINO takes over from torch while the service runs, as soon as it has converted and compiled the networks."""
     onnx: Annotated[str, Meta(min_length=1)] = "~/.cache/contour/onnx"
     """The folder where `workers.convert` puts the files that `onnxruntime` reads."""
     onnx_provider: Literal["auto", "tensorrt"] = "auto"
@@ -182,7 +189,8 @@ class EngineConfig:
     loras: list[Lora] = field(default_factory=list)
     """LoRAs that are fused into the weights at start."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """The number format to compute in; `auto` is float16 on a GPU and float32 elsewhere."""
+    """The number format to compute in; `auto` is float16 on a GPU, bfloat16 on a CPU that has instructions for it, and
+    else float32. ONNX files are in float32 or float16."""
     slots: Annotated[int, Meta(ge=1, le=64)] = 4
     """Images that a worker makes at the same time."""
     decode_bytes: Annotated[int, Meta(ge=64 * 2**20)] | Literal["auto"] = "auto"
@@ -202,8 +210,18 @@ class EngineConfig:
     faults: Faults = field(default_factory=Faults)
 
     def dtype_on(self, *, cuda: bool) -> str:
-        """The number format to compute in: `auto` is float16 on a GPU and float32 elsewhere."""
-        return ("float16" if cuda else "float32") if self.dtype == "auto" else self.dtype
+        """The number format to compute in."""
+        if self.dtype != "auto":
+            return self.dtype
+        if cuda:
+            return "float16"
+        return "bfloat16" if self.runtime != "onnxruntime" and computes_in_bfloat16() else "float32"
+
+    def runtime_on(self, *, cuda: bool) -> str:
+        """What runs the networks: torch, openvino or onnxruntime."""
+        if self.runtime != "auto":
+            return self.runtime
+        return "openvino" if not cuda and find_spec("openvino") else "torch"
 
     def decode_budget(self, memory: int) -> int:
         """Bytes in which a worker decodes images, where there is so much memory in all."""

@@ -23,7 +23,7 @@ from workers.engine.contract import EngineStatus
 from workers.engine.graphs import Fallbacks, GraphContext, Graphs, Pool, Recorder, first_line, recorder_for
 from workers.engine.plan import DeviceSchedule, Plan, Size
 from workers.engine.preview import Colours, fit
-from workers.engine.runtime import AnyModel, ModelFunctions
+from workers.engine.runtime import AnyModel, Faster, ModelFunctions
 from workers.engine.streams import Decoder, SideStream, upload
 from workers.engine.trials import COMPILING, GRAPHS, Trials
 from workers.engine.trials import attention as trial_of
@@ -34,7 +34,6 @@ T = TypeVar("T")
 
 _GIB = 2**30
 _KEPT_SCHEDULES = 16  # kept on the device: 3.0 MB each with SD 1.5 in float16 and 50 steps
-_COMPILED_AT_MOST = 1000  # passes times shapes; torch wants a limit
 _MODE_ON_CUDA = "max-autotune-no-cudagraphs"  # we record the graphs
 
 
@@ -53,6 +52,11 @@ class Workspace:
     def size(self) -> int:
         """Bytes of device memory, graphs included."""
         return self.batch.size + self.decoder.size + self.graph_bytes
+
+    def plain_parts(self) -> list[int | None]:
+        """The buckets that images ran in and whose networks could still be upgraded, and None for such a VAE."""
+        plain: list[int | None] = [*self.batch.plain_buckets()]
+        return plain if self.decoder.upgraded or not self.batch.used else [*plain, None]
 
     @property
     def graph_bytes(self) -> int:
@@ -148,7 +152,10 @@ class ExecutionManager:
         self._recorder = recorder
         self._attention = Attention(self._kernels(), trials=self._trials)
         self._functions = model.functions(self._attention, _MODE_ON_CUDA if self._on_cuda else None)
-        self._by_torch = self._functions.compiled is not None
+        self._by_torch, self._faster = self._functions.by_torch, self._wanted(self._functions.faster)
+        self._compiled: dict[Target, ModelFunctions] = {}  # until they are in use
+        self._switched: set[Target] = set()  # before there was an image
+        self._held = False  # whether the compiler's timings take turns with the steps
         if recorder is None and config.speed.graphs and self._by_torch:
             recorder = recorder_for(model.device)
         if GRAPHS in self._trials.without:
@@ -177,6 +184,9 @@ class ExecutionManager:
             for bucket in reversed(self.shape.buckets):
                 space.batch.prepare(bucket)
             space.decoder.prepare()
+        if self._faster is not None and self._faster.at_once:
+            for target in self._first_targets():
+                self._compile_now(target)
 
     def space(self, size: Size) -> Workspace:
         """The workspace of a size, or else a temporary one."""
@@ -189,14 +199,15 @@ class ExecutionManager:
 
     def start_compiling(self) -> None:
         """Compile the networks for the configured sizes in the background, for single images first."""
-        wanted = self._config.speed.compile
-        if COMPILING in self._trials.without:
-            return
-        if self._by_torch and (wanted is True or (wanted == "auto" and self._on_cuda)):
-            first, *others = self.shape.buckets
-            for part in (first, None, *others):
-                for size in self._sizes():
-                    self._compiler.ask((size, part))
+        if self._faster is not None:
+            others = [(size, bucket) for bucket in self.shape.buckets[1:] for size in self._sizes()]
+            for target in (*self._first_targets(), *others):
+                if target not in self._switched:
+                    self._compiler.ask(target)
+
+    def _first_targets(self) -> list[Target]:
+        """What a single image of a configured size needs."""
+        return [(size, part) for part in (self.shape.buckets[0], None) for size in self._sizes()]
 
     def upgrade(self) -> Iterator[Target]:
         """Switch to what has been compiled, and yield it. To be called between steps.
@@ -204,25 +215,40 @@ class ExecutionManager:
         Each compiled part is proven first, in this thread, where it will run. One that fails is not used.
         """
         for size, bucket in self._compiler.ready():
-            if (space := self.spaces.get(size)) is None or (compiled := self._compiled) is None:
-                continue
             try:
                 with self._trials.of(COMPILING):
-                    self._take_over(space, bucket, compiled)
+                    self._take_over((size, bucket))
             except Exception as error:  # noqa: BLE001 - whatever it is, images can be made without
                 detail = f"{describe((size, bucket))}: {type(error).__name__}: {first_line(error)}"
                 self._fallbacks.note("compile: not taken over", detail)
             else:
                 yield size, bucket
+        if self._faster is not None and self._faster.everywhere:
+            for size, space in self.spaces.latest():
+                for part in space.plain_parts():
+                    self._compiler.ask((size, part))
 
-    def _take_over(self, space: Workspace, bucket: int | None, compiled: ModelFunctions) -> None:
-        # Compiling again here would stop all images for minutes.
-        with torch.compiler.set_stance("fail_on_recompile"):
+    def _take_over(self, target: Target) -> None:
+        size, bucket = target
+        compiled, space = self._compiled.pop(target, None), self.spaces.get(size)
+        if compiled is None or space is None or self._faster is None:
+            return
+        with self._faster.trying():
             if bucket is None:
                 space.decoder.upgrade(compiled.decode)
             else:
                 times = self.schedule(self._model.plans.usual).times
                 space.batch.upgrade(bucket, compiled.predict(self._step_side), times)
+
+    def _compile_now(self, target: Target) -> None:
+        """Compile a target and switch to it, while nothing runs yet."""
+        try:
+            self._compile(target)
+            self._take_over(target)
+            self._switched.add(target)
+        except Exception as error:  # noqa: BLE001 - whatever it is, images can be made without
+            detail = f"{describe(target)}: {type(error).__name__}: {first_line(error)}"
+            self._fallbacks.note("compile: failed", detail)
 
     def with_room(self, work: Callable[[], T]) -> T:
         """Return the result of `work`. If memory runs out, free some and try once more.
@@ -287,36 +313,42 @@ class ExecutionManager:
     def _workspace(self, size: Size, kept: bool) -> Workspace:
         # A workspace that may be dropped has pools of its own, or its memory would not come back.
         main, vae = (self._main_pool, self._vae_pool) if kept else (Pool(), Pool(concurrent=True))
+        self._compiler.forget(size)
         predict = self._functions.predict(self._step_side)
         batch = Batch(self._model, self.shape, size, predict, Graphs(self._context, main))
         decoder = Decoder(self._model, self._functions.decode, size, self._vae_side, Graphs(self._context, vae))
         return Workspace(batch, decoder, kept)
 
     def _compile(self, target: Target) -> None:
-        """In the compiler's thread: run the networks on a target's shapes, so that torch compiles them for these."""
-        from torch._dynamo import config as compiler_config
-
+        """In the compiler's thread: run the networks on a target's shapes, so that they are compiled for these."""
         size, bucket = target
-        space = self.spaces.get(size)
-        compiled = self._compiled
-        if space is None or compiled is None:
+        space, faster = self.spaces.get(size), self._faster
+        if space is None or faster is None:
             return
+        self._hold_while_timing()
         torch.set_num_threads(self._threads)  # set per thread, and built into compiled code
-        # torch counts all passes at all shapes as recompilations of one function, and gives up after eight.
-        unlimited = compiler_config.patch(recompile_limit=_COMPILED_AT_MOST)
-        with self._trials.of(COMPILING), unlimited, torch.no_grad(), torch.cuda.stream(self._compile_stream):
+        stream = torch.cuda.stream(self._compile_stream)
+        with self._trials.of(COMPILING), faster.compiling(), torch.no_grad(), stream:
+            compiled = faster.functions()
             if bucket is None:
                 space.decoder.try_out(compiled.decode)
             else:
                 space.batch.try_out(bucket, compiled.predict(self._compile_side))
             self._synchronize()
+        self._compiled[target] = compiled
 
-    @cached_property
-    def _compiled(self) -> ModelFunctions | None:
-        """Made at first use: torch's compiler takes 0.5 s to import, and a model is ready without it."""
-        if self._on_cuda:
+    def _hold_while_timing(self) -> None:
+        """Not before something is compiled, as this imports torch's compiler, which takes 0.5 s."""
+        if self._on_cuda and not self._held:
             hold_while_timing(self.device_lock.hold)
-        return self._functions.compiled and self._functions.compiled()
+            self._held = True
+
+    def _wanted(self, faster: Faster | None) -> Faster | None:
+        """What makes faster functions, if it is to."""
+        wanted = self._config.speed.compile
+        if faster is None or COMPILING in self._trials.without or wanted is False:
+            return None
+        return faster if wanted is True or faster.automatic else None
 
     def _kernels(self) -> Sequence[Kernel]:
         without = [name for name in get_args(AttentionKernel) if trial_of(name) in self._trials.without]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from workers.engine.compiling import TorchCompile
 from workers.engine.conditioning import (
     TextConditioning,
     TextEncoder,
@@ -24,7 +25,7 @@ from workers.engine.lora import fuse
 from workers.engine.model_checks import check_architecture, check_folders, read_object
 from workers.engine.networks import Attend
 from workers.engine.plan import Plans
-from workers.engine.runtime import ModelFunctions
+from workers.engine.runtime import Faster, ModelFunctions
 from workers.engine.sampler import Scheduler, UnsupportedSamplerError, is_scheduler
 from workers.engine.streams import SideStream
 from workers.engine.weights import (
@@ -68,6 +69,7 @@ class Model:
     plans: Plans
     device: torch.device
     dtype: torch.dtype
+    faster: Faster | None = None
 
     @property
     def latent_scale(self) -> int:
@@ -92,14 +94,15 @@ class Model:
         return decode(self.vae, latents)
 
     def functions(self, attend: Attend, mode: str | None) -> ModelFunctions:
-        """The model's functions: by torch, with this attention, and compiled in this mode of torch.compile."""
+        """The model's functions: by torch, with this attention. `faster` is what the model has, else torch.compile."""
         passes, layers = Passes.of(self.unet, self.controlnet, attend), Layers.of(self.unet, self.controlnet)
 
         def compiled() -> ModelFunctions:
             decode = torch.compile(self.decode, fullgraph=True, dynamic=False, mode=mode)
             return ModelFunctions(partial(_guided, passes.compiled(mode), layers), decode)
 
-        return ModelFunctions(partial(_guided, passes, layers), self.decode, compiled)
+        faster = self.faster or TorchCompile(compiled, automatic=self.device.type == "cuda")
+        return ModelFunctions(partial(_guided, passes, layers), self.decode, faster=faster)
 
 
 def latent_scale(vae: "AutoencoderKL") -> int:

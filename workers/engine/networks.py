@@ -251,4 +251,5 @@ def _beside(x: Tensor, skip: Tensor) -> Tensor:
 
 def _alike(rows: Tensor, like: Tensor) -> Tensor:
     """The first of each image's rows, where `like` still has one row an image; they are equal."""
-    return rows[:: rows.shape[0] // like.shape[0]]
+    copies = rows.shape[0] // like.shape[0]
+    return rows if copies == 1 else rows[::copies]

@@ -4,6 +4,7 @@ Slots, batches, the sampler's matrix and all state between steps belong to the e
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -21,14 +22,40 @@ Decode: TypeAlias = Callable[[Tensor], Tensor]  # latents [4, h, w] to RGB uint8
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ModelFunctions:
-    """The functions that run a step and the VAE. `compiled` makes faster ones, where torch runs them.
+    """The functions that run a step and the VAE, and what makes faster ones, if anything does.
 
     Only what torch runs can be recorded as graphs, and run on a side stream.
     """
 
     predict: Callable[[SideStream], Predict]
     decode: Decode
-    compiled: "Callable[[], ModelFunctions] | None" = None
+    by_torch: bool = True
+    faster: "Faster | None" = None
+
+
+class Faster(Protocol):
+    """Makes faster functions in the compiler's thread, while the plain ones serve."""
+
+    @property
+    def automatic(self) -> bool:
+        """Whether to use it although no configuration asks for it."""
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether it also serves sizes that no configuration names, once they are used."""
+
+    @property
+    def at_once(self) -> bool:
+        """Whether it takes so little that a start waits for it."""
+
+    def functions(self) -> ModelFunctions:
+        """Functions that are compiled at their first call with new shapes."""
+
+    def compiling(self) -> AbstractContextManager[None]:
+        """Entered by the compiler's thread around such a call."""
+
+    def trying(self) -> AbstractContextManager[None]:
+        """Entered by the engine's thread around a later call that must not compile anything."""
 
 
 class AnyModel(Protocol):

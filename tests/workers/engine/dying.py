@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests.workers.engine.demo import CONFIG
 from workers import worker_main
+from workers.engine.compiling import TorchCompile
 from workers.engine.config import Speed
 from workers.engine.denoiser import Predict, StepInputs
 from workers.engine.model import Model
@@ -133,7 +134,7 @@ def main(setup: WorkerSetup, channel: socket.socket, memory: SlotMemory) -> None
 
     def patched(model: Model, *arguments: Any) -> ModelFunctions:
         plain = functions(model, *arguments)
-        return replace(plain, compiled=lambda: with_fault(fault(os.environ[FAULT]), plain))
+        return replace(plain, faster=TorchCompile(lambda: with_fault(fault(os.environ[FAULT]), plain), automatic=False))
 
     with patch.object(Model, "functions", patched):
         worker_main.main(setup, channel, memory)

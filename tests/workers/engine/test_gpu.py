@@ -14,6 +14,7 @@ from tests.workers.engine.demo import CONFIG, Reference
 from workers.engine import kernel_probe
 from workers.engine.attention import flaw
 from workers.engine.codec import Pixels
+from workers.engine.compiling import TorchCompile
 from workers.engine.config import EngineConfig, Sampler, Sizing, Speed
 from workers.engine.engine import DiffusionEngine
 from workers.engine.graphs import CudaRecorder, Fallbacks, GraphContext, Graphs, Pool
@@ -164,7 +165,7 @@ def test_compiled_networks_that_raise_where_they_serve_leave_the_graphs_as_they_
     engine, _ = on_cuda(replace(USUAL, slots=1), torch.float16)
     plain = engine._execution._functions
     faulty = dying.with_fault(dying.fault("asserts where it serves"), plain)
-    engine._execution._functions = replace(plain, compiled=lambda: faulty)
+    engine._execution._faster = TorchCompile(lambda: faulty, automatic=False)
     engine.warm_up()
     graphs, before = dict(engine.status().graphs), made(engine, 3)
     assert engine.wait_until_compiled(600)

@@ -16,6 +16,7 @@ from tests.workers.engine.demo import CONFIG, relative_error
 from tests.workers.engine.recorder import recorder
 from tests.workers.engine.three import Change, alone, assert_alike, engine, speed, together
 from workers.engine import model
+from workers.engine.compiling import TorchCompile
 from workers.engine.denoiser import Denoiser, Guided, Layers, Passes
 from workers.engine.engine import DiffusionEngine
 from workers.engine.runtime import Decode, ModelFunctions
@@ -34,7 +35,7 @@ def compiled_by(passes: Passes, decode: Decode) -> Change:
     """Have an engine take these for what is compiled."""
     layers = Layers.of(demo.parts().unet, demo.parts().controlnet)
     compiled = ModelFunctions(lambda side: Guided(Denoiser(passes, side), layers), decode)
-    return lambda plain: replace(plain, compiled=lambda: compiled)
+    return lambda plain: replace(plain, faster=TorchCompile(lambda: compiled, automatic=False))
 
 
 def wait_for_a_target(made_by: DiffusionEngine) -> None:
@@ -53,9 +54,9 @@ def test_compiled_networks_take_over_between_two_steps_of_an_image(backend: str)
 
     def gated(plain: ModelFunctions) -> ModelFunctions:
         changed = compiled_by(*traced())(plain) if backend == "eager" else plain
-        compiled = changed.compiled
-        assert compiled is not None
-        return replace(changed, compiled=lambda: compiled() if gate.wait(600) else plain)
+        assert changed.faster is not None
+        compiled = changed.faster.functions
+        return replace(changed, faster=TorchCompile(lambda: compiled() if gate.wait(600) else plain, automatic=False))
 
     made_by = engine(speed(replace(CONFIG, slots=1), compile=True), recorder(), gated)
     planned_with = made_by.warm_up()
@@ -120,7 +121,7 @@ def test_a_fault_of_compiled_networks_costs_them_alone(fault: str, recorded: boo
     fake = recorder() if recorded else None
 
     def faulty(plain: ModelFunctions) -> ModelFunctions:
-        return replace(plain, compiled=lambda: dying.with_fault(dying.fault(fault), plain))
+        return replace(plain, faster=TorchCompile(lambda: dying.with_fault(dying.fault(fault), plain), automatic=False))
 
     made_by = engine(speed(replace(CONFIG, slots=1), compile=True), fake, faulty)
     made_by.warm_up()
@@ -148,7 +149,7 @@ def test_a_compiled_vae_that_is_wrong_is_not_taken_over_and_one_that_fails_is_gi
 
 
 def _with_decoder(decode: Decode, plain: ModelFunctions) -> ModelFunctions:
-    return replace(plain, compiled=lambda: ModelFunctions(plain.predict, decode))
+    return replace(plain, faster=TorchCompile(lambda: ModelFunctions(plain.predict, decode), automatic=False))
 
 
 def _inverted(decode: Decode, latents: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,138 @@
+"""OpenVINO in place of torch on a CPU: the engine's own networks, converted once and compiled for each shape.
+
+The worker serves with torch from its first second. In the background, a process of its own converts the networks to
+files (`openvino_files.py`), which stay in the cache. The compiler's thread then compiles them, one size and batch after
+the other, and the engine switches to each between two steps, as it does to compiled networks on a GPU. A later start
+finds the files, and switches before it is ready.
+
+A network is compiled for fixed shapes, as that is fastest, and then holds its own copy of the weights. So where all
+copies together would exceed a bound, further shapes share one copy that takes any shape.
+"""
+
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import TypeAlias
+
+import openvino as ov
+import torch
+from torch import Tensor
+
+from workers.engine.config import EngineConfig
+from workers.engine.denoiser import StepInputs
+from workers.engine.runtime import ModelFunctions
+from workers.engine.runtimes import openvino_files as files
+
+Shapes: TypeAlias = tuple[tuple[int, ...], ...]
+
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+_BESIDE_WEIGHTS = 64 * 2**20  # bytes of a compiled copy of the small model; weights come on top
+
+
+class Network:
+    """A converted network, with its compiled copies by the shapes of their inputs. Not for two threads at once."""
+
+    def __init__(self, compile_for: Callable[[Shapes], ov.CompiledModel]) -> None:
+        self._compile_for = compile_for
+        self._ready: dict[Shapes, tuple[ov.CompiledModel, ov.InferRequest]] = {}
+
+    def __call__(self, result: Tensor, *inputs: Tensor) -> Tensor:
+        """Write the output to `result`, a contiguous tensor, and return it."""
+        arrays = [tensor.float().contiguous().numpy() for tensor in inputs]
+        shapes = tuple(array.shape for array in arrays)
+        if shapes not in self._ready:
+            compiled = self._compile_for(shapes)
+            self._ready[shapes] = compiled, compiled.create_infer_request()
+        _, request = self._ready[shapes]
+        for n, array in enumerate(arrays):
+            request.set_input_tensor(n, ov.Tensor(array, shared_memory=True))
+        request.set_output_tensor(ov.Tensor(result.numpy(), shared_memory=True))
+        request.infer()
+        return result
+
+
+class OpenVino:
+    """Runs the step and the VAE of a (located) configuration; a `runtime.Faster`. `scale`: pixels along a latent."""
+
+    automatic = everywhere = True
+
+    def __init__(self, config: EngineConfig, dtype: str, scale: int) -> None:
+        self._config = config
+        self._dtype = dtype
+        self._scale = scale
+        self._folder = files.folder_for(config, dtype)
+        self._bound = int(config.speed.openvino_gib * 2**30)
+        self._used = 0  # bytes of the copies for fixed shapes
+        self._failure: files.ConversionError | None = None
+        self._any_shape: dict[str, ov.CompiledModel] = {}
+        self._core = ov.Core()
+        self._core.set_property(
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": _PRECISIONS[dtype],
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                "ENABLE_HYPER_THREADING": True,
+                "ENABLE_CPU_PINNING": False,  # the workers of a machine would all take the first cores
+            },
+        )
+        self._blobs = self._folder.parent / "compiled"
+        self._core.set_property({"CACHE_DIR": str(self._blobs)})
+
+    @property
+    def at_once(self) -> bool:
+        """Whether the networks are converted already."""
+        return files.is_complete(self._folder)
+
+    def compiling(self) -> AbstractContextManager[None]:
+        """Convert the networks first, if need be. Raises ConversionError, and does not try that twice."""
+        if self._failure is not None:
+            raise self._failure
+        if not self.at_once:
+            try:
+                files.convert(self._config, self._dtype, self._folder)
+            except files.ConversionError as error:
+                self._failure = error
+                raise
+        return nullcontext()
+
+    def trying(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def functions(self) -> ModelFunctions:
+        """Functions that compile a network at its first call with new shapes, and hold it."""
+        step, vae = (Network(partial(self._compiled, name)) for name in files.NETWORKS)
+        return ModelFunctions(lambda _: partial(_predict, step), partial(self._decode, vae), by_torch=False)
+
+    def _decode(self, vae: Network, latents: Tensor) -> Tensor:
+        height, width = (side * self._scale for side in latents.shape[1:])
+        return vae(torch.empty(height, width, 3, dtype=torch.uint8), latents)
+
+    def _compiled(self, name: str, shapes: Shapes) -> ov.CompiledModel:
+        """A network for these shapes, or for any where the bound leaves no room."""
+        path = self._folder / f"{name}.xml"
+        size = _BESIDE_WEIGHTS + path.with_suffix(".bin").stat().st_size
+        if self._used + size > self._bound:
+            return self._flexible(name)
+        model = self._core.read_model(path)
+        model.reshape({port: ov.PartialShape([*shape]) for port, shape in zip(model.inputs, shapes, strict=True)})
+        compiled = self._core.compile_model(model, "CPU")
+        self._used += size
+        weakref.finalize(compiled, self._give_back, size)
+        files.prune(self._blobs)
+        return compiled
+
+    def _give_back(self, size: int) -> None:
+        self._used -= size
+
+    def _flexible(self, name: str) -> ov.CompiledModel:
+        if name not in self._any_shape:
+            self._any_shape[name] = self._core.compile_model(self._folder / f"{name}.xml", "CPU")
+        return self._any_shape[name]
+
+
+def _predict(step: Network, inputs: StepInputs) -> Tensor:
+    scales = inputs.control_scale, inputs.guidance_scale, inputs.inverse_temperature
+    noise = torch.empty(inputs.latents.shape, dtype=torch.float32)
+    return step(noise, inputs.latents, inputs.times, inputs.text, inputs.hint, *scales)

@@ -1,0 +1,161 @@
+"""Converts the engine's networks to OpenVINO's files, in a process of its own, and finds them again.
+
+That process has the lowest priority, takes no lock of the worker's interpreter, and gives its memory back when it ends.
+
+python -m workers.engine.runtimes.openvino_files FOLDER DTYPE PARENT < engine.json
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from workers.engine.config import EngineConfig, rows_of
+from workers.engine.runtimes.files import digest, identity, label
+from workers.folders import make
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+CACHE = "OPENVINO_CACHE_PATH"  # set by the worker's process to a folder of workers.cache
+NETWORKS = ("step", "vae")
+TIMEOUT_S = 1800.0
+_ROOT = Path(__file__).parents[3]
+_VERSION = "1"  # of the converted networks' inputs and outputs
+_LOWEST_PRIORITY = 19
+_COMPILED_BYTES = 4 * 2**30
+
+
+class ConversionError(RuntimeError):
+    """The networks could not be converted."""
+
+
+def folder_for(config: EngineConfig, dtype: str) -> Path:
+    """The folder of a (located) configuration's converted networks."""
+    cache = os.environ.get(CACHE) or Path(tempfile.gettempdir()) / f"contour-openvino-{os.geteuid()}"
+    made_by = version("openvino"), version("torch"), _VERSION
+    return Path(cache) / f"{label(config)}-{digest([identity(config, dtype), made_by])[:16]}"
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether all networks are in a folder."""
+    return all((folder / f"{name}.{kind}").is_file() for name in NETWORKS for kind in ("xml", "bin"))
+
+
+def prune(folder: Path) -> None:
+    """Delete the oldest files of compiled networks, where they exceed a bound."""
+    files = sorted(folder.glob("*.blob"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file, total in zip(files, accumulate(file.stat().st_size for file in files), strict=True):
+        if total > _COMPILED_BYTES:
+            file.unlink(missing_ok=True)
+
+
+def convert(config: EngineConfig, dtype: str, folder: Path) -> None:
+    """Convert a (located) configuration's networks in another process, and wait for it. Raises ConversionError."""
+    command = [sys.executable, "-m", __name__, str(folder), dtype, str(os.getpid())]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own module
+            command, cwd=_ROOT, input=msgspec.json.encode(config), capture_output=True, timeout=TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ConversionError(f"converting took more than {TIMEOUT_S:g} s") from error
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ConversionError(f"converting ended with exit code {done.returncode}: {last}")
+
+
+def write(config: EngineConfig, dtype: str, folder: Path) -> None:
+    """Convert the networks of a (located) configuration into a folder, whole or not at all."""
+    import torch
+
+    from workers.engine.model import read
+    from workers.engine.runtimes.export import graphs
+
+    # bfloat16 files would round more than half precision does, which the weights mostly have on disk.
+    parts = read(config, torch.float32 if dtype == "float32" else torch.float16)
+    for network in (parts.unet, parts.controlnet, parts.vae):
+        network.eval().requires_grad_(False)
+    make(folder.parent)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as made:
+        new = Path(made) / "new"
+        new.mkdir()
+        for name, graph in graphs(parts, rows_of(config.guidance_scale), products):
+            if name in NETWORKS:
+                _write(graph, new / f"{name}.xml")
+        if not is_complete(folder):
+            new.rename(folder)
+
+
+def products(queries: "Tensor", keys: "Tensor", values: "Tensor", heads: int) -> "Tensor":
+    """Attention as products and a softmax, which OpenVINO runs faster than its own operation for attention."""
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (queries, keys, values))
+    weights: Tensor = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
+    attended: Tensor = (weights @ v).transpose(1, 2).flatten(2)
+    return attended
+
+
+@contextmanager
+def _group_norms_by_channel() -> Iterator[None]:
+    """Compute group norms from means over each channel's pixels.
+
+    OpenVINO's own group norm wants the channels-first layout, so it copies its input and its result.
+    """
+    from torch.nn import GroupNorm
+
+    usual = GroupNorm.forward
+    GroupNorm.forward = _by_channel  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        GroupNorm.forward = usual  # type: ignore[method-assign]
+
+
+def _by_channel(norm: "nn.GroupNorm", x: "Tensor") -> "Tensor":
+    def over_group(means: "Tensor") -> "Tensor":
+        """The mean of each group for each of its channels, of means [rows, channels, 1, 1]."""
+        grouped: Tensor = means.unflatten(1, (norm.num_groups, -1))
+        return grouped.mean(2, keepdim=True).expand_as(grouped).flatten(1, 2)
+
+    centred = x - over_group(x.mean((2, 3), keepdim=True))
+    variance = over_group(centred.square().mean((2, 3), keepdim=True))
+    factor = norm.weight[:, None, None] * (variance + norm.eps).rsqrt()
+    normed: Tensor = centred * factor + norm.bias[:, None, None]
+    return normed
+
+
+def _write(graph: Any, path: Path) -> None:
+    import openvino as ov
+    import torch
+
+    inputs = tuple(graph.inputs.values())
+    with torch.no_grad(), _group_norms_by_channel(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of branches on shapes, which all requests take alike
+        traced = torch.jit.trace(graph.module.eval(), inputs, check_trace=False)
+        model = ov.convert_model(traced, example_input=inputs)
+    interface = ov.preprocess.PrePostProcessor(model)
+    for n in range(len(inputs)):
+        interface.input(n).tensor().set_element_type(ov.Type.f32)
+    ov.save_model(interface.build(), path, compress_to_fp16=False)
+
+
+def main(folder: str, dtype: str, parent: str) -> None:
+    """Convert what the standard input names."""
+    from workers.process import die_with_parent
+
+    die_with_parent(int(parent))
+    os.nice(_LOWEST_PRIORITY)
+    write(msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig), dtype, Path(folder))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
