@@ -39,7 +39,7 @@ RUN mkdir /chosen && cp -R "$MODEL.yaml" $(test -d "$MODEL" && echo "$MODEL") /c
 # ------------------------------------------------------- the model: made anew only with its configuration, or what fetches it
 FROM packages AS models
 WORKDIR /opt/contour
-COPY workers/__init__.py workers/config.py workers/console.py workers/document.py workers/fetch.py workers/folders.py \
+COPY workers/__init__.py workers/config.py workers/console.py workers/document.py workers/fetch.py workers/folders.py workers/machine.py \
     workers/logs.py workers/schema.py workers/yamlfile.py workers/
 COPY scheduler/__init__.py scheduler/messages.py scheduler/
 COPY workers/weights/__init__.py workers/weights/checkpoints.py workers/weights/messages.py workers/weights/prepare.py \

@@ -169,8 +169,6 @@ class DiffusionEngine:
         for size, bucket in self._execution.upgrade():
             if bucket is not None:
                 self._measurements.take(bucket, None if size == self._nominal else size)
-            elif size == self._nominal:
-                self._measurements.take_decoding()
         self._pacer.wait()
         stepped = [progress for batch in self._execution.spaces.busy() for progress in batch.advance()]
         self._pacer.mark()

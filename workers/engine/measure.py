@@ -101,11 +101,6 @@ class Measurements:
             self._note(bucket, size, seconds)
         self._costs = None
 
-    def take_decoding(self) -> None:
-        """Measure all that is done on the device for an image but its steps."""
-        self._device_seconds = self._seconds(self._on_device())
-        self._costs = None
-
     def _note(self, bucket: int, size: Size | None, seconds: float) -> None:
         """Keep a figure; of other sizes only the latest."""
         if size is None:

@@ -154,6 +154,7 @@ def main(folder: str, dtype: str, parent: str) -> None:
 
     die_with_parent(int(parent))
     os.nice(_LOWEST_PRIORITY)
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # OpenVINO reports conversions where it finds it
     write(msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig), dtype, Path(folder))
 
 
