@@ -28,7 +28,6 @@ from workers.engine.conditioning import (
 )
 from workers.engine.denoiser import Denoiser, Guided, Layers, Passes, StepInputs
 from workers.engine.model import Parts, decode, latent_scale
-from workers.engine.networks import Attend, attention
 from workers.engine.runtimes.files import to_write
 from workers.engine.streams import SideStream
 
@@ -53,14 +52,13 @@ class Graph:
 class _Step(nn.Module):
     """ControlNet, UNet and guidance."""
 
-    def __init__(self, parts: Parts, attend: Attend) -> None:
+    def __init__(self, parts: Parts) -> None:
         super().__init__()
         self.unet, self.controlnet = parts.unet, parts.controlnet
         self._layers = Layers.of(parts.unet, parts.controlnet)
-        self._attend = attend
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        passes = Passes.of(self.unet, self.controlnet, self._attend)
+        passes = Passes.of(self.unet, self.controlnet)
         noise: Tensor = Guided(Denoiser(passes, SideStream(None)), self._layers)(StepInputs(*inputs))
         return noise
 
@@ -109,13 +107,13 @@ class _Times(nn.Module):
         return torch.cat([time_table(net, timesteps) for net in self._networks], dim=1)
 
 
-def graphs(parts: Parts, rows: int, attend: Attend = attention) -> Iterator[tuple[str, Graph]]:
-    """All graphs of a model by name, for images of so many rows. `attend` computes the attention of a step."""
+def graphs(parts: Parts, rows: int) -> Iterator[tuple[str, Graph]]:
+    """All graphs of a model by name, for images of so many rows."""
     for net in (parts.unet, parts.controlnet):
         pack_projections(net)
     height, width = Dim("height", min=_LEAST_SIDE, max=_MOST_SIDE), Dim("width", min=_LEAST_SIDE, max=_MOST_SIDE)
     free, dtype = {1: height, 2: width}, parts.unet.dtype
-    yield "step", _step(parts, rows, height, width, attend)
+    yield "step", _step(parts, rows, height, width)
     yield "vae", Graph(_Vae(parts), {"latents": torch.zeros(4, 16, 24)}, (free,), "pixels")
     tokens = torch.zeros(1, TEXT_TOKENS, dtype=torch.int64)
     yield "text", Graph(_Text(parts), {"tokens": tokens}, (None,), "keys_values")
@@ -125,7 +123,7 @@ def graphs(parts: Parts, rows: int, attend: Attend = attention) -> Iterator[tupl
     yield "times", Graph(_Times(parts), {"timesteps": torch.zeros(2)}, (calls,), "times")
 
 
-def _step(parts: Parts, rows: int, height: Any, width: Any, attend: Attend) -> Graph:
+def _step(parts: Parts, rows: int, height: Any, width: Any) -> Graph:
     dtype, batch = parts.unet.dtype, Dim("batch", min=1, max=_MOST_IMAGES)
     networks = parts.unet, parts.controlnet
     # Two images, and sides that differ: torch.export takes sizes that are 1 or equal for fixed.
@@ -141,7 +139,7 @@ def _step(parts: Parts, rows: int, height: Any, width: Any, attend: Attend) -> G
     every = {0: batch}
     sides = {0: batch, 2: height, 3: width}
     free = (sides, every, every, {0: batch, 1: height, 2: width}, every, every, every)
-    return Graph(_Step(parts, attend), inputs, (free,), "noise")  # type: ignore[arg-type] # of the variadic forward
+    return Graph(_Step(parts), inputs, (free,), "noise")  # type: ignore[arg-type] # of the variadic forward
 
 
 @torch.no_grad()

@@ -10,8 +10,6 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
@@ -24,7 +22,7 @@ from workers.engine.runtimes.files import digest, identity, label
 from workers.folders import make
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    pass
 
 
 CACHE = "OPENVINO_CACHE_PATH"  # set by the worker's process to a folder of workers.cache
@@ -89,48 +87,11 @@ def write(config: EngineConfig, dtype: str, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as made:
         new = Path(made) / "new"
         new.mkdir()
-        for name, graph in graphs(parts, rows_of(config.guidance_scale), products):
+        for name, graph in graphs(parts, rows_of(config.guidance_scale)):
             if name in NETWORKS:
                 _write(graph, new / f"{name}.xml")
         if not is_complete(folder):
             new.rename(folder)
-
-
-def products(queries: "Tensor", keys: "Tensor", values: "Tensor", heads: int) -> "Tensor":
-    """Attention as products and a softmax, which OpenVINO runs faster than its own operation for attention."""
-    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (queries, keys, values))
-    weights: Tensor = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
-    attended: Tensor = (weights @ v).transpose(1, 2).flatten(2)
-    return attended
-
-
-@contextmanager
-def _group_norms_by_channel() -> Iterator[None]:
-    """Compute group norms from means over each channel's pixels.
-
-    OpenVINO's own group norm wants the channels-first layout, so it copies its input and its result.
-    """
-    from torch.nn import GroupNorm
-
-    usual = GroupNorm.forward
-    GroupNorm.forward = _by_channel  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        GroupNorm.forward = usual  # type: ignore[method-assign]
-
-
-def _by_channel(norm: "nn.GroupNorm", x: "Tensor") -> "Tensor":
-    def over_group(means: "Tensor") -> "Tensor":
-        """The mean of each group for each of its channels, of means [rows, channels, 1, 1]."""
-        grouped: Tensor = means.unflatten(1, (norm.num_groups, -1))
-        return grouped.mean(2, keepdim=True).expand_as(grouped).flatten(1, 2)
-
-    centred = x - over_group(x.mean((2, 3), keepdim=True))
-    variance = over_group(centred.square().mean((2, 3), keepdim=True))
-    factor = norm.weight[:, None, None] * (variance + norm.eps).rsqrt()
-    normed: Tensor = centred * factor + norm.bias[:, None, None]
-    return normed
 
 
 def _write(graph: Any, path: Path) -> None:
@@ -138,7 +99,7 @@ def _write(graph: Any, path: Path) -> None:
     import torch
 
     inputs = tuple(graph.inputs.values())
-    with torch.no_grad(), _group_norms_by_channel(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of branches on shapes, which all requests take alike
         traced = torch.jit.trace(graph.module.eval(), inputs, check_trace=False)
         model = ov.convert_model(traced, example_input=inputs)
