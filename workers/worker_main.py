@@ -86,8 +86,8 @@ def _set_environment(setup: WorkerSetup) -> None:
     configure(setup.log_level, setup.log_format)
     os.environ["CUDA_VISIBLE_DEVICES"] = setup.device.token or ""
     os.environ["OMP_NUM_THREADS"] = str(setup.threads)
-    # OpenMP's threads, which are torch's, spin for milliseconds after each operation, on the cores that OpenVINO's threads
-    # or another process need: a step of the small model took 14.4 ms instead of 10.0.
+    # OpenMP's threads, which are torch's, spin for milliseconds after each operation, on the cores that OpenVINO's
+    # threads or another process need: a step of the small model took 14.4 ms instead of 10.0.
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # torch's compiler would start a process for each core of the machine, in each worker.

@@ -27,6 +27,7 @@ from workers.engine.runtimes import openvino_files as files
 Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+_KEPT_ON_DISK = 2**28  # bytes of the largest copy
 _BESIDE_WEIGHTS = 64 * 2**20  # bytes of a compiled copy of the small model; weights come on top
 
 
@@ -59,9 +60,9 @@ class OpenVino:
 
     def __init__(self, config: EngineConfig, dtype: str, scale: int) -> None:
         self._config = config
-        self._dtype = dtype
+        self._bytes = torch.finfo(getattr(torch, dtype)).bits // 8  # of a weight
         self._scale = scale
-        self._folder = files.folder_for(config, dtype)
+        self._folder = files.folder_for(config)
         self._bound = int(config.speed.openvino_gib * 2**30)
         self._used = 0  # bytes of the copies for fixed shapes
         self._failure: files.ConversionError | None = None
@@ -78,7 +79,6 @@ class OpenVino:
             },
         )
         self._blobs = self._folder.parent / "compiled"
-        self._core.set_property({"CACHE_DIR": str(self._blobs)})
 
     @property
     def at_once(self) -> bool:
@@ -91,7 +91,7 @@ class OpenVino:
             raise self._failure
         if not self.at_once:
             try:
-                files.convert(self._config, self._dtype, self._folder)
+                files.convert(self._config, self._folder)
             except files.ConversionError as error:
                 self._failure = error
                 raise
@@ -112,12 +112,14 @@ class OpenVino:
     def _compiled(self, name: str, shapes: Shapes) -> ov.CompiledModel:
         """A network for these shapes, or for any where the bound leaves no room."""
         path = self._folder / f"{name}.xml"
-        size = _BESIDE_WEIGHTS + path.with_suffix(".bin").stat().st_size
+        size = _BESIDE_WEIGHTS + path.with_suffix(".bin").stat().st_size * self._bytes // 4
         if self._used + size > self._bound:
             return self._flexible(name)
         model = self._core.read_model(path)
         model.reshape({port: ov.PartialShape([*shape]) for port, shape in zip(model.inputs, shapes, strict=True)})
-        compiled = self._core.compile_model(model, "CPU")
+        # A file of what was compiled has all weights once more, so a large network is compiled at each start.
+        cache = {"CACHE_DIR": str(self._blobs)} if size <= _KEPT_ON_DISK else {}
+        compiled = self._core.compile_model(model, "CPU", cache)
         self._used += size
         weakref.finalize(compiled, self._give_back, size)
         files.prune(self._blobs)

@@ -2,7 +2,7 @@
 
 That process has the lowest priority, takes no lock of the worker's interpreter, and gives its memory back when it ends.
 
-python -m workers.engine.runtimes.openvino_files FOLDER DTYPE PARENT < engine.json
+python -m workers.engine.runtimes.openvino_files FOLDER PARENT < engine.json
 """
 
 import os
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CACHE = "OPENVINO_CACHE_PATH"  # set by the worker's process to a folder of workers.cache
 NETWORKS = ("step", "vae")
+STORED = "float32"
 TIMEOUT_S = 1800.0
 _ROOT = Path(__file__).parents[3]
 _VERSION = "1"  # of the converted networks' inputs and outputs
@@ -38,11 +39,11 @@ class ConversionError(RuntimeError):
     """The networks could not be converted."""
 
 
-def folder_for(config: EngineConfig, dtype: str) -> Path:
+def folder_for(config: EngineConfig) -> Path:
     """The folder of a (located) configuration's converted networks."""
     cache = os.environ.get(CACHE) or Path(tempfile.gettempdir()) / f"contour-openvino-{os.geteuid()}"
     made_by = version("openvino"), version("torch"), _VERSION
-    return Path(cache) / f"{label(config)}-{digest([identity(config, dtype), made_by])[:16]}"
+    return Path(cache) / f"{label(config)}-{digest([identity(config, STORED), made_by])[:16]}"
 
 
 def is_complete(folder: Path) -> bool:
@@ -58,9 +59,9 @@ def prune(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def convert(config: EngineConfig, dtype: str, folder: Path) -> None:
+def convert(config: EngineConfig, folder: Path) -> None:
     """Convert a (located) configuration's networks in another process, and wait for it. Raises ConversionError."""
-    command = [sys.executable, "-m", __name__, str(folder), dtype, str(os.getpid())]
+    command = [sys.executable, "-m", __name__, str(folder), str(os.getpid())]
     try:
         done = subprocess.run(  # noqa: S603 - our own module
             command, cwd=_ROOT, input=msgspec.json.encode(config), capture_output=True, timeout=TIMEOUT_S, check=False
@@ -72,15 +73,18 @@ def convert(config: EngineConfig, dtype: str, folder: Path) -> None:
         raise ConversionError(f"converting ended with exit code {done.returncode}: {last}")
 
 
-def write(config: EngineConfig, dtype: str, folder: Path) -> None:
-    """Convert the networks of a (located) configuration into a folder, whole or not at all."""
+def write(config: EngineConfig, folder: Path) -> None:
+    """Convert the networks of a (located) configuration into a folder, whole or not at all.
+
+    They are in float32, whatever they are computed in. OpenVINO keeps the weights of a compiled network as float32
+    besides its own copy. It maps files of float32 and shares them, but makes others float32 in memory, for each copy.
+    """
     import torch
 
     from workers.engine.model import read
     from workers.engine.runtimes.export import graphs
 
-    # bfloat16 files would round more than half precision does, which the weights mostly have on disk.
-    parts = read(config, torch.float32 if dtype == "float32" else torch.float16)
+    parts = read(config, getattr(torch, STORED))
     for network in (parts.unet, parts.controlnet, parts.vae):
         network.eval().requires_grad_(False)
     make(folder.parent)
@@ -102,21 +106,17 @@ def _write(graph: Any, path: Path) -> None:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of branches on shapes, which all requests take alike
         traced = torch.jit.trace(graph.module.eval(), inputs, check_trace=False)
-        model = ov.convert_model(traced, example_input=inputs)
-    interface = ov.preprocess.PrePostProcessor(model)
-    for n in range(len(inputs)):
-        interface.input(n).tensor().set_element_type(ov.Type.f32)
-    ov.save_model(interface.build(), path, compress_to_fp16=False)
+        ov.save_model(ov.convert_model(traced, example_input=inputs), path, compress_to_fp16=False)
 
 
-def main(folder: str, dtype: str, parent: str) -> None:
+def main(folder: str, parent: str) -> None:
     """Convert what the standard input names."""
     from workers.process import die_with_parent
 
     die_with_parent(int(parent))
     os.nice(_LOWEST_PRIORITY)
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # OpenVINO reports conversions where it finds it
-    write(msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig), dtype, Path(folder))
+    write(msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig), Path(folder))
 
 
 if __name__ == "__main__":
