@@ -1,6 +1,7 @@
 # The service with its model: docker build -t mlops:v1 .
 #   --build-arg MODEL=demo       the model of configs/demo.yaml; any name of a file there. The default is Stable Diffusion 1.5
-#   --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu    torch without CUDA, and so no compiler
+#   --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu    torch without CUDA, and so no compiler; then the
+#                                networks are built in as OpenVINO runs them
 # pip takes its other settings from the build's environment as well: none is written down here.
 #
 # The base image is pinned by the digest of its index of platforms, so a rebuild of the same commit starts from the same files.
@@ -51,6 +52,18 @@ COPY --from=chosen /chosen configs
 ARG MODEL
 RUN mkdir models && CONTOUR_WORKERS__MODELS=/opt/contour/models /opt/venv/bin/python -m workers.fetch "configs/$MODEL.yaml"
 
+# --------------------------------------------- the networks converted for OpenVINO, so that the first start is at full speed
+FROM packages AS converted
+WORKDIR /opt/contour
+COPY --from=models /opt/contour/models models
+COPY --from=chosen /chosen configs
+COPY scheduler scheduler
+COPY workers workers
+ARG MODEL
+# Not beside torch for CUDA, as a GPU does without them. What OpenVINO compiles of them depends on the CPU, so it is not built in.
+RUN mkdir openvino && { test -d /opt/venv/lib/python*/site-packages/triton \
+    || CONTOUR_WORKERS__MODELS=/opt/contour/models /opt/venv/bin/python -m workers.convert "configs/$MODEL.yaml" --to openvino --out openvino; }
+
 # ------------------------------------------------------------------------------------------------------------ what is served
 FROM ${PYTHON}
 COPY --from=packages /opt/venv /opt/venv
@@ -65,6 +78,7 @@ RUN python -m compileall -qq -j 0 --invalidation-mode unchecked-hash "$(python -
 RUN useradd --uid 10001 --gid 0 --no-create-home --home-dir /var/cache/contour --shell /usr/sbin/nologin contour \
     && install --directory --owner=contour --group=root --mode=0775 /var/cache/contour
 COPY --from=models /opt/contour/models /opt/contour/models
+COPY --from=converted /opt/contour/openvino /opt/contour/openvino
 WORKDIR /opt/contour
 COPY --from=chosen /chosen configs
 COPY LICENSE .
@@ -84,6 +98,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     HF_HUB_DISABLE_TELEMETRY=1 \
     DO_NOT_TRACK=1 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    OPENVINO_BUILT_IN_PATH=/opt/contour/openvino \
     CONTOUR_WORKERS__CACHE=/var/cache/contour/private \
     CONTOUR_WORKERS__MODELS=/opt/contour/models
 USER 10001

@@ -32,7 +32,7 @@ from app.metrics import DeviceCollector, EngineCollector, Metrics, PoolCollector
 from app.openapi import Description
 from app.params import Rules
 from app.settings import Settings
-from app.startup import StartError, build_pool, check_runtime
+from app.startup import StartError, build_pool, check_runtime, runtime_in_words
 from app.tracing import Tracing, tracing
 from scheduler import messages as m
 from workers.devices import Gpu, Placement, choose_devices
@@ -70,7 +70,7 @@ class Application:
         self._ready: Callable[[], None] | None = ready
         self.placement = placement = choose_devices(environ, nvml, settings.workers.cpu_workers)
         check_runtime(settings, placement)
-        self.metrics = Metrics(_runtime(settings.engine))
+        self.metrics = Metrics(*_runtime(settings.engine, placement))
         self.pool = build_pool(settings, placement, cores, self._observe)
         self._devices = None if nvml is None else DeviceCollector(self.pool, nvml)
         for collector in (PoolCollector(self.pool), EngineCollector(self.pool), self._devices):
@@ -89,7 +89,7 @@ class Application:
         )
         self.asgi.router.redirect_slashes = False  # a path answers directly with a slash at its end and without
         _announce(settings, placement)
-        if placement.devices[0].kind == "cuda" and (fault := driver_fault(nvml)) is not None:
+        if placement.on_gpu and (fault := driver_fault(nvml)) is not None:
             log.error(fault)
 
     def _routes(self) -> Iterator[Route]:
@@ -98,7 +98,8 @@ class Application:
         rules, core = Rules.of(settings), self.pool.core
         generator = ImageGenerator(self.pool, rules, settings.server, metrics)
         finder = EdgeFinder(self._edges, rules, lambda: core.draining)
-        health = Health(self.pool, self.placement.reason)
+        runtime = runtime_in_words(settings.engine, cuda=self.placement.on_gpu)
+        health = Health(self.pool, self.placement.reason, runtime)
         page, docs = StaticFolder(PAGE), StaticFolder(DOCS)
         yield Route("/generation", Generation(lifecycle, generator).respond, methods=["POST"])
         yield Route("/edges", Edges(lifecycle, finder, metrics).respond, methods=["POST"])
@@ -187,8 +188,11 @@ def _tracing(environ: Mapping[str, str]) -> Tracing | None:
         raise StartError(str(error)) from None
 
 
-def _runtime(engine: EngineConfig) -> str:
-    return engine.kind if engine.kind == "echo" else engine.runtime
+def _runtime(engine: EngineConfig, placement: Placement) -> tuple[str, str]:
+    """What runs the networks, and their number format, as labels of a metric."""
+    if engine.kind == "echo":
+        return engine.kind, ""
+    return engine.runtime_on(cuda=placement.on_gpu), engine.dtype_on(cuda=placement.on_gpu)
 
 
 def _edge_service(settings: Settings) -> EdgeService:
@@ -211,4 +215,5 @@ def _announce(settings: Settings, placement: Placement) -> None:
             engine.guidance_scale,
             engine.size.short_side,
         )
-    log.log(logging.INFO if placement.devices[0].kind == "cuda" else logging.WARNING, placement.reason)
+        log.info("Networks run by %s", runtime_in_words(engine, cuda=placement.on_gpu))
+    log.log(logging.INFO if placement.on_gpu else logging.WARNING, placement.reason)

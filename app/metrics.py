@@ -47,15 +47,15 @@ STAGES = ("queue", "prepare", "denoise", "decode", "encode")
 class Metrics:
     """The counters and histograms. `observe` is the pool's observer."""
 
-    def __init__(self, runtime: str) -> None:
+    def __init__(self, runtime: str, dtype: str = "") -> None:
         # Without this there is a gauge beside each counter and histogram: its creation time, which nobody reads.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
-        about = "The versions of the service and of torch, and the runtime."
+        about = "The versions of the service and of torch, and the runtime with its number format."
         build = Info("contour_build", about, registry=self.registry)
-        build.info({"version": __version__, "torch": _torch_version(), "runtime": runtime})
+        build.info({"version": __version__, "torch": _torch_version(), "runtime": runtime, "dtype": dtype})
         counter = partial(Counter, registry=self.registry)
         histogram = partial(Histogram, registry=self.registry, buckets=SECONDS)
         self._requests = counter("contour_requests", "Requests answered, by outcome.", ["outcome"])

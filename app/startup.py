@@ -10,8 +10,9 @@ from scheduler.core import Scheduler
 from workers.channel import PARAMS_BYTES
 from workers.console import command
 from workers.devices import Placement
+from workers.engine.config import EngineConfig
 from workers.engine.metadata import About
-from workers.engine.runtimes.files import RuntimeProblem, check
+from workers.engine.runtimes import files, openvino_files
 from workers.engine.weights import absent
 from workers.folders import prepare
 from workers.logs import configure, suitable
@@ -25,6 +26,7 @@ TEXTS = 2  # prompt and negative prompt
 UTF8_BYTES = 4  # the most of a character
 # Of an integer in a request: the smallest limit that Python has, as parsing time grows with the square of the digits.
 MAX_DIGITS = 640
+RUNTIMES = {"torch": "torch", "onnxruntime": "ONNX Runtime"}
 
 
 class StartError(Exception):
@@ -63,13 +65,27 @@ def _cache(folder: str) -> Path:
 
 
 def check_runtime(settings: Settings, placement: Placement) -> None:
-    """Check the runtime's files before any worker starts. Raises StartError."""
-    if settings.engine.kind == "diffusion" and settings.engine.runtime == "onnxruntime":
-        try:
-            cuda = placement.devices[0].kind == "cuda"
-            check(settings.engine, settings.engine.dtype_on(cuda=cuda), cuda=cuda)
-        except RuntimeProblem as error:
-            raise StartError(str(error)) from None
+    """Check the packages and files of the runtime before any worker starts. Raises StartError."""
+    engine, cuda = settings.engine, placement.on_gpu
+    if engine.kind != "diffusion":
+        return
+    try:
+        if engine.runtime == "onnxruntime":
+            files.check(engine, engine.dtype_on(cuda=cuda), cuda=cuda)
+        elif engine.runtime == "openvino":
+            openvino_files.check(engine.dtype_on(cuda=cuda), cuda=cuda)
+    except files.RuntimeProblem as error:
+        raise StartError(str(error)) from None
+
+
+def runtime_in_words(engine: EngineConfig, *, cuda: bool) -> str:
+    """What runs the networks and in which number format, for people."""
+    if engine.kind == "echo":
+        return "nothing: the echo engine has no networks"
+    runtime, dtype = engine.runtime_on(cuda=cuda), engine.dtype_on(cuda=cuda)
+    if runtime == "openvino":
+        return f"OpenVINO in {dtype}, which takes over from torch when its networks are converted and compiled"
+    return f"{RUNTIMES[runtime]} in {dtype}"
 
 
 def slot_layout(settings: Settings) -> SlotLayout:

@@ -32,8 +32,8 @@ class WorkersConfig:
     output_bytes: Annotated[int, Meta(ge=2**16, le=2**30)] = 16 * 2**20
     """Shared memory for the output file in each slot of a worker: the largest file that it can return."""
     cache: Annotated[str, Meta(min_length=1)] = "~/.cache/contour"
-    """Folder for compiled kernels, kept for the next start. TORCHINDUCTOR_CACHE_DIR, TRITON_CACHE_DIR and
-    ORT_TENSORRT_CACHE_PATH take precedence."""
+    """Folder for what compilers make, kept for the next start. TORCHINDUCTOR_CACHE_DIR, TRITON_CACHE_DIR,
+    ORT_TENSORRT_CACHE_PATH and OPENVINO_CACHE_PATH take precedence."""
     models: Annotated[str, Meta(min_length=1)] = "~/.cache/contour/models"
     """Folder of the weights that `workers.fetch` prepares."""
     harmless_xids: list[int] = field(default_factory=lambda: [13, 31, 43, 45, 68, 109])

@@ -1,6 +1,7 @@
-"""python -m workers.convert CONFIG --to onnx: the model of a configuration as files for other runtimes.
+"""python -m workers.convert CONFIG --to onnx|openvino: the model of a configuration as files for another runtime.
 
-These files are what `engine.runtime: onnxruntime` reads.
+`engine.runtime: onnxruntime` needs its files before it starts. OpenVINO's are otherwise made while torch serves; with
+them the first start is at full speed, too.
 """
 
 import logging
@@ -10,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from workers.config import WorkersConfig, engine_problems, locate
+from workers.config import WorkersConfig, engine_problems, home_folder, locate
 from workers.console import Parser, leave
 from workers.document import Document, SettingsError
 from workers.engine.config import EngineConfig, rows_of
+from workers.engine.runtimes import openvino_files
 from workers.engine.runtimes.files import RuntimeProblem, folder_for, identity, need
-from workers.engine.weights import MissingWeightsError
-from workers.folders import make
+from workers.engine.weights import MissingWeightsError, absent
+from workers.folders import compiler_cache, make, prepare
 
 EXPORTERS = ("onnx", "onnxscript", "onnxruntime")
 
@@ -28,37 +30,70 @@ def main(arguments: Sequence[str]) -> int:
     logging.getLogger("workers").setLevel(logging.INFO)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision, which is not used, is not here
     try:
-        engine = read_engine(options.config)
-        if options.out is not None:
-            engine = replace(engine, onnx=str(options.out.absolute()))
-        for path in convert(engine, options.dtype):
-            print(path)
-    except (SettingsError, RuntimeProblem, MissingWeightsError) as error:
+        engine, workers = _read(options.config)
+        if engine.kind == "echo":
+            print(f"{options.config}: engine.kind is echo, which has no networks to convert", file=sys.stderr)
+            return 0
+        out = options.out and options.out.absolute()
+        if options.to == "openvino":
+            paths = to_openvino(engine, out or _cache(workers.cache))
+        else:
+            paths = to_onnx(replace(engine, onnx=str(out)) if out else engine, options.dtype)
+    except (SettingsError, RuntimeProblem, MissingWeightsError, openvino_files.ConversionError) as error:
         print(str(error).replace("CONFIG", str(options.config)), file=sys.stderr)
         return 1
+    print(*paths, sep="\n")
     return 0
 
 
 def _parser() -> Parser:
     parser = Parser("workers.convert", description=__doc__)
     parser.add_argument("config", type=Path, help="a YAML file, see configs/")
-    parser.add_argument("--to", choices=["onnx"], required=True)
-    parser.add_argument("--out", type=Path, help="the folder; instead of the configuration's engine.onnx")
-    parser.add_argument("--dtype", choices=["float32", "float16"], help="instead of what suits this machine")
+    parser.add_argument("--to", choices=["onnx", "openvino"], required=True)
+    parser.add_argument("--out", type=Path, help="the folder; instead of engine.onnx, or openvino in workers.cache")
+    parser.add_argument(
+        "--dtype", choices=["float32", "float16"], help="of ONNX files, instead of what suits this machine"
+    )
     return parser
 
 
 def read_engine(path: Path) -> EngineConfig:
     """The engine section of a configuration, with variables of the environment over it. Raises SettingsError."""
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[EngineConfig, WorkersConfig]:
     document = Document.read(path, os.environ)
     engine, workers = document.section("engine", EngineConfig), document.section("workers", WorkersConfig)
     document.refuse(engine_problems(engine))
-    if engine.kind != "diffusion":
-        raise SettingsError(f"{path}: engine.kind is {engine.kind}, which has no networks to convert")
-    return locate(engine, path.parent, workers.models)
+    return locate(engine, path.parent, workers.models), workers
 
 
-def convert(engine: EngineConfig, dtype: str | None = None) -> list[Path]:
+def _cache(given: str) -> Path:
+    """The folder where workers with this workers.cache look. Raises RuntimeProblem."""
+    if home_folder(given) is None:
+        raise RuntimeProblem(f"workers.cache is {given}, but this user has no home folder: choose one with --out")
+    try:
+        return compiler_cache(openvino_files.CACHE, prepare(given))
+    except OSError as error:
+        raise RuntimeProblem(f"workers.cache is {given}, which cannot be used: {error.strerror or error}") from None
+
+
+def to_openvino(engine: EngineConfig, place: Path) -> list[Path]:
+    """Convert the networks of a (located) configuration for OpenVINO, unless the files are in `place`; their paths.
+
+    Raises RuntimeProblem, MissingWeightsError and ConversionError.
+    """
+    openvino_files.check(engine.dtype_on(cuda=False), cuda=False, why="the networks are to be converted for OpenVINO")
+    if missing := absent(engine):
+        raise MissingWeightsError(missing[0])
+    folder = place / openvino_files.name_of(engine)
+    if not openvino_files.is_complete(folder):
+        openvino_files.convert(engine, folder)
+    return sorted(folder.iterdir())
+
+
+def to_onnx(engine: EngineConfig, dtype: str | None = None) -> list[Path]:
     """Make the files of a (located) configuration; their paths. Raises RuntimeProblem and MissingWeightsError."""
     need(EXPORTERS, "ONNX files are to be made")
     import torch

@@ -32,6 +32,10 @@ class Placement:
     devices: tuple[DeviceSpec, ...]
     reason: str
 
+    @property
+    def on_gpu(self) -> bool:
+        return self.devices[0].kind == "cuda"
+
 
 @dataclass(frozen=True, slots=True)
 class Gpu:

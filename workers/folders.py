@@ -26,8 +26,7 @@ def prepare(cache: str) -> Path:
     Raises OSError or RuntimeError when it cannot be made or written to, or when others can write to it.
     """
     folder = Path(cache).expanduser().absolute()
-    caches = [Path(os.environ.get(variable) or folder / name) for variable, name in COMPILER_CACHES.items()]
-    for each in (folder, *caches):
+    for each in (folder, *(compiler_cache(variable, folder) for variable in COMPILER_CACHES)):
         make(each, PRIVATE)
         refuse_if_shared(each)
     with tempfile.TemporaryFile(dir=folder):
@@ -42,12 +41,23 @@ def prepare(cache: str) -> Path:
     return folder
 
 
+def compiler_cache(variable: str, cache: Path) -> Path:
+    """The folder where a compiler keeps its work."""
+    return Path(os.environ.get(variable) or cache / COMPILER_CACHES[variable])
+
+
 def make(folder: Path, mode: int = NOT_SHARED) -> None:
     """Make a folder and its missing parents. Others cannot write to them, whatever the umask."""
     if folder.exists():
         return
     make(folder.parent)
     folder.mkdir(mode, exist_ok=True)
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the first above it that is there."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def refuse_if_shared(folder: Path) -> None:

@@ -32,22 +32,25 @@ class WorkerReadiness(msgspec.Struct, frozen=True):
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """The state of the service. `placement` says why the workers run on these devices."""
+    """The state of the service. `placement` says why the workers run on these devices; `runtime`, what runs the
+    networks."""
 
     ready: bool
     draining: bool
     placement: str
+    runtime: str
     queued: int
     running: int
     workers: list[WorkerReadiness]
 
 
 class Health:
-    """The two endpoints. `placement` says why the workers run on these devices."""
+    """The two endpoints. `placement` and `runtime` are those of `Readiness`."""
 
-    def __init__(self, pool: Pool, placement: str) -> None:
+    def __init__(self, pool: Pool, placement: str, runtime: str) -> None:
         self._pool = pool
         self._placement = placement
+        self._runtime = runtime
 
     async def alive(self, request: Request) -> Response:
         """200 as long as the event loop runs."""
@@ -58,7 +61,7 @@ class Health:
         core = self._pool.core
         ready = core.ready and not core.draining
         workers = [self._worker(view) for view in core.workers()]
-        body = Readiness(ready, core.draining, self._placement, core.queue_depth, core.running, workers)
+        body = Readiness(ready, core.draining, self._placement, self._runtime, core.queue_depth, core.running, workers)
         return Response(msgspec.json.encode(body), 200 if ready else 503, media_type="application/json")
 
     def _worker(self, view: WorkerView) -> WorkerReadiness:

@@ -75,7 +75,7 @@ class Subject:
 
     @property
     def on_gpu(self) -> bool:
-        return self.placement.devices[0].kind == "cuda"
+        return self.placement.on_gpu
 
 
 def size(number: float) -> str:

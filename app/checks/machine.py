@@ -16,7 +16,7 @@ from app.http.listening import REACHED_AT, ListenError, bracketed, listen
 from app.startup import slot_layout
 from workers.config import home_folder
 from workers.engine.weights import absent
-from workers.folders import refuse_if_shared
+from workers.folders import existing, refuse_if_shared
 from workers.machine import GROUPS, MEMBERSHIP, available_cores, group_folders
 from workers.shared_memory import SlotMemory
 
@@ -159,7 +159,7 @@ def _cache(given: str) -> Finding:
         return Finding("cache", Level.MISSING, f"workers.cache is {given}, but this user has no home folder", remedy)
     if flaw := _unwritable(folder) or _writable_by_others(folder):
         return Finding("cache", Level.MISSING, f"workers.cache: {folder} cannot be used: {flaw}", remedy)
-    free = shutil.disk_usage(_existing(folder)).free
+    free = shutil.disk_usage(existing(folder)).free
     text = f"{folder} is writable, {size(free)} free"
     if free < CACHE_BYTES:
         return Finding("cache", Level.WARNING, text, "free some space: compiled code is kept there")
@@ -183,7 +183,7 @@ def _models(subject: Subject, given: str) -> Finding:
         return Finding(
             "models", Level.OK, f"workers.models is {given}; this user has no home folder, so there are none"
         )
-    text = f"{folder}, {size(shutil.disk_usage(_existing(folder)).free)} free"
+    text = f"{folder}, {size(shutil.disk_usage(existing(folder)).free)} free"
     if absent(subject.settings.engine) and (flaw := _unwritable(folder)):
         remedy = "choose another folder with CONTOUR_WORKERS__MODELS=FOLDER, also for workers.fetch"
         return Finding("models", Level.WARNING, f"{text}, but weights cannot be stored there: {flaw}", remedy)
@@ -201,13 +201,7 @@ def _temporary(cache: str) -> Finding:
 def _unwritable(folder: Path) -> str:
     """Why nothing can be written to a folder, or none made there; empty if it can."""
     try:
-        with tempfile.TemporaryFile(dir=_existing(folder)):
+        with tempfile.TemporaryFile(dir=existing(folder)):
             return ""
     except OSError as error:
         return error.strerror or str(error)
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the first above it that is there."""
-    folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.exists())

@@ -1,13 +1,17 @@
 """Check a configuration: whether it can be read, and whether its weights and runtime files are complete."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from math import prod
 from pathlib import Path
 
 from app.checks.finding import Finding, Level, Subject, size
+from app.startup import runtime_in_words
+from workers.config import home_folder
 from workers.console import command
 from workers.engine.config import EngineConfig
+from workers.engine.runtimes import openvino_files
 from workers.engine.runtimes.files import RuntimeProblem, folder_for
 from workers.engine.runtimes.files import check as check_files
 from workers.engine.weights import (
@@ -19,6 +23,7 @@ from workers.engine.weights import (
     is_single_file,
     parts_of,
 )
+from workers.folders import compiler_cache, existing
 from workers.preflight import problems
 from workers.weights.checkpoints import shapes_in
 from workers.weights.messages import FetchError
@@ -32,7 +37,7 @@ def configuration(subject: Subject) -> Iterator[Finding]:
     if engine.model is None:
         yield Finding("configuration", Level.OK, f"{subject.config}: {engine.kind}, no model")
     else:
-        text = f"{subject.config}: {engine.model.path}, run by {engine.runtime}"
+        text = f"{subject.config}: {engine.model.path}, run by {runtime_in_words(engine, cuda=subject.on_gpu)}"
         yield Finding("configuration", Level.OK, text)
     for problem in problems(engine):
         yield Finding("configuration", Level.MISSING, f"{'.'.join(problem.key)} {problem.text}")
@@ -78,13 +83,17 @@ def _remedy(engine: EngineConfig, fetch: str) -> str:
 
 def bytes_of_weights(subject: Subject) -> int:
     """The bytes of the weights in a worker's memory; 0 if they are not complete."""
+    return number_of_weights(subject) * ITEM_BYTES[subject.settings.engine.dtype_on(cuda=subject.on_gpu)]
+
+
+def number_of_weights(subject: Subject) -> int:
+    """How many weights the model has; 0 if they are not complete."""
     engine = subject.settings.engine
     if engine.kind == "echo" or absent(engine):
         return 0
     name = "cuda:0" if subject.on_gpu else "cpu"
-    item = ITEM_BYTES[engine.dtype_on(cuda=subject.on_gpu)]
     with suppress(FileNotFoundError, FetchError):  # the check of weights tells of that
-        return item * sum(prod(shape) for path in files(engine, name) for shape in shapes_in(path).values())
+        return sum(prod(shape) for path in files(engine, name) for shape in shapes_in(path).values())
     return 0
 
 
@@ -99,7 +108,7 @@ def _listed(paths: list[Path]) -> str:
     return f"{len(paths)} files with {size(sum(path.stat().st_size for path in paths))}, none truncated"
 
 
-# ----------------------------------------------------------------------------------------------------------------- onnx
+# ------------------------------------------------------------------------------------------------------------- runtimes
 
 
 def onnx(subject: Subject) -> Iterator[Finding]:
@@ -115,3 +124,39 @@ def onnx(subject: Subject) -> Iterator[Finding]:
         yield Finding("onnx", Level.MISSING, text, f"make it{remedy}" if remedy else "")
     else:
         yield Finding("onnx", Level.OK, f"the files of this model are in {folder_for(engine, dtype)}")
+
+
+def openvino(subject: Subject) -> Iterator[Finding]:
+    """Whether OpenVINO is installed, and its files exist or fit on the disk; nothing where it is not to be used."""
+    engine = subject.settings.engine
+    wanted = engine.runtime == "openvino" or (engine.runtime == "auto" and not subject.on_gpu)
+    if engine.kind == "echo" or absent(engine) or engine.speed.compile is False or not wanted:
+        return
+    try:
+        dtype = engine.dtype_on(cuda=subject.on_gpu)
+        openvino_files.check(dtype, cuda=subject.on_gpu, why=f"engine.runtime is {engine.runtime}")
+    except RuntimeProblem as error:
+        # With `auto` torch runs the networks then, slower.
+        yield Finding("openvino", Level.WARNING if engine.runtime == "auto" else Level.MISSING, str(error))
+    else:
+        yield from _converted(subject)
+
+
+def _converted(subject: Subject) -> Iterator[Finding]:
+    cache = home_folder(subject.settings.workers.cache)
+    if cache is None:  # the check of the disk says so
+        return
+    place = compiler_cache(openvino_files.CACHE, cache.absolute())
+    folder = openvino_files.folder_for(subject.settings.engine, place)
+    if openvino_files.is_complete(folder):
+        yield Finding("openvino", Level.OK, f"the converted networks are in {folder}")
+        return
+    needed, free = (
+        number_of_weights(subject) * ITEM_BYTES[openvino_files.STORED],
+        shutil.disk_usage(existing(place)).free,
+    )
+    text = f"the first start converts the networks, which takes {size(needed)} in {place}; {size(free)} free"
+    if free < needed:
+        yield Finding("openvino", Level.WARNING, text, "free some space, or torch goes on running the networks")
+    else:
+        yield Finding("openvino", Level.OK, text)

@@ -22,6 +22,7 @@ CHECKS = {
     "engine": "devices",
     "weights": "model",
     "onnx": "model",
+    "openvino": "model",
     "port": "machine",
     "limits": "machine",
     "memory": "machine",

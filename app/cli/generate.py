@@ -135,7 +135,7 @@ def _make(settings: Settings, runner: Runner) -> None:
         placement = choose_devices(os.environ, nvml, settings.workers.cpu_workers)
         check_runtime(settings, placement)
         say(placement.reason)
-        if placement.devices[0].kind == "cuda" and (fault := driver_fault(nvml)) is not None:
+        if placement.on_gpu and (fault := driver_fault(nvml)) is not None:
             say(str(fault))
         asyncio.run(run_plan(settings, placement, available_cores(), runner))
     finally:

@@ -19,7 +19,7 @@ def test_graphs_and_fallbacks_of_each_worker_are_shown() -> None:
         processes={"gpu0": 7},
         statuses={"gpu0": EngineStatus(graphs=(("step", 4),), fallbacks=(("no compiler", 1),))},
     )
-    answer = asyncio.run(Health(cast(Any, pool), "all devices").ready(cast(Any, None)))
+    answer = asyncio.run(Health(cast(Any, pool), "all devices", "torch").ready(cast(Any, None)))
     first, second = json.loads(bytes(answer.body))["workers"]
     assert (first["graphs"], first["fallbacks"]) == ({"step": 4}, {"no compiler": 1})
     assert (second["graphs"], second["fallbacks"]) == ({}, {})

@@ -16,7 +16,7 @@ import torch
 
 from tests.bench.environment import environment
 from tests.service.running import ROOT, png
-from workers.convert import convert, read_engine
+from workers.convert import read_engine, to_onnx
 from workers.engine import build
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Task
@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = replace(read_engine(ROOT / "configs" / "demo.yaml"), onnx=folder, dtype="float32")
         config = replace(config, size=replace(config.size, short_side=options.side))
-        convert(config)
+        to_onnx(config)
         rows = dict(_rows(config, options.repeats))
     print(json.dumps({"threads": options.threads, **rows, "environment": environment()}, indent=2))
 

@@ -31,6 +31,18 @@ def test_what_is_compiled_lies_in_a_folder_that_the_service_itself_makes_in_the_
     assert cache.startswith(f"{volume}/")
 
 
+def test_networks_that_are_built_in_are_made_of_the_paths_that_the_service_sees_and_found_where_they_are() -> None:
+    """A folder of converted networks is named after the paths of the weights, too."""
+    stage = DOCKERFILE.partition(" AS converted\n")[2].partition("\nFROM")[0]
+    served = DOCKERFILE.rpartition("\nFROM")[2]
+    (place,) = re.findall(r"OPENVINO_BUILT_IN_PATH=(\S+)", served)
+    assert f"COPY --from=converted {place} {place}\n" in served
+    for text in (stage, served):
+        assert "WORKDIR /opt/contour\n" in text
+        assert "COPY --from=chosen /chosen configs\n" in text
+        assert "CONTOUR_WORKERS__MODELS=/opt/contour/models" in text
+
+
 def test_what_fetches_the_model_has_all_the_files_that_it_imports(tmp_path: Path) -> None:
     """Its stage takes few files, so that a change of the others fetches nothing again."""
     stage = DOCKERFILE.partition(" AS models\n")[2].partition("\nFROM")[0].replace("\\\n", " ")

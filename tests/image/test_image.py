@@ -108,10 +108,18 @@ def users(pid: int) -> set[int]:
     return {int(uid) for uid in status(pid)["Uid"].split()}
 
 
+def has_triton(container: Container) -> bool:
+    """Whether torch is built for CUDA there."""
+    return bool(list((container.root / "opt/venv/lib").glob("python*/site-packages/triton")))
+
+
 def test_its_own_command_makes_images_as_nobody_in_particular_and_ends_by_its_signal(container: Container) -> None:
     with Running(container) as running:
         until(running.ready)
         assert running.probe() == (0, "/readyz answers 200\n")
+        (worker,) = running.client.get("/readyz").json()["workers"]
+        from_the_first_image_on = worker["graphs"]["steps compiled"] == worker["graphs"]["VAE compiled"] == 1
+        assert from_the_first_image_on != has_triton(container)
         answer = running.client.post("/generation/", json=good_request())
         assert result_pixels(answer).shape == (256, 256, 3)
         assert running.client.post("/edges", content=INPUT, headers={"Content-Type": "image/png"}).status_code == 200
@@ -149,11 +157,17 @@ def test_what_the_image_says_of_itself(container: Container) -> None:
 
 
 def test_it_holds_the_model_as_safetensors_and_no_pickle_test_or_cache_of_pip(container: Container) -> None:
-    files = [path for path in (container.root / "opt" / "contour").rglob("*") if path.is_file()]
+    home = container.root / "opt" / "contour"
+    files = [path for path in home.rglob("*") if path.is_file() and home / "openvino" not in path.parents]
     assert sum(path.suffix == ".safetensors" for path in files) >= 4
     assert not [path for path in files if path.suffix in {".bin", ".ckpt", ".pt", ".pth", ".pkl"}]
     assert not (container.root / "opt" / "contour" / "tests").exists()
     assert not (container.root / "root" / ".cache" / "pip").exists()
+
+
+def test_it_holds_the_networks_for_openvino_only_where_torch_has_no_cuda(container: Container) -> None:
+    made = [path.name for path in (container.root / "opt/contour/openvino").rglob("*.xml")]
+    assert sorted(made) == ([] if has_triton(container) else ["step.xml", "vae.xml"])
 
 
 def test_its_code_and_packages_are_compiled_and_belong_to_root(container: Container) -> None:
@@ -167,7 +181,7 @@ def test_its_code_and_packages_are_compiled_and_belong_to_root(container: Contai
 
 
 def test_it_has_a_c_compiler_only_where_triton_needs_one(container: Container) -> None:
-    triton = bool(list((container.root / "opt/venv/lib").glob("python*/site-packages/triton")))
+    triton = has_triton(container)
     code, said = container.run("sh", "-c", "command -v cc gcc g++ ld")
     assert triton == ("gcc" in said), said
     if triton:

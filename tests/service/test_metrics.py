@@ -52,7 +52,7 @@ def test_the_state_of_now_is_shown(service: Service) -> None:
     assert (build.name, build.value, build.labels) == (
         "contour_build_info",
         1,
-        {"version": __version__, "torch": metadata.version("torch"), "runtime": "echo"},
+        {"version": __version__, "torch": metadata.version("torch"), "runtime": "echo", "dtype": ""},
     )
     assert service.sample("contour_ready") == 1
     assert service.sample("contour_draining") == 0

@@ -94,6 +94,7 @@ def test_health_is_there(echo: Service) -> None:
     ]
     assert not [worker for worker in body["workers"] if "process" in worker]
     assert "CUDA_VISIBLE_DEVICES" in body["placement"]
+    assert "the echo engine has no networks" in body["runtime"]
 
 
 def test_plain_curl_gets_an_image(echo: Service) -> None:

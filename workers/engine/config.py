@@ -219,9 +219,12 @@ class EngineConfig:
 
     def runtime_on(self, *, cuda: bool) -> str:
         """What runs the networks: torch, openvino or onnxruntime."""
-        if self.runtime != "auto":
+        if self.runtime in ("torch", "onnxruntime"):
             return self.runtime
-        return "openvino" if not cuda and find_spec("openvino") else "torch"
+        if self.speed.compile is False:  # OpenVINO takes over from torch as compiled networks do
+            return "torch"
+        suits = not cuda and self.dtype != "float16" and find_spec("openvino") is not None
+        return "openvino" if suits or self.runtime == "openvino" else "torch"
 
     def decode_budget(self, memory: int) -> int:
         """Bytes in which a worker decodes images, where there is so much memory in all."""

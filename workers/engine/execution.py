@@ -239,6 +239,7 @@ class ExecutionManager:
             else:
                 times = self.schedule(self._model.plans.usual).times
                 space.batch.upgrade(bucket, compiled.predict(self._step_side), times)
+        log.info("%s: compiled networks have taken over", describe(target))
 
     def _compile_now(self, target: Target) -> None:
         """Compile a target and switch to it, while nothing runs yet."""

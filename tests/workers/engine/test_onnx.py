@@ -21,7 +21,7 @@ from tests.service.running import Service, result_pixels
 from tests.workers.engine import demo
 from tests.workers.engine.demo import relative_error
 from workers.console import command
-from workers.convert import convert, read_engine
+from workers.convert import read_engine, to_onnx
 from workers.engine.config import EngineConfig, Sizing
 from workers.engine.engine import DiffusionEngine
 from workers.engine.model import load
@@ -53,7 +53,7 @@ def configured(folder: Path) -> EngineConfig:
 def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
     """The same with its files, which take long to make; smaller images and fewer steps, which are not in them."""
     whole = configured(tmp_path_factory.mktemp("onnx"))
-    assert [path.name for path in convert(whole)] == sorted(f"{name}.onnx" for name in GRAPHS)
+    assert [path.name for path in to_onnx(whole)] == sorted(f"{name}.onnx" for name in GRAPHS)
     size = Sizing(short_side=64, long_side=128, multiple=8)
     return replace(whole, slots=3, size=size, sampler=replace(whole.sampler, steps=4))
 

@@ -57,10 +57,10 @@ def check(engine: EngineConfig, dtype: str, *, cuda: bool = False) -> None:
         refuse_others(path, written(path), wanted)
 
 
-def need(packages: Sequence[str], why: str) -> None:
+def need(packages: Sequence[str], why: str, install: str = INSTALL) -> None:
     """Raises RuntimeProblem when one of these packages is not installed."""
     if missing := [name for name in packages if find_spec(name) is None]:
-        raise RuntimeProblem(f"{why}, but {missing[0]} is not installed: {INSTALL}")
+        raise RuntimeProblem(f"{why}, but {missing[0]} is not installed: {install}")
 
 
 def _need_cuda() -> None:

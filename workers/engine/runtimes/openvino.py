@@ -78,7 +78,7 @@ class OpenVino:
                 "ENABLE_CPU_PINNING": False,  # the workers of a machine would all take the first cores
             },
         )
-        self._blobs = self._folder.parent / "compiled"
+        self._blobs = files.cache() / "compiled"
 
     @property
     def at_once(self) -> bool:

@@ -1,49 +1,76 @@
 """Converts the engine's networks to OpenVINO's files, in a process of its own, and finds them again.
 
 That process has the lowest priority, takes no lock of the worker's interpreter, and gives its memory back when it ends.
+The files are in the cache, or in a folder that is only read: a container's image has converted networks there.
 
 python -m workers.engine.runtimes.openvino_files FOLDER PARENT < engine.json
 """
 
+import logging
 import os
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
+from workers.console import command as command_line
 from workers.engine.config import EngineConfig, rows_of
-from workers.engine.runtimes.files import digest, identity, label
+from workers.engine.runtimes.files import RuntimeProblem, digest, identity, label, need
 from workers.folders import make
 
-if TYPE_CHECKING:
-    pass
-
-
 CACHE = "OPENVINO_CACHE_PATH"  # set by the worker's process to a folder of workers.cache
+BUILT_IN = "OPENVINO_BUILT_IN_PATH"  # a folder as `workers.convert --out` fills it
 NETWORKS = ("step", "vae")
 STORED = "float32"
+DTYPES = ("bfloat16", "float32")
 TIMEOUT_S = 1800.0
 _ROOT = Path(__file__).parents[3]
 _VERSION = "1"  # of the converted networks' inputs and outputs
 _LOWEST_PRIORITY = 19
 _COMPILED_BYTES = 4 * 2**30
+INSTALL = command_line("-m", "pip", "install", "-c", "constraints.txt", "openvino")
+
+log = logging.getLogger(__name__)
 
 
 class ConversionError(RuntimeError):
     """The networks could not be converted."""
 
 
-def folder_for(config: EngineConfig) -> Path:
-    """The folder of a (located) configuration's converted networks."""
-    cache = os.environ.get(CACHE) or Path(tempfile.gettempdir()) / f"contour-openvino-{os.geteuid()}"
+def check(dtype: str, *, cuda: bool, why: str = "engine.runtime is openvino") -> None:
+    """Raises RuntimeProblem where OpenVINO cannot run the networks in this number format."""
+    need(("openvino",), why, INSTALL)
+    if cuda:
+        raise RuntimeProblem(f"{why}, which runs on a CPU: make it auto, or set CUDA_VISIBLE_DEVICES= (empty)")
+    if dtype not in DTYPES:
+        raise RuntimeProblem(f"engine.dtype is {dtype}: OpenVINO runs the networks in {' or '.join(DTYPES)}")
+
+
+def cache() -> Path:
+    """The folder for converted and compiled networks."""
+    return Path(os.environ.get(CACHE) or Path(tempfile.gettempdir()) / f"contour-openvino-{os.geteuid()}")
+
+
+def folder_for(config: EngineConfig, place: Path | None = None) -> Path:
+    """The folder of a (located) configuration's converted networks, which are there or will be: in the cache, or in
+    another `place`."""
+    name, built_in = name_of(config), os.environ.get(BUILT_IN)
+    if built_in and is_complete(Path(built_in) / name):
+        return Path(built_in) / name
+    return (place or cache()) / name
+
+
+def name_of(config: EngineConfig) -> str:
+    """The name of that folder, wherever it is."""
     made_by = version("openvino"), version("torch"), _VERSION
-    return Path(cache) / f"{label(config)}-{digest([identity(config, STORED), made_by])[:16]}"
+    return f"{label(config)}-{digest([identity(config, STORED), made_by])[:16]}"
 
 
 def is_complete(folder: Path) -> bool:
@@ -61,6 +88,8 @@ def prune(folder: Path) -> None:
 
 def convert(config: EngineConfig, folder: Path) -> None:
     """Convert a (located) configuration's networks in another process, and wait for it. Raises ConversionError."""
+    log.info("Converting the networks for OpenVINO, in a process of low priority")
+    began = time.monotonic()
     command = [sys.executable, "-m", __name__, str(folder), str(os.getpid())]
     try:
         done = subprocess.run(  # noqa: S603 - our own module
@@ -71,6 +100,7 @@ def convert(config: EngineConfig, folder: Path) -> None:
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise ConversionError(f"converting ended with exit code {done.returncode}: {last}")
+    log.info("Networks converted for OpenVINO in %.1f s; they are in %s", time.monotonic() - began, folder)
 
 
 def write(config: EngineConfig, folder: Path) -> None:
