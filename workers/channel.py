@@ -193,11 +193,14 @@ def receive_report(end: socket.socket) -> Report | None:
 
 
 def summary(status: EngineStatus) -> str:
-    """Return how an engine runs, in a few words for the log."""
-    graphs = sum(number for _, number in status.graphs)
+    """Return how an engine runs, in a few words for the log: `4 steps compiled, 1 VAE compiled, no fallback`."""
+    graphs = [
+        f"{number} {kind if kind.endswith('compiled') else f'graphs ({kind})'}"
+        for kind, number in status.graphs
+        if number
+    ]
     fallbacks = sum(number for _, number in status.fallbacks)
-    kernels, mib = len(status.attention), status.graph_bytes / 2**20
-    return f"{kernels} attention kernels chosen, {graphs} graphs in {mib:.0f} MiB, {fallbacks} fallbacks"
+    return ", ".join([*graphs, f"{fallbacks} fallbacks" if fallbacks else "no fallback"])
 
 
 def is_possible(report: Report, layout: SlotLayout) -> bool:  # noqa: C901, PLR0911 - one line for each report
