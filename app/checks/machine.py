@@ -105,7 +105,9 @@ def memory(subject: Subject) -> Iterator[Finding]:
 
 def _of_machine(subject: Subject) -> Finding:
     workers = len(subject.placement.devices)
-    each = ECHO_BYTES if subject.settings.engine.kind == "echo" else WORKER_BYTES + bytes_of_weights(subject)
+    engine = subject.settings.engine
+    copies = 2 if engine.runtime_on(cuda=subject.on_gpu) == "openvino" else 1  # its own, beside torch's
+    each = ECHO_BYTES if engine.kind == "echo" else WORKER_BYTES + copies * bytes_of_weights(subject)
     free, needed = available_bytes(), workers * each
     text = f"{size(free)} available; {workers} worker(s) need about {size(needed)}, and some more for each image"
     if free < needed:

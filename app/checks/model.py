@@ -155,7 +155,7 @@ def _converted(subject: Subject) -> Iterator[Finding]:
         number_of_weights(subject) * ITEM_BYTES[openvino_files.STORED],
         shutil.disk_usage(existing(place)).free,
     )
-    text = f"the first start converts the networks, which takes {size(needed)} in {place}; {size(free)} free"
+    text = f"the first start converts the networks, which takes up to {size(needed)} in {place}; {size(free)} free"
     if free < needed:
         yield Finding("openvino", Level.WARNING, text, "free some space, or torch goes on running the networks")
     else:
