@@ -88,27 +88,23 @@ class ImageGenerator:
         images, steps = params.number_of_images, self.rules.resolved(params.options).steps
         context.workload = Workload(images, steps, *_final_size(header, self.rules))
         work, relative_steps, size = effort(header, steps, self.rules)
-        deadline = time.monotonic() + self._time_allowed(request, work * relative_steps * images)
-        job = m.Job(0, deadline, work, context.client, relative_steps, params.priority, self._surcharge(header), size)
+        predicted = self._pool.core.predicted_seconds
+        deadline = time.monotonic() + self._time_allowed(request, work * relative_steps * images, predicted)
+        surcharge = _surcharge(header, predicted)
+        job = m.Job(0, deadline, work, context.client, relative_steps, params.priority, surcharge, size)
         generating = [
             self._one(params, seed, job, on_progress and partial(on_progress, n))
             for n, seed in enumerate(params.seeds())
         ]
         return [await generating[0]] if len(generating) == 1 else await _all(generating)
 
-    def _surcharge(self, header: Header) -> float:
-        """The cost of decoding on the worker's CPU threads, in nominal images."""
-        predicted = self._pool.core.predicted_seconds
-        seconds = header.width * header.height * DECODING_SECONDS[header.format]
-        return seconds / predicted if predicted else 0.0
-
-    def _time_allowed(self, request: Request, work: float) -> float:
+    def _time_allowed(self, request: Request, work: float, predicted: float | None) -> float:
         """Seconds until the deadline: the client's preference (RFC 7240), else the configured ones."""
         if (preferred := _wait_preference(request)) is not None:
             return min(preferred, self._config.max_deadline)
         if self._config.deadline != "auto":
             return self._config.deadline
-        if (predicted := self._pool.core.predicted_seconds) is None:
+        if predicted is None:
             return AUTO_LOADING_SECONDS
         return max(AUTO_SECONDS, AUTO_TIMES * predicted * work)
 
@@ -130,6 +126,11 @@ class ImageGenerator:
         self._metrics.stages(stages)
         finished = time.perf_counter()
         return GeneratedImage(answer.image, answer.outcome.worker, stages, submitted, finished, image.warnings)
+
+
+def _surcharge(header: Header, predicted: float | None) -> float:
+    """The cost of decoding on the worker's CPU threads, in nominal images, which take `predicted` seconds."""
+    return header.width * header.height * DECODING_SECONDS[header.format] / predicted if predicted else 0.0
 
 
 def effort(header: Header, steps: int, rules: Rules) -> tuple[float, float, tuple[int, int]]:

@@ -62,12 +62,12 @@ class Metrics:
         self._refusals = counter(
             "contour_connection_errors", "Connections closed with an error before a whole request came.", ["reason"]
         )
-        self._seconds = histogram(
+        seconds = histogram(
             "contour_request_duration_seconds",
             "Time from the arrival of a request's headers to its answer: an image, or anything else.",
             ["answer"],
         )
-        self._stages = histogram("contour_stage_seconds", "Time that each stage of a finished image took.", ["stage"])
+        stages = histogram("contour_stage_seconds", "Time that each stage of a finished image took.", ["stage"])
         self._steps = counter("contour_steps", "Denoising steps taken, each for a whole batch.", ["worker"])
         self._occupancy = histogram(
             "contour_batch_occupancy", "Images in a step.", buckets=(1, 2, 3, 4, 6, 8, 12, 16, 32)
@@ -79,22 +79,20 @@ class Metrics:
             "contour_edges_seconds", "Time from the arrival of the headers of a request for edges to its answer."
         )
         self._started: set[m.JobId] = set()
-        # A series exists before its first sample, so that rates start at 0.
-        for stage in STAGES:
-            self._stages.labels(stage)
+        # A series exists before its first sample, so that rates start at 0. Looking it up takes as long as the sample.
+        self._stages = {stage: stages.labels(stage) for stage in STAGES}
+        self._seconds = {answer: seconds.labels(answer) for answer in ("image", "other")}
         for outcome in ("done", "abandoned", *(error.slug for error in Error if error not in OF_CONNECTIONS)):
             self._requests.labels(outcome)
         for outcome in ("done", "abandoned", *(error.slug for error in OF_EDGES)):
             self._edges.labels(outcome)
         for error in OF_CONNECTIONS:
             self._refusals.labels(error.slug)
-        for answer in ("image", "other"):
-            self._seconds.labels(answer)
 
     def request(self, outcome: str, seconds: float) -> None:
         self._requests.labels(outcome).inc()
         # Separately, as refusals take no time: they would make the service look faster.
-        self._seconds.labels("image" if outcome == "done" else "other").observe(seconds)
+        self._seconds["image" if outcome == "done" else "other"].observe(seconds)
 
     def edges(self, outcome: str, seconds: float) -> None:
         self._edges.labels(outcome).inc()
@@ -114,8 +112,8 @@ class Metrics:
         self._refusals.labels(error.slug).inc()
 
     def stages(self, seconds: Mapping[str, float]) -> None:
-        for stage in STAGES:
-            self._stages.labels(stage).observe(seconds[stage])
+        for stage, series in self._stages.items():
+            series.observe(seconds[stage])
 
     def observe(self, event: m.Event, commands: Sequence[m.Command]) -> None:
         """Count the scheduler's events and commands."""

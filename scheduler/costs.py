@@ -190,7 +190,7 @@ class CostModel:
     def seconds_alone(self, job: Job) -> float:
         """Seconds of a job if nothing else runs."""
         steps = self.step_count(job.relative_steps)
-        return steps * self.step_seconds({job.batch_key: 1}) + self.fixed_seconds(job.work)
+        return steps * self.slowdown.factor * self.batch_seconds(job.batch_key)[0] + self.fixed_seconds(job.work)
 
     def learn(self, taken: float, counts: Mapping[BatchKey, int], decoded: float) -> None:
         """Correct the predictions by a step that ended `taken` seconds after the previous one.

@@ -40,6 +40,9 @@ class SlotAssignment(BatchImage):
     job: Optional["JobState"]
 
 
+_NOMINAL_JOB = Job(0, 0.0)
+
+
 class ForecastTerms(NamedTuple):
     """What a forecast adds up over the workers. The lag is weighted by throughput."""
 
@@ -178,7 +181,7 @@ class Worker:
 
     def seconds_alone(self) -> float:
         """Seconds of one nominal image alone."""
-        return self.cost_model.seconds_alone(Job(0, 0.0))
+        return self.cost_model.seconds_alone(_NOMINAL_JOB)
 
     def seconds_to_place(self) -> float:
         """Seconds until its first image is done if no image joins; 0 if none runs."""
@@ -344,8 +347,7 @@ class Workers:
         if not worker.slots:
             worker.exclusive, worker.times.last_step_at = False, None
         if worker.ready:
-            timeout = self.heartbeat_timeout(worker)
-            worker.alarm = worker.times.last_heartbeat + timeout if worker.slots else None
+            worker.alarm = worker.times.last_heartbeat + self.heartbeat_timeout(worker) if worker.slots else None
 
     # ---------------------------------------------------------------------------------------------------------- states
 

@@ -66,6 +66,7 @@ class Pool:
         self._ids = count(1)
         self._observe = observe
         self._timer: asyncio.TimerHandle | None = None
+        self._wakes_at = 0.0  # when the timer is due, by time.monotonic
         self._copied = 0  # bytes, into slots, in this turn of the event loop
         self._drained = asyncio.Event()
         self._failure = ""
@@ -154,18 +155,22 @@ class Pool:
             log.exception("The observer of events failed on %s", type(event).__name__)
 
     def _set_timer(self, *, failed: bool) -> None:
-        """Set the one timer to when the scheduler wants to be woken.
+        """Set the one timer to when the scheduler wants to be woken, or leave it as it is if it is due sooner.
 
         After a failure it is woken soon, as it may hold back commands, but not at once, as it may fail again.
         """
-        if self._timer is not None:
-            self._timer.cancel()
         now = time.monotonic()
         when = now + RETRY_SECONDS if failed else self.core.next_wakeup
-        loop = asyncio.get_running_loop()
-        self._timer = (
-            None if when is None else loop.call_later(max(0.0, when - now), self._handle_or_retry, m.Tick(), 0)
-        )
+        if when is None or (self._timer is not None and self._wakes_at <= when):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wakes_at = when
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, when - now), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._handle_or_retry(m.Tick(), 0)
 
     def _carry_out(self, command: m.Command, tries: int = TRIES) -> None:
         try:

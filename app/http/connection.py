@@ -294,7 +294,8 @@ class _LingeringTransport:
         self._closing = False
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+        found = self.__dict__[name] = getattr(self._transport, name)  # kept, as each request needs some
+        return found
 
     def is_closing(self) -> bool:
         return self._closing or self._transport.is_closing()
