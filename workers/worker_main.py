@@ -73,6 +73,7 @@ def main(setup: WorkerSetup, channel: socket.socket, memory: SlotMemory) -> None
         send(channel, _describe(setup.device))
         send(channel, WorkerReady(setup.device.id, costs))
         worker.run()
+        os._exit(0)  # Python would end the compiler's thread inside a library's C++, which aborts the process
     except Exception as error:  # noqa: BLE001 - crash-only: the pool learns why and runs the images elsewhere
         exit_with(channel, error)
 

@@ -13,6 +13,7 @@ from tests.service.running import ROOT, surroundings
 from workers.convert import read_engine
 from workers.engine.config import EngineConfig, Speed
 from workers.engine.runtimes import openvino_files as files
+from workers.engine.runtimes.files import RuntimeProblem
 
 DEMO = ROOT / "configs/demo.yaml"
 
@@ -94,6 +95,11 @@ def test_openvino_cannot_be_asked_for_in_half_precision() -> None:
     subject = Subject(DEMO, environ(ENGINE__RUNTIME="openvino", ENGINE__DTYPE="float16"))
     (found,) = examine(subject, ["openvino"])
     assert (found.level, "bfloat16 or float32" in found.text) == (Level.MISSING, True)
+
+
+def test_openvino_cannot_be_asked_for_on_a_gpu() -> None:
+    with pytest.raises(RuntimeProblem, match="which runs on a CPU: make it auto"):
+        files.check("float16", cuda=True)
 
 
 def test_weights_that_are_not_here_are_told_with_the_command_that_fetches_them(tmp_path: Path) -> None:
