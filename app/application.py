@@ -35,7 +35,7 @@ from app.settings import Settings
 from app.startup import StartError, build_pool, check_runtime, runtime_in_words
 from app.tracing import Tracing, tracing
 from scheduler import messages as m
-from workers.devices import Gpu, Placement, choose_devices
+from workers.devices import DeviceChoice, Gpu, choose_devices
 from workers.edge_process import EdgeService, EdgeSetup, edge_layout
 from workers.engine.config import EngineConfig
 from workers.logs import suitable
@@ -154,7 +154,7 @@ class Application:
         if isinstance(self.failure, NothingServedError):
             log.error("All workers have failed; shutting down: %s", self.failure)
         elif self.failure is not None:
-            log.error("The pool has failed; shutting down", exc_info=self.failure)
+            log.error("An internal error stopped the scheduling of jobs; shutting down", exc_info=self.failure)
         self._ended()
 
     def _alarm(self, loop: asyncio.AbstractEventLoop, gpu: Gpu, xid: int) -> None:
@@ -202,7 +202,7 @@ def _edge_service(settings: Settings) -> EdgeService:
     return EdgeService(edge_layout(server.max_image_bytes, engine.size), setup)
 
 
-def _announce(settings: Settings, placement: Placement) -> None:
+def _announce(settings: Settings, placement: DeviceChoice) -> None:
     engine = settings.engine
     if engine.kind == "echo":
         log.info("Serving echo: images come back as they are")

@@ -18,6 +18,7 @@ from scheduler import messages as m
 from workers.engine.contract import Task
 from workers.engine.header import Header, output_size
 from workers.jobs import ProgressCallback, ProgressEvent
+from workers.logs import counted
 from workers.pool import Pool
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ class Workload:
     height: int
 
     def __str__(self) -> str:
-        images, steps = "s" * (self.images != 1), "s" * (self.steps != 1)
-        return f"{self.images} image{images} of {self.width}x{self.height} in {self.steps} step{steps}"
+        images, steps = counted(self.images, "image"), counted(self.steps, "step")
+        return f"{images} of {self.width}x{self.height} in {steps}"
 
 
 class ImageGenerator:

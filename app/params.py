@@ -1,8 +1,9 @@
 """The table of request options, `PARAMS`: which values each takes, what it means, and what it is called where.
 
 Requests, error messages, OpenAPI, the command line, the page, and AUTOMATIC1111's and OpenAI's interfaces all work by
-it. To add an option, add a field to `RequestOptions` and a row to `PARAMS`; it reaches the engine if the engine's
-`Options` have a field of its name. What a request leaves out is as configured: `workers.engine.contract.resolved`.
+it. To add an option, add a field to `RequestOptions` and a row to `PARAMS`; it reaches the engine if its
+`EngineOptions` have a field of that name. What a request leaves out is as configured:
+`workers.engine.contract.resolved`.
 """
 
 import secrets
@@ -15,7 +16,7 @@ import msgspec
 from app.errors import Error, Problem, quoted
 from app.settings import Settings
 from workers.engine.config import EngineConfig
-from workers.engine.contract import AS_CONFIGURED, ControlImage, Embedding, Format, Options, Resolved, resolved
+from workers.engine.contract import AS_CONFIGURED, ControlImage, Embedding, EngineOptions, Format, Resolved, resolved
 
 SEED_MIN, SEED_MAX = -(2**63), 2**64 - 1  # 64 bits, signed or unsigned; each is another image
 SEEDS = SEED_MAX + 1 - SEED_MIN
@@ -236,7 +237,7 @@ class GenerationParams:
     image: bytes
     text: str
     seed: int
-    options: Options
+    options: EngineOptions
     number_of_images: int = 1
     priority: int = 0
     blamed: str | None = None
@@ -256,10 +257,10 @@ def seeds(first: int, images: int) -> list[int]:
     return [(first - SEED_MIN + n) % SEEDS + SEED_MIN for n in range(images)]
 
 
-def engine_options(fields: RequestOptions, output: OutputOptions, embed_metadata: Embedding = "none") -> Options:
+def engine_options(fields: RequestOptions, output: OutputOptions, embed_metadata: Embedding = "none") -> EngineOptions:
     """The engine's options for some fields. `output` and `embed_metadata` apply unless the fields say otherwise."""
     said = {name: value for name in OF_THE_ENGINE if (value := getattr(fields, name)) is not None}
-    return Options(
+    return EngineOptions(
         negative=fields.negative_prompt,
         format=fields.output_format or output.file_format,
         previews=output.previews,
@@ -301,7 +302,7 @@ class Rules:
             {**always, **resolved(AS_CONFIGURED, engine)._asdict(), "embed_metadata": server.embed_metadata},
         )
 
-    def resolved(self, options: Options) -> Resolved:
+    def resolved(self, options: EngineOptions) -> Resolved:
         return resolved(options, self.engine)
 
     def faults(

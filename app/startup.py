@@ -9,7 +9,7 @@ from app.settings import Settings, SettingsError, located, read
 from scheduler.core import Scheduler
 from workers.channel import PARAMS_BYTES
 from workers.console import command
-from workers.devices import Placement
+from workers.devices import DeviceChoice
 from workers.engine.config import EngineConfig
 from workers.engine.metadata import About
 from workers.engine.runtimes import files, openvino_files
@@ -64,7 +64,7 @@ def _cache(folder: str) -> Path:
         raise StartError(f"workers.cache is {folder}, but this user has no home folder") from None
 
 
-def check_runtime(settings: Settings, placement: Placement) -> None:
+def check_runtime(settings: Settings, placement: DeviceChoice) -> None:
     """Check the packages and files of the runtime before any worker starts. Raises StartError."""
     engine, cuda = settings.engine, placement.on_gpu
     if engine.kind != "diffusion":
@@ -101,7 +101,7 @@ def about(settings: Settings) -> About:
     return About(settings.server.model_name, f"Contour {__version__}")
 
 
-def build_pool(settings: Settings, placement: Placement, cores: int, observe: Observer) -> Pool:
+def build_pool(settings: Settings, placement: DeviceChoice, cores: int, observe: Observer) -> Pool:
     """Build a pool with one worker per device; the workers share `cores`."""
     threads = settings.workers.threads_per_worker(cores, len(placement.devices))
     core = Scheduler([device.id for device in placement.devices], settings.scheduler)

@@ -31,4 +31,5 @@ class Limits:
     quarantine_after: Annotated[int, msgspec.Meta(ge=1, extra={"former": "out_after"})] = 5
     """A worker that exits so often without finishing an image is quarantined; when all are, the service ends."""
     quarantine_pause: Annotated[float, msgspec.Meta(ge=0, extra={"former": "out_pause"})] = 300.0
-    """How long a worker is quarantined before it is tried again. A worker ready for as long has all its tries again."""
+    """How long a worker is quarantined before it is tried again. Once it has been ready for as
+    long, its exits are counted from zero."""

@@ -431,7 +431,7 @@ class Workers:
         """Validate invariants; raises BrokenInvariantError. Until it is `opened`, no worker is to be spawned."""
         for worker in self:
             require(not worker.slots or worker.state in {WorkerState.READY, WorkerState.ENDING}, "slots too soon")
-            require(not worker.exclusive or len(worker.slots) == 1, f"{worker.id} has a suspect in company")
+            require(not worker.exclusive or len(worker.slots) == 1, f"{worker.id} runs another job beside a suspect")
             pausing = opened and worker.state in {WorkerState.BACKOFF, WorkerState.QUARANTINED}
             watched = pausing or worker.state is WorkerState.LOADING or (worker.ready and bool(worker.slots))
             require((worker.alarm is not None) == watched, f"{worker.id} has a wrong alarm")

@@ -20,8 +20,9 @@ from typing import TypeAlias, assert_never
 import msgspec
 
 from scheduler import messages as m
-from workers.engine.contract import MAX_SIZES, EngineStatus, Options, Task
+from workers.engine.contract import MAX_SIZES, EngineOptions, EngineStatus, Task
 from workers.engine.trials import TRIALS
+from workers.logs import counted
 from workers.shared_memory import SlotLayout
 
 MAX_MESSAGE = (
@@ -105,7 +106,7 @@ class TaskParams(m.Message, frozen=True):
 
     text: str
     seed: int
-    options: Options
+    options: EngineOptions
 
 
 _params: msgspec.msgpack.Decoder[TaskParams] = msgspec.msgpack.Decoder(TaskParams)
@@ -200,7 +201,7 @@ def summary(status: EngineStatus) -> str:
         if number
     ]
     fallbacks = sum(number for _, number in status.fallbacks)
-    return ", ".join([*graphs, f"{fallbacks} fallbacks" if fallbacks else "no fallback"])
+    return ", ".join([*graphs, counted(fallbacks, "fallback") if fallbacks else "no fallback"])
 
 
 def is_possible(report: Report, layout: SlotLayout) -> bool:  # noqa: C901, PLR0911 - one line for each report

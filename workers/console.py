@@ -89,7 +89,7 @@ class _Once(argparse.Action):
 def leave(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run a command with the arguments of this process, and exit with its code.
 
-    It exits without a traceback on Ctrl-C (130), and when nobody reads its output any more (141), as under `| head`.
+    It exits without a traceback on Ctrl+C (130), and when nobody reads its output any more (141), as under `| head`.
     """
     code: int | str | None
     try:

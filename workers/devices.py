@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from workers.logs import counted
+
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -26,7 +28,7 @@ class DeviceSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class DeviceChoice:
     """The device of each worker, and the reason for the choice as a sentence."""
 
     devices: tuple[DeviceSpec, ...]
@@ -55,7 +57,7 @@ class Inventory(Protocol):
 
 def choose_devices(
     environ: Mapping[str, str], nvml: Inventory | None, cpu_workers: int, cuda_built: bool | None = None
-) -> Placement:
+) -> DeviceChoice:
     """Return a worker for each CUDA device to use; where there is none, CPU workers.
 
     `cuda_built`: whether the installed torch can use CUDA; None asks torch.
@@ -119,14 +121,14 @@ def _by_uuid(token: str, gpus: Sequence[Gpu]) -> str | None:
     return matches[0] if len(matches) == 1 else None
 
 
-def _all_of(gpus: Sequence[Gpu], cpu_workers: int) -> Placement:
+def _all_of(gpus: Sequence[Gpu], cpu_workers: int) -> DeviceChoice:
     tokens = [uuid for gpu in gpus for uuid in ((gpu.uuid,) if gpu.instances is None else gpu.instances)]
     if not tokens:
         return _on_cpu(cpu_workers, "No GPU has a MIG instance" if gpus else "The NVIDIA driver lists no GPU")
     return _on_gpus(tokens, f"{VARIABLE} is not set, so every GPU: {_names(gpus)}")
 
 
-def _listed_of(gpus: Sequence[Gpu], listed: str, cpu_workers: int) -> Placement:
+def _listed_of(gpus: Sequence[Gpu], listed: str, cpu_workers: int) -> DeviceChoice:
     tokens = visible_tokens(listed, gpus)
     if not tokens:
         return _on_cpu(cpu_workers, f"{VARIABLE}={listed} names no usable device of this machine ({_names(gpus)})")
@@ -135,14 +137,14 @@ def _listed_of(gpus: Sequence[Gpu], listed: str, cpu_workers: int) -> Placement:
     return _on_gpus(tokens, f"{VARIABLE}={listed}{ignored}")
 
 
-def _on_gpus(tokens: Sequence[str], why: str) -> Placement:
-    reason = f"Running on {len(tokens)} CUDA device{'s' * (len(tokens) > 1)}; {why}"
-    return Placement(tuple(DeviceSpec(f"gpu{i}", "cuda", token) for i, token in enumerate(tokens)), reason)
+def _on_gpus(tokens: Sequence[str], why: str) -> DeviceChoice:
+    reason = f"Running on {counted(len(tokens), 'CUDA device')}; {why}"
+    return DeviceChoice(tuple(DeviceSpec(f"gpu{i}", "cuda", token) for i, token in enumerate(tokens)), reason)
 
 
-def _on_cpu(workers: int, why: str) -> Placement:
-    reason = f"{why}; running on the CPU ({workers} worker{'s' * (workers > 1)})"
-    return Placement(tuple(DeviceSpec(f"cpu{i}", "cpu", None) for i in range(workers)), reason)
+def _on_cpu(workers: int, why: str) -> DeviceChoice:
+    reason = f"{why}; running on the CPU ({counted(workers, 'worker')})"
+    return DeviceChoice(tuple(DeviceSpec(f"cpu{i}", "cpu", None) for i in range(workers)), reason)
 
 
 def _names(gpus: Sequence[Gpu]) -> str:

@@ -134,7 +134,7 @@ def edge_layout(image_bytes: int, sizing: Sizing) -> SlotLayout:
     return SlotLayout(1, image_bytes + PARAMS_BYTES, pixels * 17 // 16 + PNG_BYTES)
 
 
-class FairQueue:
+class FairLock:
     """Gives the process to one request at a time: a FIFO per client, and the clients take turns."""
 
     def __init__(self) -> None:
@@ -195,7 +195,7 @@ class EdgeService:
         self._limits = limits or EdgeLimits()
         self._processes = Processes({ID: setup}, layout, self._on_report, self._on_exit)
         self._memory = self._processes.memory(ID)
-        self._queue = FairQueue()
+        self._queue = FairLock()
         self._seconds: deque[float] = deque(maxlen=RECENT)  # what the last images took
         self._answer: asyncio.Future[bytes]  # to the last order, or empty when it is ready
         self._gone = asyncio.Event()
@@ -307,7 +307,7 @@ class EdgeService:
 
     def _send(self, task: EdgeTask) -> None:
         if self.process is None:  # it became ready and exited in one turn of the event loop
-            raise _GoneError("it exited before it was asked")
+            raise _GoneError("it exited before it got the image")
         params = _pack((task.size, task.work))
         self._memory.write(SLOT, task.image, params)
         self._processes.send(ID, Run(SLOT, 0, len(task.image), len(params)))
@@ -330,7 +330,7 @@ class EdgeService:
         try:
             self._memory.clear()
         except OSError:  # madvise is missing in some sandboxes; the next image overwrites this one
-            log.exception("The memory of the edge process cannot be emptied")
+            log.exception("Cannot clear the memory that is shared with the edge process")
         finally:
             self._gone.set()  # `close` waits for it
 

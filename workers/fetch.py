@@ -11,7 +11,7 @@ Exit codes: 0 all is there; 1 weights are unavailable or damaged; 2 the configur
 import os
 import signal
 
-if __name__ == "__main__":  # Ctrl-C during the imports below shows no traceback
+if __name__ == "__main__":  # Ctrl+C during the imports below shows no traceback
     signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
 
 import sys

@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeAlias
 LogFormat: TypeAlias = Literal["human", "json"]
 
 INDENT = "    "
+CHATTY = ("PIL", "asyncio")
+"""Libraries that write a line for each chunk of a file, or the like, at level DEBUG."""
 
 
 class Record(ABC):
@@ -43,8 +45,15 @@ def configure(level: str, log_format: LogFormat = "human") -> None:
     handler.setFormatter(_FORMATTERS[log_format]())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(capture=True)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(max(logging.INFO, logging.getLogger().level))
     # The service logs its own start and end.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 worker", "2 workers"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 @contextmanager

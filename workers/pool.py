@@ -289,7 +289,7 @@ class Pool:
                 self._jobs.previewed(worker, report)
             case StatusChanged(status):
                 self.statuses[worker] = status
-                log.info("Worker %s runs with %s", worker, summary(status))
+                log.info("Worker %s: %s", worker, summary(status))
 
     def _log_level(self, worker: m.WorkerId, costs: m.Costs) -> int:
         """Log new costs of a worker if they have changed: an idle one measures itself every minute."""

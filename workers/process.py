@@ -48,7 +48,7 @@ REAP_SECONDS = 0.01  # between two looks at a process that is exiting
 LAST_REPORTS = 4096  # that an ended process may have left behind
 REPORTS_AT_ONCE = 64  # of one worker, after which others have their turn
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15  # <linux/prctl.h>
-GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # that are sent to a whole group: by Ctrl-C, by `systemctl stop`
+GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # that are sent to a whole group: by Ctrl+C, by `systemctl stop`
 
 
 class Setup(Protocol):
@@ -345,9 +345,9 @@ class Processes(Generic[AnySetup]):
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Block Ctrl-C for a process that is started within, until its `die_with_parent` ignores it.
+    """Block Ctrl+C for a process that is started within, until its `die_with_parent` ignores it.
 
-    On a terminal Ctrl-C signals the whole group, and would end a process that still imports modules with a traceback.
+    On a terminal Ctrl+C signals the whole group, and would end a process that still imports modules with a traceback.
     A process inherits blocked signals. multiprocessing blocks them for its own tracker, whose start unblocks them: so
     that is started before.
     """

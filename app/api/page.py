@@ -51,7 +51,7 @@ class PageSettings(msgspec.Struct, frozen=True):
     needs_key: bool
     negative_prompt: str
     fields: dict[str, Setting]
-    taken: RequestLimits
+    limits: RequestLimits
     about: About | None
 
 
@@ -76,7 +76,7 @@ def page_settings(settings: Settings) -> PageSettings:
             for name, each in rules.ranges.items()
             if name in rules.defaults
         },
-        taken=RequestLimits(rules.max_image_bytes, rules.max_pixels, rules.max_text_chars),
+        limits=RequestLimits(rules.max_image_bytes, rules.max_pixels, rules.max_text_chars),
         about=_about(settings.engine),
     )
 
@@ -92,5 +92,5 @@ def _about(engine: EngineConfig) -> About | None:
         return None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         form = '{"text": at most 500 characters, "prompts": at most 12 texts}'
-        log.warning("The page does not show %s: it cannot be read as %s", path, form)
+        log.warning("Ignoring %s, which the page would show: it must be JSON of the form %s", path, form)
         return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from app.settings import Settings
-    from workers.devices import Placement
+    from workers.devices import DeviceChoice
     from workers.nvml import Nvml
 
 MIB, GIB = 2**20, 2**30
@@ -63,7 +63,7 @@ class Subject:
         return Nvml.open()
 
     @cached_property
-    def placement(self) -> "Placement":
+    def placement(self) -> "DeviceChoice":
         """Which workers would run where."""
         from workers.devices import choose_devices
 

@@ -17,6 +17,7 @@ from app.startup import slot_layout
 from workers.config import home_folder
 from workers.engine.weights import absent
 from workers.folders import existing, refuse_if_shared
+from workers.logs import counted
 from workers.machine import GROUPS, MEMBERSHIP, available_cores, group_folders
 from workers.shared_memory import SlotMemory
 
@@ -80,7 +81,7 @@ def _cores(subject: Subject) -> Finding:
     granted, there = available_cores(), os.cpu_count() or 1
     workers = len(subject.placement.devices)
     threads = subject.settings.workers.threads_per_worker(granted, workers)
-    text = f"{granted} of {there} for this process; {workers} worker(s) with {threads} thread(s)"
+    text = f"{granted} of {there} for this process; {counted(workers, 'worker')} with {counted(threads, 'thread')} each"
     if workers * threads > granted and not subject.on_gpu:
         return Finding(
             "cores", Level.WARNING, f"{text}: more threads than cores", "lower workers.threads or workers.cpu_workers"
@@ -109,7 +110,8 @@ def _of_machine(subject: Subject) -> Finding:
     copies = 2 if engine.runtime_on(cuda=subject.on_gpu) == "openvino" else 1  # its own, beside torch's
     each = ECHO_BYTES if engine.kind == "echo" else WORKER_BYTES + copies * bytes_of_weights(subject)
     free, needed = available_bytes(), workers * each
-    text = f"{size(free)} available; {workers} worker(s) need about {size(needed)}, and some more for each image"
+    need = f"{counted(workers, 'worker')} need{'s' * (workers == 1)} about {size(needed)}"
+    text = f"{size(free)} available; {need}, and some more for each image"
     if free < needed:
         return Finding("memory", Level.WARNING, text, "end other programs, raise the limit, or run fewer workers")
     return Finding("memory", Level.OK, text)

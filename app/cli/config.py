@@ -56,7 +56,7 @@ def _parser() -> Parser:
 def effective(settings: Settings, document: Document) -> Iterator[str]:
     """The lines of a configuration file that says the same from any folder, each value with its origin."""
     settings = replace(settings, engine=locate(settings.engine, document.path.parent))
-    yield f"# {_printable(str(document.path))}, with what overrides it."
+    yield f"# {_printable(str(document.path))}, with its overrides."
     if settings.server.api_key is not None:
         yield "# server.api_key is not shown: set it again where you use this file, or the service is open to all."
     for section in fields(settings):

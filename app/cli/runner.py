@@ -20,7 +20,7 @@ from app.settings import Settings
 from app.startup import build_pool
 from scheduler import messages as m
 from workers.confinement import forget_secrets
-from workers.devices import Placement
+from workers.devices import DeviceChoice
 from workers.folders import replace_file
 from workers.pool import NothingServedError, Pool
 
@@ -149,7 +149,7 @@ class Runner:
 # -------------------------------------------------------------------------------------------------------- the workers
 
 
-async def run_plan(settings: Settings, placement: Placement, cores: int, runner: Runner) -> None:
+async def run_plan(settings: Settings, placement: DeviceChoice, cores: int, runner: Runner) -> None:
     """Start the workers, generate everything, and stop them.
 
     Raises NoWorkersError, or InterruptedByError after a signal, which stops everything at once.

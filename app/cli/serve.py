@@ -22,6 +22,7 @@ from app.settings import Settings
 from app.startup import StartError, prepared
 from workers.confinement import forget_secrets
 from workers.console import WRONG, Parser, add_configuration
+from workers.logs import counted
 from workers.machine import available_cores
 from workers.nvml import Nvml
 
@@ -127,9 +128,9 @@ class _Service:
 
     def _drain(self, number: int) -> None:
         requests, seconds = self._application.lifecycle.open_requests, self._settings.server.drain_seconds
-        again = "press Ctrl-C" if number == signal.SIGINT else f"send {signal.Signals(number).name}"
+        again = "press Ctrl+C" if number == signal.SIGINT else f"send {signal.Signals(number).name}"
         if requests:
-            what = f"{requests} request{'s' if requests > 1 else ''}"
+            what = counted(requests, "request")
             log.info("Finishing %s, for at most %g s; %s again to stop at once", what, seconds, again)
         else:
             log.info("Stopping; %s again to stop at once", again)

@@ -1,4 +1,4 @@
-/** Whether the server can make images now. While it cannot, the page says why, and looks again. */
+/** Whether the server can make images now. While it cannot, the page says why, and polls. */
 
 import { byId, say } from "./dom.js";
 import { readiness } from "./service.js";
@@ -10,7 +10,7 @@ export class Availability {
   #timer;
   #back;
 
-  /** @param {() => void} back is called when the server is there again after it was not */
+  /** @param {() => void} back is called when the server can be reached again */
   constructor(back) {
     this.#back = back;
     byId("server-retry").onclick = () => this.look();

@@ -1,4 +1,4 @@
-/** A request or a result, as it is shown. */
+/** A card: shows a request or its result. */
 
 import { Compare } from "./compare.js";
 import { make, parts, say, show } from "./dom.js";
@@ -8,18 +8,18 @@ import { failed, facts, fileName, phase } from "./wording.js";
 /**
  * @typedef {import("./job.js").Job} Job
  * @typedef {import("./job.js").Result} Result
- * @typedef {import("./job.js").Wanted} Wanted
+ * @typedef {import("./job.js").GenerationParams} GenerationParams
  * @typedef {{
  *   again: (result: Result) => void, reuse: (image: Blob) => void, refill: (result: Result, seed: string) => void,
- *   retry: (wanted: Wanted) => void, enlarge: (image: Blob, words: string) => void, save: (results: Result[]) => void,
+ *   retry: (params: GenerationParams) => void, enlarge: (image: Blob, words: string) => void, save: (results: Result[]) => void,
  *   remove: (result: Result) => void, closed: (card: Card) => void,
  * }} Actions
  */
 
 const TICK = 200; // ms
-const UNCOVERED = 50; // percent of what was before, when it is chosen
+const UNCOVERED = 50; // percent of the earlier image that a click on it shows
 const YOURS = "Yours";
-let cards = 0; // each needs names of its own for its radio buttons
+let cards = 0; // makes the names of each card's radio buttons unique
 
 export class Card {
   root;
@@ -49,7 +49,7 @@ export class Card {
     this.#part.cancel.addEventListener("click", () => this.#job?.cancel());
   }
 
-  /** Whether it is about work that goes on. */
+  /** Whether its request is still running. */
   get live() {
     return this.#job?.live ?? false;
   }
@@ -63,12 +63,12 @@ export class Card {
     this.#actions.closed(this);
   }
 
-  /** Show how a job goes, to its end; done when the card has its size. @param {Job} job */
+  /** Show the progress of a job until it ends. Resolves when the card has its size. @param {Job} job */
   follow(job) {
     this.#job = job;
     this.#part.close.hidden = true;
-    this.#part.stage.replaceChildren(...job.forming.map(() => this.#forming(job.wanted)));
-    this.#part.beside.replaceChildren(...this.#befores(job.wanted));
+    this.#part.stage.replaceChildren(...job.forming.map(() => this.#forming(job.params)));
+    this.#part.beside.replaceChildren(...this.#befores(job.params));
     job.addEventListener("change", () => this.#progress(job));
     this.#ticking = setInterval(() => this.#tick(job), TICK);
     this.#progress(job);
@@ -93,7 +93,7 @@ export class Card {
     this.#warn(result.warnings ?? []);
   }
 
-  /** What can be done with a result. @param {Result} result */
+  /** Add the buttons for a result. @param {Result} result */
   #offer(result) {
     const { again, reuse, refill, all, delete: remove } = this.#part;
     const seed = () => seedOf(result.fields.random_seed, this.#chosen);
@@ -111,10 +111,10 @@ export class Card {
     this.#part.warnings.hidden = !warnings.length;
   }
 
-  /** The place where an image forms: over its edges, as long as there is nothing of it. @param {any} wanted */
-  #forming(wanted) {
-    const ground = make("img", { className: wanted.edges ? `ground ${looks(wanted)}` : "ground", alt: "" });
-    show(ground, wanted.edges ?? wanted.image);
+  /** The place of an unfinished image: shows its edges until there is a preview. @param {any} params */
+  #forming(params) {
+    const ground = make("img", { className: params.edges ? `ground ${looks(params)}` : "ground", alt: "" });
+    show(ground, params.edges ?? params.image);
     return make("div", { className: "forming" }, ground, make("img", { className: "preview", alt: "", hidden: true }));
   }
 
@@ -129,7 +129,7 @@ export class Card {
     });
     this.#tick(job);
     if (job.phase === "done" && job.result) this.finish(job.result);
-    else if (job.phase === "failed" && job.failure) this.fail(job.wanted, job.failure);
+    else if (job.phase === "failed" && job.failure) this.fail(job.params, job.failure);
     else if (job.phase === "cancelled") this.close();
   }
 
@@ -140,11 +140,11 @@ export class Card {
     say(this.#part.clock, `${job.seconds.toFixed(1)} s`);
   }
 
-  /** Show why there is no result. @param {Wanted} wanted @param {import("./service.js").Failure} failure */
-  fail(wanted, failure) {
+  /** Show why there is no result. @param {GenerationParams} params @param {import("./service.js").Failure} failure */
+  fail(params, failure) {
     clearInterval(this.#ticking);
     const { title, detail, retryAfter } = failed(/** @type {any} */ (failure));
-    this.#part.retry.onclick = () => this.#actions.retry(wanted);
+    this.#part.retry.onclick = () => this.#actions.retry(params);
     for (const part of ["progress", "stage", "beside"]) this.#part[part].hidden = true;
     this.#part.close.hidden = this.#part.problem.hidden = false;
     say(this.#part["problem-title"], title);
@@ -152,13 +152,13 @@ export class Card {
     this.#countDown(retryAfter ?? 0);
   }
 
-  /** When it makes sense to try again. @param {number} seconds */
+  /** Enable the button to try again after some seconds. @param {number} seconds */
   #countDown(seconds) {
     say(this.#part.wait, seconds > 0 ? `in ${seconds} s` : "");
     if (seconds > 0) this.#ticking = setTimeout(() => this.#countDown(seconds - 1), 1000);
   }
 
-  /** Which of several images is shown. @param {Result} result */
+  /** Buttons that choose which of several images is shown. @param {Result} result */
   #choice(result) {
     const buttons = result.images.map((image, i) => {
       const thumb = make("img", { alt: `Image ${i + 1} of ${result.images.length}` });
@@ -185,9 +185,9 @@ export class Card {
     this.#part.facts.replaceChildren(...said);
   }
 
-  /** What the result can be compared with, when it is there. @param {Wanted} wanted */
-  #befores(wanted) {
-    const both = /** @type {[string, Blob | null, string][]} */ ([[YOURS, wanted.image, ""], ["Edges", wanted.edges, looks(wanted)]]);
+  /** Buttons for the images to compare the result with. @param {GenerationParams} params */
+  #befores(params) {
+    const both = /** @type {[string, Blob | null, string][]} */ ([[YOURS, params.image, ""], ["Edges", params.edges, looks(params)]]);
     const choices = both.flatMap(([name, image, look]) => (image ? [this.#before(name, image, look)] : []));
     const group = make("div", { role: "radiogroup", "aria-labelledby": this.#name }, ...choices);
     return [make("p", { id: this.#name }, this.#compare ? "Compare with" : "Made from"), group];
@@ -199,7 +199,7 @@ export class Card {
     const thumb = make("img", { alt: "", className: look });
     show(thumb, image);
     const pick = make("input", { type: "radio", name: this.#name, checked: compare && name === YOURS, disabled: !compare });
-    // A click on what is chosen already is to show it, too.
+    // A click on the chosen button shows its image as well.
     for (const kind of ["change", "click"]) {
       pick.addEventListener(kind, () => {
         compare?.before(image, name);
@@ -213,5 +213,5 @@ export class Card {
 /** @param {Result} result */
 const described = (result) => `Result: ${result.fields.text}`;
 
-/** The class of an image of edges: lines that were found are thin. @param {Wanted} wanted */
+/** The CSS class of an edge map: detected lines are thin. @param {GenerationParams} params */
 const looks = ({ options }) => (options?.control_image === "edges" ? "" : "edges");

@@ -2,8 +2,8 @@
 
 import { byId, make, show } from "./dom.js";
 
-const HANDLE = 29; // pixels around the handle's middle in which a press takes it, and that it keeps from the sides
-const MOVED = 5; // pixels, from which on a press is no click
+const HANDLE = 29; // pixels: the radius in which a press grabs the handle, and its distance from the sides
+const MOVED = 5; // pixels: a press that moves farther is a drag
 
 export class Compare {
   root;
@@ -24,21 +24,21 @@ export class Compare {
     button.addEventListener("click", enlarge);
     this.root = make("div", { className: "compare" }, this.#after, this.#before, this.#range, handle, button);
     this.#range.addEventListener("input", () => {
-      if (!this.#pressed) this.#tell();
+      if (!this.#pressed) this.#draw();
     });
     this.#range.addEventListener("pointerdown", this.#press);
     this.#range.addEventListener("pointermove", this.#drag);
-    // Not `click`: there is none where a finger taps a slider.
+    // Not `click`, which a finger that taps a slider does not cause.
     this.#range.addEventListener("pointerup", () => {
-      if (this.#taken()) this.#enlarge();
+      if (this.#revertPress()) this.#enlarge();
     });
-    this.#range.addEventListener("pointercancel", () => this.#taken()); // the finger scrolls the page
+    this.#range.addEventListener("pointercancel", () => this.#revertPress()); // the finger scrolls the page
     this.#range.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
       if (event.key !== "Enter") return;
       event.preventDefault();
       this.#enlarge();
     });
-    this.#tell();
+    this.#draw();
   }
 
   /** @param {Blob} image @param {string} words what it shows */
@@ -51,16 +51,16 @@ export class Compare {
   before(image, name) {
     show(this.#before, image);
     this.#name = name;
-    this.#tell();
+    this.#draw();
   }
 
-  /** Uncover so much of what was before, 0 to 100, if nothing is uncovered yet. @param {number} share */
+  /** Show this percentage of the earlier image, if none of it is shown yet. @param {number} share */
   reveal(share) {
     if (this.#range.value === "0") this.#range.value = String(share);
-    this.#tell();
+    this.#draw();
   }
 
-  /** Let go of the images. */
+  /** Release the images. */
   close() {
     show(this.#after, null);
     show(this.#before, null);
@@ -79,19 +79,19 @@ export class Compare {
   #drag = ({ clientX, clientY }) => {
     if (!this.#pressed || Math.hypot(clientX - this.#pressed.x, clientY - this.#pressed.y) < MOVED) return;
     this.#pressed = null;
-    this.#tell();
+    this.#draw();
   };
 
-  /** Take back where a press moved the slider, if it was no drag; whether it was none. */
-  #taken() {
+  /** Move the slider back if the press was a click, not a drag. Returns whether it was a click. */
+  #revertPress() {
     if (!this.#pressed) return false;
     this.#range.value = this.#pressed.value;
     this.#pressed = null;
-    this.#tell();
+    this.#draw();
     return true;
   }
 
-  #tell() {
+  #draw() {
     const { value } = this.#range;
     this.root.style.setProperty("--at", `${value}%`);
     this.root.classList.toggle("shut", value === "0");

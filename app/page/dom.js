@@ -1,4 +1,4 @@
-/** The few things that every part does with the document. */
+/** Helpers for the document. */
 
 /**
  * The element with this id.
@@ -50,7 +50,7 @@ export function say(element, text) {
  */
 export function announce(text) {
   byId("status").textContent = "";
-  // What is said twice is heard twice only if there was something else between.
+  // A screen reader repeats a message only if the text was different in between.
   setTimeout(() => say(byId("status"), text), 50);
 }
 

@@ -8,12 +8,12 @@
 import { Table } from "./store.js";
 
 /**
- * @typedef {import("./job.js").Wanted} Wanted
+ * @typedef {import("./job.js").GenerationParams} GenerationParams
  * @typedef {{strokes: import("./strokes.js").Stroke[], width: number, height: number, ground: Blob | null, open: boolean}} Sketched
  */
 
 const FORM = "contour-form";
-const VERSION = 1; // of the form's state; another one for every change of what is in it
+const VERSION = 1; // of the form's state; increase it with every change of the state's fields
 const TAB = "contour-tab";
 const MOST_BYTES = 30e6; // of one image
 const MOST_JOBS = 20;
@@ -24,9 +24,9 @@ export class Draft {
   #table = new Table("contour-draft", "drafts");
   #tab = tabName();
   #jobs = new Set();
-  #jobsMade = Date.now(); // after a reload, names must not be those from before
+  #jobsMade = Date.now(); // names must differ from those before a reload
 
-  /** The form as it was, or null; what another version of the page kept is not it. @returns {any} */
+  /** The state of the form, or null if none is stored or another version of the page stored it. @returns {any} */
   get form() {
     try {
       const { version, state } = JSON.parse(sessionStorage.getItem(FORM) ?? "{}");
@@ -41,20 +41,20 @@ export class Draft {
     try {
       sessionStorage.setItem(FORM, JSON.stringify({ version: VERSION, state }));
     } catch {
-      // No room, or no storage: then a reload loses it, as it always did.
+      // No room, or no storage: then a reload loses it.
     }
   }
 
   /**
    * What was kept besides the form.
-   * @returns {Promise<{image: Blob | null, sketch: Sketched | null, jobs: {name: string, wanted: Wanted}[]}>}
+   * @returns {Promise<{image: Blob | null, sketch: Sketched | null, jobs: {name: string, params: GenerationParams}[]}>}
    */
   async load() {
     const records = await this.#table.open();
     const [own, others] = [true, false].map((mine) => records.filter((each) => (each.tab === this.#tab) === mine));
     others.sort((one, other) => other.at - one.at);
     others.filter((each, i) => i >= MOST_OF_OTHERS || Date.now() - each.at > DAY).forEach((each) => this.#table.delete(each.id));
-    const jobs = own.filter((each) => each.kind === "job").map((each) => ({ name: each.name, wanted: each.value }));
+    const jobs = own.filter((each) => each.kind === "job").map((each) => ({ name: each.name, params: each.value }));
     jobs.forEach(({ name }) => this.#jobs.add(name));
     const kept = (/** @type {string} */ kind) => own.find((each) => each.kind === kind)?.value ?? null;
     return { image: kept("image"), sketch: kept("sketch"), jobs };
@@ -70,12 +70,12 @@ export class Draft {
     return sketch ? this.#keep("sketch", "sketch", sketch) : this.#table.delete(this.#id("sketch"));
   }
 
-  /** Keep a request until it is done. @param {Wanted} wanted @returns {string} its name here */
-  keepJob(wanted) {
+  /** Keep a request until it is done. @param {GenerationParams} params @returns {string} its name in the store */
+  keepJob(params) {
     const name = `job-${++this.#jobsMade}`;
     if (this.#jobs.size < MOST_JOBS) {
       this.#jobs.add(name);
-      this.#keep("job", name, wanted);
+      this.#keep("job", name, params);
     }
     return name;
   }

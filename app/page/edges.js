@@ -1,11 +1,11 @@
-/** The edges of the image, kept up to date; where there are none, the reason and a way on. */
+/** Shows the edges of the image and keeps them up to date; if there are none, says why and what to do. */
 
 import { byId, say, show } from "./dom.js";
 import { isBlack } from "./line-art.js";
 import { edges } from "./service.js";
 import { briefly } from "./wording.js";
 
-const PAUSE = 150; // ms that a slider must rest
+const PAUSE = 150; // ms without a movement of the slider
 
 /**
  * @typedef {{image: Blob | null, thresholds: {canny_low: number, canny_high: number}, asTheyAre: boolean}} Asked
@@ -15,7 +15,7 @@ const PAUSE = 150; // ms that a slider must rest
 export class Edges {
   /** @type {Blob | null} of the image and the thresholds as they are */
   current = null;
-  failing = false; // the latest edges could not be had
+  failing = false; // the latest request for edges failed
   #image = byId("edges-image");
   #frame = byId("edges-frame");
   #asked = new AbortController();
@@ -25,7 +25,7 @@ export class Edges {
   /** @type {Asked | null} */
   #latest = null;
 
-  /** @param {Actions} actions `failed` is told of a failure, or null when there is none any more */
+  /** @param {Actions} actions `failed` is called with a failure, or null when it is over */
   constructor(actions) {
     this.#actions = actions;
   }

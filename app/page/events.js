@@ -2,7 +2,7 @@
 
 /** @typedef {{name: string, data: string}} ServerEvent */
 
-/** Text in pieces, events out. */
+/** Parses chunks of text into events. */
 export class Parser {
   #rest = "";
   #name = "";
@@ -42,7 +42,7 @@ export class Parser {
   }
 }
 
-const QUIET = 50_000; // ms; the service sends a comment every 15 s at least, so then the connection is gone
+const QUIET = 50_000; // ms; the service sends a comment at least every 15 s, so the connection is lost
 
 /**
  * The events of a response, as they come. Throws when nothing has come for `quiet` ms: a network that is gone says so late.

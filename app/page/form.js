@@ -1,11 +1,11 @@
-/** What is asked for, besides the image: prompt, seed and settings. */
+/** The form: prompt, seed and settings. The image is in `source.js`. */
 
 import { byId, make, say } from "./dom.js";
 import { tokens, WINDOW } from "./prompt-length.js";
 import { isSeed, randomSeed } from "./seeds.js";
 import { Slider } from "./sliders.js";
 
-const STRONG_EDGES = 600; // of at most 2000: above, hardly a photograph has any
+const STRONG_EDGES = 600; // of at most 2000; few photographs have edges above it
 
 const EDGE_KINDS = [
   { name: "canny_low", label: "Faint edges from", step: 1, to: STRONG_EDGES },
@@ -46,7 +46,7 @@ export class Form {
     byId("sliders").append(...this.#sliders.flatMap((each) => each.elements));
     byId("thresholds").append(...this.#edgeSliders.flatMap((each) => each.elements));
     byId("negative-row").hidden = !guided;
-    this.#text.maxLength = this.#negative.maxLength = settings.taken.text_chars;
+    this.#text.maxLength = this.#negative.maxLength = settings.limits.text_chars;
     this.#negativeDefault = settings.negative_prompt;
     this.#offerPrompts(settings.about);
     this.#reset();
@@ -54,7 +54,7 @@ export class Form {
     this.#listen();
   }
 
-  /** All of it, to be kept and put back. */
+  /** All values, to store and restore. */
   get state() {
     return {
       text: this.#text.value,
@@ -78,7 +78,7 @@ export class Form {
     this.#asEdges.checked = state.asEdges;
     byId("more").open = state.more;
     for (const each of this.#all) each.value = state.values[each.name] ?? each.standard;
-    this.#told(true);
+    this.#notify(true);
   }
 
   /**
@@ -102,7 +102,7 @@ export class Form {
   /** @param {string} text */
   set text(text) {
     this.#text.value = text;
-    this.#told();
+    this.#notify();
   }
 
   get thresholds() {
@@ -117,7 +117,7 @@ export class Form {
   /** Halve the thresholds, which finds fainter edges. */
   lowerThresholds() {
     for (const each of this.#edgeSliders) each.value = Math.max(1, Math.floor(each.value / 2));
-    this.#told(true);
+    this.#notify(true);
   }
 
   /**
@@ -152,29 +152,29 @@ export class Form {
   #listen() {
     byId("thresholds").addEventListener("input", (/** @type {any} */ event) => this.#keepOrder(event.target.name));
     this.#seed.addEventListener("input", () => {
-      this.#seedUsed = this.#newSeed.checked = false; // whoever types a seed wants this one
+      this.#seedUsed = this.#newSeed.checked = false; // a typed seed is kept
     });
     byId("dice").addEventListener("click", () => {
       this.#seed.value = randomSeed();
       this.#seedUsed = false;
-      this.#told();
+      this.#notify();
     });
     byId("defaults").addEventListener("click", () => {
       this.#reset();
-      this.#told(true);
+      this.#notify(true);
     });
-    byId("more").addEventListener("toggle", () => this.#told());
+    byId("more").addEventListener("toggle", () => this.#notify());
     byId("compose").addEventListener("input", (/** @type {any} */ event) => {
-      this.#told(event.target === this.#asEdges || byId("thresholds").contains(event.target));
+      this.#notify(event.target === this.#asEdges || byId("thresholds").contains(event.target));
     });
   }
 
-  /** The seed of the field; another one, if it was used and each request is to have its own. @param {string} seed */
+  /** The seed of the field; a new one if it was used and each request gets a new seed. @param {string} seed */
   #nextSeed(seed) {
     const next = this.#newSeed.checked && this.#seedUsed ? randomSeed() : seed;
     this.#seed.value = next;
     this.#seedUsed = true;
-    this.#told();
+    this.#notify();
     return next;
   }
 
@@ -184,8 +184,8 @@ export class Form {
     this.#asEdges.checked = false;
   }
 
-  /** Something is another than before. @param {boolean} edges whether the edges change by it */
-  #told(edges = false) {
+  /** Report a change of the form. @param {boolean} edges whether it changes the edges */
+  #notify(edges = false) {
     byId("thresholds").hidden = this.asEdges;
     say(byId("prompt-hint"), tooLong(this.#text.value));
     say(byId("negative-hint"), tooLong(this.#negative.value) || "What to leave out of the image.");

@@ -1,14 +1,14 @@
-/** An image as the service takes it: PNG, JPEG or WebP, and not larger than makes sense. */
+/** Makes an image that the service accepts: PNG, JPEG or WebP, and not too large. */
 
 import { Failure } from "./service.js";
 
-const SIDE = 2048; // pixels; models see less, and a telephone's photograph would take long on its way
-const FEW = 2 ** 20; // pixels: an image of no more keeps its size, so a panorama is refused by the size that it has
-const DRAWN_SIDE = 1024; // pixels of an SVG that says no size of its own
+const SIDE = 2048; // pixels; models use less, and a photograph from a phone would take long to upload
+const FEW = 2 ** 20; // pixels; a smaller image keeps its size, so that the error about a panorama names its own size
+const DRAWN_SIDE = 1024; // pixels of an SVG without a size
 const QUALITY = 0.95;
-const SMALLER = 0.7; // each time that a file is still too large
+const SMALLER = 0.7; // scale by this until the file is small enough
 
-const TAKEN = ["image/png", "image/jpeg", "image/webp"];
+const ACCEPTED = ["image/png", "image/jpeg", "image/webp"];
 const PHOTOGRAPHS = ["image/jpeg", "image/heic", "image/avif"]; // lossy already: a PNG of them is large and no better
 
 /** Kinds of file by how they begin, as their names may be wrong: [pattern of the first bytes, type, what people call it]. */
@@ -30,14 +30,14 @@ const KINDS = /** @type {[RegExp, string, string][]} */ ([
  * The same image, made anew only where it is too large, or of a kind that only the browser reads.
  * Raises Failure where it cannot be read.
  * @param {Blob} blob
- * @param {number} bytes that are taken
+ * @param {number} bytes that are accepted
  * @returns {Promise<Blob>}
  */
 export async function fitting(blob, bytes) {
   const [type] = await kindOf(blob);
   const { image, width, height } = await opened(blob);
   const scale = width * height > FEW ? Math.min(1, SIDE / Math.max(width, height)) : 1;
-  if (scale === 1 && TAKEN.includes(type) && blob.size <= bytes) return blob.type === type ? blob : new Blob([blob], { type });
+  if (scale === 1 && ACCEPTED.includes(type) && blob.size <= bytes) return blob.type === type ? blob : new Blob([blob], { type });
   let made = await drawn(image, width * scale, height * scale, PHOTOGRAPHS.includes(type) || scale < 1 ? "image/jpeg" : "image/png");
   for (let smaller = scale; made.size > bytes && smaller * width > 64; smaller *= SMALLER) {
     made = await drawn(image, width * smaller, height * smaller, "image/jpeg");
@@ -75,7 +75,7 @@ export async function opened(blob) {
   return { image, width: image.naturalWidth || DRAWN_SIDE, height: image.naturalHeight || DRAWN_SIDE };
 }
 
-/** Type and name of what a file is; of what is in none of our kinds, the type that the browser says, and "". @param {Blob} blob */
+/** Type and name of a kind of file; for an unknown kind, the browser's type and "". @param {Blob} blob */
 async function kindOf(blob) {
   const bytes = new Uint8Array(await blob.slice(0, 16).arrayBuffer());
   const beginning = String.fromCharCode(...bytes);
@@ -110,7 +110,7 @@ function reason(type, name) {
       "iPhones take JPEG with Settings, Camera, Formats, Most Compatible."
     );
   }
-  if (name && TAKEN.includes(type)) return `This ${name} file can't be read. It may be damaged.`;
+  if (name && ACCEPTED.includes(type)) return `This ${name} file can't be read. It may be damaged.`;
   if (name) return `This browser can't read ${name} files. Save it as PNG or JPEG and choose it again.`;
   return "That file isn't an image. Choose a PNG, JPEG or WebP.";
 }

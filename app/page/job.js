@@ -1,12 +1,12 @@
-/** One request on its way: what is known of it at each moment. */
+/** A request that was sent, and its progress. */
 
 import { blobOf, Failure, generate } from "./service.js";
 
 /**
- * `fields` is what is sent, `options` all settings that it stands for, those of the configuration included.
- * @typedef {{fields: Record<string, any>, options: Record<string, any>, image: Blob, edges: Blob | null}} Wanted
+ * `fields` are sent; `options` are all settings in effect, including those of the configuration.
+ * @typedef {{fields: Record<string, any>, options: Record<string, any>, image: Blob, edges: Blob | null}} GenerationParams
  * @typedef {{done: number, total: number, preview: string | null}} Forming
- * @typedef {Wanted & {id: number, images: Blob[], seconds: number, warnings: string[]}} Result
+ * @typedef {GenerationParams & {id: number, images: Blob[], seconds: number, warnings: string[]}} Result
  */
 
 let latest = 0; // id of a result
@@ -17,7 +17,7 @@ export class Job extends EventTarget {
   /** @type {"sent" | "queued" | "running" | "done" | "failed" | "cancelled"} */
   phase = "sent";
   /** @type {Map<number, {position: number, seconds: number | null}>} places in the queue, by image */
-  #standings = new Map();
+  #queuePositions = new Map();
   /** @type {Forming[]} */
   forming;
   /** @type {Result | null} */
@@ -25,16 +25,16 @@ export class Job extends EventTarget {
   /** @type {Failure | null} */
   failure = null;
   began = performance.now();
-  /** @type {number | null} when the first step was done, and how far all were then */
+  /** @type {number | null} when the first step was done, and the share of all steps done then */
   #firstStep = null;
   #firstShare = 0;
   #controller = new AbortController();
 
-  /** @param {Wanted} wanted */
-  constructor(wanted) {
+  /** @param {GenerationParams} params */
+  constructor(params) {
     super();
-    this.wanted = wanted;
-    const count = wanted.fields.number_of_images ?? 1;
+    this.params = params;
+    const count = params.fields.number_of_images ?? 1;
     this.forming = Array.from({ length: count }, () => ({ done: 0, total: 0, preview: null }));
   }
 
@@ -42,9 +42,9 @@ export class Job extends EventTarget {
     return ["sent", "queued", "running"].includes(this.phase);
   }
 
-  /** The place of the image that starts first, as it is what the person waits for. */
-  get standing() {
-    return [...this.#standings.values()].sort((a, b) => a.position - b.position)[0] ?? null;
+  /** The queue position of the image that starts first, as the person waits for that one. */
+  get queuePosition() {
+    return [...this.#queuePositions.values()].sort((a, b) => a.position - b.position)[0] ?? null;
   }
 
   /** Seconds since it was sent. */
@@ -52,21 +52,21 @@ export class Job extends EventTarget {
     return (performance.now() - this.began) / 1000;
   }
 
-  /** How much of all steps is done, 0 to 1. */
+  /** The share of all steps that are done, 0 to 1. */
   get share() {
     return this.forming.reduce((sum, { done, total }) => sum + (total ? done / total : 0), 0) / this.forming.length;
   }
 
-  /** Seconds until it is done, by the pace so far; null while that says little. */
+  /** Estimated seconds until it is done; null until enough steps are done to estimate. */
   get secondsLeft() {
     if (this.#firstStep === null || this.share - this.#firstShare < 0.1) return null;
-    const pace = (performance.now() - this.#firstStep) / 1000 / (this.share - this.#firstShare);
-    return pace * (1 - this.share);
+    const seconds = (performance.now() - this.#firstStep) / 1000;
+    return (seconds / (this.share - this.#firstShare)) * (1 - this.share);
   }
 
-  /** Until it is done, failed or cancelled. Each change is a `change` event. */
+  /** Run it until it is done, failed or cancelled. Each change dispatches a `change` event. */
   async run() {
-    const { fields, image } = this.wanted;
+    const { fields, image } = this.params;
     try {
       for await (const { name, data } of generate(fields, image, this.#controller.signal)) {
         this.#take(name, data);
@@ -82,7 +82,7 @@ export class Job extends EventTarget {
     }
   }
 
-  /** Give it up; the service stops working on it. */
+  /** Cancel it: the service stops working on it. */
   cancel() {
     this.#controller.abort();
   }
@@ -92,7 +92,7 @@ export class Job extends EventTarget {
     const image = this.forming[data.image ?? 0];
     if (name === "queued" && this.phase !== "running") {
       this.phase = "queued";
-      this.#standings.set(data.image ?? 0, data);
+      this.#queuePositions.set(data.image ?? 0, data);
     } else if (name === "started") this.phase = "running";
     else if (name === "step") {
       this.phase = "running";
@@ -108,7 +108,7 @@ export class Job extends EventTarget {
     const images = files.map((file) => blobOf(file, Reflect.get(TYPES, file.slice(0, 4)) ?? "image/jpeg"));
     this.phase = "done";
     latest = Math.max(Date.now(), latest + 1);
-    this.result = { ...this.wanted, id: latest, images, seconds: this.seconds, warnings: answer.warnings ?? [] };
+    this.result = { ...this.params, id: latest, images, seconds: this.seconds, warnings: answer.warnings ?? [] };
   }
 
   #changed() {

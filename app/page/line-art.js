@@ -1,9 +1,9 @@
-/** Line art that is used as the edges: what the model takes for one is white lines on black. */
+/** Line art that is used as the edges. The model expects white lines on black. */
 
 import { encoded, opened } from "./image.js";
 
-const LIGHT = 128; // of 255: paper is above it, black ground below
-const SIDE = 256; // pixels, enough to judge by
+const LIGHT = 128; // of 255: paper is lighter, a black background is darker
+const SIDE = 256; // pixels; enough to judge by
 
 /** Whether most of an image is light. @param {Blob} blob */
 export async function isLight(blob) {
@@ -13,14 +13,14 @@ export async function isLight(blob) {
   return sum / (data.length / 4) > LIGHT;
 }
 
-/** Whether there is nothing but black in an image. @param {Blob} blob */
+/** Whether an image is all black. @param {Blob} blob */
 export async function isBlack(blob) {
-  const { data } = await pixels(blob, Infinity); // as it is: what is one pixel wide is lost where it is made smaller
+  const { data } = await pixels(blob, Infinity); // at full size: scaling down loses lines of one pixel
   for (let i = 0; i < data.length; i += 4) if (data[i] || data[i + 1] || data[i + 2]) return false;
   return true;
 }
 
-/** The same image with light and dark exchanged. @param {Blob} blob */
+/** The inverted image. @param {Blob} blob */
 export async function inverted(blob) {
   const { canvas, context, image } = await pixels(blob, Infinity);
   for (let i = 0; i < image.data.length; i += 4) {

@@ -1,4 +1,4 @@
-/** The page: its parts, and what one has to do with another. */
+/** The page: its parts and how they work together. */
 
 import { Availability } from "./availability.js";
 import { Card } from "./card.js";
@@ -18,14 +18,14 @@ import { Title } from "./title.js";
 import { Zoom } from "./zoom.js";
 
 /**
- * @typedef {import("./job.js").Wanted} Wanted
+ * @typedef {import("./job.js").GenerationParams} GenerationParams
  * @typedef {import("./job.js").Result} Result
  */
 
 const MOST_FINISHED = 6; // cards; older ones are in the strip
-const RETRY = 2500; // ms until the settings are asked for again
-const SLOW = 1500; // ms after which the page says what it waits for
-const LEAVING = 1000; // ms; requests that fail meanwhile failed because the page is left
+const RETRY = 2500; // ms until the settings are requested again
+const SLOW_START = 1500; // ms after which the page says what it waits for
+const LEAVING = 1000; // ms; requests that fail within it failed because the page is being closed
 
 class Page {
   /** @type {Card[]} */
@@ -51,7 +51,7 @@ class Page {
     byId("key-section").hidden = !configured.needs_key || Boolean(key.get());
     this.#form = new Form(configured, (edges) => this.#formChanged(edges));
     this.#source = new Source(
-      configured.taken.image_bytes,
+      configured.limits.image_bytes,
       (prompt) => this.#imageChanged(prompt),
       (sketch) => this.#draft.keepSketch(sketch),
     );
@@ -76,7 +76,7 @@ class Page {
     addEventListener("beforeunload", (event) => {
       if (this.#title.busy) event.preventDefault();
       this.#leaving = true;
-      setTimeout(() => (this.#leaving = false), LEAVING); // whoever is asked may stay
+      setTimeout(() => (this.#leaving = false), LEAVING); // the person may choose to stay
     });
     byId("key-use").addEventListener("click", () => this.#useKey());
     byId("key").addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
@@ -89,18 +89,18 @@ class Page {
     });
   }
 
-  /** Put back what a reload took away. Requests on their way it has ended: the server stops when nobody listens. */
+  /** Restore the draft after a reload. Running requests were cancelled by it: the server stops when the client leaves. */
   async #restore() {
     const { image, sketch, jobs } = await this.#draft.load();
     if (image && !this.#source.image) this.#source.put(image);
     if (sketch) this.#source.sketch.restore(sketch);
-    for (const { name, wanted } of jobs) {
+    for (const { name, params } of jobs) {
       const detail = "The page was reloaded or left before this was done, so the server stopped working on it.";
-      this.#add(wanted.fields.text, name).fail(wanted, new Failure({ title: "Stopped", detail }));
+      this.#add(params.fields.text, name).fail(params, new Failure({ title: "Stopped", detail }));
     }
   }
 
-  /** @param {boolean} edges whether the edges change by it */
+  /** @param {boolean} edges whether it changes the edges */
   #formChanged(edges) {
     this.#draft.keepForm(this.#form.state);
     if (edges) this.#updateEdges();
@@ -138,11 +138,11 @@ class Page {
     if (read) this.#generate({ ...read, image, edges: this.#edges.current });
   }
 
-  /** @param {Wanted} wanted */
-  #generate(wanted) {
-    const job = new Job(wanted);
-    const card = this.#add(wanted.fields.text);
-    const kept = this.#draft.keepJob(wanted);
+  /** @param {GenerationParams} params */
+  #generate(params) {
+    const job = new Job(params);
+    const card = this.#add(params.fields.text);
+    const kept = this.#draft.keepJob(params);
     const sized = card.follow(job);
     this.#title.follow(job);
     announce("Sent.");
@@ -153,16 +153,16 @@ class Page {
       if (!job.live && !this.#leaving) this.#draft.forgetJob(kept);
     });
     job.run();
-    // To progress and Cancel: a small screen shows them above the image.
+    // To progress and Cancel, which a small screen shows above the image.
     sized.then(() => card.root.scrollIntoView({ block: matchMedia("(max-width: 820px)").matches ? "start" : "nearest" }));
   }
 
-  /** A job is in another phase. @param {Job} job */
+  /** Called when a job changes its phase. @param {Job} job */
   #turned(job) {
     if (job.phase === "queued") announce("Waiting in the queue.");
     if (job.phase === "running") announce("Generating.");
     if (job.phase === "done" && job.result) {
-      announce(`Done: ${job.wanted.fields.text}`);
+      announce(`Done: ${job.params.fields.text}`);
       this.#recent.add(job.result);
     }
     if (job.phase === "cancelled") {
@@ -174,7 +174,7 @@ class Page {
     if (status === 0 || status === 503) this.#availability.look();
   }
 
-  /** Show a recent result, with all that made it in the form. @param {Result} result */
+  /** Show a recent result, and put its settings into the form. @param {Result} result */
   #open(result) {
     const there = this.#cards.find((each) => each.result?.id === result.id);
     const card = there ?? this.#add(result.fields.text);
@@ -213,9 +213,9 @@ class Page {
       enlarge: (image, words) => this.#zoom.open(image, words),
       save: saveAll,
       remove: (result) => this.#remove(result),
-      retry: (wanted) => {
+      retry: (params) => {
         card.close();
-        this.#generate(wanted);
+        this.#generate(params);
       },
       closed: (closed) => {
         if (kept) this.#draft.forgetJob(kept);
@@ -262,7 +262,7 @@ let starting;
 
 async function start() {
   clearTimeout(starting);
-  starting = setTimeout(() => hold("Waiting for the server to answer."), SLOW);
+  starting = setTimeout(() => hold("Waiting for the server to answer."), SLOW_START);
   let configured;
   try {
     configured = await settings();
@@ -274,12 +274,12 @@ async function start() {
     return;
   }
   clearTimeout(starting);
-  if (!byId("compose").inert) return; // asked twice, answered twice
+  if (!byId("compose").inert) return; // two requests may have been answered
   byId("compose").inert = false;
   new Page(configured);
 }
 
-/** Why there is nothing to be done yet. @param {string} reason */
+/** Say why the page cannot be used yet. @param {string} reason */
 function hold(reason) {
   say(byId("server-text"), reason);
   byId("server-retry").onclick = start;

@@ -1,4 +1,4 @@
-/** One line about what just happened, with a way back. It covers nothing for long. */
+/** A line about what just happened, with a button to undo it. It disappears after some seconds. */
 
 import { byId, say } from "./dom.js";
 

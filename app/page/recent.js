@@ -6,7 +6,7 @@ import { Store } from "./store.js";
 
 /** @typedef {import("./job.js").Result} Result */
 
-const SURE = 4000; // ms to press once more
+const CONFIRM = 4000; // ms in which a second press confirms
 
 export class Recent {
   #store = new Store();
@@ -61,7 +61,7 @@ export class Recent {
     return make("li", {}, button, remove);
   }
 
-  /** What is gone is gone: so the button asks first. */
+  /** Removing cannot be undone, so the button asks first. */
   async #ask() {
     clearTimeout(this.#asking);
     if (this.#clear.dataset.sure) {
@@ -75,7 +75,7 @@ export class Recent {
     this.#clear.dataset.sure = "yes";
     say(this.#clear, `Remove all ${this.#store.all.length}?`);
     announce("Press once more to remove all recent results.");
-    this.#asking = setTimeout(() => this.#calm(), SURE);
+    this.#asking = setTimeout(() => this.#calm(), CONFIRM);
   }
 
   #calm() {

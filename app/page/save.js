@@ -1,11 +1,11 @@
-/** Results as files for the person: one, or all in one ZIP. */
+/** Saves results as files: one image, or several in a ZIP. */
 
 import { fileName } from "./wording.js";
 import { zipped } from "./zip.js";
 
 /** @typedef {import("./job.js").Result} Result */
 
-const LOADED = 60_000; // ms after which the browser has the file
+const LOADED = 60_000; // ms after which the browser has read the file
 
 /** @param {Result[]} results */
 export async function saveAll(results) {

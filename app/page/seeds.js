@@ -1,10 +1,10 @@
-/** Seeds, as text: they may be larger than numbers are exact. */
+/** Seeds, as text: numbers in JavaScript are exact only up to 2 ** 53. */
 
-const LEAST = -(2n ** 63n); // as the service takes them
+const LEAST = -(2n ** 63n); // as the service accepts them
 const GREATEST = 2n ** 64n - 1n;
-const RANDOM_SEEDS = 2 ** 32; // short enough to be told to somebody
+const RANDOM_SEEDS = 2 ** 32; // short enough to be read out
 
-/** One by chance. */
+/** A random seed. */
 export function randomSeed() {
   return String(Math.floor(Math.random() * RANDOM_SEEDS));
 }

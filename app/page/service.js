@@ -8,8 +8,8 @@ import { events } from "./events.js";
 
 const KEY = "contour-key";
 const CHECK = "Check that you are online and that the server is running, then try again.";
-const PATIENCE = 30_000; // ms until an answer begins; only images may take longer
-const SILENT = { title: "No answer from the server", detail: CHECK };
+const TIMEOUT = 30_000; // ms until an answer begins; only images may take longer
+const NO_ANSWER = { title: "No answer from the server", detail: CHECK };
 const LOST = { title: "The connection to the server was lost", detail: CHECK };
 
 /**
@@ -34,15 +34,15 @@ export const key = {
 /** Whether it can make images now, and whether it is shutting down. @returns {Promise<{ready: boolean, draining: boolean}>} */
 export async function readiness() {
   try {
-    return await (await fetch("readyz", { signal: patient() })).json(); // 503 has the same body
+    return await (await fetch("readyz", { signal: withTimeout() })).json(); // 503 has the same body
   } catch (error) {
     throw understood(error);
   }
 }
 
-/** What the service is, and what it takes. */
+/** The settings of the service: its model, options and limits. */
 export async function settings() {
-  return (await call("settings.json", { signal: patient() })).json();
+  return (await call("settings.json", { signal: withTimeout() })).json();
 }
 
 /**
@@ -58,7 +58,7 @@ export async function edges(image, thresholds, signal) {
     canny_high: String(thresholds.canny_high),
   });
   const headers = { "Content-Type": image.type };
-  return (await call(`edges?${query}`, { method: "POST", body: image, headers, signal: patient(signal) })).blob();
+  return (await call(`edges?${query}`, { method: "POST", body: image, headers, signal: withTimeout(signal) })).blob();
 }
 
 /**
@@ -70,7 +70,7 @@ export async function edges(image, thresholds, signal) {
 export async function* generate(fields, image, signal) {
   const body = new FormData();
   for (const [name, value] of Object.entries(fields)) body.append(name, String(value));
-  body.append("embed_metadata", "full"); // what made a file stands in it, for whoever downloads it
+  body.append("embed_metadata", "full"); // so that a downloaded file says how it was made
   body.append("input_image", image, "image");
   const headers = { Accept: "text/event-stream" };
   const response = await call("generation/", { method: "POST", body, headers, signal });
@@ -113,10 +113,10 @@ async function call(path, options) {
   return response;
 }
 
-/** A signal that also gives up a server that does not answer. @param {AbortSignal} [signal] */
-function patient(signal) {
+/** A signal that also aborts after the timeout. @param {AbortSignal} [signal] */
+function withTimeout(signal) {
   const controller = new AbortController();
-  setTimeout(() => controller.abort(new Failure(SILENT)), PATIENCE);
+  setTimeout(() => controller.abort(new Failure(NO_ANSWER)), TIMEOUT);
   signal?.addEventListener("abort", () => controller.abort(signal.reason));
   return controller.signal;
 }
@@ -133,8 +133,8 @@ async function refusal(response) {
   });
 }
 
-/** @param {unknown} error @param {{title: string, detail: string}} what it means, if it is the network's */
-function understood(error, what = SILENT) {
+/** @param {unknown} error @param {{title: string, detail: string}} the failure to report if the network failed */
+function understood(error, what = NO_ANSWER) {
   if (error instanceof Failure || (error instanceof DOMException && error.name === "AbortError")) return error;
   return new Failure(what);
 }

@@ -1,4 +1,4 @@
-/** The dialog to draw in: by finger, mouse, pen or keys. */
+/** The dialog for drawing, with finger, mouse, pen or keys. */
 
 import { byId, make } from "./dom.js";
 import { encoded, opened } from "./image.js";
@@ -11,7 +11,7 @@ const COLOURS = {
   Green: "#2da541", Cyan: "#3ccdd7", Blue: "#234bdc", Purple: "#822db4", Pink: "#f591c3", Brown: "#784623",
 };
 const SIDE = 768; // pixels of a new drawing
-const STEP = 8; // that an arrow key moves, FAR with Shift
+const STEP = 8; // pixels that an arrow key moves, FAR with Shift
 const FAR = 48;
 const MOST_POINTS = 100_000; // of a drawing that is kept over a reload
 /** @type {Record<string, [number, number]>} */
@@ -35,7 +35,7 @@ export class Sketch {
 
   /**
    * @param {(drawing: Blob) => void} use
-   * @param {(sketch: Sketched | null) => void} changed is told of the drawing after each stroke, of null when it is empty
+   * @param {(sketch: Sketched | null) => void} changed is called with the drawing after each stroke, with null when it is empty
    */
   constructor(use, changed) {
     this.#use = use;

@@ -1,4 +1,4 @@
-/** A field of a request with a range: a slider with its label, its value and what it does. */
+/** A numeric option of a request: a slider with its label, value and description. */
 
 import { make, say } from "./dom.js";
 
@@ -13,7 +13,7 @@ export class Slider {
   #kind;
   #range;
   #input;
-  #value = make("span", { className: "value", "aria-hidden": "true" }); // a screen reader has it of the slider itself
+  #value = make("span", { className: "value", "aria-hidden": "true" }); // a screen reader reads the slider itself
 
   /**
    * @param {Kind} kind `from` and `to` narrow what the slider offers to what is sensible
@@ -51,12 +51,12 @@ export class Slider {
     this.#tell();
   }
 
-  /** The configuration's value. */
+  /** The configured value. */
   get standard() {
     return this.#range.default;
   }
 
-  /** Whether it says something else than the configuration. */
+  /** Whether its value differs from the configured one. */
   get changed() {
     return this.value !== this.standard;
   }

@@ -21,7 +21,7 @@ export class Source {
   /**
    * @param {number} bytes that the service takes
    * @param {(prompt: string | null) => void} changed an example brings a prompt along
-   * @param {(sketch: import("./draft.js").Sketched | null) => void} drawn is told of the drawing after each stroke
+   * @param {(sketch: import("./draft.js").Sketched | null) => void} drawn is called with the drawing after each stroke
    */
   constructor(bytes, changed, drawn) {
     this.#bytes = bytes;
@@ -38,21 +38,21 @@ export class Source {
   /**
    * Use an image from now on.
    * @param {Blob} blob
-   * @param {string} told to screen readers
+   * @param {string} message to screen readers
    * @param {string | null} prompt
    */
-  async take(blob, told = "Image loaded.", prompt = null) {
+  async take(blob, message = "Image loaded.", prompt = null) {
     let fit;
     try {
       fit = await fitting(blob, this.#bytes);
     } catch (error) {
       return this.complain(/** @type {Failure} */ (error));
     }
-    announce(told);
+    announce(message);
     this.put(fit, prompt);
   }
 
-  /** Use an image that fits already, or none. @param {Blob | null} image @param {string | null} prompt */
+  /** Use an image that the service accepts as it is, or none. @param {Blob | null} image @param {string | null} prompt */
   put(image, prompt = null) {
     this.image = image;
     show(byId("input-image"), image);
@@ -110,7 +110,7 @@ export class Source {
     const files = [...(offered?.files ?? [])];
     if (!files.length) return;
     event.preventDefault();
-    // A file of a kind that the system does not know has no type: what it is, is seen when it is read.
+    // A file of a kind that the system does not know has no type. Its kind is detected when it is read.
     this.take(files.find((each) => each.type.startsWith("image/")) ?? files[0]);
   }
 

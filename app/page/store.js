@@ -1,4 +1,4 @@
-/** What this browser keeps, in IndexedDB and nowhere else. Without IndexedDB, as in some private windows, nothing is kept. */
+/** The data that this browser keeps, in IndexedDB only. Some private windows have none; then nothing is kept. */
 
 /** @typedef {import("./job.js").Result} Result */
 
@@ -22,15 +22,15 @@ export class Table {
     try {
       const request = indexedDB.open(this.#name, 1);
       request.onupgradeneeded = () => request.result.createObjectStore(this.#records, { keyPath: "id" });
-      this.#database = await settled(request);
-      return await settled(this.#database.transaction(this.#records).objectStore(this.#records).getAll());
+      this.#database = await finished(request);
+      return await finished(this.#database.transaction(this.#records).objectStore(this.#records).getAll());
     } catch {
       this.#database = null;
       return [];
     }
   }
 
-  /** Whether there was room. @param {any} record */
+  /** Store a record; false if there was no room. @param {any} record */
   put = (record) => this.#write((records) => records.put(record));
 
   /** @param {IDBValidKey} id */
@@ -44,7 +44,7 @@ export class Table {
     try {
       const transaction = this.#database.transaction(this.#records, "readwrite");
       change(transaction.objectStore(this.#records));
-      // A request may succeed and its transaction still fail: only the transaction knows whether there is room.
+      // A request may succeed although its transaction fails. Only the end of the transaction shows whether there was room.
       await new Promise((resolve, reject) => {
         transaction.oncomplete = resolve;
         transaction.onabort = reject;
@@ -72,7 +72,7 @@ export class Store {
     return this.#kept;
   }
 
-  /** Keep a result; the oldest go. @param {Result} result */
+  /** Keep a result, and remove the oldest. @param {Result} result */
   async add(result) {
     this.#kept = [result, ...this.#kept].sort((one, other) => other.id - one.id);
     while (this.#kept.length > MOST) await this.#dropOldest();
@@ -101,7 +101,7 @@ export class Store {
  * @param {IDBRequest<T>} request
  * @returns {Promise<T>}
  */
-function settled(request) {
+function finished(request) {
   return new Promise((resolve, reject) => {
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);

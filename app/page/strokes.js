@@ -1,4 +1,4 @@
-/** A drawing as strokes over a ground, so that any of them can be taken back. */
+/** A drawing: strokes over a background, so that each can be undone. */
 
 /** @typedef {{colour: string, width: number, points: [number, number][]}} Stroke */
 
@@ -22,12 +22,12 @@ export class Drawing {
     return this.#strokes;
   }
 
-  /** Whether it was begun on an image, which is still there. */
+  /** Whether it is drawn on an image. */
   get hasGround() {
     return this.#ground !== null;
   }
 
-  /** Whether there is anything on it. */
+  /** Whether anything is drawn. */
   get empty() {
     return this.#strokes.length === 0 && !this.#ground;
   }
@@ -89,7 +89,7 @@ export class Drawing {
     const style = { fillStyle: colour, strokeStyle: colour, lineWidth: width, lineCap: "round", lineJoin: "round" };
     Object.assign(context, style);
     context.beginPath();
-    context.arc(...points[0], width / 2, 0, 2 * Math.PI); // a point of its own: a line of no length is not drawn
+    context.arc(...points[0], width / 2, 0, 2 * Math.PI); // a single point: a line of length 0 would not be drawn
     context.fill();
     context.beginPath();
     context.moveTo(...points[0]);

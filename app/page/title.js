@@ -1,4 +1,4 @@
-/** How far the requests are, in the tab's title: seen from another tab. */
+/** Shows the progress of requests in the tab's title, for a person in another tab. */
 
 /** @typedef {import("./job.js").Job} Job */
 
@@ -7,7 +7,7 @@ const NAME = document.title;
 export class Title {
   /** @type {Set<Job>} */
   #jobs = new Set();
-  #unseen = 0; // finished while nobody looked
+  #unseen = 0; // finished while another tab was open
 
   constructor() {
     document.addEventListener("visibilitychange", () => {

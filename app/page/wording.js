@@ -1,4 +1,4 @@
-/** What is said about jobs and results. */
+/** Texts about jobs and results. */
 
 import { seedOf } from "./seeds.js";
 
@@ -7,19 +7,19 @@ import { seedOf } from "./seeds.js";
  * @typedef {import("./job.js").Result} Result
  */
 
-/** How a job goes. @param {Job} job */
+/** The state of a job. @param {Job} job */
 export function phase(job) {
   if (job.phase === "sent") return "Sending";
-  if (job.phase === "queued") return queued(/** @type {any} */ (job.standing));
+  if (job.phase === "queued") return queued(/** @type {any} */ (job.queuePosition));
   const done = job.forming.reduce((sum, each) => sum + each.done, 0);
-  const total = job.forming.length * Math.max(...job.forming.map((each) => each.total)); // those that wait have as many
+  const total = job.forming.length * Math.max(...job.forming.map((each) => each.total)); // waiting images have as many steps
   if (!total) return "Starting";
   if (done === total) return "Finishing";
   const left = job.secondsLeft;
   return `Step ${done} of ${total}${left === null ? "" : `, ${about(left)} left`}`;
 }
 
-/** @param {{position: number, seconds: number | null}} standing */
+/** @param {{position: number, seconds: number | null}} queuePosition */
 function queued({ position, seconds }) {
   const place = position ? `Waiting, ${position} ahead` : "Next in line";
   if (seconds === null) return `${place}; starts when the model has loaded`;
@@ -53,7 +53,7 @@ export function briefly(failure) {
 
 /** What made image `i` of a result: names and values. @param {Result} result @param {number} i @returns {[string, string][]} */
 export function facts(result, i) {
-  // Results that were kept by an earlier version have no options: of them only what was sent is known.
+  // Results of an earlier version have no options: only the fields that were sent are known.
   const { options = result.fields } = result;
   const line = options.control_image === "edges";
   const all = /** @type {[string, any][]} */ ([

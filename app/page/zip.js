@@ -5,7 +5,7 @@ const CENTRAL = 0x02014b50;
 const END = 0x06054b50;
 const VERSION = 20; // 2.0: plain files
 const UTF8 = 0x0800; // a flag: names are in UTF-8
-const MOST_BYTES = 2 ** 32 - 1; // beyond which a ZIP needs another form
+const MOST_BYTES = 2 ** 32 - 1; // larger ones need ZIP64
 
 const CRCS = Uint32Array.from({ length: 256 }, (_, byte) => {
   let crc = byte;

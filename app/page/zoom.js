@@ -1,4 +1,4 @@
-/** An image as large as the window and larger: by wheel, pinch, keys and buttons. Escape closes it. */
+/** Shows an image in the whole window; wheel, pinch, keys and buttons zoom. Escape closes it. */
 
 import { byId, say, show } from "./dom.js";
 
@@ -16,7 +16,7 @@ export class Zoom {
   #stage = byId("zoom-stage");
   #image = byId("zoom-image");
   #scale = 1;
-  #x = 0; // of the image's centre, in pixels from the stage's
+  #x = 0; // of the image's centre, in pixels from the stage's centre
   #y = 0;
   /** @type {Map<number, Point>} fingers, or the mouse while its button is down */
   #pointers = new Map();

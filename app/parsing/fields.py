@@ -123,7 +123,7 @@ def _converted(value: Any, kind: Any) -> Any:
     return msgspec.convert(value, kind, strict=False)
 
 
-class _Untold:
+class _Unshowable:
     """A value that is too large to build, or that Python cannot hold; its `str` says what it is."""
 
     def __init__(self, raw: msgspec.Raw) -> None:
@@ -144,9 +144,9 @@ def _plain(value: Any, kind: Any) -> Any:
     try:
         if (level := LEVELS.get(bytes(raw[:1]))) is not None and _is_nested(kind):
             return _decoder(level).decode(raw)
-        return msgspec.json.decode(raw) if len(raw) <= MAX_DECODED_BYTES else _Untold(value)
+        return msgspec.json.decode(raw) if len(raw) <= MAX_DECODED_BYTES else _Unshowable(value)
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError):
-        return _Untold(value)
+        return _Unshowable(value)
 
 
 def _is_nested(kind: Any) -> bool:
@@ -231,7 +231,7 @@ def _found(value: Any) -> str:
             return "a list"
         case dict():
             return "an object"
-        case _Untold():
+        case _Unshowable():
             return str(value)
         case _:
             return quoted(value)

@@ -8,6 +8,7 @@ on a laptop, and the same seed gives the same result. Simpler schedulers run on 
 - `devices`: what a step takes, slots, failures
 - `simulator`: the clock, and the loop around a scheduler
 - `baselines`: simpler schedulers
+- `preemption`: the real scheduler, and images that give up their places
 - `bounds`: what no scheduler can beat
 - `report`: figures, table, plot
 """

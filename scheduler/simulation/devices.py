@@ -43,8 +43,8 @@ class Machine:
     """Of each device."""
     load_seconds: float = 6.0
     jitter: float = JITTER
-    aside_seconds: float = 0.0
-    """Device time to drop a nominal image that goes on later, and again to go on. Only `aside.py` knows such images."""
+    preemption_seconds: float = 0.0
+    """Device time to drop a nominal image that goes on later, and again to go on; only for `preemption.py`."""
 
     @property
     def costs(self) -> m.Costs:
@@ -179,7 +179,7 @@ class Device:
         occupant = Occupant(command.job, command.slot, command.generation, arrival.batch_key, arrival.steps, left)
         self._slots[command.slot] = occupant
         if left < arrival.steps:
-            self._take_device(self._machine.aside_seconds * arrival.work)
+            self._take_device(self._machine.preemption_seconds * arrival.work)
             self._after(0.0, lambda: self._prepared(occupant))
         else:
             self._after(FIXED_SECONDS / 2 * arrival.work * self._slow, lambda: self._prepared(occupant))
@@ -200,7 +200,7 @@ class Device:
             del self._slots[occupant.slot]
             if occupant.left < occupant.steps:
                 self._steps_left[occupant.job] = occupant.left
-                self._take_device(self._machine.aside_seconds * occupant.key.work)
+                self._take_device(self._machine.preemption_seconds * occupant.key.work)
             self._send(m.Released(self.name, occupant.slot, occupant.generation))
 
     def _prepared(self, occupant: Occupant) -> None:

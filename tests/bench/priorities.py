@@ -5,7 +5,7 @@
 Half of all images are background work of 20 clients, wanted within ten minutes; the others are wanted within one. Each
 case is simulated for each seed; the figures are means over the seeds, but `late` and `fairness`, which are the worst.
 `throughput` is device time, in the best batches, of the images that were done, as a share of all there was. See
-`scheduler.simulation.aside` for what is set aside; the real scheduler does not do it.
+`scheduler.simulation.preemption` for what is set aside; the real scheduler does not do it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,10 +18,10 @@ from typing import Any
 from scheduler import messages as m
 from scheduler.limits import Limits
 from scheduler.simulation.arrivals import Arrival, Traffic
-from scheduler.simulation.aside import Alone, SetAside
 from scheduler.simulation.bounds import counts
 from scheduler.simulation.devices import DEFAULT_SLOTS, Machine
 from scheduler.simulation.experiment import Experiment, contour, drawn
+from scheduler.simulation.preemption import Exclusive, Preemptive
 from scheduler.simulation.report import REFUSALS, fairness, percentile
 from scheduler.simulation.simulator import MakeCore, Run, Simulator
 from tests.bench import tables
@@ -35,9 +35,9 @@ NO_CLASSES = "no classes"
 SCHEDULERS: dict[str, tuple[MakeCore, float]] = {
     NO_CLASSES: (contour, 0.0),
     "classes": (contour, 0.0),
-    "and set aside for a place": (lambda workers, queue: SetAside(workers, Limits(max_queue=queue)), 0.0),
-    "the same, 5 ms each time": (lambda workers, queue: SetAside(workers, Limits(max_queue=queue)), ASIDE_SECONDS),
-    "and set aside beside interactive": (lambda workers, queue: Alone(workers, Limits(max_queue=queue)), 0.0),
+    "and set aside for a place": (lambda workers, queue: Preemptive(workers, Limits(max_queue=queue)), 0.0),
+    "the same, 5 ms each time": (lambda workers, queue: Preemptive(workers, Limits(max_queue=queue)), ASIDE_SECONDS),
+    "and set aside beside interactive": (lambda workers, queue: Exclusive(workers, Limits(max_queue=queue)), 0.0),
 }
 COLUMNS = (
     *("gain, load", "scheduler", "interactive: median / p99, s", "queue, p99", "refused", "Jain"),
@@ -75,7 +75,7 @@ def measure(seconds: float, seeds: Sequence[int], processes: int = 1) -> dict[st
 
 def _simulate(seconds: float, gain: str, load: float, name: str, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     make, aside = SCHEDULERS[name]
-    machine = Machine(devices=DEVICES, gain=gain, slots=DEFAULT_SLOTS[gain], aside_seconds=aside)
+    machine = Machine(devices=DEVICES, gain=gain, slots=DEFAULT_SLOTS[gain], preemption_seconds=aside)
     experiment = drawn(machine, Traffic(seconds=seconds, background=BACKGROUND), load, seed)
     asked = experiment.arrivals
     if name == NO_CLASSES:

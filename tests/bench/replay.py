@@ -36,7 +36,7 @@ from tests.bench.environment import environment
 from tests.service.running import png
 from workers.devices import DeviceSpec
 from workers.engine.config import Echo, EngineConfig, Sizing
-from workers.engine.contract import Options, Task
+from workers.engine.contract import EngineOptions, Task
 from workers.pool import Pool
 from workers.shared_memory import SlotLayout
 from workers.worker_main import WorkerSetup
@@ -159,7 +159,7 @@ async def replay(arrivals: Sequence[Arrival]) -> Run:
 
 async def _ask(pool: Pool, run: Run, job: m.JobId, arrival: Arrival, began: float) -> None:
     await asyncio.sleep(max(0.0, began + arrival.seconds - time.monotonic()))
-    task = Task(IMAGES[arrival.size], "", job, Options(steps=arrival.steps))
+    task = Task(IMAGES[arrival.size], "", job, EngineOptions(steps=arrival.steps))
     deadline, relative_steps = began + arrival.seconds + arrival.deadline, arrival.steps / NOMINAL_STEPS
     asked = m.Job(0, deadline, arrival.work, arrival.client, relative_steps, arrival.priority, size=arrival.size)
     answer = await pool.generate(task, asked)

@@ -29,12 +29,12 @@ MOMENTS = {
     "ready": re.compile(r" Worker \S+ is ready "),
 }
 SPANS = {
-    "worker: torch": re.compile(r" torch imported in ([\d.]+) s"),
-    "worker: diffusers and transformers": re.compile(r" diffusers and transformers imported in ([\d.]+) s"),
-    "worker: weights": re.compile(r" weights read in ([\d.]+) s"),
-    "worker: model put together": re.compile(r" model put together in ([\d.]+) s"),
-    "worker: buffers and graphs": re.compile(r" buffers made and graphs recorded in ([\d.]+) s"),
-    "worker: costs measured": re.compile(r" costs measured in ([\d.]+) s"),
+    "worker: torch": re.compile(r" Imported torch in ([\d.]+) s"),
+    "worker: diffusers and transformers": re.compile(r" Imported diffusers and transformers in ([\d.]+) s"),
+    "worker: weights": re.compile(r" Read the weights in ([\d.]+) s"),
+    "worker: model assembled": re.compile(r" Assembled the model in ([\d.]+) s"),
+    "worker: buffers and graphs": re.compile(r" Made buffers and recorded graphs in ([\d.]+) s"),
+    "worker: costs measured": re.compile(r" Measured costs in ([\d.]+) s"),
 }
 PATIENCE_S = 900.0  # for a worker to be ready: a full-size model on a CPU takes minutes
 

@@ -9,7 +9,7 @@ from tests.chaos.records import Record, Scrape
 
 LATE_SECONDS = 2.0  # that an answer may be over its deadline: the clients share the server's cores
 CROSSING_SECONDS = 0.5  # before a drain begins, a request may still be on its way to the server
-SHAMEFUL = ("BrokenInvariantError", "IllegalEvent", "the pool has failed", "ERROR   contour.generation", "was never ")
+SHAMEFUL = ("BrokenInvariantError", "IllegalEvent", "An internal error", "ERROR   contour.generation", "was never ")
 
 
 def violations(requests: Sequence[Record], lives: Sequence[Life]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Commands on a terminal of their own, as a person runs them: Ctrl-C reaches the whole group of processes."""
+"""Commands on a terminal of their own, as a person runs them: Ctrl+C reaches the whole group of processes."""
 
 import fcntl
 import os
@@ -56,7 +56,7 @@ class Terminal:
         return self._read.decode(errors="replace")
 
     def interrupt(self) -> None:
-        """Press Ctrl-C."""
+        """Press Ctrl+C."""
         os.write(self._ours, CTRL_C)
 
     def wait(self) -> int:

@@ -9,7 +9,7 @@ from app.cli.plan import CommandError, add_flags, parse_flags, plan
 from app.params import OutputOptions, Rules, engine_options
 from app.settings import load
 from tests.service.running import ROOT
-from workers.engine.contract import Options
+from workers.engine.contract import EngineOptions
 
 SEEDS = [5]
 RULES = Rules.of(load(ROOT / "configs/demo.yaml", {}))
@@ -44,7 +44,7 @@ def test_every_field_of_a_request_is_a_flag() -> None:
     )
     fields = parse_flags(given(*flags), RULES)
     assert (fields.text, fields.random_seed, fields.number_of_images) == ("a red heart", -4, 2)
-    assert engine_options(fields, OutputOptions()) == Options(
+    assert engine_options(fields, OutputOptions()) == EngineOptions(
         negative="fog", steps=7, guidance_scale=2, control_scale=0.5, canny_low=50, canny_high=90, temperature=0.5
     )
 

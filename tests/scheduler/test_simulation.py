@@ -15,10 +15,10 @@ from scheduler.limits import Limits
 from scheduler.simulation import __main__ as cli
 from scheduler.simulation import arrivals, bounds, report
 from scheduler.simulation.arrivals import Arrival, Traffic
-from scheduler.simulation.aside import Alone, SetAside
 from scheduler.simulation.baselines import LeastLoaded
 from scheduler.simulation.devices import DEFAULT_SLOTS, Machine
 from scheduler.simulation.experiment import SCHEDULERS, Experiment, contour, drawn, recorded
+from scheduler.simulation.preemption import Exclusive, Preemptive
 from scheduler.simulation.simulator import MakeCore, Simulator
 
 MACHINE = Machine(devices=4)
@@ -143,16 +143,16 @@ def test_fair_shares_are_the_same_for_all_who_ask_for_more() -> None:
 
 
 def set_aside(workers: Sequence[m.WorkerId], queue: int) -> Scheduler:
-    return SetAside(workers, Limits(max_queue=queue))
+    return Preemptive(workers, Limits(max_queue=queue))
 
 
 def alone(workers: Sequence[m.WorkerId], queue: int) -> Scheduler:
-    return Alone(workers, Limits(max_queue=queue))
+    return Exclusive(workers, Limits(max_queue=queue))
 
 
 @pytest.mark.parametrize("slots", [1, 4])
 def test_an_image_that_was_set_aside_goes_on_where_it_was(slots: int) -> None:
-    machine = Machine(devices=1, slots=slots, jitter=0.0, aside_seconds=0.001)
+    machine = Machine(devices=1, slots=slots, jitter=0.0, preemption_seconds=0.001)
     background = Arrival(0.0, 1.0, (512, 512), 20, "background", 600.0, -1)
     requests = [background, Arrival(0.05, 1.0, (512, 512), 20, "interactive")]
     run = Simulator(alone if slots > 1 else set_aside, machine, requests, seed=1, queue=10).run()

@@ -92,7 +92,7 @@ def test_another_client_behind_the_same_address_sees_and_ends_nothing(nameless: 
     assert (unnamed["progress"], unnamed["current_image"], unnamed["state"]["job_count"]) == (0, None, 0)
     assert "Send id_task, which is" in unnamed["textinfo"]
     assert unnamed["textinfo"] == ended["textinfo"]
-    assert "no running job with that name" in unknown["textinfo"]
+    assert "no running request with that name" in unknown["textinfo"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,7 +120,7 @@ def test_two_running_jobs_of_a_client_have_two_names(nameless: Service) -> None:
     with caller.running(force_task_id="task(mine)") as made:
         refused = caller.txt2img(force_task_id="task(mine)")
         assert refused.status_code == 422
-        assert "force_task_id is 'task(mine)', which another running job has" in refused.json()["detail"]
+        assert "force_task_id is 'task(mine)', which another running request has" in refused.json()["detail"]
         assert images(made) == 1
     assert len(caller.txt2img(force_task_id="task(mine)").json()["images"]) == 1
 

@@ -30,7 +30,7 @@ def said(service: Service) -> str:
 
 
 @pytest.mark.parametrize(
-    ("number", "again"), [(signal.SIGINT, "press Ctrl-C again"), (signal.SIGTERM, "send SIGTERM again")]
+    ("number", "again"), [(signal.SIGINT, "press Ctrl+C again"), (signal.SIGTERM, "send SIGTERM again")]
 )
 def test_the_first_says_what_is_finished_and_the_second_ends_it(
     slow: Service, number: signal.Signals, again: str
@@ -65,11 +65,11 @@ def test_the_first_alone_finishes_what_was_accepted_and_turns_new_work_away() ->
         assert answer.result().status_code == 200
         assert service.process.wait(PATIENCE) == 0
         until(lambda: not any(map(alive, processes)))
-    assert "Finishing 1 request, for at most 60 s; press Ctrl-C again to stop at once" in said(service)
+    assert "Finishing 1 request, for at most 60 s; press Ctrl+C again to stop at once" in said(service)
 
 
 @pytest.mark.parametrize(
-    ("number", "again"), [(signal.SIGINT, "press Ctrl-C again"), (signal.SIGTERM, "send SIGTERM again")]
+    ("number", "again"), [(signal.SIGINT, "press Ctrl+C again"), (signal.SIGTERM, "send SIGTERM again")]
 )
 def test_where_nothing_is_in_hand_it_says_so_and_ends(number: signal.Signals, again: str) -> None:
     with Service("echo") as service:
@@ -166,7 +166,7 @@ def test_ctrl_c_on_a_terminal_reaches_workers_too_and_still_finishes_first(comma
         answer = client.submit(httpx.post, f"{url}/generation/", json=good_request(), timeout=PATIENCE)
         until(lambda: "contour_jobs_running 1.0" in httpx.get(f"{url}/metrics").text)
         terminal.interrupt()
-        until(lambda: "Finishing 1 request, for at most 60 s; press Ctrl-C again to stop at once" in terminal.shown)
+        until(lambda: "Finishing 1 request, for at most 60 s; press Ctrl+C again to stop at once" in terminal.shown)
         assert all(map(alive, processes))
         terminal.interrupt()
         assert terminal.wait() != 0

@@ -10,7 +10,7 @@ import numpy as np
 
 from workers import worker, worker_main
 from workers.engine.config import EngineConfig
-from workers.engine.contract import AS_CONFIGURED, Options, OutOfMemoryError
+from workers.engine.contract import AS_CONFIGURED, EngineOptions, OutOfMemoryError
 from workers.engine.echo import EchoEngine
 from workers.shared_memory import SlotMemory
 from workers.worker_main import WorkerSetup
@@ -58,7 +58,7 @@ class ShowingEngine(EchoEngine):
                 return bytes(2**20)
         return super().draw(preview)
 
-    def encode(self, pixels: object, options: Options = AS_CONFIGURED) -> bytes:
+    def encode(self, pixels: object, options: EngineOptions = AS_CONFIGURED) -> bytes:
         file = super().encode(pixels, options)
         if _brightness(pixels) == Asks.DRAWN_LATE:
             self._encoded.set()

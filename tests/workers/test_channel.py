@@ -28,7 +28,7 @@ from workers.channel import (
     socket_pair,
     unpack,
 )
-from workers.engine.contract import MAX_SIZES, EngineStatus, Options, Task
+from workers.engine.contract import MAX_SIZES, EngineOptions, EngineStatus, Task
 
 MAX_SLOTS = 64  # of `engine.slots`
 USUAL = EngineStatus(
@@ -88,7 +88,7 @@ def test_names_that_are_alike_when_cut_are_one_entry() -> None:
 
 
 # What a request may have, each at its longest in msgpack: characters of four bytes, and numbers of nine.
-LARGEST = Options(
+LARGEST = EngineOptions(
     negative="",
     steps=2**32,
     guidance_scale=1 / 3,

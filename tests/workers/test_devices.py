@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from workers.devices import DeviceSpec, Gpu, Placement, choose_devices, torch_has_cuda
+from workers.devices import DeviceChoice, DeviceSpec, Gpu, choose_devices, torch_has_cuda
 
 A = Gpu("GPU-aaaa1111-0000-0000-0000-000000000000", "NVIDIA A")
 B = Gpu("GPU-bbbb2222-0000-0000-0000-000000000000", "NVIDIA B")
@@ -25,7 +25,7 @@ class Machine:
         return self.gpus
 
 
-def placed(listed: str | None, *gpus: Gpu, cpu_workers: int = 2) -> Placement:
+def placed(listed: str | None, *gpus: Gpu, cpu_workers: int = 2) -> DeviceChoice:
     environ = {} if listed is None else {"CUDA_VISIBLE_DEVICES": listed}
     return choose_devices(environ, Machine(gpus), cpu_workers, cuda_built=True)
 

@@ -27,7 +27,7 @@ from workers.edge_process import (
     EdgeSetup,
     EdgeTask,
     FailedError,
-    FairQueue,
+    FairLock,
     SlowError,
     edge_layout,
 )
@@ -345,7 +345,7 @@ async def test_a_client_with_a_dozen_requests_keeps_another_waiting_for_two_turn
 
 
 async def test_a_turn_is_not_lost_with_a_request_that_leaves_as_it_begins() -> None:
-    turns = FairQueue()
+    turns = FairLock()
     await turns.take("first")
     leaving = [asyncio.create_task(turns.take(f"{n}")) for n in range(3)]
     staying = asyncio.create_task(turns.take("staying"))

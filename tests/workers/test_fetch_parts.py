@@ -89,7 +89,7 @@ def test_a_repository_of_another_layout_is_refused() -> None:
     [
         (
             b"version https://git-lfs.github.com/spec/v1\n",
-            "a pointer of Git LFS, not what it points at: run git lfs pull",
+            "a Git LFS pointer, not the file itself: run git lfs pull",
         ),
         (b"PK\x03\x04rest", "a zip, as torch.save writes: a pickle, which can run any code and is not read"),
         (b"\x80\x02}q\x00.", "a pickle, which can run any code and is not read"),

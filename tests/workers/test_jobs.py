@@ -16,13 +16,13 @@ from scheduler import messages as m
 from tests.workers.test_pool import PATIENCE, TASK, running, until
 from workers.channel import Preview
 from workers.engine.config import Echo, EngineConfig
-from workers.engine.contract import Options, Task
+from workers.engine.contract import EngineOptions, Task
 from workers.jobs import Advanced, JobResult, JobTable, Previewed, ProgressEvent, Started
 from workers.pool import Pool
 
 STEPS = 6
 ENGINE = EngineConfig(kind="echo", slots=1, echo=Echo(steps=STEPS, step_seconds=0.1))
-WATCHED = replace(TASK, options=Options(previews=True))
+WATCHED = replace(TASK, options=EngineOptions(previews=True))
 FIRST, SECOND = (m.Start(job, "gpu0", 0, generation) for job, generation in ((1, 11), (2, 12)))
 
 

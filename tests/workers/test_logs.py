@@ -57,16 +57,31 @@ def test_every_line_is_an_object_with_all_that_was_said() -> None:
     evil = EVIL.encode("unicode_escape").decode()
     done = subprocess.run([sys.executable, "-c", SCRIPT, evil, "json"], capture_output=True, check=True)
     assert done.stderr.isascii()
-    told = [json.loads(line) for line in done.stderr.decode().splitlines()]
-    assert [(each["level"], each["logger"]) for each in told] == [
+    lines = [json.loads(line) for line in done.stderr.decode().splitlines()]
+    assert [(each["level"], each["logger"]) for each in lines] == [
         ("info", "contour.test"),
         ("info", "contour.test"),
         ("info", "contour.test"),
         ("error", "contour.test"),
         ("warning", "py.warnings"),
     ]
-    assert told[0]["message"] == f"text {EVIL}"
-    assert told[1]["message"] == EVIL
-    assert "stack" in told[2]
-    assert told[3]["traceback"].startswith("Traceback")
-    assert all(datetime.fromisoformat(each["time"]).tzinfo is UTC for each in told)
+    assert lines[0]["message"] == f"text {EVIL}"
+    assert lines[1]["message"] == EVIL
+    assert "stack" in lines[2]
+    assert lines[3]["traceback"].startswith("Traceback")
+    assert all(datetime.fromisoformat(each["time"]).tzinfo is UTC for each in lines)
+
+
+def test_libraries_do_not_fill_the_log_of_level_debug() -> None:
+    script = """
+import io, logging
+from PIL import Image
+from workers.logs import configure
+configure("debug")
+file = io.BytesIO()
+Image.new("RGB", (8, 8)).save(file, "PNG")
+Image.open(file).load()
+logging.getLogger("contour.test").debug("ours")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
+    assert [line.split(": ")[-1] for line in done.stderr.splitlines()] == ["ours"]

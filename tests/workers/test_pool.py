@@ -20,7 +20,7 @@ from workers import process
 from workers.channel import Device
 from workers.devices import DeviceSpec
 from workers.engine.config import Echo, EngineConfig
-from workers.engine.contract import Options, Task
+from workers.engine.contract import EngineOptions, Task
 from workers.jobs import JobResult
 from workers.pool import NothingServedError, Observer, Pool
 from workers.process import Child
@@ -31,7 +31,7 @@ PATIENCE = 120.0
 ECHO = EngineConfig(kind="echo", slots=2, echo=Echo(steps=10, step_seconds=0.02, reencode=False))
 BROKEN = EngineConfig(kind="diffusion", slots=2)
 TASK = Task(png(64, 64), "a square", 1)
-ENDLESS = replace(TASK, options=Options(steps=10_000))
+ENDLESS = replace(TASK, options=EngineOptions(steps=10_000))
 
 
 class Seen:

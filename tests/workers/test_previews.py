@@ -12,9 +12,9 @@ from tests.workers import showing
 from tests.workers.showing import Asks
 from tests.workers.test_process import ID, IMAGE, SLOW, Worker, of_one_colour
 from workers.channel import Preview, Report
-from workers.engine.contract import Options
+from workers.engine.contract import EngineOptions
 
-WATCHED = Options(previews=True)
+WATCHED = EngineOptions(previews=True)
 STEPS = SLOW.echo.steps
 NEVER_AGAIN = "3600"
 
@@ -36,7 +36,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Worker]]:
             worker.ended()
 
 
-def made(worker: Worker, image: bytes, options: Options = WATCHED) -> list[Report]:
+def made(worker: Worker, image: bytes, options: EngineOptions = WATCHED) -> list[Report]:
     """All that is heard of an image until it is finished."""
     heard = worker.hear()
     worker.run(0, 7, image, options)
@@ -72,7 +72,7 @@ def test_it_is_not_shown_again_at_once(start: Callable[[], Worker], monkeypatch:
 
 def test_one_that_nobody_watches_is_not_shown_at_all(start: Callable[[], Worker]) -> None:
     # Asking for its preview would end the process.
-    assert previews(made(start(), of_one_colour(Asks.BREAKS), Options())) == []
+    assert previews(made(start(), of_one_colour(Asks.BREAKS), EngineOptions())) == []
 
 
 @pytest.mark.parametrize("asks", [Asks.NO_MEMORY, Asks.NOTHING, Asks.DRAWN_LARGE], ids=lambda asks: asks.name)

@@ -24,7 +24,7 @@ from tests.workers import telling
 from workers.channel import Device, Report, Run, StatusChanged, Stop, pack
 from workers.devices import DeviceSpec
 from workers.engine.config import Echo, EngineConfig
-from workers.engine.contract import AS_CONFIGURED, Options, Task
+from workers.engine.contract import AS_CONFIGURED, EngineOptions, Task
 from workers.process import Child, ProcessExit
 from workers.shared_memory import SlotLayout, SlotMemory
 from workers.worker import SHORTAGES
@@ -54,7 +54,7 @@ class Worker:
         self.reaped = False
         self.child = Child(multiprocessing.get_context("spawn"), setup, self.memory)
 
-    def run(self, slot: int, generation: int, image: bytes = IMAGE, options: Options = AS_CONFIGURED) -> None:
+    def run(self, slot: int, generation: int, image: bytes = IMAGE, options: EngineOptions = AS_CONFIGURED) -> None:
         params = pack(Task(image, "", 1, options))
         self.memory.input(slot)[: len(image) + len(params)] = image + params
         assert self.child.send(Run(slot, generation, len(image), len(params)))
@@ -133,7 +133,7 @@ def test_what_is_no_image_is_refused_and_the_next_one_made(worker: Worker) -> No
 
 
 def test_a_dropped_image_frees_its_slot_before_its_last_step(worker: Worker) -> None:
-    worker.run(0, 1, options=Options(steps=1000))
+    worker.run(0, 1, options=EngineOptions(steps=1000))
     worker.until(m.Stepped)
     worker.child.send(m.Cancel(ID, 0, 1))
     rest = []

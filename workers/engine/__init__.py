@@ -36,7 +36,7 @@ def _whole(config: EngineConfig, device: str, trials: Trials | None) -> Engine[A
         return EchoEngine(config)
     if config.runtime != "onnxruntime":
         read_ahead(config, device)
-    with timed("torch imported"):
+    with timed("Imported torch"):
         from workers.engine.engine import DiffusionEngine
 
     return DiffusionEngine(config, _model(config, device), trials=trials)

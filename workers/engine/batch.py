@@ -217,7 +217,7 @@ class Batch:
         if not smaller:
             raise error
         self._buckets = smaller
-        self.graphs.fallbacks.note("step: out of memory", f"{self._size}: from now on {smaller[-1]} at a time")
+        self.graphs.fallbacks.note("step: out of memory", f"{self._size}: batches of at most {smaller[-1]} from now on")
 
     def _step(self, bucket: int, predict: Predict) -> None:
         """One step of the chosen entries. The host takes no part: this is what a graph records."""

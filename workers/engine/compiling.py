@@ -309,7 +309,7 @@ class Upgradable(Generic[F]):
     def _go_back(self, error: Exception) -> None:
         self._function, self.upgraded, self._unused = self._plain, False, False
         self._graphs.drop(self._key)
-        self._graphs.fallbacks.note("compile: given up", f"{self._key} runs without: {first_line(error)}")
+        self._graphs.fallbacks.note("compile: given up", f"{self._key} runs uncompiled: {first_line(error)}")
 
 
 def check(actual: Tensor, expected: Tensor, dtype: torch.dtype, roundings: int = _ROUNDINGS) -> None:

@@ -38,7 +38,7 @@ class Lora(Weights):
     file: SafetensorsFile = "pytorch_lora_weights.safetensors"
     """The file in the folder or repository."""
     scale: Annotated[float, Meta(ge=-4, le=4)] = 1.0
-    """How strongly the change counts."""
+    """The factor of the change; 1 applies it as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Echo:
-    """What `kind: echo` does, which has no model and gives the input back."""
+    """The engine of `kind: echo`, which has no model and returns its input."""
 
     steps: Positive = 1
     """Steps that an image takes."""
@@ -118,7 +118,7 @@ class Echo:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """What is done for speed. The defaults are the fastest; nothing here changes an image beyond rounding."""
+    """Optimisations. The defaults are the fastest; none changes an image beyond rounding."""
 
     graphs: bool = True
     """Record each step as a CUDA graph."""
@@ -143,8 +143,8 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """Faults on purpose, for tests: never where images are wanted. Each is the chance of a call to fail; `seed` and the
-    process id decide, so that a restarted process has another fate."""
+    """Injected faults, for tests only. Each is the chance of a call to fail; `seed` and the process id decide which
+    calls fail, so a restarted process fails at others."""
 
     prepare_memory: Chance = 0.0
     """The device has no memory left to prepare an image."""
@@ -169,7 +169,7 @@ class Faults:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """What decides how an image looks, and how many a worker makes at once."""
+    """How images look, and how many a worker makes at once."""
 
     kind: Literal["diffusion", "echo"] = "diffusion"
     """`diffusion` makes images with a model; `echo` returns the input, for load tests."""

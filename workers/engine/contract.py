@@ -43,7 +43,7 @@ class OutOfMemoryError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class EngineOptions:
     """What a task asks for; None is the configured value.
 
     `negative` is the negative prompt. `control_image`: the input is a photo, in which edges are found, or an edge map,
@@ -67,11 +67,11 @@ class Options:
     embed_metadata: Embedding = "none"
 
 
-AS_CONFIGURED = Options()
+AS_CONFIGURED = EngineOptions()
 
 
 class Resolved(NamedTuple):
-    """Options by their names in a request, with the configured value of each that the request leaves out.
+    """EngineOptions by their names in a request, with the configured value of each that the request leaves out.
 
     Here None becomes the configured value, and nowhere else, but for a file's format and quality (`codec`). The
     thresholds are in order, whichever a client calls low.
@@ -91,7 +91,7 @@ class Resolved(NamedTuple):
         return Canny(low=self.canny_low, high=self.canny_high)
 
 
-def resolved(options: Options, config: EngineConfig) -> Resolved:
+def resolved(options: EngineOptions, config: EngineConfig) -> Resolved:
     """The options of a task, completed by the configuration."""
     low, high = _either(options.canny_low, config.canny.low), _either(options.canny_high, config.canny.high)
     return Resolved(
@@ -116,7 +116,7 @@ class Task:
     image: bytes | memoryview
     text: str
     seed: int
-    options: Options = AS_CONFIGURED
+    options: EngineOptions = AS_CONFIGURED
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,7 @@ class Engine(Protocol[Prepared]):
     def collect(self, decoding: object) -> object:
         """Wait until the device has decoded a finished image, and return the argument of `encode`."""
 
-    def encode(self, pixels: object, options: Options = AS_CONFIGURED) -> bytes:
+    def encode(self, pixels: object, options: EngineOptions = AS_CONFIGURED) -> bytes:
         """The image file for the client, in its format and quality."""
 
     def preview(self, slot: int) -> object | None:

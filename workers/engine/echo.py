@@ -12,7 +12,7 @@ from workers.engine import codec
 from workers.engine.budget import DecodeBudget
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
-from workers.engine.contract import AS_CONFIGURED, EngineStatus, Options, StepProgress, Task, resolved
+from workers.engine.contract import AS_CONFIGURED, EngineOptions, EngineStatus, StepProgress, Task, resolved
 from workers.engine.header import output_size, read_header
 from workers.machine import memory_limit
 
@@ -127,7 +127,7 @@ class EchoEngine:
     def status(self) -> EngineStatus:
         return EngineStatus()
 
-    def encode(self, pixels: object, options: Options = AS_CONFIGURED) -> bytes:
+    def encode(self, pixels: object, options: EngineOptions = AS_CONFIGURED) -> bytes:
         if isinstance(pixels, bytes):
             return pixels
         return codec.encode(np.asarray(pixels, np.uint8), self._config.output, options.format, options.quality)

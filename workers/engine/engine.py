@@ -24,8 +24,8 @@ from workers.engine.config import EngineConfig
 from workers.engine.contract import (
     AS_CONFIGURED,
     MAX_SIZES,
+    EngineOptions,
     EngineStatus,
-    Options,
     OutOfMemoryError,
     StepProgress,
     Task,
@@ -112,11 +112,11 @@ class DiffusionEngine:
     @torch.no_grad()
     def warm_up(self) -> Costs:
         """Record and run everything once, measure it, and start to compile."""
-        with timed("buffers made and graphs recorded"):
+        with timed("Made buffers and recorded graphs"):
             self._execution.set_up()
-        with timed("costs measured"):
+        with timed("Measured costs"):
             self._measurements.take_all()
-        with timed("colours of previews fitted to the VAE"):
+        with timed("Fitted the colours of previews to the VAE"):
             if (shown := self._show(torch.zeros(4, *self._nominal, device=self._model.device))) is not None:
                 shown.wait()
         self._execution.start_compiling()
@@ -205,7 +205,7 @@ class DiffusionEngine:
         assert isinstance(decoding, Decoding)
         return decoding.wait()
 
-    def encode(self, pixels: object, options: Options = AS_CONFIGURED) -> bytes:
+    def encode(self, pixels: object, options: EngineOptions = AS_CONFIGURED) -> bytes:
         return codec.encode(np.asarray(pixels, np.uint8), self._config.output, options.format, options.quality)
 
     @_on_device

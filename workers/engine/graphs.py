@@ -193,7 +193,7 @@ class Graphs:
 
     def _give_up(self, key: Hashable, reason: str, error: Exception) -> None:
         self._hopeless.add(key)
-        self._context.fallbacks.note(reason, f"{key} runs without: {first_line(error)}")
+        self._context.fallbacks.note(reason, f"{key} runs without a graph: {first_line(error)}")
 
     def _try_to_record(self, key: Hashable, work: Work, before_recording: Work) -> None:
         recorder = self._context.recorder
@@ -217,7 +217,7 @@ class Graphs:
         """Count once that the work runs without a graph until the compiler is done."""
         if key not in self._delayed:
             self._delayed.add(key)
-            self._context.fallbacks.note("graph: waits for the compiler", f"{key} runs without until it has finished")
+            self._context.fallbacks.note("graph: waits for the compiler", f"{key} runs without a graph until then")
 
     def _record(self, recorder: Recorder, work: Work) -> Recording:
         try:

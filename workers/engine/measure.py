@@ -84,7 +84,8 @@ class Measurements:
                 self.take(bucket, size)
         known = sorted(self._step_seconds)
         if estimated := [bucket for bucket in self._buckets if bucket not in known]:
-            _log.info("Step time measured for batches of %s, estimated for %s", known, estimated)
+            lists = [", ".join(map(str, buckets)) for buckets in (known, estimated)]
+            _log.info("Measured steps of batches of %s; estimated those of %s", *lists)
 
     def take(self, bucket: int, size: Size | None = None) -> None:
         """Measure a step of a bucket, of the nominal size by default, while running images wait.

@@ -27,7 +27,7 @@ from struct import pack
 import msgspec
 
 from workers.engine.config import EngineConfig
-from workers.engine.contract import AS_CONFIGURED, Options, Task, resolved
+from workers.engine.contract import AS_CONFIGURED, EngineOptions, Task, resolved
 from workers.engine.header import PNG_SIGNATURE, read_header
 from workers.engine.samplers import WEB_UI_NAMES
 
@@ -61,7 +61,7 @@ class Provenance:
 
     text: str = ""
     seed: int = 0
-    options: Options = AS_CONFIGURED
+    options: EngineOptions = AS_CONFIGURED
     input_hash: str = ""
 
     @classmethod
@@ -110,10 +110,10 @@ class Metadata:
     def largest(self, max_text_chars: int) -> int:
         """An upper bound of the bytes that metadata adds to a file, where a prompt has at most so many characters."""
         texts = max_text_chars + max(max_text_chars, len(self._config.prompt.negative))
-        line = self.infotext(Provenance(options=Options(negative="")), (0, 0))
+        line = self.infotext(Provenance(options=EngineOptions(negative="")), (0, 0))
         return _CHARACTER_BYTES * (texts + len(line) + _NUMBERS) + len(XMP) + _BLOCK_BYTES
 
-    def control(self, options: Options) -> str:
+    def control(self, options: EngineOptions) -> str:
         """The ControlNet's input, in the format of the web UI's extension."""
         chosen = resolved(options, self._config)
         edges = options.control_image == "edges"

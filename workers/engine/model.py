@@ -26,7 +26,7 @@ from workers.engine.model_checks import check_architecture, check_folders, read_
 from workers.engine.networks import Attend
 from workers.engine.plan import Plans
 from workers.engine.runtime import Faster, ModelFunctions
-from workers.engine.sampler import Scheduler, UnsupportedSamplerError, is_scheduler
+from workers.engine.sampler import DiffusersScheduler, UnsupportedSamplerError, is_scheduler
 from workers.engine.streams import SideStream
 from workers.engine.weights import (
     COMPONENTS,
@@ -132,7 +132,7 @@ def load(config: EngineConfig, device: str) -> Model:
     Raises MissingWeightsError, UnsafeModelError, LoraError, UnsupportedModelError and UnsupportedSamplerError.
     """
     parts = read(config, dtype_of(config, device), device)
-    with timed("model put together"):
+    with timed("Assembled the model"):
         return assemble(config, parts, device)
 
 
@@ -181,7 +181,7 @@ def plans_of(sampler: Sampler, base: dict[str, Any]) -> Plans:
     return Plans(sampler, lambda steps: make_scheduler(replace(sampler, steps=steps), base))
 
 
-def make_scheduler(sampler: Sampler, base: dict[str, Any]) -> Scheduler:
+def make_scheduler(sampler: Sampler, base: dict[str, Any]) -> DiffusersScheduler:
     """A diffusers scheduler with its timesteps set; `base` is the configuration of the one the model came with.
 
     Raises UnsupportedSamplerError.
@@ -197,7 +197,7 @@ def make_scheduler(sampler: Sampler, base: dict[str, Any]) -> Scheduler:
         problem = f"{sampler.name} does not work with {sampler.steps} steps and these options: {str(error).strip()}"
         raise UnsupportedSamplerError(problem) from error
     if not is_scheduler(scheduler):
-        raise UnsupportedSamplerError(f"{sampler.name} is not of the kind that samples with Stable Diffusion")
+        raise UnsupportedSamplerError(f"{sampler.name} is not a scheduler that works with Stable Diffusion")
     return scheduler
 
 
@@ -222,7 +222,7 @@ def read(config: EngineConfig, dtype: torch.dtype, device: str = "cpu") -> Parts
 
     Raises MissingWeightsError, UnsafeModelError and LoraError.
     """
-    with timed("diffusers and transformers imported"):
+    with timed("Imported diffusers and transformers"):
         from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
         from transformers import CLIPTextModel
         from transformers.utils.logging import disable_progress_bar
@@ -232,7 +232,7 @@ def read(config: EngineConfig, dtype: torch.dtype, device: str = "cpu") -> Parts
     folder = _model_folder(config)
     control_folder = _folder("controlnet", config.controlnet) if config.controlnet else folder / "controlnet"
     check_folders(folder / "unet", folder / "text_encoder", folder / "vae", control_folder)
-    with timed("weights read"):
+    with timed("Read the weights"):
         unet = _network_from(UNet2DConditionModel, folder / "unet", dtype, device)
         text_encoder = _text_encoder_from(CLIPTextModel, folder / "text_encoder", dtype, device)
         for name, lora in named_loras(config):

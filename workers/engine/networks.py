@@ -64,7 +64,7 @@ class LayerInputs:
         )
 
 
-class _Feed:
+class _LayerQueue:
     """Yields the inputs layer by layer, and computes attention; `inverse_temperature` [R] multiplies its logits."""
 
     def __init__(self, inputs: LayerInputs, attend: Attend, inverse_temperature: Tensor | None = None) -> None:
@@ -99,7 +99,7 @@ def control_residuals(
     They are not scaled yet: `unet_noise` scales as it adds, which saves a pass over each.
     """
     x = controlnet.conv_in(latents) + control.hint
-    skips, x = _encode(controlnet, x, _Feed(control.inputs, attend, control.inverse_temperature))
+    skips, x = _encode(controlnet, x, _LayerQueue(control.inputs, attend, control.inverse_temperature))
     convs = controlnet.controlnet_down_blocks
     residuals = [conv(skip) for conv, skip in zip(convs, skips, strict=True)]
     return residuals, controlnet.controlnet_mid_block(x)
@@ -109,7 +109,7 @@ def unet_features(
     unet: "UNet2DConditionModel", latents: Tensor, inputs: LayerInputs, attend: Attend = attention
 ) -> tuple[list[Tensor], Tensor]:
     """The UNet's encoder and middle, which need no ControlNet: the skip connections, and the middle's output."""
-    return _encode(unet, unet.conv_in(latents), _Feed(inputs, attend))
+    return _encode(unet, unet.conv_in(latents), _LayerQueue(inputs, attend))
 
 
 def unet_noise(
@@ -122,7 +122,7 @@ def unet_noise(
 ) -> Tensor:
     """The UNet's decoder: the noise [R, 4, h, w], from its encoder's features and the residuals, scaled by [R]."""
     skips = [_controlled(skip, residual, scale) for skip, residual in zip(features[0], residuals[0], strict=True)]
-    x = _decode(unet, _controlled(features[1], residuals[1], scale), skips, _Feed(inputs, attend))
+    x = _decode(unet, _controlled(features[1], residuals[1], scale), skips, _LayerQueue(inputs, attend))
     noise: Tensor = unet.conv_out(silu(unet.conv_norm_out(x)))
     return noise
 
@@ -131,7 +131,7 @@ def _controlled(features: Tensor, residual: Tensor, scale: Tensor) -> Tensor:
     return features.addcmul(residual, _alike(scale, residual)[:, None, None, None])
 
 
-def _encode(net: "UNet2DConditionModel | ControlNetModel", x: Tensor, feed: _Feed) -> tuple[list[Tensor], Tensor]:
+def _encode(net: "UNet2DConditionModel | ControlNetModel", x: Tensor, feed: _LayerQueue) -> tuple[list[Tensor], Tensor]:
     """The contracting half and the middle: the skip connections, outermost first, and the middle's output."""
     skips = [x]
     for block in net.down_blocks:
@@ -144,7 +144,7 @@ def _encode(net: "UNet2DConditionModel | ControlNetModel", x: Tensor, feed: _Fee
     return skips, x
 
 
-def _down(block: "CrossAttnDownBlock2D", x: Tensor, feed: _Feed) -> list[Tensor]:
+def _down(block: "CrossAttnDownBlock2D", x: Tensor, feed: _LayerQueue) -> list[Tensor]:
     outputs = []
     for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
         x = _resnet(resnet, x, feed)
@@ -156,14 +156,14 @@ def _down(block: "CrossAttnDownBlock2D", x: Tensor, feed: _Feed) -> list[Tensor]
     return outputs
 
 
-def _decode(unet: "UNet2DConditionModel", x: Tensor, skips: list[Tensor], feed: _Feed) -> Tensor:
+def _decode(unet: "UNet2DConditionModel", x: Tensor, skips: list[Tensor], feed: _LayerQueue) -> Tensor:
     """The expanding half: joins the skip connections, innermost first."""
     for block in unet.up_blocks:
         x = _up(block, x, skips, feed)
     return x
 
 
-def _up(block: "CrossAttnUpBlock2D", x: Tensor, skips: list[Tensor], feed: _Feed) -> Tensor:
+def _up(block: "CrossAttnUpBlock2D", x: Tensor, skips: list[Tensor], feed: _LayerQueue) -> Tensor:
     for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
         x = _beside(x, skips.pop())
         x = _resnet(resnet, x, feed)
@@ -181,7 +181,7 @@ def _attentions(block: "CrossAttnDownBlock2D | CrossAttnUpBlock2D") -> "Sequence
     return attentions
 
 
-def _resnet(module: "ResnetBlock2D", x: Tensor, feed: _Feed) -> Tensor:
+def _resnet(module: "ResnetBlock2D", x: Tensor, feed: _LayerQueue) -> Tensor:
     shift = _alike(next(feed.shifts), x)
     h: Tensor = module.conv1(silu(module.norm1(x)))
     h = module.conv2(silu(module.norm2(h + shift[:, :, None, None])))
@@ -189,7 +189,7 @@ def _resnet(module: "ResnetBlock2D", x: Tensor, feed: _Feed) -> Tensor:
     return shortcut + h
 
 
-def _transformer(module: "Transformer2DModel", x: Tensor, feed: _Feed) -> Tensor:
+def _transformer(module: "Transformer2DModel", x: Tensor, feed: _LayerQueue) -> Tensor:
     height, width = x.shape[-2:]
     h: Tensor = module.norm(x)
     # A 1x1 convolution or a linear layer: the same sum, on feature maps or on tokens.
@@ -201,7 +201,7 @@ def _transformer(module: "Transformer2DModel", x: Tensor, feed: _Feed) -> Tensor
     return _plus(x, h)
 
 
-def _transformer_block(block: "BasicTransformerBlock", x: Tensor, feed: _Feed) -> Tensor:
+def _transformer_block(block: "BasicTransformerBlock", x: Tensor, feed: _LayerQueue) -> Tensor:
     keys, values = next(feed.keys_values), next(feed.keys_values)
 
     own = block.attn1

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from workers.engine.config import EngineConfig, Sampler, rows_of
-from workers.engine.contract import BadOptionError, Options, Resolved
-from workers.engine.sampler import SamplerMatrix, Scheduler, counts, sampler_matrix
+from workers.engine.contract import BadOptionError, EngineOptions, Resolved
+from workers.engine.sampler import DiffusersScheduler, SamplerMatrix, counts, sampler_matrix
 
 _log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class Plans:
     cannot take the configured number.
     """
 
-    def __init__(self, sampler: Sampler, scheduler: Callable[[int], Scheduler]) -> None:
+    def __init__(self, sampler: Sampler, scheduler: Callable[[int], DiffusersScheduler]) -> None:
         self._sampler = sampler
         self._most = max(sampler.steps, sampler.max_steps)
         self._scheduler = scheduler
@@ -155,12 +155,14 @@ def scales_of(chosen: Resolved, config: EngineConfig, min_temperature: float) ->
     """The scales of an image; lower temperatures count as `min_temperature`. Raises BadOptionError."""
     guidance = chosen.guidance_scale
     if guidance > 1 and rows_of(config.guidance_scale) == 1:
-        raise BadOptionError(f"guidance_scale is {guidance:g}, but this model runs without guidance: 1 is the most.")
+        raise BadOptionError(
+            f"guidance_scale is {guidance:g}; it must be at most 1, as this model runs without guidance."
+        )
     # As in diffusers, there is guidance only above 1.
     return Scales(max(guidance, 1.0), chosen.control_scale, 1 / max(chosen.temperature, min_temperature))
 
 
-def warnings_of(options: Options, scales: Scales, edges: NDArray[np.uint8]) -> Iterator[str]:
+def warnings_of(options: EngineOptions, scales: Scales, edges: NDArray[np.uint8]) -> Iterator[str]:
     """Warnings for the client about its options and the image's edges (uint8, [height, width])."""
     if options.negative and scales.guidance == 1:
         yield "The negative prompt has no effect, as guidance_scale is 1 or less."
@@ -169,7 +171,7 @@ def warnings_of(options: Options, scales: Scales, edges: NDArray[np.uint8]) -> I
     if options.control_image == "edges" and not edges.any():
         yield "The edge map is black everywhere, so only the prompt was used. Edges are white on black."
     if options.control_image == "edges" and edges.mean() > _HALF_WHITE:
-        yield "Most of the edge map is white, where it should be white on black (transparent parts count as white)."
+        yield "Most of the edge map is white. It should have white edges on black; transparent parts count as white."
 
 
 def draw(seed: int, shape: tuple[int, ...], count: int) -> Tensor:

@@ -35,7 +35,7 @@ class UnsupportedSamplerError(UnusableModelError, ValueError):
 
 
 @runtime_checkable
-class Scheduler(Protocol):
+class DiffusersScheduler(Protocol):
     """The parts that we use of a diffusers scheduler with timesteps set."""
 
     timesteps: Tensor
@@ -53,9 +53,9 @@ class Scheduler(Protocol):
         """The latents after a call."""
 
 
-def is_scheduler(found: object) -> TypeGuard[Scheduler]:
+def is_scheduler(found: object) -> TypeGuard[DiffusersScheduler]:
     """Whether it works like the schedulers in diffusers' pipelines for Stable Diffusion."""
-    if not isinstance(found, Scheduler):
+    if not isinstance(found, DiffusersScheduler):
         return False
     try:
         inspect.signature(found.step).bind(None, None, None, return_dict=False)
@@ -89,7 +89,7 @@ class SamplerMatrix:
         return self.weights.shape[1] - self.calls
 
 
-def sampler_matrix(scheduler: Scheduler) -> SamplerMatrix:
+def sampler_matrix(scheduler: DiffusersScheduler) -> SamplerMatrix:
     """The matrix of a fresh scheduler (a used one keeps state).
 
     Raises UnsupportedSamplerError.
@@ -107,7 +107,7 @@ def sampler_matrix(scheduler: Scheduler) -> SamplerMatrix:
     return SamplerMatrix(weights, timesteps, estimates(scheduler, weights[:-1], predicted, timesteps))
 
 
-def counts(scheduler: Scheduler) -> tuple[int, int]:
+def counts(scheduler: DiffusersScheduler) -> tuple[int, int]:
     """N and 1 + D of a fresh scheduler's matrix: its model calls and its noises."""
     calls, counted = len(scheduler.timesteps), _Draws()
     _run(scheduler, torch.zeros(1 + calls, 1, dtype=torch.float64), counted)
@@ -137,11 +137,11 @@ class _Draws(TorchFunctionMode):
     def _row(self, drawn: Tensor) -> Tensor:
         assert self._rows is not None
         if self.made > len(self._rows) or drawn.numel() != self._rows.shape[1]:
-            raise UnsupportedSamplerError("The scheduler draws other than noise of the image's shape at its steps")
+            raise UnsupportedSamplerError("The scheduler draws noise whose shape is not that of the image")
         return self._rows[self.made - 1].view_as(drawn).to(drawn.dtype)
 
 
-def _respond(scheduler: Scheduler, inputs: Tensor, draws: int) -> tuple[Tensor, int]:
+def _respond(scheduler: DiffusersScheduler, inputs: Tensor, draws: int) -> tuple[Tensor, int]:
     """Return results [N + 1, pixels] for inputs [1 + draws + N, pixels] (noise, draws, model outputs), and the number
     of draws."""
     noise, drawn, outputs = inputs.split([1, draws, len(inputs) - 1 - draws])
@@ -149,7 +149,7 @@ def _respond(scheduler: Scheduler, inputs: Tensor, draws: int) -> tuple[Tensor, 
     return _run(scheduler, torch.cat([noise, outputs]), answering), answering.made
 
 
-def _run(scheduler: Scheduler, inputs: Tensor, draws: _Draws) -> Tensor:
+def _run(scheduler: DiffusersScheduler, inputs: Tensor, draws: _Draws) -> Tensor:
     """N model inputs and the final latents [N + 1, pixels], for the noise and the model's outputs [N + 1, pixels]."""
     rows = []
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
@@ -169,7 +169,7 @@ def _random_pixels(inputs: int) -> Tensor:
     return 3 * torch.randn(inputs, _PROOF_PIXELS, dtype=torch.float64, generator=generator)
 
 
-def _prove(scheduler: Scheduler, by_matrix: Tensor, expected: Tensor) -> None:
+def _prove(scheduler: DiffusersScheduler, by_matrix: Tensor, expected: Tensor) -> None:
     """Compare the matrix's results with the scheduler's own."""
     error = float((by_matrix - expected).norm() / expected.norm())
     if not error < _PROOF_TOLERANCE:

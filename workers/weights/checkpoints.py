@@ -28,10 +28,10 @@ _CODES = {"float16": "F16", "float32": "F32", "bfloat16": "BF16"}
 _WHOLE_NUMBERS = {"I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL"}
 _METADATA = {"format": "pt"}  # without it transformers refuses a file
 _MAGIC = {  # how other files begin
-    b"version https://git-lfs": "a pointer of Git LFS, not what it points at: run git lfs pull",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself: run git lfs pull",
     b"PK\x03\x04": "a zip, as torch.save writes: a pickle, which can run any code and is not read",
     b"\x80": "a pickle, which can run any code and is not read",
-    b"<": "an HTML or XML page: another server than the hub answered",
+    b"<": "an HTML or XML page: a server other than the hub answered",
 }
 
 

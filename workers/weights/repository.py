@@ -30,6 +30,7 @@ from huggingface_hub.hf_api import RepoSibling
 
 from workers.engine.config import Weights
 from workers.engine.weights import COMPONENTS, PICKLES
+from workers.logs import counted
 from workers.weights.messages import LATER, RETRY, WRONG_SIZE, FetchError, bar, explain, is_transient, reason, say
 
 # -------------------------------------------------------------------------------------------------- the choice of files
@@ -149,7 +150,7 @@ class Repository:
             except Exception as error:
                 pool.shutdown(wait=False, cancel_futures=True)
                 if running := sum(fetch.running() for fetch in fetches):  # these cannot be cancelled
-                    say(f"{error}. Waiting for {running} other file(s) in progress")
+                    say(f"{error}. Waiting for {counted(running, 'other file')} in progress")
                 raise
             return [fetch.result() for fetch in fetches]
 

@@ -17,7 +17,7 @@ from app.errors import Error, Faults, Problem, joined, quoted
 from app.lifecycle import RequestContext
 from app.parsing import bodies, input_image
 from workers.edge_process import RESOLUTIONS, Work
-from workers.engine.contract import Options
+from workers.engine.contract import EngineOptions
 
 IMAGES, MASKS, RESOLUTION = "controlnet_input_images", "controlnet_masks", "controlnet_processor_res"
 LOW, HIGH = "controlnet_threshold_a", "controlnet_threshold_b"
@@ -102,7 +102,7 @@ class Detect(EdgeEndpoint):
         found = rules.number_faults({"canny_low": low, "canny_high": high}, {"canny_low": LOW, "canny_high": HIGH})
         if wrong_ones := list(found):
             raise joined(wrong_ones)
-        return rules.resolved(Options(canny_low=low, canny_high=high)).canny
+        return rules.resolved(EngineOptions(canny_low=low, canny_high=high)).canny
 
     def _images(self, body: DetectRequest) -> list[tuple[str, str]]:
         texts = body.controlnet_input_images or body.controlnet_images or []

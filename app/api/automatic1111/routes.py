@@ -11,8 +11,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.api.automatic1111.detect import Detect
-from app.api.automatic1111.jobs import Jobs
 from app.api.automatic1111.options import Options, catalogue, check, present_options
+from app.api.automatic1111.running import RunningRequests
 from app.api.automatic1111.structs import MAX_ITEMS, InterruptAnswer, JobName, Name, ProgressAnswer, State, respond
 from app.api.automatic1111.txt2img import JSON, Txt2Img
 from app.api.edges import EdgeFinder
@@ -36,10 +36,10 @@ def routes(
     lifecycle: RequestLifecycle, generator: ImageGenerator, finder: EdgeFinder, metrics: Metrics, settings: Settings
 ) -> Iterator[Route]:
     """All paths of the API."""
-    jobs = Jobs(latest=settings.server.shared_progress or settings.server.has_keys)
+    running = RunningRequests(latest=settings.server.shared_progress or settings.server.has_keys)
     present, metadata = present_options(settings), Metadata(settings.engine, about(settings))
-    txt2img = Txt2Img(lifecycle, generator, finder, jobs, settings, present, metadata)
-    lookups = Lookups(lifecycle, generator.rules, jobs, present, catalogue(settings))
+    txt2img = Txt2Img(lifecycle, generator, finder, running, settings, present, metadata)
+    lookups = Lookups(lifecycle, generator.rules, running, present, catalogue(settings))
     yield Route("/sdapi/v1/txt2img", txt2img.txt2img, methods=["POST"])
     yield Route("/sdapi/v1/img2img", txt2img.img2img, methods=["POST"])
     yield Route("/controlnet/detect", Detect(lifecycle, finder, metrics).respond, methods=["POST"])
@@ -56,7 +56,7 @@ class Lookups:
 
     lifecycle: RequestLifecycle
     rules: Rules
-    jobs: Jobs
+    running: RunningRequests
     present: Options
     catalogue: Mapping[str, Any]
 
@@ -85,17 +85,17 @@ class Lookups:
     async def _progress(self, request: Request, client: str) -> ProgressAnswer:
         query = bodies.query(request)
         name = bodies.converted(query, JobName).name
-        if (job := self.jobs.find(client, name)) is None:
-            return ProgressAnswer(0.0, 0.0, State(), textinfo=self.jobs.hint(name))
-        return job.progress(with_image=query.get("skip_current_image", "").lower() not in YES)
+        if (current := self.running.find(client, name)) is None:
+            return ProgressAnswer(0.0, 0.0, State(), textinfo=self.running.hint(name))
+        return current.progress(with_image=query.get("skip_current_image", "").lower() not in YES)
 
     async def _interrupt(self, request: Request, client: str) -> InterruptAnswer:
         name = bodies.converted(bodies.query(request), JobName).name
         if _has_body(request):
             name = (await bodies.json_body(request, self.rules, _job_name, SMALL_BYTES)).name or name
-        if (job := self.jobs.find(client, name)) is None:
-            return InterruptAnswer(self.jobs.hint(name))
-        job.interrupt()
+        if (current := self.running.find(client, name)) is None:
+            return InterruptAnswer(self.running.hint(name))
+        current.interrupt()
         return InterruptAnswer()
 
     async def _get_or_set(self, request: Request, client: str) -> Options | None:

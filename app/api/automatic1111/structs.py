@@ -76,8 +76,8 @@ class Txt2ImgRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The body. `cfg_scale` is guidance_scale, `batch_size` times `n_iter` is number_of_images, seed -1 draws one.
 
     One image is needed, in the arguments of ControlNet. Scripts that are off ask for nothing; what is on is refused by
-    name. Sampler, scheduler and size may be anything: `info` tells what they were. `force_task_id` names the job for
-    `progress` and `interrupt`: choose one that nobody guesses. Unknown fields are ignored.
+    name. Sampler, scheduler and size may be anything: `info` tells what they were. `force_task_id` names the request
+    for `progress` and `interrupt`: choose one that nobody guesses. Unknown fields are ignored.
     """
 
     prompt: str | None = ""
@@ -133,7 +133,7 @@ class Txt2ImgAnswer(msgspec.Struct, frozen=True):
 
 
 class Info(msgspec.Struct, frozen=True, kw_only=True):
-    """The parameters of the images. `notes` say what was not followed; `task_id` names the job."""
+    """The parameters of the images. `notes` say what was not followed; `task_id` names the request."""
 
     prompt: str
     all_prompts: list[str]
@@ -178,7 +178,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobName(msgspec.Struct, frozen=True, kw_only=True):
-    """Names a job of the client's, by any of these fields: `force_task_id` as txt2img was given it, or its request id.
+    """Names a running request of the client, in any of these fields: its `force_task_id`, or its request id.
 
     The request id is in the answer's X-Request-Id, in `info.task_id` and in the progress's `current_task`.
     """
@@ -194,8 +194,8 @@ class JobName(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProgressAnswer(msgspec.Struct, frozen=True):
-    """A job's progress from 0 to 1, the estimated seconds left, a preview (a small JPEG in base64), and its name.
-    `textinfo` says how many jobs start before it, or how to name a job if none is shown."""
+    """A request's progress from 0 to 1, the estimated seconds left, a preview (a small JPEG in base64), and its name.
+    `textinfo` says how many images start before it, or how to name a request if none is shown."""
 
     progress: float
     eta_relative: float
@@ -206,7 +206,7 @@ class ProgressAnswer(msgspec.Struct, frozen=True):
 
 
 class InterruptAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Empty; but `textinfo` says how to name a job where none was ended."""
+    """Empty; but `textinfo` says how to name a request where none was ended."""
 
     textinfo: str | None = None
 

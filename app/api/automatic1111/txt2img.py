@@ -10,9 +10,9 @@ import pybase64
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.automatic1111.jobs import Job, Jobs
 from app.api.automatic1111.options import Options
 from app.api.automatic1111.parse import Body, ParsedRequest, parse
+from app.api.automatic1111.running import RunningRequest, RunningRequests
 from app.api.automatic1111.structs import Info, Txt2ImgAnswer, Txt2ImgRequest, respond, wrong
 from app.api.edges import EdgeFinder
 from app.api.generation import warnings_of
@@ -53,7 +53,7 @@ class Txt2Img:
     lifecycle: RequestLifecycle
     generator: ImageGenerator
     finder: EdgeFinder
-    jobs: Jobs
+    running: RunningRequests
     settings: Settings
     options: Options
     metadata: Metadata
@@ -79,13 +79,15 @@ class Txt2Img:
     async def _answer(self, request: Request, context: RequestContext) -> Response:
         parsed = await self._parse(request, context.client)
         steps = self.generator.rules.resolved(parsed.params.options).steps
-        job = Job(parsed.request.force_task_id or context.id, context.id, parsed.params.number_of_images, steps)
-        images = context.images = await self._images(request, parsed, job, context)
+        current = RunningRequest(
+            parsed.request.force_task_id or context.id, context.id, parsed.params.number_of_images, steps
+        )
+        images = context.images = await self._images(request, parsed, current, context)
         sent = images if parsed.request.send_images is not False else []
         answer = Txt2ImgAnswer(
             [pybase64.b64encode_as_string(image.file) for image in sent],
             parsed.request,
-            msgspec.json.encode(_info(parsed, images, self.settings, self.metadata, job)).decode(),
+            msgspec.json.encode(_info(parsed, images, self.settings, self.metadata, current)).decode(),
         )
         return Response(msgspec.json.encode(answer), media_type=JSON)
 
@@ -100,22 +102,26 @@ class Txt2Img:
         return replace(parsed, masks=())
 
     async def _images(
-        self, request: Request, parsed: ParsedRequest, job: Job, context: RequestContext
+        self, request: Request, parsed: ParsedRequest, current: RunningRequest, context: RequestContext
     ) -> list[GeneratedImage]:
-        with self.jobs.running(context.client, job):
-            job.generating = asyncio.ensure_future(
-                self.generator.generate(request, parsed.params, context, job.on_progress)
+        with self.running.register(context.client, current):
+            current.generating = asyncio.ensure_future(
+                self.generator.generate(request, parsed.params, context, current.on_progress)
             )
             try:
-                return await unless_gone(request, job.generating)
+                return await unless_gone(request, current.generating)
             except asyncio.CancelledError:
-                if job.interrupted:
+                if current.interrupted:
                     raise ClientGoneError from None
                 raise
 
 
 def _info(
-    parsed: ParsedRequest, generated: Sequence[GeneratedImage], settings: Settings, metadata: Metadata, job: Job
+    parsed: ParsedRequest,
+    generated: Sequence[GeneratedImage],
+    settings: Settings,
+    metadata: Metadata,
+    current: RunningRequest,
 ) -> Info:
     """The JSON in `info`: what the images were made with, and what of the request was not followed."""
     engine, params, images = settings.engine, parsed.params, parsed.params.number_of_images
@@ -140,8 +146,8 @@ def _info(
         sd_model_name=settings.server.model_name,
         extra_generation_params={CONTROLNET: metadata.control(params.options)},
         infotexts=[metadata.infotext(replace(parsed.made_from, seed=seed), size) for seed in seeds],
-        job_timestamp=job.timestamp,
-        task_id=job.task_id,
+        job_timestamp=current.timestamp,
+        task_id=current.task_id,
         notes=[*_notes(parsed, header, (sampler, engine.sampler.name)), *warnings_of(generated)],
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from workers.engine import codec
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig, Output, Prompting, Sampler, Sizing, Weights
-from workers.engine.contract import Options, Task
+from workers.engine.contract import EngineOptions, Task
 from workers.engine.engine import DiffusionEngine, Prepared
 from workers.engine.model import Parts, assemble, read
 
@@ -50,7 +50,7 @@ def image(width: int = 64, height: int = 64) -> bytes:
 
 def task(seed: int = 1, width: int = 64, height: int = 64, text: str = TEXT, **options: Any) -> Task:
     """One image to make."""
-    return Task(image(width, height), text, seed, Options(**options))
+    return Task(image(width, height), text, seed, EngineOptions(**options))
 
 
 def run(engine: DiffusionEngine, slot: int) -> Tensor:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.workers.engine import demo
 from tests.workers.engine.images import small
 from workers.engine.config import EngineConfig
-from workers.engine.contract import BadImageError, BadOptionError, Format, Options, OutOfMemoryError, Task
+from workers.engine.contract import BadImageError, BadOptionError, EngineOptions, Format, OutOfMemoryError, Task
 from workers.engine.echo import EchoEngine
 from workers.engine.engine import DiffusionEngine
 
@@ -26,7 +26,7 @@ def maybe(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 # The whole range of each option in the API, and text with whatever a string of Python's can hold.
 TEXTS = st.text(max_size=300) | st.text(st.sampled_from("a \0\ud800\udfff\u202e\U0010ffff\U0001f388"), max_size=50)
 OPTIONS = st.builds(
-    Options,
+    EngineOptions,
     negative=maybe(TEXTS),
     steps=maybe(st.integers(1, 10) | st.integers(1, 1000)),
     guidance_scale=maybe(st.floats(0, 50)),

@@ -11,7 +11,7 @@ from tests.workers.engine import demo
 from workers.engine import codec
 from workers.engine.codec import Pixels
 from workers.engine.config import Sizing
-from workers.engine.contract import Options, Task
+from workers.engine.contract import EngineOptions, Task
 from workers.engine.engine import DiffusionEngine
 
 
@@ -33,7 +33,7 @@ def file(image: Image.Image, kind: str = "PNG", **how: object) -> bytes:
 
 
 def prepared_edges(engine: DiffusionEngine, image: bytes) -> Pixels:
-    return engine.prepare(Task(image, "a circle", 1, Options(control_image="edges"))).edges
+    return engine.prepare(Task(image, "a circle", 1, EngineOptions(control_image="edges"))).edges
 
 
 def test_every_grey_level_reaches_the_model_as_it_is(engine: DiffusionEngine) -> None:
@@ -82,12 +82,12 @@ def test_one_bit_palette_and_16_bit_maps_are_read(engine: DiffusionEngine) -> No
 def test_a_map_that_cannot_be_meant_is_used_and_told_of(
     engine: DiffusionEngine, image: Image.Image, warning: str
 ) -> None:
-    (said,) = engine.prepare(Task(file(image), "a circle", 1, Options(control_image="edges"))).warnings
+    (said,) = engine.prepare(Task(file(image), "a circle", 1, EngineOptions(control_image="edges"))).warnings
     assert said.startswith(warning)
 
 
 def test_a_good_map_and_a_good_photo_say_nothing(engine: DiffusionEngine) -> None:
-    assert engine.prepare(Task(file(edge_map()), "a circle", 1, Options(control_image="edges"))).warnings == ()
+    assert engine.prepare(Task(file(edge_map()), "a circle", 1, EngineOptions(control_image="edges"))).warnings == ()
     assert engine.prepare(demo.task()).warnings == ()
 
 

@@ -9,7 +9,7 @@ from tests.service.running import png
 from tests.workers.engine.demo import image
 from workers.engine import build, codec
 from workers.engine.config import Echo, EngineConfig, Output
-from workers.engine.contract import BadImageError, Options, StepProgress, Task
+from workers.engine.contract import BadImageError, EngineOptions, StepProgress, Task
 from workers.engine.echo import EchoEngine
 
 START = 100.0  # what a clock shows at first
@@ -32,7 +32,7 @@ def test_an_image_comes_back_after_its_steps() -> None:
 
 def test_an_image_takes_the_steps_that_its_task_asks_for() -> None:
     engine = echo(steps=2)
-    engine.admit(0, engine.prepare(Task(image(), "", 0, Options(steps=3))))
+    engine.admit(0, engine.prepare(Task(image(), "", 0, EngineOptions(steps=3))))
     engine.admit(1, engine.prepare(Task(image(), "", 0)))
     assert engine.step() == [StepProgress(0, 1, 3), StepProgress(1, 1, 2)]
     assert engine.step() == [StepProgress(0, 2, 3), StepProgress(1, 2, 2)]

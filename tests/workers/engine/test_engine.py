@@ -16,7 +16,7 @@ from tests.workers.engine import demo
 from tests.workers.engine.clock import Clock, measurements
 from tests.workers.engine.demo import CONFIG
 from workers.engine import build, codec, measure
-from workers.engine.contract import AS_CONFIGURED, BadImageError, Engine, Options, StepProgress, Task
+from workers.engine.contract import AS_CONFIGURED, BadImageError, Engine, EngineOptions, StepProgress, Task
 from workers.engine.engine import DiffusionEngine, Prepared
 
 STEPS = CONFIG.sampler.steps
@@ -246,7 +246,7 @@ def test_work_that_slowed_only_what_is_not_a_step_is_forgotten_as_well(
     engine, seconds = demo.engine(), 0.5  # less than what a call takes that is not repeated
     encode = engine.encode
 
-    def slow(pixels: object, options: Options = AS_CONFIGURED) -> bytes:
+    def slow(pixels: object, options: EngineOptions = AS_CONFIGURED) -> bytes:
         clock.now += seconds
         return encode(pixels, options)
 

@@ -77,7 +77,7 @@ def test_without_memory_even_then_the_work_runs_as_it_is(room: bool, caplog: pyt
         assert works.of("step", work) is work
     assert work.runs == 0
     assert works.fallbacks.counts() == (("graph: out of memory", 1),)
-    assert "step runs without: CUDA out of memory." in caplog.text
+    assert "step runs without a graph: CUDA out of memory." in caplog.text
     assert "More lines" not in caplog.text
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from tests.workers.infotext import SOURCE, infotext_of, parameters_of, parse_generation_parameters, source_of
 from workers.engine import codec
 from workers.engine.config import Echo, EngineConfig, Output, Prompting, Sampler
-from workers.engine.contract import Embedding, Format, Options, Task
+from workers.engine.contract import Embedding, EngineOptions, Format, Task
 from workers.engine.header import read_header
 from workers.engine.metadata import JPEG_UNITS, About, Metadata, Provenance, embed, fitted, holds, sampler_name
 
@@ -44,7 +44,7 @@ PROMPTS = [
 
 
 def made(text: str, embedding: Embedding = "full", **options: object) -> Provenance:
-    return Provenance.of(Task(IMAGE, text, 7, Options(embed_metadata=embedding, **options)))  # type: ignore[arg-type]
+    return Provenance.of(Task(IMAGE, text, 7, EngineOptions(embed_metadata=embedding, **options)))  # type: ignore[arg-type]
 
 
 def plain(file_format: Format, pixels: codec.Pixels = NOISE) -> bytes:
@@ -274,8 +274,10 @@ def test_no_file_grows_by_more_than_is_reckoned_with(file_format: Format) -> Non
     )
     about = About('"' * 100, "Contour 100.100.100")
     for options in (
-        Options(embed_metadata="full", steps=1000, temperature=0.12345678901234567, guidance_scale=49.12345678901234),
-        Options(embed_metadata="full", negative="\N{PILE OF POO}" * most, control_scale=1.2345678901234567),
+        EngineOptions(
+            embed_metadata="full", steps=1000, temperature=0.12345678901234567, guidance_scale=49.12345678901234
+        ),
+        EngineOptions(embed_metadata="full", negative="\N{PILE OF POO}" * most, control_scale=1.2345678901234567),
     ):
         metadata, before = Metadata(config, about), plain(file_format)
         task = Task(IMAGE, "\N{PILE OF POO}" * most, -(2**63), options)

@@ -120,7 +120,7 @@ def test_a_temperature_of_one_changes_no_bit() -> None:
     control = control_of(inputs_of(controlnet, TIMESTEPS, features(IMAGES)), torch.ones(IMAGES))
     skips, middle = networks.control_residuals(controlnet, LATENTS, control)
     x = controlnet.conv_in(LATENTS) + control.hint
-    plain, plain_middle = networks._encode(controlnet, x, networks._Feed(control.inputs, networks.attention))
+    plain, plain_middle = networks._encode(controlnet, x, networks._LayerQueue(control.inputs, networks.attention))
     assert torch.equal(middle, controlnet.controlnet_mid_block(plain_middle))
     for actual, conv, expected in zip(skips, controlnet.controlnet_down_blocks, plain, strict=True):
         assert torch.equal(actual, conv(expected))

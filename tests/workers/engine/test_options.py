@@ -19,7 +19,7 @@ from tests.workers.engine.three import engine as recorded
 from workers.engine import codec
 from workers.engine.codec import Pixels
 from workers.engine.config import Canny, EngineConfig, Output
-from workers.engine.contract import BadOptionError, Options, StepProgress, Task, resolved
+from workers.engine.contract import BadOptionError, EngineOptions, StepProgress, Task, resolved
 from workers.engine.engine import DiffusionEngine
 
 TOLERANCE = 1e-4  # as in test_equivalence.py
@@ -56,7 +56,7 @@ def shades() -> bytes:
 
 def by_diffusers(config: EngineConfig, engine: DiffusionEngine, task: Task, options: Asked) -> Tensor:
     """Final latents by the pipeline alone, with the edges that its thresholds make."""
-    prepared = engine.prepare(replace(task, options=Options()))
+    prepared = engine.prepare(replace(task, options=EngineOptions()))
     prepared = replace(prepared, edges=control_image(bytes(task.image), options))
     return Reference(as_configured(config, options), demo.parts()).latents(prepared, seed=task.seed)
 
@@ -251,15 +251,15 @@ def test_steps_that_a_sampler_cannot_take_are_refused_and_all_others_work() -> N
 
 def test_where_nothing_guides_no_image_can_ask_for_guidance() -> None:
     engine = demo.engine(replace(CONFIG, guidance_scale=1.0))
-    with pytest.raises(BadOptionError, match=r"^guidance_scale is 1\.5, but this model runs without guidance: 1 is "):
+    with pytest.raises(BadOptionError, match=r"^guidance_scale is 1\.5; it must be at most 1, as this model "):
         engine.prepare(demo.task(guidance_scale=1.5))
     assert engine.prepare(demo.task(guidance_scale=0.5, negative="ignored")).scales.guidance == 1
 
 
 def test_the_lower_threshold_is_the_lower_one() -> None:
     config = EngineConfig(canny=Canny(low=100, high=200))
-    assert resolved(Options(canny_low=250), config).canny == Canny(low=200, high=250)
-    assert resolved(Options(canny_high=50), config).canny == Canny(low=50, high=100)
+    assert resolved(EngineOptions(canny_low=250), config).canny == Canny(low=200, high=250)
+    assert resolved(EngineOptions(canny_high=50), config).canny == Canny(low=50, high=100)
 
 
 def test_what_is_refused_ends_nothing(shared: DiffusionEngine) -> None:

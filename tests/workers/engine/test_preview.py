@@ -23,7 +23,7 @@ from workers.convert import read_engine
 from workers.engine import codec, execution, sampler
 from workers.engine.batch import Batch
 from workers.engine.codec import Pixels
-from workers.engine.contract import Options, OutOfMemoryError, Task
+from workers.engine.contract import EngineOptions, OutOfMemoryError, Task
 from workers.engine.engine import DiffusionEngine
 from workers.engine.model import decode
 from workers.engine.preview import Colours, fit
@@ -56,7 +56,7 @@ def made(engine: DiffusionEngine) -> list[Made]:
     """Two images that run together."""
     slots = range(2)
     for slot, scene in zip(slots, flat_scenes(len(slots), seed=3), strict=True):
-        task = Task(file_of(scene.image), scene.caption, slot, Options(steps=STEPS))
+        task = Task(file_of(scene.image), scene.caption, slot, EngineOptions(steps=STEPS))
         engine.admit(slot, engine.prepare(task))
     previews: list[list[Pixels]] = [[] for _ in slots]
     for _ in range(STEPS - 1):

@@ -213,7 +213,7 @@ def test_one_whose_noise_no_seed_decides_is_refused() -> None:
             r"LCMScheduler does not work with 51 steps and these options: .*`num_inference_steps`: 51",
         ),
         ("AmusedScheduler", 4, "AmusedScheduler does not work with 4 steps and these options: .*'mask_token_id'"),
-        ("RePaintScheduler", 4, "RePaintScheduler is not of the kind that samples with Stable Diffusion"),
+        ("RePaintScheduler", 4, "RePaintScheduler is not a scheduler that works with Stable Diffusion"),
         ("FlowMatchEulerDiscreteScheduler", 4, "FlowMatchEulerDiscreteScheduler is not of the kind"),
     ],
 )

@@ -1,7 +1,7 @@
-"""What it would gain to set running background images aside, which the real scheduler does not do.
+"""Preemption of running background images, which the real scheduler does not do: how much it would gain.
 
 Here a background image leaves its slot at a step boundary, keeps the steps it has taken, and goes on later in any slot
-of any device. That costs device time, `Machine.aside_seconds`, or nothing: so much could be gained at most.
+of any device. That costs device time, `Machine.preemption_seconds`, or nothing: so much could be gained at most.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from scheduler.queue import FairQueue, JobState
 from scheduler.workers import SlotAssignment, Worker, Workers
 
 
-class SetAside(Scheduler):
+class Preemptive(Scheduler):
     """An interactive job that waits takes the place of a background image of its size: nothing else changes there."""
 
     def __init__(self, workers: Sequence[m.WorkerId], limits: Limits) -> None:
@@ -64,12 +64,12 @@ class SetAside(Scheduler):
         job.assignment.steps_left = self._left.pop(job.job.id, job.assignment.steps_left)
 
 
-class Alone(SetAside):
+class Exclusive(Preemptive):
     """Background images run only where no interactive image does: all others are set aside at once."""
 
     def __init__(self, workers: Sequence[m.WorkerId], limits: Limits) -> None:
         super().__init__(workers, limits)
-        self._placement = _Apart(self._queue, self._workers, limits)
+        self._placement = _InteractiveFirst(self._queue, self._workers, limits)
 
     def _place_others(self, now: float) -> WaitReason | None:
         wait = super()._place_others(now)
@@ -80,8 +80,8 @@ class Alone(SetAside):
         return wait
 
 
-class _Apart(Placement):
-    """Background work gets nothing that is owed to it, as it may have nowhere to go."""
+class _InteractiveFirst(Placement):
+    """Background work gets no share of its own, as it may find no free worker."""
 
     def __init__(self, queue: FairQueue, workers: Workers, limits: Limits) -> None:
         super().__init__(queue, workers, limits)

@@ -16,14 +16,16 @@ from scheduler.messages import QueuePosition
 from workers.jobs import Advanced, Previewed, ProgressEvent, Started
 
 HOW = "Send id_task, which is the force_task_id of your txt2img request."
-UNNAMED = f"{HOW} Without it, your latest job is found only if the service has API keys or sets server.shared_progress."
-UNKNOWN = f"You have no running job with that name. {HOW}"
+UNNAMED = (
+    f"{HOW} Without it, your latest request is found only if the service has API keys or sets server.shared_progress."
+)
+UNKNOWN = f"You have no running request with that name. {HOW}"
 
 
-class Job:
-    """A running request. Its client may name it by the `task_id` that it chose, or by the `request_id` of the answer.
+class RunningRequest:
+    """A txt2img request that is being answered; `generating` is the asyncio task to cancel.
 
-    `generating` is the task to cancel.
+    Its client may name it by the `task_id` that it chose, or by the `request_id` of the answer.
     """
 
     def __init__(self, task_id: str, request_id: str, images: int, steps: int) -> None:
@@ -74,7 +76,7 @@ class Job:
         return ProgressAnswer(share, self._seconds_left(share), state, image, self._text(), self.task_id)
 
     def _seconds_left(self, share: float) -> float:
-        """Estimated from the time that the finished share took; while the job waits, the time until it starts."""
+        """Estimated from the time that the finished share took; while the request waits, the time until it starts."""
         if self._running_since is None or not share:
             return (self._queue_position and self._queue_position.seconds) or 0.0
         return (time.monotonic() - self._running_since) * (1 - share) / share
@@ -91,43 +93,43 @@ class Job:
         return None if queued is None else f"Waiting; {queued.position} images start before yours."
 
 
-class Jobs:
-    """Running jobs by client, in the order in which they came.
+class RunningRequests:
+    """Running requests by client, in the order in which they came.
 
-    A client finds its jobs by their names. Without a name it finds its latest, but only where `latest` allows that:
+    A client finds its requests by their names. Without a name it finds its latest, but only where `latest` allows that:
     where API keys tell clients apart, or the machine is private. One address may be that of many people.
     """
 
     def __init__(self, *, latest: bool) -> None:
         self._latest = latest
-        self._running: defaultdict[str, list[Job]] = defaultdict(list)
+        self._running: defaultdict[str, list[RunningRequest]] = defaultdict(list)
 
     @contextmanager
-    def running(self, client: str, job: Job) -> Iterator[None]:
-        """Register a job. Raises Problem if another job of the client has its name."""
-        if self._named(client, job.task_id) is not None:
-            text = f"force_task_id is {quoted(job.task_id)}, which another running job has; choose a new one."
+    def register(self, client: str, request: RunningRequest) -> Iterator[None]:
+        """Register a request. Raises Problem if another request of the client has its name."""
+        if self._named(client, request.task_id) is not None:
+            text = f"force_task_id is {quoted(request.task_id)}, which another running request has; choose a new one."
             raise wrong("force_task_id", text)
-        self._running[client].append(job)
+        self._running[client].append(request)
         try:
             yield
         finally:
-            self._running[client].remove(job)
+            self._running[client].remove(request)
             if not self._running[client]:
                 del self._running[client]
 
-    def find(self, client: str, name: str) -> Job | None:
-        """Find a client's job by name, or its latest if the name is empty."""
+    def find(self, client: str, name: str) -> RunningRequest | None:
+        """Find a client's request by name, or its latest if the name is empty."""
         if name:
             return self._named(client, name)
-        jobs = self._running.get(client)
-        return jobs[-1] if jobs and self._latest else None
+        requests = self._running.get(client)
+        return requests[-1] if requests and self._latest else None
 
     def hint(self, name: str) -> str | None:
-        """Advice for a client that found no job. It does not reveal whether other clients have jobs."""
+        """Advice for a client that found no request. It does not reveal whether other clients have any."""
         if name:
             return UNKNOWN
         return None if self._latest else UNNAMED
 
-    def _named(self, client: str, name: str) -> Job | None:
-        return next((job for job in self._running.get(client, ()) if name in job.names), None)
+    def _named(self, client: str, name: str) -> RunningRequest | None:
+        return next((request for request in self._running.get(client, ()) if name in request.names), None)
