@@ -188,7 +188,7 @@ def _tracing(environ: Mapping[str, str]) -> Tracing | None:
         raise StartError(str(error)) from None
 
 
-def _runtime(engine: EngineConfig, placement: Placement) -> tuple[str, str]:
+def _runtime(engine: EngineConfig, placement: DeviceChoice) -> tuple[str, str]:
     """What runs the networks, and their number format, as labels of a metric."""
     if engine.kind == "echo":
         return engine.kind, ""
