@@ -192,7 +192,7 @@ def test_one_that_draws_what_the_request_does_not_is_refused(draw: Callable[[Ten
 
 
 def test_one_that_draws_less_than_an_image_is_refused() -> None:
-    with pytest.raises(UnsupportedSamplerError, match="draws other than noise of the image's shape"):
+    with pytest.raises(UnsupportedSamplerError, match="draws noise whose shape is not that of the image"):
         sampler_matrix(cast(Any, Drawing(lambda _, generator: torch.randn(1, 1, generator=generator))))
 
 
@@ -214,7 +214,7 @@ def test_one_whose_noise_no_seed_decides_is_refused() -> None:
         ),
         ("AmusedScheduler", 4, "AmusedScheduler does not work with 4 steps and these options: .*'mask_token_id'"),
         ("RePaintScheduler", 4, "RePaintScheduler is not a scheduler that works with Stable Diffusion"),
-        ("FlowMatchEulerDiscreteScheduler", 4, "FlowMatchEulerDiscreteScheduler is not of the kind"),
+        ("FlowMatchEulerDiscreteScheduler", 4, "FlowMatchEulerDiscreteScheduler is not a scheduler"),
     ],
 )
 def test_one_that_cannot_be_used_is_refused(name: str, steps: int, told: str) -> None:
