@@ -4,10 +4,11 @@ Schemas are made from the structs and the table of options (`app.schemas`), prob
 words of each interface; openapi.yaml has the rest, with gaps that are filled here.
 """
 
+import asyncio
 import base64
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -51,22 +52,25 @@ WITH_KEY = {"Images", *INTERFACES}  # tags of what asks for an API key
 
 
 class Description:
-    """Answers with the description of the service, as it is found behind the prefix of a request's proxy."""
+    """Answers with the description of the service, as it is found behind the prefix of a request's proxy.
+
+    The first request has it made, in a thread: at the start it would be a fifth of the time until the port is bound.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self._document = describe(settings)
-        self._bodies = {"": msgspec.json.encode(self._document)}
-        if prefix := settings.server.root_path:
-            self._bodies[prefix] = self._at(prefix)
+        self._settings = settings
         self._headers = {"Vary": HEADER} if settings.server.trusted_proxies else {}
 
+    @cached_property
+    def _document(self) -> Node:
+        return describe(self._settings)
+
     async def respond(self, request: Request) -> Response:
-        prefix = prefix_of(request.scope)
-        body = self._bodies.get(prefix) or self._at(prefix)
+        body = await asyncio.to_thread(self._at, prefix_of(request.scope))
         return Response(body, headers=self._headers, media_type=JSON)
 
     def _at(self, prefix: str) -> bytes:
-        return msgspec.json.encode({**self._document, "servers": [{"url": prefix}]})
+        return msgspec.json.encode(self._document | ({"servers": [{"url": prefix}]} if prefix else {}))
 
 
 def describe(settings: Settings) -> Node:

@@ -23,7 +23,6 @@ from functools import lru_cache
 from itertools import accumulate
 from math import exp, inf, log
 from operator import attrgetter
-from statistics import fmean
 
 from scheduler.messages import NOMINAL, BatchKey, Costs, Job
 
@@ -157,7 +156,10 @@ class CostModel:
         for other, measured in self.costs.sizes:
             known.setdefault(other.work, []).append(measured)  # several sizes: 512 x 768 and 768 x 512, say
         known[NOMINAL.work] = [self.nominal]
-        means = [(work, [fmean(each) for each in zip(*sizes, strict=True)]) for work, sizes in sorted(known.items())]
+        means = [
+            (work, [sum(each) / len(each) for each in zip(*sizes, strict=True)])
+            for work, sizes in sorted(known.items())
+        ]
         seconds = [power_law(key.work, [(work, mean[n]) for work, mean in means]) for n in range(len(self.nominal))]
         self.initial[key] = seconds[0]
         if key in self.learned:

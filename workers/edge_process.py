@@ -20,7 +20,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
-from statistics import fmean
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import msgspec
@@ -258,7 +257,7 @@ class EdgeService:
             raise self._busy(message, client)
 
     def _busy(self, message: str, client: str) -> BusyError:
-        mean = fmean(self._seconds) if self._seconds else 1.0
+        mean = sum(self._seconds) / len(self._seconds) if self._seconds else 1.0
         retry_after = max(1.0, mean * self._queue.turns_before(client))
         return BusyError(f"{message} Try again in {ceil(retry_after)} s.", retry_after)
 

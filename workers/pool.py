@@ -77,6 +77,7 @@ class Pool:
         Raises NothingServedError if it ended because all workers are quarantined.
         """
         gc.freeze()  # what exists by now stays, so that no garbage collection needs to look at it again
+        gc.enable()
         try:
             self._handle(m.Opened())
             await self._drained.wait()
