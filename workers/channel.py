@@ -25,9 +25,7 @@ from workers.engine.trials import TRIALS
 from workers.logs import counted
 from workers.shared_memory import SlotLayout
 
-MAX_MESSAGE = (
-    65_536  # bytes; the longest real messages: `ExitReason`, `Finished`, `StatusChanged`, `Preview`; all bounded
-)
+MAX_MESSAGE = 65_536  # bytes; the longest messages are `ExitReason`, `Finished`, `StatusChanged` and `Preview`
 MAX_PREVIEW = 16_384  # bytes of a preview's file: a thumbnail of nothing but noise has 14,433
 PARAMS_BYTES = 1024  # of a `TaskParams` in msgpack, but for its texts, at most
 REASON_CHARS = 2_000
