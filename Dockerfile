@@ -2,21 +2,21 @@
 #   --build-arg MODEL=demo       the model of configs/demo.yaml; any name of a file there. The default is Stable Diffusion 1.5
 #   --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu    torch without CUDA, and so no compiler; then the
 #                                networks are built in as OpenVINO runs them
-# pip takes its other settings from the build's environment as well: none is written down here.
+# pip also reads its other settings from the build's environment; none is set here.
 #
 # The base image is pinned by the digest of its index of platforms, so a rebuild of the same commit starts from the same files.
 # It gets no security updates by itself. Renew it monthly, with what this prints, and read what changed:
 #   docker buildx imagetools inspect python:3.11-slim-trixie --format '{{.Manifest.Digest}}'
-# Where it cannot be pulled, name another one: --build-arg PYTHON=REGISTRY/python:3.11-slim
+# If it cannot be pulled, use another one: --build-arg PYTHON=REGISTRY/python:3.11-slim
 ARG PYTHON=python:3.11.17-slim-trixie@sha256:45037981b62b34b44602584fccbc4d884d5f7dc92c7ee86bb38a698a79fe1e51
 ARG MODEL=sd15-canny
 
-# ------------------------------------------------------------------------------ what is installed, by hash and nothing else
+# ------------------------------------------------------------------------------ the packages, installed by hash only
 FROM ${PYTHON} AS packages
 ARG PIP_EXTRA_INDEX_URL
 WORKDIR /build
 COPY requirements/*.txt requirements/
-# A pip that knows hashes in constraints, in an environment that stays behind.
+# A pip that supports hashes in constraints, in an environment that is not copied to the final image.
 RUN python -m venv /opt/pip && /opt/pip/bin/pip install --no-cache-dir --require-hashes -r requirements/pip.txt
 RUN python -m venv --without-pip /opt/venv \
     && /opt/pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir --no-compile --only-binary :all: \
@@ -25,7 +25,8 @@ RUN python -m venv --without-pip /opt/venv \
 RUN test ! -d /opt/venv/lib/python*/site-packages/triton \
     || /opt/pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir --no-compile --only-binary :all: \
         --no-deps --require-hashes -r requirements/gpu.txt
-# Compiled here, as nobody may write there later; by hash, as layers need not keep times. What is no Python stays as it is.
+# Compiled here, as the folder is read-only later; checked by hash, as layers may not keep
+# modification times. Files that are not valid Python stay uncompiled.
 RUN python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/venv/lib || true
 
 # ------------------------------------------------------------------------------------------------ the configuration chosen
@@ -37,7 +38,7 @@ RUN test -f "$MODEL.yaml" || { echo "MODEL=$MODEL: there is no configs/$MODEL.ya
 RUN mkdir /chosen && cp -R "$MODEL.yaml" $(test -d "$MODEL" && echo "$MODEL") /chosen \
     && ln -s "$MODEL.yaml" /chosen/served.yaml
 
-# ------------------------------------------------------- the model: made anew only with its configuration, or what fetches it
+# ------------------------------------------------------- the model: fetched again only if its configuration or the fetching code changes
 FROM packages AS models
 WORKDIR /opt/contour
 COPY workers/__init__.py workers/config.py workers/console.py workers/document.py workers/fetch.py workers/folders.py workers/machine.py \
@@ -64,17 +65,17 @@ ARG MODEL
 RUN mkdir openvino && { test -d /opt/venv/lib/python*/site-packages/triton \
     || CONTOUR_WORKERS__MODELS=/opt/contour/models /opt/venv/bin/python -m workers.convert "configs/$MODEL.yaml" --to openvino --out openvino; }
 
-# ------------------------------------------------------------------------------------------------------------ what is served
+# -------------------------------------------------------------------------------------------------------- the final image
 FROM ${PYTHON}
 COPY --from=packages /opt/venv /opt/venv
 # libseccomp confines the process that finds edges. A C compiler stays in the image only where Triton does, which comes with torch
 # for CUDA: Triton compiles its driver module (one file of C, with Python.h) when it first runs, and keeps it in the cache; it
-# compiles kernels itself. On a CPU nothing is compiled, unless engine.speed.compile is true: that needs g++ besides.
+# compiles kernels itself. On a CPU nothing is compiled, unless engine.speed.compile is true: that needs g++ as well.
 RUN apt-get update && apt-get install --yes --no-install-recommends libseccomp2 \
         $(test -d /opt/venv/lib/python*/site-packages/triton && echo gcc libc6-dev) && rm -rf /var/lib/apt/lists/*
-# Python's own modules come uncompiled.
+# Python's own modules are not compiled yet.
 RUN python -m compileall -qq -j 0 --invalidation-mode unchecked-hash "$(python -c 'import os; print(os.path.dirname(os.__file__))')" || true
-# Group 0, so that a platform that gives containers users of its own choice need only keep them in root's group.
+# Group 0, so that a platform that runs containers as an arbitrary user of the root group works.
 RUN useradd --uid 10001 --gid 0 --no-create-home --home-dir /var/cache/contour --shell /usr/sbin/nologin contour \
     && install --directory --owner=contour --group=root --mode=0775 /var/cache/contour
 COPY --from=models /opt/contour/models /opt/contour/models
@@ -87,8 +88,8 @@ COPY workers workers
 COPY app app
 RUN python -m compileall -q --invalidation-mode unchecked-hash app scheduler workers
 
-# Nothing is fetched or reported, and nothing is written outside the volume. Which GPUs there are is for --gpus to say;
-# "utility" is NVML. What is compiled is executed, so the cache is a folder that only the service's user can write to: the service
+# Nothing is fetched or reported, and nothing is written outside the volume. --gpus chooses the GPUs;
+# "utility" is NVML. Compiled code is executed, so only the service's user can write to the cache: the service
 # makes it, with mode 0700, in a volume that the whole group may write to.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

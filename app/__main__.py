@@ -5,8 +5,8 @@ import os
 import signal
 
 if __name__ == "__main__":
-    # Until a command has handlers of its own there is nothing to finish. SIGTERM needs one, as the first process of a
-    # container is sent no signal that it has no handler for; SIGINT would end in a traceback of half-imported modules.
+    # Until a command has its own handlers, nothing needs to be finished. SIGTERM needs a handler, as the kernel sends
+    # the first process of a container no signal without one; SIGINT would end in a traceback of half-imported modules.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
 

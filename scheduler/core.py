@@ -75,7 +75,7 @@ class Scheduler:
         self._exited = False
         self._last_retry_at = 0.0  # the latest time at which a refused client was told to come back
         self._wait_reason: WaitReason | None = None
-        self._commands: list[Command] = []  # the answer to the event in hand
+        self._commands: list[Command] = []  # the answer to the present event
 
     def handle(self, now: float, event: Event) -> list[Command]:
         """Process one event at `now` (seconds, monotonic) and return the commands to carry out, in order.
@@ -100,7 +100,7 @@ class Scheduler:
         commands, self._commands = self._commands, []
         return commands
 
-    # ------------------------------------------------------------------------------------------------------- what shows
+    # ------------------------------------------------------------------------------------------------------- properties
 
     @property
     def next_wakeup(self) -> float | None:
@@ -282,7 +282,7 @@ class Scheduler:
                 assert_never(unreachable)
 
     def _end_if_all_are_quarantined(self, now: float) -> None:
-        """End the service if all workers are quarantined: whoever started it can restart it, or move it."""
+        """End the service if all workers are quarantined: its supervisor can restart it, here or elsewhere."""
         self._run_alarms(now)  # a worker whose pause is over is spawned again, so it is not out any more
         self._failure = self._workers.failure
         if self._failure:

@@ -135,7 +135,7 @@ class CostModel:
         self.learned = {key: ratio for key, ratio in self.learned.items() if key not in self.by_size}
 
     def step_seconds(self, counts: Mapping[BatchKey, int]) -> float:
-        """Seconds of one step with so many images of each size."""
+        """Seconds of one step with this number of images of each size."""
         return self.slowdown.factor * self._as_measured(counts)
 
     def _as_measured(self, counts: Mapping[BatchKey, int]) -> float:

@@ -182,7 +182,7 @@ class Placement:
     def _admit_in_time(self, now: float, job: JobState, others: float) -> Rejected | QuotaExceeded | None:
         """Refuse a job that would be late, make a waiting job late, or leave others less than their share of time."""
         budget, idle = job.deadline - now, not len(self._queue) and self._workers.ready
-        if idle and self._soonest_end(now, job) <= budget:  # no job waits, so nothing else is to be computed
+        if idle and self._soonest_end(now, job) <= budget:  # no job waits, so this is all
             return None
         forecast = self.forecast(now)
         slack, all_in_time = self._slack(now, job, forecast)
@@ -223,7 +223,7 @@ class Placement:
     def _seconds_to_places(
         self, places: int, now: float, next_deadline: float | None, oldest: JobState | None
     ) -> float:
-        """Seconds until so many places in the queue are free.
+        """Seconds until this number of places in the queue is free.
 
         The first is free when an image leaves the batch of the oldest job, or when the next deadline passes, which is
         all that is known while nothing runs. The others follow at the throughput of the workers.
@@ -280,7 +280,7 @@ class Placement:
         return min(self._slacks_of_waiting(forecast)[:sooner]) >= job.load / throughput
 
     def _bypass(self, job: JobState, now: float, behind: int, room: Sequence[Worker]) -> tuple[JobState, Worker] | None:
-        """Another job that starts before the next one, in a batch of its own size, if all are in time."""
+        """A job that may overtake the next one, by joining a batch of its own size, if all stay in time."""
         for other in self._first_of_other_sizes(job, now):
             same_size = [worker for worker in room if worker.runs_size(other.batch_key)]
             candidates = self._candidates(other, now, behind, same_size)

@@ -285,7 +285,7 @@ class FairQueue:
         self._interactive.check()
         self._background.check()
         require(self._credit == 0 or bool(self._background.clients), "there is credit without background jobs")
-        require(all(job.suspect for job in self.suspects), "a job waits among suspects that is none")
+        require(all(job.suspect for job in self.suspects), "a job that is no suspect waits among the suspects")
         require(all(job.assignment is None for job in self), "a job waits and runs")
 
 

@@ -98,7 +98,7 @@ def replace_file(path: Path, content: bytes) -> Path:
 
 
 def leftovers(folder: Path, names: Collection[str]) -> Iterator[Path]:
-    """Yield what killed writers have left of files of these names."""
+    """Yield the unfinished files of these names that killed writers left."""
     for path in folder.iterdir():
         found = re.fullmatch(r"\.(.+)\.\d+", path.name)
         if found and found[1] in names:

@@ -1,4 +1,4 @@
-"""The jobs without an answer: their input, their slot, and their progress callback."""
+"""The jobs without an answer: their inputs, slots, and progress callbacks."""
 
 import asyncio
 import logging

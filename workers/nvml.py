@@ -208,7 +208,7 @@ class Nvml:
         return True
 
     def _count(self, event: Any) -> None:
-        """Enter an event; `event.eventData` is the XID of one that has any."""
+        """Count an event; `event.eventData` is its XID, if it has one."""
         xid = ECC if event.eventType == pynvml.nvmlEventTypeDoubleBitEccError else int(event.eventData)
         gpu = self._describe(event.device)
         uuid = gpu.uuid if gpu is not None else "unknown"

@@ -1,4 +1,4 @@
-"""The result of a check, and its input. Imports only what cannot be missing."""
+"""The result of a check, and its input. Imports only packages that cannot be missing."""
 
 import os
 from collections.abc import Mapping

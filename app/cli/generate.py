@@ -78,7 +78,7 @@ def _generate(given: argparse.Namespace, settings: Settings) -> int:
     planned = _plan(given, settings, fields)
     if planned.folder is None:
         _writable(planned.items[0].target.parent)
-    with nullcontext() if planned.folder is None else results.taken(planned.folder):
+    with nullcontext() if planned.folder is None else results.locked(planned.folder):
         fields, planned = _resumed(given, settings, fields, planned)
         runner = Runner(settings, planned, fields, again=given.again)
         try:

@@ -53,7 +53,7 @@ def _reader(kind: Callable[[str], object], name: str) -> Callable[[str], object]
 
 
 def first_seed(seed: int, images: int) -> int:
-    """The first seed of so many images, by any of them, if it was random."""
+    """The random seed of the first of `images` images, from the seed of any of them."""
     return seed if images == 1 else seed // SEEDS_APART * SEEDS_APART
 
 

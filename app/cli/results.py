@@ -121,7 +121,7 @@ def _last_line(text: str) -> str:
 
 
 @contextmanager
-def taken(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Create a folder and lock it against our other commands. Raises CommandError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from workers.devices import DeviceChoice
 from workers.folders import replace_file
 from workers.pool import NothingServedError, Pool
 
-LONG = 10 * 365 * 86400.0  # seconds: nobody sets a deadline here
+LONG = 10 * 365 * 86400.0  # seconds; requests of this command have no deadline
 TICK_SECONDS = 0.5
 NAMED = 10  # images in a message
 

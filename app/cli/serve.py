@@ -170,7 +170,7 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def close_connections(self, seconds: float) -> None:
-        """Close the connections that are still open after so many seconds."""
+        """Close the connections that are still open after `seconds`."""
         asyncio.get_running_loop().call_later(seconds, self._close_connections)
 
     def _close_connections(self) -> None:

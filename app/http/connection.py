@@ -25,7 +25,8 @@ from app.http.access import client_of
 from app.settings import ServerConfig
 
 MAX_PIPELINED = 100  # requests that wait for the answer to the one before them
-# Pieces that a body may come in: some, and one for each so many bytes. Each costs 5 us, and a read may hold 40,000.
+# The chunks that a body may have: a fixed number, and one more per so many bytes. Each costs 5 us, and a read may hold
+# 40,000.
 FREE_PIECES, PIECE_BYTES = 10_000, 64
 # What the parser says, and what the author of a client wants to know.
 UNREADABLE = (

@@ -96,7 +96,7 @@ class OriginGuard:
 
 
 def host_of(header: str) -> str:
-    """The host of a Host header in lower case, without port, brackets and the dot of the root; empty if it is none."""
+    """The host of a Host header in lower case, without port, brackets and final dot; empty if it is invalid."""
     found = HOST.fullmatch(header)
     return "" if found is None else found[1] or found[2].removesuffix(".")
 

@@ -72,7 +72,7 @@ class StaticFolder:
         return {name: file.media_type for name, file in self._files.items() if file.media_type}
 
     async def respond(self, request: Request) -> Response:
-        """Send a file, or 304 to a browser that has it. Raises HTTPException if there is none of this name."""
+        """Send a file, or 304 to a browser that has it. Raises HTTPException if no file has this name."""
         file = self._files.get(request.path_params.get("name", INDEX))
         if file is None or not file.media_type:
             raise HTTPException(404)

@@ -33,7 +33,7 @@ _NONE_SENT = (msgspec.UNSET,) * len(NAMES)
 
 @lru_cache(maxsize=8)
 def with_others(kind: type[S], more: tuple[str, ...] = ()) -> type[S]:
-    """A struct with the other names of its fields besides, and some `more`: decoding it shows which were sent."""
+    """Make a struct that also has the other names of its fields, and `more`: decoding it shows which were sent."""
     names = [name for name in (*NAMES, *more) if name not in kind.__struct_fields__]
     fields = [(name, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for name in names]
     return msgspec.defstruct(kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True)  # type: ignore[return-value]

@@ -54,7 +54,7 @@ def of_json(
 def of_fields(given: Mapping[str, Any], kind: type[S], faults: Faults, ranges: Mapping[str, object]) -> S:
     """Like `of_json`, for fields by name, each JSON (`msgspec.Raw`) or a text. Unknown fields are ignored.
 
-    Raises msgspec's DecodeError, or UnicodeDecodeError, where text in JSON is none.
+    Raises msgspec's DecodeError if a value is not JSON, or UnicodeDecodeError if text is not UTF-8.
     """
     values: dict[str, Any] = {}
     for field in _fields(kind):

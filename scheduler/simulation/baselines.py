@@ -137,7 +137,7 @@ class RequestBatching(LeastLoaded):
     """Dynamic batching of whole requests, as Triton and TorchServe do it.
 
     An empty worker takes jobs of the same size and number of steps, waits a moment for more, and runs them together.
-    Nobody joins a batch that runs.
+    No image joins a running batch.
     """
 
     @property

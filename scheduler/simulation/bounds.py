@@ -1,4 +1,4 @@
-"""What no scheduler can beat, even if it knows the future.
+"""Bounds: figures that no scheduler can beat, even if it knows the future.
 
 They take all devices as one whose work can be divided at will, always at its best rate. Refusing requests can beat the
 bound on the mean latency, as that is for all of them.

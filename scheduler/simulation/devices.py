@@ -69,7 +69,7 @@ class Machine:
 
 
 class Calendar:
-    """The simulated clock, and what will happen. Entries of the same time happen in the order they were made."""
+    """The simulated clock and a list of future calls. Calls of the same time happen in the order they were added."""
 
     def __init__(self, now: float) -> None:
         self.now = now
@@ -78,16 +78,16 @@ class Calendar:
 
     @property
     def next_time(self) -> float:
-        """When the next entry is due; infinite if there is none."""
+        """The time of the next call; infinite if there is none."""
         return self._entries[0][0] if self._entries else inf
 
     def at(self, seconds: float, action: Callable[[], None]) -> None:
-        """Note what will happen then."""
+        """Add a call."""
         self._count += 1
         heappush(self._entries, (seconds, self._count, action))
 
     def advance(self) -> None:
-        """Go to the next entry and let it happen."""
+        """Advance to the next call and make it."""
         self.now, _, action = heappop(self._entries)
         action()
 
@@ -145,7 +145,7 @@ class Device:
         self._taken_until = -inf  # when the device has done all that is not a step
 
     def _after(self, seconds: float, action: Callable[[], None]) -> None:
-        """Plan something that does not happen if the process ends before."""
+        """Add a call that is dropped if the process ends before."""
         self._calendar.at(self._calendar.now + seconds, partial(self._if_alive, self._process, action))
 
     def _if_alive(self, process: int, action: Callable[[], None]) -> None:
@@ -239,7 +239,7 @@ class Device:
         self._after(self._taken_until - self._calendar.now, lambda: self._finished(occupant))
 
     def _take_device(self, seconds: float) -> None:
-        """Nothing steps for so long."""
+        """Use the device for something else than steps."""
         self._taken_until = max(self._calendar.now, self._taken_until) + seconds * self._slow
 
     def _finished(self, occupant: Occupant) -> None:

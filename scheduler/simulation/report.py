@@ -42,14 +42,14 @@ class Row:
 
 
 def bound_row(load: float, arrivals: Sequence[Arrival], machine: Machine, window: Window, queue: int) -> Row:
-    """What no scheduler can beat."""
+    """The figures of the bound."""
     mean, goodput = bounds.mean_latency(arrivals, machine, window), bounds.goodput(arrivals, machine, window, queue)
     count = len(bounds.counted(arrivals, window))
     return Row(BOUND, load, count, mean, throughput=1.0, refused=0.0, late=0.0, fairness=1.0, goodput=goodput)
 
 
 def row(name: str, load: float, run: Run, arrivals: Sequence[Arrival], machine: Machine, window: Window) -> Row:
-    """What a scheduler did."""
+    """The figures of a scheduler."""
     counted = [(each, *run.answers[job]) for job, each in enumerate(arrivals) if bounds.counts(each, window)]
     done = [(each, seconds) for each, seconds, outcome in counted if _in_time(each, seconds, outcome)]
     refused = sum(isinstance(outcome, REFUSALS) for *_, outcome in counted)

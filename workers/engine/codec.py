@@ -211,7 +211,7 @@ def _jpeg_without_end(data: Buffer, header: Header, size: tuple[int, int], failu
 
 
 def _continued(cut: bytes) -> bytes:
-    """A JPEG file with other data than it had, or would have had after its next restart marker."""
+    """The cut file with other data appended, and the same again after its next restart marker."""
     return b"".join((cut, _OTHER_DATA, next_restart(cut), _OTHER_DATA, END_OF_IMAGE))
 
 

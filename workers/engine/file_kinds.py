@@ -1,4 +1,4 @@
-"""Names the kind of a file that is no PNG, JPEG or WebP, by its first bytes, so that an error can say what to do.
+"""Names the kind of a file that is not a PNG, JPEG or WebP, by its first bytes, so that an error can say what to do.
 
 Signatures: the formats' own specifications, as collected in PRONOM and in file(1).
 """

@@ -235,13 +235,13 @@ def _spread(tokens: Tensor, like: Tensor) -> Tensor:
 
 
 def _plus(x: Tensor, change: Tensor) -> Tensor:
-    """Their sum, where `x` may have one row an image and `change` all of them."""
+    """Return the sum; `x` may have one row per image, and `change` all rows."""
     copies = change.shape[0] // x.shape[0]
     return x + change if copies == 1 else (x[:, None] + change.unflatten(0, (-1, copies))).flatten(0, 1)
 
 
 def _beside(x: Tensor, skip: Tensor) -> Tensor:
-    """The channels of both, where `skip` may have one row an image and `x` all of them."""
+    """Concatenate the channels; `skip` may have one row per image, and `x` all rows."""
     copies = x.shape[0] // skip.shape[0]
     if copies == 1:
         return torch.cat([x, skip], dim=1)
@@ -250,6 +250,6 @@ def _beside(x: Tensor, skip: Tensor) -> Tensor:
 
 
 def _alike(rows: Tensor, like: Tensor) -> Tensor:
-    """The first of each image's rows, where `like` still has one row an image; they are equal."""
+    """The first row of each image, if `like` has one row per image; an image's rows are equal."""
     copies = rows.shape[0] // like.shape[0]
     return rows if copies == 1 else rows[::copies]

@@ -38,7 +38,7 @@ class Faster(Protocol):
 
     @property
     def automatic(self) -> bool:
-        """Whether to use it although no configuration asks for it."""
+        """Whether it is used by default, without a configuration that asks for it."""
 
     @property
     def everywhere(self) -> bool:
@@ -46,7 +46,7 @@ class Faster(Protocol):
 
     @property
     def at_once(self) -> bool:
-        """Whether it takes so little that a start waits for it."""
+        """Whether it is so quick that the start waits for it."""
 
     def functions(self) -> ModelFunctions:
         """Functions that are compiled at their first call with new shapes."""

@@ -21,7 +21,7 @@ from app.parsing.json import parsed_json
 
 SCRIPT, FIELD = "controlnet", "alwayson_scripts"
 CONTROLNET = ("controlnet", "sdforgecontrolnet", "controlnetintegrated", "sdwebuicontrolnet")
-# They show something, or change what is not here (LoRAs), whatever their arguments are.
+# These only show something, or change parts that this service does not have (LoRAs).
 IDLE = ("apipayload", "comments", "extranetworks", "lorablockweight", "modelkeyword")
 # The positions of the switches, in scripts whose first argument is not one.
 SWITCHES = {
