@@ -1,6 +1,6 @@
 """`python -m tests.bench NAME [options]` runs one benchmark; without a name, each of them with its defaults.
 
-Except for those that take long: `latency`, which is for a GPU, `overload`, `priorities`, `replay`, `runtimes`,
+Except for those that take long: `cpu`, `latency`, which is for a GPU, `overload`, `priorities`, `replay`,
 `scheduling`, `soak`, `stalls` and `steady` run when named.
 """
 
@@ -9,8 +9,8 @@ import sys
 
 SHORT = ("overhead", "decision", "startup", "demo")
 BENCHMARKS = (
-    *(*SHORT, "decoding", "latency", "overload", "priorities"),
-    *("replay", "runtimes", "scheduling", "soak", "stalls", "steady"),
+    *(*SHORT, "cpu", "decoding", "latency", "overload", "priorities"),
+    *("replay", "scheduling", "soak", "stalls", "steady"),
 )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pynvml
 import torch
 
-_PACKAGES = ("diffusers", "transformers", "triton", "xformers")
+_PACKAGES = ("diffusers", "transformers", "openvino", "onnxruntime", "triton", "xformers")
 _ROOT = Path(__file__).parents[2]
 
 
