@@ -189,7 +189,7 @@ def _tracing(environ: Mapping[str, str]) -> Tracing | None:
 
 
 def _runtime(engine: EngineConfig, placement: DeviceChoice) -> tuple[str, str]:
-    """What runs the networks, and their number format, as labels of a metric."""
+    """The runtime and the number format, as labels of a metric."""
     if engine.kind == "echo":
         return engine.kind, ""
     return engine.runtime_on(cuda=placement.on_gpu), engine.dtype_on(cuda=placement.on_gpu)

@@ -219,7 +219,7 @@ OF_THE_ENGINE = tuple(name for name in RequestOptions.__struct_fields__ if hasat
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
-    """What the answer's type decides: the format of the image files, and whether previews are made."""
+    """Options that follow from the answer's type: the format of the image files, and whether previews are made."""
 
     file_format: Format | None = None
     previews: bool = False

@@ -79,7 +79,7 @@ def check_runtime(settings: Settings, placement: DeviceChoice) -> None:
 
 
 def runtime_in_words(engine: EngineConfig, *, cuda: bool) -> str:
-    """What runs the networks and in which number format, for people."""
+    """The runtime and the number format, for people."""
     if engine.kind == "echo":
         return "nothing: the echo engine has no networks"
     runtime, dtype = engine.runtime_on(cuda=cuda), engine.dtype_on(cuda=cuda)

@@ -265,7 +265,7 @@ def completion_times(
 
 @dataclass(frozen=True, slots=True)
 class JoinEffect:
-    """What happens if new images join a running batch now, compared with waiting for images to leave.
+    """The effects if new images join a running batch now, compared with waiting for images to leave.
 
     `end` and `end_if_waiting` are when the last of the new images is done. If they join, the sum of all completion
     times grows by `sum_increase`.

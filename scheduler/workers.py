@@ -44,7 +44,7 @@ _NOMINAL_JOB = Job(0, 0.0)
 
 
 class ForecastTerms(NamedTuple):
-    """What a forecast adds up over the workers. The lag is weighted by throughput."""
+    """The terms of a forecast, which are added up over the workers. The lag is weighted by throughput."""
 
     throughput: float
     denoising_throughput: float
@@ -159,7 +159,7 @@ class Worker:
 
     @property
     def forecast_terms(self) -> ForecastTerms:
-        """What a forecast adds up."""
+        """Its terms of a forecast."""
         if self.cached.terms is None:
             capacity, throughput = self.capacity, self.throughput
             self.cached.terms = ForecastTerms(
@@ -188,7 +188,7 @@ class Worker:
         return next(iter(self.ends[1]), 0.0)
 
     def effect_of_joining(self, job: Job, group: int = 1) -> JoinEffect:
-        """What happens if a job, or a group of such jobs, joins now."""
+        """The effects if a job, or a group of such jobs, joins now."""
         question = job.batch_key, job.relative_steps, group
         known = self.cached.join_effects.get(question)
         if known is None:

@@ -56,14 +56,14 @@ Order: TypeAlias = Run | m.Cancel | Stop
 
 
 class Device(m.Message, frozen=True):
-    """What a worker runs on, sent before it is ready. `name` is for people, `uuid` is NVML's (None on a CPU)."""
+    """The device of a worker, sent before it is ready. `name` is for people, `uuid` is NVML's (None on a CPU)."""
 
     name: str
     uuid: str | None
 
 
 class Preview(m.Message, frozen=True):
-    """What an image looks like so far: a small JPEG."""
+    """A preview of an unfinished image: a small JPEG."""
 
     slot: int
     generation: int
@@ -77,7 +77,7 @@ class StatusChanged(m.Message, frozen=True):
 
 
 class Trying(m.Message, frozen=True):
-    """What the worker tries from now on that may end its process (`engine.trials`)."""
+    """The trials (`engine.trials`) that the worker makes from now on, and that may end its process."""
 
     names: tuple[str, ...]
 

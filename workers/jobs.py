@@ -28,7 +28,7 @@ class Advanced:
 
 @dataclass(frozen=True, slots=True)
 class Previewed:
-    """What the image looks like so far: a small JPEG."""
+    """A preview of an unfinished image: a small JPEG."""
 
     jpeg: bytes
 

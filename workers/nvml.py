@@ -224,7 +224,7 @@ class Nvml:
 
 @dataclass(frozen=True, slots=True)
 class DriverFault:
-    """What is wrong with the driver, and what to do about it."""
+    """A problem with the driver, and what to do about it."""
 
     text: str
     remedy: str

@@ -52,11 +52,11 @@ GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # that are sent to a whole grou
 
 
 class Setup(Protocol):
-    """What a process is started with, and gets as an argument."""
+    """The argument that a process is started with."""
 
     @property
     def name(self) -> str:
-        """What the log calls the process."""
+        """The name of the process in the log."""
 
     @property
     def main(self) -> Callable[[Any, socket.socket, SlotMemory], None]:

@@ -36,7 +36,7 @@ NOT_SET: Final = NotSet()
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with a key; `text` follows the key's name in the message."""
+    """A problem with a key; `text` follows the key's name in the message."""
 
     key: Key
     text: str
@@ -181,7 +181,7 @@ def _key_problems(schema: type, found: dict[Any, Any], key: Key) -> Iterator[Pro
 
 
 def _former_name(kind: Any) -> str | None:
-    """What a key was called in the release before this one."""
+    """The name of a key in the previous release."""
     extras = [each.extra or {} for each in get_args(kind) if isinstance(each, msgspec.Meta)]
     return next((extra["former"] for extra in extras if "former" in extra), None)
 

@@ -47,7 +47,7 @@ class WorkerSetup:
 
     @property
     def name(self) -> str:
-        """What the log calls the process."""
+        """The name of the process in the log."""
         return f"worker {self.device.id}"
 
     @property

@@ -1,4 +1,4 @@
-"""What endpoints share: the type of the answer by the Accept header, warnings in headers, and clients that leave."""
+"""Shared by endpoints: the type of the answer by the Accept header, warnings in headers, and clients that leave."""
 
 import asyncio
 from bisect import bisect_right

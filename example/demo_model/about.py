@@ -1,4 +1,4 @@
-"""What the page tells people of the small model: what it knows, and prompts that show it."""
+"""The page's text about the small model: the things that it can draw, and prompts to try."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What an image is called: its parts by colour and noun, the ground, and the style, in varied words."""
+"""Captions of images: the parts by colour and noun, the background, and the style, in varied words."""
 
 from collections.abc import Sequence
 

@@ -34,7 +34,7 @@ def twenty() -> list[Scene]:
 
 
 def _names(one: Path, other: Path) -> tuple[str, str]:
-    """What to call the folders: their last parts, or all of them where those are the same."""
+    """Names of the folders: their last parts, or whole paths if those are equal."""
     return (one.name, other.name) if one.name != other.name else (str(one), str(other))
 
 

@@ -65,7 +65,7 @@ def edge_losses(images: Tensor, hints: Tensor) -> dict[str, Tensor]:
 
 
 def canny_gradient(images: Tensor) -> Tensor:
-    """What OpenCV's Canny compares with its thresholds, [n, 1, h, w]: of images [n, 3, h, w] in -1..1.
+    """The gradient that OpenCV's Canny compares with its thresholds, [n, 1, h, w]: of images [n, 3, h, w] in -1..1.
 
     That is |dx| + |dy| by Sobel, of the channel that has most.
     """

@@ -43,7 +43,7 @@ FULL_SIZE = Recipe("full size", batch=8, rates=Rates(4e-4, 1e-5, warm_up=150))
 
 
 class Networks(nn.Module):
-    """What is trained: the three networks that are exported, and the heads that are not."""
+    """The trained networks: three that are exported, and heads that are not."""
 
     def __init__(self, tokenizer: CLIPTokenizer, seed: int) -> None:
         super().__init__()

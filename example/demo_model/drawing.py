@@ -1,4 +1,4 @@
-"""What all images are drawn with: filled outlines, strokes, and smooth random fields."""
+"""Drawing tools: filled outlines, strokes, and smooth random fields."""
 
 import math
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ def coverages(labels: Labels, count: int) -> list[Field]:
 
 
 def stacked(layers: Sequence[Field]) -> list[Field]:
-    """What is seen of the ground and of each layer upon it, the last on top; they add up to 1."""
+    """The visible share of the background and of each layer on it, the last on top; they add up to 1."""
     seen: list[Field] = []
     left = np.ones((SIZE, SIZE), np.float32)
     for layer in reversed(layers):

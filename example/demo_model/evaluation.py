@@ -70,7 +70,7 @@ class Obedience:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What the scenes' own images score once the VAE has had them: no painting can be expected to score more."""
+    """The scores of the scenes' own images after the VAE: no generated image can be expected to score more."""
 
     flat: Obedience
     mixed: Obedience
@@ -79,7 +79,7 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class Paintings:
-    """What was painted to be scored. The last four lists are of the first flat scenes, the very last of only one."""
+    """The generated images to score. The last four lists are of the first flat scenes, the very last of only one."""
 
     flat: Sequence[Painting]
     mixed: Sequence[Painting]
@@ -246,7 +246,7 @@ def _apart(one: Pixels, other: Pixels) -> float:
 
 
 def _timed(paints: Iterable[Callable[[], list[Painting]]]) -> tuple[list[Painting], list[float]]:
-    """What they paint, and the seconds that each takes."""
+    """Their images, and the seconds that each takes."""
     painted: list[Painting] = []
     seconds: list[float] = []
     for paint in paints:

@@ -1,4 +1,4 @@
-"""What is where: shapes, forms of one colour, and mosaics, upon a ground or side by side."""
+"""Layouts: shapes, forms of one colour, and mosaics, on a background or side by side."""
 
 import math
 from collections.abc import Sequence

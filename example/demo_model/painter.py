@@ -26,7 +26,7 @@ BATCH = 8  # images
 
 @dataclass(frozen=True)
 class Painting:
-    """What a model made of a scene's caption and edges."""
+    """An image that a model made from a scene's caption and edges."""
 
     scene: Scene
     image: Pixels

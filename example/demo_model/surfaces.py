@@ -47,7 +47,7 @@ def painted(layout: Layout, style: str, rng: np.random.Generator, variety: Varie
 
 
 def light(rng: np.random.Generator, variety: Variety) -> Field:
-    """What is added to all channels: a slope and soft spots, too faint for an edge."""
+    """Shading for all channels: a slope and soft spots, too faint for an edge."""
     slope = ramp(rng) * rng.uniform(0, 2 * variety.slope)
     return slope + noise(rng, rng.uniform(1.5, 4)) * rng.uniform(0, variety.mottle)
 

@@ -14,7 +14,7 @@ Merges = list[tuple[str, str]]
 """The pieces that become one, the first merge first."""
 
 END = "</w>"
-"""What marks the piece that ends a word."""
+"""The mark of a piece that ends a word."""
 
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 """CLIP's own tokens: the second also pads."""

@@ -30,7 +30,7 @@ FINER = 0.75  # as many scenes for full size as for all before: encoding takes f
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training is given: minutes of training in all, scenes to learn from, a seed, a device.
+    """The inputs of a training: minutes in all, scenes to learn from, a seed, a device.
 
     Rendering scenes and encoding them come on top of the minutes. Raises ValueError for too little of either.
     """

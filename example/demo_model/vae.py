@@ -193,7 +193,7 @@ def encode(vae: AutoencoderKL, images: Pixels | Tensor) -> Tensor:
 
 
 def scaling_factor(vae: AutoencoderKL, images: Pixels) -> float:
-    """What latents are multiplied with to have a standard deviation of 1, by some hundred images."""
+    """The factor that gives latents a standard deviation of 1, measured on some hundred images."""
     chosen = np.linspace(0, len(images) - 1, min(len(images), MEASURED)).round().astype(int)
     return 1 / float(encode(vae, images[chosen]).std())
 

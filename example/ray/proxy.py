@@ -1,4 +1,4 @@
-"""What Serve's proxies do besides: a request whose replica was lost is given to another one.
+"""Middleware for Serve's proxies: a request whose replica was lost is sent to another one.
 
 Serve tries no request again that a replica has begun; its client would read `Internal Server Error`. Here it may be
 tried again, as whoever makes an image makes the same. In the environment of `ray start`, on each node:

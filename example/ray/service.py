@@ -44,7 +44,7 @@ class Replica:
         self._loaded = False
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        """What is served; Serve runs its lifespan, too."""
+        """The application; Serve also runs its lifespan."""
         return self._application.asgi
 
     async def check_health(self) -> None:
@@ -84,7 +84,7 @@ def cores(resources: Mapping[str, float]) -> int:
 
 
 def build(arguments: Mapping[str, str]) -> serve.Application:
-    """What `import_path` names. `config`, a path, is seen from the repository's folder, wherever Ray was started.
+    """The target of `import_path`. `config` is a path relative to the repository's folder, wherever Ray was started.
 
     `host` repeats `http_options.host` of the Serve config file. Raises ValueError for other arguments.
     """

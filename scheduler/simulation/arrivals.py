@@ -30,13 +30,13 @@ class Arrival:
 
     @property
     def batch_key(self) -> BatchKey:
-        """What it must share with others to run in one batch with them."""
+        """The size, which images in one batch share."""
         return BatchKey(self.work, self.size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """What clients send. With several clients, one of them asks for half of all images.
+    """The traffic of clients. With several clients, one of them asks for half of all images.
 
     Bursty traffic has the same mean rate, and comes in bursts: all arrivals fall into phases of 2 s on average, with
     pauses of 6 s on average between them. Each of the `deadlines` is as frequent as the others.

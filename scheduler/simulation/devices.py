@@ -48,7 +48,7 @@ class Machine:
 
     @property
     def costs(self) -> m.Costs:
-        """What each worker reports when it is ready."""
+        """The costs that each worker reports when it is ready."""
         points = STEP_SECONDS[self.gain]
         seconds = [points[min(bucket for bucket in points if bucket >= n)] for n in range(1, self.slots + 1)]
         return m.Costs(NOMINAL_STEPS, tuple(seconds), FIXED_SECONDS, FIXED_SECONDS / 2)

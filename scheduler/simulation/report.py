@@ -19,7 +19,7 @@ REFUSALS = (m.Rejected, m.QuotaExceeded, m.Impossible, m.Draining)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a scheduler did at one load, or, if it is called `bound`, the most that any could do.
+    """The figures of a scheduler at one load, or, as `bound`, the best that any could reach.
 
     `mean` and `p99` are seconds of images done in time. `throughput` is device time that went into them, as a share of
     the bound. `refused` is a share of all requests, `late` of those that were not refused: each is a broken promise.

@@ -14,7 +14,7 @@ from scheduler.simulation.devices import NOMINAL_STEPS, Calendar, Device, Machin
 
 
 class Core(Protocol):
-    """What a scheduler must offer to be simulated."""
+    """The interface of a scheduler that can be simulated."""
 
     def handle(self, now: float, event: m.Event) -> list[m.Command]:
         """Process one event and return the commands to carry out."""
@@ -32,7 +32,7 @@ MakeCore = Callable[[Sequence[m.WorkerId], int], Core]
 
 @dataclass(slots=True)
 class Run:
-    """What came of a simulation.
+    """The result of a simulation.
 
     The last answer to each arrival with its time, how often each was submitted, and microseconds for each decision.
     """

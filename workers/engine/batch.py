@@ -52,7 +52,7 @@ class JoiningImage:
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """What all batches of an engine have in common: S slots, and the rows of an image."""
+    """The shape of all batches of an engine: S slots, and the rows of an image."""
 
     slots: int
     rows: int  # 2 with guidance (unconditional, conditional), else 1
@@ -61,7 +61,7 @@ class BatchShape:
 
 @dataclass(frozen=True, slots=True)
 class _Buffers:
-    """What a step reads and writes, always at the same addresses, which a recorded graph keeps.
+    """The inputs and outputs of a step, always at the same addresses, as a recorded graph requires.
 
     There is one entry per slot and one that belongs to no image, for padding and dummy runs. N is the largest number of
     model calls.

@@ -1,4 +1,4 @@
-"""What the networks need that does not change from step to step, computed once.
+"""Inputs of the networks that do not change from step to step, computed once.
 
 Per sampler: the time projections of all ResNets. Per prompt: the keys and values of all cross-attentions. Per image:
 the hint embedding. Each is one flat tensor, with the layers side by side in running order.

@@ -57,7 +57,7 @@ class Sampler:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompting:
-    """What is added to the client's prompts."""
+    """Additions to the client's prompts."""
 
     suffix: str = ""
     """Text that is appended to every prompt."""
@@ -174,14 +174,13 @@ class EngineConfig:
     kind: Literal["diffusion", "echo"] = "diffusion"
     """`diffusion` makes images with a model; `echo` returns the input, for load tests."""
     runtime: Literal["auto", "torch", "openvino", "onnxruntime"] = "auto"
-    """What runs the networks. `auto` is torch on a GPU; on a CPU it is OpenVINO where that is installed, else torch.
+    """The runtime of the networks. `auto` is torch on a GPU, and on a CPU OpenVINO if it is installed, else torch.
     OpenVINO takes over from torch while the service runs, as soon as it has converted and compiled the networks."""
     onnx: Annotated[str, Meta(min_length=1)] = "~/.cache/contour/onnx"
     """The folder where `workers.convert` puts the files that `onnxruntime` reads."""
     onnx_provider: Literal["auto", "tensorrt"] = "auto"
-    """What `onnxruntime` computes with: `auto` is CUDA on a GPU and else the CPU; `tensorrt` compiles the files for the
-    GPU, which takes minutes at the first start. Where TensorRT is missing, it is as `auto`, with a warning in the log.
-    """
+    """The provider of `onnxruntime`: `auto` is CUDA on a GPU, else the CPU; `tensorrt` compiles the files for the GPU,
+    which takes minutes at the first start. Without TensorRT it is the same as `auto`, with a warning in the log."""
     model: Weights | None = None
     """The model: UNet, VAE, text encoder and tokenizer, as diffusers lays them out."""
     controlnet: Weights | None = None
@@ -218,7 +217,7 @@ class EngineConfig:
         return "bfloat16" if self.runtime != "onnxruntime" and computes_in_bfloat16() else "float32"
 
     def runtime_on(self, *, cuda: bool) -> str:
-        """What runs the networks: torch, openvino or onnxruntime."""
+        """The runtime of the networks: torch, openvino or onnxruntime."""
         if self.runtime in ("torch", "onnxruntime"):
             return self.runtime
         if self.speed.compile is False:  # OpenVINO takes over from torch as compiled networks do

@@ -28,7 +28,7 @@ class BadOptionError(ValueError):
 
 
 class HasWarnings(Protocol):
-    """What `Engine.prepare` returns. `warnings` tell the client where its request could not be followed exactly."""
+    """The result of `Engine.prepare`. `warnings` tell the client where its request could not be followed exactly."""
 
     @property
     def warnings(self) -> tuple[str, ...]: ...
@@ -44,7 +44,7 @@ class OutOfMemoryError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """What a task asks for; None is the configured value.
+    """The options of a task; None is the configured value.
 
     `negative` is the negative prompt. `control_image`: the input is a photo, in which edges are found, or an edge map,
     white on black, which is used as it is. `temperature`, in (0, 1], divides the logits of the softmax in the

@@ -42,7 +42,7 @@ _MODE_ON_CUDA = "max-autotune-no-cudagraphs"  # we record the graphs
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Workspace:
-    """What makes images of one size. `kept`: never dropped, as the configuration names its size."""
+    """Everything that makes images of one size. `kept`: never dropped, as the configuration names its size."""
 
     batch: Batch
     decoder: Decoder
@@ -206,7 +206,7 @@ class ExecutionManager:
                     self._compiler.ask(target)
 
     def _first_targets(self) -> list[Target]:
-        """What a single image of a configured size needs."""
+        """The targets that a single image of a configured size needs."""
         return [(size, part) for part in (self.shape.buckets[0], None) for size in self._sizes()]
 
     def upgrade(self) -> Iterator[Target]:
@@ -345,7 +345,7 @@ class ExecutionManager:
             self._held = True
 
     def _wanted(self, faster: Faster | None) -> Faster | None:
-        """What makes faster functions, if it is to."""
+        """The maker of faster functions, if the configuration wants one."""
         wanted = self._config.speed.compile
         if faster is None or COMPILING in self._trials.without or wanted is False:
             return None

@@ -82,7 +82,7 @@ class Fallbacks:
 
 @dataclass(frozen=True, slots=True)
 class GraphContext:
-    """What all graphs of an engine share. `recorder` is None where work runs without graphs.
+    """The parts that all graphs of an engine share. `recorder` is None where work runs without graphs.
 
     `lock` is held while graphs are recorded or networks compiled, as either disturbs the other. `make_room` drops
     idle workspaces and returns whether there were any.

@@ -57,7 +57,7 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What an image is made from, beside the configuration. `input_hash` is of the encoded input, if wanted."""
+    """The origin of an image, without the configuration. `input_hash` is of the encoded input, if wanted."""
 
     text: str = ""
     seed: int = 0

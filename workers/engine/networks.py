@@ -46,7 +46,7 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tens
 
 @dataclass(frozen=True, slots=True)
 class LayerInputs:
-    """What a network, or a half of one, takes besides latents.
+    """The inputs of a network, or of a half of one, besides latents.
 
     `shifts`: each ResNet's time projection [R, channels]. `keys_values`: keys and values, alternately, of each
     cross-attention [R, 77, channels].
@@ -94,7 +94,7 @@ class Control:
 def control_residuals(
     controlnet: "ControlNetModel", latents: Tensor, control: Control, attend: Attend = attention
 ) -> Residuals:
-    """What the ControlNet adds to each skip connection of the UNet, and to its middle; for latents [B, 4, h, w].
+    """The ControlNet's residuals for each skip connection of the UNet, and for its middle; for latents [B, 4, h, w].
 
     They are not scaled yet: `unet_noise` scales as it adds, which saves a pass over each.
     """

@@ -1,4 +1,4 @@
-"""What a request asks for, as the engine needs it: steps as a matrix, scales, thresholds and noise."""
+"""The options of a request as the engine needs them: steps as a matrix, scales, thresholds and noise."""
 
 import logging
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What is being tried for the first time, reported to the pool before it can kill this process.
+"""Trials: optimisations that run for the first time, reported to the pool before they can kill this process.
 
 A crash in a kernel, a driver or a compiler cannot be caught. So the worker reports the name of what it tries first, and
 takes it back when that went well. A successor does not try what was still being tried when the process ended: the pool

@@ -52,7 +52,7 @@ def named_loras(engine: EngineConfig) -> Iterator[tuple[str, Lora]]:
 
 
 def absent(engine: EngineConfig) -> list[str]:
-    """What is not on this machine of the weights that a (located) configuration names; empty when all of it is."""
+    """The weights of a (located) configuration that are not on this machine."""
     return [
         f"engine.{name}: {weights.path}" + f" ({weights.file})" * (weights.file is not None and is_single_file(weights))
         for name, weights in parts_of(engine)

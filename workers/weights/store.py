@@ -26,7 +26,7 @@ DTYPES = ("float16", "float32", "bfloat16")  # the order in which they are looke
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """What weights were made of: a repository at a revision, or a file with its size and its time of change (ns)."""
+    """The origin of weights: a repository at a revision, or a file with its size and its time of change (ns)."""
 
     path: str
     revision: str | None = None
@@ -43,7 +43,7 @@ class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a prepared folder holds; the files by their paths in it."""
+    """The content of a prepared folder; the files by their paths in it."""
 
     origin: Origin
     dtype: str
