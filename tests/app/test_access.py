@@ -34,6 +34,6 @@ def test_with_keys_it_is_its_key_wherever_it_comes_from() -> None:
 
 
 @pytest.mark.parametrize("authorization", ["two", "Bearer", "Bearer ", "Bearer one two", "Basic two", "Bearer tw\xf6"])
-def test_whoever_has_none_is_refused(authorization: str) -> None:
+def test_a_client_without_a_key_is_refused(authorization: str) -> None:
     with pytest.raises(Problem):
         Access(["one", "two"]).client(request("10.0.0.1", authorization=authorization))

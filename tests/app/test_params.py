@@ -24,7 +24,7 @@ def test_a_name_means_one_option() -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_what_is_left_out_is_within_its_range(config: Path) -> None:
+def test_defaults_are_within_their_ranges(config: Path) -> None:
     rules = Rules.of(load(config, {}))
     assert all(rules.defaults[name] in allowed for name, allowed in rules.ranges.items() if name in rules.defaults)
     assert None not in resolved(AS_CONFIGURED, rules.engine)

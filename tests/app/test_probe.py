@@ -45,7 +45,7 @@ def test_it_is_one_before_a_worker_is_ready() -> None:
     assert (done.returncode, done.stderr) == (1, "/readyz answers 503\n")
 
 
-def test_what_is_wrong_with_the_settings_is_said() -> None:
+def test_a_problem_with_the_settings_is_reported() -> None:
     done = probe("many")
     assert done.returncode == 1
     assert "CONTOUR_SERVER__PORT" in done.stderr

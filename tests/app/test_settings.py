@@ -73,7 +73,7 @@ def test_the_few_step_configuration_is_the_same_model_with_a_lora() -> None:
         ("speed: {compile: maybe}", "engine.speed.compile is 'maybe', but must be true or false or auto"),
     ],
 )
-def test_what_is_wrong_in_a_list_is_told_with_its_place(tmp_path: Path, text: str, told: str) -> None:
+def test_a_problem_in_a_list_is_reported_with_its_position(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(SettingsError) as refused:
         settings(tmp_path, f"engine:\n  model: {{path: ./m}}\n  controlnet: {{path: ./c}}\n  {text}\n")
     assert told in str(refused.value)
@@ -85,7 +85,7 @@ def test_the_folder_of_a_lora_is_meant_from_the_file(tmp_path: Path) -> None:
     assert (lora.path, lora.scale) == (str(tmp_path / "l"), 0.5)
 
 
-def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
+def test_a_missing_key_has_its_default(tmp_path: Path) -> None:
     found = settings(tmp_path, "engine: {kind: echo}")
 
     assert found.server.host == "127.0.0.1"
@@ -397,12 +397,12 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         ("a: \0", ", line 1: is not YAML: it contains a control character"),
     ],
 )
-def test_what_is_not_yaml_is_told_with_its_place_and_what_to_do(tmp_path: Path, text: str, told: str) -> None:
+def test_invalid_yaml_is_reported_with_its_position_and_advice(tmp_path: Path, text: str, told: str) -> None:
     [line] = refusal(tmp_path, text)
     assert line.startswith(f"my.yaml{told}")
 
 
-def test_what_looks_like_a_date_is_text(tmp_path: Path) -> None:
+def test_text_that_looks_like_a_date_stays_text(tmp_path: Path) -> None:
     assert settings(tmp_path, ECHO + "\nserver: {model_name: 2024-13-45}").server.model_name == "2024-13-45"
 
 
@@ -568,7 +568,7 @@ def test_a_variable_without_a_key_file_stops_the_start(tmp_path: Path, path: str
         ("allowed_hosts", "a:80", "is 'a:80', but must be a host name without port"),
     ],
 )
-def test_what_is_no_host_or_origin_is_told(tmp_path: Path, key: str, value: str, told: str) -> None:
+def test_an_invalid_host_or_origin_is_reported(tmp_path: Path, key: str, value: str, told: str) -> None:
     [line] = refusal(tmp_path, f"{ECHO}\nserver: {{{key}: ['{value}']}}")
     assert line.startswith(f"my.yaml: server.{key}.0 {told}")
 

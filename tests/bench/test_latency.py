@@ -103,7 +103,7 @@ def test_a_part_that_fails_is_told_and_the_others_run(tmp_path: Path) -> None:
     assert rows["good"]["two"] == 2
 
 
-def test_what_there_is_no_time_for_is_told(tmp_path: Path) -> None:
+def test_skipped_measurements_are_reported(tmp_path: Path) -> None:
     report = Report(tmp_path / "out.json", {})
     soon = bench(deadline=time.monotonic() + 20, quick=True)
     parts = {"short": Part(lambda bench: measured()), "long": Part(lambda bench: measured(), quick_seconds=60)}
@@ -137,7 +137,7 @@ def test_the_work_of_stable_diffusion_is_what_others_counted() -> None:
     assert flops.image(rows=2, steps=20) == pytest.approx(46.0e12, rel=1e-3)
 
 
-def test_what_nvml_does_not_know_is_left_out() -> None:
+def test_unknown_readings_of_nvml_are_left_out() -> None:
     class Unsupported(Exception):
         pass
 

@@ -19,7 +19,7 @@ def test_goodput_is_what_was_done_in_time_between_the_filling_and_the_end() -> N
     assert found["done after the deadline"] == 1
 
 
-def test_what_was_refused_or_failed_is_counted_apart() -> None:
+def test_refusals_and_failures_are_counted_separately() -> None:
     refused = [Outcome(1.0, 1.1, 503, 2.0), Outcome(1.0, 1.1, 503, None)]
     found = figures([*refused, Outcome(1.0, 11.0, 504, None), Outcome(1.0, 1.0, 0, None)], SECONDS)
     assert found["by status"] == {"503": 2, "504": 1, "0": 1}

@@ -33,7 +33,7 @@ def test_the_workers_cost_what_the_simulated_devices_cost() -> None:
     assert {width * height / 512**2: (width, height) for width, height in SIZES.values()} == SIZES
 
 
-def test_who_is_refused_and_who_is_late_is_counted_apart() -> None:
+def test_refused_and_late_requests_are_counted_separately() -> None:
     arrivals = [Arrival(float(n), 1.0, (512, 512), 20, deadline=5.0) for n in range(5)]
     answers: list[tuple[float, m.Outcome]] = [
         (1.0, DONE),

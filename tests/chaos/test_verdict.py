@@ -83,7 +83,7 @@ def test_in_the_end_every_request_is_counted_once() -> None:
     assert "counts 2 requests in all, 1 were sent" in next(totals(scrape, requests[:1], 0))
 
 
-def test_what_makes_no_image_is_not_among_the_counted() -> None:
+def test_requests_without_an_image_are_not_counted() -> None:
     scrape = Scrape(3.0, 3.1, {"done": 1}, 0, 0)
     edges = record("done", "attack: edges", counts=False)
     edges.counted = None
@@ -103,7 +103,7 @@ def test_attackers_are_clients_of_their_own() -> None:
     assert all(kind.source is None for kind in kinds() if not kind.name.startswith("attack: "))
 
 
-def test_what_grows_or_is_missing_is_named() -> None:
+def test_growing_or_missing_figures_are_named() -> None:
     before = Footprint(processes=4, threads=20, descriptors=50, regions=4, resident=2**28)
     assert before.excess(over=before) == []
     after = Footprint(processes=3, threads=90, descriptors=51, regions=5, resident=2**30)

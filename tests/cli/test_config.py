@@ -47,7 +47,7 @@ def test_each_value_says_where_it_comes_from(mine: Path) -> None:
     assert "  slots: 4  # default" in lines
 
 
-def test_what_a_variable_for_a_section_leaves_out_is_the_default(mine: Path) -> None:
+def test_keys_missing_in_a_sections_variable_have_their_defaults(mine: Path) -> None:
     lines = printed(mine, CONTOUR_ENGINE__CANNY="{high: 900}").splitlines()
     assert "    low: 100  # default" in lines
 

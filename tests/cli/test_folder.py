@@ -78,7 +78,7 @@ def test_a_step_that_takes_long_keeps_nobody_waiting(folder: Path) -> None:
     assert process.returncode == 130
 
 
-def test_what_is_there_is_not_made_again_and_no_worker_is_started_for_it(folder: Path) -> None:
+def test_existing_results_are_kept_and_no_worker_is_started(folder: Path) -> None:
     out = folder.with_name("in-out")
     assert generate(folder, "--seed", 5).returncode == 0
     first = births(out)
@@ -88,7 +88,7 @@ def test_what_is_there_is_not_made_again_and_no_worker_is_started_for_it(folder:
     assert "cpu0" not in again.stderr
 
 
-def test_what_is_asked_for_otherwise_is_made_anew(folder: Path) -> None:
+def test_changed_parameters_make_the_image_again(folder: Path) -> None:
     out = folder.with_name("in-out")
     assert generate(folder, "--seed", 5).returncode == 0
     for arguments in (["--seed", 6], ["--seed", 6, "--negative", "fog"], ["--seed", 6, "--again"]):
@@ -128,7 +128,7 @@ def test_two_commands_do_not_write_to_one_folder(folder: Path) -> None:
     assert generate(folder).returncode == 0  # the first was killed, and holds nothing any more
 
 
-def test_what_a_killed_command_left_half_done_is_removed(folder: Path) -> None:
+def test_unfinished_files_of_a_killed_command_are_removed(folder: Path) -> None:
     out = folder.with_name("in-out")
     out.mkdir()
     for name in (".0.jpg.123", ".0.jpg.mine", ".other.jpg.123"):

@@ -74,7 +74,7 @@ def test_several_of_an_image_take_one_seed_after_the_other(image: Path, tmp_path
     assert files(tmp_path) == {"image.png", *(f"out-{n}.png" for n in (SEED_MAX - 1, SEED_MAX, SEED_MIN))}
 
 
-def test_what_is_wrong_is_said_before_anything_is_started(image: Path, tmp_path: Path) -> None:
+def test_errors_are_reported_before_anything_is_started(image: Path, tmp_path: Path) -> None:
     for arguments, text in (
         (["--steps", 0, *ECHO], "--steps: steps is 0; it must be from 1 to"),
         (["-o", tmp_path / "out.gif", *ECHO], "unknown image format; use one of .png"),

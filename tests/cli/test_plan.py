@@ -59,7 +59,7 @@ def test_every_field_of_a_request_is_a_flag() -> None:
         (["--negative", "x" * 10_001], "--negative: negative_prompt has 10001 characters"),
     ],
 )
-def test_what_the_service_would_not_take_is_refused_by_the_flags_name(flags: list[str], text: str) -> None:
+def test_invalid_values_are_refused_by_the_name_of_the_flag(flags: list[str], text: str) -> None:
     with pytest.raises(CommandError) as refused:
         parse_flags(given(*flags), RULES)
     assert str(refused.value).startswith(text)
@@ -108,7 +108,7 @@ def test_a_link_that_leads_nowhere_is_not_passed_over(folder: Path) -> None:
         ("in/a.png", "in/a.bmp", "unknown image format"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(folder: Path, source: str, out: str | None, text: str) -> None:
+def test_contradictory_paths_are_refused(folder: Path, source: str, out: str | None, text: str) -> None:
     above = folder.parent
     with pytest.raises(CommandError, match=text):
         plan(above / source, above / out if out else None, SEEDS, "jpeg", None)

@@ -52,7 +52,7 @@ def test_an_edge_map_is_used_as_it_is(tmp_path: Path) -> None:
     assert np.abs(made[0] - made[1]).max() > 0
 
 
-def test_what_contradicts_itself_is_said_before_anything_is_started(tmp_path: Path) -> None:
+def test_contradictory_settings_are_reported_before_anything_is_started(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(64, 64))
     done = generate(tmp_path / "a.png", "--control-image", "edges", "--canny-high", 50)
     assert done.returncode == 2

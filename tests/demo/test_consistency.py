@@ -78,7 +78,7 @@ def test_no_hint_costs_nothing_where_there_is_nothing() -> None:
     assert losses(IMAGE, nowhere)["extra"] > 0
 
 
-def test_what_is_too_vague_or_without_control_is_not_judged(judge: Consistency) -> None:
+def test_vague_or_uncontrolled_scenes_are_not_judged(judge: Consistency) -> None:
     latents = torch.zeros(3, 4, 32, 32)
 
     assert judged(judge, latents, [CLEAR, 10, CLEAR], [True, False, True]) == {}

@@ -44,7 +44,7 @@ def test_the_number_of_processes_changes_nothing(rendered: Corpus, tmp_path: Pat
     assert np.array_equal(alone.images, rendered.images)
 
 
-def test_what_is_there_is_taken_and_other_numbers_are_rendered_anew(tmp_path: Path) -> None:
+def test_existing_scenes_are_used_and_missing_ones_rendered(tmp_path: Path) -> None:
     first = Corpus.render(tmp_path, 3, seed=1, processes=1)
     written = tmp_path / "scenes-3-1.json"
     texts = json.loads(written.read_text())

@@ -173,7 +173,7 @@ def test_untrained_heads_guess() -> None:
     assert found["kind"] == pytest.approx(2 * np.log(1 + len(SHAPES)), rel=0.3)
 
 
-def test_what_is_not_labelled_costs_nothing() -> None:
+def test_unlabelled_pixels_cost_nothing() -> None:
     found = losses(BindingHeads(), labelled(kind=UNLABELLED, colour=UNLABELLED, words=0))
 
     assert found == {"word": 0.0, "kind": 0.0, "colour": 0.0}

@@ -28,7 +28,7 @@ def test_a_line_has_the_means_of_the_steps_since_the_last(tmp_path: Path) -> Non
     assert journal.entries() == [Entry("vae", 3, 10.5, {"l1": 0.5, "kl": 1.5})]
 
 
-def test_what_is_pending_is_written_on_demand_and_once(tmp_path: Path) -> None:
+def test_pending_entries_are_written_once_on_demand(tmp_path: Path) -> None:
     journal = Journal(tmp_path, every_seconds=10)
     journal.record(Entry("vae", 1, 0.1, {"l1": 0.5}))
     journal.write()

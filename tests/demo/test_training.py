@@ -91,7 +91,7 @@ def test_the_shares_of_the_stages_add_up() -> None:
     assert mean(SHARES.values()) * len(SHARES) == pytest.approx(1.0)
 
 
-def test_what_is_asked_for_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_options_of_a_training_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "--minutes" in capsys.readouterr().out

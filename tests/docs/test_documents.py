@@ -52,7 +52,7 @@ def test_every_alert_has_its_place_in_the_runbook() -> None:
     assert sorted(re.findall(r"\bContour[A-Z]\w+", section)) == sorted(alerts)
 
 
-def test_what_is_not_there_is_found() -> None:
+def test_missing_names_are_found() -> None:
     text = """# A heading
 
 [one](#a-heading), [other](#another), [gone](gone.md), `docs/gone.md`, `gone.py`, `make gone`, `python -m app.gone`,

@@ -85,7 +85,7 @@ def test_an_address_needs_no_scheme(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_what_is_sent_is_the_wire_format(tmp_path: Path) -> None:
+def test_the_client_sends_the_wire_format(tmp_path: Path) -> None:
     (tmp_path / "my.png").write_bytes(b"any bytes")
     with serving(image) as service:
         client(tmp_path, "--url", f"{service.url}/", "--image", "my.png", "--prompt", "a ring", "--seed", "-7")
@@ -108,7 +108,7 @@ def test_an_edge_map_is_called_one(tmp_path: Path) -> None:
     assert content["control_image"] == "edges"
 
 
-def test_what_the_service_warns_of_is_told(tmp_path: Path) -> None:
+def test_warnings_of_the_service_are_printed(tmp_path: Path) -> None:
     def warned(content: dict[str, Any]) -> tuple[int, str, bytes]:
         status, kind, body = image(content)
         return status, kind, json.dumps({**json.loads(body), "warnings": ["The prompt was cut."]}).encode()

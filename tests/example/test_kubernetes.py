@@ -152,7 +152,7 @@ def test_the_autoscaler_asks_for_metrics_that_there_are() -> None:
     assert len(asked) == 3
 
 
-def test_what_is_scraped_is_a_port_of_the_pods_that_has_metrics() -> None:
+def test_the_scraped_port_serves_metrics() -> None:
     rendered = render(KUBERNETES / "overlays" / "gpu")
     monitor = rendered["PodMonitor"]["spec"]
     labels = rendered["Deployment"]["spec"]["template"]["metadata"]["labels"]

@@ -177,7 +177,7 @@ def test_the_autoscalers_query_is_one_number(scraped: Prometheus) -> None:
     until(lambda: [float(sample["value"][1]) for sample in scraped.query(autoscaling())] == [0])
 
 
-def test_what_needs_a_gpu_is_at_least_a_metric_of_ours() -> None:
+def test_queries_for_a_gpu_use_existing_metrics() -> None:
     text = (ROOT / "app" / "metrics.py").read_text()
     rules = (MONITORING / "rules.yml").read_text()
     asked = {name for query in [*queries(), rules] for name in names(query) if name.startswith((*ABSENT, *RARE))}

@@ -75,7 +75,7 @@ def test_answers_are_read_as_http_and_nothing_else() -> None:
         answers(b"<html>", "GET")
 
 
-def test_what_the_fuzzers_start_from_is_good() -> None:
+def test_the_seeds_of_the_fuzzers_are_valid() -> None:
     *images, gif = seeds.images()
     assert gif.startswith(b"GIF")
     assert all(min(codec.decode(image).shape) == 3 for image in images)

@@ -25,7 +25,7 @@ def test_every_stage_stands_on_one_base_image_named_by_its_digest() -> None:
     assert re.fullmatch(r"python:3\.11[\w.-]*@sha256:[0-9a-f]{64}", base)
 
 
-def test_what_is_compiled_lies_in_a_folder_that_the_service_itself_makes_in_the_volume() -> None:
+def test_compiled_code_lies_in_a_folder_that_the_service_makes_in_the_volume() -> None:
     (volume,) = re.findall(r"^VOLUME (\S+)$", DOCKERFILE, re.MULTILINE)
     (cache,) = re.findall(r"CONTOUR_WORKERS__CACHE=(\S+)", DOCKERFILE)
     assert cache.startswith(f"{volume}/")
@@ -43,7 +43,7 @@ def test_networks_that_are_built_in_are_made_of_the_paths_that_the_service_sees_
         assert "CONTOUR_WORKERS__MODELS=/opt/contour/models" in text
 
 
-def test_what_fetches_the_model_has_all_the_files_that_it_imports(tmp_path: Path) -> None:
+def test_the_fetching_stage_has_all_the_files_that_it_imports(tmp_path: Path) -> None:
     """Its stage takes few files, so that a change of the others fetches nothing again."""
     stage = DOCKERFILE.partition(" AS models\n")[2].partition("\nFROM")[0].replace("\\\n", " ")
     for line in re.findall(r"^COPY (?!--from)(.+)$", stage, re.MULTILINE):

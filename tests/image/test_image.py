@@ -146,7 +146,7 @@ def test_the_probe_fails_where_nothing_listens(container: Container) -> None:
     assert said.startswith("not ready: ")
 
 
-def test_what_the_image_says_of_itself(container: Container) -> None:
+def test_the_configuration_of_the_image(container: Container) -> None:
     config = container.config
     assert config["User"] == "10001"
     assert config["Volumes"] == {VOLUME: {}}

@@ -171,7 +171,7 @@ def test_all_that_a_reload_ended_are_offered_again_until_they_are_closed(visit: 
     expect(stopped).to_have_count(unfinished - 1)
 
 
-def test_whoever_stays_loses_nothing(visit: Visit) -> None:
+def test_staying_on_the_page_loses_nothing(visit: Visit) -> None:
     visit.upload(png(64, 64))
     visit.ask_for(steps=20)
     card = visit.generate("stays")
@@ -192,7 +192,7 @@ def test_without_a_database_the_words_are_kept(visitor: Visitor) -> None:
     expect(visit.page.get_by_role("button", name="Choose")).to_be_visible()
 
 
-def test_what_a_page_without_room_cannot_keep_does_not_break_it(visitor: Visitor) -> None:
+def test_the_page_works_without_room_for_its_draft(visitor: Visitor) -> None:
     visit = visitor()
     visit.page.add_init_script(
         "Storage.prototype.setItem = () => { throw new DOMException('', 'QuotaExceededError'); }"

@@ -32,7 +32,7 @@ def known(visitor: Visitor, guarded: Service) -> Visit:
     return visit
 
 
-def test_what_is_missing_is_named_and_comes_into_focus(visit: Visit) -> None:
+def test_a_missing_field_is_named_and_focused(visit: Visit) -> None:
     visit.page.get_by_role("button", name="Generate").click()
     expect(visit.page.get_by_text("First choose, draw or paste an image.")).to_be_visible()
     expect(visit.page.get_by_role("button", name="Choose")).to_be_focused()
@@ -59,7 +59,7 @@ def test_a_file_that_is_no_image_is_called_that(visit: Visit) -> None:
     expect(visit.page.get_by_role("alert").filter(has_text="That file isn't an image.")).to_be_visible()
 
 
-def test_what_the_service_refuses_is_told_in_its_words(known: Visit) -> None:
+def test_refusals_are_shown_in_the_services_words(known: Visit) -> None:
     known.page.locator("#file").set_input_files(
         {"name": "p.png", "mimeType": "image/png", "buffer": png(64, 64) + bytes(30_000)}
     )

@@ -125,7 +125,7 @@ def test_a_models_folder_says_what_it_knows(tmp_path: Path, caplog: pytest.LogCa
         assert "about.json" in caplog.text
 
 
-def test_what_the_small_model_says_is_what_its_trainer_writes(tmp_path: Path) -> None:
+def test_the_small_models_about_text_is_that_of_its_trainer(tmp_path: Path) -> None:
     about.write(tmp_path)
     shipped = ROOT / "configs" / "demo" / about.FILE
     assert shipped.read_bytes() == (tmp_path / about.FILE).read_bytes()

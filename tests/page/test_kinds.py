@@ -29,7 +29,7 @@ def drawn(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "AVIF"])
 @pytest.mark.parametrize("name", ["own", "p.png"])
-def test_what_only_the_browser_reads_is_made_anew(visit: Visit, kind: str, name: str) -> None:
+def test_formats_that_only_the_browser_reads_are_reencoded(visit: Visit, kind: str, name: str) -> None:
     own = name == "own"
     visit.page.locator("#file").set_input_files(
         {
@@ -75,7 +75,7 @@ def test_a_panorama_is_refused_by_its_own_size(visit: Visit) -> None:
     ids=["heic", "renamed", "tiff", "pdf", "cut", "text", "empty"],
 )
 @pytest.mark.parametrize("way", ["drop", "choose"])
-def test_what_cannot_be_read_is_said_with_what_to_do(
+def test_unreadable_files_are_reported_with_advice(
     visit: Visit, way: str, name: str, kind: str, content: bytes, said: str
 ) -> None:
     visit.upload(png(64, 64))

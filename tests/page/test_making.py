@@ -183,7 +183,7 @@ def test_a_photograph_is_made_smaller_before_it_is_sent(visit: Visit) -> None:
     assert pixels_of(downloaded(visit, visit.make())).shape == (1536, 2048, 3)
 
 
-def test_what_is_left_as_configured_is_not_sent(visit: Visit) -> None:
+def test_configured_values_are_not_sent(visit: Visit) -> None:
     visit.page.evaluate("""() => {
       const [fetch, sent] = [window.fetch, window.sent = []];
       window.fetch = (path, options) => {

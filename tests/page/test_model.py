@@ -66,7 +66,7 @@ def test_a_model_that_knows_little_says_so_and_offers_prompts(visitor: Visitor, 
     expect(prompt).to_be_focused()
 
 
-def test_what_the_service_warns_of_stands_at_the_result(visitor: Visitor, demo: Service) -> None:
+def test_warnings_are_shown_with_the_result(visitor: Visitor, demo: Service) -> None:
     visit = visitor(demo)
     visit.upload(png(64, 64))
     visit.page.get_by_text("More", exact=True).click()

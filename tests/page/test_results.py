@@ -158,7 +158,7 @@ def test_a_seed_is_new_each_time_or_stays(visit: Visit) -> None:
     expect(page.get_by_label("New seed each time")).not_to_be_checked()
 
 
-def test_what_an_earlier_version_kept_is_shown_and_put_back_as_far_as_it_is_known(visit: Visit) -> None:
+def test_results_of_an_earlier_version_are_shown_and_restored(visit: Visit) -> None:
     visit.page.evaluate(
         """async bytes => {
           const {Store} = await import('/page/store.js');

@@ -70,7 +70,7 @@ def test_the_small_model_serves_on_it(cluster: TwoNodes) -> None:
     assert worker["device"] == "CPU"  # Ray gave it no GPU
 
 
-def test_who_has_no_token_can_run_nothing_on_it(cluster: TwoNodes) -> None:
+def test_without_a_token_nothing_can_be_run(cluster: TwoNodes) -> None:
     with environment({"RAY_AUTH_TOKEN": "0" * 64}):
         command = [sys.executable, "-c", f"import ray; ray.init({cluster.address!r}, log_to_driver=False)"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)

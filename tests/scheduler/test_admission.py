@@ -58,7 +58,7 @@ def test_an_idle_worker_takes_what_it_can_do_in_time() -> None:
     assert core.handle(0.0, Submitted(job(1, deadline=10.5))) == [Start(1, "cpu0", 0, 1)]
 
 
-def test_what_no_worker_can_ever_do_in_time_is_not_told_to_come_back() -> None:
+def test_an_impossible_deadline_gets_no_retry_after() -> None:
     core = scheduler(ready("cpu0", CPU))
     assert core.handle(0.0, Submitted(job(1, deadline=9.5))) == [Reply(1, Impossible(10.0))]
     core.handle(0.0, Submitted(job(2)))
@@ -94,7 +94,7 @@ def test_waiting_work_counts() -> None:
     assert retry_after(reply) == pytest.approx(30.0 * MARGIN + 10.0 - 39.5 + 2.0)
 
 
-def test_who_has_time_waits_for_who_is_due_sooner() -> None:
+def test_a_job_with_time_waits_for_one_due_sooner() -> None:
     core = scheduler(ready("cpu0", CPU))
     core.handle(0.0, Submitted(job(1)))
     for number in range(2, 12):
@@ -183,7 +183,7 @@ def test_a_full_queue_has_room_at_the_first_deadline_at_the_latest() -> None:
     assert core.handle(2.0, Submitted(job(2))) == [Reply(2, Rejected(5.0, queue_full=True))]
 
 
-def test_who_has_expired_takes_no_place_in_the_queue() -> None:
+def test_expired_jobs_take_no_place_in_the_queue() -> None:
     core = loading("gpu0", max_queue=1)
     core.handle(0.0, Submitted(job(1, deadline=7.0)))
     assert core.handle(7.0, Submitted(job(2))) == [Reply(1, Expired())]
@@ -199,7 +199,7 @@ def test_an_engine_that_does_no_work_is_never_too_late() -> None:
 
 @pytest.mark.parametrize(("fleet", "budget"), PROMISES)
 @pytest.mark.parametrize("pause", [0.0, 0.04])
-def test_whoever_comes_back_when_told_is_taken(fleet: str, budget: float, pause: float) -> None:
+def test_a_retry_after_the_given_time_is_admitted(fleet: str, budget: float, pause: float) -> None:
     toy = Toy(*FLEETS[fleet])
     seconds = budget * alone(*FLEETS[fleet])
     while not isinstance(answer := toy.submit(seconds), Rejected):
@@ -226,7 +226,7 @@ def test_it_is_true_for_images_of_other_sizes_too(fleet: str, works: tuple[float
 
 
 @pytest.mark.parametrize("fleet", FLEETS)
-def test_whoever_comes_back_to_a_full_queue_when_told_finds_room(fleet: str) -> None:
+def test_a_retry_after_the_given_time_finds_room_in_a_full_queue(fleet: str) -> None:
     toy = Toy(*FLEETS[fleet], max_queue=3)
     while not isinstance(answer := toy.submit(1000.0), Rejected):
         assert answer is None
@@ -236,7 +236,7 @@ def test_whoever_comes_back_to_a_full_queue_when_told_finds_room(fleet: str) -> 
 
 
 @pytest.mark.parametrize("fleet", FLEETS)
-def test_whoever_is_taken_gets_an_image_in_time(fleet: str) -> None:
+def test_an_admitted_job_is_done_in_time(fleet: str) -> None:
     toy = Toy(*FLEETS[fleet])
     seconds = 4 * alone(*FLEETS[fleet])
     for _ in range(100):

@@ -55,7 +55,7 @@ def test_accepted_jobs_are_finished_then_it_exits() -> None:
     assert core.handle(3.0, finished(SECOND)) == [Reply(2, done(SECOND, queued=2.0)), Exit()]
 
 
-def test_what_is_not_done_when_time_is_up_is_answered() -> None:
+def test_unfinished_jobs_are_answered_when_the_drain_ends() -> None:
     core = draining()
     assert core.next_wakeup == 30.0
     core.handle(19.0, finished(FIRST))
@@ -124,7 +124,7 @@ def test_nothing_comes_after_exit(event: Event) -> None:
     assert core.handle(31.0, event) == []
 
 
-def test_who_comes_after_exit_is_turned_away() -> None:
+def test_jobs_after_exit_are_refused() -> None:
     core = draining()
     core.handle(30.0, Tick())
     assert core.handle(31.0, Submitted(job(7))) == [Reply(7, Draining())]

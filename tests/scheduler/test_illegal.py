@@ -43,7 +43,7 @@ def face(core: Scheduler) -> tuple[object, ...]:
         pytest.param(Measured("gpu0", UNEVEN), "other numbers of images", id="the same of a busy worker"),
     ],
 )
-def test_what_cannot_happen_raises_and_changes_nothing(event: Event, why: str) -> None:
+def test_illegal_events_raise_and_change_nothing(event: Event, why: str) -> None:
     core = busy()
     before = face(core)
     with pytest.raises(IllegalEvent, match=why):

@@ -37,7 +37,7 @@ def test_a_slower_worker_is_waited_for_longer() -> None:
     assert core.next_wakeup == 32.0
 
 
-def test_what_cannot_change_while_a_worker_is_ready_is_refused() -> None:
+def test_a_ready_worker_cannot_change_its_steps_or_slots() -> None:
     core = scheduler(ready("gpu0"))
     for costs in (replace(GPU, steps=19), replace(GPU, step_seconds=GPU.step_seconds[:2]), Costs(0, (), 0.0)):
         with pytest.raises(IllegalEvent, match="gpu0 cannot change its steps or slots"):

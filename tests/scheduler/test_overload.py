@@ -29,7 +29,7 @@ def test_at_ten_times_the_load_what_is_taken_is_done_in_time(slower: float) -> N
     assert {type(outcome) for _, outcome in outcomes} == {Done, Rejected}
 
 
-def test_who_waited_in_vain_makes_room_for_those_who_did_not() -> None:
+def test_jobs_that_expired_make_room_for_others() -> None:
     toy = Toy(ECHO, slower=2.0)  # nothing is known of that yet: too many are taken
     for _ in range(20):
         toy.submit(6.0)

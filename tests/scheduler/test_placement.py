@@ -178,7 +178,7 @@ def test_a_long_queue_makes_jobs_join() -> None:
     assert started == [[(1, "gpu0", 0)], [], [], [(2, "gpu0", 1)], []]
 
 
-def test_what_counts_is_the_length_of_the_queue_for_each_worker() -> None:
+def test_the_queue_length_per_worker_counts() -> None:
     dear = Costs(steps=20, step_seconds=(1.0, 1.7), fixed_seconds=0.0)
     core = scheduler(ready("gpu0", dear), ready("gpu1", dear))
     started = [starts(core.handle(0.0, Submitted(job(number)))) for number in range(1, 9)]
@@ -216,7 +216,7 @@ def test_a_late_worker_shares_the_load() -> None:
     assert core.handle(5.0, ready("gpu1", SINGLE)) == [Start(2, "gpu1", 0, 2)]
 
 
-def test_what_one_image_takes_is_known_from_the_fastest_worker() -> None:
+def test_the_fastest_worker_predicts_the_seconds_of_an_image() -> None:
     core = loading("gpu0", "gpu1")
     assert core.predicted_seconds is None
     core.handle(0.0, WorkerReady("gpu0", SLOW_GPU))
@@ -225,7 +225,7 @@ def test_what_one_image_takes_is_known_from_the_fastest_worker() -> None:
     assert core.predicted_seconds == pytest.approx(1.1)
 
 
-def test_what_shows_of_a_worker() -> None:
+def test_the_view_of_a_worker() -> None:
     core = scheduler(ready("gpu0"))
     core.handle(0.0, Submitted(job(1)))
     [view] = core.workers()

@@ -33,7 +33,7 @@ def test_how_high_it_is_counts_for_nothing_between_clients(priorities: tuple[int
     assert line.finish(5) == [2, 101, 3, 102, 103]
 
 
-def test_who_was_promised_its_deadline_is_in_time_though_more_important_ones_come() -> None:
+def test_an_admitted_job_is_in_time_despite_later_ones_of_higher_priority() -> None:
     line = Line()
     line.submit(1, "only")
     line.submit(2, "only", deadline=2.3)  # just in time after the one that runs
@@ -41,7 +41,7 @@ def test_who_was_promised_its_deadline_is_in_time_though_more_important_ones_com
     assert line.finish(2, seconds=1.1) == [2, 3]
 
 
-def test_who_has_time_to_spare_is_overtaken_as_long_as_it_has() -> None:
+def test_a_job_with_slack_is_overtaken_while_it_has_slack() -> None:
     line = Line()
     line.submit(1, "only")
     line.submit(2, "only", deadline=1.1 + 1.1 * MARGIN + 1.15)  # there is time for one before it, and not for two
@@ -100,7 +100,7 @@ def test_background_jobs_get_a_tenth_of_the_work() -> None:
     assert [place for place, number in enumerate(started) if number < 100] == [9, 19, 29, 39]
 
 
-def test_what_background_jobs_take_counts_by_work() -> None:
+def test_background_jobs_are_counted_by_work() -> None:
     line = Line()
     line.submit(1, "background", priority=-1)
     line.submit(2, "background", priority=-1, work=2.0)

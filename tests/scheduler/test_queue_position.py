@@ -14,7 +14,7 @@ def positions(core: Checked, *jobs: int) -> list[int]:
     return [queue_position.position for number in jobs if (queue_position := core.place_of(number)) is not None]
 
 
-def test_who_does_not_wait_stands_nowhere() -> None:
+def test_a_running_job_has_no_queue_position() -> None:
     core = scheduler(ready("gpu0"))
     core.handle(0.0, Submitted(job(1)))
     assert core.place_of(1) is None  # it runs
@@ -54,7 +54,7 @@ def test_a_short_job_behind_a_long_one_of_its_client_stands_behind_it() -> None:
     assert three.seconds > two.seconds
 
 
-def test_who_is_more_important_stands_before() -> None:
+def test_jobs_of_higher_priority_come_first() -> None:
     core = loading("gpu0")
     for number, priority in enumerate((0, 5, 0)):
         core.handle(0.0, Submitted(job(number, client="a", priority=priority)))
@@ -78,7 +78,7 @@ def test_a_suspect_stands_before_all_others() -> None:
 
 @pytest.mark.parametrize("fleet", ["one slot", "one GPU", "two GPUs"])
 @pytest.mark.parametrize("clients", ["a", "aaaaabcd"])
-def test_what_is_told_is_nearly_what_comes(fleet: str, clients: str) -> None:
+def test_the_estimated_wait_is_nearly_the_real_one(fleet: str, clients: str) -> None:
     random, toy = Random(1), Toy(*FLEETS[fleet], client_share=1.0)
     for _ in range(60):
         toy.submit(10_000.0, 1.0, random.choice(clients), random.choice([0.5, 1.0, 2.5]))

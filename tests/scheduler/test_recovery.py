@@ -78,7 +78,7 @@ def test_the_time_to_wait_counts_down_while_a_worker_loads() -> None:
     assert later.seconds == pytest.approx(40.0)
 
 
-def test_what_only_a_busy_worker_can_do_in_time_is_not_refused_because_of_an_empty_slow_one() -> None:
+def test_an_empty_slow_worker_does_not_refuse_a_job_for_a_busy_fast_one() -> None:
     fast, slow = Costs(20, (0.05, 0.1, 0.15, 0.2), 0.1), Costs(20, (0.15,), 0.1)  # two at once gain nothing
     core = scheduler(ready("fast", fast), ready("slow", slow))
     core.handle(0.0, Submitted(job(1)))
@@ -110,7 +110,7 @@ def test_a_job_that_is_in_time_on_the_fast_worker_alone_waits_for_it() -> None:
     assert core.handle(1.1, finished(Start(1, "fast", 0, 1)))[1:] == [Start(3, "fast", 0, 2)]
 
 
-def test_who_waits_for_a_fast_worker_that_hangs_takes_the_slow_one_in_the_end() -> None:
+def test_a_job_that_waits_for_a_hung_fast_worker_runs_on_the_slow_one() -> None:
     core = scheduler(ready("fast", Costs(20, (0.05,), 0.1)), ready("slow", Costs(20, (0.2,), 0.4)))
     core.handle(0.0, Submitted(job(1, 100.0)))
     assert core.handle(0.1, Submitted(job(2, 20.0))) == []

@@ -63,7 +63,7 @@ def test_a_short_image_joins_where_a_nominal_one_would_wait() -> None:
     assert other.handle(0.0, Submitted(job(2, relative_steps=1 / 9))) == [Start(2, "cpu0", 1, 2)]
 
 
-def test_what_was_worked_out_for_one_length_is_not_taken_for_another() -> None:
+def test_cached_predictions_differ_by_number_of_steps() -> None:
     core = scheduler(ready("cpu0", CPU))
     core.handle(0.0, Submitted(job(1)))
     core.handle(0.0, Submitted(job(2, client="a")))  # it waits, and the worker was asked about it
@@ -93,7 +93,7 @@ def test_an_idle_worker_takes_what_is_short_enough() -> None:
     assert core.handle(0.0, Submitted(job(2, deadline=19.5, relative_steps=2.0))) == [Start(2, "cpu0", 0, 1)]
 
 
-def test_what_waits_counts_by_its_length() -> None:
+def test_waiting_jobs_count_by_their_number_of_steps() -> None:
     core = scheduler(ready("cpu0", CPU), client_share=1.0)
     core.handle(0.0, Submitted(job(1, client="a")))
     core.handle(0.0, Submitted(job(2, deadline=38.5, client="a", relative_steps=3.0)))  # 28 s
@@ -111,7 +111,7 @@ def test_of_a_queue_of_short_images_the_fixed_parts_count() -> None:
     assert core.handle(0.0, Submitted(job(13, deadline=wait + 1.15, client="a"))) == []
 
 
-def test_what_was_taken_before_anything_was_known_still_counts_as_much() -> None:
+def test_jobs_admitted_before_any_measurement_keep_their_load() -> None:
     core = loading("cpu0")
     core.handle(0.0, Submitted(job(1, relative_steps=2.0)))
     core.handle(0.0, ready("cpu0", CPU))
@@ -121,7 +121,7 @@ def test_what_was_taken_before_anything_was_known_still_counts_as_much() -> None
 
 @pytest.mark.parametrize("fleet", FLEETS)
 @pytest.mark.parametrize("lengths", [(3.0,), (1.0, 4.0), (0.1, 2.5), (0.5, 1.0, 2.5)])
-def test_whoever_comes_back_when_told_is_taken(fleet: str, lengths: tuple[float, ...]) -> None:
+def test_a_retry_after_the_given_time_is_admitted(fleet: str, lengths: tuple[float, ...]) -> None:
     toy = Toy(*FLEETS[fleet], max_queue=10_000)
     seconds = 12 * alone(*FLEETS[fleet])
     for relative_steps in cycle(lengths):
@@ -159,7 +159,7 @@ A_DAY = st.lists(
 @given(day=A_DAY)
 @example(day=[("flood", 12.0, 0.0, 2.5, 0)] * 30 + [("flood", 12.0, 0.3, 0.05, 5), ("two", 6.0, 0.3, 1.0, 0)] * 30)
 @settings(max_examples=40, deadline=None, derandomize=True)
-def test_whoever_is_taken_gets_an_image_in_time_whatever_else_comes(
+def test_an_admitted_job_is_done_in_time_whatever_else_arrives(
     fleet: str, day: list[tuple[str, float, float, float, int]]
 ) -> None:
     toy, unit = Toy(*FLEETS[fleet]), alone(*FLEETS[fleet])

@@ -103,7 +103,7 @@ def test_three_clients_get_a_third_each() -> None:
     assert started == {"a": 8, "b": 8, "c": 8}
 
 
-def test_who_comes_back_after_a_while_is_owed_nothing() -> None:
+def test_a_returning_client_has_saved_up_no_work() -> None:
     line = Line()
     for number in range(1, 21):
         line.submit(number, "steady")
@@ -117,7 +117,7 @@ def test_who_comes_back_after_a_while_is_owed_nothing() -> None:
 
 
 @pytest.mark.parametrize(("spare", "order"), [(0.9, [2, 3, 4]), (1.4, [2, 4, 3])])
-def test_who_has_no_time_to_spare_is_not_overtaken(spare: float, order: list[int]) -> None:
+def test_a_job_without_slack_is_not_overtaken(spare: float, order: list[int]) -> None:
     line = Line()
     line.submit(1, "first")
     line.submit(2, "second")
@@ -142,7 +142,7 @@ def test_in_a_hurry_a_client_still_leaves_others_as_much_time_as_it_takes() -> N
     assert isinstance(line.core.refused(0.0, job(102, 4.0, client="other")), QuotaExceeded)
 
 
-def test_who_comes_new_does_not_wait_for_all_that_another_client_has_in_line() -> None:
+def test_a_new_client_does_not_wait_for_the_queue_of_another() -> None:
     """Also after a spell in which deadlines, and not turns, decided who was next."""
     line = Line()
     for number in range(1, 22):
@@ -175,7 +175,7 @@ def test_a_client_alone_may_have_nine_tenths_of_the_queue() -> None:
     assert short.handle(0.0, Submitted(job(4, client="other"))) == []
 
 
-def test_nobody_goes_ahead_of_those_who_would_be_late() -> None:
+def test_no_job_overtakes_one_that_would_be_late() -> None:
     line = Line()
     for number in range(1, 9):
         line.submit(number, f"client {number}", deadline=1.1 * number + 0.5)
@@ -200,7 +200,7 @@ def test_without_shares_nobody_overdraws_a_queue_that_lost_jobs_came_back_to() -
 @given(day=A_DAY)
 @example(day=[("flood", 12.0, 0.0)] * 60 + [("one", 4.0, 0.3), ("two", 6.0, 0.3)] * 20)
 @settings(max_examples=40, deadline=None, derandomize=True)
-def test_whoever_is_taken_gets_an_image_in_time_whoever_else_comes(
+def test_an_admitted_job_is_done_in_time_whichever_client_else_arrives(
     fleet: str, day: list[tuple[str, float, float]]
 ) -> None:
     toy, unit = Toy(*FLEETS[fleet]), alone(*FLEETS[fleet])
@@ -241,7 +241,7 @@ def test_a_share_of_one_lets_a_client_fill_the_queue() -> None:
     assert core.handle(1.0, Submitted(job(4, client="only"))) == [Reply(4, Rejected(999.0, queue_full=True))]
 
 
-def test_what_runs_is_not_counted() -> None:
+def test_running_jobs_are_not_counted() -> None:
     core = scheduler(ready("gpu0"), ready("gpu1"), max_queue=1)
     for number in (1, 2):
         core.start(0.0, Submitted(job(number, client="only")))
@@ -264,7 +264,7 @@ def test_a_client_leaves_others_as_much_time_as_it_takes() -> None:
     "limits", [{}, {"max_queue": 7}, {"client_share": 0.25}, {"client_share": 0.2, "max_queue": 40}]
 )
 @pytest.mark.parametrize("pause", [0.0, 0.04])
-def test_whoever_comes_back_when_told_is_taken(fleet: str, limits: dict[str, float], pause: float) -> None:
+def test_a_retry_after_the_given_time_is_admitted(fleet: str, limits: dict[str, float], pause: float) -> None:
     alike = {"lone_share": limits.get("client_share", 0.5)}
     toy, seconds = Toy(*FLEETS[fleet], **limits, **alike), 12 * alone(*FLEETS[fleet])
     while not isinstance(answer := toy.submit(seconds, client="flood"), QuotaExceeded):

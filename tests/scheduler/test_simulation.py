@@ -151,7 +151,7 @@ def alone(workers: Sequence[m.WorkerId], queue: int) -> Scheduler:
 
 
 @pytest.mark.parametrize("slots", [1, 4])
-def test_an_image_that_was_set_aside_goes_on_where_it_was(slots: int) -> None:
+def test_a_preempted_image_continues_where_it_stopped(slots: int) -> None:
     machine = Machine(devices=1, slots=slots, jitter=0.0, preemption_seconds=0.001)
     background = Arrival(0.0, 1.0, (512, 512), 20, "background", 600.0, -1)
     requests = [background, Arrival(0.05, 1.0, (512, 512), 20, "interactive")]
@@ -163,7 +163,7 @@ def test_an_image_that_was_set_aside_goes_on_where_it_was(slots: int) -> None:
 
 
 @pytest.mark.parametrize("make", [set_aside, alone])
-def test_what_is_set_aside_is_answered_in_the_end(make: MakeCore) -> None:
+def test_preempted_images_are_answered_in_the_end(make: MakeCore) -> None:
     requests = drawn(MACHINE, Traffic(seconds=8.0, background=0.5), 0.95, seed=1).arrivals
     run = Simulator(make, MACHINE, requests, seed=1, queue=256).run()
     assert all(isinstance(outcome, m.Done) for _, outcome in run.answers.values())

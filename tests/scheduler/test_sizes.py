@@ -94,7 +94,7 @@ def test_real_steps_correct_a_size_both_ways_and_leave_the_others(key: BatchKey,
     assert step(model, BatchKey(3.0)) == pytest.approx(0.010 * 3**EXPONENT, rel=0.05)
 
 
-def test_what_was_learned_of_a_size_is_kept_until_the_size_is_measured() -> None:
+def test_the_learned_cost_of_a_size_is_kept_until_it_is_measured() -> None:
     model = CostModel(BARE)
     for key in (DOUBLE, FOURFOLD):
         for _ in range(400):
@@ -113,7 +113,7 @@ def test_in_one_batch_images_of_one_size_take_what_they_take() -> None:
     assert model.step_seconds_in_one_batch(Counter([NOMINAL, DOUBLE])) == pytest.approx((0.013 + 0.039) / 2)
 
 
-def test_what_is_learned_stays_near_the_first_guess_however_often_the_worker_measures_itself() -> None:
+def test_learned_costs_stay_near_the_first_estimate() -> None:
     costs = Costs(20, (0.010, 0.012), 0.0)
     model = CostModel(costs)
     for _ in range(5):

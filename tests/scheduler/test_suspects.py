@@ -89,7 +89,7 @@ def test_workers_that_are_ended_from_outside_convict_nobody_until_it_is_a_habit(
     assert lost[0] == Reply(1, WorkerCrash(losses=10))
 
 
-def test_who_lost_a_worker_to_somebody_outside_runs_alone_all_the_same() -> None:
+def test_a_job_whose_worker_was_killed_from_outside_runs_alone() -> None:
     core = scheduler(ready("gpu0"), ready("gpu1"))
     submit(core, 1)
     assert core.handle(1.0, WorkerExited("gpu0", "killed by SIGKILL", outside=True)) == [Start(1, "gpu1", 0, 2)]
@@ -245,7 +245,7 @@ def test_a_suspect_waits_until_a_leaving_image_is_gone() -> None:
     assert core.handle(1.1, released(Start(2, "gpu1", 0, 2))) == [Start(1, "gpu1", 0, 3)]
 
 
-def test_nobody_joins_a_suspect_that_is_leaving() -> None:
+def test_no_job_joins_a_leaving_suspect() -> None:
     core = scheduler(ready("gpu0"), restart_backoff=0.0)
     submit(core, 1)
     lose(core, "gpu0")

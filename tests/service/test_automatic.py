@@ -55,7 +55,7 @@ def test_the_client_gets_its_images_and_is_told_what_they_are(api: Any) -> None:
     assert (result.parameters["seed"], result.parameters["alwayson_scripts"]) == (41, {})
 
 
-def test_what_was_not_done_as_asked_for_is_noted(api: Any) -> None:
+def test_options_that_were_not_followed_are_noted(api: Any) -> None:
     noted = api.txt2img(prompt="a circle", scheduler="Karras", controlnet_units=[unit()]).info["notes"]
     assert noted == [
         "The sampler is UniPC, not Euler a.",
@@ -64,7 +64,7 @@ def test_what_was_not_done_as_asked_for_is_noted(api: Any) -> None:
     ]
 
 
-def test_what_is_left_out_is_as_configured(echo: Service) -> None:
+def test_missing_fields_are_as_configured(echo: Service) -> None:
     answer = txt2img(echo, body(threshold_a=-1)).json()
     info = json.loads(answer["info"])
     assert (info["steps"], info["cfg_scale"], info["notes"]) == (1, 7.5, [])
@@ -134,7 +134,7 @@ def test_images_that_nobody_wants_are_not_sent(echo: Service) -> None:
         ({"override_settings": {"eta_noise_seed_delta": 31337}}, "eta_noise_seed_delta is 31337, but"),
     ],
 )
-def test_what_cannot_be_had_is_refused_in_words(echo: Service, fields: dict[str, Any], told: str) -> None:
+def test_unsupported_options_are_refused_with_the_reason(echo: Service, fields: dict[str, Any], told: str) -> None:
     assert told in refusal(txt2img(echo, body(fields)))
 
 
@@ -167,7 +167,9 @@ def test_what_cannot_be_had_is_refused_in_words(echo: Service, fields: dict[str,
         ({"advanced_weighting": [1.0, 0.5]}, "advanced_weighting is given"),
     ],
 )
-def test_what_a_unit_cannot_have_is_refused_in_words(echo: Service, of_unit: dict[str, Any], told: str) -> None:
+def test_unsupported_fields_of_a_unit_are_refused_with_the_reason(
+    echo: Service, of_unit: dict[str, Any], told: str
+) -> None:
     assert told in refusal(txt2img(echo, body(**of_unit)))
 
 
@@ -241,7 +243,7 @@ def test_the_client_finds_its_way(api: Any) -> None:
         ("latent-upscale-modes", []),
     ],
 )
-def test_what_other_clients_ask_first_is_answered(echo: Service, name: str, there: Any) -> None:
+def test_the_first_requests_of_other_clients_are_answered(echo: Service, name: str, there: Any) -> None:
     assert echo.client.get(f"/sdapi/v1/{name}").json() == there
 
 

@@ -123,7 +123,7 @@ def test_a_unit_that_is_off_is_not_read(echo: Service) -> None:
 
 
 @pytest.mark.parametrize("image", [b'"\xff"', b'{"image": "\xff"}', b"1e999", b"[[[[[[]]]]]]"], ids=repr)
-def test_what_is_no_text_is_refused_as_the_image_of_a_unit(echo: Service, image: bytes) -> None:
+def test_a_units_image_must_be_text(echo: Service, image: bytes) -> None:
     content = b'{"alwayson_scripts": {"controlnet": {"args": [{"image": %b}]}}}' % image
     answer = echo.client.post("/sdapi/v1/txt2img", content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code in {400, 422}, answer.text
@@ -145,7 +145,7 @@ def test_what_is_no_text_is_refused_as_the_image_of_a_unit(echo: Service, image:
     ],
     ids=", ".join,
 )
-def test_what_changes_nothing_in_a_unit_is_taken(echo: Service, fields: dict[str, Any]) -> None:
+def test_neutral_fields_of_a_unit_are_accepted(echo: Service, fields: dict[str, Any]) -> None:
     assert txt2img(echo, body(**fields)).status_code == 200
 
 

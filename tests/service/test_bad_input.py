@@ -54,7 +54,7 @@ def test_of_a_duplicate_key_the_last_counts(echo: Service) -> None:
 
 
 @pytest.mark.parametrize("more", [b'"x": 1e300', b'"x": ' + b"9" * 4000, b'"x": ' + b"[" * 500 + b"]" * 500, b'"": {}'])
-def test_what_is_not_asked_for_may_be_any_json(echo: Service, more: bytes) -> None:
+def test_unknown_fields_may_be_any_json(echo: Service, more: bytes) -> None:
     assert sent(echo, with_more(more)).status_code == 200
 
 
@@ -80,6 +80,6 @@ def test_any_prompt_within_the_limit_is_taken(echo: Service, text: str, status: 
         check(answer, 422, "invalid-field", "text")
 
 
-def test_none_of_this_cost_a_worker_or_was_an_accident(echo: Service) -> None:
+def test_the_requests_above_ended_no_worker_and_logged_no_error(echo: Service) -> None:
     assert [worker["restarts"] for worker in echo.readiness()["workers"]] == [0, 0]
     assert "Traceback" not in "".join(echo.log)

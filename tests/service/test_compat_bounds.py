@@ -174,7 +174,7 @@ def test_a_long_text_comes_back_in_no_error(echo: Service, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["x" * 200, "\0" * 200, "\\" * 200, "\U0001f600" * 200])
-def test_what_is_quoted_is_cut(echo: Service, text: str) -> None:
+def test_quotes_are_cut(echo: Service, text: str) -> None:
     bodies = [body({"script_name": text}), body({"styles": [text] * 100}), body({"override_settings": {text: 1}})]
     bodies += [body({"override_settings": {"sd_model_checkpoint": [text] * 100}}), body(module=text), body(model=text)]
     bodies += [body(control_mode=text), body({"alwayson_scripts": {text: {"args": [1]}}})]
@@ -183,7 +183,7 @@ def test_what_is_quoted_is_cut(echo: Service, text: str) -> None:
     refused(echo.client.get("/v1/models/" + text.replace("\0", "%00")), 404)
 
 
-def test_what_comes_back_is_what_was_taken_and_no_more(echo: Service) -> None:
+def test_the_answer_repeats_only_known_fields(echo: Service) -> None:
     """Unknown fields, the scripts and the image in them are left out; names and settings are small."""
     fields = {"unknown": "x" * MIB, "sampler_name": "s" * 200, "override_settings": {"save_it": ["y" * 200] * 100}}
     answer = echo.client.post("/sdapi/v1/txt2img", json=body({**fields, "styles": [], "send_images": False}))

@@ -45,7 +45,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("sent", GOOD.values(), ids=GOOD.keys())
-def test_what_http_allows_gets_its_image(echo: Service, sent: bytes) -> None:
+def test_unusual_but_valid_http_gets_its_image(echo: Service, sent: bytes) -> None:
     (answer,) = exchange(echo, sent)
     assert (answer.status, json.loads(answer.body)["request_id"]) == (200, 7), answer
 
@@ -81,7 +81,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("sent", BROKEN.values(), ids=BROKEN.keys())
-def test_what_is_not_http_gets_400_and_the_connection_is_closed(echo: Service, sent: bytes) -> None:
+def test_invalid_http_gets_400_and_closes_the_connection(echo: Service, sent: bytes) -> None:
     answer = exchange(echo, sent)[-1]
     assert (answer.status, answer.problem, answer.headers["connection"]) == (400, "malformed-http", "close")
     assert echo.generate().status_code == 200
@@ -150,7 +150,7 @@ def test_pipelined_requests_are_answered_in_their_order(echo: Service) -> None:
     assert json.loads(health.body) == {"status": "ok"}
 
 
-def test_what_follows_a_request_and_is_not_http_costs_the_connection(echo: Service) -> None:
+def test_invalid_http_after_a_request_closes_the_connection(echo: Service) -> None:
     last = exchange(echo, KEPT + b"\r\n" + BODY + b"\0\0\0\0")[-1]
     assert last.problem == "malformed-http"
 
@@ -265,6 +265,6 @@ def test_an_odd_host_is_refused(echo: Service, host: str) -> None:
     assert exchange(echo, sent)[0].problem == "unknown-host"
 
 
-def test_none_of_this_was_an_accident(echo: Service) -> None:
+def test_the_requests_above_logged_no_error(echo: Service) -> None:
     assert [worker["restarts"] for worker in echo.readiness()["workers"]] == [0, 0]
     assert "Traceback" not in "".join(echo.log), "".join(echo.log)[-6000:]

@@ -14,7 +14,7 @@ BUNDLE = "/docs/swagger-ui-bundle.js"
 
 
 @pytest.mark.parametrize("name", sorted(SOURCE["sha256"]))
-def test_what_comes_from_elsewhere_is_what_was_fetched(name: str) -> None:
+def test_vendored_files_are_those_that_were_fetched(name: str) -> None:
     plain, compressed = SWAGGER_UI / name, SWAGGER_UI / f"{name}.gz"
     body = gzip.decompress(compressed.read_bytes()) if compressed.exists() else plain.read_bytes()
     assert sha256(body).hexdigest() == SOURCE["sha256"][name]
@@ -29,7 +29,7 @@ def test_nothing_is_loaded_from_elsewhere(echo: Service) -> None:
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br, GZIP ; q=0.5", "*"])
-def test_who_takes_gzip_is_sent_it(echo: Service, coding: str) -> None:
+def test_clients_that_accept_gzip_get_it(echo: Service, coding: str) -> None:
     with echo.client.stream("GET", BUNDLE, headers={"accept-encoding": coding}) as response:
         sent = b"".join(response.iter_raw())
     assert response.headers["content-encoding"] == "gzip"
@@ -38,14 +38,14 @@ def test_who_takes_gzip_is_sent_it(echo: Service, coding: str) -> None:
 
 
 @pytest.mark.parametrize("coding", ["identity", "gzip;q=0", "gzip; q=0.000, br", ""])
-def test_who_does_not_is_not(echo: Service, coding: str) -> None:
+def test_clients_that_do_not_accept_gzip_do_not_get_it(echo: Service, coding: str) -> None:
     response = echo.client.get(BUNDLE, headers={"accept-encoding": coding})
     assert "content-encoding" not in response.headers
     assert sha256(response.content).hexdigest() == SOURCE["sha256"]["swagger-ui-bundle.js"]
 
 
 @pytest.mark.parametrize("path", ["/docs", BUNDLE])
-def test_who_has_a_file_is_not_sent_it_again(echo: Service, path: str) -> None:
+def test_a_cached_file_is_not_sent_again(echo: Service, path: str) -> None:
     first = echo.client.get(path)
     again = echo.client.get(path, headers={"if-none-match": f'"other", {first.headers["etag"]}'})
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])

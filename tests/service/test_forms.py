@@ -75,14 +75,14 @@ def test_several_images_come_in_order(echo: Service) -> None:
         ("priority", 11, "from -10 to 10"),
     ],
 )
-def test_what_is_out_of_range_is_refused_with_the_range(echo: Service, field: str, wrong: float, told: str) -> None:
+def test_values_out_of_range_are_refused_with_the_range(echo: Service, field: str, wrong: float, told: str) -> None:
     for response in (echo.generate(**{field: wrong}), alone(echo, IMAGE, "application/json", **{field: wrong})):
         assert response.status_code == 422
         assert response.json()["errors"] == [{"field": field, "detail": f"{field} is {wrong}; it must be {told}."}]
 
 
 @pytest.mark.parametrize("wrong", ["nan", "inf", "-inf", "1e999", " ", "0x1", "one"])
-def test_what_is_no_number_is_refused(echo: Service, wrong: str) -> None:
+def test_invalid_numbers_are_refused(echo: Service, wrong: str) -> None:
     response = alone(echo, IMAGE, guidance_scale=wrong)
     assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "guidance_scale")
 

@@ -119,7 +119,7 @@ MISTAKEN: dict[str, tuple[str, str]] = {
 
 @interfaces
 @pytest.mark.parametrize(("image", "words"), MISTAKEN.values(), ids=MISTAKEN)
-def test_what_is_sent_in_place_of_base64_is_named(
+def test_lookalikes_of_base64_are_named(
     echo: Service, send: Callable[[Service, Any], httpx.Response], name: str, image: str, words: str
 ) -> None:
     answer = send(echo, image)
@@ -133,7 +133,7 @@ def test_what_is_sent_in_place_of_base64_is_named(
     [(None, "null"), (5, "5"), ([137, 80], "a list"), ({"data": ENCODED}, "an object"), (True, "true"), ("", "empty")],
 )
 @pytest.mark.parametrize("send", [generation, edges])
-def test_what_is_no_text_is_named(
+def test_values_that_are_not_text_are_named(
     echo: Service, send: Callable[[Service, Any], httpx.Response], image: Any, words: str
 ) -> None:
     answer = send(echo, image)

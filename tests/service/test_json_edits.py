@@ -84,9 +84,7 @@ def test_the_fields_of_a_form_are_those_of_json(echo: Service) -> None:
         ({"images": [{"image_url": URI}], "model": "sdxl"}, "model", "There is no model 'sdxl' here"),
     ],
 )
-def test_what_is_wrong_with_an_edit_of_json_is_named(
-    echo: Service, body: dict[str, Any], param: str, words: str
-) -> None:
+def test_problems_of_an_edit_in_json_are_named(echo: Service, body: dict[str, Any], param: str, words: str) -> None:
     answer = edit(echo, **body)
     assert answer.status_code in {400, 404}
     assert answer.json()["error"]["param"] == param
@@ -143,7 +141,7 @@ GETS = (
 
 
 @pytest.mark.parametrize("path", GETS)
-def test_what_is_looked_up_is_there_with_a_slash_and_without(echo: Service, path: str) -> None:
+def test_lookups_work_with_and_without_a_slash(echo: Service, path: str) -> None:
     without, with_slash = echo.client.get(path), echo.client.get(f"{path}/")
     assert (without.status_code, with_slash.status_code) == (200, 200)
     assert with_slash.headers["content-type"] == without.headers["content-type"]
@@ -151,7 +149,7 @@ def test_what_is_looked_up_is_there_with_a_slash_and_without(echo: Service, path
         assert with_slash.content == without.content
 
 
-def test_what_is_sent_is_taken_with_a_slash_and_without(echo: Service) -> None:
+def test_requests_work_with_and_without_a_slash(echo: Service) -> None:
     file = {"image": ("in.png", IMAGE, "image/png")}
     unit = {"module": "canny", "image": ENCODED}
     txt2img = {"prompt": "x", "alwayson_scripts": {"controlnet": {"args": [unit]}}}

@@ -54,7 +54,7 @@ def trickle(connection: socket.socket, data: bytes) -> list[Response]:
     ],
     ids=["a head", "headers", "a body", "chunks"],
 )
-def test_what_trickles_is_cut_off(limited: Service, begin: bytes, slow: bytes, status: int) -> None:
+def test_slow_bodies_are_cut_off(limited: Service, begin: bytes, slow: bytes, status: int) -> None:
     with connect(limited) as connection:
         connection.sendall(begin)
         (answer,) = trickle(connection, slow)

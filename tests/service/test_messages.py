@@ -277,7 +277,7 @@ def test_a_body_that_is_too_large_is_told_what_to_do(echo: Service) -> None:
         ),
     ],
 )
-def test_what_is_no_http_is_told_in_words(echo: Service, sent: bytes, words: str) -> None:
+def test_invalid_http_is_explained(echo: Service, sent: bytes, words: str) -> None:
     host, port = echo.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(sent)

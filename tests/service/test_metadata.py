@@ -129,7 +129,7 @@ def test_a_seed_is_told_as_it_was_asked_for(echo: Service, seed: int) -> None:
     assert parameters_of(files_in(after_the_last)[1])["Seed"] == str(SEED_MIN)
 
 
-def test_what_a_request_wants_otherwise_is_told(echo: Service) -> None:
+def test_a_requests_own_options_are_in_the_metadata(echo: Service) -> None:
     asked = {"steps": 3, "guidance_scale": 2.5, "control_scale": 0.5, "temperature": 0.25}
     thresholds = {"canny_low": 50, "canny_high": 120}
     (file,) = by_json(echo, embed_metadata="full", negative_prompt="fog,\nrain", **asked, **thresholds)
@@ -148,7 +148,7 @@ def test_a_value_that_there_is_not_is_refused_with_those_there_are(echo: Service
     assert all(value in refused.json()["detail"] for value in ("full", "source", "none"))
 
 
-def test_what_is_not_set_is_as_configured(echo: Service) -> None:
+def test_unset_options_are_as_configured(echo: Service) -> None:
     usual = by_json(echo)
     assert by_json(echo, embed_metadata=None) == usual
     for ask in (by_form, by_query, by_openai):
@@ -187,7 +187,7 @@ def test_the_configuration_says_what_is_usual(silent: Service) -> None:
     assert parameters_of(by_json(silent, embed_metadata="full")[0])["Model"] == 'dream, "shaper" #8'
 
 
-def test_what_echo_does_not_read_comes_back_as_it_was() -> None:
+def test_unread_images_of_echo_come_back_unchanged() -> None:
     with Service("echo", ENGINE__ECHO__REENCODE="false", SERVER__EMBED_METADATA="full") as service:
         service.wait_until_ready()
         assert by_json(service) == by_json(service, embed_metadata="source") == [IMAGE]

@@ -20,7 +20,7 @@ def service() -> Iterator[Service]:
         yield service.wait_until_ready()
 
 
-def test_what_clients_saw_adds_up(service: Service) -> None:
+def test_the_counts_match_the_clients(service: Service) -> None:
     for _ in range(4):
         assert service.generate().status_code == 200
     assert service.generate(input_image_base64="AAAA").status_code == 422
@@ -34,7 +34,7 @@ def test_what_clients_saw_adds_up(service: Service) -> None:
     assert service.sample("contour_request_duration_seconds_sum") >= service.sample("contour_stage_seconds_sum") > 0
 
 
-def test_what_closes_a_connection_is_counted(echo: Service) -> None:
+def test_connection_errors_are_counted(echo: Service) -> None:
     for sent, reason in ((b"nonsense\r\n\r\n", "malformed-http"), (head("X: " + "x" * 70_000), "head-too-large")):
         before = echo.sample("contour_connection_errors_total", reason=reason)
         requests = echo.sample("contour_requests_total")

@@ -66,6 +66,6 @@ def test_a_prompt_may_be_empty(echo: Service) -> None:
     assert (missing.status_code, missing.json()["errors"][0]["field"]) == (422, "text")
 
 
-def test_what_must_be_there_may_not_be_null(echo: Service) -> None:
+def test_required_fields_may_not_be_null(echo: Service) -> None:
     for field in good_request():
         assert echo.generate(**{field: None}).status_code == 422

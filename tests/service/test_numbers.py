@@ -27,7 +27,7 @@ def is_plain(text: str, field: str) -> bool:
 
 
 @pytest.mark.parametrize("field", NUMBERS)
-def test_what_is_no_number_is_refused_by_name_in_a_form_a_query_and_as_text_in_json(echo: Service, field: str) -> None:
+def test_invalid_numbers_are_refused_by_name_in_form_query_and_json(echo: Service, field: str) -> None:
     for value in NO_NUMBERS:
         given = {"text": "a", field: value}
         answers = (
@@ -49,7 +49,7 @@ def test_a_number_that_is_too_large_in_json_is_refused_by_name(echo: Service, fi
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
-def test_what_python_writes_for_such_numbers_is_no_json(echo: Service, value: str) -> None:
+def test_pythons_nan_and_infinity_are_not_json(echo: Service, value: str) -> None:
     for path in ("/generation/", "/edges"):
         answer = post_json(echo, path, with_value("canny_low", value))
         assert answer.status_code == 400

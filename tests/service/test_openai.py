@@ -106,7 +106,7 @@ def test_without_a_seed_one_is_drawn(ours: OpenAI) -> None:
     assert all(0 <= seed < 2**32 for seed in drawn)
 
 
-def test_what_common_clients_send_besides_does_no_harm(ours: OpenAI) -> None:
+def test_extra_fields_of_common_clients_do_no_harm(ours: OpenAI) -> None:
     answer = ours.images.edit(
         image=IMAGE,
         prompt=PROMPT,
@@ -147,9 +147,7 @@ def test_what_common_clients_send_besides_does_no_harm(ours: OpenAI) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_a_bad_request_that_names_the_field(
-    ours: OpenAI, given: dict[str, Any], param: str, told: str
-) -> None:
+def test_a_wrong_field_gets_400_with_its_name(ours: OpenAI, given: dict[str, Any], param: str, told: str) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         ours.images.edit(**{"image": IMAGE, "prompt": PROMPT, **given})
     assert refused.value.param == param
@@ -182,7 +180,7 @@ def test_a_mask_that_is_no_image_is_named(ours: OpenAI) -> None:
     assert refused.value.param == "mask"
 
 
-def test_what_other_services_call_a_field_is_told_by_openais_name_or_ours(ours: OpenAI) -> None:
+def test_other_services_names_get_a_warning_with_openais_name_or_ours(ours: OpenAI) -> None:
     others = {"cfg_scale": 3, "num_images": 2, "width": 512, "user": "somebody", "steps": 1, "scheduler": None}
     answer = ours.images.edit(image=IMAGE, prompt=PROMPT, extra_body=others)
     assert (answer.model_extra or {})["warnings"] == [
@@ -248,7 +246,7 @@ def test_a_stream_may_be_of_the_image_alone(slow: Service) -> None:
     assert isinstance(event, ImageEditCompletedEvent)
 
 
-def test_what_goes_wrong_in_a_stream_is_raised(slow: Service) -> None:
+def test_errors_in_a_stream_are_raised(slow: Service) -> None:
     with client(slow) as ours, pytest.raises(openai.APIError, match="damaged") as refused:
         list(ours.images.edit(image=IMAGE[:-30], prompt=PROMPT, stream=True))
     assert refused.value.code == "invalid_image"

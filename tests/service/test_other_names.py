@@ -100,7 +100,7 @@ def test_an_option_by_another_name_is_ignored_and_told_of(echo: Service, other: 
     assert warnings(echo.client.post("/generation/", params=form, content=png(64, 64), headers=PNG_TYPE)) == told
 
 
-def test_what_there_is_not_is_told_of_with_the_reason(echo: Service) -> None:
+def test_unsupported_fields_get_a_warning_with_the_reason(echo: Service) -> None:
     assert warnings(echo.generate(width=512, height=512, strength=0.5)) == [
         "height was ignored: the size follows the image.",
         "strength was ignored: only the edges of the image count; control_scale sets how closely they are kept.",
@@ -113,7 +113,7 @@ def test_a_seed_by_another_name_where_none_is_needed_is_told_of(echo: Service) -
     assert warnings(answer) == ["seed was ignored; its name here is random_seed."]
 
 
-def test_who_sends_the_right_name_too_is_told_which_one_counts(echo: Service) -> None:
+def test_a_warning_says_which_of_two_names_counts(echo: Service) -> None:
     assert warnings(echo.generate(prompt="b", seed=5, image="x", steps=1, num_inference_steps=9)) == [
         "image was ignored; its name here is input_image_base64.",
         "num_inference_steps was ignored; its name here is steps.",
@@ -125,7 +125,7 @@ def test_who_sends_the_right_name_too_is_told_which_one_counts(echo: Service) ->
     assert warnings(echo.client.post("/generation/", data=form, files={"input_image": png(64, 64)})) == told
 
 
-def test_what_is_not_set_by_another_name_is_not_told_of(echo: Service) -> None:
+def test_unset_fields_of_other_names_get_no_warning(echo: Service) -> None:
     assert warnings(echo.generate(seed=None, cfg_scale=None, width=None, image="", negative="")) is None
     form = {"text": "a", "cfg_scale": "", "image": ""}
     assert warnings(echo.client.post("/generation/", data=form, files={"input_image": png(64, 64)})) is None

@@ -90,7 +90,7 @@ def test_redirects_stay_behind_the_prefix(behind: str) -> None:
     assert (docs.status_code, str(docs.url)) == (200, f"{behind}/docs")
 
 
-def test_what_is_not_there_is_told_as_ever(behind: str) -> None:
+def test_unknown_paths_get_404_behind_a_prefix(behind: str) -> None:
     assert httpx.get(f"{behind}/nothing").json()["type"] == "urn:contour:problem:not-found"
     assert httpx.get(f"{behind}/generation/").headers["allow"] == "POST"
 
@@ -142,7 +142,7 @@ def test_a_hostile_prefix_changes_nothing_and_a_strangers_prefix_is_not_heard(tr
         assert servers(service, "/ours") is None
 
 
-def test_what_a_trusted_proxy_says_of_the_client_is_believed_beside_its_prefix(trusting: Service) -> None:
+def test_a_trusted_proxys_client_and_prefix_are_both_believed(trusting: Service) -> None:
     """One connection's client is another than the next one's: the shares of a queue tell them apart."""
     headers = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Prefix": "/ours"}
     assert trusting.client.post("/generation/", json=good_request(), headers=headers).status_code == 200

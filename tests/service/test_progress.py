@@ -58,7 +58,7 @@ def test_steps_and_previews_are_told_and_the_image_is_the_last(slow: Service) ->
     assert seen[-1].data == slow.generate().json()
 
 
-def test_who_waits_is_told_where_it_stands(slow: Service) -> None:
+def test_waiting_requests_get_their_queue_position(slow: Service) -> None:
     with slow.client.stream("POST", "/generation/", json=good_request(), headers=STREAM) as first:
         told = events(first)
         assert next(told).name in {"queued", "started"}
@@ -83,12 +83,12 @@ def test_closing_the_connection_cancels(slow: Service) -> None:
     until(lambda: slow.sample("contour_jobs_running") == 0)
 
 
-def test_what_is_wrong_with_the_request_is_told_without_a_stream(slow: Service) -> None:
+def test_an_invalid_request_is_answered_without_a_stream(slow: Service) -> None:
     response = slow.client.post("/generation/", json=good_request(text=7), headers=STREAM)
     assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")
 
 
-def test_what_goes_wrong_later_is_the_last_event(slow: Service) -> None:
+def test_later_errors_are_the_last_event(slow: Service) -> None:
     broken = base64.b64encode(base64.b64decode(str(good_request()["input_image_base64"]))[:-30]).decode()
     last = streamed(slow, input_image_base64=broken)[-1]
     assert (last.name, last.data["type"]) == ("error", "urn:contour:problem:invalid-image")

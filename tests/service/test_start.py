@@ -69,7 +69,7 @@ def test_a_name_that_nobody_knows_is_told() -> None:
 
 
 @pytest.mark.parametrize("host", ["/run/contour.sock", "http://127.0.0.1", "127.0.0.1:80", "[::1]"])
-def test_what_is_no_address_is_told(host: str) -> None:
+def test_an_invalid_address_is_reported(host: str) -> None:
     said = refusal(start("--host", host))
     assert "--host" in said
     assert "address" in said

@@ -63,7 +63,7 @@ def check_unharmed(service: Service) -> None:
 
 @pytest.mark.parametrize("send", FORMS)
 @pytest.mark.parametrize("text", [SURROGATE, b"caf\xe9", b"\xff\xfea\0"], ids=["surrogate", "latin-1", "utf-16"])
-def test_what_is_not_utf8_is_refused(
+def test_text_that_is_not_utf8_is_refused(
     echo: Service, send: Callable[[Service, bytes], httpx.Response], text: bytes
 ) -> None:
     refused = send(echo, text)

@@ -134,7 +134,7 @@ def test_a_collector_that_is_not_there_costs_a_warning_and_nothing_else(monkeypa
         ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "'grpc'; set .* to http/protobuf"),
     ],
 )
-def test_what_cannot_be_had_is_refused_in_words(variables: dict[str, str], told: str) -> None:
+def test_unsupported_options_are_refused_with_the_reason(variables: dict[str, str], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         tracing(variables)
 

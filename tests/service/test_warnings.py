@@ -36,7 +36,7 @@ def test_a_prompt_that_is_cut_is_told_of_in_json_in_a_form_and_in_a_query(demo: 
         assert "; the model reads the first 75. Not read: " in warning
 
 
-def test_what_was_not_read_is_quoted_as_it_was_sent(demo: Service) -> None:
+def test_the_unread_part_of_a_prompt_is_quoted_as_it_was_sent(demo: Service) -> None:
     (warning,) = demo.generate(text=f"{LONG} \u00c9toile  \u201cA\u201d", steps=1).json()["warnings"]
     assert json.loads(warning.partition("Not read: ")[2].removesuffix(".")).endswith("\u00c9toile  \u201cA\u201d")
 
@@ -207,7 +207,7 @@ def test_openais_compression_is_the_quality_of_the_file(echo: Service) -> None:
         ("n", "0", "n is 0; it must be from 1 to "),
     ],
 )
-def test_what_openais_interface_cannot_have_is_refused_by_name(
+def test_unsupported_options_of_openais_interface_are_refused_by_name(
     echo: Service, field: str, value: str, told: str
 ) -> None:
     form = {"prompt": "a", field: value}

@@ -49,7 +49,7 @@ def test_the_files_are_where_a_worker_looks(tmp_path: Path, monkeypatch: pytest.
     assert files.is_complete(files.folder_for(read_engine(DEMO)))
 
 
-def test_what_is_converted_already_is_left_as_it_is(cache: Path) -> None:
+def test_converted_files_are_kept(cache: Path) -> None:
     done = convert(DEMO, WORKERS__CACHE=cache)
     assert (done.returncode, done.stderr) == (0, "")
     assert {Path(line).name for line in done.stdout.splitlines()} == FILES

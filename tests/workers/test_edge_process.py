@@ -256,7 +256,7 @@ async def test_closing_answers_who_is_there() -> None:
         assert is_gone(process)
 
 
-async def test_nobody_complains_of_errors_that_nobody_waits_for(caplog: pytest.LogCaptureFixture) -> None:
+async def test_errors_that_no_request_awaits_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with opened() as service:
         process = await frozen(service)
         leaving = asyncio.create_task(service.find(EdgeTask(b"no image", (64, 64), Canny())))
@@ -387,7 +387,7 @@ async def test_a_refused_client_is_told_when_its_turn_would_come() -> None:
         assert others.value.retry_after == pytest.approx(own.value.retry_after * 4 / 3)
 
 
-async def test_nobody_waits_for_a_turn_without_end() -> None:
+async def test_the_wait_for_a_turn_is_bounded() -> None:
     async with opened(EdgeLimits(turn=0.1)) as service:
         process = await frozen(service)
         first = asyncio.create_task(service.find(TASK))
@@ -398,7 +398,7 @@ async def test_nobody_waits_for_a_turn_without_end() -> None:
         assert_found(await first)
 
 
-async def test_who_leaves_makes_room_and_gets_nobody_elses_edges() -> None:
+async def test_a_leaving_client_makes_room_and_no_edges_are_mixed_up() -> None:
     async with opened(EdgeLimits(waiting=4)) as service:
         process = await frozen(service)
         leaving = [asyncio.create_task(service.find(TASK)) for _ in range(3)]

@@ -87,14 +87,14 @@ def test_the_manifest_has_every_file_with_its_hash(fetched: Fetched) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
-def test_what_was_fetched_makes_the_same_image(fetched: Fetched) -> None:
+def test_fetched_weights_make_the_same_image(fetched: Fetched) -> None:
     named = replace(demo.CONFIG, model=MODEL, controlnet=CONTROLNET)
     config = locate(named, ROOT, str(fetched[0] / "models"))
     assert absent(config) == []
     assert_same_image(config)
 
 
-def test_what_is_there_asks_nothing_of_anybody(fetched: Fetched) -> None:
+def test_existing_weights_need_no_request(fetched: Fetched) -> None:
     done = run_fetch(fetched[0], config=BOTH, HF_ENDPOINT="http://127.0.0.1:9")  # nobody listens there
     assert (done.returncode, done.stdout, done.stderr) == (0, fetched[2].stdout, "")
 

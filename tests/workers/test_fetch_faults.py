@@ -103,7 +103,9 @@ TOLD: list[tuple[dict[str, Any], str, int]] = [
 
 
 @pytest.mark.parametrize(("faults", "told", "code"), TOLD, ids=[told for _, told, _ in TOLD])
-def test_what_a_hub_refuses_or_spoils_is_told(tmp_path: Path, faults: dict[str, Any], told: str, code: int) -> None:
+def test_refused_or_damaged_downloads_are_reported(
+    tmp_path: Path, faults: dict[str, Any], told: str, code: int
+) -> None:
     done = fetch_from(hub_with(**faults), tmp_path, "--patience", "0", timeout=1 if "silent" in faults else 10)
     assert done.returncode == code
     assert done.stderr.startswith("engine.controlnet: some/controlnet: ")
@@ -141,7 +143,7 @@ def _measured(sizes: list[int]) -> Callable[..., None]:
     return measure
 
 
-def test_what_an_earlier_try_left_is_fetched_anew_if_it_is_damaged(tmp_path: Path) -> None:
+def test_damaged_files_of_an_earlier_try_are_fetched_again(tmp_path: Path) -> None:
     hub = hub_with()
     with serving(hub) as url:
         assert run_inside(tmp_path, url, "--keep").returncode == 0

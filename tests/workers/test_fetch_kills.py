@@ -259,7 +259,7 @@ def test_no_repository_can_write_outside_its_folder(tmp_path: Path, path: str) -
     assert list(tmp_path.rglob("victim*")) == []
 
 
-def test_what_is_fetched_can_be_read_by_all_and_changed_by_nobody_else(tmp_path: Path) -> None:
+def test_fetched_files_are_readable_by_all_and_writable_by_the_owner(tmp_path: Path) -> None:
     """Whatever the umask: the cache of compiled code lies beside it by default, and is refused if others can write."""
     before = os.umask(0o002)
     try:

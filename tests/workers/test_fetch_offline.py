@@ -47,7 +47,7 @@ def test_a_cache_serves_without_a_network(tmp_path: Path) -> None:
     assert (tmp_path / f"cache/hub/models--some--controlnet/snapshots/{COMMIT}" / WEIGHTS).is_file()  # it stays
 
 
-def test_what_the_cache_has_is_not_downloaded(tmp_path: Path) -> None:
+def test_cached_files_are_not_downloaded(tmp_path: Path) -> None:
     cached(tmp_path, {WEIGHTS: weights()})
     hub = Hub({"some/controlnet": controlnet()})
     done = fetch_from(hub, tmp_path)
@@ -118,7 +118,7 @@ def test_an_engine_without_a_model_needs_nothing() -> None:
     assert absent(EngineConfig(kind="echo")) == []
 
 
-def test_what_is_not_here_is_listed(tmp_path: Path) -> None:
+def test_missing_weights_are_listed(tmp_path: Path) -> None:
     engine = EngineConfig(model=MODEL, controlnet=Weights(path="./gone"))
     assert absent(locate(engine, tmp_path)) == ["engine.model: some/model", f"engine.controlnet: {tmp_path}/gone"]
 

@@ -96,7 +96,7 @@ def test_a_repository_of_another_layout_is_refused() -> None:
         (weights()[:-1], "damaged or cut off"),
     ],
 )
-def test_what_is_no_safetensors_file_is_told(
+def test_files_that_are_not_safetensors_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, told: str
 ) -> None:
     assert run_here(tmp_path, controlnet() | {WEIGHTS: content}) == 1

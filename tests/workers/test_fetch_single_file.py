@@ -119,7 +119,7 @@ def test_a_checkpoint_that_has_changed_is_converted_anew(converted: Path) -> Non
     assert absent(located(converted, ENGINE)) == []
 
 
-def test_what_was_converted_does_not_need_the_original(converted: Path, tmp_path: Path) -> None:
+def test_converted_weights_do_not_need_the_original(converted: Path, tmp_path: Path) -> None:
     hidden = (converted / "merged.safetensors").rename(tmp_path / "merged.safetensors")
     assert absent(located(converted, ENGINE)) == []
     hidden.rename(converted / "merged.safetensors")
@@ -255,7 +255,7 @@ def test_a_model_of_another_size_is_told(tmp_path: Path, capsys: pytest.CaptureF
         ("model.diffusion_model.out.2.bias", ": its UNet has no conv_out.bias"),
     ],
 )
-def test_what_a_checkpoint_lacks_is_told(
+def test_missing_parts_of_a_checkpoint_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: str, told: str
 ) -> None:
     tensors = {key: tensor for key, tensor in merged().items() if not key.startswith(missing)}
@@ -294,7 +294,7 @@ def test_a_checkpoint_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("kind", ["unet", "controlnet", "vae", "text_encoder"])
-def test_what_is_shipped_is_the_architecture_of_stable_diffusion(kind: checkpoints.Kind) -> None:
+def test_the_shipped_architecture_is_stable_diffusions(kind: checkpoints.Kind) -> None:
     network = getattr(full_size.architecture(), kind)
     shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     assert checkpoints.expected_shapes(kind, checkpoints.config_in(SD15, kind)) == shapes

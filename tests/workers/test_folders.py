@@ -83,7 +83,7 @@ def test_a_compilers_own_cache_is_held_to_the_same(
         prepare(str(tmp_path / "cache"))
 
 
-def test_what_an_earlier_version_left_in_the_cache_is_held_to_the_same(tmp_path: Path) -> None:
+def test_folders_of_an_earlier_version_are_checked_as_well(tmp_path: Path) -> None:
     (tmp_path / "triton").mkdir()
     (tmp_path / "triton").chmod(0o775)
     with pytest.raises(PermissionError, match=f"chmod go-w {tmp_path}/triton"):

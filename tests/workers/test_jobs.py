@@ -44,7 +44,7 @@ def heard(*reports: Callable[[JobTable], object], followed: int = 1) -> list[Pro
     return asyncio.run(scenario())
 
 
-def test_who_follows_a_job_hears_of_it_and_of_no_other() -> None:
+def test_a_callback_gets_the_progress_of_its_job_only() -> None:
     events = heard(
         lambda jobs: jobs.started(FIRST),
         lambda jobs: jobs.stepped(m.Stepped("gpu0", ((0, 1), (1, 3)), (4, 4))),
@@ -64,7 +64,7 @@ def test_a_late_preview_is_not_taken_for_one_of_the_slots_next_image() -> None:
     assert events == [Started()]
 
 
-def test_who_is_answered_hears_no_more() -> None:
+def test_an_answered_job_publishes_no_progress() -> None:
     events = heard(
         lambda jobs: jobs.started(FIRST),
         lambda jobs: jobs.resolve(1, m.Expired()),
@@ -74,7 +74,7 @@ def test_who_is_answered_hears_no_more() -> None:
     assert events == [Started()]
 
 
-def test_nobody_hears_of_what_follows_in_the_slot_that_is_not_followed() -> None:
+def test_a_later_job_in_the_slot_publishes_to_no_earlier_callback() -> None:
     events = heard(
         lambda jobs: jobs.started(FIRST),
         lambda jobs: jobs.started(SECOND),

@@ -32,12 +32,12 @@ warnings.warn(evil)
 @pytest.mark.parametrize(
     "character", ["\n", "\r", "\x1b", "\x00", "\x7f", "\x85", "\u2028", "\u2029", "\u202e", "\ud800"]
 )
-def test_what_does_not_print_is_escaped(character: str) -> None:
+def test_unprintable_characters_are_escaped(character: str) -> None:
     assert escaped(f"a{character}b").isprintable()
     assert escaped(f"a{character}b") == "a" + character.encode("unicode_escape").decode() + "b"
 
 
-def test_what_prints_stays_as_it_is() -> None:
+def test_printable_text_stays_unchanged() -> None:
     assert escaped("ein rotes Haus, 赤い円 \\ 🎈") == "ein rotes Haus, 赤い円 \\ 🎈"
 
 

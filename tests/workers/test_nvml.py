@@ -191,7 +191,7 @@ def test_an_instance_has_its_own_memory_and_its_gpus_heat() -> None:
         ("nvmlDeviceGetCurrentClocksEventReasons", "throttle_reasons"),
     ],
 )
-def test_what_is_not_supported_is_none_and_the_rest_is_there(call: str, field: str) -> None:
+def test_unsupported_readings_are_none_and_others_are_read(call: str, field: str) -> None:
     reading = Nvml(FakeLibrary(call)).read(WHOLE)
 
     assert getattr(reading, field) is None

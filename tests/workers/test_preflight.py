@@ -230,7 +230,9 @@ def test_options_that_work_are_no_problem(config: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_works_is_not_tried_again_until_something_changes(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_working_configuration_is_not_tried_again_until_it_changes(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def engine(**options: bool) -> EngineConfig:
         return load(config, {"CONTOUR_ENGINE__SAMPLER__OPTIONS": json.dumps(options)}).engine
 
@@ -258,7 +260,7 @@ def test_a_trial_is_logged_as_it_takes_seconds(config: Path) -> None:
     assert "options.solver_order is 0, which" in reason
 
 
-def test_who_tries_it_gets_no_secrets(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trial_process_gets_no_secrets(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\nenv > {tmp_path}/environment\necho '[]'\n")
     python.chmod(0o755)

@@ -100,7 +100,7 @@ def test_it_tells_what_a_step_costs_when_it_is_ready() -> None:
 
 
 @pytest.mark.parametrize(("sig", "outside"), [(signal.SIGKILL, True), (signal.SIGSEGV, False)])
-def test_who_was_killed_by_somebody_else_is_told_from_who_crashed(sig: signal.Signals, outside: bool) -> None:
+def test_a_kill_from_outside_is_told_from_a_crash(sig: signal.Signals, outside: bool) -> None:
     worker = Worker(SLOW)
     os.kill(worker.child.pid, sig)
     assert worker.end() == ProcessExit(f"killed by {sig.name}", outside)
@@ -123,7 +123,7 @@ def test_images_share_steps_and_each_is_finished_once(worker: Worker) -> None:
         assert pixels.shape == (64, 64, 3)
 
 
-def test_what_is_no_image_is_refused_and_the_next_one_made(worker: Worker) -> None:
+def test_a_file_that_is_not_an_image_is_refused_and_the_next_is_made(worker: Worker) -> None:
     worker.run(1, 7, b"not an image")
     failed = worker.until(m.Failed)
     assert (failed.slot, failed.generation, failed.blame) == (1, 7, Blame.IMAGE)

@@ -51,12 +51,12 @@ SENT_TO_A_POOL = (
 
 
 @pytest.mark.parametrize("report", POSSIBLE, ids=lambda report: type(report).__name__)
-def test_what_an_honest_worker_says_is_possible(report: Report) -> None:
+def test_reports_of_an_honest_worker_are_possible(report: Report) -> None:
     assert is_possible(report, LAYOUT)
 
 
 @pytest.mark.parametrize("lie", [*lying.EARLY, *lying.LATE])
-def test_what_cannot_be_is_told_from_what_can(lie: str) -> None:
+def test_impossible_reports_are_recognised(lie: str) -> None:
     said = lying.LIES[lie]
     ours, theirs = socket_pair()
     with ours, theirs:

@@ -105,7 +105,7 @@ def test_a_webp_of_many_codes_takes_no_more_than_is_said(tmp_path: Path) -> None
     assert decoding_bytes(header, (512, 512)) < peak <= decoding_bytes(header, (512, 512)) + table_bytes(header)
 
 
-def test_what_may_have_many_codes_counts_as_large() -> None:
+def test_webp_with_many_codes_counts_as_large() -> None:
     lossless, lossy = read_header(webp_of_many_codes(1024)), Header("WebP", 1024, 1024)
     assert runs_beside(LARGE, lossy)
     assert not runs_beside(LARGE, lossless, seconds=0.5)
@@ -130,7 +130,7 @@ def small_webp(side: int) -> bytes:
     st.floats(0.5, 1),
     st.sampled_from([1, 6]),
 )
-def test_what_the_front_end_lets_in_can_be_decoded(
+def test_images_that_the_front_end_accepts_can_be_decoded(
     kind: Format, decode_bytes: int, width: int, share: float, orientation: int
 ) -> None:
     height = min(65_535, int(default_max_pixels(decode_bytes) * share) // width)
@@ -154,7 +154,7 @@ def test_the_default_limit_of_pixels_follows_from_the_budget() -> None:
     assert default_max_pixels(256 * MIB) == 256 * MIB // 13
 
 
-def test_what_is_too_much_for_the_budget_is_refused_with_what_to_send() -> None:
+def test_images_over_the_budget_are_refused_with_advice() -> None:
     budget = DecodeBudget(NEEDED - 1)
     says = r"PNG image of 1000 x 1000 pixels can take 14 MiB of memory; the limit is 14 MiB\. Send .*: 512 x 512"
     with pytest.raises(BadImageError, match=says), budget.spend_on(IMAGE, (512, 512)):
@@ -227,7 +227,7 @@ def test_never_more_than_their_part_is_spent_on_small_images() -> None:
     assert NEEDED < most <= 32 * MIB
 
 
-def test_what_fails_gives_its_share_back() -> None:
+def test_a_failed_decoding_returns_its_share() -> None:
     budget = DecodeBudget(256 * MIB)
     for header in [SMALL, LARGE] * 20:
         with pytest.raises(ZeroDivisionError), budget.spend_on(header, (64, 64)):

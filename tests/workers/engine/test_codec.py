@@ -154,7 +154,7 @@ def test_a_truncated_image_is_refused(kind: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", file_of(Image.new("P", (8, 8)), "GIF"), b"<svg/>", b"BM" + bytes(60)])
-def test_what_is_no_image_is_refused(data: bytes) -> None:
+def test_files_that_are_not_images_are_refused(data: bytes) -> None:
     with pytest.raises(BadImageError):
         codec.decode(data)
 

@@ -61,7 +61,7 @@ def test_the_turn_is_held_while_compiling_and_free_while_it_is_taken_over() -> N
     assert seen == [True]
 
 
-def test_what_cannot_be_compiled_is_said_and_the_next_is_tried(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_compilation_is_reported_and_the_next_is_tried(caplog: pytest.LogCaptureFixture) -> None:
     def compile_one(target: Target) -> None:
         if target == FIRST:
             raise RuntimeError("no C compiler")

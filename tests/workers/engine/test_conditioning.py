@@ -108,7 +108,7 @@ def words(count: int) -> str:
     return " ".join(WORDS[n % len(WORDS)] for n in range(count))
 
 
-def test_what_the_model_reads_whole_needs_no_word() -> None:
+def test_a_prompt_that_fits_gets_no_warning() -> None:
     assert tokens().positive(words(75)).warning == tokens().negative(words(75)).warning == ""
     assert tokens(suffix=", neon").positive(words(73)).warning == ""
 

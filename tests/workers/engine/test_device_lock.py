@@ -51,7 +51,7 @@ def test_turns_are_taken_in_the_order_in_which_they_were_asked_for() -> None:
     assert order == [0, 1, 2]
 
 
-def test_who_has_the_turn_may_take_it_again_and_an_error_gives_it_back() -> None:
+def test_the_lock_is_reentrant_and_released_by_an_error() -> None:
     lock = DeviceLock()
     with pytest.raises(KeyError), lock.hold(), lock.hold():
         raise KeyError
@@ -154,7 +154,7 @@ def test_it_does_not_wait_forever(cache: Path, caplog: pytest.LogCaptureFixture)
     assert "this one no longer waits" in caplog.text
 
 
-def test_what_fails_gives_the_lock_back(cache: Path) -> None:
+def test_an_error_releases_the_lock(cache: Path) -> None:
     with pytest.raises(KeyError), one_worker_at_a_time():
         raise KeyError
     enter(0)

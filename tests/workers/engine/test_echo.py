@@ -48,7 +48,7 @@ def test_unread_bytes_come_back_as_they_are() -> None:
     assert engine.warm_up().fixed_seconds == 0
 
 
-def test_what_is_read_must_be_an_image() -> None:
+def test_a_reencoded_input_must_be_an_image() -> None:
     with pytest.raises(BadImageError):
         echo().prepare(Task(b"not an image", "", 0))
 
@@ -140,7 +140,7 @@ def test_a_discarded_image_frees_its_slot() -> None:
     assert engine.step() == [StepProgress(0, 1, 2)]
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_impossible_calls_are_refused() -> None:
     engine = echo()
     prepared = engine.prepare(Task(image(), "", 0))
     engine.admit(0, prepared)

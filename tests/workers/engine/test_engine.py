@@ -141,7 +141,7 @@ def test_a_slot_is_reused_without_a_trace(shared: DiffusionEngine) -> None:
     assert np.array_equal(alone(shared, demo.task(1)), expected)
 
 
-def test_what_cannot_be_is_refused_and_changes_nothing(shared: DiffusionEngine) -> None:
+def test_impossible_calls_are_refused_and_change_nothing(shared: DiffusionEngine) -> None:
     prepared = shared.prepare(demo.task())
     shared.admit(0, prepared)
     for slot in (0, -1, 3):
@@ -297,7 +297,7 @@ def test_a_bucket_without_memory_to_measure_it_is_estimated(monkeypatch: pytest.
     assert costs.step_seconds == pytest.approx([n * costs.step_seconds[0] for n in (1, 2, 3)])
 
 
-def test_what_would_take_too_long_to_measure_is_estimated_and_said(
+def test_buckets_without_time_to_measure_are_estimated_and_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(measure, "_STEPS_S", 0.0)

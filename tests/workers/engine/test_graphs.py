@@ -37,7 +37,7 @@ def test_a_work_is_recorded_at_first_use_and_replayed_from_then_on() -> None:
     assert (len(works), works.size) == (1, 7)
 
 
-def test_what_comes_before_recording_is_done_once() -> None:
+def test_the_work_before_a_recording_is_done_once() -> None:
     order: list[str] = []
     works = graphs(recorder())
     for _ in range(2):
@@ -81,7 +81,7 @@ def test_without_memory_even_then_the_work_runs_as_it_is(room: bool, caplog: pyt
     assert "More lines" not in caplog.text
 
 
-def test_what_cannot_be_recorded_runs_as_it_is() -> None:
+def test_work_that_cannot_be_recorded_runs_without_a_graph() -> None:
     fake, work = recorder([RuntimeError("operation not permitted when stream is capturing")]), Counted()
     works = graphs(fake)
     for _ in range(2):

@@ -89,7 +89,7 @@ def test_any_size_may_be_declared_and_costs_nothing() -> None:
         (png_that_declares(0, 8), "declares a size of 0 x 8"),
     ],
 )
-def test_what_is_no_image_is_refused_with_a_reason(data: bytes, says: str) -> None:
+def test_files_that_are_not_images_are_refused_with_a_reason(data: bytes, says: str) -> None:
     with pytest.raises(BadImageError, match=says):
         read_header(data)
 

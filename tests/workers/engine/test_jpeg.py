@@ -54,7 +54,7 @@ BETWEEN = {"bytes": b"\0\0\0", "no length": b"\xff\xfe\0\0", "a length of 1": b"
 
 @pytest.mark.parametrize("between", BETWEEN.values(), ids=BETWEEN.keys())
 @pytest.mark.parametrize("data", WHOLE.values(), ids=WHOLE.keys())
-def test_what_lies_between_segments_is_skipped_as_browsers_do(data: bytes, between: bytes) -> None:
+def test_bytes_between_segments_are_skipped_as_in_browsers(data: bytes, between: bytes) -> None:
     at = data.index(b"\xff\xdb")
     assert np.array_equal(codec.decode(data[:at] + between + data[at:]), codec.decode(data))
 

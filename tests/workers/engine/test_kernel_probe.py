@@ -90,7 +90,7 @@ def test_one_that_hangs_is_not_waited_for_nor_remembered(
 
 
 @pytest.mark.parametrize("kind", ["exits", "works"])
-def test_what_was_found_is_remembered_until_the_package_changes(
+def test_a_probes_result_is_kept_until_the_package_changes(
     kind: str, install: Install, asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
@@ -112,7 +112,7 @@ def test_what_was_found_is_remembered_until_the_package_changes(
         RUN + "import torch; raise torch.AcceleratorError('CUDA error: device(s) is/are busy or unavailable')",
     ],
 )
-def test_what_may_be_otherwise_the_next_time_is_not_remembered(
+def test_a_result_that_may_change_is_not_kept(
     code: str, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))

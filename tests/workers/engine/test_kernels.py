@@ -199,7 +199,7 @@ def test_an_xformers_that_does_not_run_beside_this_torch_is_counted(
     assert noted == [("attention: xformers fails", f"{type(error).__name__}: {str(error).splitlines()[0]}")]
 
 
-def test_what_ended_the_last_process_is_left_out(plays_cuda: None) -> None:
+def test_a_kernel_that_ended_the_last_process_is_left_out(plays_cuda: None) -> None:
     assert "cudnn" not in names(kernels(CUDA, without=["cudnn"]))
 
 

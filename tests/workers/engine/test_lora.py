@@ -189,7 +189,7 @@ def test_names_are_unambiguous_in_stable_diffusion() -> None:
         ("lora_unet_conv_in.lora_down.weight", "conv_in has only down; both down and up are needed"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_the_names_of_file_and_key(
+def test_a_lora_that_does_not_fit_is_refused_by_file_and_key(
     key: str, message: str, parts: Any, tmp_path: Path
 ) -> None:
     path = file_of({key: torch.zeros(1, 4, 3, 3)}, tmp_path)

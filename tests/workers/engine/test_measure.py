@@ -208,7 +208,7 @@ def slow(action: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("part", "keeps_the_device"), [("decode", True), ("admit", True), ("prepare", False), ("encode", False)]
 )
-def test_what_keeps_the_device_from_stepping_is_told_apart(
+def test_work_that_delays_steps_is_measured_separately(
     part: str, keeps_the_device: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = demo.engine()

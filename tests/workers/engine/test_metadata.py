@@ -99,7 +99,7 @@ def test_a_negative_prompt_comes_back_as_well(prompt: str) -> None:
     assert read(made("a", negative=prompt))["Negative prompt"] == prompt.strip()
 
 
-def test_what_the_options_say_goes_before_the_configuration() -> None:
+def test_options_take_precedence_over_the_configuration() -> None:
     options: dict[str, Any] = {"steps": 9, "guidance_scale": 3.25, "control_scale": 0.1}
     found = read(made("a", temperature=1 / 3, canny_low=90, canny_high=30, **options))
     assert (found["Steps"], found["CFG scale"], found["Temperature"]) == ("9", "3.25", "0.3333333333333333")
@@ -173,7 +173,7 @@ def test_the_source_tells_no_prompt_and_none_is_nothing(file_format: Format) -> 
     assert written(made("a secret prompt", "none"), file_format) == plain(file_format)
 
 
-def test_what_echo_returns_unread_stays_as_it_is() -> None:
+def test_images_that_echo_does_not_read_stay_unchanged() -> None:
     config = EngineConfig(kind="echo", echo=Echo(reencode=False))
     assert Metadata(config, ABOUT).embed(b"any bytes", made("a")) == b"any bytes"
 

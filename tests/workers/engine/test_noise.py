@@ -70,7 +70,7 @@ def test_the_noise_of_other_seeds_stays_what_it_is(seed: int, values: list[float
     [("UniPCMultistepScheduler", 1), ("LCMScheduler", 1 + 3), ("EulerAncestralDiscreteScheduler", 1 + 4)],
 )
 @pytest.mark.parametrize("seed", [5, 5 + 2**32, 5 - 2**63, HIGHEST])
-def test_what_a_sampler_draws_at_its_steps_follows_the_same_rule(sampler: str, noises: int, seed: int) -> None:
+def test_noise_at_the_steps_follows_the_same_rule(sampler: str, noises: int, seed: int) -> None:
     engine = demo.engine(demo.with_sampler(sampler))
     assert torch.equal(engine.prepare(demo.task(seed)).noise, draw(seed, SHAPE, noises))
 

@@ -230,7 +230,7 @@ def test_an_onnx_runtime_that_knows_no_gpu_is_not_taken_for_one_that_does(tmp_pa
         check(configured(tmp_path), "float16", cuda=True)
 
 
-def test_what_lacks_memory_is_told_as_torch_tells_it(tmp_path: Path) -> None:
+def test_lack_of_memory_raises_torchs_error(tmp_path: Path) -> None:
     """A sum over more numbers than any machine has bytes for."""
     ends = [onnx.helper.make_tensor_value_info(*end) for end in (("x", FLOAT, [1]), ("y", FLOAT, []))]
     nodes = [

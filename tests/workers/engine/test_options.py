@@ -262,7 +262,7 @@ def test_the_lower_threshold_is_the_lower_one() -> None:
     assert resolved(EngineOptions(canny_high=50), config).canny == Canny(low=50, high=100)
 
 
-def test_what_is_refused_ends_nothing(shared: DiffusionEngine) -> None:
+def test_refused_options_end_no_image(shared: DiffusionEngine) -> None:
     (expected,) = together(shared, tasks(({},)))
     shared.admit(0, shared.prepare(tasks(({},))[0]))
     shared.step()

@@ -91,7 +91,7 @@ def test_where_the_most_steps_are_too_many_there_is_room_for_what_can_be_taken()
         found.of(21)
 
 
-def test_what_breaks_only_in_the_middle_of_its_steps_is_refused_too() -> None:
+def test_a_plan_that_fails_in_a_later_step_is_refused() -> None:
     found = plans("DDIMScheduler", steps=998, max_steps=1000)  # with steps_offset 1 the last timestep is out of range
     assert found.layout.calls == 999
     with pytest.raises(BadOptionError, match="steps is 1000, which DDIMScheduler cannot take"):

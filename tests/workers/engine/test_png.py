@@ -156,7 +156,7 @@ def test_a_palette_with_a_wrong_checksum_is_refused() -> None:
         codec.decode(greys((b"PLTE", PALETTE), colour=3, bad=b"PLTE"))
 
 
-def test_what_the_pixels_do_not_need_is_left_out() -> None:
+def test_chunks_that_the_pixels_do_not_need_are_left_out() -> None:
     needed = greys((b"PLTE", PALETTE), (b"tRNS", b"\0\xff"), colour=3)
     others = ((b"tEXt", b"a\0b"), (b"PLTE", PALETTE), (b"pHYs", bytes(9)), (b"tRNS", b"\0\xff"), (b"juNk", b""))
     assert essential(greys(*others, colour=3)) == needed == essential(needed)

@@ -108,7 +108,7 @@ def test_some_samplers_call_the_model_more_often_than_they_step() -> None:
     assert sampler_matrix(fresh("PNDMScheduler", 20)()).calls == 21
 
 
-def test_what_is_drawn_at_a_step_is_not_seen_before_it() -> None:
+def test_noise_of_a_step_has_no_effect_before_it() -> None:
     matrix = sampler_matrix(fresh("LCMScheduler", 4)())
     assert matrix.noises == 1 + 3  # none at the last step
     draws = matrix.weights[:, 1:4]

@@ -53,7 +53,7 @@ def test_a_controlnet_of_its_own_and_loras_are_read_too(tmp_path: Path) -> None:
     assert len(found) == 5
 
 
-def test_what_is_missing_is_left_to_the_loading_to_complain_of(tmp_path: Path) -> None:
+def test_missing_files_are_reported_by_the_loader(tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet/config.json").write_text("{}")
     read_ahead(replace(CONFIG, model=Weights(path=str(tmp_path))), "cpu").join()  # an exception would fail the test

@@ -50,7 +50,7 @@ def test_of_trials_beside_each_other_all_are_told(told: Told) -> None:
     assert told == [(GRAPHS,), (GRAPHS, COMPILING), (GRAPHS,), ()]
 
 
-def test_what_loses_the_device_is_never_taken_back_and_nothing_else_is_blamed(told: Told) -> None:
+def test_a_trial_that_loses_the_device_stays_the_only_one_blamed(told: Told) -> None:
     trials = Trials(told.append)
 
     def lost() -> None:

@@ -99,7 +99,7 @@ def test_files_that_name_other_weights_are_refused(folder: Path, part: str, name
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "\0", "[" * 100_000])
-def test_what_is_no_json_object_is_refused(folder: Path, content: str) -> None:
+def test_files_without_a_json_object_are_refused(folder: Path, content: str) -> None:
     (folder / "text_encoder/config.json").write_text(content)
     with pytest.raises(UnsafeModelError, match=r"text_encoder/config\.json .*: download the model again"):
         read(configured(folder), torch.float32)
