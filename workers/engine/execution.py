@@ -184,8 +184,8 @@ class ExecutionManager:
             for bucket in reversed(self.shape.buckets):
                 space.batch.prepare(bucket)
             space.decoder.prepare()
-        if self._faster is not None and self._faster.at_once:
-            for target in self._first_targets():
+        for target in self._first_targets():
+            if self._faster is not None and self._faster.at_once:  # not after a fault that ends that
                 self._compile_now(target)
 
     def space(self, size: Size) -> Workspace:

@@ -7,15 +7,18 @@ finds the files, and switches before it is ready.
 
 A network is compiled for fixed shapes, as that is fastest, and then holds its own copy of the weights. So where all
 copies together would exceed a bound, further shapes share one copy that takes any shape.
+
+OpenVINO itself is imported by the first call that needs it. So whatever is wrong with it costs speed, and no start.
 """
 
+import logging
+import os
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from typing import TypeAlias
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, TypeAlias
 
-import openvino as ov
 import torch
 from torch import Tensor
 
@@ -23,6 +26,13 @@ from workers.engine.config import EngineConfig
 from workers.engine.denoiser import StepInputs
 from workers.engine.runtime import ModelFunctions
 from workers.engine.runtimes import openvino_files as files
+from workers.engine.runtimes.openvino_files import openvino
+from workers.folders import PRIVATE, make
+
+if TYPE_CHECKING:
+    from openvino import CompiledModel, Core, InferRequest, Model
+
+log = logging.getLogger(__name__)
 
 Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 
@@ -34,9 +44,9 @@ _BESIDE_WEIGHTS = 64 * 2**20  # bytes of a compiled copy of the small model; wei
 class Network:
     """A converted network, with its compiled copies by the shapes of their inputs. Not for two threads at once."""
 
-    def __init__(self, compile_for: Callable[[Shapes], ov.CompiledModel]) -> None:
+    def __init__(self, compile_for: Callable[[Shapes], "CompiledModel"]) -> None:
         self._compile_for = compile_for
-        self._ready: dict[Shapes, tuple[ov.CompiledModel, ov.InferRequest]] = {}
+        self._ready: dict[Shapes, tuple[CompiledModel, InferRequest]] = {}
 
     def __call__(self, result: Tensor, *inputs: Tensor) -> Tensor:
         """Write the output to `result`, a contiguous tensor, and return it."""
@@ -45,7 +55,7 @@ class Network:
         if shapes not in self._ready:
             compiled = self._compile_for(shapes)
             self._ready[shapes] = compiled, compiled.create_infer_request()
-        _, request = self._ready[shapes]
+        ov, (_, request) = openvino(), self._ready[shapes]
         for n, array in enumerate(arrays):
             request.set_input_tensor(n, ov.Tensor(array, shared_memory=True))
         request.set_output_tensor(ov.Tensor(result.numpy(), shared_memory=True))
@@ -66,19 +76,23 @@ class OpenVino:
         self._bound = int(config.speed.openvino_gib * 2**30)
         self._used = 0  # bytes of the copies for fixed shapes
         self._failure: files.ConversionError | None = None
-        self._any_shape: dict[str, ov.CompiledModel] = {}
-        self._core = ov.Core()
-        self._core.set_property(
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": _PRECISIONS[dtype],
-                "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                "ENABLE_HYPER_THREADING": True,
-                "ENABLE_CPU_PINNING": False,  # the workers of a machine would all take the first cores
-            },
-        )
-        self._blobs = files.cache() / "compiled"
+        self._damaged = False  # whether files were deleted for that
+        self._any_shape: dict[str, CompiledModel] = {}
+        # OpenVINO takes a file that it has compiled in one format for one in another, and then computes nonsense.
+        self._blobs = files.cache() / f"compiled-{dtype}"
+        self._properties = {
+            "INFERENCE_PRECISION_HINT": _PRECISIONS[dtype],
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "ENABLE_HYPER_THREADING": True,
+            "ENABLE_CPU_PINNING": False,  # the workers of a machine would all take the first cores
+        }
+
+    @cached_property
+    def _core(self) -> "Core":
+        core = openvino().Core()
+        core.set_property("CPU", self._properties)
+        return core
 
     @property
     def at_once(self) -> bool:
@@ -109,17 +123,14 @@ class OpenVino:
         height, width = (side * self._scale for side in latents.shape[1:])
         return vae(torch.empty(height, width, 3, dtype=torch.uint8), latents)
 
-    def _compiled(self, name: str, shapes: Shapes) -> ov.CompiledModel:
+    def _compiled(self, name: str, shapes: Shapes) -> "CompiledModel":
         """A network for these shapes, or for any where the bound leaves no room."""
-        path = self._folder / f"{name}.xml"
-        size = _BESIDE_WEIGHTS + path.with_suffix(".bin").stat().st_size * self._bytes // 4
+        size = _BESIDE_WEIGHTS + (self._folder / f"{name}.bin").stat().st_size * self._bytes // 4
         if self._used + size > self._bound:
             return self._flexible(name)
-        model = self._core.read_model(path)
-        model.reshape({port: ov.PartialShape([*shape]) for port, shape in zip(model.inputs, shapes, strict=True)})
         # A file of what was compiled has all weights once more, so a large network is compiled at each start.
-        cache = {"CACHE_DIR": str(self._blobs)} if size <= _KEPT_ON_DISK else {}
-        compiled = self._core.compile_model(model, "CPU", cache)
+        cache = self._cache() if size <= _KEPT_ON_DISK else {}
+        compiled = self._core.compile_model(self._model(name, shapes), "CPU", cache)
         self._used += size
         weakref.finalize(compiled, self._give_back, size)
         files.prune(self._blobs)
@@ -128,10 +139,36 @@ class OpenVino:
     def _give_back(self, size: int) -> None:
         self._used -= size
 
-    def _flexible(self, name: str) -> ov.CompiledModel:
+    def _flexible(self, name: str) -> "CompiledModel":
         if name not in self._any_shape:
-            self._any_shape[name] = self._core.compile_model(self._folder / f"{name}.xml", "CPU")
+            self._any_shape[name] = self._core.compile_model(self._model(name), "CPU")
         return self._any_shape[name]
+
+    def _model(self, name: str, shapes: Shapes | None = None) -> "Model":
+        """A converted network, for fixed shapes if any are given.
+
+        Where its files are damaged, this deletes them, so that they are made again: once, by the next target.
+        """
+        try:
+            model = self._core.read_model(self._folder / f"{name}.xml")
+            if shapes is not None:
+                model.reshape(dict(zip(model.inputs, shapes, strict=True)))
+        except RuntimeError as error:
+            if self._damaged:
+                self._failure = files.ConversionError("the converted networks cannot be read")
+            self._damaged = True
+            log.warning("Deleting %s, as its files are damaged", self._folder)
+            files.delete(self._folder)
+            raise files.ConversionError(
+                f"{name}.xml or {name}.bin is damaged: {str(error).strip().splitlines()[-1]}"
+            ) from error
+        return model
+
+    def _cache(self) -> dict[str, str]:
+        """Where OpenVINO keeps what it has compiled; nowhere if that cannot be written, as it then compiles nothing."""
+        with suppress(OSError):
+            make(self._blobs, PRIVATE)
+        return {"CACHE_DIR": str(self._blobs)} if os.access(self._blobs, os.W_OK | os.X_OK) else {}
 
 
 def _predict(step: Network, inputs: StepInputs) -> Tensor:

@@ -8,6 +8,7 @@ python -m workers.engine.runtimes.openvino_files FOLDER PARENT < engine.json
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -73,9 +74,22 @@ def name_of(config: EngineConfig) -> str:
     return f"{label(config)}-{digest([identity(config, STORED), made_by])[:16]}"
 
 
+def openvino() -> Any:
+    """The package. It reports each import and conversion to the internet where it finds openvino_telemetry."""
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    import openvino
+
+    return openvino
+
+
 def is_complete(folder: Path) -> bool:
     """Whether all networks are in a folder."""
     return all((folder / f"{name}.{kind}").is_file() for name in NETWORKS for kind in ("xml", "bin"))
+
+
+def delete(folder: Path) -> None:
+    """Delete converted networks, if their folder can be written to."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def prune(folder: Path) -> None:
@@ -87,7 +101,12 @@ def prune(folder: Path) -> None:
 
 
 def convert(config: EngineConfig, folder: Path) -> None:
-    """Convert a (located) configuration's networks in another process, and wait for it. Raises ConversionError."""
+    """Convert a (located) configuration's networks in another process, and wait for it. Raises ConversionError.
+
+    Only one process at a time may do so. What others have left when they were killed is deleted.
+    """
+    for left in folder.parent.glob(f"{_unfinished(folder)}*"):
+        delete(left)
     log.info("Converting the networks for OpenVINO, in a process of low priority")
     began = time.monotonic()
     command = [sys.executable, "-m", __name__, str(folder), str(os.getpid())]
@@ -97,10 +116,18 @@ def convert(config: EngineConfig, folder: Path) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise ConversionError(f"converting took more than {TIMEOUT_S:g} s") from error
+    except OSError as error:
+        raise ConversionError(f"converting could not be started: {error}") from error
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ConversionError(f"converting ended with exit code {done.returncode}: {last}")
+        how = f"exit code {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
+        raise ConversionError(f"converting ended with {how}: {last}")
     log.info("Networks converted for OpenVINO in %.1f s; they are in %s", time.monotonic() - began, folder)
+
+
+def _unfinished(folder: Path) -> str:
+    """How the names of folders begin in which the networks are written, beside where they will be."""
+    return f".{folder.name}-"
 
 
 def write(config: EngineConfig, folder: Path) -> None:
@@ -118,21 +145,21 @@ def write(config: EngineConfig, folder: Path) -> None:
     for network in (parts.unet, parts.controlnet, parts.vae):
         network.eval().requires_grad_(False)
     make(folder.parent)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as made:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_unfinished(folder)) as made:
         new = Path(made) / "new"
         new.mkdir()
         for name, graph in graphs(parts, rows_of(config.guidance_scale)):
             if name in NETWORKS:
                 _write(graph, new / f"{name}.xml")
-        if not is_complete(folder):
-            new.rename(folder)
+        if folder.exists():
+            folder.rename(Path(made) / "old")
+        new.rename(folder)
 
 
 def _write(graph: Any, path: Path) -> None:
-    import openvino as ov
     import torch
 
-    inputs = tuple(graph.inputs.values())
+    ov, inputs = openvino(), tuple(graph.inputs.values())
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of branches on shapes, which all requests take alike
         traced = torch.jit.trace(graph.module.eval(), inputs, check_trace=False)
@@ -145,7 +172,6 @@ def main(folder: str, parent: str) -> None:
 
     die_with_parent(int(parent))
     os.nice(_LOWEST_PRIORITY)
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # OpenVINO reports conversions where it finds it
     write(msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig), Path(folder))
 
 

@@ -1,0 +1,576 @@
+"""OpenVINO in place of torch on a CPU: the same images, taken over in the background, and no image lost by its faults.
+
+Converting takes many seconds. So one conversion serves all tests, and where a test wants one to happen, a copy of it is
+what that makes. The slow tests convert indeed.
+"""
+
+import gc
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.service.running import ROOT, Service, alive, descendants, result_pixels, until
+from tests.workers.engine import demo
+from tests.workers.engine.demo import psnr, relative_error
+from workers.convert import read_engine
+from workers.engine import build
+from workers.engine.config import EngineConfig, Sampler, Sizing, Speed
+from workers.engine.engine import DiffusionEngine
+from workers.engine.kernel_probe import CACHE as LOCKED
+from workers.engine.runtimes import openvino_files as files
+from workers.engine.runtimes.files import RuntimeProblem
+from workers.engine.runtimes.openvino import OpenVino
+
+CONFIG = replace(
+    read_engine(ROOT / "configs" / "demo.yaml"),
+    runtime="openvino",
+    dtype="float32",
+    slots=3,
+    sampler=Sampler(steps=4),
+    size=Sizing(short_side=64, long_side=128, multiple=8),
+)
+ONE = replace(CONFIG, slots=1)
+EQUAL = 1e-3
+PATIENCE = 600.0
+FAILED = "compile: failed"
+DTYPES = ("float32", "bfloat16")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The demo model's converted networks, in a cache of this module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(files.CACHE, str(tmp_path_factory.mktemp("openvino")))
+        made = files.folder_for(CONFIG)
+        files.convert(CONFIG, made)
+        yield made
+
+
+class Converter:
+    """Stands in for the conversion: a copy of what one made, when `gate` is open and unless `spoil` damages it."""
+
+    def __init__(self, made: Path) -> None:
+        self._made = made
+        self.gate = threading.Event()
+        self.gate.set()
+        self.spoil: Callable[[Path], object] = lambda folder: None
+        self.calls = 0
+
+    def __call__(self, config: EngineConfig, folder: Path) -> None:
+        self.calls += 1
+        assert self.gate.wait(PATIENCE)
+        shutil.copytree(self._made, folder, dirs_exist_ok=True)
+        self.spoil(folder)
+
+
+@pytest.fixture
+def converter(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Converter:
+    """What converts, with an empty cache."""
+    made = Converter(folder)
+    monkeypatch.setenv(files.CACHE, str(tmp_path))
+    monkeypatch.setattr(files, "convert", made)
+    return made
+
+
+def engine(config: EngineConfig = CONFIG) -> DiffusionEngine:
+    made = build(config, "cpu")
+    assert isinstance(made, DiffusionEngine)
+    return made
+
+
+def warm(config: EngineConfig = CONFIG) -> DiffusionEngine:
+    """An engine in which all that is wanted from the start is compiled."""
+    made = engine(config)
+    made.warm_up()
+    assert made.wait_until_compiled(PATIENCE)
+    return made
+
+
+@cache
+def by_torch(**changes: Any) -> DiffusionEngine:
+    return engine(replace(CONFIG, runtime="torch", **changes))
+
+
+@pytest.fixture(scope="module")
+def compiled(folder: Path) -> Callable[..., DiffusionEngine]:
+    """Engines by number format, made once, without faults."""
+
+    @cache
+    def made(dtype: str = "float32") -> DiffusionEngine:
+        one = warm(replace(CONFIG, dtype=dtype))  # type: ignore[arg-type]
+        assert upgraded(one) == (3, 1)
+        assert one.status().fallbacks == ()
+        return one
+
+    return made
+
+
+def compiled_files(dtype: str = "float32") -> Path:
+    return files.cache() / f"compiled-{dtype}"
+
+
+def upgraded(made: DiffusionEngine) -> tuple[int, int]:
+    """How many steps and how many VAEs OpenVINO runs."""
+    graphs = dict(made.status().graphs)
+    return graphs["steps compiled"], graphs["VAE compiled"]
+
+
+def openvino(made: DiffusionEngine) -> OpenVino:
+    faster = made._execution._faster
+    assert isinstance(faster, OpenVino)
+    return faster
+
+
+def three(made: DiffusionEngine, *asked: dict[str, Any]) -> list[Tensor]:
+    """Latents of three images, each joining a step after the last."""
+    for seed, options in enumerate(asked or ({}, {}, {})):
+        made.admit(seed, made.prepare(demo.task(seed, **options)))
+        made.step()
+    while made.step():
+        pass
+    latents = [made.latents(slot) for slot in range(3)]
+    for slot in range(3):
+        made.discard(slot)
+    return latents
+
+
+# --------------------------------------------------------------------------------------------------------------- images
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (96, 64), (64, 128)])
+def test_an_image_of_any_size_is_torchs(compiled: Any, width: int, height: int) -> None:
+    made, task = compiled(), demo.task(1, width, height)
+    demo.make(made, task)  # the first of a size is torch's
+    made.decode(demo.make(made, task))
+    assert made.wait_until_compiled(PATIENCE)
+    expected, actual = demo.make(by_torch(), task), demo.make(made, task)
+    assert relative_error(actual, expected) <= EQUAL
+    assert actual.shape == (4, height // 8, width // 8)
+    pixels = made.decode(actual).astype(int)
+    assert abs(pixels - by_torch().decode(expected)).max() <= 1
+    assert made._execution.spaces.of((height // 8, width // 8)).plain_parts() == []
+
+
+def test_images_that_join_and_leave_at_other_steps_are_torchs(compiled: Any) -> None:
+    for actual, expected in zip(three(compiled()), three(by_torch()), strict=True):
+        assert relative_error(actual, expected) <= EQUAL
+
+
+def test_images_that_each_ask_for_something_else_are_torchs(compiled: Any) -> None:
+    asked = (
+        {"steps": 3, "guidance_scale": 1.0, "temperature": 0.2},
+        {"steps": 7, "guidance_scale": 6.5, "negative": "a blue square"},
+        {"control_scale": 1.7, "temperature": 0.01},
+    )
+    for actual, expected in zip(three(compiled(), *asked), three(by_torch(), *asked), strict=True):
+        assert relative_error(actual, expected) <= EQUAL
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_same_request_is_answered_with_the_same_bytes(compiled: Any, dtype: str) -> None:
+    made = compiled(dtype)
+    first, second = (made.encode(made.decode(demo.make(made, demo.task(3)))) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize(("dtype", "decibels"), [("float32", 50.0), ("bfloat16", 35.0)])
+def test_an_image_is_the_same_alone_and_among_others(compiled: Any, dtype: str, decibels: float) -> None:
+    made = compiled(dtype)
+    for seed, latents in enumerate(three(made)):
+        assert psnr(made.decode(latents), made.decode(demo.make(made, demo.task(seed)))) >= decibels
+
+
+def test_images_in_bfloat16_are_those_in_float32(folder: Path) -> None:
+    """As the demo configuration makes them."""
+    shipped = replace(read_engine(ROOT / "configs" / "demo.yaml"), runtime="openvino", slots=1)
+    half, full = (warm(replace(shipped, dtype=dtype)) for dtype in reversed(DTYPES))  # type: ignore[arg-type]
+    assert upgraded(half) == upgraded(full) == (1, 1)
+    for seed, text in enumerate(("a red circle", "a blue star at night", "a green square, neon")):
+        task = demo.task(seed, 256, 256, text)
+        one, other = (made.decode(demo.make(made, task)) for made in (half, full))
+        assert psnr(one, other) >= 35
+
+
+def test_what_was_compiled_in_one_format_is_not_taken_for_another(converter: Converter) -> None:
+    for dtype in (*DTYPES, "float32"):
+        made = warm(replace(ONE, dtype=dtype))  # type: ignore[arg-type]
+        assert (upgraded(made), made.status().fallbacks) == ((1, 1), ())
+    assert_served(made)
+
+
+@pytest.mark.slow
+def test_images_without_guidance_are_torchs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one row each, which is another network."""
+    monkeypatch.setenv(files.CACHE, str(tmp_path))
+    made = warm(replace(ONE, guidance_scale=1.0))
+    assert upgraded(made) == (1, 1)
+    expected = demo.make(by_torch(guidance_scale=1.0), demo.task(1))
+    assert relative_error(demo.make(made, demo.task(1)), expected) <= EQUAL
+
+
+# ---------------------------------------------------------------------------------------------------------- taking over
+
+
+def test_torch_serves_during_the_conversion_and_openvino_takes_over_in_the_middle_of_an_image(
+    converter: Converter,
+) -> None:
+    converter.gate.clear()
+    made = engine(ONE)
+    planned_with = made.warm_up()
+    expected = demo.make(by_torch(), demo.task(0))
+    assert torch.equal(demo.make(made, demo.task(0)), expected)
+    assert upgraded(made) == (0, 0)
+    made.admit(0, made.prepare(demo.task(0)))
+    for _ in range(2):
+        made.step()
+    converter.gate.set()
+    until(lambda: made._execution._compiler._compiled.qsize() > 0, PATIENCE)
+    assert relative_error(demo.run(made, 0), expected) <= EQUAL
+    assert upgraded(made) == (1, 0)
+    assert made.costs() != planned_with
+    assert made.wait_until_compiled(PATIENCE)
+    assert upgraded(made) == (1, 1)
+    assert made.status().fallbacks == ()
+    assert converter.calls == 1
+
+
+def test_a_second_start_is_at_full_speed_when_it_is_ready(converter: Converter) -> None:
+    warm(ONE)
+    second = engine(ONE)
+    assert openvino(second).at_once
+    second.warm_up()
+    assert upgraded(second) == (1, 1)
+    assert converter.calls == 1
+
+
+def test_a_size_that_is_dropped_and_made_again_is_compiled_again(folder: Path) -> None:
+    made = warm(replace(ONE, speed=Speed(other_sizes_gib=0)))
+    for _ in range(2):
+        demo.make(made, demo.task(1, 96))
+        assert made.wait_until_compiled(PATIENCE)
+        assert upgraded(made) == (2, 2)
+        demo.make(made, demo.task(1, 104))
+        assert made.wait_until_compiled(PATIENCE)
+        assert made._execution.spaces.get((8, 12)) is None
+        assert upgraded(made) == (2, 2)  # of 64 and 104 pixels
+
+
+def test_without_room_for_copies_all_shapes_share_one_that_takes_any(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = warm(replace(CONFIG, speed=Speed(openvino_gib=0)))
+    assert upgraded(made) == (3, 1)
+    assert made.status().fallbacks == ()
+    assert openvino(made)._any_shape.keys() == {"step", "vae"}
+    assert openvino(made)._used == 0
+    for actual, expected in zip(three(made), three(by_torch()), strict=True):
+        assert relative_error(actual, expected) <= EQUAL
+
+
+def test_copies_that_are_dropped_give_their_room_back(folder: Path) -> None:
+    made = warm(ONE)
+    faster = openvino(made)
+    assert faster._used > 0
+    del made
+    gc.collect()
+    assert faster._used == 0
+
+
+def test_the_oldest_files_of_compiled_networks_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for age, name in enumerate(("new", "old", "older")):
+        (tmp_path / f"{name}.blob").write_bytes(bytes(100))
+        os.utime(tmp_path / f"{name}.blob", (1000 - age, 1000 - age))
+    (tmp_path / "other").write_bytes(bytes(1000))
+    monkeypatch.setattr(files, "_COMPILED_BYTES", 200)
+    files.prune(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"new.blob", "old.blob", "other"}
+
+
+def test_of_two_workers_one_converts(converter: Converter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LOCKED, str(tmp_path / "lock"))
+    both = [engine(ONE), engine(ONE)]
+    for made in both:
+        made.warm_up()
+    for made in both:
+        assert made.wait_until_compiled(PATIENCE)
+        assert upgraded(made) == (1, 1)
+    assert converter.calls == 1
+
+
+# --------------------------------------------------------------------------------------------------------------- faults
+
+
+def assert_served(made: DiffusionEngine) -> None:
+    """That it makes torch's image."""
+    assert relative_error(demo.make(made, demo.task(0)), demo.make(by_torch(), demo.task(0))) <= EQUAL
+
+
+FAULTS = {
+    "exit 3": "converting ended with exit code 3: no space left",
+    "kill -9 $$": "converting ended with signal 9",
+    "exec sleep 600": "converting took more than 0.5 s",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_conversion_that_fails_costs_speed_and_is_not_tried_again(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    python, calls = tmp_path / "python", tmp_path / "calls"
+    python.write_text(f'#!/bin/sh\necho $$ >> {calls}\necho "no space left" >&2\n{fault}\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(files, "TIMEOUT_S", 0.5)
+    monkeypatch.setenv(files.CACHE, str(tmp_path / "cache"))
+    made = warm()
+    assert dict(made.status().fallbacks) == {FAILED: 4}  # three batch sizes, and the VAE
+    assert upgraded(made) == (0, 0)
+    (child,) = calls.read_text().split()
+    assert not alive(int(child))
+    assert FAULTS[fault] in caplog.text
+    assert_served(made)
+
+
+def cut(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:5000])
+
+
+def blank(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(bytes((folder / name).stat().st_size))
+
+
+@pytest.mark.parametrize("spoil", [cut("step.bin"), cut("step.xml"), cut("vae.bin"), blank("step.bin")])
+def test_damaged_files_in_the_cache_are_made_again(converter: Converter, spoil: Callable[[Path], object]) -> None:
+    warm(ONE)
+    spoil(files.folder_for(ONE))
+    shutil.rmtree(compiled_files())
+    converter.gate.clear()
+    second = engine(ONE)
+    second.warm_up()  # which waits for no conversion
+    converter.gate.set()
+    assert second.wait_until_compiled(PATIENCE)
+    assert upgraded(second) == (1, 1)
+    assert second.status().fallbacks == ((FAILED, 1),)
+    assert converter.calls == 2
+    assert_served(second)
+
+
+def test_files_that_are_damaged_each_time_are_made_again_once(converter: Converter) -> None:
+    converter.spoil = cut("step.xml")
+    made = warm()
+    assert converter.calls == 2
+    assert upgraded(made) == (0, 1)
+    assert made.status().fallbacks == ((FAILED, 3),)
+    assert_served(made)
+
+
+def test_a_wrong_network_is_not_taken_over(converter: Converter) -> None:
+    """Its file has the right length."""
+
+    def scramble(folder: Path) -> None:
+        weights = bytearray((folder / "vae.bin").read_bytes())
+        weights[::2] = weights[1::2] if len(weights) % 2 == 0 else weights[1::2] + b"\0"
+        (folder / "vae.bin").write_bytes(weights)
+
+    converter.spoil = scramble
+    made = warm(ONE)
+    assert upgraded(made) == (1, 0)
+    assert sum(times for _, times in made.status().fallbacks) == 1
+    latents = demo.make(made, demo.task(0))
+    assert psnr(made.decode(latents), by_torch().decode(latents)) >= 50
+
+
+def test_a_folder_that_is_half_there_is_made_again(converter: Converter) -> None:
+    warm(ONE)
+    (files.folder_for(ONE) / "vae.xml").unlink()
+    second = warm(ONE)
+    assert (upgraded(second), second.status().fallbacks, converter.calls) == ((1, 1), (), 2)
+
+
+@pytest.mark.parametrize("content", [lambda old: old[: len(old) // 2], lambda old: b"", lambda old: bytes(len(old))])
+def test_damaged_files_of_compiled_networks_are_compiled_anew(
+    converter: Converter, content: Callable[[bytes], bytes]
+) -> None:
+    warm(ONE)
+    blobs = list(compiled_files().glob("*.blob"))
+    assert len(blobs) == 2
+    for blob in blobs:
+        old = blob.read_bytes()
+        blob.unlink()
+        blob.write_bytes(content(old))
+    second = warm(ONE)
+    assert (upgraded(second), second.status().fallbacks) == ((1, 1), ())
+    assert_served(second)
+
+
+def test_converted_networks_in_a_cache_that_cannot_be_written_are_used(converter: Converter) -> None:
+    compiled_files().touch()  # where a folder would be: root may write to any
+    made = warm(ONE)
+    assert (upgraded(made), made.status().fallbacks) == ((1, 1), ())
+
+
+def test_an_openvino_that_cannot_be_imported_costs_speed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Any:
+        raise ImportError("libopenvino.so: cannot open shared object file")
+
+    monkeypatch.setattr("workers.engine.runtimes.openvino.openvino", broken)
+    made = warm()
+    assert (upgraded(made), made.status().fallbacks) == ((0, 0), ((FAILED, 6),))  # the first targets twice
+    assert_served(made)
+
+
+# ----------------------------------------------------------------------------------------------------------- conversion
+
+
+def spawn(program: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.DEVNULL)
+
+
+CONVERT = """
+from tests.workers.engine.test_openvino import CONFIG
+from workers.engine.runtimes import openvino_files as files
+files.convert(CONFIG, files.folder_for(CONFIG))
+"""
+
+
+@pytest.mark.slow
+def test_a_conversion_ends_with_its_worker_and_what_it_left_is_deleted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(files.CACHE, str(tmp_path))
+    with spawn(CONVERT) as worker:
+        until(lambda: any(tmp_path.iterdir()), PATIENCE)  # it writes
+        (child,) = descendants(worker.pid)
+        worker.send_signal(signal.SIGKILL)
+    until(lambda: not alive(child), PATIENCE)
+    assert [path.name.startswith(".demo-") for path in tmp_path.iterdir()] == [True]
+    made = files.folder_for(CONFIG)
+    files.convert(CONFIG, made)
+    assert [*tmp_path.iterdir()] == [made]
+    assert files.is_complete(made)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", ["ulimit -f 2000", "ulimit -f 20"])
+def test_a_disk_that_is_full_costs_speed(limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is played by a limit of a file's size, which the weights or even the graph exceed."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ntrap "" XFSZ\n{limit}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv(files.CACHE, str(tmp_path / "cache"))
+    made = warm(ONE)
+    assert upgraded(made) == (0, 0)
+    assert dict(made.status().fallbacks) == {FAILED: 2}
+    assert_served(made)
+
+
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_made_costs_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(files.CACHE, "/proc/none")
+    made = warm(ONE)
+    assert dict(made.status().fallbacks) == {FAILED: 2}
+    assert_served(made)
+
+
+def test_nothing_is_reported_to_openvinos_makers(folder: Path) -> None:
+    program = "import sys, workers.engine.runtimes.openvino as run; run.openvino().convert_model; "
+    program += "print([name for name, module in sys.modules.items() if 'openvino_telemetry' in name and module])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# --------------------------------------------------------------------------------------------------------------- choice
+
+
+@pytest.mark.parametrize(
+    ("changes", "installed", "cuda", "expected"),
+    [
+        ({}, True, False, "openvino"),
+        ({}, False, False, "torch"),
+        ({}, True, True, "torch"),
+        ({"dtype": "float16"}, True, False, "torch"),
+        ({"speed": Speed(compile=False)}, True, False, "torch"),
+        ({"runtime": "torch"}, True, False, "torch"),
+    ],
+)
+def test_auto_is_openvino_where_that_can_run_the_networks(
+    changes: dict[str, Any], installed: bool, cuda: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.engine.config.find_spec", lambda name: object() if installed else None)
+    assert replace(EngineConfig(), **changes).runtime_on(cuda=cuda) == expected
+
+
+def refused(environ: dict[str, str], before: str = "") -> str:
+    """What the service says when it does not start with OpenVINO."""
+    code = f"import sys; sys.path.insert(0, '.'); {before}from app.cli.serve import run; "
+    code += "sys.exit(run(['--config', 'configs/demo.yaml', '--port', '0']))"
+    asked = {"CONTOUR_ENGINE__RUNTIME": "openvino", "CUDA_VISIBLE_DEVICES": ""} | environ
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | asked, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    return done.stderr
+
+
+def test_where_it_is_asked_for_and_cannot_run_the_start_says_why() -> None:
+    missing = refused({}, "sys.modules['openvino'] = None; ")
+    assert "engine.runtime is openvino, but openvino is not installed: " in missing
+    half = refused({"CONTOUR_ENGINE__DTYPE": "float16"})
+    assert "engine.dtype is float16: OpenVINO runs the networks in bfloat16 or float32" in half
+    with pytest.raises(RuntimeProblem, match="which runs on a CPU: make it auto, or set CUDA_VISIBLE_DEVICES="):
+        files.check("float16", cuda=True)
+
+
+# -------------------------------------------------------------------------------------------------------------- service
+
+
+def seen(service: Service) -> tuple[float, float]:
+    """Steps and VAEs that OpenVINO runs, as /metrics has them."""
+    kinds = ("steps compiled", "VAE compiled")
+    steps, vae = (service.sample("contour_worker_graphs", kind=kind) for kind in kinds)
+    return steps, vae
+
+
+def test_the_service_starts_at_full_speed_with_converted_networks(folder: Path) -> None:
+    with Service("demo", ENGINE__RUNTIME="auto") as service:
+        service.wait_until_ready()
+        assert service.readiness()["runtime"].startswith("OpenVINO in ")
+        until(lambda: min(seen(service)) >= 1)  # it tells of them when it is ready
+        first, second = (service.generate() for _ in range(2))
+        assert result_pixels(first).shape == (256, 256, 3)
+        assert first.content == second.content
+
+
+@pytest.mark.slow
+def test_the_service_answers_during_the_conversion_and_the_next_start_does_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is shipped: the demo configuration, and an empty cache."""
+    monkeypatch.delenv(files.CACHE, raising=False)
+    settings = {"WORKERS__CACHE": tmp_path, "ENGINE__RUNTIME": "auto", "ENGINE__OUTPUT__FORMAT": "png"}
+    with Service("demo", **settings) as service:
+        first = result_pixels(service.wait_until_ready().generate())
+        assert seen(service) == (0, 0)
+        until(lambda: seen(service) == (4, 1), PATIENCE)
+        assert service.readiness()["workers"][0]["graphs"]["steps compiled"] == 4
+        second = result_pixels(service.generate())
+        assert psnr(first, second) >= 35
+        assert service.sample("contour_worker_fallbacks_total") == 0
+    with Service("demo", **settings) as service:
+        service.wait_until_ready()
+        until(lambda: seen(service) != (0, 0), PATIENCE)
+        assert np.array_equal(result_pixels(service.generate()), second)
