@@ -168,9 +168,6 @@ class Placement:
             return Rejected(self._seconds_to_places(1, now, next_deadline, oldest), queue_full=True)
         if not self._workers.known:
             return None
-        alone = min([_seconds_at_best(worker, job.job) for worker in self._workers.known])
-        if alone > job.deadline - now:
-            return Impossible(alone)
         return self._admit_in_time(now, job, others)
 
     def _others_share(self) -> float:
@@ -179,11 +176,14 @@ class Placement:
         share = limits.client_share if self._queue.client_count > 1 else max(limits.client_share, limits.lone_share)
         return (1 - share) / share
 
-    def _admit_in_time(self, now: float, job: JobState, others: float) -> Rejected | QuotaExceeded | None:
+    def _admit_in_time(self, now: float, job: JobState, others: float) -> Rejected | Impossible | QuotaExceeded | None:
         """Refuse a job that would be late, make a waiting job late, or leave others less than their share of time."""
         budget, idle = job.deadline - now, not len(self._queue) and self._workers.ready
         if idle and self._soonest_end(now, job) <= budget:  # no job waits, so this is all
             return None
+        alone = min([_seconds_at_best(worker, job.job) for worker in self._workers.known])
+        if alone > budget:
+            return Impossible(alone)
         forecast = self.forecast(now)
         slack, all_in_time = self._slack(now, job, forecast)
         lag = forecast.progress_lag * max([1.0, job.job.work, *[each.job.work for each in self._queue]])
@@ -365,10 +365,10 @@ class Placement:
 
     def _reason_to_wait_elsewhere(self, best: Worker, state: JobState, now: float, behind: int) -> WaitReason | None:
         """Rules 5 and 6: the reason to wait for a place on a busy worker instead of starting on the best one."""
-        job, in_time = state.job, _in_time(best, state.job, now)
-        if best.slots and in_time:
+        job, busy = state.job, [worker for worker in self._busy if worker is not best]
+        if not busy or ((in_time := _in_time(best, job, now)) and best.slots):
             return None
-        elsewhere = [(worker.end_if_waiting_for(job), worker) for worker in self._busy if worker is not best]
+        elsewhere = [(worker.end_if_waiting_for(job), worker) for worker in busy]
         if not in_time and any(now + end <= job.deadline for end, _ in elsewhere):
             return WaitReason.IN_TIME_ELSEWHERE
         end = best.effect_of_joining(job).end
