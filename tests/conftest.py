@@ -1,4 +1,4 @@
-"""What holds for all tests: which are slow, and that a test may be a coroutine."""
+"""For all tests: which ones are slow, and coroutines as tests."""
 
 import asyncio
 import inspect

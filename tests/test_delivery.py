@@ -1,4 +1,4 @@
-"""What an image is made of agrees with what the project says elsewhere: no image is built for that."""
+"""The Docker image's inputs agree with the rest of the project; no image is built here."""
 
 import re
 import subprocess

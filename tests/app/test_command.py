@@ -1,4 +1,4 @@
-"""What stops the start, as a person sees it."""
+"""Errors that stop the start, as a person sees them."""
 
 import os
 import subprocess

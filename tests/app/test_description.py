@@ -1,4 +1,4 @@
-"""What /openapi.json says of the service, held to what the service is made of."""
+"""/openapi.json agrees with the structs and tables that it describes."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What a client that reads slowly gets: the latest of each kind, in the order in which it came."""
+"""A client that reads slowly gets the latest event of each kind, in order."""
 
 import asyncio
 from typing import Any

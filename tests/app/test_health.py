@@ -1,4 +1,4 @@
-"""What /readyz says of a worker's engine, with the pool made up; the rest is tested on the running service."""
+"""/readyz on a worker's engine, with a fake pool; the rest is tested on the running service."""
 
 import asyncio
 import json

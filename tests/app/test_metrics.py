@@ -1,4 +1,4 @@
-"""What /metrics shows of GPUs, with the GPU faked; the rest is tested on the running service."""
+"""GPU readings in /metrics, with a fake GPU; the rest is tested on the running service."""
 
 from types import SimpleNamespace
 from typing import Any, cast

@@ -1,4 +1,4 @@
-"""What a configuration may say, and what the person who wrote a wrong one is told."""
+"""Valid and invalid configurations, and the messages about invalid ones."""
 
 from dataclasses import fields
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What decoding an image takes: peak of memory above what the process had, and seconds, each in a new process.
+"""The cost of decoding an image: peak of memory above what the process had, and seconds, each in a new process.
 
     python -m tests.bench.decoding [--megapixels 4 16] [--short-side 512]
 

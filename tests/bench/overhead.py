@@ -1,4 +1,4 @@
-"""What the service adds to the model: HTTP, scheduler and shared memory around an engine that does nothing.
+"""The overhead of the service beside the model: HTTP, scheduler and shared memory around an engine that does nothing.
 
     python -m tests.bench.overhead [--requests 2000]
 

@@ -1,4 +1,4 @@
-"""What background work costs interactive requests in simulation, and what setting images aside would change.
+"""The cost of background work for interactive requests in simulation, and the effect of preemption.
 
     python -m tests.bench.priorities [--seconds 60] [--seeds 1 2 3] [--out FILE.json] [--markdown FILE.md]
 

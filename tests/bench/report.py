@@ -1,4 +1,4 @@
-"""What a benchmark has measured so far: in a file after every figure, and as a table."""
+"""The figures of a benchmark so far: in a file after every figure, and as a table."""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What some rules of the scheduler do in the long run, beside the same scheduler with other rules, in simulation.
+"""The long-run effects of some rules of the scheduler, compared with other rules, in simulation.
 
     python -m tests.bench.steady [--seeds 1 2] [--processes 2] [--out FILE.json] [--markdown FILE.md]
 

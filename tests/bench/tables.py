@@ -1,4 +1,4 @@
-"""What the benchmarks by simulation share: their options, and where their tables go."""
+"""Shared by the benchmarks by simulation: options, and the files of their tables."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""What the benchmark of stalls sees of an event loop, and what it sends."""
+"""The benchmark of stalls: its probe of an event loop, and its requests."""
 
 import asyncio
 import time

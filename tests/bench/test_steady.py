@@ -1,4 +1,4 @@
-"""What the benchmark of the scheduler's rules shows, on short runs."""
+"""The benchmark of the scheduler's rules, on short runs."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,4 +1,4 @@
-"""What a process and all below it hold of the machine, by /proc."""
+"""Resources that a process and its descendants use, by /proc."""
 
 import os
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a run writes down: requests, faults, and what was measured."""
+"""The records of a run: requests, faults, and measurements."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a run calls a broken promise."""
+"""The violations that a run reports."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""What was promised, held against what was written down. Each violation is a sentence."""
+"""Compares the records of a run with the promises of the service. Each violation is a sentence."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What `python -m app config` prints, and the page that is made of the schema."""
+"""The output of `python -m app config`, and the page that is generated from the schema."""
 
 from dataclasses import fields, is_dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `python -m app doctor` says of this machine, and of others."""
+"""The findings of `python -m app doctor` about this machine, and about others."""
 
 import shutil
 import socket

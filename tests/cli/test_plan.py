@@ -1,4 +1,4 @@
-"""What is made of which, as the command line says it."""
+"""The plan that a command line leads to: inputs, outputs, seeds."""
 
 import argparse
 from pathlib import Path

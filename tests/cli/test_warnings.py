@@ -1,4 +1,4 @@
-"""What `generate` tells beside the names of its images; and images that are edge maps already."""
+"""The warnings of `generate`; and inputs that are edge maps."""
 
 from pathlib import Path
 

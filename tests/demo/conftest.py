@@ -1,4 +1,4 @@
-"""What tests of the small model's trainer share."""
+"""Shared by the tests of the small model's trainer."""
 
 from collections.abc import Iterator
 

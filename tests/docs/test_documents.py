@@ -1,4 +1,4 @@
-"""What the documents say is so: every link leads somewhere, every name is that of something, every command works."""
+"""The documents are true: links lead somewhere, names exist, commands work."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""What is watched: rules, dashboard and compose file, held to a real service that a real Prometheus has scraped."""
+"""Rules, dashboard and compose file, checked against a real service that a real Prometheus scrapes."""
 
 import json
 import re

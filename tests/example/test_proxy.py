@@ -1,4 +1,4 @@
-"""What Serve's proxies do with requests whose replica is lost: in uvicorn, around an application that loses some."""
+"""Retries of requests whose replica is lost: in uvicorn, around an application that loses some."""
 
 import socket
 import threading

@@ -1,4 +1,4 @@
-"""What is done to good bytes to make bad ones. Checksums can be put right, so that damage gets past them."""
+"""Mutations of valid bytes. Checksums can be corrected, so that the damage gets past them."""
 
 import struct
 import zlib

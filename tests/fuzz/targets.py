@@ -1,4 +1,4 @@
-"""What is fuzzed: bytes go in, and either the right thing comes out or the documented error. All else is a finding."""
+"""Fuzzing targets: bytes go in, and a correct result or a documented error comes out. Anything else is a finding."""
 
 from collections.abc import Callable
 from dataclasses import replace

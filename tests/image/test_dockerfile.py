@@ -1,4 +1,4 @@
-"""What the Dockerfile says, which no build is needed to see."""
+"""Checks of the Dockerfile that need no build."""
 
 import re
 import shutil

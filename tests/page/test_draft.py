@@ -1,4 +1,4 @@
-"""What a person is composing is there again after a reload, and a reload is not by accident while work goes on."""
+"""The draft survives a reload, and the page warns before a reload while requests run."""
 
 import base64
 

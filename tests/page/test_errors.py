@@ -1,4 +1,4 @@
-"""What goes wrong is said in words, and what can be done about it."""
+"""Errors on the page, and the advice about them."""
 
 import signal
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What must be in view: progress and Cancel after Generate, and Generate itself; progress in the tab's title."""
+"""Elements that must be in view: progress and Cancel after Generate, and Generate itself; progress in the title."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""What is taken, what is turned away, and whether "come back later" is true."""
+"""Admission: accepted and refused jobs, and whether Retry-After is true."""
 
 from itertools import cycle
 

@@ -1,4 +1,4 @@
-"""Who goes where: empty workers, joining, waiting, first come first served."""
+"""Placement: empty workers, joining, waiting, first come first served."""
 
 import pytest
 from msgspec.structs import replace

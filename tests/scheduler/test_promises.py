@@ -1,4 +1,4 @@
-"""What holds whatever happens: a random world drives the core, and checks its commands from outside.
+"""The promises of the scheduler: a random world drives the core, and checks its commands from outside.
 
 The world plays clients, clock and worker processes, with their races: messages in flight when a process is killed, late
 ones of former processes, workers that hang. It knows nothing of the core but its commands and public face.

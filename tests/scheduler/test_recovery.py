@@ -1,4 +1,4 @@
-"""Nothing locks: what was slow is tried again, and what waits for something better does not wait for ever."""
+"""Recovery: slow workers are tried again, and no job waits for ever for a better place."""
 
 from random import Random
 

@@ -1,4 +1,4 @@
-"""What steps of other sizes cost: as measured, else by a power law, and corrected by real steps."""
+"""The costs of steps of other sizes: as measured, else by a power law, and corrected by real steps."""
 
 from collections import Counter
 from math import log2

@@ -1,4 +1,4 @@
-"""What tests of AUTOMATIC1111's API ask: by a client from PyPI that many scripts use, and by plain HTTP."""
+"""Requests for the tests of AUTOMATIC1111's API: by a client from PyPI that many scripts use, and by plain HTTP."""
 
 import base64
 from collections.abc import Iterator

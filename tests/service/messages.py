@@ -1,4 +1,4 @@
-"""What tests of messages send, in every interface, and what they read in the answers."""
+"""Requests for the tests of messages, in every interface, and readers of the answers."""
 
 import base64
 import re

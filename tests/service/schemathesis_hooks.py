@@ -1,4 +1,4 @@
-"""What schemathesis cannot know, as no schema says it. It is named to it by SCHEMATHESIS_HOOKS.
+"""Facts for schemathesis that no schema can state. SCHEMATHESIS_HOOKS names this module.
 
 Not any bytes are an image; who asks for events or an image says so in Accept; and an operation has one list of
 parameters for all forms of its body, while the service looks for fields in the query only beside an image.

@@ -1,4 +1,4 @@
-"""Who may ask, by API key; and that one client's flood does not starve another."""
+"""API keys; and one client's flood does not starve another."""
 
 import os
 import subprocess

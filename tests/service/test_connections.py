@@ -1,4 +1,4 @@
-"""What HTTP allows and forbids, over bare sockets: lengths that lie, chunks, pipelines, floods, clients that leave."""
+"""Valid and invalid HTTP over bare sockets: lengths that lie, chunks, pipelines, floods, clients that leave."""
 
 import json
 import socket

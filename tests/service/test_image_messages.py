@@ -1,4 +1,4 @@
-"""What is taken for an image in every interface, and what a client is told of all else that it sends as one."""
+"""Accepted images in every interface, and the messages about anything else that is sent as one."""
 
 import base64
 import re

@@ -1,4 +1,4 @@
-"""What a client is told of its mistakes: what was found and what to send, in every interface, all of it at once."""
+"""Messages about a client's mistakes: what was found and what to send, in every interface, all at once."""
 
 import base64
 import json

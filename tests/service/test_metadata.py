@@ -1,4 +1,4 @@
-"""What image files say of themselves, in every form of a request and of an answer, by request and by configuration."""
+"""Metadata of image files, in every form of a request and of an answer, by request and by configuration."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""What is not set is as configured, however a request says so: missing, null, an empty field, an empty file."""
+"""Unset options are as configured, in each form of unset: missing, null, an empty field, an empty file."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What signals do: the first says what is finished, the second ends it at once, and nothing is left."""
+"""Signals: the first drains and says so, the second stops at once, and nothing is left behind."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""What of a request is not followed to the letter is said in its answer, whatever its form."""
+"""Warnings about options that were not followed exactly, in every form of the answer."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""What the edge process and the workers cannot do: asked from inside real ones."""
+"""Limits of the edge process and the workers, checked from inside real ones."""
 
 import asyncio
 import ctypes

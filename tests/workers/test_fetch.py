@@ -1,4 +1,4 @@
-"""What `python -m workers.fetch` gets ready, and that the engine reads it. The hub is a server on loopback."""
+"""The weights that `python -m workers.fetch` prepares and the engine reads. The hub is a server on loopback."""
 
 import os
 import shutil

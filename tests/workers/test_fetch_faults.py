@@ -1,4 +1,4 @@
-"""What goes wrong with hubs and networks, and what a person is told of it."""
+"""Faults of hubs and networks, and the messages about them."""
 
 import shutil
 import threading

@@ -1,4 +1,4 @@
-"""What those who follow a job are told: by themselves, and by a pool with a real worker."""
+"""Progress callbacks of jobs: in the table alone, and in a pool with a real worker."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""What is not imported at the start, as it would take seconds: asked in new processes."""
+"""Slow modules that must not be imported at the start, checked in new processes."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a log line can hold: nobody but the service begins one."""
+"""Log lines: only the service can begin one."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What is found wrong with a configuration's names and paths before a worker starts."""
+"""Problems with a configuration's names and paths that are found before a worker starts."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What the parts of the latency benchmark share: the model and its settings, the clock, and the time that is left."""
+"""Shared by the parts of the latency benchmark: the model and its settings, the clock, and the time that is left."""
 
 import gc
 import statistics

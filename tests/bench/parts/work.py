@@ -1,4 +1,4 @@
-"""What the device can do at best, and where its time goes."""
+"""The peak performance of the device, and a profile of its time."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""Nothing that a client can send makes `prepare` fail otherwise than it says, whatever the engine."""
+"""`prepare` raises only its documented errors, whatever a client sends, with every engine."""
 
 from contextlib import suppress
 from dataclasses import replace

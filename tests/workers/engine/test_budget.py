@@ -1,4 +1,4 @@
-"""What decoding takes: the bound of `decoding_bytes`, and the budget that images wait for."""
+"""The memory for decoding: the bound of `decoding_bytes`, and the budget that images wait for."""
 
 import struct
 import subprocess

@@ -1,4 +1,4 @@
-"""Who compiles and who uses the device: threads for real, and processes for real where they share a cache."""
+"""The lock of device and compiler, with real threads, and real processes that share a cache."""
 
 import os
 import signal

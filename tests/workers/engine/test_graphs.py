@@ -1,4 +1,4 @@
-"""What is recorded when, and what is done where it cannot be."""
+"""When graphs are recorded, and the fallback if that fails."""
 
 from collections.abc import Callable
 from threading import Lock

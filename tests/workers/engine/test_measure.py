@@ -1,4 +1,4 @@
-"""What an engine tells of the steps of other sizes, and of the time in which its device cannot step."""
+"""Measured costs of the steps of other sizes, and of work that delays steps."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What an image file says of itself, as others read it."""
+"""Metadata of image files, as other programs read it."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""What an image asks for itself, beside others that ask for something else: as diffusers makes it alone."""
+"""An image with options of its own in a mixed batch is the one that diffusers makes alone."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What numbers of steps come to, and how they are laid out side by side."""
+"""Plans for different numbers of steps, and their common layout."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

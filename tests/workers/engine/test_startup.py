@@ -1,4 +1,4 @@
-"""What is read ahead of loading: the files that are going to be loaded, all of them, and no others."""
+"""The files that are read ahead are exactly those that are loaded later."""
 
 from dataclasses import replace
 from pathlib import Path

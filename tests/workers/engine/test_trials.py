@@ -1,4 +1,4 @@
-"""What is told of trials, so that nothing is tried again that has ended a process."""
+"""Reports about trials, so that one that ended a process is not made again."""
 
 import threading
 
