@@ -63,8 +63,13 @@ _WORKERS = "alone", f"two workers of {_THREADS[1]} threads", f"two workers of {_
 
 def main() -> int:
     options = _options()
-    head = {"unit": "milliseconds", "environment": environment(), "load average before": os.getloadavg(), "asked": {}}
-    head["asked"] = {name: str(value) for name, value in vars(options).items()}
+    asked = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
+    head = {
+        "unit": "milliseconds",
+        "environment": environment(),
+        "load average before": os.getloadavg(),
+        "asked": asked,
+    }
     report = Report(options.out, head)
     with _folder(options.folder) as folder:
         for name in options.cases:
