@@ -1,13 +1,31 @@
-"""For all tests: which ones are slow, and coroutines as tests."""
+"""For all tests: which ones are slow, coroutines as tests, and how services are started."""
 
 import asyncio
 import inspect
+import os
+import shutil
+import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.service.running import CACHE, USUAL
+
 SLOW = {"bench", "chaos", "demo"}  # programs of their own, which few changes touch
 LONGEST_SECONDS = 900.0  # of a coroutine, which else may wait without end
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Services have a cache of this run, which pytest-xdist's processes share, and none in the home folder.
+
+    Their networks are run by torch, unless a test asks for another runtime. OpenVINO would take over in the middle of a
+    test, with other rounding, and before that convert for some ten seconds of all cores: `test_openvino.py` tests that.
+    """
+    if CACHE not in os.environ:
+        os.environ[CACHE] = tempfile.mkdtemp(prefix="contour-cache-")
+        config.add_cleanup(partial(shutil.rmtree, os.environ[CACHE], ignore_errors=True))
+    USUAL["ENGINE__RUNTIME"] = "torch"
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by markers

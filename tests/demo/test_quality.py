@@ -14,7 +14,7 @@ from example.demo_model.evaluation import PROMPTS, held_out, photograph_as
 from example.demo_model.scenes import Scene, flat_scenes, mixed_scenes
 from example.demo_model.scoring import colours, edge_f1, edges
 from tests.bench.startup import SPANS, phases
-from tests.service.running import Service, file_of, result_pixels
+from tests.service.running import Service, file_of, result_pixels, until
 
 # Two threads are faster on idle cores, but wait for each other at length when anything else runs.
 CALM = {"WORKERS__THREADS": 1}
@@ -24,8 +24,12 @@ COUNT = 16  # scenes; each takes about a second
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Service]:
-    with Service("demo", **CALM) as service:
-        yield service.wait_until_ready()
+    """With the runtime and the number format that this machine gets, when all is compiled that one image needs."""
+    with Service("demo", ENGINE__RUNTIME="auto", **CALM) as service:
+        service.wait_until_ready()
+        if service.readiness()["runtime"].startswith("OpenVINO"):
+            until(lambda: service.sample("contour_worker_graphs", kind="VAE compiled") > 0)
+        yield service
 
 
 @pytest.fixture(scope="module")

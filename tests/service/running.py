@@ -22,6 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 ROOT = Path(__file__).parents[2]
+CACHE = "TEST_CACHE"  # a variable: the folder that services have for a cache, if tests/conftest.py has made one
+# Overrides of every service. The log for people, as it is they who read it when a test fails.
+USUAL: dict[str, object] = {"SERVER__LOG_FORMAT": "human"}
 PATIENCE = 180.0  # seconds, before a test gives something up: all is several times slower on a busy machine
 
 
@@ -38,8 +41,7 @@ class Service:
         self.process = subprocess.Popen(
             [sys.executable, "-m", self.module, "--config", f"configs/{config}.yaml", "--port", "0"],
             cwd=ROOT,
-            # The log for people, as it is they who read it when a test fails.
-            env=surroundings(devices, **{"SERVER__LOG_FORMAT": "human"} | overrides),
+            env=surroundings(devices, **USUAL | overrides),
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -119,8 +121,13 @@ class Service:
 
 
 def surroundings(devices: str | None = "", /, **overrides: object) -> dict[str, str]:
-    """The environment of a process of ours: its devices, and settings that override a configuration's."""
+    """The environment of a process of ours: its devices, and settings that override a configuration's.
+
+    Of the settings in the environment of the tests, it has only the cache of this run.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CONTOUR_")}
+    if CACHE in os.environ:
+        environment["CONTOUR_WORKERS__CACHE"] = os.environ[CACHE]
     environment.pop("CUDA_VISIBLE_DEVICES", None)
     if devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = devices

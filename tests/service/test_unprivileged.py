@@ -55,7 +55,7 @@ def test_it_makes_images_and_writes_nowhere_else(cache: Path) -> None:
         assert result_pixels(service.generate()).shape == (64, 64, 3)
         assert service.stop(signal.SIGTERM) == 0
     assert "Traceback" not in "".join(service.log)
-    assert written(cache) <= {"inductor", "triton", "tensorrt", "tmp"}
+    assert written(cache) <= {"inductor", "triton", "tensorrt", "openvino", "tmp"}
     assert not list((cache / "tmp").iterdir())
 
 

@@ -16,7 +16,11 @@ from pathlib import Path
 from app.settings import load
 from workers.engine import build
 
-SMALL = {"CONTOUR_ENGINE__SIZE__SHORT_SIDE": "64", "CONTOUR_ENGINE__SLOTS": "1"}
+SMALL = {
+    "CONTOUR_ENGINE__SIZE__SHORT_SIDE": "64",
+    "CONTOUR_ENGINE__SLOTS": "1",
+    "CONTOUR_ENGINE__RUNTIME": "torch",
+}
 build(load(Path("configs/demo.yaml"), SMALL).engine, "cpu").warm_up()
 """
 

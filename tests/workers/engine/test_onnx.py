@@ -297,7 +297,8 @@ def test_the_service_makes_torchs_image(config: EngineConfig) -> None:
     images = []
     for runtime in ("torch", "onnxruntime"):
         few = {"ENGINE__SAMPLER__STEPS": 4, "ENGINE__SIZE__SHORT_SIDE": 64, "ENGINE__SIZE__LONG_SIDE": 64}
-        with Service("demo", ENGINE__RUNTIME=runtime, ENGINE__ONNX=config.onnx, **few) as service:
+        same = {"ENGINE__RUNTIME": runtime, "ENGINE__DTYPE": "float32", "ENGINE__ONNX": config.onnx}
+        with Service("demo", **same, **few) as service:
             answer = service.wait_until_ready().generate()
             assert answer.status_code == 200, answer.text
             images.append(result_pixels(answer))
