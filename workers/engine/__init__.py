@@ -54,4 +54,4 @@ def _model(config: EngineConfig, device: str) -> "AnyModel":
         return loaded
     from workers.engine.runtimes.openvino import OpenVino
 
-    return replace(loaded, faster=OpenVino(config, str(loaded.dtype).removeprefix("torch."), loaded.latent_scale))
+    return replace(loaded, faster=OpenVino(config, str(loaded.dtype).removeprefix("torch.")))

@@ -16,6 +16,7 @@ import os
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -41,37 +42,49 @@ _KEPT_ON_DISK = 2**28  # bytes of the largest copy
 _BESIDE_WEIGHTS = 64 * 2**20  # bytes of a compiled copy of the small model; weights come on top
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Bound:
+    """A compiled network, and the tensors that it reads, whose memory it shares."""
+
+    compiled: "CompiledModel"
+    request: "InferRequest"
+    inputs: list[Tensor]
+
+
 class Network:
     """A converted network, with its compiled copies by the shapes of their inputs. Not for two threads at once."""
 
     def __init__(self, compile_for: Callable[[Shapes], "CompiledModel"]) -> None:
         self._compile_for = compile_for
-        self._ready: dict[Shapes, tuple[CompiledModel, InferRequest]] = {}
+        self._ready: dict[Shapes, _Bound] = {}
 
-    def __call__(self, result: Tensor, *inputs: Tensor) -> Tensor:
-        """Write the output to `result`, a contiguous tensor, and return it."""
-        arrays = [tensor.float().contiguous().numpy() for tensor in inputs]
-        shapes = tuple(array.shape for array in arrays)
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Return the output, which the next call with these shapes writes over."""
+        shapes = tuple(tuple(tensor.shape) for tensor in inputs)
         if shapes not in self._ready:
-            compiled = self._compile_for(shapes)
-            self._ready[shapes] = compiled, compiled.create_infer_request()
-        ov, (_, request) = openvino(), self._ready[shapes]
-        for n, array in enumerate(arrays):
-            request.set_input_tensor(n, ov.Tensor(array, shared_memory=True))
-        request.set_output_tensor(ov.Tensor(result.numpy(), shared_memory=True))
-        request.infer()
-        return result
+            self._ready[shapes] = _bind(self._compile_for(shapes), shapes)
+        bound = self._ready[shapes]
+        for own, tensor in zip(bound.inputs, inputs, strict=True):
+            own.copy_(tensor)
+        bound.request.infer()
+        return torch.from_numpy(bound.request.get_output_tensor().data)
+
+
+def _bind(compiled: "CompiledModel", shapes: Shapes) -> _Bound:
+    request, inputs = compiled.create_infer_request(), [torch.zeros(shape) for shape in shapes]
+    for n, tensor in enumerate(inputs):
+        request.set_input_tensor(n, openvino().Tensor(tensor.numpy(), shared_memory=True))
+    return _Bound(compiled, request, inputs)
 
 
 class OpenVino:
-    """Runs the step and the VAE of a (located) configuration; a `runtime.Faster`. `scale`: pixels along a latent."""
+    """Runs the step and the VAE of a (located) configuration; a `runtime.Faster`."""
 
     automatic = everywhere = True
 
-    def __init__(self, config: EngineConfig, dtype: str, scale: int) -> None:
+    def __init__(self, config: EngineConfig, dtype: str) -> None:
         self._config = config
         self._bytes = torch.finfo(getattr(torch, dtype)).bits // 8  # of a weight
-        self._scale = scale
         self._folder = files.folder_for(config)
         self._bound = int(config.speed.openvino_gib * 2**30)
         self._used = 0  # bytes of the copies for fixed shapes
@@ -117,11 +130,7 @@ class OpenVino:
     def functions(self) -> ModelFunctions:
         """Functions that compile a network at its first call with new shapes, and hold it."""
         step, vae = (Network(partial(self._compiled, name)) for name in files.NETWORKS)
-        return ModelFunctions(lambda _: partial(_predict, step), partial(self._decode, vae), by_torch=False)
-
-    def _decode(self, vae: Network, latents: Tensor) -> Tensor:
-        height, width = (side * self._scale for side in latents.shape[1:])
-        return vae(torch.empty(height, width, 3, dtype=torch.uint8), latents)
+        return ModelFunctions(lambda _: partial(_predict, step), vae, by_torch=False)
 
     def _compiled(self, name: str, shapes: Shapes) -> "CompiledModel":
         """A network for these shapes, or for any where the bound leaves no room."""
@@ -173,5 +182,4 @@ class OpenVino:
 
 def _predict(step: Network, inputs: StepInputs) -> Tensor:
     scales = inputs.control_scale, inputs.guidance_scale, inputs.inverse_temperature
-    noise = torch.empty(inputs.latents.shape, dtype=torch.float32)
-    return step(noise, inputs.latents, inputs.times, inputs.text, inputs.hint, *scales)
+    return step(inputs.latents, inputs.times, inputs.text, inputs.hint, *scales)
