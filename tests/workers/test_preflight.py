@@ -148,7 +148,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda demo: (demo / "unet/diffusion_pytorch_model.safetensors").write_text(
             "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
         ),
-        "demo/unet/diffusion_pytorch_model.safetensors is not a complete safetensors file: it is a pointer of Git LFS",
+        "demo/unet/diffusion_pytorch_model.safetensors is not a complete safetensors file: it is a Git LFS pointer",
     ),
     "not JSON": (lambda demo: (demo / "unet/config.json").write_text("{"), "demo/unet/config.json is not JSON"),
     "code": (

@@ -304,4 +304,4 @@ def test_buckets_without_time_to_measure_are_estimated_and_logged(
     with caplog.at_level(logging.INFO):
         costs = demo.engine().warm_up()
     assert costs.step_seconds == pytest.approx([n * costs.step_seconds[0] for n in (1, 2, 3)])
-    assert "measured for batches of [1], estimated for [2, 3]" in caplog.text
+    assert "Measured steps of batches of 1; estimated those of 2, 3" in caplog.text

@@ -103,11 +103,16 @@ def test_half_precision_files_are_read_unless_full_ones_are_wanted(
     [
         ("auto", "cuda:0", torch.float16),
         ("auto", "cpu", torch.float32),
+        ("auto", "cpu with bfloat16", torch.bfloat16),
         ("bfloat16", "cpu", torch.bfloat16),
         ("float32", "cuda", torch.float32),
     ],
 )
-def test_the_number_format_follows_the_device(name: str, device: str, expected: torch.dtype) -> None:
+def test_the_number_format_follows_the_device(
+    monkeypatch: pytest.MonkeyPatch, name: str, device: str, expected: torch.dtype
+) -> None:
+    device, _, extra = device.partition(" with ")
+    monkeypatch.setattr("workers.engine.config.computes_in_bfloat16", lambda: bool(extra))
     assert dtype_of(replace(demo.CONFIG, dtype=name), device) == expected  # type: ignore[arg-type]
 
 
