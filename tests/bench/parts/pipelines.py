@@ -41,7 +41,7 @@ class _Pipeline:
         pipeline = bench.reference(parts).pipeline()
         pipeline.set_progress_bar_config(disable=True)
         edges = Image.fromarray(np.stack([prepared.edges] * 3, axis=-1))
-        return cls(pipeline, bench, edges, prepared.noise[:1].to(bench.device, bench.dtype))
+        return cls(pipeline, bench, edges, prepared.noise[:1].to(bench.device, parts.unet.dtype))
 
     def __call__(self, steps: int, output: str = "pil") -> Any:
         config = self.bench.config

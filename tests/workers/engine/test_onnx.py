@@ -46,7 +46,7 @@ class Pair:
 
 def configured(folder: Path) -> EngineConfig:
     """The demo's configuration, with a folder for its files."""
-    return replace(read_engine(CONFIG_FILE), onnx=str(folder), runtime="onnxruntime")
+    return replace(read_engine(CONFIG_FILE), onnx=str(folder), runtime="onnxruntime", dtype="float32")
 
 
 @pytest.fixture(scope="module", params=[pytest.param(None, marks=pytest.mark.slow)], ids=["exported"])
