@@ -26,7 +26,7 @@ from workers.process import die_with_parent, set_process_name
 from workers.shared_memory import SlotMemory
 from workers.worker import Worker, exit_with
 
-SPINS = "10000"  # some tens of microseconds
+SPINS = "10000"  # looks for work before an OpenMP thread sleeps; on idle cores this costs nothing
 SWITCH_SECONDS = 5e-4  # after which a thread that computes in Python, as the compiler does, lets the steps' thread run
 
 
@@ -87,8 +87,8 @@ def _set_environment(setup: WorkerSetup) -> None:
     configure(setup.log_level, setup.log_format)
     os.environ["CUDA_VISIBLE_DEVICES"] = setup.device.token or ""
     os.environ["OMP_NUM_THREADS"] = str(setup.threads)
-    # OpenMP's threads, which are torch's, spin for milliseconds after each operation, on the cores that OpenVINO's
-    # threads or another process need: a step of the small model took 14.4 ms instead of 10.0.
+    # OpenMP's threads, which are torch's, spin while they wait for each other. Where others need the cores too, that
+    # keeps all from working: with two workers of two threads on two cores, a step by torch took 2.5 s instead of .45.
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # torch's compiler would start a process for each core of the machine, in each worker.

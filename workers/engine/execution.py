@@ -216,30 +216,34 @@ class ExecutionManager:
         """
         for size, bucket in self._compiler.ready():
             try:
-                with self._trials.of(COMPILING):
-                    self._take_over((size, bucket))
+                taken = self._take_over((size, bucket))
             except Exception as error:  # noqa: BLE001 - whatever it is, images can be made without
-                detail = f"{describe((size, bucket))}: {type(error).__name__}: {first_line(error)}"
-                self._fallbacks.note("compile: not taken over", detail)
-            else:
+                self._note("compile: not taken over", (size, bucket), error)
+                continue
+            if taken:
                 yield size, bucket
         if self._faster is not None and self._faster.everywhere:
             for size, space in self.spaces.latest():
                 for part in space.plain_parts():
                     self._compiler.ask((size, part))
 
-    def _take_over(self, target: Target) -> None:
+    def _take_over(self, target: Target) -> bool:
+        """Switch to a compiled target. False where its workspace is gone."""
         size, bucket = target
         compiled, space = self._compiled.pop(target, None), self.spaces.get(size)
         if compiled is None or space is None or self._faster is None:
-            return
-        with self._faster.trying():
+            return False
+        with self._trials.of(COMPILING), self._faster.trying():
             if bucket is None:
                 space.decoder.upgrade(compiled.decode)
             else:
                 times = self.schedule(self._model.plans.usual).times
                 space.batch.upgrade(bucket, compiled.predict(self._step_side), times)
         log.info("%s: compiled networks have taken over", describe(target))
+        return True
+
+    def _note(self, reason: str, target: Target, error: Exception) -> None:
+        self._fallbacks.note(reason, f"{describe(target)}: {type(error).__name__}: {first_line(error)}")
 
     def _compile_now(self, target: Target) -> None:
         """Compile a target and switch to it, while nothing runs yet."""
@@ -248,8 +252,7 @@ class ExecutionManager:
             self._take_over(target)
             self._switched.add(target)
         except Exception as error:  # noqa: BLE001 - whatever it is, images can be made without
-            detail = f"{describe(target)}: {type(error).__name__}: {first_line(error)}"
-            self._fallbacks.note("compile: failed", detail)
+            self._note("compile: failed", target, error)
 
     def with_room(self, work: Callable[[], T]) -> T:
         """Return the result of `work`. If memory runs out, free some and try once more.

@@ -268,6 +268,18 @@ def test_a_size_that_is_dropped_and_made_again_is_compiled_again(folder: Path) -
         assert upgraded(made) == (2, 2)  # of 64 and 104 pixels
 
 
+def test_a_size_that_is_dropped_before_its_networks_take_over_is_not_measured(folder: Path) -> None:
+    made = warm(replace(ONE, speed=Speed(other_sizes_gib=0)))
+    demo.make(made, demo.task(1, 96))
+    until(lambda: made._execution._compiler._compiled.qsize() > 0, PATIENCE)
+    assert made._execution.spaces.make_room()
+    sizes = made.costs().sizes
+    assert made.wait_until_compiled(PATIENCE)
+    assert made.costs().sizes == sizes
+    assert upgraded(made) == (1, 1)
+    assert made.status().fallbacks == ()
+
+
 def test_without_room_for_copies_all_shapes_share_one_that_takes_any(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

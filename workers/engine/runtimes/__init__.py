@@ -1,1 +1,1 @@
-"""Other runtimes than torch: its networks exported to ONNX, and ONNX Runtime that runs them."""
+"""Other runtimes than torch: ONNX Runtime in its place, and OpenVINO that takes over from it."""
