@@ -19,6 +19,7 @@ from scheduler.limits import Limits
 from tests.workers.engine import demo, dying
 from workers.devices import DeviceSpec
 from workers.engine.contract import Task
+from workers.engine.kernel_probe import CACHE
 from workers.engine.trials import COMPILING
 from workers.jobs import JobResult
 from workers.pool import Pool
@@ -33,7 +34,9 @@ pytestmark = pytest.mark.slow
 
 
 @asynccontextmanager
-async def serving(fault: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pool]:
+async def serving(fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Pool]:
+    """A pool with one worker that compiles as `dying.FAULTS[fault]` says, and waits for no other test's compiler."""
+    monkeypatch.setenv(CACHE, str(tmp_path / "compiler"))
     monkeypatch.setattr("workers.worker_main.main", dying.main)
     monkeypatch.setenv(dying.FAULT, fault)
     core = Scheduler(["cpu0"], Limits(restart_backoff=0.05))
@@ -77,10 +80,10 @@ async def made(pool: Pool) -> JobResult:
 
 @pytest.mark.parametrize("fault", ["crashes while compiling", "crashes at the first step of an image"])
 def test_a_process_that_dies_of_it_is_followed_by_one_that_does_without_and_says_so(
-    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
-        async with serving(fault, monkeypatch) as pool:
+        async with serving(fault, monkeypatch, tmp_path) as pool:
             await until(lambda: compiled(pool) >= 1 or restarts(pool) == 1)
             assert len({(await made(pool)).image for _ in range(3)}) == 1
             await until(lambda: fallbacks(pool) == {CRASHED: 1})
@@ -100,7 +103,7 @@ async def test_one_that_is_killed_while_it_compiles_is_followed_by_the_same(
 ) -> None:
     monkeypatch.setenv(dying.GATE, str(tmp_path / "gate"))
 
-    async with serving("never ends", monkeypatch) as pool:
+    async with serving("never ends", monkeypatch, tmp_path) as pool:
         image = (await made(pool)).image  # while it compiles
         os.kill(pool.processes["cpu0"], signal.SIGKILL)
         await until(lambda: fallbacks(pool) == {CRASHED: 1})
@@ -108,9 +111,9 @@ async def test_one_that_is_killed_while_it_compiles_is_followed_by_the_same(
 
 
 async def test_one_that_dies_after_it_has_compiled_is_followed_by_one_that_compiles(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    async with serving("works", monkeypatch) as pool:
+    async with serving("works", monkeypatch, tmp_path) as pool:
         await until(lambda: compiled(pool) == 2)
         await made(pool)
         os.kill(pool.processes["cpu0"], signal.SIGKILL)
