@@ -175,13 +175,13 @@ class _Pipeline:
         return self.vae(latents[0].to(self.dtype))
 
     def _encode(self, text: str) -> "Tensor":
-        tokens = self.parts.tokenizer(
-            [self.config.prompt.negative, text + self.config.prompt.suffix],
-            padding="max_length",
-            truncation=True,
-            return_tensors="pt",
-        )
-        encoded: Tensor = self.parts.text_encoder(tokens.input_ids)[0]
+        import torch
+
+        from workers.engine.conditioning import Tokens
+
+        tokens = Tokens(self.parts.tokenizer, self.config.prompt)
+        rows = torch.tensor([tokens.negative().tokens, tokens.positive(text).tokens])
+        encoded: Tensor = self.parts.text_encoder(rows)[0]
         return encoded.to(self.dtype)
 
 
@@ -427,6 +427,7 @@ def write_full_size(case: Case) -> None:
     """Write the random weights of the full-size model, in half precision, as diffusers lays them out."""
     import torch
 
+    from tests.workers.engine.demo import of_transformers
     from tests.workers.engine.full_size import random_parts
 
     folder = case.folder / _FULL_SIZE
@@ -434,8 +435,9 @@ def write_full_size(case: Case) -> None:
         return
     parts = random_parts(dtype=torch.float16)
     unfinished = folder.with_name("unfinished")
-    for name in ("unet", "controlnet", "vae", "text_encoder", "tokenizer"):
+    for name in ("unet", "controlnet", "vae", "text_encoder"):
         getattr(parts, name).save_pretrained(unfinished / name)
+    of_transformers(parts.tokenizer).save_pretrained(unfinished / "tokenizer")
     (unfinished / "scheduler").mkdir()
     (unfinished / "scheduler" / "scheduler_config.json").write_text(json.dumps(parts.scheduler))
     unfinished.rename(folder)

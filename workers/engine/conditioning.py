@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import re
-import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,11 +23,12 @@ from workers.engine.config import Prompting
 from workers.engine.contract import BadOptionError
 from workers.engine.graphs import Graphs
 from workers.engine.streams import upload
+from workers.engine.tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel
     from diffusers.models.attention import BasicTransformerBlock
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel
 
 _log = logging.getLogger(__name__)
 
@@ -128,10 +128,9 @@ class Tokens:
     Raises BadOptionError for text that is not Unicode: half a surrogate pair, which JSON and Python can hold.
     """
 
-    def __init__(self, tokenizer: "CLIPTokenizer", prompting: Prompting) -> None:
+    def __init__(self, tokenizer: ClipTokenizer, prompting: Prompting) -> None:
         self._tokenizer = tokenizer
         self._suffix = prompting.suffix
-        self._lock = threading.Lock()
         configured = self._prompt("The configured negative prompt", prompting.negative)
         if configured.warning:
             _log.warning("%s", configured.warning)
@@ -148,13 +147,11 @@ class Tokens:
     def _prompt(self, name: str, text: str, suffix: str = "") -> Prompt:
         if _LONE_SURROGATE.search(text):
             raise BadOptionError("The prompt contains half a surrogate pair, which is not a character: remove it.")
-        # The first call sets the padding and borrows the tokenizer; a second thread would fail with "Already borrowed".
-        with self._lock:
-            encoded = self._tokenizer(text + suffix, verbose=False)  # else it logs that the text is too long
-        numbers = encoded.input_ids
+        encoded = self._tokenizer(text + suffix)
+        numbers = encoded.ids
         if len(numbers) <= TEXT_TOKENS:
-            return Prompt((*numbers, *[self._tokenizer.pad_token_id] * (TEXT_TOKENS - len(numbers))))
-        begins = [begin for begin, _ in encoded.encodings[0].offsets[1:-1]]  # where in the text each token does
+            return Prompt((*numbers, *[self._tokenizer.pad] * (TEXT_TOKENS - len(numbers))))
+        begins = [begin for begin, _ in encoded.offsets[1:-1]]  # where in the text each token does
         return Prompt((*numbers[: TEXT_TOKENS - 1], numbers[-1]), _cut(name, text, suffix, begins))
 
 

@@ -28,6 +28,7 @@ from workers.engine.plan import Plans
 from workers.engine.runtime import Faster, ModelFunctions
 from workers.engine.sampler import DiffusersScheduler, UnsupportedSamplerError, is_scheduler
 from workers.engine.streams import SideStream
+from workers.engine.tokenizer import ClipTokenizer, read_tokenizer
 from workers.engine.weights import (
     COMPONENTS,
     MissingWeightsError,
@@ -42,7 +43,7 @@ _SAFELY = {"use_safetensors": True, "local_files_only": True}  # no pickles, not
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,7 @@ class Parts:
     controlnet: "ControlNetModel"
     vae: "AutoencoderKL"
     text_encoder: "CLIPTextModel"
-    tokenizer: "CLIPTokenizer"
+    tokenizer: ClipTokenizer
     scheduler: dict[str, Any]
 
 
@@ -247,19 +248,18 @@ def read(config: EngineConfig, dtype: torch.dtype, device: str = "cpu") -> Parts
         )
 
 
-def small_parts(config: EngineConfig) -> tuple["CLIPTokenizer", dict[str, Any]]:
+def small_parts(config: EngineConfig) -> tuple[ClipTokenizer, dict[str, Any]]:
     """The parts that are no networks: tokenizer, and the scheduler's configuration.
 
     Raises MissingWeightsError and UnsafeModelError.
     """
-    from transformers import CLIPTokenizer
-
     folder = _model_folder(config)
     check_folders(folder / "tokenizer", folder / "scheduler")
-    words = _existing(folder / "tokenizer", "tokenizer_config.json")
-    tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
+    words = folder / "tokenizer"
+    pieces = () if (words / "tokenizer.json").is_file() else ("vocab.json", "merges.txt")
+    _existing(words, "tokenizer_config.json", *pieces)
     scheduler = _existing(folder / "scheduler", "scheduler_config.json") / "scheduler_config.json"
-    return tokenizer, read_object(scheduler)
+    return read_tokenizer(words), read_object(scheduler)
 
 
 def _model_folder(config: EngineConfig) -> Path:

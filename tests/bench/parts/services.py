@@ -20,6 +20,7 @@ import torch
 
 from tests.bench.parts.bench import CONFIGS, TEXT, Bench, Row, milliseconds, summary
 from tests.service.running import ROOT, Service, png, until
+from tests.workers.engine.demo import of_transformers
 from workers.engine.config import EngineConfig
 from workers.engine.execution import buckets
 
@@ -177,8 +178,9 @@ def weights(bench: Bench) -> Iterator[Path]:
         return
     parts = bench.fresh_parts()
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("unet", "controlnet", "vae", "text_encoder", "tokenizer"):
+        for name in ("unet", "controlnet", "vae", "text_encoder"):
             getattr(parts, name).save_pretrained(Path(folder) / name)
+        of_transformers(parts.tokenizer).save_pretrained(Path(folder) / "tokenizer")
         scheduler = Path(folder) / "scheduler"
         scheduler.mkdir()
         (scheduler / "scheduler_config.json").write_text(json.dumps(parts.scheduler))

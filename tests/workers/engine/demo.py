@@ -1,5 +1,6 @@
 """The demo model in an engine, and in the diffusers pipeline to compare it with."""
 
+import json
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from workers.engine import codec
 from workers.engine.codec import Pixels
+from workers.engine.conditioning import TEXT_TOKENS
 from workers.engine.config import EngineConfig, Output, Prompting, Sampler, Sizing, Weights
 from workers.engine.contract import EngineOptions, Task
 from workers.engine.engine import DiffusionEngine, Prepared
 from workers.engine.model import Parts, assemble, read
+from workers.engine.tokenizer import ClipTokenizer
 
 FOLDER = Path(__file__).parents[3] / "configs" / "demo"
 TEXT = "a red circle on a white background"
@@ -87,6 +90,15 @@ def psnr(actual: Pixels, expected: Pixels) -> float:
     return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
+def of_transformers(tokenizer: ClipTokenizer) -> Any:
+    """The same words in transformers' tokenizer."""
+    from transformers import CLIPTokenizer
+
+    words = json.loads(tokenizer.backend.to_str())["model"]
+    merges = [tuple(pair) for pair in words["merges"]]
+    return CLIPTokenizer(vocab=words["vocab"], merges=merges, model_max_length=TEXT_TOKENS)
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """The diffusers pipeline with the same weights and settings."""
@@ -128,7 +140,7 @@ class Reference:
         return diffusers.StableDiffusionControlNetPipeline(
             vae=self.parts.vae,
             text_encoder=self.parts.text_encoder,
-            tokenizer=self.parts.tokenizer,
+            tokenizer=of_transformers(self.parts.tokenizer),
             unet=self.parts.unet,
             controlnet=self.parts.controlnet,
             scheduler=kind.from_config(self.parts.scheduler, **self.config.sampler.options),

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, nn
 
 from workers.engine.model import Parts
+from workers.engine.tokenizer import ClipTokenizer
 
 PARAMETERS = {"unet": 859_520_964, "controlnet": 361_279_120, "vae": 83_653_863, "text_encoder": 123_060_480}
 SCHEDULER = {
@@ -60,16 +61,15 @@ def architecture() -> Parts:
     return Parts(unet, controlnet, vae, text_encoder, tokenizer(), dict(SCHEDULER))
 
 
-def tokenizer() -> Any:
+def tokenizer() -> ClipTokenizer:
     """CLIP's tokenizer with letters alone for words; its two special tokens have their usual numbers."""
-    from transformers import CLIPTokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     letters = list(bytes_to_unicode().values())
     words = letters + [f"{letter}</w>" for letter in letters]
     vocabulary = {word: number for number, word in enumerate(words)}
     vocabulary |= {"<|startoftext|>": _VOCABULARY - 2, "<|endoftext|>": _VOCABULARY - 1}
-    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
+    return ClipTokenizer(vocabulary, [])
 
 
 def _text_encoder() -> Any:

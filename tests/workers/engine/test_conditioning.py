@@ -1,11 +1,13 @@
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from tests.workers.engine import demo
 from workers.engine.conditioning import Prompt, TextConditioning, TextEncoder, Tokens, keys_values, keys_values_widths
@@ -16,8 +18,13 @@ def tokens(suffix: str = "", negative: str = "") -> Tokens:
     return Tokens(demo.parts().tokenizer, Prompting(suffix=suffix, negative=negative))
 
 
+@cache
+def of_transformers() -> Any:
+    return CLIPTokenizer.from_pretrained(demo.FOLDER / "tokenizer")
+
+
 def plain(text: str) -> tuple[int, ...]:
-    encoded = demo.parts().tokenizer(text, padding="max_length", truncation=True, max_length=77)
+    encoded = of_transformers()(text, padding="max_length", truncation=True, max_length=77)
     return tuple(encoded.input_ids)
 
 

@@ -33,7 +33,7 @@ def test_it_has_the_published_numbers_of_parameters() -> None:
 
 
 def test_its_tokenizer_spells() -> None:
-    numbers = full_size.tokenizer()("a cat").input_ids
+    numbers = full_size.tokenizer()("a cat").ids
     assert numbers[0] == 49406
     assert numbers[-1] == 49407
     assert len(numbers) == len("acat") + 2

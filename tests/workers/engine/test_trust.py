@@ -121,7 +121,7 @@ def test_only_the_architecture_of_the_text_encoder_is_taken(folder: Path) -> Non
 def test_the_folders_that_are_served_pass(folder: Path) -> None:
     plant(folder / "tokenizer/tokenizer_config.json", tokenizer_file=None, special_tokens_map_file="./x.json")
     check_folders(*(path for path in folder.iterdir() if path.is_dir()))
-    assert read(configured(folder), torch.float32).tokenizer("a").input_ids
+    assert read(configured(folder), torch.float32).tokenizer("a").ids
 
 
 @pytest.mark.parametrize("location", ["../secret.bin", "{}/secret.bin", "link.bin"])
