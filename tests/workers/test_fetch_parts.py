@@ -106,7 +106,7 @@ def test_files_that_are_not_safetensors_are_reported(
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"in_channels": 9}, "in_channels of the ControlNet is 9; this engine runs 4 only"),
+        ({"conditioning_channels": 1}, "conditioning_channels of the ControlNet is 1; this engine runs 3 only"),
         ({"addition_embed_type": "text_time"}, "addition_embed_type of the ControlNet is 'text_time'"),
     ],
 )

@@ -38,7 +38,7 @@ _TRIAL_GUIDANCE = 2.0  # both rows count, and rounding errors are not multiplied
 
 @dataclass(frozen=True, slots=True)
 class JoiningImage:
-    """An image to join: noise [noises, 4, h, w], hint embedding [channels, h, w], keys and values [rows, 77, total].
+    """An image to join: noise [noises, C, h, w], hint embedding [channels, h, w], keys and values [rows, 77, total].
 
     The image begins with the first noise; the sampler draws the others at its steps.
     """
@@ -67,7 +67,7 @@ class _Buffers:
     model calls.
     """
 
-    history: Tensor  # [S + 1, columns, 4, h, w] float32: each call's noise prediction, then from column N the noises
+    history: Tensor  # [S + 1, columns, C, h, w] float32: each call's noise prediction, then from column N the noises
     weights: Tensor  # [S + 1, N + 1, columns] float32: row k makes the latents of call k, the last row the final ones
     times: Tensor  # [S + 1, N, total]: the time projections at each call
     scales: Tensor  # [S + 1, 3] float32, see `Scales`
@@ -160,13 +160,13 @@ class Batch:
         return stepped
 
     def final_latents(self, slot: int) -> Tensor:
-        """The latents [4, h, w] of an image after its last call."""
+        """The latents [C, h, w] of an image after its last call."""
         weights = self._buffers.weights[slot, self._running[slot].total]
         latents: Tensor = torch.tensordot(weights, self._buffers.history[slot], dims=1)
         return latents
 
     def estimate(self, slot: int) -> Tensor | None:
-        """The denoised latents [4, h, w] that an image's last call predicts.
+        """The denoised latents [C, h, w] that an image's last call predicts.
 
         None before its first call, and where the sampler's schedule is unknown.
         """
@@ -268,7 +268,7 @@ class Batch:
             return torch.zeros(sizes, dtype=dtype, device=model.device)
 
         return _Buffers(
-            history=zeros(entries, layout.columns, 4, *self._size, dtype=torch.float32),
+            history=zeros(entries, layout.columns, model.latent_channels, *self._size, dtype=torch.float32),
             weights=zeros(entries, layout.calls + 1, layout.columns, dtype=torch.float32),
             times=zeros(entries, layout.calls, model.time_width, dtype=model.dtype),
             scales=torch.ones(entries, len(Scales._fields), device=model.device),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class StepInputs:
     """The networks' inputs at one step of B images, each at its own timestep.
 
-    `latents` [B, 4, h, w], `hint` [B, h, w, channels]. `times` [B, total] are the time projections of all ResNets,
+    `latents` [B, C, h, w], `hint` [B, h, w, channels]. `times` [B, total] are the time projections of all ResNets,
     `text` [B, rows, 77, total] the keys and values of all cross-attentions, the UNet's before the ControlNet's; with
     two rows the first is the unconditional one. [B] each: `control_scale`; `guidance_scale`, where 1 is none and which
     has no effect on one row; `inverse_temperature`, which multiplies the logits of the ControlNet's attention.
@@ -56,7 +56,7 @@ def min_temperature(dtype: torch.dtype) -> float:
     return 2.0**-8 if dtype == torch.float16 else 2.0**-20
 
 
-Predict: TypeAlias = Callable[[StepInputs], Tensor]  # to the guided noise [B, 4, h, w], float32
+Predict: TypeAlias = Callable[[StepInputs], Tensor]  # to the guided noise [B, C, h, w], float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Denoiser:
     side_stream: SideStream
 
     def __call__(self, latents: Tensor, inputs: LayerInputs, control: Control) -> Tensor:
-        """The noise [R, 4, h, w] that the networks predict for scaled latents [B, 4, h, w]."""
+        """The noise [R, C, h, w] that the networks predict for scaled latents [B, C, h, w]."""
         encoding, decoding = inputs.halves(control.inputs)
         try:
             with self.side_stream.fork():
@@ -137,7 +137,7 @@ class Guided:
     layers: Layers
 
     def __call__(self, inputs: StepInputs) -> Tensor:
-        """The noise [B, 4, h, w], float32."""
+        """The noise [B, C, h, w], float32."""
         rows = inputs.text.shape[1]
         times, scale, inverse_temperature = (
             each.repeat_interleave(rows, 0) for each in (inputs.times, inputs.control_scale, inputs.inverse_temperature)

@@ -68,8 +68,8 @@ def _on_device(
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prepared:
-    """An image that is ready for the device: tokens of each row, noise [noises, 4, h, w] float32, edges uint8
-    [8h, 8w], its plan and scales, and warnings for the client."""
+    """An image that is ready for the device: tokens of each row, noise [noises, C, h, w] float32, edges uint8
+    [height, width], its plan and scales, and warnings for the client."""
 
     prompts: tuple[tuple[int, ...], ...]
     noise: Tensor
@@ -117,7 +117,8 @@ class DiffusionEngine:
         with timed("Measured costs"):
             self._measurements.take_all()
         with timed("Fitted the colours of previews to the VAE"):
-            if (shown := self._show(torch.zeros(4, *self._nominal, device=self._model.device))) is not None:
+            blank = torch.zeros(self._model.latent_channels, *self._nominal, device=self._model.device)
+            if (shown := self._show(blank)) is not None:
                 shown.wait()
         self._execution.start_compiling()
         return self.costs()
@@ -141,7 +142,8 @@ class DiffusionEngine:
         with self._budget.spend_on(header, size):
             pixels = codec.decode_to(task.image, width, height)
         edges = codec.grey(pixels) if options.control_image == "edges" else codec.edges(pixels, chosen.canny)
-        shape = (4, height // self._model.latent_scale, width // self._model.latent_scale)
+        scale = self._model.latent_scale
+        shape = (self._model.latent_channels, height // scale, width // scale)
         noise = draw(task.seed, shape, plan.noises)
         prompts = self._prompts(task)
         warnings = (*(prompt.warning for prompt in prompts), *warnings_of(options, scales, edges))
@@ -178,7 +180,7 @@ class DiffusionEngine:
         return stepped
 
     def latents(self, slot: int) -> Tensor:
-        """The final latents [4, h, w], float32, of an image after its last step. Raises ValueError before that."""
+        """The final latents [C, h, w], float32, of an image after its last step. Raises ValueError before that."""
         return self._final(slot)[1]
 
     @_on_device
@@ -226,7 +228,7 @@ class DiffusionEngine:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Pixels:
-        """Decode latents [4, h, w] to RGB pixels, and wait for them."""
+        """Decode latents [C, h, w] to RGB pixels, and wait for them."""
         workspace = self._execution.spaces.of((latents.shape[1], latents.shape[2]))
         return workspace.decoder.start(latents.to(self._model.device)).wait()
 

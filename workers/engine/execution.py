@@ -282,7 +282,7 @@ class ExecutionManager:
     def colours(self) -> Colours | None:
         """The map from latents to colours, fitted to this model's VAE; None where that failed."""
         try:
-            return fit(self._functions.decode, self._model.device)
+            return fit(self._functions.decode, self._model.latent_channels, self._model.device)
         except Exception as error:  # noqa: BLE001 - images are made without previews
             self._fallbacks.note("previews: off", f"{type(error).__name__}: {first_line(error)}")
             return None

@@ -73,6 +73,10 @@ class Model:
     faster: Faster | None = None
 
     @property
+    def latent_channels(self) -> int:
+        return int(self.unet.config.in_channels)
+
+    @property
     def latent_scale(self) -> int:
         return latent_scale(self.vae)
 
@@ -91,7 +95,7 @@ class Model:
         return hint_embedding(self.controlnet, edges.expand(1, 3, -1, -1))[0]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels of final latents [4, h, w]: RGB uint8 [height, width, 3], on the device."""
+        """Pixels of final latents [C, h, w]: RGB uint8 [height, width, 3], on the device."""
         return decode(self.vae, latents)
 
     def functions(self, attend: Attend, mode: str | None) -> ModelFunctions:
@@ -116,7 +120,7 @@ def _guided(passes: Passes, layers: Layers, side_stream: SideStream) -> Guided:
 
 
 def decode(vae: "AutoencoderKL", latents: Tensor) -> Tensor:
-    """Decode final latents [4, h, w] with the VAE: RGB uint8 [height, width, 3]."""
+    """Decode final latents [C, h, w] with the VAE: RGB uint8 [height, width, 3]."""
     scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
     return to_pixels(vae.decode(scaled[None], return_dict=False)[0][0])
 

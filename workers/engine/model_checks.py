@@ -29,7 +29,6 @@ _BOTH: dict[str, Any] = {
     "downsample_padding": 1,
     "encoder_hid_dim": None,
     "encoder_hid_dim_type": None,
-    "in_channels": 4,
     "mid_block_scale_factor": 1,
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "num_class_embeds": None,
@@ -45,7 +44,6 @@ _UNET: dict[str, Any] = _BOTH | {
     "cross_attention_norm": None,
     "dual_cross_attention": False,
     "mid_block_only_cross_attention": None,
-    "out_channels": 4,
     "resnet_out_scale_factor": 1.0,
     "resnet_skip_time_act": False,
     "time_cond_proj_dim": None,
@@ -58,7 +56,8 @@ _CONTROLNET: dict[str, Any] = _BOTH | {
     "controlnet_conditioning_channel_order": "rgb",
     "global_pool_conditions": False,
 }
-_SHARED = ("block_out_channels", "cross_attention_dim", "down_block_types", "layers_per_block")
+_SHARED = ("block_out_channels", "cross_attention_dim", "down_block_types", "in_channels", "layers_per_block")
+_DEFAULTS = {"in_channels": 4, "norm_num_groups": 32}  # of diffusers
 
 
 class UnsupportedModelError(UnusableModelError, ValueError):
@@ -90,7 +89,7 @@ def check_config(network: Literal["UNet", "ControlNet"], config: Mapping[str, An
     Raises UnsupportedModelError.
     """
     supported = {"UNet": _UNET, "ControlNet": _CONTROLNET}[network]
-    _check_network(network, {**supported, "norm_num_groups": 32, **config}, supported)
+    _check_network(network, {**supported, **_DEFAULTS, **config}, supported)
 
 
 def check_fit(unet: Mapping[str, Any], controlnet: Mapping[str, Any], text_encoder: Mapping[str, Any]) -> None:
@@ -100,11 +99,9 @@ def check_fit(unet: Mapping[str, Any], controlnet: Mapping[str, Any], text_encod
     """
     check_config("UNet", unet)
     check_config("ControlNet", controlnet)
-    if all(key in config for key in _SHARED for config in (unet, controlnet)) and "hidden_size" in text_encoder:
-        rest = {"norm_num_groups": 32}
-        check_architecture(
-            _UNET | rest | dict(unet), _CONTROLNET | rest | dict(controlnet), text_encoder["hidden_size"]
-        )
+    both = _UNET | _DEFAULTS | dict(unet), _CONTROLNET | _DEFAULTS | dict(controlnet)
+    if all(key in config for key in _SHARED for config in both) and "hidden_size" in text_encoder:
+        check_architecture(*both, text_encoder["hidden_size"])
 
 
 def _check_network(name: str, config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
@@ -115,6 +112,11 @@ def _check_network(name: str, config: Mapping[str, Any], supported: Mapping[str,
         unknown = sorted(set(config.get(key, ())) - _BLOCKS)
         if unknown:
             raise UnsupportedModelError(f"{key} of the {name} has {', '.join(unknown)}, which this engine does not run")
+    channels, returned = config["in_channels"], config.get("out_channels", _DEFAULTS["in_channels"])
+    if name == "UNet" and channels != returned:  # such as one for inpainting
+        raise UnsupportedModelError(
+            f"in_channels of the UNet is {channels!r} and out_channels {returned!r}; this engine runs equal ones only"
+        )
     if config["norm_num_groups"] is None:
         raise UnsupportedModelError(f"norm_num_groups of the {name} is None; this engine runs group norms only")
 

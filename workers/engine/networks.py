@@ -94,7 +94,7 @@ class Control:
 def control_residuals(
     controlnet: "ControlNetModel", latents: Tensor, control: Control, attend: Attend = attention
 ) -> Residuals:
-    """The ControlNet's residuals for each skip connection of the UNet, and for its middle; for latents [B, 4, h, w].
+    """The ControlNet's residuals for each skip connection of the UNet, and for its middle; for latents [B, C, h, w].
 
     They are not scaled yet: `unet_noise` scales as it adds, which saves a pass over each.
     """
@@ -120,7 +120,7 @@ def unet_noise(
     scale: Tensor,
     attend: Attend = attention,
 ) -> Tensor:
-    """The UNet's decoder: the noise [R, 4, h, w], from its encoder's features and the residuals, scaled by [R]."""
+    """The UNet's decoder: the noise [R, C, h, w], from its encoder's features and the residuals, scaled by [R]."""
     skips = [_controlled(skip, residual, scale) for skip, residual in zip(features[0], residuals[0], strict=True)]
     x = _decode(unet, _controlled(features[1], residuals[1], scale), skips, _LayerQueue(inputs, attend))
     noise: Tensor = unet.conv_out(silu(unet.conv_norm_out(x)))

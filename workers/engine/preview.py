@@ -7,39 +7,51 @@ from torch import Tensor
 
 from workers.engine.runtime import Decode
 
-# In a patch each channel has one of two values, and there is one patch for each of the 16 combinations. Four patches
-# make an image in which each channel's mean is zero, as a decoder normalises over the whole image.
+# In a patch each channel has one of two values. With 4 channels there is one patch for each of the 16 combinations.
+# Four patches make an image in which each channel's mean is zero, as a decoder normalises over the whole image.
 _VALUE = 0.75  # real latents have a variance of about one, but far from zero colours saturate
 _PATCH, _MARGIN = 6, 2  # in latents; colours run into each other at the margins, so these are left out
-_QUARTERS = ((1, 1, 1, 1), (1, 1, -1, -1), (-1, -1, 1, 1), (-1, -1, -1, -1))
-_IMAGES = ((1, 1, 1, 1), (1, 1, 1, -1), (1, -1, 1, 1), (1, -1, 1, -1))
+_QUARTERS = torch.tensor(((1, 1), (1, -1), (-1, 1), (-1, -1)))  # signs of each half of the channels
+_MOST_IMAGES = 32
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Colours:
-    """RGB, 0 .. 255, of a latent: `bias` [3] plus the latent times `weights` [4, 3]. Float32, on the device."""
+    """RGB, 0 .. 255, of a latent: `bias` [3] plus the latent times `weights` [C, 3]. Float32, on the device."""
 
     weights: Tensor
     bias: Tensor
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """RGB uint8 [h, w, 3] of latents [4, h, w], float32. The host does not wait for it."""
+        """RGB uint8 [h, w, 3] of latents [C, h, w], float32. The host does not wait for it."""
         colours = torch.addmm(self.bias, latents.flatten(1).T, self.weights)
         return colours.round_().clamp_(0, 255).to(torch.uint8).view(*latents.shape[1:], 3)
 
 
 @torch.no_grad()
-def fit(decode: Decode, device: torch.device) -> Colours:
-    """Fit the map to a VAE's output for the patches, by least squares."""
-    signs = torch.tensor(_IMAGES)[:, None] * torch.tensor(_QUARTERS)  # [images, quarters, channels]
+def fit(decode: Decode, channels: int, device: torch.device) -> Colours:
+    """Fit the map to a VAE's output for the patches, by least squares; for latents of at most 33 channels."""
+    signs = _signs(channels)
     made = torch.stack([_patches(decode(_image(four).to(device))) for four in signs.float() * _VALUE])
     # Over the patches, channels are orthogonal to each other and to the bias, so each weight is a mean.
     weights = torch.einsum("pqc, pqr -> cr", signs.double(), made) / (signs[..., 0].numel() * _VALUE)
     return Colours(weights.float().to(device), made.mean((0, 1)).float().to(device))
 
 
+def _signs(channels: int) -> Tensor:
+    """A sign for each channel in each patch [images, 4, channels], each channel's orthogonal to all others'."""
+    bits = min(max(channels - 2, 0), _MOST_IMAGES.bit_length() - 1)
+    # A channel's sign in an image is the parity of some bits of the image's number: of other bits for each channel with
+    # the same signs in the quarters, and of one bit as long as there are enough, as then all combinations come.
+    codes = sorted(range(2**bits), key=lambda code: (code.bit_count(), code))
+    half = (channels + 1) // 2
+    own = [*codes[:half], 0, *codes[half : channels - 1]]
+    images = torch.tensor([[(-1) ** (code & n).bit_count() for code in own] for n in range(2**bits)])
+    return images[:, None] * _QUARTERS[:, [n // half for n in range(channels)]]
+
+
 def _image(quarters: Tensor) -> Tensor:
-    """Latents [4, 2P, 2P] of four flat patches [4, channels]."""
+    """Latents [C, 2P, 2P] of four flat patches [4, C]."""
     latents: Tensor = quarters.T.unflatten(1, (2, 2)).repeat_interleave(_PATCH, 1).repeat_interleave(_PATCH, 2)
     return latents
 

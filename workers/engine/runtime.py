@@ -17,7 +17,7 @@ from workers.engine.networks import Attend
 from workers.engine.plan import Plans
 from workers.engine.streams import SideStream
 
-Decode: TypeAlias = Callable[[Tensor], Tensor]  # latents [4, h, w] to RGB uint8 [8h, 8w, 3], on the device
+Decode: TypeAlias = Callable[[Tensor], Tensor]  # latents [C, h, w] to RGB uint8 [height, width, 3], on the device
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -85,6 +85,10 @@ class AnyModel(Protocol):
         """Channels of a hint embedding."""
 
     @property
+    def latent_channels(self) -> int:
+        """Channels of latents: 4 with Stable Diffusion."""
+
+    @property
     def latent_scale(self) -> int:
         """Pixels along a side of one latent: 8 with Stable Diffusion."""
 
@@ -92,7 +96,7 @@ class AnyModel(Protocol):
         """The time projections of both networks, the UNet's first, at timesteps [N], float32: [N, total]."""
 
     def hint(self, edges: Tensor) -> Tensor:
-        """The hint embedding [channels, h, w] of edges [8h, 8w] in 0 .. 1."""
+        """The hint embedding [channels, h, w] of edges [height, width] in 0 .. 1."""
 
     def functions(self, attend: Attend, mode: str | None) -> ModelFunctions:
         """The model's functions. `attend` and torch.compile's `mode` apply where torch runs them."""

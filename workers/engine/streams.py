@@ -113,7 +113,7 @@ class Decoder:
         self._function = Upgradable(graphs, "VAE", decode, self._work)
         height, width = (side * model.latent_scale for side in size)
         # Buffers of the graph. The copy in main memory is none of them, as each image needs its own.
-        self._latents = torch.zeros(4, *size, device=model.device)
+        self._latents = torch.zeros(model.latent_channels, *size, device=model.device)
         self._pixels = torch.zeros(height, width, 3, dtype=torch.uint8, device=model.device)
 
     @property
@@ -143,7 +143,7 @@ class Decoder:
         decode(torch.zeros_like(self._latents))
 
     def start(self, latents: Tensor) -> Decoding:
-        """Decode final latents [4, h, w] after all work queued so far, beside all that is queued later."""
+        """Decode final latents [C, h, w] after all work queued so far, beside all that is queued later."""
         return self._function.run(lambda decode: self._start(latents, decode))
 
     def _start(self, latents: Tensor, decode: Work) -> Decoding:

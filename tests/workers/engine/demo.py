@@ -39,6 +39,29 @@ def parts() -> Parts:
     return read(CONFIG, torch.float32)
 
 
+@cache
+def parts_with_other_latents(channels: int = 6, scale: int = 4) -> Parts:
+    """The demo model with random networks for latents of other channels, each of `scale` x `scale` pixels."""
+    levels, own = scale.bit_length() - 1, parts()
+    hint = [8 * 2**n for n in range(levels + 1)]
+    blocks = {
+        "block_out_channels": [16 * 2**n for n in range(levels + 1)],
+        "down_block_types": ["DownEncoderBlock2D"] * (levels + 1),
+        "up_block_types": ["UpDecoderBlock2D"] * (levels + 1),
+    }
+    torch.manual_seed(0)
+
+    def changed(network: Any, **changes: Any) -> Any:
+        return type(network).from_config(dict(network.config) | changes).eval().requires_grad_(False)
+
+    return replace(
+        own,
+        unet=changed(own.unet, in_channels=channels, out_channels=channels),
+        controlnet=changed(own.controlnet, in_channels=channels, conditioning_embedding_out_channels=hint),
+        vae=changed(own.vae, latent_channels=channels, **blocks),
+    )
+
+
 def engine(config: EngineConfig = CONFIG) -> DiffusionEngine:
     """An engine on the CPU with the demo model."""
     return DiffusionEngine(config, assemble(config, parts(), "cpu"))
@@ -107,7 +130,7 @@ class Reference:
     parts: Parts
 
     def latents(self, prepared: Prepared, text: str = TEXT, seed: int = 0) -> Tensor:
-        """Final latents [4, h, w]; the seed is that of what the sampler draws at its steps, if it does."""
+        """Final latents [C, h, w]; the seed is that of what the sampler draws at its steps, if it does."""
         latents: Tensor = self._run(prepared, text, "latent", seed)[0]
         return latents
 

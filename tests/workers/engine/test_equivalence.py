@@ -10,6 +10,7 @@ from tests.workers.engine import demo
 from tests.workers.engine.demo import CONFIG, Reference, relative_error
 from workers.engine.config import EngineConfig
 from workers.engine.engine import DiffusionEngine
+from workers.engine.model import Parts, assemble
 
 TOLERANCE = 1e-4  # of the final latents in float32; measured: below 2e-6
 
@@ -33,11 +34,12 @@ DRAWING = {
 }
 
 
-def assert_same_as_diffusers(config: EngineConfig, width: int, height: int) -> None:
-    engine = demo.engine(config)
+def assert_same_as_diffusers(config: EngineConfig, width: int, height: int, parts: Parts | None = None) -> None:
+    parts = parts or demo.parts()
+    engine = DiffusionEngine(config, assemble(config, parts, "cpu"))
     task = demo.task(7, width, height)
     prepared = engine.prepare(task)
-    expected = Reference(config, demo.parts()).latents(prepared)
+    expected = Reference(config, parts).latents(prepared)
     actual = demo.make(engine, task)
     assert actual.shape == expected.shape
     assert relative_error(actual, expected) <= TOLERANCE
@@ -46,6 +48,11 @@ def assert_same_as_diffusers(config: EngineConfig, width: int, height: int) -> N
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_image_alone_comes_out_as_diffusers_makes_it(sampler: str) -> None:
     assert_same_as_diffusers(SAMPLERS[sampler], 64, 64)
+
+
+@pytest.mark.parametrize(("channels", "scale"), [(6, 4), (16, 8), (3, 2)])
+def test_so_does_one_of_a_model_with_other_latents(channels: int, scale: int) -> None:
+    assert_same_as_diffusers(CONFIG, 64, 96, demo.parts_with_other_latents(channels, scale))
 
 
 @pytest.mark.parametrize("sampler", DRAWING)

@@ -245,6 +245,7 @@ def test_packed_projections_are_the_three_and_store_nothing_twice() -> None:
         ("ControlNet", "controlnet_conditioning_channel_order", "bgr"),
         ("ControlNet", "only_cross_attention", True),
         ("ControlNet", "layers_per_block", 2),
+        ("ControlNet", "in_channels", 6),
     ],
 )
 def test_another_architecture_is_refused_by_the_name_of_its_key(network: str, key: str, value: object) -> None:

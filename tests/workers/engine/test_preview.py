@@ -101,7 +101,7 @@ def test_previews_come_closer_to_the_image(made: list[Made]) -> None:
 
 
 def test_no_other_order_of_the_channels_resembles_both(made: list[Made]) -> None:
-    colours = fit(partial(decode, demo.parts().vae), torch.device("cpu"))
+    colours = fit(partial(decode, demo.parts().vae), 4, torch.device("cpu"))
 
     def resembling(order: tuple[int, ...]) -> bool:
         return all(resembles(colours(each.latents[list(order)]).numpy(), each.image) for each in made)
@@ -109,11 +109,25 @@ def test_no_other_order_of_the_channels_resembles_both(made: list[Made]) -> None
     assert [order for order in permutations(range(4)) if resembling(order)] == [(0, 1, 2, 3)]
 
 
+@pytest.mark.parametrize("channels", [3, 4, 6, 16, 33])
+def test_the_map_of_a_linear_decoder_is_found_for_any_number_of_channels(channels: int) -> None:
+    weights = torch.randn(channels, 3, generator=torch.Generator().manual_seed(channels)) * 30 / channels
+
+    def linear(latents: Tensor) -> Tensor:
+        assert torch.equal(latents.mean((1, 2)), torch.zeros(channels))
+        pixels = torch.einsum("chw, cr -> hwr", latents, weights) + 128
+        return pixels.repeat_interleave(4, 0).repeat_interleave(4, 1)
+
+    colours = fit(linear, channels, torch.device("cpu"))
+    torch.testing.assert_close(colours.weights, weights)
+    torch.testing.assert_close(colours.bias, torch.full((3,), 128.0))
+
+
 def test_the_map_is_the_same_each_time_and_warming_up_fits_it(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted = list[Colours]()
 
-    def noted(decode: Decode, device: torch.device) -> Colours:
-        fitted.append(fit(decode, device))
+    def noted(decode: Decode, channels: int, device: torch.device) -> Colours:
+        fitted.append(fit(decode, channels, device))
         return fitted[-1]
 
     monkeypatch.setattr(execution, "fit", noted)
@@ -122,7 +136,7 @@ def test_the_map_is_the_same_each_time_and_warming_up_fits_it(monkeypatch: pytes
     (found,) = fitted
     demo.make(engine, demo.task(previews=True))
     assert len(fitted) == 1
-    again = fit(partial(decode, demo.parts().vae), torch.device("cpu"))
+    again = fit(partial(decode, demo.parts().vae), 4, torch.device("cpu"))
     assert torch.equal(found.weights, again.weights)
     assert torch.equal(found.bias, again.bias)
 

@@ -114,7 +114,7 @@ def graphs(parts: Parts, rows: int) -> Iterator[tuple[str, Graph]]:
     height, width = Dim("height", min=_LEAST_SIDE, max=_MOST_SIDE), Dim("width", min=_LEAST_SIDE, max=_MOST_SIDE)
     free, dtype = {1: height, 2: width}, parts.unet.dtype
     yield "step", _step(parts, rows, height, width)
-    yield "vae", Graph(_Vae(parts), {"latents": torch.zeros(4, 16, 24)}, (free,), "pixels")
+    yield "vae", Graph(_Vae(parts), {"latents": torch.zeros(parts.unet.config.in_channels, 16, 24)}, (free,), "pixels")
     tokens = torch.zeros(1, TEXT_TOKENS, dtype=torch.int64)
     yield "text", Graph(_Text(parts), {"tokens": tokens}, (None,), "keys_values")
     sides = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
@@ -128,7 +128,7 @@ def _step(parts: Parts, rows: int, height: Any, width: Any) -> Graph:
     networks = parts.unet, parts.controlnet
     # Two images, and sides that differ: torch.export takes sizes that are 1 or equal for fixed.
     inputs = {
-        "latents": torch.zeros(2, 4, 16, 24, dtype=dtype),
+        "latents": torch.zeros(2, parts.unet.config.in_channels, 16, 24, dtype=dtype),
         "times": torch.zeros(2, sum(sum(shift_widths(net)) for net in networks), dtype=dtype),
         "text": torch.zeros(2, rows, TEXT_TOKENS, sum(sum(keys_values_widths(net)) for net in networks), dtype=dtype),
         "hint": torch.zeros(2, 16, 24, parts.unet.config.block_out_channels[0], dtype=dtype),

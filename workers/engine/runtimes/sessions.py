@@ -171,6 +171,7 @@ class OnnxModel:
     device: torch.device
     dtype: torch.dtype
     hint_channels: int
+    latent_channels: int
     latent_scale: int
     sessions: Mapping[str, Session]
 
@@ -220,6 +221,7 @@ def load(config: EngineConfig, device: str) -> OnnxModel:
         device=place,
         dtype=dtype,
         hint_channels=step.shapes["hint"][3],
+        latent_channels=step.shapes["latents"][1],
         latent_scale=int(step.facts["latent_scale"]),
         sessions=sessions,
     )
