@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -20,11 +20,16 @@ import pytest
 
 from scheduler import messages as m
 from scheduler.messages import Blame
+from tests.service.running import alive, descendants, until
 from tests.workers import telling
-from workers.channel import Device, Report, Run, StatusChanged, Stop, pack
+from tests.workers.engine import demo
+from workers.channel import Device, Report, Run, StatusChanged, Stop, Trying, pack
 from workers.devices import DeviceSpec
-from workers.engine.config import Echo, EngineConfig
+from workers.engine import kernel_probe
+from workers.engine.config import Echo, EngineConfig, Speed
 from workers.engine.contract import AS_CONFIGURED, EngineOptions, Task
+from workers.engine.runtimes import openvino_files
+from workers.engine.trials import COMPILING
 from workers.process import Child, ProcessExit
 from workers.shared_memory import SlotLayout, SlotMemory
 from workers.worker import SHORTAGES
@@ -77,6 +82,43 @@ class Worker:
 
     def ended(self) -> str:
         return self.end().reason
+
+
+def of_the_small_model(**changes: Any) -> EngineConfig:
+    return replace(demo.CONFIG, dtype="float32", slots=4, **changes)
+
+
+COMPILING_BY = {
+    "torch": of_the_small_model(runtime="torch", speed=Speed(compile=True)),
+    "OpenVINO, which converts first": of_the_small_model(runtime="openvino"),
+    "OpenVINO": of_the_small_model(runtime="openvino"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", COMPILING_BY)
+def test_a_worker_that_is_told_to_stop_while_it_compiles_exits_by_itself_and_leaves_nothing(
+    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler's thread is then in the middle of a library's C++, which aborts where Python would end it."""
+    monkeypatch.setenv(kernel_probe.CACHE, str(tmp_path / "inductor"))
+    monkeypatch.setenv(openvino_files.CACHE, str(tmp_path))
+    engine = COMPILING_BY[compiler]
+    if compiler == "OpenVINO":
+        openvino_files.convert(engine, openvino_files.folder_for(engine))
+    worker = Worker(engine)
+    ready, trying = False, tuple[str, ...]()
+    for report in worker.hear():
+        ready |= isinstance(report, m.WorkerReady)
+        trying = report.names if isinstance(report, Trying) else trying
+        if ready and COMPILING in trying:
+            break
+    if compiler == "OpenVINO, which converts first":
+        until(lambda: bool(descendants(worker.child.pid)))
+    family = descendants(worker.child.pid)
+    worker.child.send(Stop())
+    assert worker.ended() == "ended with exit code 0"
+    until(lambda: not any(map(alive, family)))
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from workers.engine.compiling import Upgradable
+from workers.engine.compiling import Seconds, Upgradable
 from workers.engine.conditioning import TEXT_TOKENS
 from workers.engine.contract import StepProgress
 from workers.engine.denoiser import Predict, StepInputs
@@ -112,6 +112,11 @@ class Batch:
         return sum(step.upgraded for step in self._steps.values())
 
     @property
+    def kept(self) -> int:
+        """The number of buckets whose compiled networks were slower."""
+        return sum(step.kept for step in self._steps.values())
+
+    @property
     def used(self) -> tuple[int, ...]:
         """The buckets that images ran in or that have graphs: running them again takes no more memory."""
         return tuple(bucket for bucket in self._buckets if bucket in self._used or bucket in self.graphs)
@@ -180,13 +185,13 @@ class Batch:
         """Record a bucket's step, if possible, before it is needed."""
         self._steps[bucket].prepare()
 
-    def upgrade(self, bucket: int, predict: Predict, times: Tensor) -> None:
-        """Run a bucket with other networks from the next step on, if they agree with the present ones.
+    def upgrade(self, bucket: int, predict: Predict, times: Tensor) -> Seconds:
+        """Run a bucket with other networks from the next step on, if they agree with the present and are not slower.
 
         `times` [N, total] are time projections for the comparison. Raises what `Upgradable.offer` does.
         """
         inputs = self._random_inputs(bucket, times)
-        self._steps[bucket].offer(predict, lambda networks: networks(inputs), self._model.dtype)
+        return self._steps[bucket].offer(predict, lambda networks: networks(inputs), self._model.dtype)
 
     def dummy_run(self, bucket: int) -> None:
         """Run one step of a bucket on the entry of no image, to warm up and to time it."""

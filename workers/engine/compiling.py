@@ -4,9 +4,10 @@ torch's compiler times kernels to choose among them. A step that runs meanwhile 
 waits for all that the device does. So timings and steps hold one lock by turns, in the order in which they ask. And of
 all workers of a machine one compiles at a time: the next finds most of its kernels in their common cache.
 
-A faster function replaces a slower one only when it is proven (`Upgradable`). Everything that can fail comes first: the
-faster function runs in the thread that will use it, its result is compared with the slower one's, it is recorded, and
-the recording is replayed. Only then is anything changed. It is removed again if it fails later.
+A compiled function replaces the plain one only when it is proven (`Upgradable`). Everything that can fail comes first:
+the compiled function runs in the thread that will use it, its result is compared with the plain one's, it is recorded,
+and the recording is replayed. Then both are timed, as they will run. Only then is anything changed: not where the
+compiled function is slower, as OpenVINO's float32 VAE is with a small model. It is removed again if it fails later.
 """
 
 import fcntl
@@ -20,7 +21,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,6 +47,10 @@ Target: TypeAlias = tuple[Size, int | None]  # a size of latents, with a bucket 
 _COMPILED_AT_MOST = 1000  # passes times shapes; torch wants a limit
 LOCK_TIMEOUT_S = 900.0  # for another worker's compiler
 _POLL_S = 0.5
+_PAIRS = 5  # of calls to compare the speed of two functions, at most
+_ENOUGH_S = 0.2  # for these pairs; running images wait for them
+_LONG_S = 1.0  # a longer pair is not repeated
+_CLEARLY = 1.2  # times as slow: less than that is noise, which should not make the workers of a machine differ
 _ROUNDINGS = 32  # allowed as relative error: half precision needs 5, and wrong results are off by hundreds
 
 
@@ -247,6 +254,35 @@ class WrongResultError(ArithmeticError):
     """A function ran, but computed something else."""
 
 
+class Seconds(NamedTuple):
+    """The time of a call of a plain function, and of the one that could replace it."""
+
+    plain: float
+    faster: float
+
+    @property
+    def worth_it(self) -> bool:
+        """Whether the other one is not clearly slower."""
+        return self.faster <= _CLEARLY * self.plain
+
+
+def timed(work: Callable[[], T], wait: Work) -> tuple[float, T]:
+    """The seconds that work takes, and its result. `wait` waits for the device."""
+    wait()
+    began = perf_counter()
+    result = work()
+    wait()
+    return perf_counter() - began, result
+
+
+def compare(plain: Work, faster: Work, wait: Work) -> Seconds:
+    """Median seconds of two works that have run before, timed in turns until enough time is spent."""
+    pairs = list[Seconds]()
+    while len(pairs) < _PAIRS and sum(map(sum, pairs)) < _ENOUGH_S:
+        pairs.append(Seconds(timed(plain, wait)[0], timed(faster, wait)[0]))
+    return Seconds(*map(median, zip(*pairs, strict=True)))
+
+
 class Upgradable(Generic[F]):
     """A function that a faster one can replace. `work` runs it, and is what is recorded.
 
@@ -263,6 +299,8 @@ class Upgradable(Generic[F]):
     ) -> None:
         self.upgraded = False
         """Whether the faster function is in use."""
+        self.kept = False
+        """Whether the plain function has been kept, as the other was slower."""
         self._graphs = graphs
         self._key = key
         self._plain = plain
@@ -275,15 +313,28 @@ class Upgradable(Generic[F]):
         """The fastest way to run the function: its graph, or the function itself."""
         return self._graphs.of(self._key, partial(self._work, self._function), self._before_recording)
 
-    def offer(self, faster: F, result: Callable[[F], Tensor], dtype: torch.dtype) -> None:
-        """Use a faster function from now on, if it agrees with the plain one.
+    def offer(self, faster: F, result: Callable[[F], Tensor], dtype: torch.dtype) -> Seconds:
+        """Use a faster function from now on, if it agrees with the plain one and is not slower; return what both take.
 
         `result` computes something with either; `dtype` is what they compute in. Raises WrongResultError, and whatever
         the function or its recording raises, and then has changed nothing.
         """
-        check(result(faster), result(self._plain), dtype)
-        self._graphs.replace(self._key, partial(self._work, faster), self._before_recording)
-        self._function, self.upgraded, self._unused = faster, True, True
+        wait, present = self._graphs.trials.synchronize, self.prepare()
+        (new, actual), (old, expected) = (timed(partial(result, each), wait) for each in (faster, self._plain))
+        check(actual, expected, dtype)
+        seconds = Seconds(old, new)
+
+        def worth_it(work: Work) -> bool:
+            nonlocal seconds
+            if sum(seconds) < _LONG_S:
+                seconds = compare(present, work, wait)
+            return seconds.worth_it
+
+        taken = self._graphs.replace(self._key, partial(self._work, faster), self._before_recording, worth_it)
+        if taken:
+            self._function, self.upgraded, self._unused = faster, True, True
+        self.kept = not taken
+        return seconds
 
     def run(self, use: Callable[[Work], T], *, real: bool = True) -> T:
         """Return the result of `use`, which is passed what to run.

@@ -228,19 +228,21 @@ class ExecutionManager:
                     self._compiler.ask((size, part))
 
     def _take_over(self, target: Target) -> bool:
-        """Switch to a compiled target. False where its workspace is gone."""
+        """Switch to a compiled target. False where its workspace is gone, or where that is slower."""
         size, bucket = target
         compiled, space = self._compiled.pop(target, None), self.spaces.get(size)
         if compiled is None or space is None or self._faster is None:
             return False
         with self._trials.of(COMPILING), self._faster.trying():
             if bucket is None:
-                space.decoder.upgrade(compiled.decode)
+                seconds = space.decoder.upgrade(compiled.decode)
             else:
                 times = self.schedule(self._model.plans.usual).times
-                space.batch.upgrade(bucket, compiled.predict(self._step_side), times)
-        log.info("%s: compiled networks have taken over", describe(target))
-        return True
+                seconds = space.batch.upgrade(bucket, compiled.predict(self._step_side), times)
+        outcome = "have taken over" if seconds.worth_it else "are slower and not used"
+        figures = 1000 * seconds.faster, 1000 * seconds.plain
+        log.info("%s: compiled networks %s (%.1f ms; uncompiled %.1f ms)", describe(target), outcome, *figures)
+        return seconds.worth_it
 
     def _note(self, reason: str, target: Target, error: Exception) -> None:
         self._fallbacks.note(reason, f"{describe(target)}: {type(error).__name__}: {first_line(error)}")
@@ -267,7 +269,7 @@ class ExecutionManager:
         return work()
 
     def all_compiled(self) -> bool:
-        """Return whether everything that should be compiled is in use or given up."""
+        """Return whether everything that should be compiled is in use, slower or given up."""
         return self._compiler.idle()
 
     def keys_values(self, tokens: tuple[int, ...]) -> Tensor:
@@ -293,6 +295,8 @@ class ExecutionManager:
             "steps": sum(len(space.batch.graphs) for space in spaces),
             "steps compiled": sum(space.batch.upgraded for space in spaces),
             "VAE compiled": sum(space.decoder.upgraded for space in spaces),
+            "steps kept uncompiled": sum(space.batch.kept for space in spaces),
+            "VAE kept uncompiled": sum(space.decoder.kept for space in spaces),
             "VAE": sum(len(space.decoder.graphs) for space in spaces),
             "text": len(self._text),
         }

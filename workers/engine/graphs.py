@@ -160,20 +160,24 @@ class Graphs:
         recording = self._recordings.get(key)
         return work if recording is None else partial(self._replay, recording, key, work)
 
-    def replace(self, key: Hashable, work: Work, before_recording: Work) -> None:
+    def replace(self, key: Hashable, work: Work, before_recording: Work, worth_it: Callable[[Work], bool]) -> bool:
         """Record other work under a key, and replay it once; only then drop the present graph.
 
+        `worth_it` is passed what would run from now on. If it returns False, nothing is changed, and False returned.
         Raises whatever goes wrong, and then has changed nothing.
         """
         recorder = self._context.recorder
-        if recorder is None:
-            return
         with self._context.lock:
             before_recording()
+            if recorder is None:
+                return worth_it(work)
             recording = self._record(recorder, work)
             recording.replay()
             recorder.synchronize()  # to see errors of the device; and the present graph may be running
-        self._recordings[key] = recording
+            taken = worth_it(recording.replay)
+        if taken:
+            self._recordings[key] = recording
+        return taken
 
     def drop(self, key: Hashable) -> None:
         """Forget a graph, or that it could not be recorded, as its work has changed."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from tests.workers.engine.demo import CONFIG
 from workers import worker_main
+from workers.engine import compiling
 from workers.engine.compiling import TorchCompile
 from workers.engine.config import Speed
 from workers.engine.denoiser import Predict, StepInputs
@@ -136,5 +138,6 @@ def main(setup: WorkerSetup, channel: socket.socket, memory: SlotMemory) -> None
         plain = functions(model, *arguments)
         return replace(plain, faster=TorchCompile(lambda: with_fault(fault(os.environ[FAULT]), plain), automatic=False))
 
-    with patch.object(Model, "functions", patched):
+    equal_times = patch.object(compiling, "perf_counter", count().__next__)
+    with patch.object(Model, "functions", patched), equal_times:
         worker_main.main(setup, channel, memory)

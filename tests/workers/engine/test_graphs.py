@@ -129,8 +129,19 @@ def test_a_graph_stays_where_the_one_that_is_to_replace_it_fails(broken: bool) -
     fake.broken = broken
     fake.failures.extend([] if broken else [AssertionError()])
     with pytest.raises((RuntimeError, AssertionError)):
-        works.replace("step", new, lambda: None)
+        works.replace("step", new, lambda: None, lambda work: True)
     fake.broken = False
+    runs = old.runs
+    works.of("step", old)()
+    assert (old.runs, len(works), works.fallbacks.counts()) == (runs + 1, 1, ())
+
+
+def test_a_graph_stays_where_the_one_that_is_to_replace_it_is_not_worth_it() -> None:
+    fake, old, new = recorder(), Counted(), Counted()
+    works = graphs(fake)
+    works.of("step", old)
+    assert not works.replace("step", new, lambda: None, lambda work: bool(work()))
+    assert new.runs == RUNS + 2  # its graph is replayed once, and timed
     runs = old.runs
     works.of("step", old)()
     assert (old.runs, len(works), works.fallbacks.counts()) == (runs + 1, 1, ())

@@ -17,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -550,18 +549,21 @@ def test_where_it_is_asked_for_and_cannot_run_the_start_says_why() -> None:
 # -------------------------------------------------------------------------------------------------------------- service
 
 
-def seen(service: Service) -> tuple[float, float]:
-    """Steps and VAEs that OpenVINO runs, as /metrics has them."""
-    kinds = ("steps compiled", "VAE compiled")
-    steps, vae = (service.sample("contour_worker_graphs", kind=kind) for kind in kinds)
-    return steps, vae
+def decided(service: Service) -> tuple[float, float]:
+    """Steps and VAEs that OpenVINO runs or torch runs as fast, as /metrics has them."""
+
+    def count(part: str) -> float:
+        kinds = f"{part} compiled", f"{part} kept uncompiled"
+        return sum(service.sample("contour_worker_graphs", kind=kind) for kind in kinds)
+
+    return count("steps"), count("VAE")
 
 
 def test_the_service_starts_at_full_speed_with_converted_networks(folder: Path) -> None:
     with Service("demo", ENGINE__RUNTIME="auto") as service:
         service.wait_until_ready()
         assert service.readiness()["runtime"].startswith("OpenVINO in ")
-        until(lambda: min(seen(service)) >= 1)  # it tells of them when it is ready
+        until(lambda: min(decided(service)) >= 1)  # it tells of them when it is ready
         first, second = (service.generate() for _ in range(2))
         assert result_pixels(first).shape == (256, 256, 3)
         assert first.content == second.content
@@ -576,13 +578,12 @@ def test_the_service_answers_during_the_conversion_and_the_next_start_does_witho
     settings = {"WORKERS__CACHE": tmp_path, "ENGINE__RUNTIME": "auto", "ENGINE__OUTPUT__FORMAT": "png"}
     with Service("demo", **settings) as service:
         first = result_pixels(service.wait_until_ready().generate())
-        assert seen(service) == (0, 0)
-        until(lambda: seen(service) == (4, 1), PATIENCE)
-        assert service.readiness()["workers"][0]["graphs"]["steps compiled"] == 4
+        assert decided(service) == (0, 0)
+        until(lambda: decided(service) == (4, 1), PATIENCE)
         second = result_pixels(service.generate())
         assert psnr(first, second) >= 35
         assert service.sample("contour_worker_fallbacks_total") == 0
     with Service("demo", **settings) as service:
         service.wait_until_ready()
-        until(lambda: seen(service) != (0, 0), PATIENCE)
-        assert np.array_equal(result_pixels(service.generate()), second)
+        until(lambda: decided(service) != (0, 0), PATIENCE)
+        assert psnr(result_pixels(service.generate()), second) >= 35  # what runs it may be another choice

@@ -1,24 +1,27 @@
 """Networks that torch compiles in the background, and that take over while images are made."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.workers.engine import demo, dying
 from tests.workers.engine.demo import CONFIG, relative_error
 from tests.workers.engine.recorder import recorder
 from tests.workers.engine.three import Change, alone, assert_alike, engine, speed, together
 from workers.engine import model
-from workers.engine.compiling import TorchCompile
+from workers.engine.compiling import TorchCompile, Upgradable
 from workers.engine.denoiser import Denoiser, Guided, Layers, Passes
 from workers.engine.engine import DiffusionEngine
+from workers.engine.graphs import Fallbacks, GraphContext, Graphs
 from workers.engine.runtime import Decode, ModelFunctions
 
 
@@ -165,6 +168,87 @@ def _tired() -> Callable[[Decode, torch.Tensor], torch.Tensor]:
         return decode(latents)
 
     return run
+
+
+class Clock:
+    """The clock that compares functions; it goes on only while these run."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: list[float] = []
+
+    def taking(self, seconds: float, functions: ModelFunctions) -> ModelFunctions:
+        """The same functions, each of whose calls takes so long."""
+
+        def slowed(function: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*arguments: Any) -> Any:
+                self.now += seconds
+                self.calls.append(seconds)
+                return function(*arguments)
+
+            return run
+
+        return replace(functions, predict=lambda side: slowed(functions.predict(side)), decode=slowed(functions.decode))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("workers.engine.compiling.perf_counter", lambda: clock.now)
+    return clock
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["", "recorded"])
+@pytest.mark.parametrize(
+    ("plain", "faster", "taken"),
+    [(0.024, 0.015, True), (0.025, 0.051, False), (0.025, 0.026, True), (8.82, 5.16, True), (3.0, 5.0, False)],
+)
+def test_compiled_networks_take_over_unless_they_are_slower(
+    plain: float, faster: float, taken: bool, recorded: bool, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    def change(functions: ModelFunctions) -> ModelFunctions:
+        compiled = clock.taking(faster, functions)
+        return replace(clock.taking(plain, functions), faster=TorchCompile(lambda: compiled, automatic=False))
+
+    made_by = engine(speed(replace(CONFIG, slots=1), compile=True), recorder() if recorded else None, change)
+    with caplog.at_level("INFO"):
+        made_by.warm_up()
+        assert made_by.wait_until_compiled(600)
+    kinds = {kind: n for kind, n in made_by.status().graphs if kind.endswith("compiled") and n}
+    expected = ("steps compiled", "VAE compiled") if taken else ("steps kept uncompiled", "VAE kept uncompiled")
+    assert kinds == dict.fromkeys(expected, 1)
+    assert made_by.status().fallbacks == ()
+    outcome = "have taken over" if taken else "are slower and not used"
+    for part in ("batch of 1", "VAE"):
+        figures = f"{1000 * faster:.1f} ms; uncompiled {1000 * plain:.1f} ms"
+        assert f"latents of 8x8, {part}: compiled networks {outcome} ({figures})" in caplog.messages
+    clock.calls.clear()
+    assert_alike({0: demo.make(made_by, demo.task(0))}, {0: alone()[0]})
+    assert set(clock.calls) == {faster if taken else plain}
+    assert made_by.wait_until_compiled(600)  # the decision stands
+    assert dict(made_by.status().graphs)["steps kept uncompiled"] == (not taken)
+
+
+@pytest.mark.parametrize(("plain", "faster", "calls"), [(0.01, 0.02, 6), (0.03, 0.09, 3), (0.3, 0.6, 2), (3.0, 5.0, 1)])
+def test_the_slower_functions_are_the_fewer_calls_compare_them(
+    plain: float, faster: float, calls: int, clock: Clock
+) -> None:
+    """One call of each is for the results, and decides where it takes seconds."""
+
+    def taking(seconds: float) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            clock.now += seconds
+            clock.calls.append(seconds)
+            return torch.ones(1)
+
+        return run
+
+    graphs = Graphs(GraphContext(None, Fallbacks(), lambda: False, Lock()))
+    function = Upgradable(graphs, "step", taking(plain), lambda each: each())
+    seconds = function.offer(taking(faster), lambda each: each(), torch.float32)
+    assert seconds == pytest.approx((plain, faster))
+    assert Counter(clock.calls) == {plain: calls, faster: calls}
+    assert (function.upgraded, function.kept) == (False, True)
 
 
 def test_networks_that_would_be_compiled_again_where_they_serve_are_not_taken_over() -> None:
