@@ -55,6 +55,7 @@ def locate(engine: EngineConfig, folder: Path, models: str | None = None) -> Eng
         engine,
         model=engine.model and place("model", engine.model),
         controlnet=engine.controlnet and place("controlnet", engine.controlnet),
+        vae=engine.vae and place("vae", engine.vae),
         loras=[place("loras", lora) for lora in engine.loras],
         onnx=str(folder.absolute() / (home_folder(engine.onnx) or engine.onnx)),
     )
@@ -97,7 +98,7 @@ def engine_problems(engine: EngineConfig) -> list[Problem]:
     weights: dict[str, Weights | None] = {}
     if engine.kind == "diffusion":
         weights = {"model": engine.model, "controlnet": engine.controlnet}
-        weights |= dict(named_loras(engine))
+        weights |= ({"vae": engine.vae} if engine.vae else {}) | dict(named_loras(engine))
     found = {
         **{key: text for name, part in weights.items() for key, text in weights_problems(name, part).items()},
         **_canny_problems(engine.canny),

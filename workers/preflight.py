@@ -20,7 +20,15 @@ import msgspec
 
 from workers.confinement import without_secrets
 from workers.engine.config import EngineConfig, Lora, Weights
-from workers.engine.model_checks import UnsafeModelError, UnsupportedModelError, check_fit, check_folders, read_object
+from workers.engine.model_checks import (
+    VAE_CLASSES,
+    UnsafeModelError,
+    UnsupportedModelError,
+    check_fit,
+    check_folders,
+    check_vae,
+    read_object,
+)
 from workers.engine.samplers import is_proven
 from workers.engine.weights import (
     COMPONENTS,
@@ -40,11 +48,7 @@ ROOT = Path(__file__).parents[1]
 MAX_HEADER = 100_000_000  # bytes; that of the safetensors library
 SECONDS = 180.0  # for torch and diffusers to be imported from a cold disk
 MARK = "tried"  # a file of the cache: the last trial that went well
-CLASSES = {
-    "unet": "UNet2DConditionModel",
-    "controlnet": "ControlNetModel",
-    "vae": "AutoencoderKL",
-}
+CLASSES = {"unet": ("UNet2DConditionModel",), "controlnet": ("ControlNetModel",), "vae": VAE_CLASSES}
 
 
 def problems(engine: EngineConfig, cache: Path | None = None) -> list[Problem]:
@@ -59,7 +63,7 @@ def problems(engine: EngineConfig, cache: Path | None = None) -> list[Problem]:
     model, controlnet = folders.get("model"), folders.get("controlnet")
     if found or model is None or controlnet is None or None in folders.values():
         return found
-    found = list(_misfits(model, controlnet))
+    found = list(_misfits(model, controlnet, folders.get("vae")))
     return found or _tried(engine, model, cache)
 
 
@@ -88,10 +92,8 @@ def _part_problems(name: str, weights: Weights) -> Iterator[Problem]:
         return
     if isinstance(weights, Lora):
         flaws = _file_flaws(folder / weights.file)
-    elif name == "controlnet":
-        flaws = _component_flaws(folder, name)
     else:
-        flaws = _model_flaws(folder)
+        flaws = _model_flaws(folder) if name == "model" else _component_flaws(folder, name)
     for text in flaws:
         yield Problem((*key, "path"), f"is {path}, but {text}")
 
@@ -101,12 +103,11 @@ def _not_such_a_part(name: str, weights: Weights, key: tuple[str, ...]) -> Probl
     if isinstance(weights, Lora):
         near = _neighbour(path / weights.file)
         return Problem((*key, "file"), f"is {weights.file}, but there is no such file in {path}{near}")
-    what = {"model": "a model", "controlnet": "a ControlNet"}[name]
+    what = {"model": "a model", "controlnet": "a ControlNet", "vae": "a VAE"}[name]
     text = f"is {path}, which is not {what} in diffusers' layout: it has no {LANDMARKS[name]}"
-    inner = next((each.parent for each in sorted(path.glob(f"*/{LANDMARKS[name]}"))), None) if path.is_dir() else None
-    if inner is not None:
-        inner = inner if name == "controlnet" else inner.parent
-    return Problem((*key, "path"), text + (f"; did you mean {inner}?" if inner is not None else ""))
+    inner = min(path.glob(f"*/{LANDMARKS[name]}"), key=lambda each: (each.parent.name != name, each), default=None)
+    near = f"; did you mean {inner.parents[LANDMARKS[name].count('/')]}?" if inner is not None else ""
+    return Problem((*key, "path"), text + near)
 
 
 def _neighbour(path: Path) -> str:
@@ -152,8 +153,8 @@ def _json_flaws(folder: Path, component: str) -> Iterator[str]:
         check_folders(folder)
         path = folder / "config.json"
         found = read_object(path).get("_class_name") if path.is_file() else None
-        if found is not None and found != CLASSES.get(component, found):
-            yield f"{path} describes a {found}, not a {CLASSES[component]}"
+        if found is not None and found not in CLASSES.get(component, (found,)):
+            yield f"{path} describes {found}, not {' or '.join(CLASSES[component])}"
     except UnsafeModelError as error:
         yield str(error)
 
@@ -180,7 +181,7 @@ def _looks_whole(path: Path) -> bool:
     return False
 
 
-def _misfits(model: Path, controlnet: Path) -> Iterator[Problem]:
+def _misfits(model: Path, controlnet: Path, vae: Path | None) -> Iterator[Problem]:
     """Find networks that this engine does not run, or not together."""
     parts = (model / "unet", controlnet, model / "text_encoder")
     try:
@@ -188,6 +189,10 @@ def _misfits(model: Path, controlnet: Path) -> Iterator[Problem]:
     except UnsupportedModelError as error:
         part = "model" if "ControlNet" not in str(error) else "controlnet"
         yield Problem(("engine", part, "path"), f"is {model if part == 'model' else controlnet}, but {error}")
+    try:
+        check_vae(*(read_object(folder / "config.json") for folder in (vae or model / "vae", model / "vae")))
+    except UnsupportedModelError as error:
+        yield Problem(("engine", "vae" if vae else "model", "path"), f"is {vae or model}, but {error}")
 
 
 # --------------------------------------------------------------------------------------------------------------- trial

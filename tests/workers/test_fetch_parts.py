@@ -7,9 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from tests.workers.fetch_command import WEIGHTS, controlnet, fetch_from, run_here, weights
-from tests.workers.hub import Hub
+from app.settings import load
+from tests.workers.fetch_command import DEMO, WEIGHTS, controlnet, fetch_from, files_in, run_here, weights
+from tests.workers.hub import COMMIT, Hub
 from workers import fetch
+from workers.engine.config import Weights
+from workers.engine.weights import absent
 from workers.weights.messages import FetchError
 from workers.weights.repository import texts_of, weights_of
 
@@ -116,6 +119,43 @@ def test_another_architecture_is_told_before_its_weights_are_fetched(
     config = json.loads(controlnet()["config.json"]) | changes
     assert run_here(tmp_path, {"config.json": json.dumps(config).encode(), WEIGHTS: b"not read"}) == 1
     assert told in capsys.readouterr().err
+
+
+VAE = f"""
+engine:
+  model: {{path: {DEMO}}}
+  controlnet: {{path: {DEMO / "controlnet"}}}
+  vae: {{path: some/vae, revision: {COMMIT}}}
+"""
+TINY = json.dumps({"_class_name": "AutoencoderTiny", "latent_channels": 4}).encode()
+
+
+def test_of_a_vae_only_the_weights_and_their_description_are_fetched(tmp_path: Path) -> None:
+    others = ("README.md", "diffusion_pytorch_model.bin", "taesd_decoder.safetensors", "taesd_encoder.safetensors")
+    hub = Hub({"some/vae": {"config.json": TINY, WEIGHTS: weights()} | dict.fromkeys(others, b"other")})
+    done = fetch_from(hub, tmp_path, config=VAE)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "models" / f"vae-some--vae-{COMMIT[:12]}-float16"
+    assert done.stdout.splitlines()[-1] == f"engine.vae: {folder}"
+    assert files_in(folder) == {"config.json", WEIGHTS, "contour.json"}
+    assert {asked.file for asked in hub.asked} == {"config.json", WEIGHTS}
+    located = load(tmp_path / "my.yaml", {"CONTOUR_WORKERS__MODELS": str(tmp_path / "models")}).engine
+    assert (located.vae, absent(located)) == (Weights(path=str(folder)), [])
+    assert absent(load(tmp_path / "my.yaml", {}).engine) == ["engine.vae: some/vae"]
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (TINY.replace(b"latent", b"out"), "out_channels of the VAE is 4; this engine runs 3 only"),
+        (b'{"_class_name": "VQModel"}', "is 'VQModel'; this engine runs AutoencoderKL or AutoencoderTiny"),
+    ],
+)
+def test_another_vae_is_told_before_its_weights_are_fetched(tmp_path: Path, config: bytes, told: str) -> None:
+    hub = Hub({"some/vae": {"config.json": config, WEIGHTS: weights()}})
+    done = fetch_from(hub, tmp_path, config=VAE)
+    assert (done.returncode, told in done.stderr) == (1, True)
+    assert {asked.file for asked in hub.asked} == {"config.json"}
 
 
 def test_a_repository_of_pickles_is_refused(tmp_path: Path) -> None:

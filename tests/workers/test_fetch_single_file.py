@@ -119,6 +119,25 @@ def test_a_checkpoint_that_has_changed_is_converted_anew(converted: Path) -> Non
     assert absent(located(converted, ENGINE)) == []
 
 
+VAE_KEY = "first_stage_model."
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_vae_of_a_checkpoint_alone_or_with_its_model_becomes_what_it_was(tmp_path: Path, alone: bool) -> None:
+    tensors = merged()
+    if alone:
+        tensors = {key.removeprefix(VAE_KEY): part for key, part in tensors.items() if key.startswith(VAE_KEY)}
+    save_file(tensors, tmp_path / "vae.safetensors")
+    config = (
+        f"engine:\n  model: {{path: {DEMO}}}\n  controlnet: {{path: {CONTROL}}}\n  vae: {{path: ./vae.safetensors}}"
+    )
+    assert run(tmp_path, config=config) == 0
+    vae = located(tmp_path, EngineConfig(vae=Weights(path="./vae.safetensors"))).vae
+    assert vae is not None
+    assert files_in(Path(vae.path)) == {"config.json", WEIGHTS, "contour.json"}
+    assert_equal(load_file(Path(vae.path) / WEIGHTS), load_file(VAE / WEIGHTS))
+
+
 def test_converted_weights_do_not_need_the_original(converted: Path, tmp_path: Path) -> None:
     hidden = (converted / "merged.safetensors").rename(tmp_path / "merged.safetensors")
     assert absent(located(converted, ENGINE)) == []
@@ -273,6 +292,24 @@ def test_a_model_and_a_controlnet_are_not_taken_for_each_other(
     assert "it is a ControlNet: name it under engine.controlnet" in capsys.readouterr().err
     assert run(tmp_path, config=CONFIG.replace("control.", "merged.")) == 1
     assert "it is a model: name it under engine.model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("decoder.mid.block_1.conv1.weight", "it is a VAE: name it under engine.vae; it cannot be engine.model"),
+        (
+            "decoder.layers.0.weight",
+            "it is a VAE in diffusers' layout: name its folder, which has a config.json, under",
+        ),
+    ],
+)
+def test_a_vae_is_not_taken_for_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, told: str
+) -> None:
+    save_file(wide(key, 4, 4), tmp_path / "merged.safetensors")
+    assert run(tmp_path) == 1
+    assert told in capsys.readouterr().err
 
 
 def test_a_checkpoint_may_hold_a_model_and_a_controlnet(tmp_path: Path) -> None:

@@ -98,8 +98,17 @@ def test_a_sampler_like_no_other_is_told_with_all_there_are(config: Path) -> Non
         ),
         (
             {"CONTROLNET__PATH": "./demo/unet"},
-            "controlnet.path is demo/unet, but demo/unet/config.json describes a UNet2DConditionModel, "
-            "not a ControlNetModel",
+            "controlnet.path is demo/unet, but demo/unet/config.json describes UNet2DConditionModel, "
+            "not ControlNetModel",
+        ),
+        (
+            {"VAE__PATH": "./demo"},
+            "vae.path is demo, which is not a VAE in diffusers' layout: it has no config.json; did you mean demo/vae?",
+        ),
+        (
+            {"VAE__PATH": "./demo/unet"},
+            "vae.path is demo/unet, but demo/unet/config.json describes UNet2DConditionModel, "
+            "not AutoencoderKL or AutoencoderTiny",
         ),
         (
             {"LORAS": "[{path: ./demo/unet, file: diffusion_pytorch_modle.safetensors}]"},
@@ -180,6 +189,14 @@ def test_a_controlnet_of_another_model_is_told(config: Path) -> None:
     assert line.startswith(
         "engine.controlnet.path is demo/controlnet, but cross_attention_dim is 96 in the UNet and 2048"
     )
+
+
+def test_a_vae_of_another_model_is_told(config: Path) -> None:
+    vae = shutil.copytree(config.parent / "demo/vae", config.parent / "vae")
+    assert told(config, VAE__PATH="./vae") == []
+    rewrite(vae / "config.json", scaling_factor=0.13025)
+    [line] = told(config, VAE__PATH="./vae")
+    assert line.startswith("engine.vae.path is vae, but scaling_factor of the VAE is 0.13025, and of the model's own")
 
 
 @pytest.mark.slow

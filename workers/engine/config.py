@@ -185,6 +185,9 @@ class EngineConfig:
     """The model: UNet, VAE, text encoder and tokenizer, as diffusers lays them out."""
     controlnet: Weights | None = None
     """The ControlNet."""
+    vae: Weights | None = None
+    """Another VAE than the model's own to decode images with: an AutoencoderKL, or an AutoencoderTiny such as TAESD,
+    which is faster and less exact."""
     loras: list[Lora] = field(default_factory=list)
     """LoRAs that are fused into the weights at start."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"

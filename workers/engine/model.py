@@ -4,7 +4,7 @@ import inspect
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from workers.engine.conditioning import (
 from workers.engine.config import EngineConfig, Sampler, Weights
 from workers.engine.denoiser import Denoiser, Guided, Layers, Passes
 from workers.engine.lora import fuse
-from workers.engine.model_checks import check_architecture, check_folders, read_object
+from workers.engine.model_checks import check_architecture, check_folders, check_vae, read_object, vae_class
 from workers.engine.networks import Attend
 from workers.engine.plan import Plans
 from workers.engine.runtime import Faster, ModelFunctions
@@ -42,8 +42,10 @@ from workers.logs import timed
 _SAFELY = {"use_safetensors": True, "local_files_only": True}  # no pickles, nothing from the hub
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
     from transformers import CLIPTextModel
+
+    Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +54,7 @@ class Parts:
 
     unet: "UNet2DConditionModel"
     controlnet: "ControlNetModel"
-    vae: "AutoencoderKL"
+    vae: "Vae"
     text_encoder: "CLIPTextModel"
     tokenizer: ClipTokenizer
     scheduler: dict[str, Any]
@@ -64,7 +66,7 @@ class Model:
 
     unet: "UNet2DConditionModel"
     controlnet: "ControlNetModel"
-    vae: "AutoencoderKL"
+    vae: "Vae"
     tokens: Tokens
     text: TextConditioning
     plans: Plans
@@ -110,7 +112,7 @@ class Model:
         return ModelFunctions(partial(_guided, passes, layers), self.decode, faster=faster)
 
 
-def latent_scale(vae: "AutoencoderKL") -> int:
+def latent_scale(vae: "Vae") -> int:
     """Pixels along a side of one latent: each level of the VAE but the last halves an image."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))
 
@@ -119,7 +121,12 @@ def _guided(passes: Passes, layers: Layers, side_stream: SideStream) -> Guided:
     return Guided(Denoiser(passes, side_stream), layers)
 
 
-def decode(vae: "AutoencoderKL", latents: Tensor) -> Tensor:
+def decoder_of(vae: "Vae") -> list[nn.Module]:
+    """The modules of a VAE that decode."""
+    return [module for name, module in vae.named_children() if name in ("post_quant_conv", "decoder")]
+
+
+def decode(vae: "Vae", latents: Tensor) -> Tensor:
     """Decode final latents [C, h, w] with the VAE: RGB uint8 [height, width, 3]."""
     scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
     return to_pixels(vae.decode(scaled[None], return_dict=False)[0][0])
@@ -225,10 +232,10 @@ def _scheduler_kind(name: str) -> Any:
 def read(config: EngineConfig, dtype: torch.dtype, device: str = "cpu") -> Parts:
     """Read the weights, with what changes them, each tensor straight to the device.
 
-    Raises MissingWeightsError, UnsafeModelError and LoraError.
+    Raises MissingWeightsError, UnsafeModelError, UnsupportedModelError and LoraError.
     """
     with timed("Imported diffusers and transformers"):
-        from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+        from diffusers import ControlNetModel, UNet2DConditionModel
         from transformers import CLIPTextModel
         from transformers.utils.logging import disable_progress_bar
 
@@ -236,7 +243,10 @@ def read(config: EngineConfig, dtype: torch.dtype, device: str = "cpu") -> Parts
     tokenizer, scheduler = small_parts(config)
     folder = _model_folder(config)
     control_folder = _folder("controlnet", config.controlnet) if config.controlnet else folder / "controlnet"
-    check_folders(folder / "unet", folder / "text_encoder", folder / "vae", control_folder)
+    own_vae = folder / "vae"
+    vae_folder = _folder("vae", config.vae) if config.vae else own_vae
+    check_folders(folder / "unet", folder / "text_encoder", own_vae, vae_folder, control_folder)
+    vae_kind = _vae_kind(vae_folder, own_vae)
     with timed("Read the weights"):
         unet = _network_from(UNet2DConditionModel, folder / "unet", dtype, device)
         text_encoder = _text_encoder_from(CLIPTextModel, folder / "text_encoder", dtype, device)
@@ -245,7 +255,7 @@ def read(config: EngineConfig, dtype: torch.dtype, device: str = "cpu") -> Parts
         return Parts(
             unet=unet,
             controlnet=_network_from(ControlNetModel, control_folder, dtype, device),
-            vae=_network_from(AutoencoderKL, folder / "vae", dtype, device),
+            vae=_network_from(vae_kind, vae_folder, dtype, device),
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             scheduler=scheduler,
@@ -296,6 +306,18 @@ def _variant(folder: Path, component: str, dtype: torch.dtype) -> Literal["fp16"
 def _network_from(kind: Any, folder: Path, dtype: torch.dtype, device: str) -> Any:
     variant = _variant(folder, "unet", dtype)  # all networks' files are called alike
     return kind.from_pretrained(folder, variant=variant, dtype=dtype, device_map={"": device}, **_SAFELY)
+
+
+def _vae_kind(folder: Path, own: Path) -> Any:
+    """The class of the VAE in a folder. It must decode the latents of the model, whose own VAE is in another one.
+
+    Raises MissingWeightsError and UnsupportedModelError.
+    """
+    import diffusers
+
+    config, other = (read_object(_existing(each, "config.json") / "config.json") for each in (folder, own))
+    check_vae(config, other)
+    return getattr(diffusers, vae_class(config))
 
 
 def _text_encoder_from(kind: Any, folder: Path, dtype: torch.dtype, device: str) -> Any:

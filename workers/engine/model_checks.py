@@ -11,13 +11,14 @@ of those is needed here.
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from workers.engine.contract import UnusableModelError
 
 # --------------------------------------------------------------------------------------------------------- architecture
 
 
+Network: TypeAlias = Literal["UNet", "ControlNet", "VAE"]
 _BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
 _BLOCK_KEYS = ("down_block_types", "up_block_types")
 
@@ -56,6 +57,11 @@ _CONTROLNET: dict[str, Any] = _BOTH | {
     "controlnet_conditioning_channel_order": "rgb",
     "global_pool_conditions": False,
 }
+_VAE: dict[str, Any] = {"out_channels": 3, "upsampling_scaling_factor": 2}
+# Classes of VAEs, with the key and the default of their levels, each of which but one halves an image.
+_LEVELS = {"AutoencoderKL": ("block_out_channels", [64]), "AutoencoderTiny": ("decoder_block_out_channels", [64] * 4)}
+VAE_CLASSES = tuple(_LEVELS)
+_SCALING_FACTOR = 0.18215  # the default of AutoencoderKL
 _SHARED = ("block_out_channels", "cross_attention_dim", "down_block_types", "in_channels", "layers_per_block")
 _DEFAULTS = {"in_channels": 4, "norm_num_groups": 32}  # of diffusers
 
@@ -83,11 +89,15 @@ def check_architecture(unet: Mapping[str, Any], controlnet: Mapping[str, Any], t
         )
 
 
-def check_config(network: Literal["UNet", "ControlNet"], config: Mapping[str, Any]) -> None:
+def check_config(network: Network, config: Mapping[str, Any]) -> None:
     """Compare a network's `config.json`, before its weights are fetched; what it leaves out has its default.
 
     Raises UnsupportedModelError.
     """
+    if network == "VAE":
+        vae_class(config)
+        _check_values(network, _VAE | dict(config), _VAE)
+        return
     supported = {"UNet": _UNET, "ControlNet": _CONTROLNET}[network]
     _check_network(network, {**supported, **_DEFAULTS, **config}, supported)
 
@@ -104,10 +114,37 @@ def check_fit(unet: Mapping[str, Any], controlnet: Mapping[str, Any], text_encod
         check_architecture(*both, text_encoder["hidden_size"])
 
 
+def vae_class(config: Mapping[str, Any]) -> str:
+    """The name of diffusers' class for a VAE with this `config.json`. Raises UnsupportedModelError."""
+    name: str = config.get("_class_name", VAE_CLASSES[0])
+    if name not in VAE_CLASSES:
+        raise UnsupportedModelError(f"_class_name of the VAE is {name!r}; this engine runs {' or '.join(VAE_CLASSES)}")
+    return name
+
+
+def check_vae(vae: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Check by the `config.json` of each that a VAE decodes the same latents as the model's own VAE.
+
+    Raises UnsupportedModelError.
+    """
+    check_config("VAE", vae)
+    found, wanted = (_latents_of(config) for config in (vae, own))
+    for name, value in found.items():
+        # A tiny one takes the UNet's latents as they are, whatever its factor.
+        if value != wanted.get(name, value):
+            raise UnsupportedModelError(f"{name} of the VAE is {value}, and of the model's own VAE {wanted[name]}")
+
+
+def _latents_of(vae: Mapping[str, Any]) -> dict[str, Any]:
+    """What a VAE says of its latents: their channels, the levels that make a pixel of one, and a KL's factor."""
+    key, usual = _LEVELS[vae_class(vae)]
+    levels = len(vae.get(key, usual))
+    kl = {"scaling_factor": vae.get("scaling_factor", _SCALING_FACTOR)} if key == "block_out_channels" else {}
+    return {"latent_channels": vae.get("latent_channels", 4), "the number of block_out_channels": levels, **kl}
+
+
 def _check_network(name: str, config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
-    for key, value in supported.items():
-        if config[key] != value:
-            raise UnsupportedModelError(f"{key} of the {name} is {config[key]!r}; this engine runs {value!r} only")
+    _check_values(name, config, supported)
     for key in _BLOCK_KEYS:
         unknown = sorted(set(config.get(key, ())) - _BLOCKS)
         if unknown:
@@ -119,6 +156,12 @@ def _check_network(name: str, config: Mapping[str, Any], supported: Mapping[str,
         )
     if config["norm_num_groups"] is None:
         raise UnsupportedModelError(f"norm_num_groups of the {name} is None; this engine runs group norms only")
+
+
+def _check_values(name: str, config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
+    for key, value in supported.items():
+        if config[key] != value:
+            raise UnsupportedModelError(f"{key} of the {name} is {config[key]!r}; this engine runs {value!r} only")
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from workers.engine.config import EngineConfig, Lora, Weights
 from workers.engine.contract import UnusableModelError
 
 # A file that shows where a part is, by the part's key in the `engine` section.
-LANDMARKS = {"model": "unet/config.json", "controlnet": "config.json"}
+LANDMARKS = {"model": "unet/config.json", "controlnet": "config.json", "vae": "config.json"}
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # files that can run any code when they are read
 _NETWORK = "diffusion_pytorch_model"
 # File names without extension, by the component's folder.
@@ -61,7 +61,7 @@ def absent(engine: EngineConfig) -> list[str]:
 
 
 def folder_of(name: str, weights: Weights) -> Path | None:
-    """The folder of a part ("model", "controlnet", "loras.0"), or None when it is not here."""
+    """The folder of a part ("model", "controlnet", "vae", "loras.0"), or None when it is not here."""
     landmark = weights.file if isinstance(weights, Lora) else LANDMARKS[name]
     if is_single_file(weights):
         return None  # what was made of it is a folder, and `locate` would have named that
@@ -115,10 +115,12 @@ def files(config: EngineConfig, device: str) -> Iterator[Path]:
     """
     half = config.dtype_on(cuda=device.startswith("cuda")) != "float32"
     model = _folder("model", config.model)
-    control = _folder("controlnet", config.controlnet) or (model and model / "controlnet")
-    for part, folder in (("unet", model), ("text_encoder", model), ("controlnet", control), ("vae", model)):
+    folders = {part: model and model / part for part in ("unet", "text_encoder")}
+    for part in ("controlnet", "vae"):
+        folders[part] = _folder(part, getattr(config, part)) or (model and model / part)
+    for part, folder in folders.items():
         if folder is not None:
-            yield weight_file(folder if part == "controlnet" else folder / part, COMPONENTS[part], half=half)
+            yield weight_file(folder, COMPONENTS[part], half=half)
     for name, lora in named_loras(config):
         if (folder := folder_of(name, lora)) is not None:
             yield folder / lora.file

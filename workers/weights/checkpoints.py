@@ -122,6 +122,8 @@ Shapes = Mapping[str, list[int]]
 _FIRST = "model.diffusion_model.input_blocks.0.0.weight"  # [out, in, 3, 3]
 _CROSS = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"  # [out, width of the text]
 _CONTROL = "input_hint_block.0.weight"
+_MIDDLE = "decoder.mid.block_1.conv1.weight"
+_VAES = {"decoder.mid_block.resnets.0.conv1.weight", "decoder.layers.0.weight"}  # in diffusers' layout
 _SD2_WIDTH = 1024
 _INPUTS = {9: "an inpainting model", 8: "InstructPix2Pix", 7: "an upscaler", 5: "a depth model"}
 _LORA = "a LoRA"
@@ -150,7 +152,7 @@ PREFIXES: Mapping[Kind, str] = {  # of a network's keys
 
 
 def networks_in(name: str, path: Path) -> Mapping[Kind, str]:
-    """Return the networks of a checkpoint for the "model" or the "controlnet", with their keys' prefixes.
+    """Return the networks of a checkpoint for the "model", the "controlnet" or the "vae", with their keys' prefixes.
 
     Raises FetchError.
     """
@@ -161,9 +163,14 @@ def networks_in(name: str, path: Path) -> Mapping[Kind, str]:
     control = _control(shapes)
     if name == "controlnet" and control:
         return control
+    if name == "vae" and (vae := _vae(shapes)):
+        return vae
     if name == "model" and _FIRST in shapes:
         return _model(shapes)
-    kind = "a model: name it under engine.model" if _FIRST in shapes else "of an unknown kind"
+    if _VAES & shapes.keys():
+        raise FetchError("it is a VAE in diffusers' layout: name its folder, which has a config.json, under engine.vae")
+    kind = "a VAE: name it under engine.vae" if _MIDDLE in shapes else "of an unknown kind"
+    kind = "a model: name it under engine.model" if _FIRST in shapes else kind
     kind = "a ControlNet: name it under engine.controlnet" if control else kind
     raise FetchError(f"it is {kind}; it cannot be engine.{name}")
 
@@ -183,6 +190,12 @@ def _control(shapes: Shapes) -> dict[Kind, str]:
     if PREFIXES["controlnet"] + _CONTROL in shapes:
         return {"controlnet": PREFIXES["controlnet"]}
     return {"controlnet": ""} if {_CONTROL, "controlnet_cond_embedding.conv_in.weight"} & shapes.keys() else {}
+
+
+def _vae(shapes: Shapes) -> dict[Kind, str]:
+    """Alone, or that of a model."""
+    prefix = next((each for each in ("", PREFIXES["vae"]) if each + _MIDDLE in shapes), None)
+    return {} if prefix is None else {"vae": prefix}
 
 
 def _model(shapes: Shapes) -> dict[Kind, str]:

@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 
 from workers.engine.config import Lora, Weights
-from workers.engine.model_checks import UnsupportedModelError, check_config
+from workers.engine.model_checks import Network, UnsupportedModelError, check_config
 from workers.engine.weights import COMPONENTS, is_folder, is_single_file
 from workers.folders import make, no_follow
 from workers.weights.checkpoints import SD15, SD15_REPOSITORY, convert, is_ready, networks_in, read, shapes_in, write
@@ -26,7 +26,11 @@ from workers.weights.store import find, folder_in, is_prepared, name_of, origin_
 
 _GIB = 2**30
 _PRIVATE, _NOT_PRIVATE = 0o700, 0o077  # modes
-_CHECKED = {"unet/config.json": "UNet", "config.json": "ControlNet"}
+_CHECKED: Mapping[str, Mapping[str, Network]] = {
+    "model": {"unet/config.json": "UNet", "vae/config.json": "VAE"},
+    "controlnet": {"config.json": "ControlNet"},
+    "vae": {"config.json": "VAE"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,7 @@ class FetchOptions:
 
 
 def prepare(name: str, weights: Weights, options: FetchOptions) -> Path:
-    """Prepare a part ("model", "controlnet", "loras.0") unless it is there; its folder. Raises FetchError, OSError."""
+    """Prepare a part ("model", "vae", "loras.0") unless it is there; its folder. Raises FetchError, OSError."""
     final = folder_in(options.models, name, weights, options.dtype)
     if not options.again and is_prepared(final, weights):
         return final
@@ -120,7 +124,7 @@ class _Preparation:
             self._copy(in_folder(like, self.weights), ["scheduler/scheduler_config.json"])
             self._tokenizer()
         for kind, prefix in networks.items():
-            folder = "" if kind == "controlnet" else f"{kind}/"
+            folder = "" if kind == self.name else f"{kind}/"
             self._write(f"{folder}{COMPONENTS[kind]}.safetensors", convert(path, kind, prefix, like))
             self._take(like / kind / "config.json", f"{folder}config.json")
 
@@ -131,8 +135,8 @@ class _Preparation:
         names = [*chain.from_iterable(chosen.values())]
         self._check_room(repository, names, beside=0.5)
         self._copy(repository, texts)
-        for text in _CHECKED.keys() & set(texts):  # before gigabytes are fetched
-            _check_config(self._ready / text, _CHECKED[text])
+        for text, network in _CHECKED[self.name].items():  # before gigabytes are fetched
+            _check_config(self._ready / text, network)
         paths = dict(zip(names, repository.fetch(names, self._originals), strict=True))
         for target, found in chosen.items():
             originals = [paths[name] for name in found]
@@ -231,8 +235,8 @@ def _check_free(needed: int, models: Path) -> None:
         )
 
 
-def _check_config(path: Path, network: str) -> None:
+def _check_config(path: Path, network: Network) -> None:
     try:
-        check_config(network, json.loads(path.read_text()))  # type: ignore[arg-type]
+        check_config(network, json.loads(path.read_text()))
     except (UnsupportedModelError, ValueError) as error:
         raise FetchError(f"{error}: choose a repository for Stable Diffusion 1.5") from error

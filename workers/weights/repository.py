@@ -37,7 +37,7 @@ from workers.weights.messages import LATER, RETRY, WRONG_SIZE, FetchError, bar, 
 
 
 HALF = ".fp16"
-NETWORKS = {"model": ("unet/", "vae/", "text_encoder/"), "controlnet": ("",)}  # their folders
+NETWORKS = {"model": ("unet/", "vae/", "text_encoder/"), "controlnet": ("",), "vae": ("",)}  # their folders
 _TOKENIZER = ("tokenizer/tokenizer_config.json",)
 TEXTS = {
     "model": (
@@ -46,6 +46,7 @@ TEXTS = {
         *_TOKENIZER,
     ),
     "controlnet": ("config.json",),
+    "vae": ("config.json",),
     "tokenizer": _TOKENIZER,
 }
 OPTIONAL = tuple(
@@ -54,11 +55,12 @@ OPTIONAL = tuple(
 
 
 def texts_of(part: str, files: Collection[str]) -> list[str]:
-    """Return the small files of a "model", "controlnet" or "tokenizer". Raises FetchError if one is missing."""
+    """Return the small files of a "model", "controlnet", "vae" or "tokenizer". Raises FetchError if one is missing."""
     missing = next((text for text in TEXTS[part] if text not in files), None)
     if missing is not None:
         raise FetchError(f"the repository has no {missing}: it is not in diffusers' layout")
-    return [*TEXTS[part], *(text for text in OPTIONAL if text in files and part != "controlnet")]
+    optional = OPTIONAL if part in ("model", "tokenizer") else ()
+    return [*TEXTS[part], *(text for text in optional if text in files)]
 
 
 def weights_of(part: str, files: Collection[str], dtype: str) -> Mapping[str, list[str]]:

@@ -61,7 +61,7 @@ def origin_of(weights: Weights) -> Origin:
 
 
 def name_of(part: str, weights: Weights) -> str:
-    """Name a part ("model", "controlnet", "loras.0") by what it is made of, fit for a file and for people."""
+    """Name a part ("model", "vae", "loras.0") by what it is made of, fit for a file and for people."""
     kind = "lora" if isinstance(weights, Lora) else part
     if is_folder(weights):
         return f"{kind}-{Path(weights.path).stem}-{hashlib.sha256(weights.path.encode()).hexdigest()[:8]}"

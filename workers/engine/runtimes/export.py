@@ -27,7 +27,7 @@ from workers.engine.conditioning import (
     time_table,
 )
 from workers.engine.denoiser import Denoiser, Guided, Layers, Passes, StepInputs
-from workers.engine.model import Parts, decode, latent_scale
+from workers.engine.model import Parts, decode, decoder_of, latent_scale
 from workers.engine.runtimes.files import to_write
 from workers.engine.streams import SideStream
 
@@ -67,7 +67,7 @@ class _Vae(nn.Module):
     def __init__(self, parts: Parts) -> None:
         super().__init__()
         self._vae = (parts.vae,)  # not the encoder's weights
-        self.used = nn.ModuleList([parts.vae.post_quant_conv, parts.vae.decoder])
+        self.used = nn.ModuleList(decoder_of(parts.vae))
 
     def forward(self, latents: Tensor) -> Tensor:
         return decode(self._vae[0], latents)
