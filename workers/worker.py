@@ -5,9 +5,10 @@ tokenise, wait for finished pixels and encode them. The preview thread waits for
 thread alone gives the device work, and owns all state here: the others put what it should do next into its inbox.
 
 For example, an image in slot 2: the reader gets `Run`, has the main thread note that the slot is taken, and a codec
-thread decode the file. That thread puts `_admit` into the inbox. Between two steps, the main thread admits the image to
-the engine, whose next step takes it along. After its last step, a codec thread encodes it, puts the slot's release into
-the inbox, and reports `Finished`.
+thread tokenise the prompt. That thread puts `_begin` into the inbox, decodes the file, and puts `_admit` there. Between
+two steps, the main thread has the device encode the text, meanwhile perhaps, and admits the image to the engine, whose
+next step takes it along. After its last step, a codec thread encodes it, puts the slot's release into the inbox, and
+reports `Finished`.
 """
 
 import contextlib
@@ -63,7 +64,8 @@ REMEASURE_CHANGE = 0.25  # of a step's costs, relative: other work has begun or 
 
 @dataclass(slots=True)
 class _SlotState:
-    """The image in a slot. `admitted`: the engine has it, since `began`. `dropped`: the pool has cancelled it."""
+    """The image in a slot. `held`: the engine has it. `admitted`: it takes part in the steps. `began`: it was prepared.
+    `dropped`: the pool has cancelled it."""
 
     generation: int
     made_from: Provenance = field(default_factory=Provenance)
@@ -72,6 +74,7 @@ class _SlotState:
     began: float = 0.0
     shown: float = -math.inf  # when a preview was last wanted
     drawing: "Future[None] | None" = None  # its last preview
+    held: bool = False
     admitted: bool = False
     dropped: bool = False
 
@@ -157,19 +160,31 @@ class Worker:
     def _take_slot(self, slot: int, generation: int) -> None:
         self._slots[slot] = _SlotState(generation)
 
-    def _admit(self, slot: int, made_from: Provenance, seconds: float, content: Any) -> None:
-        """Hand a prepared image to the engine."""
+    def _begin(self, slot: int, draft: Any) -> None:
+        """Start an image on the device while its file is still being decoded.
+
+        Without memory for that `_admit` does it all, and reports if there is still none.
+        """
+        state = self._slots[slot]
+        if not state.dropped:
+            with contextlib.suppress(OutOfMemoryError):
+                self.engine.begin(slot, draft)
+                state.held = True
+
+    def _admit(self, slot: int, made_from: Provenance, since: float, until: float, content: Any) -> None:
+        """Hand the engine an image that was prepared from `since` until `until`; from then on it counts as denoised."""
         state = self._slots[slot]
         if state.dropped:
             self._release(slot)
             return
-        state.began = time.monotonic()  # before the text is encoded, which counts as denoising
+        state.held = False  # unless this succeeds
         try:
             self.engine.admit(slot, content)
         except OutOfMemoryError as error:
             self._on_out_of_memory(slot, error)
             return
-        state.made_from, state.prepare, state.admitted = made_from, seconds, True
+        state.held = state.admitted = True
+        state.made_from, state.prepare, state.began = made_from, until - since, until
         state.warnings = as_warnings(content.warnings)
 
     def _cancel(self, slot: int, generation: int) -> None:
@@ -178,21 +193,27 @@ class Worker:
             return  # it left before the order came, and its own report frees the slot
         state.dropped = True
         if state.admitted:
-            self.engine.discard(slot)
             self._release(slot)
 
     def _stop(self) -> None:
         self._stopping = True
 
+    def _free(self, slot: int) -> int:
+        """Free a slot, in the engine too, and return its generation."""
+        state = self._slots.pop(slot)
+        if state.held:
+            self.engine.discard(slot)
+        return state.generation
+
     def _release(self, slot: int) -> None:
-        send(self.channel, m.Released(self.id, slot, self._slots.pop(slot).generation))
+        send(self.channel, m.Released(self.id, slot, self._free(slot)))
 
     def _on_out_of_memory(self, slot: int, error: OutOfMemoryError) -> None:
         """Report that there is no memory for an image now. After several in a row, raise: a new process starts."""
         self._shortages += 1
         if self._shortages > SHORTAGES:
             raise error
-        generation = self._slots.pop(slot).generation
+        generation = self._free(slot)
         send(self.channel, m.Failed(self.id, slot, generation, as_reason(str(error)), Blame.MEMORY))
 
     def _step(self) -> None:
@@ -231,7 +252,6 @@ class Worker:
     def _discard_all(self, error: OutOfMemoryError) -> None:
         """Report all images as out of memory: there is none for a step, not even of one image."""
         for slot in [slot for slot, state in self._slots.items() if state.admitted]:
-            self.engine.discard(slot)
             self._on_out_of_memory(slot, error)
 
     def _finish(self, slot: int) -> None:
@@ -240,11 +260,10 @@ class Worker:
         try:
             decoding = self.engine.finish(slot)
         except OutOfMemoryError as error:
-            self.engine.discard(slot)
             self._on_out_of_memory(slot, error)
             return
         self._shortages = 0
-        state.admitted = False
+        state.held = state.admitted = False
         self._codec_threads.submit(self._run_or_exit, self._deliver, slot, state, decoding, denoised)
 
     # ---------------------------------------------------------------------------------------------- the other threads
@@ -276,13 +295,14 @@ class Worker:
         prepared = self._or_report_failure(order.slot, order.generation, lambda: self._prepared(order))
         if prepared is not None:
             made_from, content = prepared
-            self._inbox.put(partial(self._admit, order.slot, made_from, time.monotonic() - began, content))
+            self._inbox.put(partial(self._admit, order.slot, made_from, began, time.monotonic(), content))
 
     def _prepared(self, order: Run) -> tuple[Provenance, Any]:
         data = self.memory.input(order.slot)
         end = order.image_bytes + order.params_bytes
         task = unpack(bytes(data[: order.image_bytes]), data[order.image_bytes : end])
-        return Provenance.of(task), self.engine.prepare(task)
+        content = self.engine.prepare(task, lambda draft: self._inbox.put(partial(self._begin, order.slot, draft)))
+        return Provenance.of(task), content
 
     def _send_preview(self, slot: int, generation: int, preview: object) -> None:
         jpeg = self.engine.draw(preview)
@@ -305,7 +325,7 @@ class Worker:
 
     def _free_and_report(self, report: m.Finished | m.Failed) -> None:
         """Free the slot, then report: in this order, as the slot's next order may follow the report immediately."""
-        self._inbox.put(partial(self._slots.pop, report.slot))
+        self._inbox.put(partial(self._free, report.slot))
         send(self.channel, report)
 
     def _encode(self, pixels: object, made_from: Provenance) -> bytes:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 from unittest.mock import patch
 
 from msgspec.structs import replace
@@ -13,7 +14,7 @@ from scheduler.messages import Costs
 from workers import worker, worker_main
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
-from workers.engine.contract import EngineStatus, OutOfMemoryError, StepProgress, Task
+from workers.engine.contract import EngineStatus, OutOfMemoryError, StepProgress, Task, ignore
 from workers.engine.echo import Echoed, EchoEngine
 from workers.shared_memory import SlotMemory
 from workers.worker_main import WorkerSetup
@@ -60,8 +61,8 @@ class TellingEngine(EchoEngine):
         self._again += 1
         return True
 
-    def prepare(self, task: Task) -> Echoed:
-        prepared = super().prepare(task)
+    def prepare(self, task: Task, on_draft: Callable[[Any], object] = ignore) -> Echoed:
+        prepared = super().prepare(task, on_draft)
         _given_memory("prepare", prepared.image)
         assert not isinstance(prepared.image, bytes)
         if prepared.image.max() == WAITS:

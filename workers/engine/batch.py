@@ -38,13 +38,12 @@ _TRIAL_GUIDANCE = 2.0  # both rows count, and rounding errors are not multiplied
 
 @dataclass(frozen=True, slots=True)
 class JoiningImage:
-    """An image to join: noise [noises, C, h, w], hint embedding [channels, h, w], keys and values [rows, 77, total].
+    """An image to join, but for its hint: noise [noises, C, h, w], keys and values [rows, 77, total].
 
     The image begins with the first noise; the sampler draws the others at its steps.
     """
 
     noise: Tensor
-    hint: Tensor
     text: Tensor
     schedule: DeviceSchedule
     scales: Scales
@@ -92,13 +91,14 @@ class Batch:
         }
         self._buckets = shape.buckets
         self._buffers = self._allocate()
+        self._loaded: dict[int, DeviceSchedule] = {}  # by slot, of images without a hint so far
         self._running: dict[int, StepProgress] = {}  # by slot, as the host counts
         self._estimates: dict[int, Tensor | None] = {}  # by slot, as in its schedule
         self._chosen: dict[int, Sequence[int]] = {}  # bucket -> slots that the device was last given
         self._used: set[int] = set()  # buckets that images ran in
 
     def __len__(self) -> int:
-        return len(self._running)
+        return len(self._loaded) + len(self._running)
 
     @property
     def size(self) -> int:
@@ -125,8 +125,8 @@ class Batch:
         """The buckets that images ran in without compiled networks."""
         return [bucket for bucket in self._used if not self._steps[bucket].upgraded]
 
-    def admit(self, slot: int, image: JoiningImage) -> None:
-        """Let an image take part from the next step on."""
+    def load(self, slot: int, image: JoiningImage) -> None:
+        """Write all of an image but its hint, which comes later, into the entry of a free slot."""
         buffers, first_noise, calls = self._buffers, self._model.plans.layout.calls, image.schedule.calls
         # Weights of later columns are zero, but zero times an infinity of the slot's last image would be NaN.
         buffers.history[slot].zero_()
@@ -136,13 +136,20 @@ class Batch:
         for n, scale in enumerate(image.scales):
             buffers.scales[slot, n] = scale
         buffers.step[slot] = 0
-        buffers.hint[slot].copy_(image.hint.permute(1, 2, 0))
         buffers.text[slot].copy_(image.text)
-        self._running[slot] = StepProgress(slot, 0, calls)
-        self._estimates[slot] = image.schedule.estimates
+        self._loaded[slot] = image.schedule
+
+    def admit(self, slot: int, hint: Tensor) -> None:
+        """Let a loaded image with its hint embedding [channels, h, w] take part from the next step on."""
+        self._buffers.hint[slot].copy_(hint.permute(1, 2, 0))
+        schedule = self._loaded.pop(slot)
+        self._running[slot] = StepProgress(slot, 0, schedule.calls)
+        self._estimates[slot] = schedule.estimates
 
     def remove(self, slot: int) -> None:
-        del self._running[slot], self._estimates[slot]
+        """Forget an image, loaded or running."""
+        if self._loaded.pop(slot, None) is None:
+            del self._running[slot], self._estimates[slot]
 
     def advance(self) -> list[StepProgress]:
         """Take one step with all images; return the progress of each.

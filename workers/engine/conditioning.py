@@ -19,16 +19,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from workers.engine.codec import Pixels
 from workers.engine.config import Prompting
 from workers.engine.contract import BadOptionError
-from workers.engine.graphs import Graphs
-from workers.engine.streams import upload
+from workers.engine.graphs import Graphs, Work
+from workers.engine.streams import upload_into
 from workers.engine.tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel
     from diffusers.models.attention import BasicTransformerBlock
     from transformers import CLIPTextModel
+
+    from workers.engine.runtime import AnyModel
 
 _log = logging.getLogger(__name__)
 
@@ -227,9 +230,43 @@ class TextConditioning:
 
     def _compute(self, tokens: tuple[int, ...], graphs: Graphs | None) -> Tensor:
         encode = self._encode if graphs is None else graphs.of("text", self._encode)
-        self._numbers.copy_(upload(torch.tensor([tokens]), self._numbers.device))
+        upload_into(self._numbers, torch.tensor([tokens]))
         encode()
         return self._flat.clone()
 
     def _encode(self) -> None:
         self._flat.copy_(self._encoder(self._numbers))
+
+
+# ----------------------------------------------------------------------------------------------------------------- hint
+
+
+class HintEncoder:
+    """Embeds the edges of images of one size: some twenty kernels, which a graph launches at once."""
+
+    def __init__(self, model: "AnyModel", size: tuple[int, int], graphs: Graphs) -> None:
+        self._model = model
+        self.graphs = graphs
+        # Buffers of the graph.
+        sides = (side * model.latent_scale for side in size)
+        self._edges = torch.zeros(*sides, dtype=torch.uint8, device=model.device)
+        self._embedding = torch.zeros(model.hint_channels, *size, dtype=model.dtype, device=model.device)
+
+    @property
+    def size(self) -> int:
+        """Bytes of device memory, without the graph."""
+        return self._edges.nbytes + self._embedding.nbytes
+
+    def prepare(self) -> Work:
+        """The fastest way to run it. Recorded, if possible, before it is needed."""
+        return self.graphs.of("hint", self._work)
+
+    def __call__(self, edges: Pixels) -> Tensor:
+        """The hint embedding [channels, h, w] of edges, uint8 [height, width]. The next call overwrites it."""
+        embed = self.prepare()  # before the upload: recording runs the work on whatever is there
+        upload_into(self._edges, torch.from_numpy(edges))
+        embed()
+        return self._embedding
+
+    def _work(self) -> None:
+        self._embedding.copy_(self._model.hint(self._edges.to(self._model.dtype) / 255))

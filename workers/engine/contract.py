@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from scheduler.messages import Costs
 from workers.engine.config import Canny, EngineConfig
@@ -143,14 +143,18 @@ class EngineStatus:
     fallbacks: tuple[tuple[str, int], ...] = ()
 
 
+def ignore(draft: object) -> None:
+    """For a caller of `Engine.prepare` that begins nothing before the image is prepared."""
+
+
 class Engine(Protocol[Prepared]):
     """Makes images, several at a time, each at its own step.
 
     `prepare`, `collect`, `encode` and `draw` are thread-safe. One thread calls all other methods, and it alone gives
     the device work. Slots are numbered 0 .. slots - 1.
 
-    `prepare`, `admit`, `step`, `finish`, `preview` and `encode` may raise OutOfMemoryError. Any error but that and the
-    documented ones is a fault; if it comes from a method that uses the device, the device can no longer be used.
+    `prepare`, `begin`, `admit`, `step`, `finish`, `preview` and `encode` may raise OutOfMemoryError. Any error but that
+    and the documented ones is a fault; if it comes from a method that uses the device, that can no longer be used.
     """
 
     slots: int
@@ -167,14 +171,21 @@ class Engine(Protocol[Prepared]):
         Return False, with the costs unchanged, if it ended early, for example because `is_idle` returned False.
         """
 
-    def prepare(self, task: Task) -> Prepared:
-        """Decode, resize, find edges, tokenise: everything before the device.
+    def prepare(self, task: Task, on_draft: Callable[[Any], object] = ignore) -> Prepared:
+        """Tokenise, decode, resize, find edges: everything before the device.
 
+        `on_draft` is called with the argument of `begin` before the image is decoded, unless there is nothing to begin.
         Raises BadImageError and BadOptionError.
         """
 
+    def begin(self, slot: int, draft: Any) -> None:
+        """Have the device do for a free slot what needs no image, such as encoding the text; else `admit` does it."""
+
     def admit(self, slot: int, prepared: Prepared) -> None:
-        """Put a prepared image into a free slot; it takes part in the next step."""
+        """Put a prepared image into its slot; it takes part in the next step.
+
+        The slot must be free, or the image begun there. After an error it is free.
+        """
 
     def step(self) -> Sequence[StepProgress]:
         """Advance every unfinished image by one denoising step, and return their progress."""
@@ -186,7 +197,7 @@ class Engine(Protocol[Prepared]):
         """
 
     def discard(self, slot: int) -> None:
-        """Drop the image in a slot, at any step, and free the slot."""
+        """Drop the image in a slot, begun or at any step, and free the slot."""
 
     def collect(self, decoding: object) -> object:
         """Wait until the device has decoded a finished image, and return the argument of `encode`."""

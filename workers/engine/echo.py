@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,15 @@ from workers.engine import codec
 from workers.engine.budget import DecodeBudget
 from workers.engine.codec import Pixels
 from workers.engine.config import EngineConfig
-from workers.engine.contract import AS_CONFIGURED, EngineOptions, EngineStatus, StepProgress, Task, resolved
+from workers.engine.contract import (
+    AS_CONFIGURED,
+    EngineOptions,
+    EngineStatus,
+    StepProgress,
+    Task,
+    ignore,
+    resolved,
+)
 from workers.engine.header import output_size, read_header
 from workers.machine import memory_limit
 
@@ -62,7 +71,7 @@ class EchoEngine:
         self.warm_up()
         return True
 
-    def prepare(self, task: Task) -> Echoed:
+    def prepare(self, task: Task, on_draft: Callable[[Any], object] = ignore) -> Echoed:
         """Decode the image, or keep its bytes unread.
 
         Raises BadImageError.
@@ -82,6 +91,9 @@ class EchoEngine:
         header = read_header(data)
         with self._budget.spend_on(header, (header.width, header.height)):
             return codec.decode(data)
+
+    def begin(self, slot: int, draft: Any) -> None:
+        """Never called: `prepare` has no drafts."""
 
     def admit(self, slot: int, prepared: Echoed) -> None:
         """Put an image into a free slot. Raises ValueError when the slot is taken or not there."""

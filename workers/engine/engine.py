@@ -5,7 +5,7 @@ sampler's arithmetic is a matrix (`sampler.py`); batches by size hold the runnin
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Concatenate, ParamSpec, TypeVar
@@ -29,6 +29,7 @@ from workers.engine.contract import (
     OutOfMemoryError,
     StepProgress,
     Task,
+    ignore,
     resolved,
 )
 from workers.engine.denoiser import min_temperature
@@ -67,15 +68,20 @@ def _on_device(
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Prepared:
-    """An image that is ready for the device: tokens of each row, noise [noises, C, h, w] float32, edges uint8
-    [height, width], its plan and scales, and warnings for the client."""
+class Draft:
+    """An image without its edges: tokens of each row, noise [noises, C, h, w] float32, its plan and scales."""
 
     prompts: tuple[tuple[int, ...], ...]
     noise: Tensor
-    edges: Pixels
     plan: Plan
     scales: Scales
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Prepared(Draft):
+    """An image that is ready for the device, with its edges, uint8 [height, width], and warnings for the client."""
+
+    edges: Pixels
     warnings: tuple[str, ...] = ()
 
 
@@ -94,6 +100,7 @@ class DiffusionEngine:
         self._budget = DecodeBudget(config.decode_budget(memory_limit()))
         self._execution = ExecutionManager(config, model, recorder, trials)
         self.hold_device = self._execution.device_lock.hold
+        self._begun: dict[int, Workspace] = {}  # slot -> where its image will run
         self._workspaces: dict[int, Workspace] = {}  # slot -> where its image runs
         self._finished_latents: dict[int, tuple[Workspace, Tensor]] = {}  # slot -> what waits for `finish`
         self._pacer = StepPacer(model.device)
@@ -130,36 +137,53 @@ class DiffusionEngine:
     def measure_again(self, is_idle: Callable[[], bool]) -> bool:
         return self._measurements.refresh(is_idle)
 
-    def prepare(self, task: Task) -> Prepared:
-        """Decode, resize, find edges, tokenise, and draw the noise.
+    def prepare(self, task: Task, on_draft: Callable[[Draft], object] = ignore) -> Prepared:
+        """Tokenise, draw the noise, then decode, resize and find edges.
 
-        All on the CPU, so that a seed means the same on every device. Raises BadImageError and BadOptionError.
+        All on the CPU, so that a seed means the same on every device. Decoding takes longest, and the text encoder
+        needs none of it: so `on_draft` gets everything else before. Raises BadImageError and BadOptionError.
         """
         options, chosen = task.options, resolved(task.options, self._config)
         plan, scales = self._model.plans.of(chosen.steps), scales_of(chosen, self._config, self._min_temperature)
         header = read_header(task.image)
         width, height = size = output_size(header.width, header.height, self._config.size)
-        with self._budget.spend_on(header, size):
-            pixels = codec.decode_to(task.image, width, height)
-        edges = codec.grey(pixels) if options.control_image == "edges" else codec.edges(pixels, chosen.canny)
+        prompts = self._prompts(task)
+        tokens = tuple(prompt.tokens for prompt in prompts)
         scale = self._model.latent_scale
         shape = (self._model.latent_channels, height // scale, width // scale)
         noise = draw(task.seed, shape, plan.noises)
-        prompts = self._prompts(task)
+        on_draft(Draft(tokens, noise, plan, scales))
+        with self._budget.spend_on(header, size):
+            pixels = codec.decode_to(task.image, width, height)
+        edges = codec.grey(pixels) if options.control_image == "edges" else codec.edges(pixels, chosen.canny)
         warnings = (*(prompt.warning for prompt in prompts), *warnings_of(options, scales, edges))
-        return Prepared(
-            tuple(prompt.tokens for prompt in prompts), noise, edges, plan, scales, tuple(filter(None, warnings))
-        )
+        return Prepared(tokens, noise, plan, scales, edges, tuple(filter(None, warnings)))
+
+    @_on_device
+    def begin(self, slot: int, draft: Draft) -> None:
+        """Encode the text of an image, and put all but its hint into a free slot.
+
+        Raises ValueError when the slot is taken or not there, and OutOfMemoryError, after which the slot is still free.
+        """
+        if not 0 <= slot < self.slots or any(slot in each for each in self._taken):
+            raise ValueError(f"slot {slot} is not free")
+        self._begun[slot] = self._execution.with_room(lambda: self._load(slot, draft))
 
     @_on_device
     def admit(self, slot: int, prepared: Prepared) -> None:
-        """Put a prepared image into a free slot.
+        """Put a prepared image into its slot: a free one, or where it has begun.
 
-        Raises ValueError when the slot is taken or not there, and OutOfMemoryError.
+        Raises ValueError when the slot is taken or not there, and OutOfMemoryError, after which the slot is free.
         """
-        if not 0 <= slot < self.slots or slot in self._workspaces or slot in self._finished_latents:
-            raise ValueError(f"slot {slot} is not free")
-        self._workspaces[slot] = self._execution.with_room(lambda: self._place(slot, prepared))
+        if slot not in self._begun:
+            self.begin(slot, prepared)
+        workspace = self._begun[slot]
+        try:
+            self._execution.with_room(lambda: workspace.batch.admit(slot, workspace.hint(prepared.edges)))
+        except BaseException:
+            self.discard(slot)
+            raise
+        self._workspaces[slot] = self._begun.pop(slot)
 
     @_on_device
     def step(self) -> list[StepProgress]:
@@ -173,7 +197,8 @@ class DiffusionEngine:
                 self._measurements.take(bucket, None if size == self._nominal else size)
         self._pacer.wait()
         stepped = [progress for batch in self._execution.spaces.busy() for progress in batch.advance()]
-        self._pacer.mark()
+        if stepped:
+            self._pacer.mark()
         for each in stepped:
             if each.done == each.total:
                 self._retire(each.slot)
@@ -195,12 +220,13 @@ class DiffusionEngine:
         return decoding
 
     def discard(self, slot: int) -> None:
-        if slot in self._workspaces:
-            self._workspaces.pop(slot).batch.remove(slot)
-        elif slot in self._finished_latents:
-            del self._finished_latents[slot]
-        else:
+        for images in (self._begun, self._workspaces):
+            if slot in images:
+                images.pop(slot).batch.remove(slot)
+                return
+        if slot not in self._finished_latents:
             raise ValueError(f"slot {slot} is empty")
+        del self._finished_latents[slot]
 
     def collect(self, decoding: object) -> Pixels:
         """Wait for what `finish` returned: RGB pixels, uint8 [height, width, 3]."""
@@ -270,12 +296,15 @@ class DiffusionEngine:
         if self._model.device.type == "cuda":
             torch.cuda.synchronize(self._model.device)
 
-    def _place(self, slot: int, prepared: Prepared) -> Workspace:
-        workspace = self._execution.spaces.of((prepared.noise.shape[2], prepared.noise.shape[3]))
-        noise = upload(prepared.noise, self._model.device)
-        hint, text = self._hint(prepared.edges), self._text(prepared.prompts)
-        schedule = self._execution.schedule(prepared.plan)
-        workspace.batch.admit(slot, JoiningImage(noise, hint, text, schedule, prepared.scales))
+    @property
+    def _taken(self) -> tuple[Container[int], ...]:
+        return self._begun, self._workspaces, self._finished_latents
+
+    def _load(self, slot: int, draft: Draft) -> Workspace:
+        text = self._text(draft.prompts)  # first, as it takes the device longest
+        workspace = self._execution.spaces.of((draft.noise.shape[2], draft.noise.shape[3]))
+        noise, schedule = upload(draft.noise, self._model.device), self._execution.schedule(draft.plan)
+        workspace.batch.load(slot, JoiningImage(noise, text, schedule, draft.scales))
         return workspace
 
     def _show(self, latents: Tensor) -> Decoding | None:
@@ -291,9 +320,6 @@ class DiffusionEngine:
         workspace = self._workspaces.pop(slot)
         self._finished_latents[slot] = (workspace, workspace.batch.final_latents(slot))
         workspace.batch.remove(slot)
-
-    def _hint(self, edges: Pixels) -> Tensor:
-        return self._model.hint(upload(torch.from_numpy(edges), self._model.device).to(self._model.dtype) / 255)
 
     def _prompts(self, task: Task) -> tuple[Prompt, ...]:
         """The prompts of an image's rows, the unconditional one first."""

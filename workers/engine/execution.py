@@ -18,6 +18,7 @@ from torch import Tensor
 from workers.engine.attention import Attention, Kernel, kernels
 from workers.engine.batch import Batch, BatchShape
 from workers.engine.compiling import Compiler, DeviceLock, Target, describe, hold_while_timing, one_worker_at_a_time
+from workers.engine.conditioning import HintEncoder
 from workers.engine.config import AttentionKernel, EngineConfig, rows_of
 from workers.engine.contract import EngineStatus
 from workers.engine.graphs import Fallbacks, GraphContext, Graphs, Pool, Recorder, first_line, recorder_for
@@ -45,13 +46,14 @@ class Workspace:
     """Everything that makes images of one size. `kept`: never dropped, as the configuration names its size."""
 
     batch: Batch
+    hint: HintEncoder
     decoder: Decoder
     kept: bool
 
     @property
     def size(self) -> int:
         """Bytes of device memory, graphs included."""
-        return self.batch.size + self.decoder.size + self.graph_bytes
+        return self.batch.size + self.hint.size + self.decoder.size + self.graph_bytes
 
     def plain_parts(self) -> list[int | None]:
         """The buckets that images ran in and whose networks could still be upgraded, and None for such a VAE."""
@@ -60,7 +62,7 @@ class Workspace:
 
     @property
     def graph_bytes(self) -> int:
-        return self.batch.graphs.size + self.decoder.graphs.size
+        return self.batch.graphs.size + self.hint.graphs.size + self.decoder.graphs.size
 
 
 class Workspaces:
@@ -183,6 +185,7 @@ class ExecutionManager:
             space = self.spaces.of(size, kept=True)
             for bucket in reversed(self.shape.buckets):
                 space.batch.prepare(bucket)
+            space.hint.prepare()
             space.decoder.prepare()
         for target in self._first_targets():
             if self._faster is not None and self._faster.at_once:  # not after a fault that ends that
@@ -298,6 +301,7 @@ class ExecutionManager:
             "steps kept uncompiled": sum(space.batch.kept for space in spaces),
             "VAE kept uncompiled": sum(space.decoder.kept for space in spaces),
             "VAE": sum(len(space.decoder.graphs) for space in spaces),
+            "hint": sum(len(space.hint.graphs) for space in spaces),
             "text": len(self._text),
         }
         return EngineStatus(
@@ -324,8 +328,9 @@ class ExecutionManager:
         self._compiler.forget(size)
         predict = self._functions.predict(self._step_side)
         batch = Batch(self._model, self.shape, size, predict, Graphs(self._context, main))
+        hint = HintEncoder(self._model, size, Graphs(self._context, main))
         decoder = Decoder(self._model, self._functions.decode, size, self._vae_side, Graphs(self._context, vae))
-        return Workspace(batch, decoder, kept)
+        return Workspace(batch, hint, decoder, kept)
 
     def _compile(self, target: Target) -> None:
         """In the compiler's thread: run the networks on a target's shapes, so that they are compiled for these."""

@@ -4,11 +4,11 @@ import logging
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from workers.engine.config import Faults
-from workers.engine.contract import Engine, OutOfMemoryError, StepProgress, Task
+from workers.engine.contract import Engine, OutOfMemoryError, StepProgress, Task, ignore
 
 log = logging.getLogger("contour.faults")
 
@@ -30,10 +30,10 @@ class FaultyEngine:
     def __getattr__(self, name: str) -> Any:  # all that does not fail
         return getattr(self._engine, name)
 
-    def prepare(self, task: Task) -> Any:
+    def prepare(self, task: Task, on_draft: Callable[[Any], object] = ignore) -> Any:
         """Raises OutOfMemoryError by chance, and what the engine raises."""
         self._refuse_memory("prepare", self._faults.prepare_memory)
-        return self._engine.prepare(task)
+        return self._engine.prepare(task, on_draft)
 
     def admit(self, slot: int, prepared: Any) -> None:
         self._engine.admit(slot, prepared)

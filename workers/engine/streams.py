@@ -24,6 +24,11 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def upload_into(buffer: Tensor, tensor: Tensor) -> None:
+    """Copy a tensor from main memory into a buffer of the device. The host does not wait."""
+    buffer.copy_(tensor.pin_memory() if buffer.is_cuda else tensor, non_blocking=True)
+
+
 class SideStream:
     """A second stream: work forked to it runs beside what the main stream does, until both join.
 

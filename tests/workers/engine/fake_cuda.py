@@ -5,10 +5,12 @@ tensors of a torch without CUDA differ from tensors on a GPU, `FakeCuda` makes t
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -59,6 +61,126 @@ def efficient_attention(queries: Tensor, keys: Tensor, values: Tensor, heads: in
 def _efficient() -> Kernel:
     (kernel,) = kernels(torch.device(DEVICE), "efficient")
     return kernel
+
+
+# -------------------------------------------------------------------------------------------------------- what waits
+
+
+class Host:
+    """What the host does, in order: `noted` by a test, and each time that it waits for the device.
+
+    It waits for an event, for a stream, for all of the device, and for each copy that is not `non_blocking`, from or to
+    pinned memory.
+    """
+
+    def __init__(self) -> None:
+        self.did: list[str] = []
+        self.copies = 0
+        self._pinned: list[Tensor] = []
+
+    def note(self, what: str) -> None:
+        self.did.append(what)
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        self._pinned.append(tensor.clone())
+        return self._pinned[-1]
+
+    def on_copy(self, *tensors: Tensor, non_blocking: bool) -> None:
+        """Note a copy between devices if the host waits for it."""
+        self.copies += 1
+        in_main_memory = next(tensor for tensor in tensors if tensor.device.type == "cpu")
+        if not (non_blocking and any(tensor is in_main_memory for tensor in self._pinned)):
+            self.note("waits for a copy")
+
+    def empty_like(self, tensor: Tensor, *, device: str, pin_memory: bool) -> Tensor:
+        made = aten.empty_like(tensor, device=torch.device(device))
+        return self.pin(made) if pin_memory else made
+
+    def event(self) -> "_Event":
+        return _Event(self)
+
+    def stream(self, *_: object) -> "_Stream":
+        return _Stream(self)
+
+
+@dataclass
+class _Event:
+    host: Host
+    after: str = "nothing"
+
+    def record(self) -> None:
+        self.after = next((each for each in reversed(self.host.did) if not each.startswith("waits")), self.after)
+
+    def synchronize(self) -> None:
+        self.host.note(f"waits for {self.after}")
+
+
+@dataclass
+class _Stream:
+    host: Host
+
+    def wait_stream(self, other: object) -> None:
+        """The device waits, the host does not."""
+
+    def synchronize(self) -> None:
+        self.host.note("waits for a stream")
+
+
+@contextmanager
+def host_on_fake_cuda(patch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """As `fake_cuda`, with stand-ins for streams and events, too."""
+    host = Host()
+    stand_ins = {
+        "Event": host.event,
+        "Stream": host.stream,
+        "current_stream": host.stream,
+        "stream": lambda stream: nullcontext(),
+        "synchronize": lambda device: host.note("waits for the device"),
+    }
+    for name, stand_in in stand_ins.items():
+        patch.setattr(torch.cuda, name, stand_in)
+    patch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
+    with fake_cuda(), _Copies(host), _Memory(host):
+        yield host
+
+
+class _Memory(TorchFunctionMode):
+    """Pinned memory, and what fake tensors lack for an image."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__()
+        self._stand_ins: dict[Any, Callable[..., Any]] = {
+            Tensor.pin_memory: host.pin,
+            Tensor.numpy: lambda tensor: np.zeros(tensor.shape, np.uint8),
+            torch.empty_like: host.empty_like,
+        }
+
+    def __torch_function__(
+        self, function: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        pinned = function is not torch.empty_like or "pin_memory" in (kwargs or {})
+        return (self._stand_ins.get(function, function) if pinned else function)(*args, **(kwargs or {}))
+
+
+class _Copies(TorchDispatchMode):
+    """Tells a host of what can make it wait."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._host = host
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = operator(*args, **(kwargs or {}))
+        if operator in (aten._to_copy.default, aten.copy_.default):
+            ends = (made, args[0]) if operator is aten._to_copy.default else args[:2]
+            if len({tensor.device.type for tensor in ends}) > 1:
+                self._host.on_copy(*ends, non_blocking=any(each is True for each in (*args, *(kwargs or {}).values())))
+        return made
+
+
+# --------------------------------------------------------------------------------------------------------- stand-ins
 
 
 class _AsOnCuda(TorchFunctionMode):

@@ -160,24 +160,41 @@ def test_impossible_calls_are_refused_and_change_nothing(shared: DiffusionEngine
     assert shared.step() == []
 
 
+def test_an_image_that_has_begun_takes_its_slot_and_no_step(shared: DiffusionEngine) -> None:
+    prepared = shared.prepare(demo.task(), partial(shared.begin, 0))
+    with pytest.raises(ValueError, match="slot 0 is not free"):
+        shared.begin(0, prepared)
+    assert shared.step() == []
+    with pytest.raises(ValueError, match="no running image"):
+        shared.preview(0)
+    shared.discard(0)
+    with pytest.raises(ValueError, match="slot 0 is empty"):
+        shared.discard(0)
+
+
 def test_a_bad_image_is_refused_at_prepare(shared: DiffusionEngine) -> None:
     with pytest.raises(BadImageError):
         shared.prepare(Task(b"not an image", "", 0))
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["admit", "step", "discard"]), st.integers(0, 2)), max_size=15))
+@given(st.lists(st.tuples(st.sampled_from(["begin", "admit", "step", "discard"]), st.integers(0, 2)), max_size=15))
 def test_any_order_of_joining_and_leaving_makes_the_same_images(acts: list[tuple[str, int]]) -> None:
     engine = demo.engine(replace(CONFIG, guidance_scale=1.0))
     expected = {slot: alone(engine, demo.task(slot)) for slot in range(3)}
-    running: dict[int, int] = {}
+    begun, running = set[int](), dict[int, int]()
     for act, slot in acts:
-        if act == "admit" and slot not in running:
+        if act == "begin" and slot not in begun | running.keys():
+            engine.prepare(demo.task(slot), partial(engine.begin, slot))
+            begun.add(slot)
+        elif act == "admit" and slot not in running:
             engine.admit(slot, engine.prepare(demo.task(slot)))
+            begun.discard(slot)
             running[slot] = 0
-        elif act == "discard" and slot in running:
+        elif act == "discard" and slot in begun | running.keys():
             engine.discard(slot)
-            del running[slot]
+            begun.discard(slot)
+            running.pop(slot, None)
         elif act == "step":
             unfinished = {slot for slot, done in running.items() if done < STEPS}
             running.update({slot: running[slot] + 1 for slot in unfinished})

@@ -51,11 +51,11 @@ def test_before_the_first_request_the_configured_sizes_are_recorded_the_largest_
     made_by.warm_up()
     areas = [space.batch._size for space in made_by._execution.spaces]
     assert areas == [(8, 16), (8, 8)]
-    assert {kind: n for kind, n in made_by.status().graphs if n} == {"steps": 6, "VAE": 2, "text": 1}
-    assert made_by.status().graph_bytes == 9 * fake.size
+    assert {kind: n for kind, n in made_by.status().graphs if n} == {"steps": 6, "VAE": 2, "hint": 2, "text": 1}
+    assert made_by.status().graph_bytes == 11 * fake.size
     # One for the steps, one for the VAE, which runs beside them: so it is recorded apart.
     assert len(set(map(id, fake.pools))) == 2
-    assert [pool in fake.concurrent for pool in fake.pools] == [*2 * [False, False, False, True], False]
+    assert [pool in fake.concurrent for pool in fake.pools] == [*2 * [False, False, False, False, True], False]
 
 
 def test_nothing_is_recorded_by_a_request_for_a_configured_size() -> None:
@@ -78,7 +78,7 @@ def test_other_sizes_are_recorded_at_first_use_in_pools_of_their_own() -> None:
 
 
 def test_beyond_their_bound_the_least_recently_used_sizes_are_dropped() -> None:
-    fake = recorder(size=2**29)
+    fake = recorder(size=2**28)  # each size has two graphs
     made_by = engine(speed(other_sizes_gib=1.2), fake)
     for width in (72, 80, 72, 88):
         demo.make(made_by, demo.task(1, width))

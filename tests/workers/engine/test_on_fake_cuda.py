@@ -1,7 +1,10 @@
 """An image on the tensors of a GPU that is not there: devices, dtypes, host values, layouts; at full size."""
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -9,20 +12,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.workers.engine import full_size
-from tests.workers.engine.fake_cuda import DEVICE, Call, efficient_attention, fake_cuda, layout_kept
+from tests.workers.engine import demo, full_size
+from tests.workers.engine.fake_cuda import (
+    DEVICE,
+    Call,
+    efficient_attention,
+    fake_cuda,
+    host_on_fake_cuda,
+    layout_kept,
+)
+from workers.engine import codec
 from workers.engine import model as models
 from workers.engine.batch import Batch, BatchShape, JoiningImage
 from workers.engine.conditioning import pack_projections
-from workers.engine.config import EngineConfig, Sampler, rows_of
+from workers.engine.config import EngineConfig, Sampler, Speed, rows_of
 from workers.engine.contract import StepProgress
+from workers.engine.engine import DiffusionEngine
 from workers.engine.graphs import Fallbacks, GraphContext, Graphs
 from workers.engine.model import Model, assemble, plans_of
 from workers.engine.plan import DeviceSchedule, Scales
 from workers.engine.preview import Colours
+from workers.engine.runtime import ModelFunctions
 from workers.engine.streams import SideStream
 
-CONFIG = EngineConfig(sampler=Sampler(steps=2))
+CONFIG = EngineConfig(sampler=Sampler(steps=4))
 SIDE = 64  # of the latents
 HEAVY = {"convolution", "addmm", "mm", "_scaled_dot_product_efficient_attention"}
 IMAGE_WORK = {"convolution", "silu", "add", "addcmul", "mul", "cat", "upsample_nearest2d"}
@@ -110,7 +123,8 @@ def test_so_does_all_else_that_an_image_needs(model: Model) -> None:
         hint = model.hint(edges)
         model.text._encode()
         text, schedule = torch.stack([model.text._flat] * 2), DeviceSchedule(weights, estimates, model.times(timesteps))
-        batch.admit(0, JoiningImage(noise, hint, text, schedule, Scales(7.5, 1.0, 1.0)))
+        batch.load(0, JoiningImage(noise, text, schedule, Scales(7.5, 1.0, 1.0)))
+        batch.admit(0, hint)
         pixels = model.decode(noise[0])
     with fake_cuda():
         latents = batch.final_latents(0)
@@ -179,3 +193,51 @@ def test_the_text_encoder_runs_the_same_operators_whether_it_is_recorded_or_not(
     usual = operators()
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert operators() == usual
+
+
+def test_the_device_begins_before_the_image_is_decoded_and_the_host_waits_for_the_result_alone(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the steps before the last, so that it is no more than one ahead."""
+    speed = Speed(graphs=False, compile=False, attention="sdpa")
+    config = replace(CONFIG, speed=speed, slots=1)
+    with host_on_fake_cuda(monkeypatch) as host:
+
+        def noted(what: str, work: Callable[..., Any], *, numbered: bool = False) -> Callable[..., Any]:
+            count = itertools.count(1)
+
+            def run(*args: Any) -> Any:
+                host.note(f"{what} {next(count)}" if numbered else what)
+                return work(*args)
+
+            return run
+
+        functions = model.functions(efficient_attention, None)
+        step = noted("step", lambda inputs: inputs.latents.float(), numbered=True)
+        played = ModelFunctions(lambda side: step, noted("VAE", functions.decode))
+        monkeypatch.setattr(Model, "functions", lambda *_: played)
+        monkeypatch.setattr(Model, "hint", noted("hint", Model.hint))
+        monkeypatch.setattr(model.text, "_encoder", noted("text", model.text._encoder))
+        monkeypatch.setattr(codec, "decode_to", noted("reads the file", codec.decode_to))
+        engine = DiffusionEngine(config, model)
+        host.did.clear()
+        prepared = engine.prepare(demo.task(width=8 * SIDE, height=8 * SIDE, negative="gray"), partial(engine.begin, 0))
+        engine.admit(0, prepared)
+        for _ in range(engine.calls):
+            engine.step()
+        pixels = engine.collect(engine.finish(0))
+    assert host.did == [
+        *("text", "text", "reads the file", "hint", "step 1", "step 2"),
+        *("waits for step 1", "step 3", "waits for step 2", "step 4"),
+        *("VAE", "waits for VAE"),
+    ]
+    assert host.copies == 9  # two texts, the noise, three of the schedule, the edges, the slot's number; the result
+    assert pixels.shape == (8 * SIDE, 8 * SIDE, 3)
+
+
+def test_a_wait_of_the_host_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    with host_on_fake_cuda(monkeypatch) as host:
+        torch.zeros(1).to(DEVICE)
+        torch.zeros(1, device=DEVICE).copy_(torch.zeros(1), non_blocking=True)  # which is not pinned
+        torch.zeros(1, device=DEVICE).cpu()
+    assert host.did == ["waits for a copy"] * 3

@@ -1,6 +1,7 @@
 """An engine that lacks memory: it makes room, does less at a time, or says so and works on."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -69,11 +70,18 @@ def test_an_image_that_cannot_be_decoded_stays_until_it_is_dropped(monkeypatch: 
     made_by.admit(0, made_by.prepare(demo.task(0)))
 
 
-def test_an_image_that_cannot_be_admitted_leaves_its_slot_free(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["load", "admit"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_image_that_cannot_be_admitted_leaves_its_slot_free(
+    where: str, begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made_by = engine(FOUR)
     prepared = made_by.prepare(demo.task(0))
     with monkeypatch.context() as patched:
-        patched.setattr(Batch, "admit", Refusing(2).instead_of(Batch.admit))
+        patched.setattr(Batch, where, Refusing(4 if begun and where == "load" else 2).instead_of(getattr(Batch, where)))
+        if begun:
+            with pytest.raises(OutOfMemoryError) if where == "load" else nullcontext():
+                made_by.begin(0, prepared)
         with pytest.raises(OutOfMemoryError):
             made_by.admit(0, prepared)
     made_by.admit(0, prepared)
