@@ -37,7 +37,7 @@ from app.tracing import Tracing, tracing
 from scheduler import messages as m
 from workers.devices import DeviceChoice, Gpu, choose_devices
 from workers.edge_process import EdgeService, EdgeSetup, edge_layout
-from workers.engine.config import EngineConfig
+from workers.engine.config import EngineConfig, rows_of
 from workers.logs import suitable
 from workers.machine import memory_limit
 from workers.nvml import Nvml, driver_fault
@@ -216,4 +216,6 @@ def _announce(settings: Settings, placement: DeviceChoice) -> None:
             engine.size.short_side,
         )
         log.info("Networks run by %s", runtime_in_words(engine, cuda=placement.on_gpu))
+        if engine.prompt.negative and rows_of(engine.guidance_scale) == 1:
+            log.warning("engine.prompt.negative has no effect, as engine.guidance_scale is 1 or less")
     log.log(logging.INFO if placement.on_gpu else logging.WARNING, placement.reason)

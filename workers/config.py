@@ -1,6 +1,7 @@
 """The `workers` section of a configuration file, and where the weights of the `engine` section are."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Annotated, Literal, TypeVar
 from msgspec import Meta
 
 from workers.engine.config import Canny, EngineConfig, Lora, Sizing, Weights
+from workers.engine.contract import BadImageError
+from workers.engine.header import output_size
 from workers.engine.samplers import unknown
 from workers.engine.weights import PICKLES, is_folder, named_loras
 from workers.schema import SHOWN_CHARS, Problem, show
@@ -103,6 +106,7 @@ def engine_problems(engine: EngineConfig) -> list[Problem]:
         **{key: text for name, part in weights.items() for key, text in weights_problems(name, part).items()},
         **_canny_problems(engine.canny),
         **_size_problems(engine.size),
+        **_runtime_problems(engine),
         **_speed_problems(engine),
         **_sampler_problems(engine),
     }
@@ -138,13 +142,35 @@ def _canny_problems(canny: Canny) -> dict[str, str]:
     return {"canny.low": f"is {canny.low}, but must not be above canny.high ({canny.high})"}
 
 
+def _runtime_problems(engine: EngineConfig) -> dict[str, str]:
+    """Settings that the configured runtime would ignore."""
+    found, but = {}, f"but engine.runtime is {engine.runtime}"
+    if engine.runtime == "openvino" and engine.speed.compile is False:
+        found["speed.compile"] = f"is false, {but}, which takes over as compiled networks do: leave one of them out"
+    if engine.runtime == "onnxruntime":
+        set_for_torch = {name: getattr(engine.speed, name) for name in ("compile", "attention", "time_convolutions")}
+        for name, value in set_for_torch.items():
+            if value not in ("auto", False):
+                found[f"speed.{name}"] = f"is {show(value)}, {but}, and this is for torch: leave one of them out"
+    elif engine.onnx_provider != "auto":
+        found["onnx_provider"] = f"is {engine.onnx_provider}, {but}: it needs onnxruntime"
+    return found
+
+
 def _speed_problems(engine: EngineConfig) -> dict[str, str]:
-    multiple = engine.size.multiple
-    return {
-        f"speed.sizes.{n}": f"is {list(size)}, but both must be multiples of size.multiple ({multiple})"
-        for n, size in enumerate(engine.speed.sizes)
-        if any(side % multiple for side in size)
-    }
+    sizes = ((n, _useless(size, engine.size)) for n, size in enumerate(engine.speed.sizes))
+    return {f"speed.sizes.{n}": f"is {list(engine.speed.sizes[n])}, but {text}" for n, text in sizes if text}
+
+
+def _useless(size: tuple[int, int], sizing: Sizing) -> str:
+    """Return why no image has this size (width, height); empty if images have it."""
+    if any(side % sizing.multiple for side in size):
+        return f"both must be multiples of size.multiple ({sizing.multiple})"
+    with suppress(BadImageError):
+        if output_size(*size, sizing) == size:
+            return ""
+    sides = f"size.short_side ({sizing.short_side}) or the long one size.long_side ({sizing.long_side})"
+    return f"no image gets that size: the short side is {sides}"
 
 
 def _sampler_problems(engine: EngineConfig) -> dict[str, str]:

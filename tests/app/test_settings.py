@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from app import application
 from app.http.access import read_keys
 from app.settings import ServerConfig, Settings, SettingsError, load
+from workers.devices import DeviceChoice, DeviceSpec
 from workers.engine.config import Canny, Output, Sampler, Weights
 
 ECHO = "engine: {kind: echo}"
@@ -70,6 +72,9 @@ def test_the_few_step_configuration_is_the_same_model_with_a_lora() -> None:
         ("loras: 3", "engine.loras is 3, but must be a list of: keys (path, revision, file, scale)"),
         ("speed: {sizes: [[512, 10]]}", "engine.speed.sizes.0 is [512, 10], but must be [a whole number from 64"),
         ("speed: {sizes: [[512, 520]]}", "engine.speed.sizes.0 is [512, 520], but both must be multiples of"),
+        ("speed: {sizes: [[512, 512], [768, 768]]}", "engine.speed.sizes.1 is [768, 768], but no image gets that size"),
+        ("speed: {sizes: [[512, 1536]]}", "engine.speed.sizes.0 is [512, 1536], but no image gets that size"),
+        ("speed: {sizes: [[64, 4096]]}", "engine.speed.sizes.0 is [64, 4096], but no image gets that size"),
         ("speed: {compile: maybe}", "engine.speed.compile is 'maybe', but must be true or false or auto"),
     ],
 )
@@ -77,6 +82,39 @@ def test_a_problem_in_a_list_is_reported_with_its_position(tmp_path: Path, text:
     with pytest.raises(SettingsError) as refused:
         settings(tmp_path, f"engine:\n  model: {{path: ./m}}\n  controlnet: {{path: ./c}}\n  {text}\n")
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("runtime: openvino, speed: {compile: false}", "engine.speed.compile is false, but engine.runtime is openvino"),
+        ("runtime: onnxruntime, speed: {compile: true}", "speed.compile is true, but engine.runtime is onnxruntime"),
+        ("runtime: onnxruntime, speed: {attention: flash}", "attention is 'flash', but engine.runtime is onnxruntime"),
+        ("onnx_provider: tensorrt", "onnx_provider is tensorrt, but engine.runtime is auto: it needs onnxruntime"),
+    ],
+)
+def test_what_the_runtime_would_ignore_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    assert told in "\n".join(refusal(tmp_path, f"engine: {{kind: echo, {text}}}"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "runtime: openvino, speed: {compile: true, attention: sdpa}",
+        "runtime: onnxruntime, onnx_provider: tensorrt, speed: {compile: false}",
+        "speed: {compile: false, sizes: [[512, 512], [1024, 512], [1024, 448]]}",
+    ],
+)
+def test_what_the_runtime_uses_is_not(tmp_path: Path, text: str) -> None:
+    assert settings(tmp_path, f"engine: {{kind: echo, {text}}}").engine.kind == "echo"
+
+
+def test_a_negative_prompt_without_guidance_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    placement = DeviceChoice((DeviceSpec("cpu0", "cpu", None),), "No GPU")
+    text = "engine: {model: {path: ./m}, controlnet: {path: ./c}, prompt: {negative: fog}, guidance_scale: "
+    for scale in ("1}", "2}"):
+        application._announce(settings(tmp_path, text + scale), placement)
+    assert caplog.text.count("engine.prompt.negative has no effect, as engine.guidance_scale is 1 or less") == 1
 
 
 def test_the_folder_of_a_lora_is_meant_from_the_file(tmp_path: Path) -> None:

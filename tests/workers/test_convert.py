@@ -124,5 +124,5 @@ def test_the_runtime_is_the_one_that_serves() -> None:
     assert EngineConfig().runtime_on(cuda=True) == "torch"
     assert EngineConfig().runtime_on(cuda=False) == "openvino"
     assert EngineConfig(dtype="float16").runtime_on(cuda=False) == "torch"
-    assert EngineConfig(runtime="openvino", speed=Speed(compile=False)).runtime_on(cuda=False) == "torch"
+    assert EngineConfig(speed=Speed(compile=False)).runtime_on(cuda=False) == "torch"
     assert EngineConfig(runtime="onnxruntime").runtime_on(cuda=True) == "onnxruntime"

@@ -123,7 +123,8 @@ class Speed:
     graphs: bool = True
     """Record each step as a CUDA graph."""
     compile: bool | Literal["auto"] = "auto"
-    """Have torch compile the networks while they serve; `auto` does so on a GPU."""
+    """Have torch compile the networks while they serve; `auto` does so on a GPU. Where OpenVINO takes them over,
+    `true` changes nothing; with `false`, `runtime: auto` is torch."""
     attention: AttentionKernel = "auto"
     """The attention kernel; `auto` measures which is fastest for each shape, `sdpa` leaves the choice to torch. Where
     the kernel cannot be used, torch chooses too."""
@@ -221,12 +222,11 @@ class EngineConfig:
 
     def runtime_on(self, *, cuda: bool) -> str:
         """The runtime of the networks: torch, openvino or onnxruntime."""
-        if self.runtime in ("torch", "onnxruntime"):
+        if self.runtime != "auto":
             return self.runtime
-        if self.speed.compile is False:  # OpenVINO takes over from torch as compiled networks do
-            return "torch"
-        suits = not cuda and self.dtype != "float16" and find_spec("openvino") is not None
-        return "openvino" if suits or self.runtime == "openvino" else "torch"
+        # OpenVINO takes over from torch as compiled networks do.
+        suits = not cuda and self.dtype != "float16" and self.speed.compile is not False
+        return "openvino" if suits and find_spec("openvino") is not None else "torch"
 
     def decode_budget(self, memory: int) -> int:
         """Bytes in which a worker decodes images, where there is so much memory in all."""

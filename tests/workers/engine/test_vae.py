@@ -15,7 +15,7 @@ from tests.workers.engine import demo
 from workers.engine.config import EngineConfig, Weights
 from workers.engine.engine import DiffusionEngine
 from workers.engine.model import assemble, decode, read
-from workers.engine.model_checks import UnsupportedModelError
+from workers.engine.model_checks import UnsafeModelError, UnsupportedModelError
 from workers.engine.preview import fit
 from workers.engine.runtimes import export, openvino_files, sessions
 from workers.engine.runtimes import files as onnx_files
@@ -145,6 +145,12 @@ def test_it_is_read_in_place_of_the_models_own(config: EngineConfig, tmp_path: P
 def test_one_for_another_model_is_refused(vae: Callable[[], Any], told: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=told):
         read(saved(vae(), tmp_path / "vae"), torch.float32)
+
+
+def test_keys_that_name_code_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderTiny", "auto_map": {"x": "y"}}')
+    with pytest.raises(UnsafeModelError, match="sets auto_map, which is refused"):
+        read(replace(demo.CONFIG, vae=Weights(path=str(tmp_path))), torch.float32)
 
 
 def test_another_class_is_refused(tmp_path: Path) -> None:
