@@ -6,10 +6,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
 import cv2
 import numpy as np
+from cv2.typing import MatLike
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -22,6 +23,7 @@ from workers.engine.formats import (
     START_OF_SCAN,
     decode_webp,
     deep_transparency,
+    encode_png,
     has_all_scans,
     jpeg_scans,
     next_restart,
@@ -133,20 +135,29 @@ def encode(pixels: Pixels, output: Output, file_format: FileFormat | None = None
 
     A PNG has no quality.
     """
-    wanted = file_format or output.format
-    keys = {"jpeg": cv2.IMWRITE_JPEG_QUALITY, "webp": cv2.IMWRITE_WEBP_QUALITY}
-    options = [keys[wanted], quality or output.quality] if wanted in keys else []
-    written, file = cv2.imencode(f".{wanted}", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
-    if not written:
-        raise RuntimeError(f"OpenCV cannot write {pixels.shape} as {wanted}")
-    return file.tobytes()
+    match file_format or output.format:
+        case "png":
+            return encode_png(pixels)
+        case "webp":
+            file = BytesIO()
+            Image.fromarray(pixels).save(file, "WebP", quality=quality or output.quality, method=0)  # the fastest
+            return file.getvalue()
+        case "jpeg":
+            bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+            return _written(".jpg", bgr, cv2.IMWRITE_JPEG_QUALITY, quality or output.quality)
+        case _ as unreachable:
+            assert_never(unreachable)
 
 
 def encode_grey(pixels: Pixels) -> bytes:
     """A PNG of grey pixels [height, width]."""
-    written, file = cv2.imencode(".png", pixels)
+    return _written(".png", pixels)
+
+
+def _written(suffix: str, pixels: MatLike, *options: int) -> bytes:
+    written, file = cv2.imencode(suffix, pixels, options)
     if not written:
-        raise RuntimeError(f"OpenCV cannot write {pixels.shape} as PNG")
+        raise RuntimeError(f"OpenCV cannot write {pixels.shape} as {suffix}")
     return file.tobytes()
 
 

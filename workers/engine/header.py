@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
 from math import ceil
-from struct import unpack_from
+from struct import pack, unpack_from
 from typing import Literal, TypeAlias, assert_never
 
 from workers.engine.config import Sizing
@@ -209,6 +209,11 @@ def png_chunks(data: memoryview) -> Iterator[tuple[int, bytes, memoryview]]:
         length, name = unpack_from(">I4s", data, at)
         yield at, name, data[at + 8 : at + 8 + length]
         at += PNG_CHUNK + length
+
+
+def png_chunk(name: bytes, body: bytes) -> bytes:
+    """A chunk of a PNG file."""
+    return b"".join((pack(">I4s", len(body), name), body, pack(">I", zlib.crc32(body, zlib.crc32(name)))))
 
 
 def is_sound(data: memoryview, at: int, name: bytes, body: memoryview) -> bool:

@@ -19,7 +19,6 @@ not serve: 5.0 writes a JPEG's XMP without the header that marks it, and a PNG's
 import hashlib
 import json
 import struct
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from struct import pack
@@ -28,7 +27,7 @@ import msgspec
 
 from workers.engine.config import EngineConfig
 from workers.engine.contract import AS_CONFIGURED, EngineOptions, Task, resolved
-from workers.engine.header import PNG_SIGNATURE, read_header
+from workers.engine.header import PNG_SIGNATURE, png_chunk, read_header
 from workers.engine.samplers import WEB_UI_NAMES
 
 CONTROLNET, VERSION = "ControlNet 0", "Version"
@@ -257,18 +256,14 @@ def _blocks(file: bytes, text: str | None) -> bytes:
 
 def _png_text(text: str) -> bytes:
     try:
-        return _chunk(b"tEXt", KEYWORD.encode() + b"\0" + text.encode("latin-1"))
+        return png_chunk(b"tEXt", KEYWORD.encode() + b"\0" + text.encode("latin-1"))
     except UnicodeEncodeError:
         return _international(KEYWORD, text.encode(errors="replace"))
 
 
 def _international(keyword: str, text: bytes) -> bytes:
     """Text in UTF-8: not compressed, of no language, under no translated keyword."""
-    return _chunk(b"iTXt", keyword.encode() + b"\0" * 5 + text)
-
-
-def _chunk(name: bytes, body: bytes) -> bytes:
-    return b"".join((pack(">I4s", len(body), name), body, pack(">I", zlib.crc32(body, zlib.crc32(name)))))
+    return png_chunk(b"iTXt", keyword.encode() + b"\0" * 5 + text)
 
 
 def _segment(body: bytes) -> bytes:

@@ -16,7 +16,7 @@ from tests.workers.engine.images import animation, png
 from workers.engine import codec, formats
 from workers.engine.codec import Pixels
 from workers.engine.config import Canny, Output
-from workers.engine.contract import BadImageError
+from workers.engine.contract import BadImageError, Format
 from workers.engine.formats import essential
 from workers.engine.header import jpeg_scale, read_header
 
@@ -227,15 +227,27 @@ def test_edges_obey_their_thresholds() -> None:
     assert codec.edges(faint, Canny(low=10, high=20)).any()
 
 
-def test_a_png_comes_back_as_it_was() -> None:
-    pixels = np.asarray(colours())
-    assert np.array_equal(codec.decode(codec.encode(pixels, Output(format="png"))), pixels)
+def noise(height: int, width: int) -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def test_a_jpegs_quality_is_obeyed() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    best, worst = (codec.encode(noise, Output(quality=quality)) for quality in (95, 10))
-    assert best.startswith(b"\xff\xd8\xff")
+@pytest.mark.parametrize("deflate", [formats.deflate, zlib.compress], ids=["installed", "zlib"])
+@pytest.mark.parametrize("pixels", [np.asarray(colours()), noise(1, 1), noise(33, 47)[:, ::-1]], ids=lambda each: "")
+def test_a_png_comes_back_as_it_was(pixels: Pixels, deflate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "deflate", deflate)
+    file = codec.encode(pixels, Output(format="png"))
+    with Image.open(BytesIO(file)) as image:
+        image.verify()
+    assert np.array_equal(codec.decode(file), pixels)
+    by_opencv = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert by_opencv is not None
+    assert np.array_equal(by_opencv, pixels)
+
+
+@pytest.mark.parametrize(("kind", "mark"), [("jpeg", b"\xff\xd8\xff"), ("webp", b"RIFF")])
+def test_a_files_quality_is_obeyed(kind: Format, mark: bytes) -> None:
+    best, worst = (codec.encode(noise(64, 64), Output(quality=50), kind, quality) for quality in (95, 10))
+    assert best.startswith(mark)
     assert len(best) > 2 * len(worst)
 
 
