@@ -14,7 +14,7 @@ RAY_BIN := .venv-ray/bin
 RAY_INSTALLED := .venv-ray/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow test-all test-image test-ray fuzz chaos demo-model demo-scores lint format docs-check requirements swagger-ui bench bench-gpu clean
+.PHONY: help install serve test test-slow test-all test-image test-ray fuzz chaos demo-model demo-scores lint format docs-check requirements swagger-ui bench bench-gpu gpu-check clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,8 +78,15 @@ demo-scores: $(INSTALLED)  ## score a model and show its images; ARGS="FOLDER --
 bench: $(INSTALLED)  ## run the short benchmarks; ARGS=overhead for one, see docs/performance.md
 	$(BIN)/python -m tests.bench $(ARGS)
 
-bench-gpu: $(INSTALLED)  ## time an image by stages, beside diffusers; ARGS="--quick"
+# Where torch for the GPU is there already: make bench-gpu INSTALLED= BIN=/usr/bin
+bench-gpu: $(INSTALLED)  ## time an image on a GPU, as shipped, by stages, beside others; ARGS="--quick --parts http"
 	$(BIN)/python -m tests.bench.latency $(ARGS)
+
+GPU_TESTS = $(shell grep -rl --include='test_*.py' mark.gpu tests)
+gpu-check: $(INSTALLED)  ## on a GPU, in ten minutes: an image by the service, CUDA_VISIBLE_DEVICES set and not; the tests marked gpu
+	rm -f build/gpu-check.json
+	timeout 180 $(BIN)/python -m tests.bench.latency --parts devices --out build/gpu-check.json; service=$$?; \
+	timeout 400 $(BIN)/python -m pytest -m gpu -W default $(GPU_TESTS) $(ARGS) && exit $$service
 
 clean:  ## delete .venv, caches and build files
 	rm -rf .venv .venv-ray .mypy_cache .pytest_cache .ruff_cache .hypothesis build contour.egg-info

@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 _TEXT = "a red circle on a white background"
 _TRACED_SIDE = 16  # of latents: the graph is made for other sizes afterwards
 _PATIENCE_S = 3600.0
-_FULL_SIZE = "full-size"  # folder of the random weights
+FULL_SIZE = "full-size"  # folder of the random weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Case:
         """As shipped, for one image of this size at a time."""
         shipped = read_engine(ROOT / "configs" / {"demo": "demo.yaml", "full": "sd15-canny.yaml"}[self.model])
         if self.model == "full":
-            weights = self.folder / _FULL_SIZE
+            weights = self.folder / FULL_SIZE
             changes |= {"model": Weights(path=str(weights)), "controlnet": Weights(path=str(weights / "controlnet"))}
         size = replace(shipped.size, short_side=self.side)
         sampler = replace(shipped.sampler, steps=self.steps)
@@ -423,21 +423,24 @@ def _times(work: Work, warm: int, repeats: int, seconds: float) -> list[float]:
     return times
 
 
-def write_full_size(case: Case) -> None:
-    """Write the random weights of the full-size model, in half precision, as diffusers lays them out."""
+def write_full_size(case: Case, device: str = "cpu") -> None:
+    """Write the random weights of the full-size model, in half precision, as diffusers lays them out.
+
+    `device` is where they are drawn: on a GPU that takes a second.
+    """
     import torch
 
     from tests.workers.engine.demo import of_transformers
     from tests.workers.engine.full_size import random_parts
 
-    folder = case.folder / _FULL_SIZE
+    folder = case.folder / FULL_SIZE
     if folder.is_dir():
         return
-    parts = random_parts(dtype=torch.float16)
+    parts = random_parts(device, torch.float16)
     unfinished = folder.with_name("unfinished")
     for name in ("unet", "controlnet", "vae", "text_encoder"):
         getattr(parts, name).save_pretrained(unfinished / name)
     of_transformers(parts.tokenizer).save_pretrained(unfinished / "tokenizer")
-    (unfinished / "scheduler").mkdir()
+    (unfinished / "scheduler").mkdir(exist_ok=True)
     (unfinished / "scheduler" / "scheduler_config.json").write_text(json.dumps(parts.scheduler))
     unfinished.rename(folder)

@@ -30,11 +30,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class OpenLoop:
-    """Poisson arrivals at a service. `deadline` is asked for with each request."""
+    """Poisson arrivals at a service. `deadline` is asked for with each request, `request` makes its body."""
 
     url: str
     deadline: float
     seed: int = 1
+    request: Callable[[], dict[str, object]] = good_request
 
     async def run(self, per_second: float, seconds: float, progress: Callable[[float], None]) -> list[Outcome]:
         """Send for so long, then wait for all answers."""
@@ -51,7 +52,7 @@ class OpenLoop:
     async def one(self, began: float) -> Outcome:
         """One request, sent now."""
         sent = time.monotonic() - began
-        head, body = message(json.dumps(good_request()).encode(), {"Prefer": f"wait={self.deadline:g}"})
+        head, body = message(json.dumps(self.request()).encode(), {"Prefer": f"wait={self.deadline:g}"})
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 answer = await ask(self.url, head, body)

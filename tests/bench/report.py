@@ -7,21 +7,33 @@ from typing import Any
 
 _WIDTH = 64
 _LONG = 12  # entries, from which on a list is for the file alone
+_AGAIN = ("error", "cut off", "skipped")  # of a part: why it is not complete
 
 
 class Report:
-    """Figures by part and row. The file is replaced whole at each entry: whoever reads it finds no half of one."""
+    """Figures by part and row. The file is replaced whole at each entry: whoever reads it finds no half of one.
 
-    def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
-        self.content: dict[str, Any] = {**head, "parts": {}}
+    With `identity`, it goes on with the file of an earlier run of the same identity, but for what failed there. The
+    file of another run is kept beside it.
+    """
+
+    def __init__(self, path: Path, head: Mapping[str, Any], identity: Mapping[str, Any] | None = None) -> None:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
+        known = {} if identity is None else {"identity": json.loads(json.dumps(identity))}
+        parts = self._earlier(known["identity"]) if known else {}
+        self.content: dict[str, Any] = {**head, **known, "parts": parts}
         self._write()
 
     @property
     def failed(self) -> bool:
-        """Whether a part failed."""
-        return any("error" in rows for rows in self.content["parts"].values())
+        """Whether a part or a row failed."""
+        parts: Mapping[str, Mapping[str, Any]] = self.content["parts"]
+        return any("error" in rows or any(_failed(row) for row in rows.values()) for rows in parts.values())
+
+    def has(self, part: str, row: str) -> bool:
+        """Whether a row was entered."""
+        return row in self.content["parts"].get(part, {})
 
     def enter(self, part: str, row: str, value: object) -> None:
         """Take a row down."""
@@ -30,12 +42,35 @@ class Report:
 
     def fail(self, part: str, error: Exception) -> None:
         """Take down why a part ended before its time."""
-        self.enter(part, "error", f"{type(error).__name__}: {error}")
+        self.enter(part, "error", failure(error))
+
+    def _earlier(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            content = json.loads(self._path.read_text())
+            same = content["identity"] == identity
+        except (FileNotFoundError, ValueError, KeyError):
+            same = False
+        if not same:
+            if self._path.exists():
+                self._path.replace(self._path.with_suffix(".earlier.json"))
+            return {}
+        parts = content["parts"].items()
+        kept = {part: {row: value for row, value in rows.items() if not _failed(value)} for part, rows in parts}
+        return {
+            part: {row: value for row, value in rows.items() if row not in _AGAIN}
+            for part, rows in kept.items()
+            if rows
+        }
 
     def _write(self) -> None:
         unfinished = self._path.with_name(f"{self._path.name}.tmp")
         unfinished.write_text(json.dumps(self.content, indent=2) + "\n")
         unfinished.replace(self._path)
+
+
+def failure(error: Exception) -> str:
+    """An error in a line or two."""
+    return f"{type(error).__name__}: {error}"
 
 
 def lines(content: Mapping[str, Any]) -> Iterator[str]:
@@ -46,22 +81,27 @@ def lines(content: Mapping[str, Any]) -> Iterator[str]:
             yield from _lines(row, value, 2)
 
 
+def _failed(row: Any) -> bool:
+    return isinstance(row, Mapping) and "error" in row
+
+
 def _lines(name: str, value: Any, indent: int) -> Iterator[str]:
     title = " " * indent + str(name)
-    if isinstance(value, Mapping) and any(isinstance(inner, Mapping | list) for inner in value.values()):
-        yield title
-        for key, inner in value.items():
-            yield from _lines(key, inner, indent + 2)
+    if isinstance(value, Mapping):
+        figure = {key: inner for key, inner in value.items() if not isinstance(inner, Mapping | list)}
+        if figure or not value:
+            yield f"{title:<{_WIDTH}} {_figure(figure)}"
+        else:
+            yield title
+        for key in [key for key in value if key not in figure]:
+            yield from _lines(key, value[key], indent + 2)
     elif not (isinstance(value, list) and len(value) > _LONG):
-        yield f"{title:<{_WIDTH}} {_figure(value)}"
+        yield f"{title:<{_WIDTH}} {value}"
 
 
-def _figure(value: Any) -> str:
-    if not isinstance(value, Mapping):
-        return str(value)
-    if "median" not in value:
+def _figure(value: Mapping[str, Any]) -> str:
+    if "low" not in value:
         return "  ".join(f"{name} {each}" for name, each in value.items())
-    spread = f"{value['median']:>10.2f} ms  [{value['min']:.2f} .. {value['max']:.2f}]" if "min" in value else ""
-    rest = {name: each for name, each in value.items() if name not in ("median", "min", "max", "n", "first")}
+    rest = {name: each for name, each in value.items() if name not in ("median", "low", "high", "min", "max", "first")}
     others = "".join(f"  {name} {each}" for name, each in rest.items())
-    return (spread or f"{value['median']:>10.2f} ms") + others
+    return f"{value['median']:>10.2f}  [{value['low']:.2f} .. {value['high']:.2f}]" + others

@@ -1,45 +1,53 @@
-"""The latency benchmark, run as it is run: what it measures is in its file, whatever becomes of the rest."""
+"""The latency benchmark, run small as it is run, and what it concludes from what it measures."""
 
 import json
+import math
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import pynvml
 import pytest
 
+from app.settings import load
 from tests.bench.environment import gpu_state
 from tests.bench.latency import run
-from tests.bench.parts import Part
-from tests.bench.parts.bench import Bench, Row
-from tests.bench.parts.flops import count
+from tests.bench.parts import Part, services
+from tests.bench.parts.bench import Bench, NoTimeError, Row, SkippedError
+from tests.bench.parts.flops import of_diffusers, of_engine
+from tests.bench.parts.gauge import Gauge
+from tests.bench.parts.stats import in_turns, interval, is_steady, verdict
 from tests.bench.parts.work import table
 from tests.bench.report import Report, lines
 from tests.service.running import ROOT, until
 from tests.workers.engine import full_size
+from workers.nvml import Nvml
 
 LIMIT_SECONDS = 600
-SMALL = ("--model", "demo", "--device", "cpu", "--side", "64", "--steps", "2", "--repeats", "2")
+SMALL = ("--model", "demo", "--device", "cpu", "--side", "64", "--steps", "2")
 
 
 @contextmanager
 def latency(out: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-m", "tests.bench.latency", *SMALL, "--out", str(out), *arguments]
+    command = [sys.executable, "-m", "tests.bench.latency", *SMALL, "--out", str(out), "--folder", str(out.parent)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*command, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as it:
         try:
-            yield process
+            yield it
         finally:
-            process.kill()
+            it.kill()
 
 
 def read(out: Path) -> dict[str, Any]:
@@ -48,93 +56,212 @@ def read(out: Path) -> dict[str, Any]:
 
 
 def bench(**changes: Any) -> Bench:
-    return replace(Bench("demo", "cpu", side=64, steps=2, repeats=2, patience=1.0), **changes)
+    small = Bench("demo", "cpu", side=64, steps=2, repeats=4, patience=1.0, folder=Path("unused"))
+    return replace(small, **changes)
 
 
-def measured() -> Iterator[Row]:
-    yield "one", {"median": 1.0, "min": 0.5, "max": 2.0, "n": 3}
-    yield "two", 2
+def part(rows: Mapping[str, Callable[[], Any]], seconds: float = 10.0) -> Part:
+    return Part(lambda bench: iter(rows.items()), seconds)
 
 
-def test_the_script_measures_what_it_is_asked_for(tmp_path: Path) -> None:
+def fails() -> None:
+    raise ValueError("no such kernel")
+
+
+# ---------------------------------------------------------------------------------------------------------- the script
+
+
+def test_a_run_that_is_told_to_end_is_gone_on_with(tmp_path: Path) -> None:
     out = tmp_path / "latency.json"
-    with latency(out, "--parts", "peak,engine,agreement,eager,batches,joining,lcm,profile") as process:
-        printed = process.communicate(timeout=LIMIT_SECONDS)[0]
-    assert process.returncode == 0
-    content = read(out)
-    parts = content["parts"]
-    assert list(parts) == ["peak", "engine", "agreement", "eager", "batches", "joining", "lcm", "profile"]
-    assert content["environment"]["torch"]
-    assert content["asked"]["side"] == 64
-
-    stages = parts["engine"]["kernels launched one by one"]
-    for stage in ("prepare", "hint", "text", "step", "VAE", "encode", "in all, new prompt", "in all, back to back"):
-        assert 0 < stages[stage]["min"] <= stages[stage]["median"] <= stages[stage]["max"]
-    assert stages["step"]["share of peak"] > 0  # above 1 where the peak was measured beside other work
-    assert parts["agreement"]["engine, at least 40 dB"] is True
-    assert parts["agreement"]["engine, standard deviation of the images"] > 1
-    assert parts["batches"]["8 together"]["images/s"] > 0
-    assert parts["lcm"]["LoRA"]["layers"] > 100
-    kernels = parts["profile"]["steps, graphs"]["kernels"]
-    assert sum(kernel["share"] for kernel in kernels) == pytest.approx(1, abs=0.1)
-    assert "in all, new prompt" in printed
-
-
-def test_a_killed_run_leaves_what_it_has_measured(tmp_path: Path) -> None:
-    out = tmp_path / "latency.json"
-    with latency(out, "--parts", "peak,batches", "--side", "128", "--steps", "20") as process:
-        until(lambda: out.exists() and "1 together" in read(out)["parts"].get("batches", {}))
-        process.kill()
-    parts = read(out)["parts"]
-    assert parts["peak"]["best, TFLOP/s"] > 0
-    assert parts["batches"]["1 together"]["median"] > 0
-
-
-def test_a_part_that_fails_is_told_and_the_others_run(tmp_path: Path) -> None:
-    def broken(bench: Bench) -> Iterator[Row]:
-        yield "before", 1
-        raise ValueError("no such kernel")
-
-    report = Report(tmp_path / "out.json", {})
-    parts = {"broken": Part(broken), "good": Part(lambda bench: measured())}
-    assert run(report, parts, bench()) == 1
-    rows = read(tmp_path / "out.json")["parts"]
-    assert (rows["broken"]["before"], rows["broken"]["error"]) == (1, "ValueError: no such kernel")
-    assert rows["good"]["two"] == 2
-
-
-def test_skipped_measurements_are_reported(tmp_path: Path) -> None:
-    report = Report(tmp_path / "out.json", {})
-    soon = bench(deadline=time.monotonic() + 20, quick=True)
-    parts = {"short": Part(lambda bench: measured()), "long": Part(lambda bench: measured(), quick_seconds=60)}
-    assert run(report, parts, soon) == 0
-    rows = read(tmp_path / "out.json")["parts"]
-    assert rows["short"]["two"] == 2
-    assert rows["long"].keys() == {"skipped"}
-    assert re.fullmatch(r"out of time: (1?\d|20) s were left", rows["long"]["skipped"])
-
-
-def test_a_run_that_is_told_to_end_says_what_it_left_out(tmp_path: Path) -> None:
-    out = tmp_path / "latency.json"
-    with latency(out, "--parts", "batches,peak", "--repeats", "1000") as process:
+    with latency(out, "--parts", "batches,lcm", "--repeats", "1000", "--patience", "5") as process:
         until(lambda: out.exists() and "start" in read(out)["parts"].get("batches", {}))
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 2
-    parts = read(out)["parts"]
-    assert parts["batches"]["cut off"] == "SIGTERM"
-    assert parts["peak"] == {"skipped": "SIGTERM"}
+    before = read(out)["parts"]
+    assert before["batches"]["cut off"] == "SIGTERM"
+    assert before["lcm"] == {"skipped": "SIGTERM"}
+
+    names = "peak,batches,stages,agreement,peers,lcm,kernels,load"
+    with latency(out, "--parts", names, "--repeats", "2", "--patience", "0.2") as process:
+        printed = process.communicate(timeout=LIMIT_SECONDS)[0]
+    assert process.returncode == 0, printed
+    content = read(out)
+    parts = content["parts"]
+    assert parts.keys() == set(names.split(","))
+    assert all("complete, s" in rows for rows in parts.values())
+    assert parts["peak"]["best, TFLOP/s"] > 0
+    assert parts["batches"]["start"] == before["batches"]["start"]
+    assert content["environment"]["torch"]
+    stages = parts["stages"]["as shipped"]
+    for stage in ("prepare", "hint", "text", "step", "VAE", "encode", "in all", "in all, back to back"):
+        assert 0 < stages[stage]["low"] <= stages[stage]["median"] <= stages[stage]["high"]
+    assert 0 < stages["step"]["share of peak"] < stages["step"]["share of peak with the work saved"]
+    assert parts["agreement"]["not compiled"]["at least 40 dB"] is True
+    assert parts["agreement"]["not compiled"]["standard deviation of the images"] > 1
+    assert parts["batches"]["4 together"]["images/s"] > 0
+    assert parts["batches"]["joining"]["image that another joins"]["median"] > 0
+    assert parts["peers"]["diffusers, channels-last"]["ratio"]["n"] == 1
+    assert parts["peers"]["stable-fast"] == {"skipped": "stable-fast is not installed"}
+    assert sum(kernel["share"] for kernel in parts["kernels"]["steps"]["kernels"]) == pytest.approx(1, abs=0.1)
+    assert parts["load"]["closed loop"]["images/s"] > 0
+    assert parts["load"]["open loop, 95% of the throughput"]["refused or lost"] == 0
+    assert "in all, back to back" in printed
 
 
+def test_a_part_or_row_that_fails_is_told_and_the_others_run(tmp_path: Path) -> None:
+    def broken(bench: Bench) -> Iterator[Row]:
+        yield "before", lambda: 1
+        fails()
+
+    report = Report(tmp_path / "out.json", {})
+    assert run(report, {"broken": Part(broken), "rows": part({"one": fails, "two": lambda: 2})}, bench()) == 1
+    rows = read(tmp_path / "out.json")["parts"]
+    assert rows["broken"] == {"before": 1, "error": "ValueError: no such kernel"}
+    assert rows["rows"] | {"complete, s": 0} == {"one": {"error": rows["broken"]["error"]}, "two": 2, "complete, s": 0}
+
+
+def test_what_cannot_be_measured_says_why(tmp_path: Path) -> None:
+    def lacking() -> None:
+        raise SkippedError("xformers is not installed")
+
+    def slow() -> None:
+        raise NoTimeError("2 of 4 parts were compiled")
+
+    report, soon = Report(tmp_path / "out.json", {}), bench(deadline=time.monotonic() + 20)
+    parts = {"short": part({"peer": lacking, "late": slow, "two": lambda: 2}), "long": part({}, seconds=60)}
+    assert run(report, parts, soon) == 0
+    rows = read(tmp_path / "out.json")["parts"]
+    assert rows["short"] == {"peer": {"skipped": "xformers is not installed"}, "cut off": "2 of 4 parts were compiled"}
+    assert re.fullmatch(r"out of time: (1?\d|20) s were left", rows["long"]["skipped"])
+
+
+def test_a_run_goes_on_with_a_file_of_its_own_identity_alone(tmp_path: Path) -> None:
+    out, numbers = tmp_path / "out.json", count()
+    parts = {"a": part({"good": lambda: next(numbers), "bad": fails}), "b": part({"good": lambda: next(numbers)})}
+    run(Report(out, {}, {"gpu": "H100"}), parts, bench())
+    run(Report(out, {}, {"gpu": "H100"}), {"a": part({"good": fails, "bad": lambda: "measured"})} | parts, bench())
+    assert read(out)["parts"]["a"]["good"] == 0
+    run(Report(out, {}, {"gpu": "H200"}), parts, bench())
+    assert read(out)["parts"]["a"]["good"] == 2
+    assert read(tmp_path / "out.earlier.json")["identity"] == {"gpu": "H100"}
+
+
+def test_the_table_has_a_line_for_each_figure() -> None:
+    row = {"median": 1.0, "low": 0.5, "high": 2.0, "n": 9, "throttled": {"sw_power_cap": 0.5}}
+    title, first, second = lines({"parts": {"good": {"one": row}}})
+    assert title.strip() == "good"
+    assert first.split() == ["one", "1.00", "[0.50", "..", "2.00]", "n", "9"]
+    assert second.split() == ["throttled", "sw_power_cap", "0.5"]
+
+
+# --------------------------------------------------------------------------------------------------------- conclusions
+
+
+@pytest.mark.parametrize(
+    ("draw", "median"),
+    [
+        (lambda r: r.expovariate(1), math.log(2)),
+        (lambda r: r.gauss(3, 1), 3),
+        (lambda r: r.lognormvariate(0, 2), 1),
+    ],
+    ids=["exponential", "normal", "lognormal"],
+)
+@pytest.mark.parametrize("n", [5, 6, 20, 41])
+def test_intervals_cover_the_median_as_often_as_they_say(
+    draw: Callable[[random.Random], float], median: float, n: int
+) -> None:
+    source = random.Random(n)
+    found = [interval([draw(source) for _ in range(n)]) for _ in range(2000)]
+    covered = sum(low <= median <= high for low, high, _ in found) / len(found)
+    assert covered == pytest.approx(found[0][2], abs=0.02)
+    assert found[0][2] >= 0.95 or n == 5
+
+
+def test_intervals_of_many_values_are_those_of_the_normal_distribution() -> None:
+    low, high, coverage = interval(range(10_001))
+    assert (5000 - low, high - 5000) == pytest.approx((98, 98), abs=1)  # 1.96 standard deviations of 50
+    assert coverage == pytest.approx(0.95, abs=0.005)
+
+
+def test_a_device_that_slows_down_evenly_slows_both_alike() -> None:
+    clock = count(100)
+    found = in_turns(lambda: float(next(clock)), lambda: 2.0 * next(clock), rounds=6)
+    assert (found["ratio"]["median"], found["ratio"]["low"], found["ratio"]["high"]) == (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "expected"),
+    [
+        ([0.90], "faster"),
+        ([1.20, 1.10], "slower"),
+        ([0.97], "undecided: less than 5% takes 5 starts"),
+        ([0.97, 0.96, 0.98, 0.97, 0.97], "faster"),
+        ([0.97, 1.01, 0.98, 1.02, 0.97], "no difference found"),
+    ],
+)
+def test_small_effects_take_five_starts(ratios: list[float], expected: str) -> None:
+    starts = [{"median": ratio, "low": ratio - 0.01, "high": ratio + 0.01} for ratio in ratios]
+    assert verdict(starts)["verdict"] == expected
+
+
+def test_times_are_steady_when_they_no_longer_fall() -> None:
+    assert not is_steady([1.0] * 9)
+    assert not is_steady([1.2, 1.2, 1.1, 1.1, 1.1, 1.0, 1.0, 1.0, 1.0, 1.0])
+    assert is_steady([2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.3])
+
+
+@pytest.mark.filterwarnings("ignore:__array_(_ implementation|wrap__):DeprecationWarning")
 def test_the_work_of_stable_diffusion_is_what_others_counted() -> None:
-    flops = count(full_size.architecture(), side=512)
-    assert [round(each / 1e9, 1) for each in (flops.unet, flops.controlnet, flops.vae, flops.text)] == [
-        803.3,
-        283.3,
-        2514.5,
-        13.3,
-    ]
-    assert flops.image(rows=2, steps=20) == pytest.approx(46.0e12, rel=1e-3)
+    config = load(ROOT / "configs" / "sd15-canny.yaml", {}).engine
+    parts = full_size.architecture()
+    theirs, ours = (count(config, parts, 512) for count in (of_diffusers, of_engine))
+    counted = [round(each / 1e9, 1) for each in (theirs.step, theirs.vae, theirs.text)]
+    assert counted == [2 * (803.3 + 283.3) - 0.1, 2514.5, 26.6]
+    assert theirs.image(20) == pytest.approx(46.0e12, rel=1e-3)
+    assert ours.image(20) == pytest.approx(43.56e12, rel=1e-3)
+    assert ours.vae == theirs.vae
+
+
+def test_operators_do_not_count_their_kernels_twice() -> None:
+    def event(key: str, device: str, microseconds: float) -> SimpleNamespace:
+        kind = SimpleNamespace(name=device)
+        return SimpleNamespace(key=key, device_type=kind, self_device_time_total=microseconds, count=4)
+
+    events = [event("aten::mm", "CPU", 900), event("gemm", "CUDA", 900), event("triton_red_fused", "CUDA", 100)]
+    found = table(events, cuda=True, times=2)
+    assert found["all, ms"] == 1
+    assert [(row["kernel"], row["share"]) for row in found["kernels"]] == [("gemm", 0.9), ("triton_red_fused", 0.1)]
+    assert found["kernels of one"] == {"matrix products": 2, "reductions": 2, "all": 4}
+
+
+# ------------------------------------------------------------------------------------------------------------- the GPU
+
+
+def test_a_figure_that_was_measured_on_a_throttled_gpu_is_marked(tmp_path: Path) -> None:
+    library = MagicMock(**{"nvmlDeviceGetUtilizationRates.return_value": SimpleNamespace(gpu=99)})
+    library.nvmlDeviceGetClockInfo.return_value = 1200
+    library.nvmlDeviceGetPowerUsage.return_value = 700_000
+    library.nvmlDeviceGetTemperatureV.side_effect = pynvml.NVMLError_NotSupported
+    reasons = library.nvmlDeviceGetCurrentClocksEventReasons
+    reasons.return_value = pynvml.nvmlClocksEventReasonSwPowerCap
+    gauge = Gauge(Nvml(library), "GPU-1", library, period=0.001)
+
+    def measure() -> dict[str, float]:
+        seen = reasons.call_count
+        until(lambda: reasons.call_count > seen + 2)
+        return {"median": 1.0}
+
+    report = Report(tmp_path / "out.json", {})
+    run(report, {"a": part({"slow": measure})}, bench(), gauge)
+    reasons.return_value = pynvml.nvmlClocksEventReasonGpuIdle
+    run(report, {"b": part({"usual": measure})}, bench(), gauge)
+    rows = read(tmp_path / "out.json")["parts"]
+    assert rows["a"]["slow"]["throttled"] == {"sw_power_cap": 1}
+    assert rows["a"]["slow"]["GPU under load"]["power, W"]["median"] == 700
+    assert "temperature, C" not in rows["a"]["slow"]["GPU under load"]
+    assert rows["b"]["usual"]["GPU under load"]["SM clock, MHz"] == {"median": 1200, "min": 1200, "max": 1200}
+    assert "throttled" not in rows["b"]["usual"]
 
 
 def test_unknown_readings_of_nvml_are_left_out() -> None:
@@ -156,20 +283,49 @@ def test_unknown_readings_of_nvml_are_left_out() -> None:
     assert gpu_state("GPU-1", library) is None
 
 
-def test_the_table_has_a_line_for_each_figure(tmp_path: Path) -> None:
+# ------------------------------------------------------------------------------------------------------------ settings
+
+
+def test_changes_are_compared_with_the_shipped_settings_in_five_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    @contextmanager
+    def start(bench: Bench, change: services.Change | None = None) -> Iterator[Any]:
+        services.configured(bench, change or {})
+        started.append(change)
+        yield SimpleNamespace(wait_until_compiled=dict, post=lambda: 0.98 if change else 1.0)
+
+    changes = {"beside": {"ENGINE__SPEED__BESIDE": "false"}, "unknown": {"ENGINE__SPEED__NO_SUCH_KEY": "1"}}
+    monkeypatch.setattr(services, "CHANGES", changes)
+    monkeypatch.setattr(services.Client, "start", start)
     report = Report(tmp_path / "out.json", {})
-    run(report, {"good": Part(lambda bench: measured())}, bench())
-    table = list(lines(report.content))
-    assert table[0].strip() == "good"
-    assert table[1].split() == ["one", "1.00", "ms", "[0.50", "..", "2.00]"]
+    run(report, {"settings": Part(services.settings)}, bench(figures=report.content["parts"]))
+    rows = read(tmp_path / "out.json")["parts"]["settings"]
+    assert started.count(changes["beside"]) == 5
+    assert rows["verdicts after 1"]["beside"]["verdict"] == "undecided: less than 5% takes 5 starts"
+    values = {"median": 0.98, "low": 0.98, "high": 0.98, "coverage": 0.9375, "n": 5}
+    assert rows["verdicts after 5"]["beside"] == values | {"verdict": "faster"}
+    assert "NO_SUCH_KEY" in rows["unknown, start 1"]["skipped"].upper()
+    assert "unknown, start 2" not in rows
 
 
-def test_operators_do_not_count_their_kernels_twice() -> None:
-    def event(key: str, device: str, microseconds: float) -> SimpleNamespace:
-        kind = SimpleNamespace(name=device)
-        return SimpleNamespace(key=key, device_type=kind, self_device_time_total=microseconds, count=1)
+def test_every_change_names_settings_of_this_version_or_variables_of_libraries() -> None:
+    for name, change in services.CHANGES.items():
+        settings = {key: value for key, value in change.items() if "__" in key}
+        if name != "fp8":  # until this version has it
+            services.configured(bench(), settings)
+        assert all(key.startswith("TORCHINDUCTOR_") for key in change.keys() - settings.keys())
 
-    events = [event("aten::mm", "CPU", 900), event("gemm", "CUDA", 900), event("softmax", "CUDA", 100)]
-    found = table(events, cuda=True)
-    assert found["all, ms"] == 1
-    assert [(row["kernel"], row["share"]) for row in found["kernels"]] == [("gemm", 0.9), ("softmax", 0.1)]
+
+def test_a_service_is_compiled_when_each_part_is_in_use_or_given_up() -> None:
+    log = ["latents of 8x8, batch of 1: compiled networks have taken over", "compile: failed: latents of 8x8, VAE: no"]
+    on_gpu = bench(device="cuda:0", deadline=time.monotonic())
+    engine = services.configured(on_gpu, {"ENGINE__SLOTS": "1", "ENGINE__RUNTIME": "torch"})
+    service: Any = SimpleNamespace(log=log)
+    cut_short: Any = SimpleNamespace(log=log[:1])
+    client = services.Client(on_gpu, service, engine, MagicMock(), {}, count(), 0.0, 0.0)
+    assert client.wait_until_compiled()["log"] == log
+    with pytest.raises(NoTimeError, match="1 of 2 parts"):
+        replace(client, service=cut_short).wait_until_compiled()

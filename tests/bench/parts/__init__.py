@@ -9,23 +9,24 @@ from tests.bench.parts.bench import Bench, Row
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What yields rows; a quick run does not begin it with less than `quick_seconds` left."""
+    """What yields rows; it is not begun with less than `seconds` left."""
 
     run: Callable[[Bench], Iterator[Row]]
-    quick_seconds: float = 10.0
+    seconds: float = 10.0
 
 
 PARTS: Mapping[str, Part] = {
     "peak": Part(work.peak),
-    "engine": Part(engines.engine),
-    "http": Part(services.http, 30.0),
-    "agreement": Part(pipelines.agreement),
-    "eager": Part(pipelines.eager),
-    "batches": Part(engines.batches),
-    "joining": Part(engines.joining),
-    "lcm": Part(engines.lcm),
-    "profile": Part(work.kernels, 20.0),
-    "compiled": Part(engines.compiled, 60.0),
+    "devices": Part(services.devices, 30.0),
+    "http": Part(services.http, 60.0),
+    "agreement": Part(pipelines.agreement, 30.0),
+    "stages": Part(engines.stages, 60.0),
+    "kernels": Part(work.kernels, 60.0),
+    "peers": Part(pipelines.peers, 60.0),
+    "settings": Part(services.settings, 90.0),
+    "batches": Part(engines.batches, 60.0),
+    "load": Part(services.under_load, 60.0),
+    "sizes": Part(services.sizes, 60.0),
+    "lcm": Part(engines.lcm, 60.0),
     "startup": Part(services.startup, 60.0),
-    "diffusers-compiled": Part(pipelines.compiled, 90.0),
 }

@@ -1,52 +1,67 @@
 """Shared by the parts of the latency benchmark: the model and its settings, the clock, and the time that is left."""
 
 import gc
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 
 from app.settings import load
-from tests.bench.parts.flops import Flops, count
+from tests.bench.contenders import FULL_SIZE, Case, write_full_size
+from tests.bench.parts import flops
+from tests.bench.parts.flops import Flops
+from tests.bench.parts.stats import is_steady, milliseconds, summary
 from tests.service.running import ROOT
-from tests.workers.engine import demo, full_size
+from tests.workers.engine import demo
 from tests.workers.engine.demo import Reference
 from workers.engine.codec import Pixels
-from workers.engine.config import EngineConfig
+from workers.engine.config import EngineConfig, Weights
 from workers.engine.contract import Task
 from workers.engine.engine import DiffusionEngine
 from workers.engine.model import Model, Parts, assemble, dtype_of, read
 
-Row: TypeAlias = tuple[str, Any]  # a name, and what JSON can hold; times in milliseconds unless the name says s
+# A name, and what measures it; it returns what JSON can hold, times in milliseconds unless the name says s.
+Row: TypeAlias = tuple[str, Callable[[], Any]]
 TEXT = demo.TEXT
-CONFIGS = {"full": "sd15-canny", "demo": "demo"}  # in configs/
-_SETTLE_SECONDS = 1200.0
+_COMPILE_SECONDS = 1200.0
+_WARM_SECONDS, _WARM_AT_MOST_SECONDS = 3.0, 20.0
 _GIB = 2**30
 _SIDES = {"cuda": (4096, 8192, 12288), "cpu": (512, 1024)}  # of matrices
 _PRODUCTS = 10  # one after the other, so that launching them does not count
+
+
+class SkippedError(Exception):
+    """A figure cannot be had here; the message says why."""
+
+
+class NoTimeError(Exception):
+    """A figure takes longer than there is time; the next run with the same file may measure it."""
 
 
 @dataclass(frozen=True)
 class Bench:
     """What is measured: a model on a device, images of `side` x `side` pixels in `steps` steps.
 
+    `model` is full (random weights), demo, or a folder as diffusers lays one out, with the ControlNet in `controlnet`.
     Each measurement is repeated `repeats` times, fewer where that takes longer than `patience` seconds. `deadline`, on
-    the monotonic clock, is when all should be over. `quick` leaves out what takes minutes.
+    the monotonic clock, is when all should be over. Weights and compilers' caches are kept in `folder`. `figures` are
+    those measured so far, by part and row.
     """
 
-    model: Literal["full", "demo"]
+    model: str
     device: str
     side: int
     steps: int
     repeats: int
     patience: float
+    folder: Path
     deadline: float = float("inf")
-    quick: bool = False
+    figures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def cuda(self) -> bool:
@@ -60,36 +75,58 @@ class Bench:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What is computed in: float16 on CUDA, else float32."""
+        """What is computed in: float16 on CUDA."""
         return dtype_of(self.config, self.device)
+
+    @property
+    def shipped(self) -> str:
+        """The name of the configuration, in configs/."""
+        return "demo" if self.model == "demo" else "sd15-canny"
+
+    @cached_property
+    def weights(self) -> Path:
+        """The folder of the weights."""
+        if self.model == "demo":
+            return ROOT / "configs" / "demo"
+        if self.model != "full":
+            return Path(self.model).absolute()
+        case = Case("full", self.side, self.steps, self.folder)
+        write_full_size(case, self.device)
+        self.tidy()
+        return self.folder / FULL_SIZE
 
     @cached_property
     def config(self) -> EngineConfig:
-        """As shipped, but for size, steps and slots; with one slot, only what one image needs is recorded."""
-        shipped = load(ROOT / "configs" / f"{CONFIGS[self.model]}.yaml", {}).engine
+        """As shipped, but for weights, size and steps; with one slot, only what one image needs is recorded."""
+        shipped = load(ROOT / "configs" / f"{self.shipped}.yaml", {}).engine
         size = replace(shipped.size, short_side=self.side, long_side=max(self.side, shipped.size.long_side))
-        return replace(shipped, size=size, sampler=replace(shipped.sampler, steps=self.steps), slots=1)
+        model, controlnet = (Weights(path=str(path)) for path in (self.weights, self.weights / "controlnet"))
+        sampler = replace(shipped.sampler, steps=self.steps)
+        return replace(shipped, model=model, controlnet=controlnet, size=size, sampler=sampler, slots=1)
+
+    @cached_property
+    def slots(self) -> int:
+        """As shipped."""
+        return load(ROOT / "configs" / f"{self.shipped}.yaml", {}).engine.slots
 
     @cached_property
     def parts(self) -> Parts:
-        """The weights. An engine lays them out as it likes, in place: none may outlive the part that built it."""
+        """The weights. An engine lays them out as it likes, in place."""
         return self.fresh_parts()
 
     def fresh_parts(self) -> Parts:
-        """The weights once more, as they are read or drawn."""
-        if self.model == "demo":
-            return read(self.config, self.dtype)
-        return full_size.random_parts(self.device, self.dtype)
+        """The weights once more, as they are read."""
+        return read(self.config, self.dtype, self.device)
 
     @cached_property
     def flops(self) -> Flops:
-        """The work of one sample."""
-        return count(self.parts, self.side)
+        """The work of one image, as the engine does it."""
+        return flops.of_engine(self.config, self.parts, self.side)
 
-    @property
-    def image_flops(self) -> int:
-        """The work of one image as configured."""
-        return self.flops.image(2 if self.config.guidance_scale > 1 else 1, self.steps)
+    @cached_property
+    def diffusers_flops(self) -> Flops:
+        """The work of one image, as diffusers does it."""
+        return flops.of_diffusers(self.config, self.parts, self.side)
 
     @cached_property
     def matrix_speeds(self) -> dict[int, float]:
@@ -101,23 +138,35 @@ class Bench:
         """The best of them: what a share of the peak is a share of."""
         return max(self.matrix_speeds.values())
 
-    def rated(self, times: dict[str, float], flop: float) -> dict[str, float]:
-        """Times with the speed and the share of the peak that their median means for so much work."""
-        speed = 1e3 * flop / times["median"]
-        return times | {"TFLOP/s": round(speed / 1e12, 3), "share of peak": round(speed / self.peak, 4)}
+    def rated(self, times: dict[str, Any], done: int, asked: int | None = None) -> dict[str, Any]:
+        """Times with the speed that their median means: for the work done, and for that which diffusers would do."""
+        speed = 1e3 * done / times["median"]
+        rates = {"TFLOP/s": round(speed / 1e12, 3), "share of peak": round(speed / self.peak, 4)}
+        saved = (
+            {"share of peak with the work saved": round(1e3 * asked / times["median"] / self.peak, 4)} if asked else {}
+        )
+        return times | rates | saved
+
+    def rated_image(self, times: dict[str, Any], *, by_diffusers: bool = False) -> dict[str, Any]:
+        """The same for an image."""
+        ours, theirs = (each.image(self.steps) for each in (self.flops, self.diffusers_flops))
+        return self.rated(times, theirs) if by_diffusers else self.rated(times, ours, theirs)
 
     @contextmanager
     def engine(self, parts: Parts | None = None, **changes: Any) -> Iterator["Subject"]:
-        """An engine with some settings changed, warmed up and done with its compiling, as far as time allows."""
+        """An engine with some settings changed, warmed up and done with its compiling. Raises NoTimeError."""
         config = replace(self.config, **changes)
         began = time.monotonic()
         model = assemble(config, parts or self.parts, self.device)
         engine = DiffusionEngine(config, model)
         engine.warm_up()
         warm = time.monotonic() - began
-        settled = engine.wait_until_compiled(max(1.0, min(self.left, _SETTLE_SECONDS)))
         try:
-            yield Subject(engine, model, warm, time.monotonic() - began - warm, settled)
+            if not engine.wait_until_compiled(max(1.0, min(self.left, _COMPILE_SECONDS))):
+                raise NoTimeError("the networks are still being compiled")
+            subject = Subject(engine, model, warm, time.monotonic() - began - warm)
+            self.run_until_steady(lambda: self.time(lambda: subject.make(self.task())))
+            yield subject
         finally:
             del engine, model
             self.tidy()
@@ -133,14 +182,26 @@ class Bench:
         """An image to make."""
         return Task(demo.image(self.side, self.side), text, seed)
 
-    def times(self, work: Callable[[], object], repeats: int | None = None) -> dict[str, float]:
-        """Median, least and most of a work, the device waited for; its first time apart, as that is warm-up."""
+    def run_until_steady(self, image: Callable[[], float]) -> None:
+        """Make images until their times are steady: clocks rise under load for seconds. Not on a CPU."""
+        began, seconds = time.monotonic(), list[float]()
+        while self.cuda and (spent := time.monotonic() - began) < min(_WARM_AT_MOST_SECONDS, self.left):
+            seconds.append(image())
+            if spent >= _WARM_SECONDS and is_steady(seconds):
+                return
+
+    def repeat(self, work: Callable[[], float], repeats: int | None = None) -> list[float]:
+        """The seconds that a work says it took, as often as there is patience."""
         began = time.monotonic()
-        first = self.time(work)
-        seconds = [self.time(work)]
+        seconds = [work()]
         while len(seconds) < (repeats or self.repeats) and time.monotonic() - began < self.patience:
-            seconds.append(self.time(work))
-        return summary(seconds) | {"first": milliseconds(first)}
+            seconds.append(work())
+        return seconds
+
+    def times(self, work: Callable[[], object]) -> dict[str, Any]:
+        """The times of a work, the device waited for; its first apart, as that is warm-up."""
+        first = self.time(work)
+        return summary(self.repeat(lambda: self.time(work))) | {"first": milliseconds(first)}
 
     def time(self, work: Callable[[], object]) -> float:
         """Seconds that a work takes, with nothing before it on the device."""
@@ -168,7 +229,7 @@ class Bench:
             for _ in range(_PRODUCTS):
                 torch.mm(a, b)
 
-        return 2e3 * side**3 * _PRODUCTS / self.times(multiply)["min"]
+        return float(2e3 * side**3 * _PRODUCTS / self.times(multiply)["min"])
 
     @contextmanager
     def memory(self, result: dict[str, Any]) -> Iterator[None]:
@@ -192,16 +253,14 @@ class Subject:
     engine: DiffusionEngine
     model: Model
     warm_up: float
-    settling: float
-    settled: bool
+    compiling: float
 
     def started(self) -> Mapping[str, object]:
         """How it came to be what it is, for JSON."""
         condition = self.engine.status()
         return {
             "warm up, s": round(self.warm_up, 2),
-            "then until all was compiled, s": round(self.settling, 2),
-            "all was compiled": self.settled,
+            "then until all was compiled, s": round(self.compiling, 2),
             "graphs": dict(condition.graphs),
             "graphs, MiB": round(condition.graph_bytes / 2**20, 1),
             "attention": dict(condition.attention),
@@ -213,19 +272,12 @@ class Subject:
         while self.engine.step():
             pass
 
+    def start(self, slot: int, task: Task) -> None:
+        """Prepare an image and let it in; its text is encoded while the rest is prepared, as in a worker."""
+        self.engine.admit(slot, self.engine.prepare(task, lambda draft: self.engine.begin(slot, draft)))
+
     def make(self, task: Task) -> Pixels:
         """One image, alone."""
-        self.engine.admit(0, self.engine.prepare(task))
+        self.start(0, task)
         self.denoise()
         return self.engine.collect(self.engine.finish(0))
-
-
-def summary(seconds: list[float]) -> dict[str, float]:
-    """Median, least and most of so many times, in milliseconds."""
-    values = {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
-    return {name: milliseconds(value) for name, value in values.items()} | {"n": len(seconds)}
-
-
-def milliseconds(seconds: float) -> float:
-    """To the microsecond."""
-    return round(1e3 * seconds, 3)

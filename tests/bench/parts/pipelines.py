@@ -1,30 +1,28 @@
-"""Beside diffusers: how long its pipeline takes with the same weights, and whether its images are the same."""
+"""Beside diffusers: whether the engine's images are the same, and how long diffusers takes as it comes and sped up."""
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from tests.bench.parts.bench import TEXT, Bench, Row
+from tests.bench.parts.bench import TEXT, Bench, Row, SkippedError, Subject
+from tests.bench.parts.stats import in_turns
 from tests.workers.engine.demo import psnr
 from workers.engine.codec import Pixels
 from workers.engine.config import Speed
-from workers.engine.engine import Prepared
-from workers.engine.model import Parts
+from workers.engine.engine import DiffusionEngine, Prepared
+from workers.engine.model import Parts, assemble
 
 _SEEDS = 3
 _LEAST_PSNR = 40.0  # dB
-# Tried in this order until one runs. The first is the fastest that diffusers' guides name, and compiles for minutes:
-# graphs without autotuning are what fits into a short run.
-_MODES = ("max-autotune", "max-autotune-no-cudagraphs")
-_QUICK_MODES = ("reduce-overhead", "default")
-_CPU_MODES = ("default",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,117 +41,126 @@ class _Pipeline:
         edges = Image.fromarray(np.stack([prepared.edges] * 3, axis=-1))
         return cls(pipeline, bench, edges, prepared.noise[:1].to(bench.device, parts.unet.dtype))
 
-    def __call__(self, steps: int, output: str = "pil") -> Any:
+    def __call__(self) -> Any:
         config = self.bench.config
         return self.call(
             prompt=TEXT + config.prompt.suffix,
             negative_prompt=config.prompt.negative,
             image=self.edges,
             latents=self.latents,
-            num_inference_steps=steps,
+            num_inference_steps=self.bench.steps,
             guidance_scale=config.guidance_scale,
             controlnet_conditioning_scale=config.control_scale,
-            output_type=output,
+            output_type="pil",
         ).images[0]
 
 
-def eager(bench: Bench) -> Iterator[Row]:
-    """The pipeline as it comes, and with its weights laid out channels-last."""
-    prepared = _prepared(bench)
-    for name, layout in (("as it comes", torch.contiguous_format), ("channels-last", torch.channels_last)):
-        result: dict[str, Any] = {}
-        with bench.memory(result):
-            _lay_out(bench.parts, layout)
-            result |= _measured(bench, _Pipeline.of(bench, bench.parts, prepared))
-        yield name, result
+# --------------------------------------------------------------------------------------------------------------- speed
 
 
-def compiled(bench: Bench) -> Iterator[Row]:
-    """The pipeline with UNet, ControlNet and the VAE's decoder compiled, channels-last."""
-    prepared = _prepared(bench)
-    modes = _CPU_MODES if not bench.cuda else _QUICK_MODES if bench.quick else _MODES
-    for mode in modes:
-        try:
-            yield mode, _compiled(bench, prepared, mode)
-        except RuntimeError as error:  # graphs of torch's own may refuse outputs that are read later
-            yield mode, {"error": f"{type(error).__name__}: {error}"}
-        else:
-            return
+def _as_it_comes(pipeline: _Pipeline, parts: Parts) -> _Pipeline:
+    return pipeline
+
+
+def _channels_last(pipeline: _Pipeline, parts: Parts) -> _Pipeline:
+    for network in (parts.unet, parts.controlnet, parts.vae):
+        network.to(memory_format=torch.channels_last)
+    return pipeline
+
+
+def _compiled(pipeline: _Pipeline, parts: Parts, mode: str) -> _Pipeline:
+    _channels_last(pipeline, parts)
+    for network in (parts.unet, parts.controlnet, parts.vae.decoder):
+        # Not dynamic: the second step's latents have another layout than the first's, and get code of their own.
+        network.compile(mode=mode, fullgraph=True, dynamic=False)
+    return pipeline
+
+
+def _stable_fast(pipeline: _Pipeline, parts: Parts) -> _Pipeline:
+    if find_spec("sfast") is None:
+        raise SkippedError("stable-fast is not installed")
+    sfast: Any = import_module("sfast.compilers.diffusion_pipeline_compiler")
+    config = sfast.CompilationConfig.Default()
+    config.enable_cuda_graph = True
+    config.enable_xformers, config.enable_triton = (find_spec(name) is not None for name in ("xformers", "triton"))
+    return replace(pipeline, call=sfast.compile(pipeline.call, config))
+
+
+_PEERS: Mapping[str, Callable[[_Pipeline, Parts], _Pipeline]] = {
+    "diffusers as it comes": _as_it_comes,
+    "diffusers, channels-last": _channels_last,
+    "stable-fast": _stable_fast,
+    # What diffusers' guides name as the fastest; the first has graphs of torch's own.
+    "diffusers, channels-last, compiled by max-autotune": partial(_compiled, mode="max-autotune"),
+    "the same without graphs": partial(_compiled, mode="max-autotune-no-cudagraphs"),
+}
+
+
+def peers(bench: Bench) -> Iterator[Row]:
+    """An image by this engine, compiled as shipped, and by others, in turns: from text and edges to pixels."""
+    with bench.engine() as subject:
+        for name, speed_up in _PEERS.items():
+            if bench.cuda or speed_up in (_as_it_comes, _channels_last, _stable_fast):
+                yield name, partial(_beside, bench, subject, speed_up)
+
+
+def _beside(bench: Bench, subject: Subject, speed_up: Callable[[_Pipeline, Parts], _Pipeline]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    with bench.memory(result):
+        parts = bench.fresh_parts()
+        began = time.monotonic()
+        pipeline = speed_up(_Pipeline.of(bench, parts, _prepared(bench)), parts)
+        for _ in range(2):  # torch's own graphs are recorded at the second
+            pipeline()
+        bench.wait()
+        result["until its second image, s"] = round(time.monotonic() - began, 1)
+        ours = partial(bench.time, lambda: subject.make(bench.task()))
+        bench.run_until_steady(ours)
+        result |= in_turns(ours, partial(bench.time, pipeline), max(1, bench.repeats // 4))
+    rated = {"theirs": bench.rated_image(result["theirs"], by_diffusers=True)}
+    return result | {"ours": bench.rated_image(result["ours"])} | rated
+
+
+# -------------------------------------------------------------------------------------------------------------- images
 
 
 def agreement(bench: Bench) -> Iterator[Row]:
     """The engine against diffusers in the same precision, and both against diffusers in float32, on this device."""
+    yield "not compiled", partial(_agreement, bench, Speed(compile=False))
+    if bench.cuda:
+        yield "as shipped", partial(_agreement, bench, Speed())
+
+
+def _agreement(bench: Bench, speed: Speed) -> dict[str, Any]:
     prepared = [_prepared(bench, seed) for seed in range(_SEEDS)]
     theirs = [_image(bench, bench.parts, each) for each in prepared]
-    exact = _exact(bench, prepared)
-    if exact:
-        yield "diffusers against float32", _likeness(theirs, exact)
-    ways = {"engine": Speed(compile=False)} | ({} if bench.quick or not bench.cuda else {"engine, compiled": Speed()})
-    for name, speed in ways.items():
-        with bench.engine(speed=speed) as subject:
-            ours = [subject.make(bench.task(seed=seed)) for seed in range(_SEEDS)]
-        likeness = _likeness(ours, theirs)
-        yield f"{name} against diffusers", likeness
-        yield f"{name}, at least {_LEAST_PSNR:.0f} dB", likeness["PSNR, dB"] >= _LEAST_PSNR
-        if exact:
-            yield f"{name} against float32", _likeness(ours, exact)
-            yield f"{name}, no farther from float32 than diffusers", _error(ours, exact) <= _error(theirs, exact)
-        yield f"{name}, standard deviation of the images", round(float(np.std(ours)), 2)
+    with bench.engine(speed=speed) as subject:
+        ours = [subject.make(bench.task(seed=seed)) for seed in range(_SEEDS)]
+    likeness = _likeness(ours, theirs)
+    result = {
+        "against diffusers": likeness,
+        f"at least {_LEAST_PSNR:.0f} dB": likeness["PSNR, dB"] >= _LEAST_PSNR,
+        "standard deviation of the images": round(float(np.std(ours)), 2),
+    }
+    if bench.dtype == torch.float32:
+        return result
+    exact_parts = _in_float32(bench.parts)
+    exact = [_image(bench, exact_parts, each) for each in prepared]
+    return result | {
+        "against float32": _likeness(ours, exact),
+        "diffusers against float32": _likeness(theirs, exact),
+        "no farther from float32 than diffusers": _error(ours, exact) <= _error(theirs, exact),
+    }
 
 
 def _prepared(bench: Bench, seed: int = 1) -> Prepared:
     """An image as the engine prepares it: no network is needed for that, and none is warmed up."""
-    from workers.engine.engine import DiffusionEngine
-    from workers.engine.model import assemble
-
     config = replace(bench.config, speed=Speed(graphs=False, compile=False, beside=False))
     return DiffusionEngine(config, assemble(config, bench.parts, bench.device)).prepare(bench.task(seed=seed))
 
 
 def _image(bench: Bench, parts: Parts, prepared: Prepared) -> Pixels:
-    return np.asarray(_Pipeline.of(bench, parts, prepared)(bench.steps))
-
-
-def _measured(bench: Bench, pipeline: _Pipeline) -> dict[str, Any]:
-    """An image, and a step: what the pipeline takes longer for all steps than for half of them."""
-    whole = bench.times(partial(pipeline, bench.steps))
-    fewer = bench.steps // 2
-    result = {"in all": bench.rated(whole, bench.image_flops)}
-    if fewer:
-        half = bench.times(partial(pipeline, fewer))["median"]
-        result["step"] = {"median": round((whole["median"] - half) / (bench.steps - fewer), 3)}
-    return result
-
-
-def _compiled(bench: Bench, prepared: Prepared, mode: str) -> dict[str, Any]:
-    parts = bench.fresh_parts()
-    _lay_out(parts, torch.channels_last)
-    result: dict[str, Any] = {}
-    with bench.memory(result):
-        pipeline = _Pipeline.of(bench, parts, prepared)
-        began = time.monotonic()
-        for network in (parts.unet, parts.controlnet, parts.vae.decoder):
-            # Not dynamic: the second step's latents have another layout than the first's, and get code of their own.
-            network.compile(mode=mode, fullgraph=True, dynamic=False)
-        for _ in range(2):  # torch's own graphs are recorded at the second
-            pipeline(bench.steps)
-        bench.wait()
-        result["compiling and first two images, s"] = round(time.monotonic() - began, 1)
-        result |= _measured(bench, pipeline)
-    return result
-
-
-def _lay_out(parts: Parts, layout: torch.memory_format) -> None:
-    for network in (parts.unet, parts.controlnet, parts.vae):
-        network.to(memory_format=layout)
-
-
-def _exact(bench: Bench, prepared: list[Prepared]) -> list[Pixels]:
-    """What diffusers makes in float32; nothing where that is what it computes in anyway."""
-    if bench.dtype == torch.float32:
-        return []
-    parts = _in_float32(bench.parts)
-    return [_image(bench, parts, each) for each in prepared]
+    return np.asarray(_Pipeline.of(bench, parts, prepared)())
 
 
 def _in_float32(parts: Parts) -> Parts:

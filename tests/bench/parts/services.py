@@ -1,54 +1,109 @@
-"""The real service as a process, spoken to through HTTP: what a client waits for, and from start to full speed."""
+"""The real service as a process, spoken to through HTTP: as shipped, under load, with other settings, at its start."""
 
+import asyncio
 import base64
 import itertools
-import json
 import os
-import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
 import httpx
 import torch
 
-from tests.bench.parts.bench import CONFIGS, TEXT, Bench, Row, milliseconds, summary
-from tests.service.running import ROOT, Service, png, until
-from tests.workers.engine.demo import of_transformers
+from app.settings import SettingsError, load
+from tests.bench.openloop import OpenLoop
+from tests.bench.parts.bench import TEXT, Bench, NoTimeError, Row, SkippedError
+from tests.bench.parts.stats import STARTS, in_turns, milliseconds, percentiles, summary, verdict
+from tests.service.running import ROOT, Service, png, result_pixels, surroundings, until
 from workers.engine.config import EngineConfig
 from workers.engine.execution import buckets
+from workers.folders import COMPILER_CACHES
 
-COMPILE_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # variables that name folders
-_CLIENTS = 8
+Change = Mapping[str, str]  # settings, as variables without CONTOUR_, and variables of libraries
+
+# What is compared with the shipped configuration; a line adds one. What this machine lacks for one is the reason that
+# its row then gives.
+CHANGES: Mapping[str, Change] = {
+    "convolutions timed (cudnn.benchmark)": {"ENGINE__SPEED__TIME_CONVOLUTIONS": "true"},
+    "programmatic dependent launch": {"TORCHINDUCTOR_ENABLE_PDL": "1"},
+    "fp8": {"ENGINE__QUANTISATION": "fp8"},
+    "one stream": {"ENGINE__SPEED__BESIDE": "false"},
+    "attention chosen by torch": {"ENGINE__SPEED__ATTENTION": "sdpa"},
+    "convolutions by cuDNN alone": {"TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS": "ATEN"},
+    "coordinate descent tuning": {"TORCHINDUCTOR_COORDINATE_DESCENT_TUNING": "1"},
+    "not compiled": {"ENGINE__SPEED__COMPILE": "false"},
+    "not compiled, convolutions timed": {
+        "ENGINE__SPEED__COMPILE": "false",
+        "ENGINE__SPEED__TIME_CONVOLUTIONS": "true",
+    },
+    "ONNX Runtime, CUDA": {"ENGINE__RUNTIME": "onnxruntime"},
+    "ONNX Runtime, TensorRT": {"ENGINE__RUNTIME": "onnxruntime", "ENGINE__ONNX_PROVIDER": "tensorrt"},
+}
+_SIZES = ((3, 3), (2, 3), (4, 4))  # in halves of the side: 768x768, 512x768 and 1024x1024
+_LOADS = (0.5, 0.8, 0.95)  # of the throughput
+_ARRIVALS = 5.0  # expected, at least
 _PATIENCE_S = 900.0  # for a worker to be ready, and for one answer
 _COMPILE_S = 1500.0
 _BETWEEN_S = 1.0  # two posts while networks are compiled: on a CPU, more would leave the compiler nothing
 _STEADY = 3  # images in a row
+_OUTCOMES = (": compiled networks ", "compile: failed", "compile: not taken over")  # in the service's log
+
+
+def devices(bench: Bench) -> Iterator[Row]:
+    """The service from start to an image, not compiled, with CUDA_VISIBLE_DEVICES set and unset."""
+    for name, visible in (("set", _visible(bench)), ("unset", None)):
+        yield f"CUDA_VISIBLE_DEVICES {name}", partial(_first_image, bench, visible)
 
 
 def http(bench: Bench) -> Iterator[Row]:
-    """Posts of one client after another's answer, and of eight at once; CUDA_VISIBLE_DEVICES set, and unset."""
-    with weights(bench) as folder:
-        visible, hidden = ("0", None) if bench.cuda else ("", None)
-        overrides = _overrides(bench, folder) | {"ENGINE__SLOTS": _CLIENTS, "ENGINE__SPEED__COMPILE": "false"}
-        with _Client.start(bench, visible, overrides) as client:
-            yield f"CUDA_VISIBLE_DEVICES={visible}", {"devices": client.devices()}
-            yield "one client", _one_after_another(bench, client)
-            yield f"{_CLIENTS} clients", _at_once(bench, client)
-        with _Client.start(bench, hidden, overrides) as client:
-            client.post()
-            yield "CUDA_VISIBLE_DEVICES unset", {"devices": client.devices()}
-        if bench.cuda and not bench.quick:
-            with _Client.start(bench, visible, overrides | {"ENGINE__SPEED__COMPILE": "true"}) as client:
-                yield "compiled", {"until all was compiled, s": client.wait_for_compiling(bench, _CLIENTS)}
-                yield "compiled, one client", _one_after_another(bench, client)
-                yield f"compiled, {_CLIENTS} clients", _at_once(bench, client)
+    """What one client waits for, with the shipped settings but one slot, as so fewer networks are compiled."""
+    with Client.start(bench) as client:
+        compiling = client.wait_until_compiled()
+        yield "start", lambda: client.started() | {"compiling": compiling}
+        yield "one client", partial(_one_client, bench, client)
+        yield "another size, 2:3, not compiled", partial(_another_size, bench)
+
+
+def under_load(bench: Bench) -> Iterator[Row]:
+    """With the shipped slots: twice as many clients that wait for each other, and clients that come at random."""
+    with Client.start(bench, {"ENGINE__SLOTS": str(bench.slots)}) as client:
+        compiling = client.wait_until_compiled()
+        yield "start", lambda: client.started() | {"compiling": compiling}
+        yield "one client", partial(_one_client, bench, client)
+        yield "closed loop", partial(_closed_loop, bench, client)
+        for share in _LOADS:
+            yield f"open loop, {share:.0%} of the throughput", partial(_open_loop, bench, client, share)
+
+
+def sizes(bench: Bench) -> Iterator[Row]:
+    """One client's images of other sizes, each configured and so compiled for."""
+    for halves in _SIZES:
+        width, height = (each * bench.side // 2 for each in halves)
+        change = {
+            "ENGINE__SIZE__SHORT_SIDE": str(min(width, height)),
+            "ENGINE__SIZE__LONG_SIDE": str(max(width, height)),
+            "ENGINE__SPEED__SIZES": f"[[{width}, {height}]]",
+        }
+        yield f"{width}x{height}", partial(_size, bench, change, width, height)
+
+
+def settings(bench: Bench) -> Iterator[Row]:
+    """Each change beside the shipped settings, in turns; all changes once, then all again with new processes."""
+    for start in range(1, STARTS + 1):
+        for name, change in CHANGES.items():
+            if start == 1 or "skipped" not in _rows(bench).get(f"{name}, start 1", {}):
+                yield f"{name}, start {start}", partial(_compared, bench, change)
+        yield f"verdicts after {start}", partial(verdicts, bench)
 
 
 def startup(bench: Bench) -> Iterator[Row]:
@@ -56,38 +111,21 @@ def startup(bench: Bench) -> Iterator[Row]:
 
     The weights were written just before: they are read from memory, not from a disk.
     """
-    with weights(bench) as folder, tempfile.TemporaryDirectory() as cache:
-        overrides = _overrides(bench, folder) | {"ENGINE__SLOTS": 1, "WORKERS__CACHE": cache}
-        yield "not compiling", _started(bench, overrides | {"ENGINE__SPEED__COMPILE": "false"}, compiling=False)
-        if bench.quick:
-            return
+    yield "not compiling", partial(_started, bench, {"ENGINE__SPEED__COMPILE": "false"})
+    with tempfile.TemporaryDirectory(dir=bench.folder) as cache:
+        caches = {"WORKERS__CACHE": cache} | {name: f"{cache}/{kind}" for name, kind in COMPILER_CACHES.items()}
         for name in ("compiling, empty cache", "compiling, cache of the last start"):
-            yield name, _started(bench, overrides | {"ENGINE__SPEED__COMPILE": "true"}, compiling=True)
-
-
-def _started(bench: Bench, overrides: dict[str, object], *, compiling: bool) -> dict[str, Any]:
-    began = time.monotonic()
-    with _Client.start(bench, "0" if bench.cuda else "", overrides) as client:
-        result: dict[str, Any] = {
-            "port bound, s": client.bound,
-            "ready, s": client.ready,
-            "first image, ms": milliseconds(client.post()),
-            "first image, s after the start": round(time.monotonic() - began, 2),
-        }
-        while_compiling = list[float]()
-        if compiling:
-            client.wait_for_compiling(bench, 1, while_compiling)
-            result["all compiled, s after the start"] = round(time.monotonic() - began, 2)
-            result["images until then"] = summary(while_compiling) if while_compiling else None
-        result["images then"] = summary([client.post() for _ in range(_STEADY)])
-        return result
+            if bench.cuda:
+                yield name, partial(_started, bench, caches)
 
 
 @dataclass(frozen=True, eq=False)
-class _Client:
+class Client:
     """One service that is ready, and what it takes to speak to it. `bound` and `ready` in seconds after its start."""
 
+    bench: Bench
     service: Service
+    engine: EngineConfig
     http: httpx.Client
     body: dict[str, object]
     seeds: "itertools.count[int]"
@@ -96,119 +134,214 @@ class _Client:
 
     @classmethod
     @contextmanager
-    def start(cls, bench: Bench, devices: str | None, overrides: dict[str, object]) -> Iterator["_Client"]:
+    def start(
+        cls, bench: Bench, change: Change | None = None, visible: str | None = "", size: tuple[int, int] | None = None
+    ) -> Iterator["Client"]:
+        """Start a service. `visible`: CUDA_VISIBLE_DEVICES; the default is the device that is measured."""
+        visible = _visible(bench) if visible == "" else visible
+        change = _settings(bench) | dict(change or {})
+        overrides = {name: value for name, value in change.items() if "__" in name}
+        engine = configured(bench, overrides)
         began = time.monotonic()
-        with _own_caches(), Service(CONFIGS[bench.model], devices, **overrides) as service:
+        variables = {name: value for name, value in change.items() if name not in overrides}
+        with patch.dict(os.environ, variables), Service(bench.shipped, visible, **overrides) as service:
             bound = time.monotonic() - began
-            until(lambda: bool(service.readiness()["ready"]) or _lost(service), min(bench.left, _PATIENCE_S))
+            until(lambda: bool(service.readiness()["ready"]) or _lost(service), _PATIENCE_S)
             ready = time.monotonic() - began
             if _lost(service):
                 raise RuntimeError(f"the worker was lost at its start: {service.readiness()['workers']}")
-            image = base64.b64encode(png(bench.side, bench.side)).decode()
+            image = base64.b64encode(png(*(size or (bench.side, bench.side)))).decode()
             body = {"request_id": 1, "text": TEXT, "input_image_base64": image}
             with httpx.Client(base_url=service.url, timeout=_PATIENCE_S) as http:
-                yield cls(service, http, body, itertools.count(), round(bound, 2), round(ready, 2))
+                yield cls(bench, service, engine, http, body, itertools.count(), round(bound, 2), round(ready, 2))
 
-    def post(self) -> float:
-        """Have an image made, of a new prompt; the seconds from request to answer."""
+    def request(self) -> dict[str, object]:
+        """The body of a request for a new image of a new prompt."""
         number = next(self.seeds)
-        body = self.body | {"random_seed": number, "text": f"{TEXT}, {number}"}
-        began = time.perf_counter()
-        answer = self.http.post("/generation/", json=body)
-        seconds = time.perf_counter() - began
+        return self.body | {"random_seed": number, "text": f"{TEXT}, {number}"}
+
+    def ask(self) -> httpx.Response:
+        """Have an image made."""
+        answer = self.http.post("/generation/", json=self.request())
         if answer.status_code != 200:
             raise RuntimeError(f"the service answered {answer.status_code}: {answer.text}")
-        return seconds
+        return answer
 
-    def devices(self) -> list[str]:
-        """The devices of the workers that are ready."""
+    def post(self) -> float:
+        """The seconds that an image takes from request to answer."""
+        began = time.perf_counter()
+        self.ask()
+        return time.perf_counter() - began
+
+    def started(self) -> dict[str, Any]:
+        """How long the start took, and on which devices it is."""
         workers = self.service.readiness()["workers"]
-        return [str(worker["device"]) for worker in workers if worker["state"] == "ready"]
+        ready = [str(worker["device"]) for worker in workers if worker["state"] == "ready"]
+        return {"devices": ready, "slots": self.engine.slots, "port bound, s": self.bound, "ready, s": self.ready}
 
-    def wait_for_compiling(self, bench: Bench, slots: int, seconds: list[float] | None = None) -> float:
-        """Seconds until all is compiled. Images are made meanwhile; a list takes their seconds."""
-        began = time.monotonic()
-        patience = min(bench.left, _COMPILE_S)
-        wanted = len(buckets(slots, exact=not bench.cuda)) + 1  # and the VAE
-        while (compiled := self._logged(" compiled in ")) < wanted:
-            if self._logged("compile: failed"):
-                raise RuntimeError("compiling failed: " + next(line for line in self.service.log if "failed" in line))
-            if time.monotonic() - began > patience:
-                raise TimeoutError(f"{compiled} of {wanted} parts were compiled in {patience:.0f} s")
-            spent = self.post()
-            if seconds is not None:
-                seconds.append(spent)
+    def wait_until_compiled(self) -> dict[str, Any]:
+        """Make images until all that should be compiled is in use, or given up. Raises NoTimeError."""
+        began, seconds = time.monotonic(), list[float]()
+        while len(outcomes := self._outcomes()) < self._wanted:
+            if time.monotonic() - began > min(self.bench.left, _COMPILE_S):
+                raise NoTimeError(f"{len(outcomes)} of {self._wanted} parts were compiled")
+            seconds.append(self.post())
             time.sleep(_BETWEEN_S)
-        return round(time.monotonic() - began, 2)
+        result = {"s": round(time.monotonic() - began, 2), "log": outcomes}
+        return result | ({"images meanwhile": summary(seconds)} if seconds else {})
 
-    def _logged(self, words: str) -> int:
-        return sum(words in line for line in self.service.log)
+    @property
+    def _wanted(self) -> int:
+        """Parts that are compiled: for each configured size the buckets, and the VAE."""
+        speed = self.engine.speed
+        if self.engine.runtime_on(cuda=self.bench.cuda) != "torch" or speed.compile is False or not self.bench.cuda:
+            return 0
+        return max(1, len(speed.sizes)) * (len(buckets(self.engine.slots, exact=not speed.graphs)) + 1)
+
+    def _outcomes(self) -> list[str]:
+        """The lines of the log that say what became of a part."""
+        return [line.strip() for line in self.service.log if any(words in line for words in _OUTCOMES)]
 
 
-def _one_after_another(bench: Bench, client: _Client) -> dict[str, Any]:
+def configured(bench: Bench, overrides: Mapping[str, str]) -> EngineConfig:
+    """The engine's section with these settings. Raises SkippedError where this version has no such setting."""
+    variables = {f"CONTOUR_{name}": value for name, value in overrides.items()}
+    try:
+        return load(ROOT / "configs" / f"{bench.shipped}.yaml", variables).engine
+    except SettingsError as error:
+        raise SkippedError(f"it cannot be configured: {error}") from error
+
+
+def verdicts(bench: Bench) -> dict[str, Any]:
+    """What all starts so far say of each change."""
+    starts = {name: [_rows(bench).get(f"{name}, start {n}", {}) for n in range(1, STARTS + 1)] for name in CHANGES}
+    ratios = {name: [row["ratio"] for row in found if "ratio" in row] for name, found in starts.items()}
+    return {name: verdict(found) for name, found in ratios.items() if found}
+
+
+def _rows(bench: Bench) -> Mapping[str, Any]:
+    return bench.figures.get("settings", {})
+
+
+def _first_image(bench: Bench, visible: str | None) -> dict[str, Any]:
+    with Client.start(bench, {"ENGINE__SPEED__COMPILE": "false"}, visible) as client:
+        shape = result_pixels(client.ask()).shape
+        if shape != (bench.side, bench.side, 3):
+            raise RuntimeError(f"the image is {shape}")
+        return client.started() | {"image": f"{shape[1]}x{shape[0]}", "second image, ms": milliseconds(client.post())}
+
+
+def _one_client(bench: Bench, client: Client) -> dict[str, Any]:
+    """Posts of one client, each after the last one's answer."""
     client.post()
-    began = time.monotonic()
-    seconds = [client.post()]
-    while len(seconds) < 2 * bench.repeats and time.monotonic() - began < bench.patience:
-        seconds.append(client.post())
-    p95 = statistics.quantiles(seconds, n=20)[-1] if len(seconds) > 1 else seconds[0]
-    return bench.rated(summary(seconds), bench.image_flops) | {"p95": milliseconds(p95)}
+    bench.run_until_steady(client.post)
+    seconds = bench.repeat(client.post)
+    return bench.rated_image(summary(seconds)) | percentiles(seconds)
 
 
-def _at_once(bench: Bench, client: _Client) -> dict[str, Any]:
-    """Each of the clients posts as soon as it has its answer."""
+def _another_size(bench: Bench) -> dict[str, Any]:
+    width, height = bench.side, bench.side * 3 // 2
+    change = {"ENGINE__SIZE__LONG_SIDE": str(height)}
+    with Client.start(bench, change | {"ENGINE__SPEED__COMPILE": "false"}, size=(width, height)) as client:
+        first = client.post()  # records the graphs
+        return summary(bench.repeat(client.post)) | {"first": milliseconds(first)}
+
+
+def _closed_loop(bench: Bench, client: Client) -> dict[str, Any]:
+    """Each client posts as soon as it has its answer."""
+    clients = 2 * bench.slots
 
     def posts(_: int) -> list[float]:
-        seconds = [client.post()]
-        while time.monotonic() - began < bench.patience and len(seconds) < bench.repeats:
-            seconds.append(client.post())
-        return seconds
+        return bench.repeat(client.post)
 
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(lambda _: client.post(), range(clients)))  # other buckets' first images
+        began = time.monotonic()
+        seconds = [each for one in pool.map(posts, range(clients)) for each in one]
+    rate = len(seconds) / (time.monotonic() - began)
+    return summary(seconds) | percentiles(seconds) | {"clients": clients, "images/s": round(rate, 3)}
+
+
+def _open_loop(bench: Bench, client: Client, share: float) -> dict[str, Any]:
+    """Poisson arrivals at a share of the throughput that the closed loop found."""
+    rate = share * bench.figures["load"]["closed loop"]["images/s"]
+    loop = OpenLoop(client.service.url, _PATIENCE_S, request=client.request)
+    outcomes = asyncio.run(loop.run(rate, max(bench.patience, _ARRIVALS / rate), lambda seconds: None))
+    seconds = [outcome.seconds for outcome in outcomes if outcome.status == 200]
+    counts = {"requests/s": round(rate, 3), "refused or lost": len(outcomes) - len(seconds)}
+    return summary(seconds) | percentiles(seconds) | counts
+
+
+def _size(bench: Bench, change: Change, width: int, height: int) -> dict[str, Any]:
+    with Client.start(bench, change, size=(width, height)) as client:
+        compiling = client.wait_until_compiled()
+        bench.run_until_steady(client.post)
+        return summary(bench.repeat(client.post)) | {"compiling, s": compiling["s"]}
+
+
+def _compared(bench: Bench, change: Change) -> dict[str, Any]:
+    _prepare(bench, change)
+    with Client.start(bench) as shipped, Client.start(bench, change) as changed:
+        for client in (shipped, changed):
+            client.wait_until_compiled()
+        for client in (shipped, changed):
+            client.post()
+            bench.run_until_steady(client.post)
+        return in_turns(shipped.post, changed.post, max(1, bench.repeats // 4))
+
+
+def _prepare(bench: Bench, change: Change) -> None:
+    """Make what a change needs. Raises SkippedError where this machine lacks something."""
+    if "TORCHINDUCTOR_ENABLE_PDL" in change and (
+        not bench.cuda or torch.cuda.get_device_capability(bench.device) < (9, 0)
+    ):
+        raise SkippedError("it takes a GPU of compute capability 9.0")
+    if change.get("ENGINE__RUNTIME") == "onnxruntime":
+        _export(bench, "TensorrtExecutionProvider" if "ENGINE__ONNX_PROVIDER" in change else "CUDAExecutionProvider")
+
+
+def _export(bench: Bench, provider: str) -> None:
+    if find_spec("onnxruntime") is None:
+        raise SkippedError("ONNX Runtime is not installed")
+    import onnxruntime
+
+    if provider not in onnxruntime.get_available_providers():
+        raise SkippedError(f"this ONNX Runtime has no {provider}")
+    command = [sys.executable, "-m", "workers.convert", f"configs/{bench.shipped}.yaml", "--to", "onnx"]
+    variables = surroundings(_visible(bench), **_settings(bench))
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SkippedError(f"no ONNX files: {done.stderr.strip()}")
+
+
+def _started(bench: Bench, change: Change) -> dict[str, Any]:
     began = time.monotonic()
-    with ThreadPoolExecutor(_CLIENTS) as clients:
-        seconds = [each for one in clients.map(posts, range(_CLIENTS)) for each in one]
-    return summary(seconds) | {"images/s": round(len(seconds) / (time.monotonic() - began), 3)}
+    with Client.start(bench, change) as client:
+        first = milliseconds(client.post())
+        result = client.started() | {"first image, ms": first, "at, s": round(time.monotonic() - began, 2)}
+        compiling = client.wait_until_compiled()
+        result |= {"compiling": compiling, "at full speed, s": round(time.monotonic() - began, 2)}
+        return result | {"images then": summary([client.post() for _ in range(_STEADY)])}
 
 
-@contextmanager
-def weights(bench: Bench) -> Iterator[Path]:
-    """The model's weights in a folder, as a configuration names it."""
-    if bench.model == "demo":
-        yield ROOT / "configs" / "demo"
-        return
-    parts = bench.fresh_parts()
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("unet", "controlnet", "vae", "text_encoder"):
-            getattr(parts, name).save_pretrained(Path(folder) / name)
-        of_transformers(parts.tokenizer).save_pretrained(Path(folder) / "tokenizer")
-        scheduler = Path(folder) / "scheduler"
-        scheduler.mkdir()
-        (scheduler / "scheduler_config.json").write_text(json.dumps(parts.scheduler))
-        del parts
-        bench.tidy()
-        yield Path(folder)
-
-
-def _overrides(bench: Bench, folder: Path) -> dict[str, object]:
-    """What a shipped configuration needs to make the benchmark's images with the weights in a folder."""
-    config: EngineConfig = bench.config
-    return {
-        "ENGINE__MODEL__PATH": folder,
-        "ENGINE__CONTROLNET__PATH": folder / "controlnet",
-        "ENGINE__SAMPLER__STEPS": bench.steps,
-        "ENGINE__SIZE__SHORT_SIDE": config.size.short_side,
-        "ENGINE__SIZE__LONG_SIDE": config.size.long_side,
-        "WORKERS__THREADS": torch.get_num_threads(),
+def _settings(bench: Bench) -> dict[str, str]:
+    """What a shipped configuration needs to make the benchmark's images, and to write in its folder alone."""
+    settings = {
+        "ENGINE__MODEL__PATH": str(bench.weights),
+        "ENGINE__CONTROLNET__PATH": str(bench.weights / "controlnet"),
+        "ENGINE__SAMPLER__STEPS": str(bench.steps),
+        "ENGINE__SIZE__SHORT_SIDE": str(bench.config.size.short_side),
+        "ENGINE__SIZE__LONG_SIDE": str(bench.config.size.long_side),
+        "ENGINE__SLOTS": "1",
+        "ENGINE__ONNX": str(bench.folder / "onnx"),
+        "WORKERS__CACHE": str(bench.folder / "cache"),
+        "WORKERS__THREADS": str(torch.get_num_threads()),
     }
+    return settings if bench.cuda else settings | {"ENGINE__RUNTIME": "torch"}
 
 
-@contextmanager
-def _own_caches() -> Iterator[None]:
-    """Let a worker keep what it compiles where its configuration says, over which these variables would go."""
-    with patch.dict(os.environ):
-        for name in COMPILE_CACHES:
-            os.environ.pop(name, None)
-        yield
+def _visible(bench: Bench) -> str:
+    return str(torch.device(bench.device).index or 0) if bench.cuda else ""
 
 
 def _lost(service: Service) -> bool:

@@ -1,38 +1,54 @@
-"""The peak performance of the device, and a profile of its time."""
+"""The peak performance of the device, the work of an image, and a profile of its kernels."""
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 from torch.profiler import profile
 
-from tests.bench.parts.bench import Bench, Row, Subject, milliseconds
-from workers.engine.config import Speed
+from tests.bench.parts.bench import Bench, Row, Subject
+from tests.bench.parts.flops import Flops
+from tests.bench.parts.stats import milliseconds
 
 _KERNELS = 40  # that are listed by name
+# By their names; the first that fits. The rest are copies, fills and whatever else.
+_KINDS = {
+    "convolutions": r"conv|fprop|implicit|xmma",
+    "attentions": r"flash|fmha|attention|sdp",
+    "matrix products": r"gemm|_mm|nvjet|cutlass|splitK|addmm",
+    "reductions": r"triton_(red|per)|reduce|norm|softmax",
+    "pointwise": r"triton_poi|elementwise|silu|gelu",
+}
 
 
 def peak(bench: Bench) -> Iterator[Row]:
     """The device's measured matrix product, and the work of an image: what shares of the peak are taken from."""
-    yield "dtype", str(bench.dtype)
-    yield "matrix product, TFLOP/s by side", {side: round(each / 1e12, 3) for side, each in bench.matrix_speeds.items()}
-    yield "best, TFLOP/s", round(bench.peak / 1e12, 3)
-    flops = bench.flops
-    yield "GFLOP of a sample", {field.name: round(getattr(flops, field.name) / 1e9, 2) for field in fields(flops)}
-    yield "GFLOP of an image", round(bench.image_flops / 1e9, 1)
-    yield "an image at this peak", milliseconds(bench.image_flops / bench.peak)
+    yield "dtype", lambda: str(bench.dtype)
+    yield "matrix product, TFLOP/s by side", lambda: {side: _tera(each) for side, each in bench.matrix_speeds.items()}
+    yield "best, TFLOP/s", lambda: _tera(bench.peak)
+    yield "GFLOP of an image, done", lambda: _giga(bench.flops, bench.steps)
+    yield "GFLOP of an image, as diffusers does it", lambda: _giga(bench.diffusers_flops, bench.steps)
+    yield "an image at this peak, ms", lambda: milliseconds(bench.flops.image(bench.steps) / bench.peak)
 
 
 def kernels(bench: Bench) -> Iterator[Row]:
     """Where the time of the steps and of the VAE goes, kernel by kernel (on a CPU: operator by operator)."""
-    for name, speed in (("graphs", Speed(compile=False)), ("compiled", Speed(compile=True))):
-        if name == "compiled" and (bench.quick or not bench.cuda):
-            continue
-        with bench.engine(speed=speed) as subject:
-            yield f"steps, {name}", _profile(bench, lambda: _all_steps(bench, subject))
-            latents = torch.randn_like(subject.engine.prepare(bench.task()).noise[0])
-            yield f"VAE, {name}", _profile(bench, lambda: subject.engine.decode(latents))  # noqa: B023
+    with bench.engine() as subject:
+        latents = torch.randn_like(subject.engine.prepare(bench.task()).noise[0])
+        yield "steps", partial(_profile, bench, lambda: _all_steps(bench, subject), subject.engine.calls)
+        yield "VAE", partial(_profile, bench, lambda: subject.engine.decode(latents))
+
+
+def _tera(number: float) -> float:
+    return round(number / 1e12, 3)
+
+
+def _giga(flops: Flops, steps: int) -> dict[str, float]:
+    return {name: round(each / 1e9, 2) for name, each in (asdict(flops) | {"image": flops.image(steps)}).items()}
 
 
 def _all_steps(bench: Bench, subject: Subject) -> None:
@@ -41,18 +57,18 @@ def _all_steps(bench: Bench, subject: Subject) -> None:
     subject.engine.discard(0)
 
 
-def _profile(bench: Bench, work: Callable[[], object]) -> dict[str, Any]:
+def _profile(bench: Bench, work: Callable[[], object], times: int = 1) -> dict[str, Any]:
     work()  # what happens only once
     with profile() as profiler:
         work()
         bench.wait()
-    return table(list(profiler.key_averages()), bench.cuda)
+    return table(list(profiler.key_averages()), bench.cuda, times)
 
 
-def table(events: list[Any], cuda: bool) -> dict[str, Any]:
-    """Kernels by their share of all kernels' time, in which streams that overlap add up.
+def table(events: list[Any], cuda: bool, times: int = 1) -> dict[str, Any]:
+    """Kernels by their share of all kernels' time, in which streams that overlap add up; and how many by kind.
 
-    `events` are the profiler's averages.
+    `events` are the profiler's averages of so many `times` a work was done.
     """
     if cuda:  # operators' own rows would count their kernels once more
         events = [event for event in events if event.device_type.name == "CUDA"]
@@ -64,5 +80,15 @@ def table(events: list[Any], cuda: bool) -> dict[str, Any]:
         | {"calls": event.count}
         for event in events[:_KERNELS]
     ]
-    others = sum(spent[id(event)] for event in events[_KERNELS:])
-    return {"all, ms": round(total / 1e3, 3), "not listed, ms": round(others / 1e3, 3), "kernels": listed}
+    numbers, milliseconds_by_kind = Counter[str](), Counter[str]()
+    for event in events:
+        kind = next((kind for kind, name in _KINDS.items() if re.search(name, event.key, re.IGNORECASE)), "others")
+        numbers[kind] += event.count
+        milliseconds_by_kind[kind] += spent[id(event)] / 1e3
+    return {
+        "all, ms": round(total / 1e3, 3),
+        "not listed, ms": round(sum(spent[id(event)] for event in events[_KERNELS:]) / 1e3, 3),
+        "kernels of one": {kind: round(n / times, 1) for kind, n in (numbers | {"all": numbers.total()}).items()},
+        "ms of one": {kind: round(ms / times, 3) for kind, ms in milliseconds_by_kind.items()},
+        "kernels": listed,
+    }
