@@ -127,18 +127,17 @@ class Worker:
             send(self.channel, StatusChanged(shortened(status)))
 
     def _handle_inbox(self) -> None:
-        """Handle everything in the inbox; with nothing on the device, wait a while for the first entry."""
-        idle = not any(state.admitted for state in self._slots.values())
-        wait = IDLE_SECONDS if idle else 0.0
+        """Handle everything in the inbox; while no image can take a step, wait for more, for a while."""
+        until = time.monotonic() + IDLE_SECONDS
         while not self._stopping:
+            idle = not any(state.admitted for state in self._slots.values())
             try:
-                action = self._inbox.get(timeout=wait)
+                action = self._inbox.get(timeout=max(0.0, until - time.monotonic()) if idle else 0.0)
             except queue.Empty:
                 if not self._slots:
                     self._measure_again()
                 return
             action()
-            wait = 0.0
 
     def _measure_again(self) -> None:
         """Measure the idle engine again, so that a start on a busy machine is not remembered for long.
