@@ -11,6 +11,7 @@ import asyncio
 import gc
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
@@ -20,6 +21,7 @@ from scheduler import messages as m
 from scheduler.core import IllegalEvent, Scheduler
 from workers.channel import Device, Preview, Report, ReportEvent, Run, StatusChanged, summary
 from workers.engine.contract import EngineStatus, Task
+from workers.engine.trials import Crashes
 from workers.jobs import JobResult, JobTable, ProgressCallback
 from workers.process import Processes, ProcessExit
 from workers.shared_memory import SlotLayout
@@ -62,6 +64,7 @@ class Pool:
         self._processes = Processes(
             {setup.device.id: setup for setup in setups}, layout, self._on_report, self._on_exit
         )
+        self._crashes = defaultdict[m.WorkerId, Crashes](Crashes)
         self._jobs = JobTable(layout.input_bytes)
         self._ids = count(1)
         self._observe = observe
@@ -302,15 +305,20 @@ class Pool:
 
     def _on_exit(self, worker: m.WorkerId, end: ProcessExit) -> None:
         """Have the jobs of a worker whose process has ended go elsewhere."""
-        self.statuses.pop(worker, None)
+        status = self.statuses.pop(worker, EngineStatus())
         log.error("Worker %s exited: %s", worker, end.reason)
         if end.tried:
-            log.error("Worker %s exited while it tried %s; restarting without it", worker, " and ".join(end.tried))
-            setup = self._processes.setups[worker]
-            self._processes.setups[worker] = replace(setup, without=setup.without | frozenset(end.tried))
+            self._do_without(worker, end.tried, "while it tried")
+        elif not end.outside and (blamed := self._crashes[worker].blame(time.monotonic(), dict(status.graphs))):
+            self._do_without(worker, blamed, "twice with")
         self._handle_or_retry(m.WorkerExited(worker, end.reason, end.outside, end.hopeless))
         if (view := self._view(worker)).state is m.WorkerState.QUARANTINED:
             log.error("Worker %s is quarantined for a while: %s", worker, view.reason)
+
+    def _do_without(self, worker: m.WorkerId, names: tuple[str, ...], how: str) -> None:
+        log.error("Worker %s exited %s %s; restarting without it", worker, how, " and ".join(names))
+        setup = self._processes.setups[worker]
+        self._processes.setups[worker] = replace(setup, without=setup.without | frozenset(names))
 
     def _view(self, worker: m.WorkerId) -> m.WorkerView:
         return next(view for view in self.core.workers() if view.id == worker)

@@ -20,14 +20,14 @@ from tests.workers.engine import demo, dying
 from workers.devices import DeviceSpec
 from workers.engine.contract import Task
 from workers.engine.kernel_probe import CACHE
-from workers.engine.trials import COMPILING
+from workers.engine.trials import COMPILING, GRAPHS
 from workers.jobs import JobResult
 from workers.pool import Pool
 from workers.shared_memory import SlotLayout
 from workers.worker_main import WorkerSetup
 
 TASK = Task(demo.image(), "a red circle", 1)
-PATIENCE = 300.0  # seconds: a process with a model takes many to start on a busy machine
+PATIENCE = 900.0  # seconds: a process with a model takes many to start on a busy machine
 CRASHED = f"{COMPILING}: off after a crash"
 
 pytestmark = pytest.mark.slow
@@ -78,13 +78,24 @@ async def made(pool: Pool) -> JobResult:
     return answer
 
 
-@pytest.mark.parametrize("fault", ["crashes while compiling", "crashes at the first step of an image"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "crashes while compiling",
+        "exits while compiling",
+        "crashes where it serves",
+        "crashes at the first step of an image",
+        "never ends where it serves",
+    ],
+)
 def test_a_process_that_dies_of_it_is_followed_by_one_that_does_without_and_says_so(
     fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Of one that hangs, too: it is ended when it is silent for too long while it has an image."""
+    monkeypatch.setenv(dying.GATE, str(tmp_path / "gate"))
+
     async def scenario() -> None:
         async with serving(fault, monkeypatch, tmp_path) as pool:
-            await until(lambda: compiled(pool) >= 1 or restarts(pool) == 1)
             assert len({(await made(pool)).image for _ in range(3)}) == 1
             await until(lambda: fallbacks(pool) == {CRASHED: 1})
             assert (restarts(pool), compiled(pool)) == (1, 0)
@@ -108,6 +119,30 @@ async def test_one_that_is_killed_while_it_compiles_is_followed_by_the_same(
         os.kill(pool.processes["cpu0"], signal.SIGKILL)
         await until(lambda: fallbacks(pool) == {CRASHED: 1})
         assert (await made(pool)).image == image
+
+
+async def test_one_that_dies_of_graphs_and_then_of_compiled_networks_is_followed_by_one_without_either(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(dying.GRAPHS, "1")
+    async with serving("crashes while compiling", monkeypatch, tmp_path) as pool:
+        await until(lambda: fallbacks(pool) == {CRASHED: 1, f"{GRAPHS}: off after a crash": 1})
+        await made(pool)
+        assert restarts(pool) == 2
+
+
+async def test_compiled_networks_that_kill_two_processes_in_a_row_in_service_are_not_used_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each of them makes an image before it crashes, so the image that crashes one is made by the next."""
+    async with serving("crashes after an image", monkeypatch, tmp_path) as pool:
+        for process in range(2):
+            await until(lambda: compiled(pool) == 2)
+            while restarts(pool) == process:
+                await made(pool)
+        await until(lambda: fallbacks(pool) == {CRASHED: 1})
+        await made(pool)
+        assert (restarts(pool), compiled(pool)) == (2, 0)
 
 
 async def test_one_that_dies_after_it_has_compiled_is_followed_by_one_that_compiles(

@@ -24,6 +24,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from workers.engine import kernel_probe
 from workers.engine.compiling import check
 from workers.engine.config import AttentionKernel
+from workers.engine.graphs import Fallbacks
 from workers.engine.trials import Trials
 from workers.engine.trials import attention as trial_of
 
@@ -31,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 Run: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 Timer: TypeAlias = Callable[[Callable[[], object]], float]
+Note: TypeAlias = Callable[[str, object], None]  # `Fallbacks.note`
 Shape: TypeAlias = tuple[int, int, int, int, int]  # rows, heads, queries, keys, head size
 
 _REASON_CHARS = 200
@@ -104,7 +106,7 @@ _CANDIDATES = (
 def kernels(
     device: torch.device,
     wanted: AttentionKernel = "auto",
-    note: Callable[[str, object], None] = lambda reason, detail: None,
+    note: Note = lambda reason, detail: None,
     without: Collection[str] = (),
 ) -> tuple[Kernel, ...]:
     """The kernels to choose from on a device. Missing ones are logged, and `note` is called for those that fail.
@@ -180,11 +182,18 @@ class Attention:
     """Scaled dot-product attention by the kernel that was fastest for its shape.
 
     For one engine, with one dtype and one thread. `timer` returns the seconds that a call of its argument keeps the
-    device busy.
+    device busy. `note` is called where no kernel can be used.
     """
 
-    def __init__(self, kernels: Sequence[Kernel], timer: Timer | None = None, trials: Trials | None = None) -> None:
+    def __init__(
+        self,
+        kernels: Sequence[Kernel],
+        timer: Timer | None = None,
+        trials: Trials | None = None,
+        note: Note | None = None,
+    ) -> None:
         self._kernels = tuple(kernels)
+        self._note = note or Fallbacks().note
         self._timer = timer or device_seconds
         self._trials = trials or Trials()
         self._chosen: dict[Shape, Kernel] = {}
@@ -219,7 +228,7 @@ class Attention:
         if given[0].is_cuda:
             torch.cuda.empty_cache()  # the slower kernels' workspaces are not needed again
         if not seconds:
-            _log.warning("attention %s: torch chooses, as no kernel can be used: %s", _name(shape), listed(out))
+            self._note("attention: no kernel", f"torch chooses for {_name(shape)}, as none can be used: {listed(out)}")
             return PLAIN
         best = min(seconds.values())
         chosen = next(kernel for kernel in self._kernels if seconds.get(kernel.name, math.inf) <= _TIE * best)

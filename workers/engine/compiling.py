@@ -46,6 +46,7 @@ Target: TypeAlias = tuple[Size, int | None]  # a size of latents, with a bucket 
 
 _COMPILED_AT_MOST = 1000  # passes times shapes; torch wants a limit
 LOCK_TIMEOUT_S = 900.0  # for another worker's compiler
+HANG_S = 3600.0  # of one target, after which nothing more is expected of the compiler
 _POLL_S = 0.5
 _PAIRS = 5  # of calls to compare the speed of two functions, at most
 _ENOUGH_S = 0.2  # for these pairs; running images wait for them
@@ -192,6 +193,8 @@ class Compiler:
         self._compiled: queue.SimpleQueue[_Compiled] = queue.SimpleQueue()
         self._asked: set[Target] = set()
         self._thread: threading.Thread | None = None
+        self._current: tuple[Target, float] | None = None  # that is being compiled, and since when
+        self._hangs = False
 
     def ask(self, target: Target) -> None:
         """Compile a target, once."""
@@ -209,6 +212,7 @@ class Compiler:
 
     def ready(self) -> Iterator[Target]:
         """Yield what has been compiled since the last call. The engine switches to each before it asks for the next."""
+        self._notice_hang()
         while True:
             try:
                 compiled = self._compiled.get_nowait()
@@ -219,8 +223,16 @@ class Compiler:
             self._targets.task_done()
 
     def idle(self) -> bool:
-        """Whether every target is in use or given up."""
-        return not self._targets.unfinished_tasks
+        """Whether every target is in use or given up, or the compiler hangs."""
+        return self._hangs or not self._targets.unfinished_tasks
+
+    def _notice_hang(self) -> None:
+        """Count once that the compiler does not end. A thread cannot be ended, so the images go on without it."""
+        current = self._current
+        if current is not None and not self._hangs and time.monotonic() - current[1] > HANG_S:
+            self._hangs = True
+            detail = "compiling does not end; images go on without it, and new sizes without graphs, until a restart"
+            self._fallbacks.note("compile: hangs", f"{describe(current[0])}: {detail}")
 
     def _run(self) -> None:
         while True:
@@ -230,11 +242,14 @@ class Compiler:
         began = time.monotonic()
         try:
             with self._before(), self._lock:
+                self._current = target, time.monotonic()
                 self._compile_one(target)
         except BaseException as error:  # noqa: BLE001 - images are made without it, only slower
             self._fallbacks.note("compile: failed", f"{describe(target)}: {type(error).__name__}: {error}")
             self._targets.task_done()
             return
+        finally:
+            self._current, self._hangs = None, False
         log.info("%s compiled in %.1f s", describe(target), time.monotonic() - began)
         compiled = _Compiled(target)
         self._compiled.put(compiled)

@@ -26,7 +26,7 @@ from workers.engine.plan import DeviceSchedule, Plan, Size
 from workers.engine.preview import Colours, fit
 from workers.engine.runtime import AnyModel, Faster, ModelFunctions
 from workers.engine.streams import Decoder, SideStream, upload
-from workers.engine.trials import COMPILING, GRAPHS, Trials
+from workers.engine.trials import COMPILING, CONVOLUTIONS, GRAPHS, Trials
 from workers.engine.trials import attention as trial_of
 
 log = logging.getLogger(__name__)
@@ -149,10 +149,11 @@ class ExecutionManager:
         self._trials = trials or Trials()
         self._trials.synchronize = self._synchronize
         for name in sorted(self._trials.without):
-            detail = f"the last process of this device ended while it tried {name}; restart the service to try again"
+            detail = f"processes of this device ended while they tried or used {name}; restart the service to try again"
             self._fallbacks.note(f"{name}: off after a crash", detail)
         self._recorder = recorder
-        self._attention = Attention(self._kernels(), trials=self._trials)
+        self._times_convolutions = config.speed.time_convolutions and CONVOLUTIONS not in self._trials.without
+        self._attention = Attention(self._kernels(), trials=self._trials, note=self._fallbacks.note)
         self._functions = model.functions(self._attention, _MODE_ON_CUDA if self._on_cuda else None)
         self._by_torch, self._faster = self._functions.by_torch, self._wanted(self._functions.faster)
         self._compiled: dict[Target, ModelFunctions] = {}  # until they are in use
@@ -180,9 +181,9 @@ class ExecutionManager:
 
     def set_up(self) -> None:
         """Record the graphs of the configured sizes: the largest first, as later ones fit into its memory."""
-        torch.backends.cudnn.benchmark = self._config.speed.time_convolutions
         for size in sorted(self._sizes(), key=lambda size: size[0] * size[1], reverse=True):
             space = self.spaces.of(size, kept=True)
+            self._time_convolutions(space)
             for bucket in reversed(self.shape.buckets):
                 space.batch.prepare(bucket)
             space.hint.prepare()
@@ -190,6 +191,21 @@ class ExecutionManager:
         for target in self._first_targets():
             if self._faster is not None and self._faster.at_once:  # not after a fault that ends that
                 self._compile_now(target)
+
+    def _time_convolutions(self, space: Workspace) -> None:
+        """Have cuDNN time its algorithms on a workspace's shapes, if that is wanted; if it fails, never again."""
+        if not self._times_convolutions:
+            torch.backends.cudnn.benchmark = False
+            return
+        torch.backends.cudnn.benchmark = True
+        try:
+            with self._trials.of(CONVOLUTIONS):
+                for bucket in reversed(self.shape.buckets):
+                    space.batch.try_out(bucket, self._functions.predict(self._step_side))
+                space.decoder.try_out(self._functions.decode)
+        except Exception as error:  # noqa: BLE001 - whatever it is, cuDNN can choose without
+            torch.backends.cudnn.benchmark = self._times_convolutions = False
+            self._fallbacks.note("convolutions: not timed", f"{type(error).__name__}: {first_line(error)}")
 
     def space(self, size: Size) -> Workspace:
         """The workspace of a size, or else a temporary one."""

@@ -4,9 +4,12 @@ A crash in a kernel, a driver or a compiler cannot be caught. So the worker repo
 takes it back when that went well. A successor does not try what was still being tried when the process ended: the pool
 passes the names on (`Setup.without`). Example: the worker reports "compiled networks", torch's compiler dies of
 SIGSEGV, and the next process of that device serves without compiled networks.
+
+A fault may also show later, when the trial is over. So where two processes of a device in a row crash with the same
+optimisation in use, the next does without that, too (`Crashes`): first without compiled networks, then without graphs.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock, get_ident
 from typing import TypeAlias, get_args
@@ -21,8 +24,26 @@ def attention(kernel: str) -> str:
     return f"attention kernel {kernel}"
 
 
-COMPILING, GRAPHS = "compiled networks", "CUDA graphs"
-TRIALS = frozenset({COMPILING, GRAPHS, *map(attention, get_args(AttentionKernel))})
+COMPILING, GRAPHS, CONVOLUTIONS = "compiled networks", "CUDA graphs", "timed convolutions"
+TRIALS = frozenset({COMPILING, GRAPHS, CONVOLUTIONS, *map(attention, get_args(AttentionKernel))})
+
+
+_CRASHES_WITHIN_S = 3600.0
+_IN_USE = {COMPILING: ("steps compiled", "VAE compiled"), GRAPHS: ("steps", "VAE", "hint", "text")}  # by their kinds
+
+
+class Crashes:
+    """The crashes of a device's processes that tried nothing, and what is to blame for them."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, float] | None = None  # an optimisation that was in use, and when
+
+    def blame(self, now: float, graphs: Mapping[str, int]) -> tuple[str, ...]:
+        """Note a crash of a process whose `EngineStatus` had these graphs; return what the next should do without."""
+        used = next((name for name, kinds in _IN_USE.items() if any(graphs.get(kind) for kind in kinds)), "")
+        last, self._last = self._last, (used, now)
+        again = last is not None and last[0] == used and now - last[1] <= _CRASHES_WITHIN_S
+        return (used,) if used and again else ()
 
 
 class Trials:

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from tests.workers.engine.demo import CONFIG
+from tests.workers.engine.recorder import FakeRecorder
 from workers import worker_main
-from workers.engine import compiling
+from workers.engine import compiling, execution
 from workers.engine.compiling import TorchCompile
 from workers.engine.config import Speed
 from workers.engine.denoiser import Predict, StepInputs
+from workers.engine.graphs import Recording, Work
 from workers.engine.model import Model
 from workers.engine.runtime import ModelFunctions
 from workers.engine.streams import SideStream
@@ -28,6 +30,7 @@ from workers.shared_memory import SlotMemory
 from workers.worker_main import WorkerSetup
 
 FAULT = "CONTOUR_TEST_COMPILED"  # a variable: a name of FAULTS
+GRAPHS = "CONTOUR_TEST_GRAPHS"  # another: where it is set, the process dies when it records a graph
 GATE = "CONTOUR_TEST_GATE"  # another: while this file is not there, compiling does not end
 ENGINE = replace(CONFIG, slots=1, speed=Speed(compile=True))
 Fault = Callable[[StepInputs, Predict], Tensor]
@@ -65,14 +68,15 @@ def _computes(wrong: Callable[[Tensor], Tensor]) -> Fault:
 
 
 class _Later:
-    """From the third step of requests on."""
+    """From the nth step of requests on."""
 
-    def __init__(self) -> None:
+    def __init__(self, n: int) -> None:
+        self.n = n
         self.steps = 0
 
     def __call__(self, inputs: StepInputs) -> bool:
         self.steps += _of_a_request(inputs)
-        return self.steps >= 3
+        return self.steps >= self.n
 
 
 def _crash() -> None:
@@ -93,6 +97,7 @@ FAULTS: dict[str, Callable[[], Fault]] = {
     "looks up what is missing where it serves": lambda: _raises(KeyError, _proving),
     "has no memory where it serves": lambda: _raises(torch.OutOfMemoryError, _proving),
     "asserts while compiling": lambda: _raises(AssertionError, _compiling),
+    "has no memory while compiling": lambda: _raises(torch.OutOfMemoryError, _compiling),
     "leaves the compiler's thread": lambda: _raises(SystemExit, _compiling),
     "computes nothing": lambda: _computes(torch.zeros_like),
     "computes infinity": lambda: _computes(lambda noise: noise / 0),
@@ -100,12 +105,14 @@ FAULTS: dict[str, Callable[[], Fault]] = {
     "computes another shape": lambda: _computes(lambda noise: noise[..., :1]),
     "is a little wrong": lambda: _computes(lambda noise: noise * 1.1),
     "asserts at the first step of an image": lambda: _raises(AssertionError, _of_a_request),
-    "asserts at a later step of an image": lambda: _raises(AssertionError, _Later()),
+    "asserts at a later step of an image": lambda: _raises(AssertionError, _Later(3)),
     "exits while compiling": lambda: _ends(lambda: os._exit(3), _compiling),
     "crashes while compiling": lambda: _ends(_crash, _compiling),
     "crashes where it serves": lambda: _ends(_crash, _proving),
     "crashes at the first step of an image": lambda: _ends(_crash, _of_a_request),
+    "crashes after an image": lambda: _ends(_crash, _Later(ENGINE.sampler.steps + 1)),
     "never ends": lambda: _ends(lambda: _wait_for(Path(os.environ[GATE])), _compiling),
+    "never ends where it serves": lambda: _ends(lambda: _wait_for(Path(os.environ[GATE])), _proving),
     "works": lambda: _computes(lambda noise: noise),
 }
 
@@ -130,6 +137,12 @@ def with_fault(fault: Fault, plain: ModelFunctions) -> ModelFunctions:
     return ModelFunctions(predict, plain.decode)
 
 
+class _Recorder(FakeRecorder):
+    def record(self, work: Work, pool: object) -> Recording:
+        _crash()
+        raise AssertionError
+
+
 def main(setup: WorkerSetup, channel: socket.socket, memory: SlotMemory) -> None:
     """Entry point of such a process, instead of `workers.worker_main.main`."""
     functions = Model.functions
@@ -138,6 +151,7 @@ def main(setup: WorkerSetup, channel: socket.socket, memory: SlotMemory) -> None
         plain = functions(model, *arguments)
         return replace(plain, faster=TorchCompile(lambda: with_fault(fault(os.environ[FAULT]), plain), automatic=False))
 
+    recorder = patch.object(execution, "recorder_for", lambda device: _Recorder() if GRAPHS in os.environ else None)
     equal_times = patch.object(compiling, "perf_counter", count().__next__)
-    with patch.object(Model, "functions", patched), equal_times:
+    with patch.object(Model, "functions", patched), equal_times, recorder:
         worker_main.main(setup, channel, memory)

@@ -112,7 +112,7 @@ def test_where_no_kernel_can_be_used_torch_chooses_and_the_log_says_why(
     assert attention.choices() == (("2x2 6x5x8", "sdpa"),)
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith(
-        "attention 2x2 6x5x8: torch chooses, as no kernel can be used: "
+        "attention: no kernel: torch chooses for 2x2 6x5x8, as none can be used: "
         "one (RuntimeError: head size 8 is not for me), other (WrongResultError: it is off by nan"
     )
 
@@ -170,7 +170,7 @@ def test_a_kernel_that_was_asked_for_is_checked_and_the_log_names_it_and_the_sha
 ) -> None:
     attention = bench.attention(bench.kernel("flash", run=refuse))
     assert relative_error(attention(*inputs(), HEADS), expected(*inputs())) <= TOLERANCE
-    assert "attention 2x2 6x5x8: torch chooses, as no kernel can be used: flash (RuntimeError" in caplog.text
+    assert "attention: no kernel: torch chooses for 2x2 6x5x8, as none can be used: flash (RuntimeError" in caplog.text
 
 
 def test_slices_of_a_packed_tensor_are_taken_as_they_lie_and_measured_so(bench: Bench) -> None:

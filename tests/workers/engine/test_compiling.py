@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from workers.engine import compiling
 from workers.engine.compiling import Compiler, Target
 from workers.engine.graphs import Fallbacks
 
@@ -59,6 +60,31 @@ def test_the_turn_is_held_while_compiling_and_free_while_it_is_taken_over() -> N
 
     wait_for(taken)
     assert seen == [True]
+
+
+def test_a_compilation_that_does_not_end_is_counted_once_and_no_longer_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compiling, "HANG_S", -1.0)
+    fallbacks, began, gate = Fallbacks(), threading.Event(), threading.Event()
+
+    def compile_one(target: Target) -> None:
+        began.set()
+        assert gate.wait(PATIENCE)
+
+    compiler = Compiler(compile_one, threading.Lock(), fallbacks)
+    compiler.ask(FIRST)
+    assert began.wait(PATIENCE)
+    assert not compiler.idle()
+    for _ in range(2):
+        assert list(compiler.ready()) == []
+    assert compiler.idle()
+    assert fallbacks.counts() == (("compile: hangs", 1),)
+    assert "latents of 64x64, batch of 1: compiling does not end" in caplog.text
+    monkeypatch.setattr(compiling, "HANG_S", PATIENCE)
+    gate.set()  # it ends after all
+    assert wait_for_ready(compiler, 1) == [FIRST]
+    wait_for(compiler.idle)
 
 
 def test_a_failed_compilation_is_reported_and_the_next_is_tried(caplog: pytest.LogCaptureFixture) -> None:

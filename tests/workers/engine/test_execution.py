@@ -13,8 +13,12 @@ from tests.workers.engine.demo import CONFIG, relative_error
 from tests.workers.engine.recorder import recorder
 from tests.workers.engine.three import ALIKE, FOUR, alone, assert_alike, engine, speed, together
 from workers.engine.denoiser import Denoiser, Passes
+from workers.engine.engine import DiffusionEngine
 from workers.engine.execution import buckets
+from workers.engine.model import assemble
 from workers.engine.networks import Control, LayerInputs
+from workers.engine.runtime import ModelFunctions
+from workers.engine.trials import CONVOLUTIONS, Trials
 
 NO_MEMORY = torch.OutOfMemoryError("out of memory")
 
@@ -118,6 +122,42 @@ def test_cudnn_times_its_algorithms_only_where_that_is_wanted(monkeypatch: pytes
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", not wanted)  # and as it was, after the test
     engine(speed(replace(CONFIG, slots=1), time_convolutions=wanted)).warm_up()
     assert torch.backends.cudnn.benchmark is wanted
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("cuDNN: no valid algorithm\nmore"), torch.OutOfMemoryError("no memory")]
+)
+def test_convolutions_that_cannot_be_timed_run_as_cudnn_chooses(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+
+    def timed(function: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            if torch.backends.cudnn.benchmark:
+                raise error
+            return function(*arguments)
+
+        return run
+
+    def change(plain: ModelFunctions) -> ModelFunctions:
+        return replace(plain, predict=lambda side: timed(plain.predict(side)), decode=timed(plain.decode))
+
+    made_by = engine(speed(replace(CONFIG, slots=1), time_convolutions=True), recorder(), change)
+    made_by.warm_up()
+    assert not torch.backends.cudnn.benchmark
+    assert made_by.status().fallbacks == (("convolutions: not timed", 1),)
+    assert dict(made_by.status().graphs)["steps"] == 1
+    assert_alike({0: demo.make(made_by, demo.task(0))}, {0: alone()[0]})
+
+
+def test_after_a_crash_convolutions_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    config = speed(replace(CONFIG, slots=1), time_convolutions=True)
+    made_by = DiffusionEngine(config, assemble(config, demo.parts(), "cpu"), trials=Trials(without={CONVOLUTIONS}))
+    made_by.warm_up()
+    assert not torch.backends.cudnn.benchmark
+    assert made_by.status().fallbacks == (("timed convolutions: off after a crash", 1),)
 
 
 def test_a_step_asks_the_host_nothing() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from tests.workers.engine.rivals import HEADS, Bench, inputs
 from workers.engine.attention import Attention
-from workers.engine.trials import COMPILING, GRAPHS, TRIALS, Trials, attention
+from workers.engine.trials import COMPILING, CONVOLUTIONS, GRAPHS, TRIALS, Crashes, Trials, attention
 
 Told = list[tuple[str, ...]]
 
@@ -76,5 +76,20 @@ def test_each_attention_kernel_is_a_trial(told: Told) -> None:
     assert told == [(attention("flash"),), (), (attention("math"),), ()]
 
 
+def test_two_crashes_in_a_row_with_the_same_in_use_are_blamed_on_it_first_on_what_was_compiled() -> None:
+    crashes = Crashes()
+    compiled, recorded, plain = {"steps": 2, "steps compiled": 1}, {"steps": 2, "steps compiled": 0}, {"steps": 0}
+    assert [crashes.blame(now, compiled) for now in (0.0, 10.0)] == [(), (COMPILING,)]
+    assert [crashes.blame(now, recorded) for now in (20.0, 30.0)] == [(), (GRAPHS,)]
+    assert [crashes.blame(now, plain) for now in (40.0, 50.0)] == [(), ()]
+
+
+def test_crashes_that_lie_hours_apart_or_with_another_between_are_not_blamed_on_it() -> None:
+    crashes = Crashes()
+    compiled, plain = {"VAE compiled": 1}, dict[str, int]()
+    for now, graphs in ((0.0, compiled), (4000.0, compiled), (4001.0, plain), (4002.0, compiled)):
+        assert crashes.blame(now, graphs) == ()
+
+
 def test_the_pool_knows_all_of_them() -> None:
-    assert {GRAPHS, COMPILING, attention("xformers")} < TRIALS
+    assert {GRAPHS, COMPILING, CONVOLUTIONS, attention("xformers")} < TRIALS

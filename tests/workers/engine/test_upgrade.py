@@ -107,6 +107,7 @@ SURVIVED = {
     "looks up what is missing where it serves": NOT_TAKEN,
     "has no memory where it serves": NOT_TAKEN,
     "asserts while compiling": FAILED,
+    "has no memory while compiling": FAILED,
     "leaves the compiler's thread": FAILED,
     "computes nothing": NOT_TAKEN,
     "computes infinity": NOT_TAKEN,
@@ -136,6 +137,23 @@ def test_a_fault_of_compiled_networks_costs_them_alone(fault: str, recorded: boo
     reasons = {SURVIVED[fault]: 1} | ({"graph: not replayed": 1} if recorded and SURVIVED[fault] is GIVEN_UP else {})
     assert dict(condition.fallbacks) == reasons
     assert dict(condition.graphs) == graphs | {"VAE compiled": 1}
+
+
+def test_compiled_networks_that_fail_fall_back_to_plain_graphs_and_these_to_none() -> None:
+    fake = recorder()
+
+    def faulty(plain: ModelFunctions) -> ModelFunctions:
+        fault = dying.fault("asserts at a later step of an image")
+        return replace(plain, faster=TorchCompile(lambda: dying.with_fault(fault, plain), automatic=False))
+
+    made_by = engine(speed(replace(CONFIG, slots=1), compile=True), fake, faulty)
+    made_by.warm_up()
+    assert made_by.wait_until_compiled(600)
+    fake.failures.append(RuntimeError("operation not permitted when stream is capturing"))
+    assert_alike({0: demo.make(made_by, demo.task(0))}, {0: alone()[0]})
+    graphs = dict(made_by.status().graphs)
+    assert [graphs[kind] for kind in ("steps", "steps compiled", "VAE", "VAE compiled")] == [0, 0, 1, 1]
+    assert made_by.status().fallbacks == ((GIVEN_UP, 1), ("graph: not recordable", 1), ("graph: not replayed", 1))
 
 
 def test_a_compiled_vae_that_is_wrong_is_not_taken_over_and_one_that_fails_is_given_up() -> None:
