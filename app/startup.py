@@ -69,6 +69,10 @@ def check_runtime(settings: Settings, placement: DeviceChoice) -> None:
     engine, cuda = settings.engine, placement.on_gpu
     if engine.kind != "diffusion":
         return
+    if engine.quantisation == "fp8" and not cuda:  # a worker's GPU may be too old, and says so itself
+        raise StartError(
+            "engine.quantisation is fp8, which needs a GPU: make it none, or fp8-emulated to compare images"
+        )
     try:
         if engine.runtime == "onnxruntime":
             files.check(engine, engine.dtype_on(cuda=cuda), cuda=cuda)
@@ -85,7 +89,8 @@ def runtime_in_words(engine: EngineConfig, *, cuda: bool) -> str:
     runtime, dtype = engine.runtime_on(cuda=cuda), engine.dtype_on(cuda=cuda)
     if runtime == "openvino":
         return f"OpenVINO in {dtype}, which takes over from torch when its networks are converted and compiled"
-    return f"{RUNTIMES[runtime]} in {dtype}"
+    layers = "" if engine.quantisation == "none" else f", linear layers in {engine.quantisation}"
+    return f"{RUNTIMES[runtime]} in {dtype}{layers}"
 
 
 def slot_layout(settings: Settings) -> SlotLayout:

@@ -147,6 +147,8 @@ def _runtime_problems(engine: EngineConfig) -> dict[str, str]:
     found, but = {}, f"but engine.runtime is {engine.runtime}"
     if engine.runtime == "openvino" and engine.speed.compile is False:
         found["speed.compile"] = f"is false, {but}, which takes over as compiled networks do: leave one of them out"
+    if engine.quantisation != "none" and engine.runtime not in ("auto", "torch"):
+        found["quantisation"] = f"is {engine.quantisation}, {but}, and this is for torch: leave one of them out"
     if engine.runtime == "onnxruntime":
         set_for_torch = {name: getattr(engine.speed, name) for name in ("compile", "attention", "time_convolutions")}
         for name, value in set_for_torch.items():

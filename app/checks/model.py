@@ -130,7 +130,8 @@ def openvino(subject: Subject) -> Iterator[Finding]:
     """Whether OpenVINO is installed, and its files exist or fit on the disk; nothing where it is not to be used."""
     engine = subject.settings.engine
     wanted = engine.runtime == "openvino" or (engine.runtime == "auto" and not subject.on_gpu)
-    if engine.kind == "echo" or absent(engine) or engine.speed.compile is False or not wanted:
+    unused = engine.speed.compile is False or engine.quantisation != "none"
+    if engine.kind == "echo" or absent(engine) or unused or not wanted:
         return
     try:
         dtype = engine.dtype_on(cuda=subject.on_gpu)

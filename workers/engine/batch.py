@@ -198,7 +198,7 @@ class Batch:
         `times` [N, total] are time projections for the comparison. Raises what `Upgradable.offer` does.
         """
         inputs = self._random_inputs(bucket, times)
-        return self._steps[bucket].offer(predict, lambda networks: networks(inputs), self._model.dtype)
+        return self._steps[bucket].offer(predict, lambda networks: networks(inputs), self._model.rounding_dtype)
 
     def dummy_run(self, bucket: int) -> None:
         """Run one step of a bucket on the entry of no image, to warm up and to time it."""

@@ -194,6 +194,9 @@ class EngineConfig:
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """The number format to compute in; `auto` is float16 on a GPU, bfloat16 on a CPU that has instructions for it, and
     else float32. ONNX files are in float32 or float16."""
+    quantisation: Literal["none", "fp8", "fp8-emulated"] = "none"
+    """`fp8` computes the linear layers of the UNet and the ControlNet in 8-bit floats, which changes images a little;
+    for GPUs with compute capability 8.9 or higher. `fp8-emulated` makes such images on any device, slowly."""
     slots: Annotated[int, Meta(ge=1, le=64)] = 4
     """Images that a worker makes at the same time."""
     decode_bytes: Annotated[int, Meta(ge=64 * 2**20)] | Literal["auto"] = "auto"
@@ -224,8 +227,8 @@ class EngineConfig:
         """The runtime of the networks: torch, openvino or onnxruntime."""
         if self.runtime != "auto":
             return self.runtime
-        # OpenVINO takes over from torch as compiled networks do.
-        suits = not cuda and self.dtype != "float16" and self.speed.compile is not False
+        # OpenVINO takes over from torch as compiled networks do, and would run the networks without quantisation.
+        suits = not cuda and self.dtype != "float16" and self.speed.compile is not False and self.quantisation == "none"
         return "openvino" if suits and find_spec("openvino") is not None else "torch"
 
     def decode_budget(self, memory: int) -> int:

@@ -25,6 +25,7 @@ from workers.engine.lora import fuse
 from workers.engine.model_checks import check_architecture, check_folders, check_vae, read_object, vae_class
 from workers.engine.networks import Attend
 from workers.engine.plan import Plans
+from workers.engine.quantisation import FLOAT8, quantise_networks
 from workers.engine.runtime import Faster, ModelFunctions
 from workers.engine.sampler import DiffusersScheduler, UnsupportedSamplerError, is_scheduler
 from workers.engine.streams import SideStream
@@ -72,6 +73,7 @@ class Model:
     plans: Plans
     device: torch.device
     dtype: torch.dtype
+    rounding_dtype: torch.dtype
     faster: Faster | None = None
 
     @property
@@ -141,7 +143,8 @@ def to_pixels(decoded: Tensor) -> Tensor:
 def load(config: EngineConfig, device: str) -> Model:
     """Load what a configuration names onto a torch device.
 
-    Raises MissingWeightsError, UnsafeModelError, LoraError, UnsupportedModelError and UnsupportedSamplerError.
+    Raises MissingWeightsError, UnsafeModelError, LoraError, UnsupportedModelError, UnsupportedSamplerError and
+    QuantisationError.
     """
     parts = read(config, dtype_of(config, device), device)
     with timed("Assembled the model"):
@@ -157,7 +160,7 @@ def dtype_of(config: EngineConfig, device: str) -> torch.dtype:
 def assemble(config: EngineConfig, parts: Parts, device: str) -> Model:
     """Check the parts, move them to the device, and compute what stays the same.
 
-    Raises UnsupportedModelError and UnsupportedSamplerError.
+    Raises UnsupportedModelError, UnsupportedSamplerError and QuantisationError.
     """
     check_architecture(parts.unet.config, parts.controlnet.config, parts.text_encoder.config.hidden_size)
     plans = plans_of(config.sampler, parts.scheduler)
@@ -166,6 +169,7 @@ def assemble(config: EngineConfig, parts: Parts, device: str) -> Model:
     networks = parts.unet, parts.controlnet
     for network in networks:
         pack_projections(network)
+    quantise_networks(networks, config.quantisation, torch.device(device))
     encoder, tokens = TextEncoder(parts.text_encoder, *networks), Tokens(parts.tokenizer, config.prompt)
     place, dtype = torch.device(device), parts.unet.dtype
     return Model(
@@ -177,6 +181,7 @@ def assemble(config: EngineConfig, parts: Parts, device: str) -> Model:
         plans=plans,
         device=place,
         dtype=dtype,
+        rounding_dtype=dtype if config.quantisation == "none" else FLOAT8,
     )
 
 

@@ -77,6 +77,10 @@ class AnyModel(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     @property
+    def rounding_dtype(self) -> torch.dtype:
+        """The number format whose rounding explains how much two ways to run the networks may differ."""
+
+    @property
     def time_width(self) -> int:
         """Channels of both networks' time projections."""
 

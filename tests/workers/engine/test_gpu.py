@@ -133,6 +133,22 @@ def test_compiled_networks_make_the_same_image() -> None:
     assert demo.psnr(made(engine, 3), before) >= 40
 
 
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="needs a GPU with float8"
+)
+def test_layers_in_float8_change_an_image_little_compiled_or_not() -> None:
+    plain, _ = on_cuda(USUAL, torch.float16)
+    engine, _ = on_cuda(replace(USUAL, slots=1, quantisation="fp8"), torch.float16)
+    before = made(engine, 3)
+    assert 30 <= demo.psnr(before, made(plain, 3)) < 60
+    assert np.array_equal(made(engine, 3), before)
+    engine.warm_up()
+    assert engine.wait_until_compiled(1200)
+    assert dict(engine.status().graphs)["steps compiled"] == 1
+    assert engine.status().fallbacks == ()
+    assert demo.psnr(made(engine, 3), made(plain, 3)) >= 30
+
+
 def test_warming_up_measures_the_device() -> None:
     engine, _ = on_cuda(USUAL, torch.float16)
     costs = engine.warm_up()

@@ -176,6 +176,10 @@ class OnnxModel:
     sessions: Mapping[str, Session]
 
     @property
+    def rounding_dtype(self) -> torch.dtype:
+        return self.dtype
+
+    @property
     def time_width(self) -> int:
         return int(self.sessions["times"].shapes["times"][1])
 
