@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -69,6 +70,20 @@ def test_nothing_is_recorded_by_a_request_for_a_configured_size() -> None:
     before = len(fake.pools)
     together(made_by)
     assert len(fake.pools) == before
+
+
+def test_an_image_is_a_replay_of_its_text_its_hint_each_step_and_the_vae() -> None:
+    fake = recorder()
+    made_by = engine(FOUR, fake)
+    made_by.warm_up()
+    before = fake.replays
+    made_by.prepare(demo.task(0), partial(made_by.begin, 0))
+    assert fake.replays == before + 1
+    made_by.admit(0, made_by.prepare(demo.task(0)))
+    assert fake.replays == before + 2
+    demo.run(made_by, 0)
+    made_by.collect(made_by.finish(0))
+    assert fake.replays == before + 2 + CONFIG.sampler.steps + 1
 
 
 def test_other_sizes_are_recorded_at_first_use_in_pools_of_their_own() -> None:
