@@ -21,7 +21,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial, wraps
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
@@ -48,9 +47,8 @@ _COMPILED_AT_MOST = 1000  # passes times shapes; torch wants a limit
 LOCK_TIMEOUT_S = 900.0  # for another worker's compiler
 HANG_S = 3600.0  # of one target, after which nothing more is expected of the compiler
 _POLL_S = 0.5
-_PAIRS = 5  # of calls to compare the speed of two functions, at most
-_ENOUGH_S = 0.2  # for these pairs; running images wait for them
-_LONG_S = 1.0  # a longer pair is not repeated
+_TURNS = 5  # of calls to compare the speed of two functions; running images wait for them
+_LONG_S = 1.0  # of two calls, which are then compared once more at most
 _CLEARLY = 1.2  # times as slow: less than that is noise, which should not make the workers of a machine differ
 _ROUNDINGS = 32  # allowed as relative error: half precision needs 5, and wrong results are off by hundreds
 _FLOAT8_NOISE = (
@@ -293,12 +291,16 @@ def timed(work: Callable[[], T], wait: Work) -> tuple[float, T]:
     return perf_counter() - began, result
 
 
-def compare(plain: Work, faster: Work, wait: Work) -> Seconds:
-    """Median seconds of two works that have run before, timed in turns until enough time is spent."""
-    pairs = list[Seconds]()
-    while len(pairs) < _PAIRS and sum(map(sum, pairs)) < _ENOUGH_S:
-        pairs.append(Seconds(timed(plain, wait)[0], timed(faster, wait)[0]))
-    return Seconds(*map(median, zip(*pairs, strict=True)))
+def compare(plain: Work, faster: Work, wait: Work, turns: int) -> Seconds:
+    """Time two works that have run before, in turns until the second is worth it, or else the last of so many.
+
+    Other work on the machine only slows a call down. So one good turn counts more than bad ones.
+    """
+    for _ in range(turns):
+        seconds = Seconds(timed(plain, wait)[0], timed(faster, wait)[0])
+        if seconds.worth_it:
+            break
+    return seconds
 
 
 class Upgradable(Generic[F]):
@@ -344,8 +346,9 @@ class Upgradable(Generic[F]):
 
         def worth_it(work: Work) -> bool:
             nonlocal seconds
-            if sum(seconds) < _LONG_S:
-                seconds = compare(present, work, wait)
+            is_long = sum(seconds) > _LONG_S
+            if not (is_long and seconds.worth_it):
+                seconds = compare(present, work, wait, 1 if is_long else _TURNS)
             return seconds.worth_it
 
         taken = self._graphs.replace(self._key, partial(self._work, faster), self._before_recording, worth_it)
