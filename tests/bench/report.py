@@ -104,4 +104,4 @@ def _figure(value: Mapping[str, Any]) -> str:
         return "  ".join(f"{name} {each}" for name, each in value.items())
     rest = {name: each for name, each in value.items() if name not in ("median", "low", "high", "min", "max", "first")}
     others = "".join(f"  {name} {each}" for name, each in rest.items())
-    return f"{value['median']:>10.2f}  [{value['low']:.2f} .. {value['high']:.2f}]" + others
+    return f"{value['median']:>10.3f}  [{value['low']:.3f} .. {value['high']:.3f}]" + others

@@ -31,6 +31,7 @@ from tests.bench.parts.gauge import Gauge
 from tests.bench.parts.stats import in_turns, interval, is_steady, verdict
 from tests.bench.parts.work import table
 from tests.bench.report import Report, lines
+from tests.service import running
 from tests.service.running import ROOT, until
 from tests.workers.engine import full_size
 from workers.nvml import Nvml
@@ -151,7 +152,7 @@ def test_the_table_has_a_line_for_each_figure() -> None:
     row = {"median": 1.0, "low": 0.5, "high": 2.0, "n": 9, "throttled": {"sw_power_cap": 0.5}}
     title, first, second = lines({"parts": {"good": {"one": row}}})
     assert title.strip() == "good"
-    assert first.split() == ["one", "1.00", "[0.50", "..", "2.00]", "n", "9"]
+    assert first.split() == ["one", "1.000", "[0.500", "..", "2.000]", "n", "9"]
     assert second.split() == ["throttled", "sw_power_cap", "0.5"]
 
 
@@ -194,6 +195,7 @@ def test_a_device_that_slows_down_evenly_slows_both_alike() -> None:
     ("ratios", "expected"),
     [
         ([0.90], "faster"),
+        ([1.04, 1.07], "undecided"),
         ([1.20, 1.10], "slower"),
         ([0.97], "undecided: less than 5% takes 5 starts"),
         ([0.97, 0.96, 0.98, 0.97, 0.97], "faster"),
@@ -201,8 +203,13 @@ def test_a_device_that_slows_down_evenly_slows_both_alike() -> None:
     ],
 )
 def test_small_effects_take_five_starts(ratios: list[float], expected: str) -> None:
-    starts = [{"median": ratio, "low": ratio - 0.01, "high": ratio + 0.01} for ratio in ratios]
+    starts = [{"median": ratio, "low": ratio - 0.05, "high": ratio + 0.05, "coverage": 0.96} for ratio in ratios]
     assert verdict(starts)["verdict"] == expected
+
+
+def test_one_round_decides_nothing() -> None:
+    once = in_turns(lambda: 1.0, lambda: 2.0, rounds=1)["ratio"]
+    assert verdict([once])["verdict"] == "undecided: too few rounds"
 
 
 def test_times_are_steady_when_they_no_longer_fall() -> None:
@@ -312,11 +319,25 @@ def test_changes_are_compared_with_the_shipped_settings_in_five_starts(
 
 
 def test_every_change_names_settings_of_this_version_or_variables_of_libraries() -> None:
-    for name, change in services.CHANGES.items():
+    for change in services.CHANGES.values():
         settings = {key: value for key, value in change.items() if "__" in key}
-        if name != "fp8":  # until this version has it
-            services.configured(bench(), settings)
+        services.configured(bench(), settings)
         assert all(key.startswith("TORCHINDUCTOR_") for key in change.keys() - settings.keys())
+
+
+def test_a_service_whose_start_is_broken_off_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = list["subprocess.Popen[str]"]()
+    start = subprocess.Popen
+
+    def recorded(*arguments: Any, **options: Any) -> "subprocess.Popen[str]":
+        started.append(start(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", recorded)
+    monkeypatch.setattr(running, "until", MagicMock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        running.Service("demo")
+    assert started[0].poll() is not None
 
 
 def test_a_service_is_compiled_when_each_part_is_in_use_or_given_up() -> None:

@@ -47,7 +47,11 @@ class Service:
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
-        until(lambda: self._address() is not None or self.process.poll() is not None)
+        try:
+            until(lambda: self._address() is not None or self.process.poll() is not None)
+        except BaseException:  # also an interrupt: without a `with` yet, nobody else would end it
+            self._end()
+            raise
         if self._address() is None:
             self._end()
             raise AssertionError("".join(self.log))

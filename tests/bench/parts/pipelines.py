@@ -116,7 +116,7 @@ def _beside(bench: Bench, subject: Subject, speed_up: Callable[[_Pipeline, Parts
         result["until its second image, s"] = round(time.monotonic() - began, 1)
         ours = partial(bench.time, lambda: subject.make(bench.task()))
         bench.run_until_steady(ours)
-        result |= in_turns(ours, partial(bench.time, pipeline), max(1, bench.repeats // 4))
+        result |= in_turns(ours, partial(bench.time, pipeline), max(1, bench.repeats // 3))
     rated = {"theirs": bench.rated_image(result["theirs"], by_diffusers=True)}
     return result | {"ours": bench.rated_image(result["ours"])} | rated
 
@@ -126,15 +126,16 @@ def _beside(bench: Bench, subject: Subject, speed_up: Callable[[_Pipeline, Parts
 
 def agreement(bench: Bench) -> Iterator[Row]:
     """The engine against diffusers in the same precision, and both against diffusers in float32, on this device."""
-    yield "not compiled", partial(_agreement, bench, Speed(compile=False))
+    yield "not compiled", partial(_agreement, bench, {"speed": Speed(compile=False)})
     if bench.cuda:
-        yield "as shipped", partial(_agreement, bench, Speed())
+        yield "as shipped", partial(_agreement, bench, {})
+        yield "fp8", partial(_agreement, bench, {"quantisation": "fp8"})
 
 
-def _agreement(bench: Bench, speed: Speed) -> dict[str, Any]:
+def _agreement(bench: Bench, changes: Mapping[str, Any]) -> dict[str, Any]:
     prepared = [_prepared(bench, seed) for seed in range(_SEEDS)]
     theirs = [_image(bench, bench.parts, each) for each in prepared]
-    with bench.engine(speed=speed) as subject:
+    with bench.engine(bench.fresh_parts() if "quantisation" in changes else None, **changes) as subject:
         ours = [subject.make(bench.task(seed=seed)) for seed in range(_SEEDS)]
     likeness = _likeness(ours, theirs)
     result = {

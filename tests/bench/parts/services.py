@@ -287,7 +287,7 @@ def _compared(bench: Bench, change: Change) -> dict[str, Any]:
         for client in (shipped, changed):
             client.post()
             bench.run_until_steady(client.post)
-        return in_turns(shipped.post, changed.post, max(1, bench.repeats // 4))
+        return in_turns(shipped.post, changed.post, max(1, bench.repeats // 3))
 
 
 def _prepare(bench: Bench, change: Change) -> None:

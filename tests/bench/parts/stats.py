@@ -65,6 +65,8 @@ def verdict(starts: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         found |= {"low": min(each["low"] for each in starts), "high": max(each["high"] for each in starts)}
     if not enough and abs(found["median"] - 1) < CLEAR:
         text = f"undecided: less than {CLEAR:.0%} takes {STARTS} starts"
+    elif not enough and min(each["coverage"] for each in starts) < COVERAGE:
+        text = "undecided: too few rounds"
     elif found["low"] <= 1 <= found["high"]:
         text = "no difference found" if enough else "undecided"
     else:
