@@ -1,7 +1,7 @@
 """`python -m tests.bench NAME [options]` runs one benchmark; without a name, each of them with its defaults.
 
-Except for those that take long: `cpu`, `latency`, which is for a GPU, `overload`, `priorities`, `replay`,
-`scheduling`, `soak`, `stalls` and `steady` run when named.
+Except for those that take long: `cpu`, `latency`, which is for a GPU, `overload`, `priorities`,
+`quantisation`, `replay`, `scheduling`, `soak`, `stalls` and `steady` run when named.
 """
 
 import runpy
@@ -10,7 +10,7 @@ import sys
 SHORT = ("overhead", "decision", "startup", "demo")
 BENCHMARKS = (
     *(*SHORT, "cpu", "decoding", "latency", "overload", "priorities"),
-    *("replay", "scheduling", "soak", "stalls", "steady"),
+    *("quantisation", "replay", "scheduling", "soak", "stalls", "steady"),
 )
 
 
