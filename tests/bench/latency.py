@@ -29,7 +29,7 @@ from tests.bench.environment import environment
 from tests.bench.parts import PARTS, Part
 from tests.bench.parts.bench import Bench, NoTimeError, SkippedError
 from tests.bench.parts.gauge import Gauge
-from tests.bench.report import Report, failure, lines
+from tests.bench.report import COMPLETE, Report, failure, lines
 from tests.service.running import ROOT
 from workers.folders import COMPILER_CACHES
 
@@ -81,7 +81,7 @@ def run(
     try:
         for name, part in parts.items():
             remaining.pop(name)
-            if report.has(name, "complete, s"):
+            if report.has(name, COMPLETE):
                 continue
             if bench.left < part.seconds:
                 report.enter(name, "skipped", f"out of time: {max(bench.left, 0.0):.0f} s were left")
@@ -106,7 +106,7 @@ def _run_one(
                 raise NoTimeError("out of time")
             if not report.has(name, row):
                 report.enter(name, row, _measured(measure, gauge))
-        report.enter(name, "complete, s", round(time.monotonic() - began, 1))
+        report.enter(name, COMPLETE, round(time.monotonic() - began, 1))
     except CutOffError as reason:
         report.enter(name, "cut off", str(reason))
         raise

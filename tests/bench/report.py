@@ -7,7 +7,8 @@ from typing import Any
 
 _WIDTH = 64
 _LONG = 12  # entries, from which on a list is for the file alone
-_AGAIN = ("error", "cut off", "skipped")  # of a part: why it is not complete
+COMPLETE = "complete, s"  # a part's last row
+_INCOMPLETE = ("error", "cut off", "skipped")  # of a part: why it is not complete
 
 
 class Report:
@@ -54,18 +55,18 @@ class Report:
             if self._path.exists():
                 self._path.replace(self._path.with_suffix(".earlier.json"))
             return {}
-        parts = content["parts"].items()
-        kept = {part: {row: value for row, value in rows.items() if not _failed(value)} for part, rows in parts}
-        return {
-            part: {row: value for row, value in rows.items() if row not in _AGAIN}
-            for part, rows in kept.items()
-            if rows
-        }
+        return {part: _kept(rows) for part, rows in content["parts"].items()}
 
     def _write(self) -> None:
         unfinished = self._path.with_name(f"{self._path.name}.tmp")
         unfinished.write_text(json.dumps(self.content, indent=2) + "\n")
         unfinished.replace(self._path)
+
+
+def _kept(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """What need not be measured again; a part of which something failed is no longer complete."""
+    again = {row for row, value in rows.items() if row in _INCOMPLETE or _failed(value)}
+    return {row: value for row, value in rows.items() if row not in again and not (again and row == COMPLETE)}
 
 
 def failure(error: Exception) -> str:

@@ -1,24 +1,19 @@
 """The engine in this process: an image by its stages, several together, and one that joins another."""
 
 import itertools
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Generator, Tensor, nn
 
 from tests.bench.parts.bench import Bench, Row, Subject
 from tests.bench.parts.flops import Flops, of_diffusers, of_engine
 from tests.bench.parts.stats import milliseconds, summary
 from workers.engine.config import Sampler, Speed
 from workers.engine.execution import buckets
-from workers.engine.lora import fuse
 
 _VARIANTS: Mapping[str, Speed] = {
     "as shipped": Speed(),
@@ -26,7 +21,6 @@ _VARIANTS: Mapping[str, Speed] = {
     "kernels launched one by one": Speed(graphs=False, compile=False, beside=False, attention="sdpa"),
 }
 _BACK_TO_BACK = 4  # images
-_LORA_RANK = 64  # as latent-consistency/lcm-lora-sdv1-5 has
 
 
 def stages(bench: Bench) -> Iterator[Row]:
@@ -46,23 +40,20 @@ def batches(bench: Bench) -> Iterator[Row]:
 
 
 def lcm(bench: Bench) -> Iterator[Row]:
-    """Four steps without guidance, with a LoRA of random weights in all layers that LCM's changes."""
-    parts = bench.fresh_parts()
-    with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
-        file = Path(folder) / "lora.safetensors"
-        _random_lora(parts.unet, file)
-        fuse(file, 1.0, parts.unet, parts.text_encoder)
-    settings = {"sampler": Sampler(name="LCMScheduler", steps=4), "guidance_scale": 1.0}
-    yield "as shipped", partial(_stages, bench, settings, parts)
+    """Four steps without guidance, as with an LCM-LoRA; fused into the weights, it costs nothing."""
+    yield (
+        "as shipped",
+        partial(_stages, bench, {"sampler": Sampler(name="LCMScheduler", steps=4), "guidance_scale": 1.0}),
+    )
 
 
-def _stages(bench: Bench, changes: Mapping[str, Any], parts: Any = None) -> dict[str, Any]:
+def _stages(bench: Bench, changes: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    with bench.memory(result), bench.engine(parts, **changes) as subject:
+    with bench.memory(result), bench.engine(**changes) as subject:
         result["start"] = subject.started()
         times = _before_the_steps(bench, subject) | _steps_and_after(bench, subject) | _totals(bench, subject)
         config, calls = replace(bench.config, **changes), subject.engine.calls
-    done, asked = (_work(count(config, parts or bench.parts, bench.side), calls) for count in (of_engine, of_diffusers))
+    done, asked = (_work(count(config, bench.parts, bench.side), calls) for count in (of_engine, of_diffusers))
     rated = {name: bench.rated(times[name], done[name], asked[name]) for name in done}
     return result | times | rated
 
@@ -178,17 +169,3 @@ def _joining(bench: Bench, subject: Subject) -> dict[str, Any]:
             engine.discard(slot)
     joined = {"image that another joins": bench.times(image)}
     return {name: summary(seconds) for name, seconds in steps.items() if seconds} | joined
-
-
-def _random_lora(unet: nn.Module, file: Path) -> None:
-    """Changes of about a hundredth of each weight, named as kohya's trainer names them."""
-    generator = Generator().manual_seed(0)
-    tensors = dict[str, Tensor]()
-    for name, layer in unet.named_modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            down = torch.randn(_LORA_RANK, *layer.weight.shape[1:], generator=generator)
-            up = torch.randn(len(layer.weight), _LORA_RANK, *[1] * (layer.weight.dim() - 2), generator=generator)
-            size = 0.01 * float(layer.weight.detach().float().std()) / _LORA_RANK**0.5
-            key = f"lora_unet_{name.replace('.', '_')}"
-            tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": size * up}
-    save_file(tensors, file)

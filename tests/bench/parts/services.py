@@ -71,7 +71,6 @@ def http(bench: Bench) -> Iterator[Row]:
         compiling = client.wait_until_compiled()
         yield "start", lambda: client.started() | {"compiling": compiling}
         yield "one client", partial(_one_client, bench, client)
-        yield "another size, 2:3, not compiled", partial(_another_size, bench)
 
 
 def under_load(bench: Bench) -> Iterator[Row]:
@@ -237,14 +236,6 @@ def _one_client(bench: Bench, client: Client) -> dict[str, Any]:
     bench.run_until_steady(client.post)
     seconds = bench.repeat(client.post)
     return bench.rated_image(summary(seconds)) | percentiles(seconds)
-
-
-def _another_size(bench: Bench) -> dict[str, Any]:
-    width, height = bench.side, bench.side * 3 // 2
-    change = {"ENGINE__SIZE__LONG_SIDE": str(height)}
-    with Client.start(bench, change | {"ENGINE__SPEED__COMPILE": "false"}, size=(width, height)) as client:
-        first = client.post()  # records the graphs
-        return summary(bench.repeat(client.post)) | {"first": milliseconds(first)}
 
 
 def _closed_loop(bench: Bench, client: Client) -> dict[str, Any]:
