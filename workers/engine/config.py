@@ -128,6 +128,8 @@ class Speed:
     attention: AttentionKernel = "auto"
     """The attention kernel; `auto` measures which is fastest for each shape, `sdpa` leaves the choice to torch. Where
     the kernel cannot be used, torch chooses too."""
+    kernels: bool = True
+    """On a GPU, use Contour's own kernels for group norms, and fewer matrix products."""
     beside: bool = True
     """Run the ControlNet beside the UNet's encoder, and the VAE beside other images' steps."""
     time_convolutions: bool = False

@@ -68,12 +68,19 @@ class Passes:
     decode: Callable[[tuple[list[Tensor], Tensor], LayerInputs, Residuals, Tensor], Tensor]
 
     @classmethod
-    def of(cls, unet: "UNet2DConditionModel", controlnet: "ControlNetModel", attend: Attend = attention) -> "Passes":
-        """The eager passes of two networks."""
+    def of(
+        cls,
+        unet: "UNet2DConditionModel",
+        controlnet: "ControlNetModel",
+        attend: Attend = attention,
+        *,
+        fused: bool = False,
+    ) -> "Passes":
+        """The eager passes of two networks; `fused` ones use kernels of ours, and `conditioning.pack_ends`."""
         return cls(
-            partial(control_residuals, controlnet, attend=attend),
-            partial(unet_features, unet, attend=attend),
-            partial(unet_noise, unet, attend=attend),
+            partial(control_residuals, controlnet, attend=attend, fused=fused),
+            partial(unet_features, unet, attend=attend, fused=fused),
+            partial(unet_noise, unet, attend=attend, fused=fused),
         )
 
     def compiled(self, mode: str | None) -> "Passes":

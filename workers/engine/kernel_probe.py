@@ -1,4 +1,4 @@
-"""Tries attention kernels that are not torch's own in a child process before they are used in this one.
+"""Tries kernels that are not torch's own in a child process before they are used in this one: xformers', and ours.
 
 A kernel that was built for another torch or another GPU may kill its process, or leave a CUDA error behind after which
 the process cannot use its device. A probe takes some seconds, most of them to import torch, so the compiler's cache
@@ -30,7 +30,7 @@ _PASSING = ("memory", "CUDA error", "CUDA GPUs")
 
 
 def flaw_of(kernel: str, device: torch.device) -> str:
-    """Why a kernel cannot be used on a device; empty if it can. Its name is that of its package."""
+    """Why a kernel cannot be used on a device; empty if it can. Its name is that of its package: ours need "triton"."""
     file = _cached(kernel, device)
     if file is not None and (known := _read(file)) is not None:
         return known
@@ -70,8 +70,14 @@ def _cached(kernel: str, device: torch.device) -> Path | None:
     where: tuple[object, ...] = (str(device),)
     if device.type == "cuda":
         where = (torch.cuda.get_device_name(device), _driver_version())
-    facts = json.dumps([kernel, package, torch.__version__, *where])
+    facts = json.dumps([kernel, package, torch.__version__, _sources(), *where])
     return Path(folder) / f"contour-{kernel}-{sha256(facts.encode()).hexdigest()[:16]}.json"
+
+
+def _sources() -> str:
+    """A digest of our kernels."""
+    files = sorted((_ROOT / "workers" / "engine" / "kernels").glob("*.py"))
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _driver_version() -> int:
@@ -99,11 +105,13 @@ def _write(file: Path, found: str) -> None:
 
 def main(kernel: str, device: str, parent: str) -> int:
     """Try a kernel and write why it cannot be used, as the last line; the exit code."""
-    from workers.engine.attention import flaw
+    from workers.engine import attention
+    from workers.engine.kernels import group_norm
     from workers.process import die_with_parent
 
     die_with_parent(int(parent))
-    sys.stdout.write("\n" + flaw(kernel, torch.device(device)))
+    where = torch.device(device)
+    sys.stdout.write("\n" + (group_norm.flaw(where) if kernel == "triton" else attention.flaw(kernel, where)))
     return 0
 
 

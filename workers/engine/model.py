@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from workers.engine import kernels
 from workers.engine.compiling import TorchCompile
 from workers.engine.conditioning import (
     TextConditioning,
     TextEncoder,
     Tokens,
     hint_embedding,
+    pack_ends,
     pack_projections,
     shift_widths,
     time_table,
@@ -74,6 +76,8 @@ class Model:
     device: torch.device
     dtype: torch.dtype
     rounding_dtype: torch.dtype
+    fused: bool = False
+    """Whether the passes use kernels of ours, see `networks.py`."""
     faster: Faster | None = None
 
     @property
@@ -104,7 +108,8 @@ class Model:
 
     def functions(self, attend: Attend, mode: str | None) -> ModelFunctions:
         """The model's functions: by torch, with this attention. `faster` is what the model has, else torch.compile."""
-        passes, layers = Passes.of(self.unet, self.controlnet, attend), Layers.of(self.unet, self.controlnet)
+        passes = Passes.of(self.unet, self.controlnet, attend, fused=self.fused)
+        layers = Layers.of(self.unet, self.controlnet)
 
         def compiled() -> ModelFunctions:
             decode = torch.compile(self.decode, fullgraph=True, dynamic=False, mode=mode)
@@ -167,8 +172,11 @@ def assemble(config: EngineConfig, parts: Parts, device: str) -> Model:
     for part in (parts.unet, parts.controlnet, parts.vae, parts.text_encoder):
         _freeze(part, device)
     networks = parts.unet, parts.controlnet
+    fused = config.speed.kernels and kernels.usable(torch.device(device))
     for network in networks:
         pack_projections(network)
+        if fused and config.quantisation == "none":  # h and x, side by side, would have one scale
+            pack_ends(network)
     quantise_networks(networks, config.quantisation, torch.device(device))
     encoder, tokens = TextEncoder(parts.text_encoder, *networks), Tokens(parts.tokenizer, config.prompt)
     place, dtype = torch.device(device), parts.unet.dtype
@@ -182,6 +190,7 @@ def assemble(config: EngineConfig, parts: Parts, device: str) -> Model:
         device=place,
         dtype=dtype,
         rounding_dtype=dtype if config.quantisation == "none" else FLOAT8,
+        fused=fused,
     )
 
 

@@ -13,7 +13,12 @@ them without a copy.
 Feature maps stay in the channels-last layout, in which convolutions are fastest and tokens need no copy. The exception
 is torch's group norm, which on CUDA takes and makes the contiguous layout only (`native_group_norm`, in ATen/native/
 group_norm.cpp). So it copies its input, and the convolution after it copies once more: 2 x 88 copies a step with SD
-1.5. Compiled networks use a decomposition instead, which leaves the layout to the compiler.
+1.5. torch's compiler decomposes it instead, into 300 kernels.
+
+So on CUDA the passes are `fused`: a group norm adds what it normalises, and activates it, in one or two kernels of our
+own (`kernels/group_norm.py`). For that, sums wait until they are read (`Sum`), and convolutions leave their bias to the
+next kernel. 1x1 convolutions are matrix products, whose kernels add the bias, and each transformer ends with a single
+one (`conditioning.pack_ends`).
 
 Source of the architecture: diffusers 0.42, UNet2DConditionModel and ControlNetModel.
 """
@@ -24,7 +29,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, interpolate, scaled_dot_product_attention, silu
+from torch.nn import Conv2d, Module
+from torch.nn.functional import conv2d, gelu, interpolate, linear, scaled_dot_product_attention, silu
+
+from workers.engine.kernels.group_norm import add_group_norm, group_norm
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
     from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D, CrossAttnUpBlock2D
+    from torch.nn import GroupNorm
 
 
 Residuals: TypeAlias = tuple[list[Tensor], Tensor]  # for each skip connection, outermost first, and for the middle
@@ -65,11 +74,17 @@ class LayerInputs:
 
 
 class _LayerQueue:
-    """Yields the inputs layer by layer, and computes attention; `inverse_temperature` [R] multiplies its logits."""
+    """Yields the inputs layer by layer, and computes attention; `inverse_temperature` [R] multiplies its logits.
 
-    def __init__(self, inputs: LayerInputs, attend: Attend, inverse_temperature: Tensor | None = None) -> None:
+    `fused`: whether the layers are to use kernels of our own.
+    """
+
+    def __init__(
+        self, inputs: LayerInputs, attend: Attend, inverse_temperature: Tensor | None = None, *, fused: bool = False
+    ) -> None:
         self.shifts: Iterator[Tensor] = iter(inputs.shifts)
         self.keys_values: Iterator[Tensor] = iter(inputs.keys_values)
+        self.fused = fused
         self._attend = attend
         self._inverse_temperature = inverse_temperature
 
@@ -92,24 +107,32 @@ class Control:
 
 
 def control_residuals(
-    controlnet: "ControlNetModel", latents: Tensor, control: Control, attend: Attend = attention
+    controlnet: "ControlNetModel", latents: Tensor, control: Control, attend: Attend = attention, *, fused: bool = False
 ) -> Residuals:
     """The ControlNet's residuals for each skip connection of the UNet, and for its middle; for latents [B, C, h, w].
 
     They are not scaled yet: `unet_noise` scales as it adds, which saves a pass over each.
     """
-    x = controlnet.conv_in(latents) + control.hint
-    skips, x = _encode(controlnet, x, _LayerQueue(control.inputs, attend, control.inverse_temperature))
+    feed = _LayerQueue(control.inputs, attend, control.inverse_temperature, fused=fused)
+    x = _conv(controlnet.conv_in, latents, feed)
+    x.other = control.hint
+    skips, middle = _encode(controlnet, x, feed)
     convs = controlnet.controlnet_down_blocks
-    residuals = [conv(skip) for conv, skip in zip(convs, skips, strict=True)]
-    return residuals, controlnet.controlnet_mid_block(x)
+    residuals = [_pointwise(conv, skip, feed) for conv, skip in zip(convs, skips, strict=True)]
+    return residuals, _pointwise(controlnet.controlnet_mid_block, middle, feed)
 
 
 def unet_features(
-    unet: "UNet2DConditionModel", latents: Tensor, inputs: LayerInputs, attend: Attend = attention
+    unet: "UNet2DConditionModel",
+    latents: Tensor,
+    inputs: LayerInputs,
+    attend: Attend = attention,
+    *,
+    fused: bool = False,
 ) -> tuple[list[Tensor], Tensor]:
     """The UNet's encoder and middle, which need no ControlNet: the skip connections, and the middle's output."""
-    return _encode(unet, unet.conv_in(latents), _LayerQueue(inputs, attend))
+    feed = _LayerQueue(inputs, attend, fused=fused)
+    return _encode(unet, _conv(unet.conv_in, latents, feed), feed)
 
 
 def unet_noise(
@@ -119,11 +142,14 @@ def unet_noise(
     residuals: Residuals,
     scale: Tensor,
     attend: Attend = attention,
+    *,
+    fused: bool = False,
 ) -> Tensor:
     """The UNet's decoder: the noise [R, C, h, w], from its encoder's features and the residuals, scaled by [R]."""
     skips = [_controlled(skip, residual, scale) for skip, residual in zip(features[0], residuals[0], strict=True)]
-    x = _decode(unet, _controlled(features[1], residuals[1], scale), skips, _LayerQueue(inputs, attend))
-    noise: Tensor = unet.conv_out(silu(unet.conv_norm_out(x)))
+    feed = _LayerQueue(inputs, attend, fused=fused)
+    x = _decode(unet, Sum(_controlled(features[1], residuals[1], scale)), skips, feed)
+    noise: Tensor = unet.conv_out(_normalise(unet.conv_norm_out, x, feed, activate=True, keep=False))
     return noise
 
 
@@ -131,7 +157,62 @@ def _controlled(features: Tensor, residual: Tensor, scale: Tensor) -> Tensor:
     return features.addcmul(residual, _alike(scale, residual)[:, None, None, None])
 
 
-def _encode(net: "UNet2DConditionModel | ControlNetModel", x: Tensor, feed: _LayerQueue) -> tuple[list[Tensor], Tensor]:
+@dataclass(slots=True)
+class Sum:
+    """A feature map that is added when it is first read: by a group norm of ours as it reads it anyway.
+
+    `x` [R, channels, h, w], `bias` [channels], `shift` [R, channels]; `other` as `x`, or with one row per image.
+    """
+
+    x: Tensor
+    bias: Tensor | None = None
+    shift: Tensor | None = None
+    other: Tensor | None = None
+
+    def value(self) -> Tensor:
+        """The feature map."""
+        for vector in (self.bias, self.shift):
+            if vector is not None:
+                self.x = self.x + vector.unflatten(-1, (-1, 1, 1))
+        if self.other is not None:
+            self.x = _plus(self.other, self.x)
+        self.bias = self.shift = self.other = None
+        return self.x
+
+    def normalised(self, norm: "GroupNorm", *, activate: bool, keep: bool) -> Tensor:
+        """Its group norm, and SiLU of that, by our kernels; `keep`: the sum will be read again."""
+        height, width = self.x.shape[-2:]
+        other = None if self.other is None else _tokens(self.other)
+        terms = self.bias, self.shift, other
+        given = _tokens(self.x), terms, norm.weight, norm.bias, norm.num_groups, norm.eps, activate
+        if not keep or terms == (None, None, None):
+            return _feature_map(group_norm(*given), height, width)
+        total, result = add_group_norm(*given)
+        self.x, self.bias, self.shift, self.other = _feature_map(total, height, width), None, None, None
+        return _feature_map(result, height, width)
+
+
+def _normalise(norm: "GroupNorm", x: Sum, feed: _LayerQueue, *, activate: bool, keep: bool = True) -> Tensor:
+    if feed.fused:
+        return x.normalised(norm, activate=activate, keep=keep)
+    h: Tensor = norm(x.value())
+    return silu(h) if activate else h
+
+
+def _conv(conv: Conv2d, x: Tensor, feed: _LayerQueue) -> Sum:
+    # cuDNN's convolution has no bias in torch: that is a kernel of its own, eager or compiled.
+    return Sum(conv2d(x, conv.weight, None, conv.stride, conv.padding), conv.bias) if feed.fused else Sum(conv(x))
+
+
+def _pointwise(conv: Module, x: Tensor, feed: _LayerQueue) -> Tensor:
+    """A 1x1 convolution. As a matrix product its bias is added by the product's kernel."""
+    if not feed.fused or not isinstance(conv, Conv2d):  # as when it is quantised
+        result: Tensor = conv(x)
+        return result
+    return _feature_map(linear(_tokens(x), conv.weight.flatten(1), conv.bias), *x.shape[-2:])
+
+
+def _encode(net: "UNet2DConditionModel | ControlNetModel", x: Sum, feed: _LayerQueue) -> tuple[list[Tensor], Tensor]:
     """The contracting half and the middle: the skip connections, outermost first, and the middle's output."""
     skips = [x]
     for block in net.down_blocks:
@@ -141,10 +222,10 @@ def _encode(net: "UNet2DConditionModel | ControlNetModel", x: Tensor, feed: _Lay
     for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
         x = _transformer(attention, x, feed)
         x = _resnet(resnet, x, feed)
-    return skips, x
+    return [skip.value() for skip in skips], x.value()
 
 
-def _down(block: "CrossAttnDownBlock2D", x: Tensor, feed: _LayerQueue) -> list[Tensor]:
+def _down(block: "CrossAttnDownBlock2D", x: Sum, feed: _LayerQueue) -> list[Sum]:
     outputs = []
     for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
         x = _resnet(resnet, x, feed)
@@ -152,26 +233,25 @@ def _down(block: "CrossAttnDownBlock2D", x: Tensor, feed: _LayerQueue) -> list[T
             x = _transformer(attention, x, feed)
         outputs.append(x)
     for sampler in block.downsamplers or ():
-        outputs.append(sampler.conv(outputs[-1]))
+        outputs.append(_conv(sampler.conv, outputs[-1].value(), feed))
     return outputs
 
 
-def _decode(unet: "UNet2DConditionModel", x: Tensor, skips: list[Tensor], feed: _LayerQueue) -> Tensor:
+def _decode(unet: "UNet2DConditionModel", x: Sum, skips: list[Tensor], feed: _LayerQueue) -> Sum:
     """The expanding half: joins the skip connections, innermost first."""
     for block in unet.up_blocks:
         x = _up(block, x, skips, feed)
     return x
 
 
-def _up(block: "CrossAttnUpBlock2D", x: Tensor, skips: list[Tensor], feed: _LayerQueue) -> Tensor:
+def _up(block: "CrossAttnUpBlock2D", x: Sum, skips: list[Tensor], feed: _LayerQueue) -> Sum:
     for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
-        x = _beside(x, skips.pop())
-        x = _resnet(resnet, x, feed)
+        x = _resnet(resnet, Sum(_beside(x.value(), skips.pop())), feed)
         if attention is not None:
             x = _transformer(attention, x, feed)
     for sampler in block.upsamplers or ():
         # To the next skip's size, not to twice its own: odd sizes were rounded up on the way down.
-        x = sampler.conv(interpolate(x, size=skips[-1].shape[-2:], mode="nearest"))
+        x = _conv(sampler.conv, interpolate(x.value(), size=skips[-1].shape[-2:], mode="nearest"), feed)
     return x
 
 
@@ -181,27 +261,35 @@ def _attentions(block: "CrossAttnDownBlock2D | CrossAttnUpBlock2D") -> "Sequence
     return attentions
 
 
-def _resnet(module: "ResnetBlock2D", x: Tensor, feed: _LayerQueue) -> Tensor:
-    shift = _alike(next(feed.shifts), x)
-    h: Tensor = module.conv1(silu(module.norm1(x)))
-    h = module.conv2(silu(module.norm2(h + shift[:, :, None, None])))
-    shortcut: Tensor = x if module.conv_shortcut is None else module.conv_shortcut(x)
-    return shortcut + h
+def _resnet(module: "ResnetBlock2D", x: Sum, feed: _LayerQueue) -> Sum:
+    h = _conv(module.conv1, _normalise(module.norm1, x, feed, activate=True), feed)
+    h.shift = _alike(next(feed.shifts), h.x)
+    h = _conv(module.conv2, _normalise(module.norm2, h, feed, activate=True, keep=False), feed)
+    h.other = x.value() if module.conv_shortcut is None else _pointwise(module.conv_shortcut, x.value(), feed)
+    return h
 
 
-def _transformer(module: "Transformer2DModel", x: Tensor, feed: _LayerQueue) -> Tensor:
-    height, width = x.shape[-2:]
-    h: Tensor = module.norm(x)
+def _transformer(module: "Transformer2DModel", x: Sum, feed: _LayerQueue) -> Sum:
+    height, width = x.x.shape[-2:]
+    h = _normalise(module.norm, x, feed, activate=False)
     # A 1x1 convolution or a linear layer: the same sum, on feature maps or on tokens.
     linear = module.use_linear_projection
-    h = module.proj_in(_tokens(h)) if linear else _tokens(module.proj_in(h))
-    for block in module.transformer_blocks:
-        h = _transformer_block(block, h, feed)
-    h = _feature_map(module.proj_out(h), height, width) if linear else module.proj_out(_feature_map(h, height, width))
-    return _plus(x, h)
+    h = module.proj_in(_tokens(h)) if linear else _tokens(_pointwise(module.proj_in, h, feed))
+    *blocks, last = module.transformer_blocks
+    for block in blocks:
+        h = _feed_forward(block, _attended(block, h, feed))
+    h = _attended(last, h, feed)
+    if feed.fused and hasattr(module, "end"):
+        h = _feature_map(module.end(torch.cat([_gated(last, h), h], dim=-1)), height, width)
+    elif linear:
+        h = _feature_map(module.proj_out(_feed_forward(last, h)), height, width)
+    else:
+        h = _pointwise(module.proj_out, _feature_map(_feed_forward(last, h), height, width), feed)
+    return Sum(h, other=x.value())
 
 
-def _transformer_block(block: "BasicTransformerBlock", x: Tensor, feed: _LayerQueue) -> Tensor:
+def _attended(block: "BasicTransformerBlock", x: Tensor, feed: _LayerQueue) -> Tensor:
+    """A block's first two thirds."""
     keys, values = next(feed.keys_values), next(feed.keys_values)
 
     own = block.attn1
@@ -210,11 +298,17 @@ def _transformer_block(block: "BasicTransformerBlock", x: Tensor, feed: _LayerQu
 
     cross = block.attn2
     queries = _spread(cross.to_q(block.norm2(x)), keys)  # from here on, an image's rows differ
-    x = _plus(x, cross.to_out[0](feed.attend(queries, keys, values, cross.heads)))
+    return _plus(x, cross.to_out[0](feed.attend(queries, keys, values, cross.heads)))
 
-    widen, _, narrow = block.ff.net
-    h, gate = widen.proj(block.norm3(x)).chunk(2, dim=-1)
-    change: Tensor = narrow(h * gelu(gate))
+
+def _gated(block: "BasicTransformerBlock", x: Tensor) -> Tensor:
+    h, gate = block.ff.net[0].proj(block.norm3(x)).chunk(2, dim=-1)
+    gated: Tensor = h * gelu(gate)
+    return gated
+
+
+def _feed_forward(block: "BasicTransformerBlock", x: Tensor) -> Tensor:
+    change: Tensor = block.ff.net[2](_gated(block, x))
     return x + change
 
 

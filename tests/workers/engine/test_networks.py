@@ -16,6 +16,7 @@ from workers.engine.conditioning import (
     hint_embedding,
     keys_values,
     keys_values_widths,
+    pack_ends,
     pack_projections,
     shift_widths,
     time_table,
@@ -27,6 +28,8 @@ from workers.engine.streams import SideStream
 
 TOLERANCE = 1e-5
 IMAGES, SIDE = 2, 8
+# Fused passes call our operators, which on a CPU run their reference.
+fused_too = pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +37,7 @@ def _packed_and_without_gradients() -> Any:
     with torch.no_grad():
         for net in (demo.parts().unet, demo.parts().controlnet):
             pack_projections(net)
+            pack_ends(net)
         yield
 
 
@@ -53,12 +57,14 @@ def doubled(x: Tensor) -> Tensor:
     return x.repeat_interleave(2, 0)
 
 
-def unet_noise(unet: Any, controlnet: Any, told: LayerInputs, residuals: tuple[list[Tensor], Tensor]) -> Tensor:
+def unet_noise(
+    unet: Any, controlnet: Any, told: LayerInputs, residuals: tuple[list[Tensor], Tensor], fused: bool
+) -> Tensor:
     """Encoder and decoder, for the latents below."""
     encoder = LayerInputs(shift_widths(controlnet), keys_values_widths(controlnet))  # type: ignore[arg-type] # as many
     encoding, decoding = told.halves(encoder)
-    features = networks.unet_features(unet, LATENTS, encoding)
-    return networks.unet_noise(unet, features, decoding, residuals, torch.ones(IMAGES))
+    features = networks.unet_features(unet, LATENTS, encoding, fused=fused)
+    return networks.unet_noise(unet, features, decoding, residuals, torch.ones(IMAGES), fused=fused)
 
 
 LATENTS = random(IMAGES, 4, SIDE, SIDE)
@@ -104,11 +110,12 @@ def test_the_hint_embedding_is_diffusers() -> None:
     assert relative_error(hint_embedding(controlnet, IMAGE), expected) <= TOLERANCE
 
 
-def test_the_controlnet_is_diffusers() -> None:
+@fused_too
+def test_the_controlnet_is_diffusers(fused: bool) -> None:
     controlnet = demo.parts().controlnet
     text = features(IMAGES)
     control = control_of(inputs_of(controlnet, TIMESTEPS, text), torch.ones(IMAGES))
-    skips, middle = networks.control_residuals(controlnet, LATENTS, control)
+    skips, middle = networks.control_residuals(controlnet, LATENTS, control, fused=fused)
     expected = controlnet(LATENTS, TIMESTEPS, text, IMAGE)
     assert len(skips) == len(expected.down_block_res_samples)
     for actual, plain in zip((*skips, middle), (*expected[0], expected[1]), strict=True):
@@ -119,7 +126,7 @@ def test_a_temperature_of_one_changes_no_bit() -> None:
     controlnet = demo.parts().controlnet
     control = control_of(inputs_of(controlnet, TIMESTEPS, features(IMAGES)), torch.ones(IMAGES))
     skips, middle = networks.control_residuals(controlnet, LATENTS, control)
-    x = controlnet.conv_in(LATENTS) + control.hint
+    x = networks.Sum(controlnet.conv_in(LATENTS), other=control.hint)
     plain, plain_middle = networks._encode(controlnet, x, networks._LayerQueue(control.inputs, networks.attention))
     assert torch.equal(middle, controlnet.controlnet_mid_block(plain_middle))
     for actual, conv, expected in zip(skips, controlnet.controlnet_down_blocks, plain, strict=True):
@@ -135,9 +142,9 @@ def test_half_precision_holds_the_queries_of_its_lowest_temperature() -> None:
     assert all(residual.isfinite().all() for residual in (*skips, middle))
 
 
-def assert_the_unet_is_diffusers(unet: Any, controlnet: Any, text: Tensor) -> None:
+def assert_the_unet_is_diffusers(unet: Any, controlnet: Any, text: Tensor, *, fused: bool) -> None:
     residuals = controlnet(LATENTS, TIMESTEPS, text, IMAGE)
-    actual = unet_noise(unet, controlnet, inputs_of(unet, TIMESTEPS, text), (residuals[0], residuals[1]))
+    actual = unet_noise(unet, controlnet, inputs_of(unet, TIMESTEPS, text), (residuals[0], residuals[1]), fused)
     expected = unet(
         LATENTS,
         TIMESTEPS,
@@ -148,16 +155,19 @@ def assert_the_unet_is_diffusers(unet: Any, controlnet: Any, text: Tensor) -> No
     assert relative_error(actual, expected) <= TOLERANCE
 
 
-def test_the_unet_is_diffusers() -> None:
+@fused_too
+def test_the_unet_is_diffusers(fused: bool) -> None:
     unet, controlnet = demo.parts().unet, demo.parts().controlnet
-    assert_the_unet_is_diffusers(unet, controlnet, features(IMAGES))
+    assert_the_unet_is_diffusers(unet, controlnet, features(IMAGES), fused=fused)
 
 
-def test_guidance_shares_what_its_halves_have_in_common() -> None:
+@fused_too
+def test_guidance_shares_what_its_halves_have_in_common(fused: bool) -> None:
     unet, controlnet = demo.parts().unet, demo.parts().controlnet
     text, timesteps = features(2 * IMAGES), doubled(TIMESTEPS)
     control = control_of(inputs_of(controlnet, timesteps, text), doubled(SCALES))
-    actual = Denoiser(Passes.of(unet, controlnet), SideStream(None))(LATENTS, inputs_of(unet, timesteps, text), control)
+    passes = Passes.of(unet, controlnet, fused=fused)
+    actual = Denoiser(passes, SideStream(None))(LATENTS, inputs_of(unet, timesteps, text), control)
 
     residuals = controlnet(doubled(LATENTS), timesteps, text, doubled(IMAGE))
     scaled = [residual * doubled(SCALES)[:, None, None, None] for residual in (*residuals[0], residuals[1])]
@@ -172,7 +182,8 @@ def test_guidance_shares_what_its_halves_have_in_common() -> None:
     assert relative_error(actual, expected) <= TOLERANCE
 
 
-def test_linear_projections_as_in_stable_diffusion_2_are_covered() -> None:
+@fused_too
+def test_linear_projections_as_in_stable_diffusion_2_are_covered(fused: bool) -> None:
     from diffusers import ControlNetModel, UNet2DConditionModel
 
     shape = {
@@ -189,7 +200,8 @@ def test_linear_projections_as_in_stable_diffusion_2_are_covered() -> None:
     controlnet = ControlNetModel(conditioning_embedding_out_channels=(8, 8, 8, 8), **shape).eval()
     check_architecture(unet.config, controlnet.config, 16)
     pack_projections(unet)
-    assert_the_unet_is_diffusers(unet, controlnet, random(IMAGES, 77, 16))
+    pack_ends(unet)
+    assert_the_unet_is_diffusers(unet, controlnet, random(IMAGES, 77, 16), fused=fused)
 
 
 def test_attention_is_the_textbooks() -> None:
@@ -201,12 +213,13 @@ def test_attention_is_the_textbooks() -> None:
     assert relative_error(networks.attention(q, k, v, 3), expected) <= TOLERANCE
 
 
-def test_the_passes_can_be_traced_whole() -> None:
+@fused_too
+def test_the_passes_can_be_traced_whole(fused: bool) -> None:
     """Without a break: what compilers ask for."""
     unet, controlnet = demo.parts().unet, demo.parts().controlnet
     text = features(IMAGES)
     control = control_of(inputs_of(controlnet, TIMESTEPS, text), SCALES)
-    plain = Passes.of(unet, controlnet)
+    plain = Passes.of(unet, controlnet, fused=fused)
     trace = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
     traced = Passes(trace(plain.control), trace(plain.encode), trace(plain.decode))
     actual, expected = (

@@ -1,0 +1,180 @@
+"""The group norm's kernels in a process that has Triton: interpreted on the CPU, or compiled for a GPU.
+
+python -m tests.workers.engine.kernels.on_triton interpret|90|80 writes a line of JSON per case; needs Triton in
+PYTHONPATH, and TRITON_INTERPRET=1 to interpret. The cases are all shapes of SD 1.5 at 512 x 512 and of the small
+model, and awkward ones.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Generator, Tensor
+
+from workers.engine.kernels import group_norm
+from workers.engine.kernels.group_norm import Norm, reference
+
+_ARGUMENTS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A group norm of [rows, positions, channels]. `terms`: of bias, shift, other; `kept`: as `group_norm._KEPT`."""
+
+    positions: int
+    channels: int
+    groups: int = 32
+    terms: str = ""
+    rows: int = 1
+    copies: int = 1
+    dtype: str = "float16"
+    mean: float = 0.0
+    kept: int = group_norm._KEPT
+
+
+_SD15 = {64: (1280,), 256: (640, 1280), 1024: (320, 640), 4096: (320,)}  # channels that sums have, by positions
+_JOINED = {64: (2560,), 256: (1920, 2560), 1024: (960, 1280, 1920), 4096: (640, 960)}  # beside a skip connection
+_SUMS = (("bias shift", 1), ("bias other", 1), ("other", 2))  # within and after a ResNet, and after a transformer
+_AWKWARD = (
+    Case(35, 96, 3, "bias shift other", rows=4, copies=2),
+    Case(1, 64, 64, "shift", rows=2),
+    Case(77, 120, 8, "other", rows=3, dtype="bfloat16"),
+    Case(63, 1280, 32, "bias other", rows=2, dtype="float32", mean=100),
+    Case(63, 1280, 32, "bias other", rows=2, dtype="float32", mean=100, kept=0),
+    Case(8321, 10, 5, "bias shift other", rows=2, copies=2, kept=0),  # more tiles than are combined at a time
+    Case(300, 960, 32, "bias shift", rows=2, kept=0),
+    Case(100, 36, 6, "", rows=2, dtype="bfloat16", kept=0),
+)
+
+
+def interpreted() -> list[Case]:
+    """Those of SD 1.5 by one row, and with fewer positions where they take two kernels, as the interpreter is slow."""
+    all_shapes = [*_of(_SD15), *_of(_JOINED)]
+    small = [Case(min(p, 256), c, terms="bias other", kept=0 if p == 4096 else group_norm._KEPT) for p, c in all_shapes]
+    demo = [Case(64, channels, 8, "bias shift", rows=2) for channels in (16, 32, 64, 128)]
+    return [*dict.fromkeys(small), Case(1024, 640, terms="bias shift"), *demo, *_AWKWARD]
+
+
+def compiled() -> list[Case]:
+    """Those of SD 1.5 with the sums that the networks have."""
+    sums = [Case(p, c, terms=terms, rows=2, copies=n) for p, c in _of(_SD15) for terms, n in _SUMS]
+    return [*sums, *(Case(p, c, rows=2) for p, c in _of(_JOINED)), *_AWKWARD]
+
+
+def _of(shapes: dict[int, tuple[int, ...]]) -> Iterator[tuple[int, int]]:
+    return ((positions, channels) for positions, several in shapes.items() for channels in several)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Random inputs of a case."""
+
+    x: Tensor
+    terms: list[Tensor | None]
+    norm: Norm
+
+    @classmethod
+    def of(cls, case: Case) -> "Drawn":
+        generator, dtype = Generator().manual_seed(case.channels), getattr(torch, case.dtype)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(dtype)
+
+        shape = (case.positions, case.channels)
+        terms = {
+            "bias": draw(case.channels),
+            "shift": draw(case.rows, 3 * case.channels)[:, case.channels : 2 * case.channels],  # one of many layers'
+            "other": draw(case.rows // case.copies, *shape),
+        }
+        norm = Norm(1 + draw(case.channels) / 4, draw(case.channels), case.groups, 1e-5, silu="shift" in case.terms)
+        chosen = [value if name in case.terms.split() else None for name, value in terms.items()]
+        return cls((draw(case.rows, *shape) + case.mean).to(dtype), chosen, norm)
+
+    def exact(self) -> "Drawn":
+        terms = [None if each is None else each.double() for each in self.terms]
+        norm = self.norm._replace(weight=self.norm.weight.double(), offset=self.norm.offset.double())
+        return Drawn(self.x.double(), terms, norm)
+
+
+def errors(case: Case) -> list[float]:
+    """The relative errors of the sum, of the result, and of the result where the sum is not kept."""
+    drawn = Drawn.of(case)
+    exact = drawn.exact()
+    total, expected = reference(exact.x, exact.terms, exact.norm)
+    kept = torch.full_like(drawn.x, torch.nan)
+    results = [group_norm._launch(drawn.x, drawn.terms, drawn.norm, each) for each in (kept, None)]
+    return [
+        float((actual.double() - right).norm() / right.norm())
+        for actual, right in ((kept, total), (results[0], expected), (results[1], expected))
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    """A kernel that notes what it is launched with."""
+
+    kernel: Any
+    launches: list[tuple[Any, dict[str, Any]]]
+
+    def __getitem__(self, grid: object) -> Callable[..., None]:
+        return lambda **given: self.launches.append((self.kernel, given))
+
+
+def usage(case: Case, arch: int) -> Iterator[dict[str, Any]]:
+    """What each kernel of a case uses; as in the networks, a sum is kept if it is not shifted."""
+    drawn = Drawn.of(case)
+    total = torch.empty_like(drawn.x) if case.terms and "shift" not in case.terms else None
+    launches: list[tuple[Any, dict[str, Any]]] = []
+    with patch.object(group_norm, "wrap_triton", lambda kernel: _Noted(kernel, launches)):
+        group_norm._launch(drawn.x, drawn.terms, drawn.norm, total)
+    for kernel, given in launches:
+        yield {"kernel": kernel.__name__, **_compiled(kernel, given, arch)}
+
+
+def _compiled(kernel: Any, given: dict[str, Any], arch: int) -> dict[str, int]:
+    """Registers of a thread, and bytes that it spills to memory.
+
+    Compiled as Triton does at a launch: numbers of 1 are constants, and multiples of 16 are known as such."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, constants, attributes = {}, {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        value = given[name]
+        if isinstance(value, Tensor):
+            signature[name] = _ARGUMENTS[value.dtype]
+        else:
+            signature[name] = "constexpr" if name.isupper() or value == 1 else "i32"
+        if signature[name] == "constexpr":
+            constants[name] = value
+        elif isinstance(value, Tensor) or value % 16 == 0:
+            attributes[place,] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+    options = {"num_warps": given["num_warps"]}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(compiled.asm["cubin"])
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(file)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = dict(each.split(":")[:2] for each in text.split() if each.count(":") == 1 and each[-1].isdigit())
+    return {"registers": int(found["REG"]), "spilled": int(found["STACK"]) + int(found["LOCAL"])}
+
+
+def main(what: str) -> None:
+    for case in interpreted() if what == "interpret" else compiled():
+        with patch.object(group_norm, "_KEPT", case.kept):
+            found = errors(case) if what == "interpret" else list(usage(case, int(what)))
+        print(json.dumps({"case": asdict(case), "found": found}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
