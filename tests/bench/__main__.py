@@ -1,6 +1,6 @@
 """`python -m tests.bench NAME [options]` runs one benchmark; without a name, each of them with its defaults.
 
-Except for those that take long: `cpu`, `latency`, which is for a GPU, `overload`, `priorities`,
+Except for those that take long: `cpu`, `few_steps`, `latency`, which is for a GPU, `overload`, `priorities`,
 `quantisation`, `replay`, `scheduling`, `soak`, `stalls` and `steady` run when named.
 """
 
@@ -9,7 +9,7 @@ import sys
 
 SHORT = ("overhead", "decision", "startup", "demo")
 BENCHMARKS = (
-    *(*SHORT, "cpu", "decoding", "latency", "overload", "priorities"),
+    *(*SHORT, "cpu", "decoding", "few_steps", "latency", "overload", "priorities"),
     *("quantisation", "replay", "scheduling", "soak", "stalls", "steady"),
 )
 

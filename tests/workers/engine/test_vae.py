@@ -1,6 +1,7 @@
 """Another VAE in place of the model's own: small ones of both classes, with random weights."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ from workers.engine.preview import fit
 from workers.engine.runtimes import export, openvino_files, sessions
 from workers.engine.runtimes import files as onnx_files
 from workers.engine.weights import files
+from workers.preflight import problems
 
 OWN = json.loads((demo.FOLDER / "vae" / "config.json").read_text())
 
@@ -145,6 +147,15 @@ def test_it_is_read_in_place_of_the_models_own(config: EngineConfig, tmp_path: P
 def test_one_for_another_model_is_refused(vae: Callable[[], Any], told: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=told):
         read(saved(vae(), tmp_path / "vae"), torch.float32)
+
+
+def test_a_model_may_have_a_tiny_one_of_its_own(tmp_path: Path) -> None:
+    model = shutil.copytree(demo.FOLDER, tmp_path / "model")
+    shutil.rmtree(model / "vae")
+    tiny().save_pretrained(model / "vae")
+    config = replace(demo.CONFIG, model=Weights(path=str(model)), controlnet=Weights(path=str(model / "controlnet")))
+    assert problems(config) == []
+    assert type(read(config, torch.float32).vae).__name__ == "AutoencoderTiny"
 
 
 def test_keys_that_name_code_are_refused(tmp_path: Path) -> None:
