@@ -267,13 +267,12 @@ def in_float16(layer: nn.Module, inputs: object, output: Tensor) -> Tensor:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own imports
-def test_compiled_networks_take_over() -> None:
+def test_compiled_networks_agree_and_take_over_unless_they_are_slower() -> None:
     config = replace(EMULATED, slots=1, speed=replace(EMULATED.speed, compile=True))
     compiled = engine(config)
     expected = pixels(compiled)
     compiled.warm_up()
-    assert compiled.wait_until_compiled(600)
-    assert dict(compiled.status().graphs)["steps compiled"] == 1
+    assert compiled.wait_until_compiled(1200)
     assert compiled.status().fallbacks == ()
     assert demo.psnr(pixels(compiled), expected) >= 40
 
