@@ -30,13 +30,13 @@ def main(arguments: Sequence[str]) -> int:
     logging.getLogger("workers").setLevel(logging.INFO)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision, which is not used, is not here
     try:
-        engine, workers = _read(options.config)
+        engine, workers = read_sections(options.config)
         if engine.kind == "echo":
             print(f"{options.config}: engine.kind is echo, which has no networks to convert", file=sys.stderr)
             return 0
         out = options.out and options.out.absolute()
         if options.to == "openvino":
-            paths = to_openvino(engine, out or _cache(workers.cache))
+            paths = to_openvino(engine, out or compiler_cache(openvino_files.CACHE, cache_folder(workers.cache)))
         else:
             paths = to_onnx(replace(engine, onnx=str(out)) if out else engine, options.dtype)
     except (SettingsError, RuntimeProblem, MissingWeightsError, openvino_files.ConversionError) as error:
@@ -59,22 +59,23 @@ def _parser() -> Parser:
 
 def read_engine(path: Path) -> EngineConfig:
     """The engine section of a configuration, with variables of the environment over it. Raises SettingsError."""
-    return _read(path)[0]
+    return read_sections(path)[0]
 
 
-def _read(path: Path) -> tuple[EngineConfig, WorkersConfig]:
+def read_sections(path: Path) -> tuple[EngineConfig, WorkersConfig]:
+    """The engine and the workers section, in the same way."""
     document = Document.read(path, os.environ)
     engine, workers = document.section("engine", EngineConfig), document.section("workers", WorkersConfig)
     document.refuse(engine_problems(engine))
     return locate(engine, path.parent, workers.models), workers
 
 
-def _cache(given: str) -> Path:
-    """The folder where workers with this workers.cache look. Raises RuntimeProblem."""
+def cache_folder(given: str) -> Path:
+    """Make workers.cache. Raises RuntimeProblem."""
     if home_folder(given) is None:
-        raise RuntimeProblem(f"workers.cache is {given}, but this user has no home folder: choose one with --out")
+        raise RuntimeProblem(f"workers.cache is {given}, but this user has no home folder: choose another folder")
     try:
-        return compiler_cache(openvino_files.CACHE, prepare(given))
+        return prepare(given)
     except OSError as error:
         raise RuntimeProblem(f"workers.cache is {given}, which cannot be used: {error.strerror or error}") from None
 

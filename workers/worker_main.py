@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scheduler.messages import WorkerReady
+from scheduler.messages import Costs, WorkerReady
 from workers.channel import Device, Trying, send
 from workers.confinement import drop_privileges
 from workers.devices import DeviceSpec
@@ -58,16 +58,8 @@ class WorkerSetup:
 
 def main(setup: WorkerSetup, channel: socket.socket, memory: SlotMemory) -> None:
     """Entry point of the process: load the model and serve until `Stop`, or until the pool is gone."""
-    die_with_parent(setup.parent)
-    set_process_name(f"contour {setup.device.id}")
-    _set_environment(setup)
-    if setup.device.kind == "cuda":
-        _make_device_files()
-    drop_privileges()
     try:
-        with _without_garbage_collection():
-            engine = _load(setup, Trials(lambda names: send(channel, Trying(names)), setup.without))
-            costs = engine.warm_up()
+        engine, costs = start(setup, channel)
         worker = Worker(setup.device.id, engine, channel, memory, costs, Metadata(setup.engine, setup.about))
         worker.report_status()  # before it is ready, so that its start is logged as a whole
         send(channel, _describe(setup.device))
@@ -79,6 +71,19 @@ def main(setup: WorkerSetup, channel: socket.socket, memory: SlotMemory) -> None
 
 
 # ------------------------------------------------------------------------------------------------------------- start
+
+
+def start(setup: WorkerSetup, channel: socket.socket) -> tuple[Engine[Any], Costs]:
+    """Make this process a worker's, load the model, and warm it up."""
+    die_with_parent(setup.parent)
+    set_process_name(f"contour {setup.device.id}")
+    _set_environment(setup)
+    if setup.device.kind == "cuda":
+        _make_device_files()
+    drop_privileges()
+    with _without_garbage_collection():
+        engine = _load(setup, Trials(lambda names: send(channel, Trying(names)), setup.without))
+        return engine, engine.warm_up()
 
 
 def _set_environment(setup: WorkerSetup) -> None:

@@ -25,6 +25,7 @@ PRINTING = [
     ["app", "generate", "--help"],
     ["app", "nonsense"],
     ["app.probe", "--help"],
+    ["workers.compile", "--help"],
     ["workers.convert", "--help"],
     ["workers.fetch", "--help"],
     ["workers.fetch", "configs/demo.yaml"],

@@ -1,17 +1,40 @@
 """The compiler's thread, with something else to do than to compile."""
 
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from workers.engine import compiling
+from tests.service.running import ROOT
+from workers.engine import compiling, kernel_probe
 from workers.engine.compiling import Compiler, Target
 from workers.engine.graphs import Fallbacks
 
 FIRST, SECOND = ((64, 64), 1), ((64, 64), 2)
-PATIENCE = 60.0
+PATIENCE = 120.0
+
+
+@pytest.mark.slow
+def test_what_one_process_has_compiled_the_next_reads(tmp_path: Path) -> None:
+    """The small model, by torch's compiler."""
+    caches = {kernel_probe.CACHE: str(tmp_path), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+
+    def counted() -> dict[str, int]:
+        line = [sys.executable, "-m", "tests.workers.engine.caching"]
+        done = subprocess.run(line, cwd=ROOT, env=os.environ | caches, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, int] = json.loads(done.stdout)
+        return found
+
+    first, second = counted(), counted()
+    assert first["miss"] > 0
+    assert second == {"hit": first["miss"], "miss": 0, "bypass": 0}
 
 
 def wait_for(happened: Callable[[], object]) -> None:

@@ -1,0 +1,114 @@
+"""`python -m workers.compile CONFIG`: what it makes, what it says, and its exit code."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.service.running import ROOT, surroundings
+from workers import compile as command
+from workers.channel import StatusChanged, Trying, send
+from workers.compile import CompilerSetup
+from workers.engine.contract import EngineStatus
+from workers.engine.runtimes import openvino_files as files
+from workers.engine.trials import COMPILING
+from workers.shared_memory import SlotMemory
+
+DEMO = ROOT / "configs/demo.yaml"
+
+
+def compiled(config: Path, **settings: object) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    line = [sys.executable, "-m", "workers.compile", str(config)]
+    return subprocess.run(line, cwd=ROOT, env=surroundings(**settings), capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_all_that_a_worker_would_convert_and_compile_is_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in (files.CACHE, files.BUILT_IN):
+        monkeypatch.delenv(variable, raising=False)
+    cache = tmp_path / "cache"
+    settings = {"WORKERS__CACHE": cache, "ENGINE__RUNTIME": "openvino", "ENGINE__DTYPE": "float32", "ENGINE__SLOTS": 2}
+    done = compiled(DEMO, **settings)
+    assert done.returncode == 0, done.stderr
+    assert "Networks converted for OpenVINO" in done.stderr
+    decided = re.findall(r"(\d) (steps|VAE) (?:kept un)?compiled", done.stdout)  # whichever is faster, on this machine
+    assert [sum(int(n) for n, each in decided if each == part) for part in ("steps", "VAE")] == [2, 1]
+    assert f"no fallback; in {cache}" in done.stdout
+    made = {path.name: path.stat().st_mtime_ns for path in (cache / "openvino").rglob("*.*")}
+    assert sum(name.endswith(".blob") for name in made) == 3
+    assert compiled(DEMO, **settings).returncode == 0  # and makes nothing anew
+    assert {path.name: path.stat().st_mtime_ns for path in (cache / "openvino").rglob("*.*")} == made
+
+
+@pytest.mark.slow
+def test_where_compiling_fails_it_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/bin/false")
+    for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    settings = {"ENGINE__RUNTIME": "torch", "ENGINE__SPEED__COMPILE": "true", "ENGINE__SLOTS": 1}
+    done = compiled(DEMO, WORKERS__CACHE=tmp_path, **settings)
+    assert done.returncode == 1
+    assert "compile: failed: latents of 32x32, batch of 1: " in done.stderr
+    assert "\ncpu0: not all went well, see above: compile: failed (2)\n" in done.stderr
+
+
+def test_without_the_weights_it_says_what_is_missing(tmp_path: Path) -> None:
+    done = compiled(ROOT / "configs/sd15-canny.yaml", WORKERS__CACHE=tmp_path, WORKERS__MODELS=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "workers.fetch" in done.stderr
+
+
+def test_a_model_without_networks_has_nothing_to_compile(tmp_path: Path) -> None:
+    done = compiled(ROOT / "configs/echo.yaml", WORKERS__CACHE=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "engine.kind is echo, which has no networks to compile" in done.stderr
+
+
+def crash(setup: CompilerSetup, channel: socket.socket, memory: SlotMemory) -> None:
+    send(channel, Trying((COMPILING,)))
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def say(setup: CompilerSetup, channel: socket.socket, memory: SlotMemory) -> None:
+    send(channel, StatusChanged(EngineStatus(graphs=(("steps compiled", 4),))))
+    os._exit(0)
+
+
+class Crashing(CompilerSetup):
+    @property
+    def main(self) -> Any:
+        return crash
+
+
+class Saying(CompilerSetup):
+    @property
+    def main(self) -> Any:
+        return say
+
+
+def test_one_device_whose_compiler_crashes_does_not_keep_the_others_from_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CONTOUR_WORKERS__CACHE", str(tmp_path))
+    setups = command._setups
+
+    def two(*arguments: Any) -> list[CompilerSetup]:
+        (real,) = setups(*arguments)
+        values = {field.name: getattr(real, field.name) for field in fields(real)}
+        return [Crashing(**values), Saying(**values)]
+
+    monkeypatch.setattr(command, "_setups", two)
+    assert command.main([str(DEMO)]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == f"cpu0: not compiled: killed by SIGSEGV, while it tried {COMPILING}\n"
+    assert printed.out.startswith("cpu0: 4 steps compiled, no fallback; in ")
