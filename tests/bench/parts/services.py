@@ -36,6 +36,7 @@ Change = Mapping[str, str]  # settings, as variables without CONTOUR_, and varia
 CHANGES: Mapping[str, Change] = {
     "convolutions timed (cudnn.benchmark)": {"ENGINE__SPEED__TIME_CONVOLUTIONS": "true"},
     "programmatic dependent launch": {"TORCHINDUCTOR_ENABLE_PDL": "1"},
+    "without kernels of our own": {"ENGINE__SPEED__KERNELS": "false"},
     "fp8": {"ENGINE__QUANTISATION": "fp8"},
     "one stream": {"ENGINE__SPEED__BESIDE": "false"},
     "attention chosen by torch": {"ENGINE__SPEED__ATTENTION": "sdpa"},

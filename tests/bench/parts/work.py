@@ -17,6 +17,7 @@ from tests.bench.parts.stats import milliseconds
 _KERNELS = 40  # that are listed by name
 # By their names; the first that fits. The rest are copies, fills and whatever else.
 _KINDS = {
+    "group norms of our own": r"^(one_pass|statistics|normalise)",  # workers/engine/kernels/group_norm_triton.py
     "convolutions": r"conv|fprop|implicit|xmma",
     "attentions": r"flash|fmha|attention|sdp",
     "matrix products": r"gemm|_mm|nvjet|cutlass|splitK|addmm",
