@@ -92,6 +92,8 @@ def test_the_script_measures_what_it_is_asked_for(tmp_path: Path) -> None:
     assert parts["peers"]["diffusers, channels-last"]["ratio"]["n"] == 1
     assert parts["peers"]["stable-fast"] == {"skipped": "stable-fast is not installed"}
     assert sum(kernel["share"] for kernel in parts["kernels"]["steps"]["kernels"]) == pytest.approx(1, abs=0.1)
+    assert parts["load"]["start"]["devices"] == ["CPU"]
+    assert parts["load"]["start"]["fallbacks"] == {}
     assert parts["load"]["closed loop"]["images/s"] > 0
     assert parts["load"]["open loop, 95% of the throughput"]["refused or lost"] == 0
     assert "in all, back to back" in done.stdout

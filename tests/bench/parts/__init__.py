@@ -17,8 +17,8 @@ class Part:
 
 PARTS: Mapping[str, Part] = {
     "peak": Part(work.peak),
-    "devices": Part(services.devices, 30.0),
     "http": Part(services.http, 60.0),
+    "devices": Part(services.devices, 30.0),
     "agreement": Part(pipelines.agreement, 30.0),
     "stages": Part(engines.stages, 60.0),
     "kernels": Part(work.kernels, 60.0),

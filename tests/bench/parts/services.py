@@ -174,10 +174,11 @@ class Client:
         return time.perf_counter() - began
 
     def started(self) -> dict[str, Any]:
-        """How long the start took, and on which devices it is."""
-        workers = self.service.readiness()["workers"]
-        ready = [str(worker["device"]) for worker in workers if worker["state"] == "ready"]
-        return {"devices": ready, "slots": self.engine.slots, "port bound, s": self.bound, "ready, s": self.ready}
+        """How long the start took, on which devices it is, and what is in use there by now."""
+        workers = [worker for worker in self.service.readiness()["workers"] if worker["state"] == "ready"]
+        now = {name: workers[0][name] for name in ("graphs", "fallbacks")}
+        times = {"slots": self.engine.slots, "port bound, s": self.bound, "ready, s": self.ready}
+        return {"devices": [str(worker["device"]) for worker in workers]} | times | now
 
     def wait_until_compiled(self) -> dict[str, Any]:
         """Make images until all that should be compiled is in use, or given up. Raises NoTimeError."""
