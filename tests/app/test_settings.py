@@ -8,6 +8,7 @@ import pytest
 from app import application
 from app.http.access import read_keys
 from app.settings import ServerConfig, Settings, SettingsError, load
+from app.startup import StartError, check_runtime, runtime_in_words
 from workers.devices import DeviceChoice, DeviceSpec
 from workers.engine.config import Canny, Output, Sampler, Weights
 
@@ -115,6 +116,17 @@ def test_a_negative_prompt_without_guidance_is_told_of(tmp_path: Path, caplog: p
     for scale in ("1}", "2}"):
         application._announce(settings(tmp_path, text + scale), placement)
     assert caplog.text.count("engine.prompt.negative has no effect, as engine.guidance_scale is 1 or less") == 1
+
+
+def test_float8_without_a_gpu_is_refused_and_its_emulation_is_named(tmp_path: Path) -> None:
+    placement = DeviceChoice((DeviceSpec("cpu0", "cpu", None),), "No GPU")
+    text = "engine: {model: {path: ./m}, controlnet: {path: ./c}, quantisation: "
+    with pytest.raises(StartError, match="quantisation is fp8, which needs a GPU: make it none, or fp8-emulated"):
+        check_runtime(settings(tmp_path, text + "fp8}"), placement)
+    emulated = settings(tmp_path, text + "fp8-emulated, dtype: float32}")
+    check_runtime(emulated, placement)
+    words = runtime_in_words(emulated.engine, cuda=False)
+    assert words.endswith("torch in float32, linear layers in fp8-emulated")
 
 
 def test_the_folder_of_a_lora_is_meant_from_the_file(tmp_path: Path) -> None:
