@@ -12,12 +12,13 @@ SERVING := .venv/.serving
 INSTALLED := .venv/.installed
 RAY_BIN := .venv-ray/bin
 RAY_INSTALLED := .venv-ray/.installed
+TRITON := build/gpu_codegen/triton/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow test-all test-image test-ray fuzz chaos demo-model demo-scores lint format docs-check requirements swagger-ui bench bench-gpu gpu-check clean
+.PHONY: help install serve test test-slow test-all test-image test-gpu-codegen test-ray fuzz chaos demo-model demo-scores lint format docs-check requirements swagger-ui bench bench-gpu gpu-check clean
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## make .venv for serving and testing
 
@@ -39,6 +40,9 @@ test-all: $(INSTALLED)  ## run all tests
 
 test-image: $(INSTALLED)  ## build the image with the small model and try it; as root on Debian, with buildah
 	TEST_IMAGE=1 $(BIN)/python -m pytest tests/image $(ARGS)
+
+test-gpu-codegen: $(INSTALLED) $(TRITON)  ## examine the code that torch's compiler makes for GPUs, without one; EVERY=1 for all sizes and batches
+	TEST_GPU_CODEGEN=$(if $(EVERY),every,quick) $(BIN)/python -m pytest tests/gpu_codegen tests/workers/engine/kernels $(ARGS)
 
 test-ray: $(RAY_INSTALLED)  ## run the service on a Ray cluster of two nodes, in an environment of its own
 	$(RAY_BIN)/python -m pytest tests/ray $(ARGS)
@@ -112,4 +116,11 @@ $(RAY_INSTALLED): pyproject.toml constraints.txt example/ray/constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv-ray
 	$(RAY_BIN)/pip install --constraint constraints.txt --constraint example/ray/constraints.txt --editable '.[ray]' pytest
+	@touch $@
+
+# Not into .venv: where torch finds Triton, it behaves differently. pip wants hashes of all or none, so of it alone.
+$(TRITON): requirements/cuda.txt
+	mkdir -p $(@D)
+	sed -n '/^triton==/,/[^\\]$$/p' $< > $(@D).txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) --requirement $(@D).txt
 	@touch $@

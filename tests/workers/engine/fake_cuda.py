@@ -43,7 +43,7 @@ class Call:
 def fake_cuda() -> Iterator[list[Call]]:
     """What is made within on `DEVICE` is fake; the operators that run are noted."""
     calls: list[Call] = []
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), _AsOnCuda(), _Noted(calls):
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), AsOnCuda(), _Noted(calls):
         yield calls
 
 
@@ -183,7 +183,7 @@ class _Copies(TorchDispatchMode):
 # --------------------------------------------------------------------------------------------------------- stand-ins
 
 
-class _AsOnCuda(TorchFunctionMode):
+class AsOnCuda(TorchFunctionMode):
     """Indexing and two other methods look for a CUDA driver before they ask whether a tensor is fake, so they are
     called by their operators; attention is what torch has for CUDA, not what it falls back to without."""
 
