@@ -18,6 +18,7 @@ from workers.engine.compiling import TorchCompile
 from workers.engine.config import EngineConfig, Sampler, Sizing, Speed
 from workers.engine.engine import DiffusionEngine
 from workers.engine.graphs import CudaRecorder, Fallbacks, GraphContext, Graphs, Pool
+from workers.engine.kernels import group_norm
 from workers.engine.model import assemble, read
 from workers.nvml import Nvml, driver_fault
 
@@ -46,6 +47,13 @@ def test_half_precision_makes_the_same_image_as_diffusers() -> None:
 def test_half_precision_makes_the_same_image_as_float32_on_the_cpu() -> None:
     engine, _ = on_cuda(USUAL, torch.float16)
     assert demo.psnr(made(engine, 3), made(demo.engine(USUAL), 3)) >= 40
+
+
+def test_our_kernels_make_the_same_image_as_torchs() -> None:
+    assert group_norm.flaw(torch.device(DEVICE)) == ""
+    ours, _ = on_cuda(USUAL, torch.float16)
+    torchs, _ = on_cuda(replace(USUAL, speed=replace(USUAL.speed, kernels=False)), torch.float16)
+    assert demo.psnr(made(ours, 3), made(torchs, 3)) >= 40
 
 
 def test_float32_makes_the_same_latents_as_the_cpu() -> None:
