@@ -25,7 +25,7 @@ from torch.nn import functional
 from workers.engine.compiling import check
 
 _KEPT = 32_768  # elements that a program keeps in registers: 64 a thread, of 512
-_KEPT_LANES = 64  # channels of these, at most: with more, registers are spilled
+_WIDE = 64  # with more channels half as many, or it needs further registers for its vectors of 8 channels
 _TILE = 8_192  # elements of a tile, where there are two kernels: 32 a thread, of 256
 _LANES = 128  # channels of such a tile, at most
 _BLOCKS = 64  # tiles whose statistics are combined at a time
@@ -121,7 +121,7 @@ def tiles(positions: int, channels: int, groups: int) -> Tiles:
     width = channels // groups
     whole = _power_of_two(positions), _power_of_two(width)
     kept = whole[0] * whole[1]
-    if kept <= _KEPT and whole[1] <= _KEPT_LANES:
+    if kept <= (_KEPT if whole[1] <= _WIDE else _KEPT // 2):
         return Tiles(1, 1, *whole, min(max(kept // 1024, 4), 16))
     together = groups & -groups  # so many that tiles end with a group, and few enough for a tile's lanes
     while together > 1 and _power_of_two(together * width) > _LANES:
