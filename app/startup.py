@@ -88,7 +88,7 @@ def runtime_in_words(engine: EngineConfig, *, cuda: bool) -> str:
         return "nothing: the echo engine has no networks"
     runtime, dtype = engine.runtime_on(cuda=cuda), engine.dtype_on(cuda=cuda)
     if runtime == "openvino":
-        return f"OpenVINO in {dtype}, which takes over from torch when its networks are converted and compiled"
+        return f"OpenVINO in {dtype}; torch until its networks are converted and compiled"
     layers = "" if engine.quantisation == "none" else f", linear layers in {engine.quantisation}"
     return f"{RUNTIMES[runtime]} in {dtype}{layers}"
 

@@ -107,7 +107,9 @@ def memory(subject: Subject) -> Iterator[Finding]:
 def _of_machine(subject: Subject) -> Finding:
     workers = len(subject.placement.devices)
     engine = subject.settings.engine
-    copies = 2 if engine.runtime_on(cuda=subject.on_gpu) == "openvino" else 1  # its own, beside torch's
+    copies = (
+        2 if engine.runtime_on(cuda=subject.on_gpu) == "openvino" else 1
+    )  # torch's or for any shape, and for fixed shapes
     each = ECHO_BYTES if engine.kind == "echo" else WORKER_BYTES + copies * bytes_of_weights(subject)
     free, needed = available_bytes(), workers * each
     need = f"{counted(workers, 'worker')} need{'s' * (workers == 1)} about {size(needed)}"

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,8 +18,10 @@ from scheduler.core import Scheduler
 from scheduler.limits import Limits
 from tests.workers.engine import demo, dying
 from workers.devices import DeviceSpec
+from workers.engine.config import EngineConfig
 from workers.engine.contract import Task
 from workers.engine.kernel_probe import CACHE
+from workers.engine.runtimes import openvino_files
 from workers.engine.trials import COMPILING, GRAPHS
 from workers.jobs import JobResult
 from workers.pool import Pool
@@ -34,16 +36,22 @@ pytestmark = pytest.mark.slow
 
 
 @asynccontextmanager
-async def serving(fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Pool]:
+async def serving(
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    main: Callable[..., None] = dying.main,
+    engine: EngineConfig = dying.ENGINE,
+) -> AsyncIterator[Pool]:
     """A pool with one worker that compiles as `dying.FAULTS[fault]` says, and waits for no other test's compiler."""
     monkeypatch.setenv(CACHE, str(tmp_path / "compiler"))
-    monkeypatch.setattr("workers.worker_main.main", dying.main)
+    monkeypatch.setattr("workers.worker_main.main", main)
     monkeypatch.setenv(dying.FAULT, fault)
     core = Scheduler(["cpu0"], Limits(restart_backoff=0.05))
     pool = Pool(
-        [WorkerSetup(DeviceSpec("cpu0", "cpu", None), dying.ENGINE, threads=1)],
+        [WorkerSetup(DeviceSpec("cpu0", "cpu", None), engine, threads=1)],
         core,
-        SlotLayout(dying.ENGINE.slots, 2**20, 2**20),
+        SlotLayout(engine.slots, 2**20, 2**20),
     )
     task = asyncio.create_task(pool.run())
     yield pool
@@ -155,3 +163,24 @@ async def test_one_that_dies_after_it_has_compiled_is_followed_by_one_that_compi
         await until(lambda: restarts(pool) == 1)
         await until(lambda: compiled(pool) == 2)
         assert fallbacks(pool) == {}
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The small model's networks, converted for OpenVINO."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(openvino_files.CACHE, str(tmp_path_factory.mktemp("openvino")))
+        openvino_files.convert(dying.ALONE, openvino_files.folder_for(dying.ALONE))
+        yield
+
+
+@pytest.mark.parametrize("fault", dying.PLAIN_FAULTS)
+async def test_where_openvino_alone_fails_torch_serves_in_the_next_process(
+    fault: str, converted: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with serving(fault, monkeypatch, tmp_path, dying.main_alone, dying.ALONE) as pool:
+        first = await made(pool)
+        await until(lambda: fallbacks(pool) == {CRASHED: 1})
+        assert restarts(pool) == 1
+        assert (await made(pool)).image == first.image
+        assert restarts(pool) == 1

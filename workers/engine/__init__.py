@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Engine
-from workers.engine.trials import Trials
+from workers.engine.trials import COMPILING, Trials
 from workers.engine.weights import read_ahead
 from workers.logs import timed
 
@@ -34,23 +34,39 @@ def _whole(config: EngineConfig, device: str, trials: Trials | None) -> Engine[A
         from workers.engine.echo import EchoEngine
 
         return EchoEngine(config)
-    if config.runtime != "onnxruntime":
+    trials = trials or Trials()
+    runtime = config.runtime_on(cuda=device.startswith("cuda"))
+    converted = runtime == "openvino" and COMPILING not in trials.without and _is_converted(config)
+    if runtime != "onnxruntime" and not converted:
         read_ahead(config, device)
     with timed("Imported torch"):
         from workers.engine.engine import DiffusionEngine
 
-    return DiffusionEngine(config, _model(config, device), trials=trials)
+    model = _converted(config, device, trials) if converted else None
+    return DiffusionEngine(config, model or _model(config, device, runtime), trials=trials)
 
 
-def _model(config: EngineConfig, device: str) -> "AnyModel":
-    if config.runtime == "onnxruntime":
+def _is_converted(config: EngineConfig) -> bool:
+    from workers.engine.runtimes import openvino_files as files
+
+    return config.model is not None and files.is_complete(files.folder_for(config))
+
+
+def _converted(config: EngineConfig, device: str, trials: Trials) -> "AnyModel | None":
+    from workers.engine.runtimes import openvino
+
+    return openvino.load(config, device, trials)
+
+
+def _model(config: EngineConfig, device: str, runtime: str) -> "AnyModel":
+    if runtime == "onnxruntime":
         from workers.engine.runtimes import sessions
 
         return sessions.load(config, device)
     from workers.engine import model
 
     loaded = model.load(config, device)
-    if config.runtime_on(cuda=loaded.device.type == "cuda") != "openvino":
+    if runtime != "openvino":
         return loaded
     from workers.engine.runtimes.openvino import OpenVino
 

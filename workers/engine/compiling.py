@@ -57,7 +57,7 @@ _FLOAT8_NOISE = 0.5  # of layers in float8, see `quantisation.py`: needed are 0.
 class TorchCompile:
     """torch.compile as a `runtime.Faster`; `make` returns functions that it compiles at their first calls."""
 
-    everywhere = at_once = False
+    everywhere = False
 
     def __init__(self, make: "Callable[[], ModelFunctions]", *, automatic: bool) -> None:
         self.automatic = automatic

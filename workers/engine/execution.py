@@ -157,7 +157,6 @@ class ExecutionManager:
         self._functions = model.functions(self._attention, _MODE_ON_CUDA if self._on_cuda else None)
         self._by_torch, self._faster = self._functions.by_torch, self._wanted(self._functions.faster)
         self._compiled: dict[Target, ModelFunctions] = {}  # until they are in use
-        self._switched: set[Target] = set()  # before there was an image
         self._held = False  # whether the compiler's timings take turns with the steps
         if recorder is None and config.speed.graphs and self._by_torch:
             recorder = recorder_for(model.device)
@@ -188,9 +187,6 @@ class ExecutionManager:
                 space.batch.prepare(bucket)
             space.hint.prepare()
             space.decoder.prepare()
-        for target in self._first_targets():
-            if self._faster is not None and self._faster.at_once:  # not after a fault that ends that
-                self._compile_now(target)
 
     def _time_convolutions(self, space: Workspace) -> None:
         """Have cuDNN time its algorithms on a workspace's shapes, if that is wanted; if it fails, never again."""
@@ -219,14 +215,10 @@ class ExecutionManager:
     def start_compiling(self) -> None:
         """Compile the networks for the configured sizes in the background, for single images first."""
         if self._faster is not None:
-            others = [(size, bucket) for bucket in self.shape.buckets[1:] for size in self._sizes()]
-            for target in (*self._first_targets(), *others):
-                if target not in self._switched:
-                    self._compiler.ask(target)
-
-    def _first_targets(self) -> list[Target]:
-        """The targets that a single image of a configured size needs."""
-        return [(size, part) for part in (self.shape.buckets[0], None) for size in self._sizes()]
+            first, *others = self.shape.buckets
+            for part in (first, None, *others):
+                for size in self._sizes():
+                    self._compiler.ask((size, part))
 
     def upgrade(self) -> Iterator[Target]:
         """Switch to what has been compiled, and yield it. To be called between steps.
@@ -237,7 +229,8 @@ class ExecutionManager:
             try:
                 taken = self._take_over((size, bucket))
             except Exception as error:  # noqa: BLE001 - whatever it is, images can be made without
-                self._note("compile: not taken over", (size, bucket), error)
+                detail = f"{describe((size, bucket))}: {type(error).__name__}: {first_line(error)}"
+                self._fallbacks.note("compile: not taken over", detail)
                 continue
             if taken:
                 yield size, bucket
@@ -262,18 +255,6 @@ class ExecutionManager:
         figures = 1000 * seconds.faster, 1000 * seconds.plain
         log.info("%s: compiled networks %s (%.1f ms; uncompiled %.1f ms)", describe(target), outcome, *figures)
         return seconds.worth_it
-
-    def _note(self, reason: str, target: Target, error: Exception) -> None:
-        self._fallbacks.note(reason, f"{describe(target)}: {type(error).__name__}: {first_line(error)}")
-
-    def _compile_now(self, target: Target) -> None:
-        """Compile a target and switch to it, while nothing runs yet."""
-        try:
-            self._compile(target)
-            self._take_over(target)
-            self._switched.add(target)
-        except Exception as error:  # noqa: BLE001 - whatever it is, images can be made without
-            self._note("compile: failed", target, error)
 
     def with_room(self, work: Callable[[], T]) -> T:
         """Return the result of `work`. If memory runs out, free some and try once more.

@@ -26,7 +26,7 @@ from workers.engine.denoiser import Denoiser, Guided, Layers, Passes
 from workers.engine.lora import fuse
 from workers.engine.model_checks import check_architecture, check_folders, check_vae, read_object, vae_class
 from workers.engine.networks import Attend
-from workers.engine.plan import Plans
+from workers.engine.plan import KeptPlans, Plans
 from workers.engine.quantisation import FLOAT8, quantise_networks
 from workers.engine.runtime import Faster, ModelFunctions
 from workers.engine.sampler import DiffusersScheduler, UnsupportedSamplerError, is_scheduler
@@ -199,12 +199,12 @@ def _freeze(part: nn.Module, device: str) -> None:
     part.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
 
 
-def plans_of(sampler: Sampler, base: dict[str, Any]) -> Plans:
+def plans_of(sampler: Sampler, base: dict[str, Any], kept: KeptPlans | None = None) -> Plans:
     """The plans of a sampler; `base` is the configuration of the scheduler that the model came with.
 
     Raises UnsupportedSamplerError when the sampler cannot take the configured number of steps.
     """
-    return Plans(sampler, lambda steps: make_scheduler(replace(sampler, steps=steps), base))
+    return Plans(sampler, lambda steps: make_scheduler(replace(sampler, steps=steps), base), kept)
 
 
 def make_scheduler(sampler: Sampler, base: dict[str, Any]) -> DiffusersScheduler:

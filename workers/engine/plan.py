@@ -1,7 +1,7 @@
 """The options of a request as the engine needs them: steps as a matrix, scales, thresholds and noise."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
@@ -76,6 +76,9 @@ class Plan:
         return len(self.timesteps)
 
 
+KeptPlans: TypeAlias = tuple[HistoryLayout, Mapping[int, Plan]]  # by number of steps
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class DeviceSchedule:
     """A plan on the device: weights [N + 1, columns], estimates [N, columns], and its calls' time projections
@@ -94,26 +97,35 @@ class DeviceSchedule:
 class Plans:
     """The plans of a sampler by number of steps. Thread-safe.
 
-    `scheduler` makes a diffusers scheduler for a number of steps. Raises UnsupportedSamplerError when the sampler
-    cannot take the configured number.
+    `scheduler` makes a diffusers scheduler for a number of steps that is not among the `kept` plans. Raises
+    UnsupportedSamplerError when the sampler cannot take the configured number.
     """
 
-    def __init__(self, sampler: Sampler, scheduler: Callable[[int], DiffusersScheduler]) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        scheduler: Callable[[int], DiffusersScheduler],
+        kept: KeptPlans | None = None,
+    ) -> None:
         self._sampler = sampler
-        self._most = max(sampler.steps, sampler.max_steps)
+        self.most = max(sampler.steps, sampler.max_steps)
+        """The most steps that a request may ask for."""
         self._scheduler = scheduler
-        usual = self._matrix(sampler.steps)
-        self.layout = self._widest(HistoryLayout(usual.calls, usual.noises))
-        self.usual = self.layout.plan(sampler.steps, usual)
+        self.layout, self._kept = kept or self._computed()
+        self.usual = self._kept[sampler.steps]
         self._asked = lru_cache(_KEPT)(self._make)
 
     def of(self, steps: int) -> Plan:
         """The plan for a number of steps. Raises BadOptionError."""
-        if steps == self.usual.steps:
-            return self.usual
-        if not 1 <= steps <= self._most:
-            raise BadOptionError(f"steps is {steps}, but must be 1 to {self._most}.")
-        return self._asked(steps)
+        if not 1 <= steps <= self.most:
+            raise BadOptionError(f"steps is {steps}, but must be 1 to {self.most}.")
+        return self._kept.get(steps) or self._asked(steps)
+
+    def _computed(self) -> KeptPlans:
+        steps = self._sampler.steps
+        usual = self._matrix(steps)
+        layout = self._widest(HistoryLayout(usual.calls, usual.noises))
+        return layout, {steps: layout.plan(steps, usual)}
 
     def _make(self, steps: int) -> Plan:
         try:
@@ -132,7 +144,7 @@ class Plans:
 
     def _widest(self, usual: HistoryLayout) -> HistoryLayout:
         """The layout for the largest allowed number of steps that the sampler can take."""
-        for steps in range(self._most, self._sampler.steps, -1):
+        for steps in range(self.most, self._sampler.steps, -1):
             try:
                 calls, noises = counts(self._scheduler(steps))
             except _STEP_ERRORS as error:

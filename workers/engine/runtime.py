@@ -44,10 +44,6 @@ class Faster(Protocol):
     def everywhere(self) -> bool:
         """Whether it also serves sizes that no configuration names, once they are used."""
 
-    @property
-    def at_once(self) -> bool:
-        """Whether it is so quick that the start waits for it."""
-
     def functions(self) -> ModelFunctions:
         """Functions that are compiled at their first call with new shapes."""
 

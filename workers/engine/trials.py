@@ -74,6 +74,11 @@ class Trials:
             running.pop()
             self._report_all()
 
+    def blame(self, name: str) -> None:
+        """Report what ends this process by an error that passes through here next."""
+        self._running.setdefault(get_ident(), []).append(name)
+        self._report_all()
+
     def _synchronize(self) -> None:
         try:
             self.synchronize()

@@ -24,6 +24,7 @@ from workers.engine.tokenizer import ClipTokenizer
 FOLDER = Path(__file__).parents[3] / "configs" / "demo"
 TEXT = "a red circle on a white background"
 CONFIG = EngineConfig(
+    runtime="torch",  # whatever the cache of this machine has for OpenVINO
     model=Weights(path=str(FOLDER)),
     slots=3,
     guidance_scale=3.0,

@@ -155,3 +155,29 @@ def main(setup: WorkerSetup, channel: socket.socket, memory: SlotMemory) -> None
     equal_times = patch.object(compiling, "perf_counter", count().__next__)
     with patch.object(Model, "functions", patched), equal_times, recorder:
         worker_main.main(setup, channel, memory)
+
+
+# ----------------------------------------------------------------------------------------------- OpenVINO without torch
+
+ALONE = replace(CONFIG, slots=1, runtime="openvino", dtype="float32")
+PLAIN_FAULTS: dict[str, Fault] = {
+    "raises at the first step": _raises(RuntimeError, lambda inputs: True),
+    "crashes at the first step": _ends(_crash, lambda inputs: True),
+    "raises at a step of an image": _raises(RuntimeError, _of_a_request),
+}
+
+
+def main_alone(setup: WorkerSetup, channel: socket.socket, memory: SlotMemory) -> None:
+    """Entry point of a process whose networks are OpenVINO's, for any shape alone, and fail as a test asks."""
+    from workers.engine.runtimes import openvino
+
+    faulty = PLAIN_FAULTS[os.environ[FAULT]]
+
+    class Step(openvino.PlainNetwork):
+        def _infer(self, inputs: Any) -> Tensor:
+            if len(inputs) == len(StepInputs.__dataclass_fields__):
+                faulty(StepInputs(*inputs), lambda _: torch.empty(0))
+            return super()._infer(inputs)
+
+    with patch.object(openvino, "PlainNetwork", Step), patch.object(openvino.OpenVino, "_compiled", None):
+        worker_main.main(setup, channel, memory)

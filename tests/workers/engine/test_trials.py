@@ -93,3 +93,11 @@ def test_crashes_that_lie_hours_apart_or_with_another_between_are_not_blamed_on_
 
 def test_the_pool_knows_all_of_them() -> None:
     assert {GRAPHS, COMPILING, CONVOLUTIONS, attention("xformers")} < TRIALS
+
+
+def test_what_is_blamed_stays_told(told: Told) -> None:
+    trials = Trials(told.append)
+    trials.blame(COMPILING)
+    with trials.of(GRAPHS):
+        pass
+    assert told[0] == told[-1] == (COMPILING,)
