@@ -10,7 +10,7 @@ from app.checks.finding import Finding, Level, Subject, size
 from app.startup import runtime_in_words
 from workers.config import home_folder
 from workers.console import command
-from workers.engine.config import EngineConfig
+from workers.engine.config import FLOAT8_CAPABILITY, EngineConfig
 from workers.engine.runtimes import openvino_files
 from workers.engine.runtimes.files import RuntimeProblem, folder_for
 from workers.engine.runtimes.files import check as check_files
@@ -124,6 +124,22 @@ def onnx(subject: Subject) -> Iterator[Finding]:
         yield Finding("onnx", Level.MISSING, text, f"make it{remedy}" if remedy else "")
     else:
         yield Finding("onnx", Level.OK, f"the files of this model are in {folder_for(engine, dtype)}")
+
+
+def quantisation(subject: Subject) -> Iterator[Finding]:
+    """Whether the GPUs compute in 8-bit floats; nothing where that is not wanted."""
+    engine, nvml = subject.settings.engine, subject.nvml
+    if engine.kind == "echo" or engine.quantisation != "fp8":
+        return
+    remedy = "set engine.quantisation to none, or to fp8-emulated to compare images"
+    if not subject.on_gpu or nvml is None:
+        yield Finding("quantisation", Level.MISSING, "engine.quantisation is fp8, which needs a GPU", remedy)
+        return
+    for gpu in nvml.devices():
+        capability = nvml.capability(gpu.uuid)
+        if capability is not None and tuple(map(int, capability.split("."))) < FLOAT8_CAPABILITY:
+            text = f"{gpu.name} has no instructions for 8-bit floats (compute capability {capability})"
+            yield Finding("quantisation", Level.MISSING, text, remedy)
 
 
 def openvino(subject: Subject) -> Iterator[Finding]:

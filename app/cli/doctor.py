@@ -21,6 +21,7 @@ CHECKS = {
     "devices": "devices",
     "engine": "devices",
     "weights": "model",
+    "quantisation": "model",
     "onnx": "model",
     "openvino": "model",
     "port": "machine",

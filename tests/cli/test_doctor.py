@@ -17,7 +17,7 @@ from tests.cli.command import ECHO, doctor, run
 from tests.service.running import ROOT, Service, surroundings
 from tests.workers.test_nvml import SLICE, SLICED, WHOLE, FakeLibrary
 from workers.console import command as command_line
-from workers.devices import DeviceSpec
+from workers.devices import DeviceChoice, DeviceSpec
 from workers.engine.examine import Examined
 from workers.nvml import Nvml
 
@@ -149,6 +149,17 @@ def test_few_open_files_are_a_warning() -> None:
     assert done.returncode == 0
     assert "warning  open files       256 may be open, but 900 connections" in done.stdout
     assert "-> ulimit -n 9" in done.stdout
+
+
+def test_float8_needs_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {"CONTOUR_ENGINE__QUANTISATION": "fp8"}
+    (found,) = findings("quantisation", Subject(DEMO, wanted | {"CUDA_VISIBLE_DEVICES": ""}))
+    assert (found.level, found.text) == (Level.MISSING, "engine.quantisation is fp8, which needs a GPU")
+    subject = on_gpus(DEMO, **wanted)
+    monkeypatch.setitem(subject.__dict__, "placement", DeviceChoice((DeviceSpec("gpu0", "cuda", WHOLE),), "a GPU"))
+    assert findings("quantisation", subject) == []
+    monkeypatch.setattr(Nvml, "capability", lambda *_: "8.6")
+    assert "compute capability 8.6" in findings("quantisation", subject)[0].text
 
 
 def test_onnx_files_that_are_not_there_are_missing_with_the_command_that_makes_them(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from workers.engine.plan import Size
 
 STEP = ("encode", "control", "decode")  # the compiled passes of a step
 WHOLE = ("vae", "text")  # of an image; without batches
+FLOAT8 = "_fp8"  # the end of a pass's name, with engine.quantisation
 CONFIGS = Path(__file__).parents[2] / "configs"
 FULL_SIZE = ("sd15-canny.yaml", "sd15-canny-lcm.yaml")
 _LATENT = 8  # pixels along a side of one latent of Stable Diffusion
@@ -52,6 +53,7 @@ def quick() -> list[Case]:
     (size, *_), largest, rows = sizes(engine), engine.slots, rows_of(engine.guidance_scale)
     return [
         *(Case(which, H100, size, images, rows) for images in (1, largest) for which in STEP),
+        Case("encode" + FLOAT8, H100, size, 1, rows),  # all kinds of layers are in it
         *(Case(which, A100, size, 1, rows) for which in STEP),
         *(Case(which, H100, size) for which in WHOLE),
     ]

@@ -9,11 +9,13 @@ the flash kernel, where the engine would measure.
 Only for processes that `standins.install` has prepared.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from tests.gpu_codegen.cases import Case, engines
+from tests.gpu_codegen.cases import FLOAT8, Case, engines
 from tests.gpu_codegen.flawed import FLAWED
 from tests.gpu_codegen.passes import Call, fake, on_a_gpu, pass_of
 from tests.workers.engine.fake_cuda import DEVICE
@@ -32,8 +34,9 @@ def lower(case: Case) -> str:
     if case.which in FLAWED:
         with fake():
             return program_of(FLAWED[case.which]())
-    with on_a_gpu(engines()[0]) as model:
-        return program_of(pass_of(case.which, model, _attend, case.size, case.images, case.rows))
+    which, in_float8 = case.which.removesuffix(FLOAT8), case.which.endswith(FLOAT8)
+    with on_a_gpu(replace(engines()[0], quantisation="fp8" if in_float8 else "none")) as model:
+        return program_of(pass_of(which, model, _attend, case.size, case.images, case.rows))
 
 
 def program_of(call: Call) -> str:

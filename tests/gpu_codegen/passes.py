@@ -13,7 +13,7 @@ from torch.export import register_dataclass
 
 from tests.workers.engine import full_size
 from tests.workers.engine.fake_cuda import DEVICE, AsOnCuda
-from workers.engine import kernels
+from workers.engine import kernels, quantisation
 from workers.engine import model as models
 from workers.engine.batch import Batch, BatchShape
 from workers.engine.conditioning import TEXT_TOKENS, pack_projections
@@ -61,9 +61,9 @@ def on_a_gpu(config: EngineConfig) -> Iterator[Model]:
     with torch.no_grad():
         for network in (parts.unet, parts.controlnet):
             pack_projections(network)
-        # Kernels of ours are tried on the device.
-        ours = patch.object(kernels, "usable", lambda device: True)
-        with fake(), ours, patch.object(models, "plans_of", lambda *_: plans):
+        # On a device, kernels of ours are tried, and a product in float8, whose values are compared.
+        tried = patch.object(kernels, "usable", lambda device: True), patch.object(quantisation, "check")
+        with fake(), tried[0], tried[1], patch.object(models, "plans_of", lambda *_: plans):
             yield assemble(config, parts, DEVICE)
 
 

@@ -20,6 +20,7 @@ _LIBRARY: dict[str, Kind] = {
     "addmm": "matrix product",
     "bmm": "matrix product",
     "baddbmm": "matrix product",
+    "_scaled_mm": "matrix product",
 }
 _TRITON: dict[str, Kind] = {"poi": "pointwise", "for": "pointwise", "per": "reduction", "red": "reduction"}
 _OURS = "torch.ops.contour."  # custom operators of the engine
@@ -36,7 +37,7 @@ _SILENT = (
 _HOST = (".item()", "empty_strided_cpu", "aten._local_scalar_dense")
 
 
-_HALF, _ITEMSIZES = 2, {"float32": 4, "int32": 4, "float64": 8, "int64": 8, "uint8": 1, "bool": 1}
+_HALF, _ITEMSIZES = 2, {"float32": 4, "int32": 4, "float64": 8, "int64": 8, "uint8": 1, "bool": 1, "float8_e4m3fn": 1}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import pytest
 
-from tests.gpu_codegen.cases import Case, every, quick
+from tests.gpu_codegen.cases import FLOAT8, Case, every, quick
 from tests.gpu_codegen.cubins import Cubin
 from tests.gpu_codegen.flawed import FLAWED
 from tests.gpu_codegen.gpus import H100, REGISTERS_PER_MULTIPROCESSOR
@@ -63,6 +63,15 @@ def test_a_pass_has_no_more_kernels_of_any_kind_than_written_down(one: Result) -
 def test_convolutions_need_no_copies(one: Result) -> None:
     assert one.program.layout_copies() == []
     assert one.program.other_layouts() == []
+
+
+def test_products_in_float8_are_all_that_are_wanted_and_need_no_copies(one: Result) -> None:
+    """Eight in each transformer, which has two attentions."""
+    wanted = 4 * one.program.counts["attention"] if one.case.which.endswith(FLOAT8) else 0
+    products = [kernel for kernel in one.program.kernels if kernel.name.endswith("_scaled_mm")]
+    assert len(products) == wanted
+    taken = {x.name for kernel in products for x in kernel.operands[:-1]}
+    assert not [copy for copy in one.program.copies() if any(x.name in taken for x in copy.operands)]
 
 
 def test_nothing_falls_back_to_an_operator(one: Result) -> None:

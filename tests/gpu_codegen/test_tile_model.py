@@ -28,6 +28,13 @@ def test_a_large_product_runs_at_nearly_the_cards_rate() -> None:
     )
 
 
+def test_products_in_float8_run_at_twice_the_rate() -> None:
+    side = 128 * 132
+    x, weight, scales, made = operand(side, side), operand(side, side), operand(side, 1), operand(side, side)
+    in_float8 = Kernel("matrix product", "extern_kernels._scaled_mm", (x, weight, scales, scales, made))
+    assert estimate(in_float8, H100) == pytest.approx(estimate(product(side, side, side), H100) / 2, rel=0.01)
+
+
 def test_a_split_inner_dimension_fills_a_card_that_few_tiles_do_not() -> None:
     deep, large = product(128, 1280, 11_520), product(16_384, 16_896, 1024)
     assert estimate(deep, H100, split_k=True) < 0.5 * estimate(deep, H100)

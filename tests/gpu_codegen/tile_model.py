@@ -3,7 +3,7 @@
 It assumes that
 - matrix products and convolutions (as implicit matrix products) run in waves of tiles over all multiprocessors, each
   size of tile at its share of the card's measured rate; the best size is taken, and with `split_k` also the best split
-  of the inner dimension, whose parts are added through the L2 cache;
+  of the inner dimension, whose parts are added through the L2 cache; products in float8 run at twice the rate;
 - attention by the flash kernel pads heads to 64, 96, 128, 192 or 256, and runs at one rate for what is padded;
 - everything else moves each operand once: through the L2 cache if it is all less than 30 MB, else through memory; the
   engine's own kernels and fallbacks, too, whatever they compute;
@@ -15,6 +15,7 @@ No kernel has been timed on such a card to fit it: only differences between two 
 import math
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 from tests.gpu_codegen.gpus import Gpu
 from tests.gpu_codegen.program import Kernel, Kind, Operand
@@ -46,6 +47,10 @@ def estimate(kernel: Kernel, gpu: Gpu, *, split_k: bool = False) -> float:
             batch, channels, height, width = made.shape
             rows, depth = batch * height * width, math.prod(weight.shape[1:])
             return _product(rows, channels, depth, kernel.operands, gpu, split_k)
+        case "matrix product" if kernel.name.endswith("_scaled_mm"):  # in float8; scales and bias are in between
+            taken, *_, made = kernel.operands
+            twice = replace(gpu, tensor_flops=2 * gpu.tensor_flops)
+            return _product(made.shape[0], made.shape[1], taken.shape[1], kernel.operands, twice, split_k)
         case "matrix product":
             *_, taken, _, made = kernel.operands
             rows = math.prod(made.shape[:-1])

@@ -12,6 +12,7 @@ Positive = Annotated[int, Meta(ge=1)]
 AttentionKernel: TypeAlias = Literal["auto", "sdpa", "flash", "cudnn", "efficient", "xformers", "math"]
 Side = Annotated[int, Meta(ge=64, le=4096)]
 _LEAST_DECODE_BYTES, _MOST_DECODE_BYTES = 2**28, 2**30  # where the memory there is decides
+FLOAT8_CAPABILITY = 8, 9  # of the first GPUs that multiply 8-bit floats: Ada; Hopper is 9.0
 Chance = Annotated[float, Meta(ge=0, le=1)]
 
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 
 from workers.engine.compiling import check
+from workers.engine.config import FLOAT8_CAPABILITY
 from workers.engine.contract import UnusableModelError
 from workers.engine.graphs import first_line
 from workers.logs import timed
@@ -46,7 +47,6 @@ _SMALLEST_SCALE = 1e-12  # of a row of zeros, which has none
 _TRIED = 64  # sides of the matrices of the trial
 _REMEDY = "make it none, or fp8-emulated to compare images"
 _MULTIPLE = 16  # sides of a matrix that cuBLAS and CUTLASS multiply in float8
-_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
 QUANTISED = re.compile(
     r".*\.(attn1\.to_qkv|attn2\.to_q|attn[12]\.to_out\.0|ff\.net\.0\.proj|ff\.net\.2|proj_in|proj_out)"
 )
@@ -171,6 +171,6 @@ def scaled_mm_on(device: torch.device, dtype: torch.dtype) -> Multiply:
 def _check(device: torch.device) -> None:
     if device.type != "cuda":
         raise QuantisationError(f"engine.quantisation is fp8, which needs a GPU: {_REMEDY}")
-    if torch.cuda.get_device_capability(device) < _CAPABILITY:
+    if torch.cuda.get_device_capability(device) < FLOAT8_CAPABILITY:
         name = torch.cuda.get_device_name(device)
         raise QuantisationError(f"engine.quantisation is fp8, for which {name} has no instructions: {_REMEDY}")
