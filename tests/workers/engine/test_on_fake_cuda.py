@@ -24,7 +24,7 @@ from tests.workers.engine.fake_cuda import (
 from workers.engine import codec
 from workers.engine import model as models
 from workers.engine.batch import Batch, BatchShape, JoiningImage
-from workers.engine.conditioning import pack_projections
+from workers.engine.conditioning import pack_ends, pack_projections
 from workers.engine.config import EngineConfig, Sampler, Speed, rows_of
 from workers.engine.contract import StepProgress
 from workers.engine.engine import DiffusionEngine
@@ -180,6 +180,18 @@ def test_only_group_norms_leave_the_channels_last_layout(guided: list[Call]) -> 
     back = [call for call in guided if call.name == "convolution" and not layout_kept(call.took[0])]
     assert len(back) <= GROUP_NORMS
     assert all(layout_kept(call.made[0]) for call in guided if call.name == "convolution")
+
+
+def test_with_our_kernels_nothing_does(model: Model) -> None:
+    with fake_cuda():
+        for network in (model.unet, model.controlnet):
+            pack_ends(network)
+    calls = step(replace(model, fused=True), 7.5, 1)
+    assert_on_the_gpu_in_half_precision(calls)
+    assert sum(call.name in ("group_norm", "add_group_norm") for call in calls) == GROUP_NORMS
+    assert not any("native_group_norm" in call.name or _is_group_norms(call) for call in calls)
+    assert all(layout_kept(x) for _, x in images(calls))
+    assert all(layout_kept(x) for call in calls if call.name == "convolution" for x in (call.took[0], call.made[0]))
 
 
 def test_the_text_encoder_runs_the_same_operators_whether_it_is_recorded_or_not(

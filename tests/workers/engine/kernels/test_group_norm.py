@@ -1,7 +1,6 @@
 """Our group norm where there is no GPU: its operators, how it is split, and where it is used."""
 
 import itertools
-import logging
 from typing import Any
 
 import pytest
@@ -78,8 +77,8 @@ def test_a_gpu_uses_ours_where_they_work(
     assert caplog.messages == ([f"engine.speed.kernels: {reason}; torch's kernels are used instead"] if reason else [])
 
 
-def test_without_triton_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING)
+def test_without_triton_the_log_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(kernels, "find_spec", lambda package: None)
     assert not kernels.usable(torch.device("cuda"))
     assert caplog.messages == ["engine.speed.kernels: Triton is not installed; torch's kernels are used instead"]
 
