@@ -47,8 +47,9 @@ COPY scheduler/__init__.py scheduler/messages.py scheduler/
 COPY workers/weights/__init__.py workers/weights/checkpoints.py workers/weights/messages.py workers/weights/prepare.py \
     workers/weights/repository.py workers/weights/store.py workers/weights/
 COPY workers/weights/sd15 workers/weights/sd15
-COPY workers/engine/__init__.py workers/engine/config.py workers/engine/contract.py workers/engine/model_checks.py \
-    workers/engine/samplers.py workers/engine/trials.py workers/engine/weights.py workers/engine/
+COPY workers/engine/__init__.py workers/engine/config.py workers/engine/contract.py workers/engine/file_kinds.py \
+    workers/engine/header.py workers/engine/model_checks.py workers/engine/samplers.py workers/engine/trials.py \
+    workers/engine/weights.py workers/engine/
 COPY --from=chosen /chosen configs
 ARG MODEL
 RUN mkdir models && CONTOUR_WORKERS__MODELS=/opt/contour/models /opt/venv/bin/python -m workers.fetch "configs/$MODEL.yaml"
