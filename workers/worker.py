@@ -56,7 +56,7 @@ log = logging.getLogger("contour.worker")
 
 SHORTAGES = 8  # images in a row without memory; one more, and the process exits so that a new one is started
 PREVIEW_SECONDS = 0.25  # between two previews of an image
-IDLE_SECONDS = 2.0  # between two looks at an engine that has nothing to do: it may be compiling in the background
+IDLE_SECONDS = 0.25  # between two looks at an engine that has nothing to do: it may be compiling in the background
 REMEASURE_SOONEST, REMEASURE_SECONDS = 2.0, 60.0  # between measurements of an idle engine; each waits twice as long
 REMEASURE_PAUSE = 10  # times as long as a measurement takes, at least, so that it does not keep the machine busy
 REMEASURE_CHANGE = 0.25  # of a step's costs, relative: other work has begun or ended, and may not be at rest yet
