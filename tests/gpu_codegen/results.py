@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -80,6 +81,8 @@ def make(case: Case, file: Path) -> None:
 
 
 def _run(case: Case, file: Path) -> None:
+    if not TRITON.exists() and find_spec("triton") is None:
+        raise LoweringError("make test-gpu-codegen installs Triton into build/, where it is missing")
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TRITON))),
