@@ -56,7 +56,7 @@ def spills(result: Result) -> list[Cubin]:
 
 def test_a_pass_has_no_more_kernels_of_any_kind_than_written_down(one: Result) -> None:
     """`python -m tests.gpu_codegen report --write` writes them down."""
-    most = Counter(limits()[one.case.inputs])
+    most = Counter(limits().get(one.case.inputs, {}))
     assert one.program.counts <= most, f"{one.program.counts} instead of {most}"
 
 
