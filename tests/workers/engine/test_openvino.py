@@ -550,10 +550,17 @@ def test_files_that_are_damaged_as_soon_as_they_are_made_are_not_used(converter:
 
 def test_plans_that_are_damaged_are_made_again(converter: Converter) -> None:
     warm(ONE)
-    (plans,) = files.folder_for(ONE).glob("plans-*")
-    whole = plans.read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], bytes(len(whole)), whole[:3000] + b"x" + whole[3001:]):
-        plans.write_bytes(damaged)
+    whole = {path: path.read_bytes() for path in files.folder_for(ONE).glob("plans-*")}  # of other tests' samplers, too
+    damages: list[Callable[[bytes], bytes]] = [
+        lambda file: b"",
+        lambda file: file[: len(file) // 2],
+        lambda file: bytes(len(file)),
+        lambda file: file[:3000] + b"x" + file[3001:],
+    ]
+    assert whole
+    for damaged in damages:
+        for path, content in whole.items():
+            path.write_bytes(damaged(content))
         assert_served(engine(ONE))
         assert engine(ONE)._model.plans._kept.keys() >= {1, 2, 3, 4, 50}
 
