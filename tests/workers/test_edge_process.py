@@ -227,6 +227,7 @@ async def test_it_ends_when_nobody_has_asked_for_a_while() -> None:
 async def test_closing_leaves_nothing_behind_whatever_is_going_on() -> None:
     async with opened() as service:
         await service.find(TASK)  # multiprocessing keeps a descriptor from the first process on
+    gc.collect()  # what earlier tests have left may go at any time
     before = set(os.listdir("/proc/self/fd"))
     async with opened(EdgeLimits(end=0.1)) as service:
         process = await frozen(service)
@@ -237,7 +238,7 @@ async def test_closing_leaves_nothing_behind_whatever_is_going_on() -> None:
         for refused in (*finding, service.find(TASK)):
             with pytest.raises(ClosingError):
                 await refused
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 async def test_closing_answers_who_is_there() -> None:
