@@ -19,7 +19,8 @@ class Limits:
     attempts: Annotated[int, msgspec.Meta(ge=1)] = 2
     """How many workers an image may crash before it fails; one that was killed from outside counts as a fifth."""
     heartbeat_factor: Annotated[float, msgspec.Meta(ge=1, extra={"former": "silence_factor"})] = 8.0
-    """A worker is killed when a step takes this many times as long as expected, but at least `heartbeat_floor`."""
+    """A worker is killed when a step takes this many times as long as one of a full batch should, but at least
+    `heartbeat_floor`."""
     heartbeat_floor: Annotated[float, msgspec.Meta(gt=0, extra={"former": "silence_floor"})] = 20.0
     """The shortest time without a heartbeat after which a worker is killed."""
     load_timeout: Annotated[float, msgspec.Meta(gt=0)] = 900.0

@@ -23,7 +23,17 @@ from scheduler.costs import (
 )
 from scheduler.errors import IllegalEvent, require
 from scheduler.limits import Limits
-from scheduler.messages import BatchKey, Costs, Job, WaitReason, WorkerExited, WorkerId, WorkerState, WorkerView
+from scheduler.messages import (
+    NOMINAL,
+    BatchKey,
+    Costs,
+    Job,
+    WaitReason,
+    WorkerExited,
+    WorkerId,
+    WorkerState,
+    WorkerView,
+)
 
 if TYPE_CHECKING:
     from scheduler.queue import JobState
@@ -421,10 +431,15 @@ class Workers:
         return "; ".join(f"{worker.id} is quarantined: {worker.history.exit_reason}" for worker in self)
 
     def heartbeat_timeout(self, worker: Worker) -> float:
-        """Seconds that a busy worker may be silent: for one step, or to prepare and decode all its images."""
+        """Seconds that a busy worker may be silent: for a step, or to prepare and decode all its images.
+
+        A step counts as one of a full batch at least: before it the worker may switch to networks that were compiled
+        for that, and runs them a few times first.
+        """
         images, model = worker.slots.values(), worker.cost_model
         fixed = model.fixed_seconds(sum([each.key.work for each in images]))
-        expected = max(model.step_seconds(count_by_size(images)), fixed)
+        full = model.step_seconds({NOMINAL: worker.slot_count})
+        expected = max(model.step_seconds(count_by_size(images)), full, fixed)
         return max(self._limits.heartbeat_floor, self._limits.heartbeat_factor * expected)
 
     def check(self, *, opened: bool) -> None:

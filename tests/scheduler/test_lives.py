@@ -210,6 +210,7 @@ def test_another_job_is_no_sign_of_life() -> None:
         pytest.param(GPU, 1.0, 20.0, id="the floor"),
         pytest.param(Costs(9, (5.0,), 1.0), 1.0, 40.0, id="a slow step"),
         pytest.param(Costs(9, (5.0,), 1.0), 2.0, 80.0, id="a large image"),
+        pytest.param(Costs(9, (5.0, 9.0), 1.0), 1.0, 72.0, id="a slow step of a full batch"),
         pytest.param(Costs(9, (1.0,), 6.0), 1.0, 48.0, id="a slow decoder"),
     ],
 )

@@ -81,7 +81,7 @@ def test_steps_left_are_counted_from_the_images_own_length() -> None:
 def test_a_long_silence_is_no_more_like_a_long_image() -> None:
     core = scheduler(ready("cpu0", CPU), heartbeat_floor=1.0, heartbeat_factor=8.0)
     core.handle(0.0, Submitted(job(1, relative_steps=50.0)))
-    assert core.next_wakeup == 8.0
+    assert core.next_wakeup == 8.0 * CPU.step_seconds[-1]
 
 
 # ----------------------------------------------------------------------------------------------------------- admission
