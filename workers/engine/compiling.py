@@ -63,6 +63,9 @@ class TorchCompile:
         self.automatic = automatic
         self.functions = cache(make)
 
+    def prepare(self) -> None:
+        """There is nothing to prepare."""
+
     def compiling(self) -> AbstractContextManager[None]:
         """Without a limit: torch counts all passes at all shapes as recompilations of one function and allows 8."""
         from torch._dynamo import config

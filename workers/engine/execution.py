@@ -335,6 +335,7 @@ class ExecutionManager:
         space, faster = self.spaces.get(size), self._faster
         if space is None or faster is None:
             return
+        faster.prepare()
         self._hold_while_timing()
         torch.set_num_threads(self._threads)  # set per thread, and built into compiled code
         stream = torch.cuda.stream(self._compile_stream)

@@ -47,6 +47,9 @@ class Faster(Protocol):
     def functions(self) -> ModelFunctions:
         """Functions that are compiled at their first call with new shapes."""
 
+    def prepare(self) -> None:
+        """Called by the compiler's thread before that, for what takes long but cannot end this process."""
+
     def compiling(self) -> AbstractContextManager[None]:
         """Entered by the compiler's thread around such a call."""
 

@@ -36,6 +36,7 @@ from workers.engine.runtimes import openvino_files as files
 from workers.engine.runtimes.export import graphs
 from workers.engine.runtimes.files import GRAPHS, RuntimeProblem
 from workers.engine.runtimes.openvino import OpenVino, OpenVinoModel
+from workers.engine.trials import COMPILING, Trials
 
 CONFIG = replace(
     read_engine(ROOT / "configs" / "demo.yaml"),
@@ -275,6 +276,21 @@ def test_torch_serves_during_the_conversion_and_openvino_takes_over_in_the_middl
     assert upgraded(made) == (1, 1)
     assert made.status().fallbacks == ()
     assert converter.calls == 1
+
+
+def test_a_conversion_is_no_trial_as_it_ends_in_another_process(converter: Converter) -> None:
+    """So a worker that is killed meanwhile is followed by one that converts."""
+    told: list[tuple[str, ...]] = []
+    converter.gate.clear()
+    made = build(ONE, "cpu", Trials(told.append))
+    assert isinstance(made, DiffusionEngine)
+    MADE.append(made)
+    made.warm_up()
+    until(lambda: converter.calls == 1, PATIENCE)
+    assert (COMPILING,) not in told
+    converter.gate.set()
+    assert made.wait_until_compiled(PATIENCE)
+    assert (COMPILING,) in told
 
 
 ALONE = """
@@ -659,9 +675,10 @@ def test_a_conversion_ends_with_its_worker_and_what_it_left_is_deleted(
     with spawn(CONVERT) as worker:
         until(lambda: any(tmp_path.iterdir()), PATIENCE)  # it writes
         (child,) = descendants(worker.pid)
+        assert Path(f"/proc/{child}/oom_score_adj").read_text() == "1000\n"
         worker.send_signal(signal.SIGKILL)
     until(lambda: not alive(child), PATIENCE)
-    assert [path.name.startswith(".demo-") for path in tmp_path.iterdir()] == [True]
+    assert [path.name.startswith(files._UNFINISHED) for path in tmp_path.iterdir()] == [True]
     made = files.folder_for(CONFIG)
     files.convert(CONFIG, made)
     assert [*tmp_path.iterdir()] == [made]
@@ -715,7 +732,7 @@ def test_nothing_is_reported_to_openvinos_makers(folder: Path) -> None:
 def test_auto_is_openvino_where_that_can_run_the_networks(
     changes: dict[str, Any], installed: bool, cuda: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.engine.config.find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr("workers.engine.config.installed", lambda name: installed)
     assert replace(EngineConfig(), **changes).runtime_on(cuda=cuda) == expected
 
 

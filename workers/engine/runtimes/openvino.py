@@ -138,7 +138,7 @@ class OpenVino:
         self._bound = int(config.speed.openvino_gib * 2**30)
         self._used = 0  # bytes of the copies for fixed shapes
         self._failure: files.ConversionError | None = None
-        self._opened = False
+        self._opened = self._new = False
         self._any_shape: dict[str, CompiledModel] = {}
         # OpenVINO takes a file that it has compiled in one format for one in another, and then computes nonsense.
         self._blobs = files.cache() / f"compiled-{dtype}"
@@ -156,8 +156,8 @@ class OpenVino:
         core.set_property("CPU", self._properties)
         return core
 
-    def compiling(self) -> AbstractContextManager[None]:
-        """Convert the networks first, if need be. Raises ConversionError, and does not try that twice."""
+    def prepare(self) -> None:
+        """Open the converted networks, or convert them first. Raises ConversionError, and does not try that twice."""
         if self._failure is not None:
             raise self._failure
         if not self._opened:
@@ -166,7 +166,6 @@ class OpenVino:
             except files.ConversionError as error:
                 self._failure = error
                 raise
-        return nullcontext()
 
     def _open_or_convert(self) -> None:
         try:
@@ -174,7 +173,14 @@ class OpenVino:
         except files.ConversionError:
             files.convert(self._config, self._folder)
             self.open()
+            self._new = True
+
+    def compiling(self) -> AbstractContextManager[None]:
+        """After a conversion, compile what the next start needs, too."""
+        if self._new:
+            self._new = False
             self._compile_for_next_start()
+        return nullcontext()
 
     def open(self) -> files.Facts:
         """Keep the converted networks from being deleted, and return the facts about them.
