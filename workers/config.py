@@ -22,6 +22,10 @@ AnyWeights = TypeVar("AnyWeights", bound=Weights)
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 PLACES = "a folder (./x, ../x or /x) or a repository on the hub (owner/name)"
 COMMIT = re.compile(r"[0-9a-f]{40}")
+_FOR_TORCH = {  # keys of `speed` that other runtimes do not look at
+    "onnxruntime": ("compile", "attention", "time_convolutions"),
+    "openvino": ("attention", "time_convolutions"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,12 +153,10 @@ def _runtime_problems(engine: EngineConfig) -> dict[str, str]:
         found["speed.compile"] = f"is false, {but}, which takes over as compiled networks do: leave one of them out"
     if engine.quantisation != "none" and engine.runtime not in ("auto", "torch"):
         found["quantisation"] = f"is {engine.quantisation}, {but}, and this is for torch: leave one of them out"
-    if engine.runtime == "onnxruntime":
-        set_for_torch = {name: getattr(engine.speed, name) for name in ("compile", "attention", "time_convolutions")}
-        for name, value in set_for_torch.items():
-            if value not in ("auto", False):
-                found[f"speed.{name}"] = f"is {show(value)}, {but}, and this is for torch: leave one of them out"
-    elif engine.onnx_provider != "auto":
+    for name in _FOR_TORCH.get(engine.runtime, ()):
+        if (value := getattr(engine.speed, name)) not in ("auto", False):
+            found[f"speed.{name}"] = f"is {show(value)}, {but}, and this is for torch: leave one of them out"
+    if engine.runtime != "onnxruntime" and engine.onnx_provider != "auto":
         found["onnx_provider"] = f"is {engine.onnx_provider}, {but}: it needs onnxruntime"
     return found
 

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import ceil
-from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import msgspec
@@ -31,7 +30,7 @@ from workers.engine.budget import DecodeBudget
 from workers.engine.config import Canny, Sizing
 from workers.engine.contract import BadImageError
 from workers.logs import LogFormat, configure, escaped
-from workers.process import Processes, ProcessExit, die_with_parent, set_process_name
+from workers.process import Processes, ProcessExit, be_killed_first, die_with_parent, set_process_name
 from workers.shared_memory import SlotLayout, SlotMemory
 
 log = logging.getLogger("contour.edges")
@@ -46,7 +45,6 @@ PARAMS_BYTES = 256  # of a task but for its image, at most
 PNG_BYTES = 2**16  # of a PNG beside a sixteenth more than its pixels, which is what noise takes
 COPIES = 4  # of an image file, while it is decoded
 SPARE_BYTES = 64 * 2**20  # for all that is not an image
-OOM_SCORE = "1000"  # the kernel's OOM killer then prefers this process
 COSTS = Costs(1, (0.0,), 0.0)  # the report needs some; nobody reads them
 
 
@@ -384,8 +382,7 @@ def prepare(setup: EdgeSetup, memory: SlotMemory) -> None:
     set_process_name("contour edges")
     configure(setup.log_level, setup.log_format)
     drop_privileges()
-    with suppress(OSError):  # if the machine runs out of memory, the kernel should kill this process first
-        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+    be_killed_first()
     import_all()
     confine(setup.decoding_bytes + COPIES * memory.layout.input_bytes + SPARE_BYTES)
 

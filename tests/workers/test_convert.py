@@ -1,9 +1,17 @@
 """`python -m workers.convert CONFIG --to openvino`, and where workers look for what it makes."""
 
+import fcntl
+import json
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,10 +19,11 @@ import pytest
 from app.checks.finding import Level, Subject
 from app.cli.doctor import examine
 from tests.service.running import ROOT, surroundings
+from workers.config import engine_problems
 from workers.convert import read_engine
-from workers.engine.config import EngineConfig, Speed
+from workers.engine.config import EngineConfig, Speed, Weights, installed
 from workers.engine.runtimes import openvino_files as files
-from workers.engine.runtimes.files import RuntimeProblem
+from workers.engine.runtimes.files import RuntimeProblem, identity
 
 DEMO = ROOT / "configs/demo.yaml"
 
@@ -131,3 +140,122 @@ def test_the_runtime_is_the_one_that_serves() -> None:
     assert EngineConfig(dtype="float16").runtime_on(cuda=False) == "torch"
     assert EngineConfig(speed=Speed(compile=False)).runtime_on(cuda=False) == "torch"
     assert EngineConfig(runtime="onnxruntime").runtime_on(cuda=True) == "onnxruntime"
+
+
+def test_a_folder_of_its_name_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `--out openvino` makes one in the working directory."""
+    (tmp_path / "a_mere_folder").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_spec("a_mere_folder") is not None
+    assert [installed(each) for each in ("a_mere_folder", "nothing_of_that_name", "openvino")] == [False, False, True]
+
+
+@pytest.mark.parametrize(("key", "value"), [("attention", "math"), ("time_convolutions", True)])
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_settings_for_torch_are_refused_with_another_runtime(runtime: Any, key: str, value: Any) -> None:
+    engine = replace(read_engine(DEMO), runtime=runtime, speed=replace(Speed(), **{key: value}))
+    (problem,) = engine_problems(engine)
+    assert problem.key == ("engine", "speed", key)
+    assert f"but engine.runtime is {runtime}, and this is for torch" in problem.text
+
+
+# ---------------------------------------------------------------------------------------------------------- which files
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of the small model, to be changed. Its VAE lies elsewhere, behind a link."""
+    folder = tmp_path / "model"
+    shutil.copytree(ROOT / "configs/demo", folder)
+    (folder / "vae").rename(tmp_path / "vae")
+    (folder / "vae").symlink_to(tmp_path / "vae")
+    return folder
+
+
+def set_key(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def change_weights(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 4 :] = bytes(len(content) - len(content) // 4)  # training changes weights everywhere
+    file.write_bytes(content)
+
+
+def link_elsewhere(folder: Path) -> None:
+    """To a VAE with other weights, at the same place."""
+    other = folder.resolve().with_name("other")
+    shutil.copytree(folder, other)
+    change_weights(other / "diffusion_pytorch_model.safetensors")
+    folder.unlink()
+    folder.symlink_to(other)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "weights": lambda model: change_weights(model / "unet" / "diffusion_pytorch_model.safetensors"),
+    "weights behind a link": lambda model: change_weights(model / "vae" / "diffusion_pytorch_model.safetensors"),
+    "a link": lambda model: link_elsewhere(model / "vae"),
+    "the latents' scale": lambda model: set_key(model / "vae" / "config.json", scaling_factor=0.5),
+    "heads": lambda model: set_key(model / "controlnet" / "config.json", attention_head_dim=3),
+    "an activation": lambda model: set_key(model / "text_encoder" / "config.json", hidden_act="gelu"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_networks_that_compute_something_else_are_others(model: Path, change: str) -> None:
+    engine = replace(EngineConfig(), model=Weights(path=str(model)), controlnet=Weights(path=str(model / "controlnet")))
+    before = files.name_of(engine), identity(engine, "float32")
+    assert before == (files.name_of(engine), identity(engine, "float32"))
+    CHANGES[change](model)
+    after = files.name_of(engine), identity(engine, "float32")
+    assert all(one != other for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("package", ["openvino", "torch", "diffusers", "transformers"])
+def test_networks_that_another_version_has_made_are_others(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = read_engine(DEMO)
+    before, real = files.name_of(engine), files.version
+    monkeypatch.setattr(files, "version", lambda name: "another" if name == package else real(name))
+    assert files.name_of(engine) != before
+
+
+# --------------------------------------------------------------------------------------------------- several converters
+
+
+@pytest.fixture
+def converter(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Where networks are to be, and a file with a line for each conversion, which a copy of files stands in for."""
+    (made,) = (cache / "openvino").iterdir()
+    calls, python = tmp_path / "calls", tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho $$ >> {calls}\nexec cp -r {made} "$3"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    return tmp_path / "place" / made.name, calls
+
+
+def test_of_two_processes_one_converts(converter: tuple[Path, Path]) -> None:
+    folder, calls = converter
+    threads = [Thread(target=files.convert, args=(read_engine(DEMO), folder)) for _ in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert files.is_complete(folder)
+    assert len(calls.read_text().split()) == 1
+
+
+def test_what_killed_ones_have_left_is_deleted_but_nothing_of_one_that_runs(
+    converter: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, calls = converter
+    left = folder.with_name(f"{files._UNFINISHED}abc")
+    (left / "new").mkdir(parents=True)
+    monkeypatch.setattr(files, "TIMEOUT_S", 1.0)
+    other = os.open(folder.parent, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(files.ConversionError, match="another process has been converting in "):
+        files.convert(read_engine(DEMO), folder)
+    assert (left.exists(), calls.exists()) == (True, False)
+    os.close(other)
+    files.convert(read_engine(DEMO), folder)
+    assert (left.exists(), files.is_complete(folder)) == (False, True)

@@ -128,7 +128,7 @@ class Speed:
     `true` changes nothing; with `false`, `runtime: auto` is torch."""
     attention: AttentionKernel = "auto"
     """The attention kernel; `auto` measures which is fastest for each shape, `sdpa` leaves the choice to torch. Where
-    the kernel cannot be used, torch chooses too."""
+    the kernel cannot be used, torch chooses too. Where OpenVINO runs the networks, this has no effect."""
     kernels: bool = True
     """On a GPU, use Contour's own kernels for group norms, and fewer matrix products."""
     beside: bool = True
@@ -232,13 +232,19 @@ class EngineConfig:
             return self.runtime
         # OpenVINO takes over from torch as compiled networks do, and would run the networks without quantisation.
         suits = not cuda and self.dtype != "float16" and self.speed.compile is not False and self.quantisation == "none"
-        return "openvino" if suits and find_spec("openvino") is not None else "torch"
+        return "openvino" if suits and installed("openvino") else "torch"
 
     def decode_budget(self, memory: int) -> int:
         """Bytes in which a worker decodes images, where there is so much memory in all."""
         if self.decode_bytes == "auto":
             return min(max(memory // 8, _LEAST_DECODE_BYTES), _MOST_DECODE_BYTES)
         return self.decode_bytes
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported. A mere folder of its name, in the working directory say, is none."""
+    found = find_spec(package)
+    return found is not None and found.origin is not None
 
 
 def rows_of(guidance_scale: float) -> int:

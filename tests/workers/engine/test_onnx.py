@@ -203,8 +203,8 @@ def test_files_of_other_weights_are_refused(config: EngineConfig, tmp_path: Path
 
 def test_files_of_another_version_are_refused(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     check(config, "float32")
-    monkeypatch.setattr(files, "VERSION", "3")
-    with pytest.raises(RuntimeProblem, match=r"another version of contour \(2\); make it again with: .* --to onnx"):
+    monkeypatch.setattr(files, "VERSION", "another")
+    with pytest.raises(RuntimeProblem, match=r"another version of contour \(3\); make it again with: .* --to onnx"):
         check(config, "float32")
 
 

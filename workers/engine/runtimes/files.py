@@ -6,21 +6,21 @@ Imports torch and ONNX only when needed, as the front end uses this module, too.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from workers.console import command
-from workers.engine.config import EngineConfig, rows_of
+from workers.engine.config import EngineConfig, Lora, Weights, installed, rows_of
 from workers.engine.weights import folder_of, parts_of
 
-VERSION = "2"  # of the graphs' inputs and outputs; files of another version are refused
+VERSION = "3"  # of the graphs' inputs and outputs; files of another version are refused
 GRAPHS = ("step", "vae", "text", "hint", "times")  # a file each
 PACKAGES = ("onnx", "onnxruntime")
 CUDA_PROVIDER, TENSORRT_PROVIDER = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 CONVERT = command("-m", "workers.convert", "CONFIG", "--to", "onnx")
 INSTALL = command("-m", "pip", "install", "-c", "constraints.txt", ".[onnx]")
 _PREFIX = "contour."
+_READ = ("*.safetensors", "config.json")
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # per file: training changes weights everywhere
 
 
@@ -38,7 +38,7 @@ def label(engine: EngineConfig) -> str:
 def identity(engine: EngineConfig, dtype: str) -> dict[str, str]:
     """The facts in the files of a (located) configuration, without what may change without new files: sampler, sizes,
     slots and scales."""
-    parts = [(name, _contents(name, part, engine), getattr(part, "scale", None)) for name, part in parts_of(engine)]
+    parts = [(name, _contents(name, part), getattr(part, "scale", None)) for name, part in parts_of(engine)]
     return {"version": VERSION, "dtype": dtype, "model": digest([parts, rows_of(engine.guidance_scale)])}
 
 
@@ -59,7 +59,7 @@ def check(engine: EngineConfig, dtype: str, *, cuda: bool = False) -> None:
 
 def need(packages: Sequence[str], why: str, install: str = INSTALL) -> None:
     """Raises RuntimeProblem when one of these packages is not installed."""
-    if missing := [name for name in packages if find_spec(name) is None]:
+    if missing := [name for name in packages if not installed(name)]:
         raise RuntimeProblem(f"{why}, but {missing[0]} is not installed: {install}")
 
 
@@ -131,15 +131,18 @@ def facts_in(written: Mapping[str, str]) -> dict[str, str]:
     return {key.removeprefix(_PREFIX): value for key, value in written.items() if key.startswith(_PREFIX)}
 
 
-def _contents(name: str, part: Any, engine: EngineConfig) -> Any:
-    """The identity of weights: a commit, or samples of the files."""
+def _contents(name: str, part: Weights) -> Any:
+    """The identity of a part: a commit, or samples of its weights and of what its networks are built by."""
     if part.revision is not None:
         return part.path, part.revision
     folder = folder_of(name, part)
     if folder is None:
         return None
-    files = [folder / part.file] if name.startswith("loras") else sorted(folder.rglob("*.safetensors"))
-    return [(file.name, _sample(file)) for file in files]
+    if isinstance(part, Lora):
+        return _sample(folder / part.file)
+    places = [place for pattern in _READ for place in (pattern, f"*/{pattern}")]  # unlike **, * follows links
+    files = sorted(file for place in places for file in folder.glob(place))
+    return [(str(file.relative_to(folder)), _sample(file)) for file in files]
 
 
 def _sample(path: Path) -> str:

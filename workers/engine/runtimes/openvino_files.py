@@ -22,8 +22,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
@@ -51,6 +51,8 @@ _ROOT = Path(__file__).parents[3]
 _VERSION = "2"  # of the files in a folder
 _LOWEST_PRIORITY = 19
 _KEPT_FOLDERS = 3
+_UNFINISHED = ".converting-"  # how the names of folders begin in which networks are written
+_POLL_S = 0.5
 _TOKENS = 400  # fewer than any text encoder knows
 _SAMPLES, _SAMPLE_BYTES = 1024, 2**16  # of a file that is larger than all of them together
 _COMPILED_BYTES = 4 * 2**30
@@ -88,7 +90,7 @@ def folder_for(config: EngineConfig, place: Path | None = None) -> Path:
 
 def name_of(config: EngineConfig) -> str:
     """The name of that folder, wherever it is."""
-    made_by = version("openvino"), version("torch"), _VERSION
+    made_by = *map(version, ("openvino", "torch", "diffusers", "transformers")), _VERSION
     return f"{label(config)}-{digest([identity(config, STORED), made_by])[:16]}"
 
 
@@ -198,12 +200,52 @@ def prune(folder: Path) -> None:
 
 
 def convert(config: EngineConfig, folder: Path) -> None:
-    """Convert a (located) configuration's networks in another process, and wait for it. Raises ConversionError.
+    """Convert a (located) configuration's networks in another process, and wait for it, unless one has just done so.
 
-    Only one process at a time may do so. What others have left when they were killed is deleted.
+    Raises ConversionError.
     """
-    for left in folder.parent.glob(f"{_unfinished(folder)}*"):
-        delete(left)
+    with _alone_in(folder.parent):
+        if not is_complete(folder):
+            _convert(config, folder)
+            delete_old(folder.parent)
+
+
+@contextmanager
+def _alone_in(place: Path) -> Iterator[None]:
+    """Wait until no other process converts into a place, and delete what was left there by those that were killed.
+
+    The kernel releases the lock with the process, however that ends.
+    """
+    try:
+        make(place)
+        held = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConversionError(f"{place} cannot be used: {error.strerror}") from error
+    try:
+        if _locked(held, place):
+            for left in place.glob(f"{_UNFINISHED}*"):
+                delete(left)
+        yield
+    finally:
+        os.close(held)
+
+
+def _locked(file: int, place: Path) -> bool:
+    """Lock a file, once no other process has it; False where its file system has no locks. Raises ConversionError."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_POLL_S)
+        except OSError:
+            return False
+        else:
+            return True
+    raise ConversionError(f"another process has been converting in {place} for more than {TIMEOUT_S:g} s")
+
+
+def _convert(config: EngineConfig, folder: Path) -> None:
     log.info("Converting the networks for OpenVINO, in a process of low priority")
     began = time.monotonic()
     command = [sys.executable, "-m", __name__, str(folder), str(os.getpid())]
@@ -220,12 +262,6 @@ def convert(config: EngineConfig, folder: Path) -> None:
         how = f"exit code {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
         raise ConversionError(f"converting ended with {how}: {last}")
     log.info("Networks converted for OpenVINO in %.1f s; they are in %s", time.monotonic() - began, folder)
-    delete_old(folder.parent)
-
-
-def _unfinished(folder: Path) -> str:
-    """How the names of folders begin in which the networks are written, beside where they will be."""
-    return f".{folder.name}-"
 
 
 def write(config: EngineConfig, folder: Path) -> None:
@@ -237,7 +273,7 @@ def write(config: EngineConfig, folder: Path) -> None:
     Raises WrongResultError when a network computes something else than torch's, as no later start compares them.
     """
     make(folder.parent)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_unfinished(folder)) as made:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_UNFINISHED) as made:
         new = Path(made) / "new"
         new.mkdir()
         calls = _write_all(config, new)  # on return, torch's networks are no longer in memory
@@ -329,9 +365,10 @@ def prove(path: Path, expected: Call) -> None:
 
 def main(folder: str, parent: str) -> None:
     """Convert what the standard input names."""
-    from workers.process import die_with_parent
+    from workers.process import be_killed_first, die_with_parent
 
     die_with_parent(int(parent))
+    be_killed_first()
     os.nice(_LOWEST_PRIORITY)
     write(msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig), Path(folder))
 
