@@ -403,9 +403,12 @@ def test_the_oldest_files_of_compiled_networks_are_deleted(tmp_path: Path, monke
         (tmp_path / f"{name}.blob").write_bytes(bytes(100))
         os.utime(tmp_path / f"{name}.blob", (1000 - age, 1000 - age))
     (tmp_path / "other").write_bytes(bytes(1000))
+    files.tidy(tmp_path)
+    assert {path.stem for path in tmp_path.glob("*.sha256")} == {"new", "old", "older"}
     monkeypatch.setattr(files, "_COMPILED_BYTES", 200)
-    files.prune(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"new.blob", "old.blob", "other"}
+    files.tidy(tmp_path)
+    kept = {f"{name}.{kind}" for name in ("new", "old") for kind in ("blob", "sha256")}
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "other"}
 
 
 def test_networks_that_are_not_used_for_long_are_deleted(tmp_path: Path) -> None:
@@ -613,7 +616,20 @@ def test_a_folder_that_is_half_there_is_made_again(converter: Converter) -> None
     assert (upgraded(second), second.status().fallbacks, converter.calls) == ((1, 1), (), 2)
 
 
-@pytest.mark.parametrize("content", [lambda old: old[: len(old) // 2], lambda old: b"", lambda old: bytes(len(old))])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(lambda old: old[: len(old) // 2], id="cut", marks=pytest.mark.slow),
+        pytest.param(lambda old: b"", id="empty", marks=pytest.mark.slow),
+        pytest.param(lambda old: bytes(len(old)), id="zeros", marks=pytest.mark.slow),
+        pytest.param(lambda old: old[: len(old) // 2] + bytes(len(old) - len(old) // 2), id="half zeros"),
+        pytest.param(
+            lambda old: old[: len(old) // 2] + b"\xff" * 4096 + old[len(old) // 2 + 4096 :],
+            id="a wrong page",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
 def test_damaged_files_of_compiled_networks_are_compiled_anew(
     converter: Converter, content: Callable[[bytes], bytes]
 ) -> None:
@@ -624,7 +640,10 @@ def test_damaged_files_of_compiled_networks_are_compiled_anew(
         old = blob.read_bytes()
         blob.unlink()
         blob.write_bytes(content(old))
-    second = warm(ONE)
+    second = engine(ONE)
+    second.warm_up()
+    assert_served(second)  # by the copies for any shape, too
+    assert second.wait_until_compiled(PATIENCE)
     assert (upgraded(second), second.status().fallbacks) == ((1, 1), ())
     assert_served(second)
 

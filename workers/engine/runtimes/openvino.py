@@ -152,6 +152,7 @@ class OpenVino:
 
     @cached_property
     def _core(self) -> "Core":
+        files.delete_damaged(self._blobs)
         core = openvino().Core()
         core.set_property("CPU", self._properties)
         return core
@@ -208,10 +209,14 @@ class OpenVino:
         size = self._size(name)
         if self._used + size > self._bound:
             return self.any_shape(name)
-        compiled = self._core.compile_model(self._model(name, shapes), "CPU", self._cache(size))
+        compiled = self._compile(self._model(name, shapes), self._cache(size))
         self._used += size
         weakref.finalize(compiled, self._give_back, size)
-        files.prune(self._blobs)
+        return compiled
+
+    def _compile(self, model: "Model", options: Mapping[str, str]) -> "CompiledModel":
+        compiled = self._core.compile_model(model, "CPU", options)
+        files.tidy(self._blobs)
         return compiled
 
     def _size(self, name: str) -> int:
@@ -235,8 +240,7 @@ class OpenVino:
         return self._any_shape[name]
 
     def _compiled_for_any(self, name: str) -> "CompiledModel":
-        options = self._cache(self._size(name)) | _EXACT.get(name, {})
-        return self._core.compile_model(self._model(name), "CPU", options)
+        return self._compile(self._model(name), self._cache(self._size(name)) | _EXACT.get(name, {}))
 
     def _model(self, name: str, shapes: Shapes | None = None) -> "Model":
         """A converted network, for fixed shapes if any are given."""

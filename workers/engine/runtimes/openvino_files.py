@@ -34,7 +34,7 @@ import msgspec
 from workers.console import command as command_line
 from workers.engine.config import EngineConfig, rows_of
 from workers.engine.runtimes.files import RuntimeProblem, digest, identity, label, need
-from workers.folders import make
+from workers.folders import make, replace_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +56,7 @@ _POLL_S = 0.5
 _TOKENS = 400  # fewer than any text encoder knows
 _SAMPLES, _SAMPLE_BYTES = 1024, 2**16  # of a file that is larger than all of them together
 _COMPILED_BYTES = 4 * 2**30
+_SEAL = ".sha256"  # beside a file of a compiled network
 INSTALL = command_line("-m", "pip", "install", "-c", "constraints.txt", "openvino")
 
 log = logging.getLogger(__name__)
@@ -191,12 +192,27 @@ def delete(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def prune(folder: Path) -> None:
-    """Delete the oldest files of compiled networks, where they exceed a bound."""
-    files = sorted(folder.glob("*.blob"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for file, total in zip(files, accumulate(file.stat().st_size for file in files), strict=True):
-        if total > _COMPILED_BYTES:
-            file.unlink(missing_ok=True)
+def delete_damaged(folder: Path) -> None:
+    """Delete files of compiled networks that are not what `tidy` saw. OpenVINO takes one for whole by its beginning."""
+    for file in folder.glob("*.blob"):
+        with suppress(OSError):  # another process deletes it, too, or the folder is only read
+            seal = file.with_suffix(_SEAL)
+            if not seal.exists() or seal.read_text() != fingerprint(file):
+                file.unlink()
+                seal.unlink(missing_ok=True)
+
+
+def tidy(folder: Path) -> None:
+    """Note the fingerprint of each new file of a compiled network; delete the oldest, where they exceed a bound."""
+    with suppress(OSError):  # as above
+        for file in folder.glob("*.blob"):
+            if not (seal := file.with_suffix(_SEAL)).exists():
+                replace_file(seal, fingerprint(file).encode())
+        files = sorted(folder.glob("*.blob"), key=lambda file: file.stat().st_mtime, reverse=True)
+        for file, total in zip(files, accumulate(file.stat().st_size for file in files), strict=True):
+            if total > _COMPILED_BYTES:
+                file.unlink(missing_ok=True)
+                file.with_suffix(_SEAL).unlink(missing_ok=True)
 
 
 def convert(config: EngineConfig, folder: Path) -> None:
