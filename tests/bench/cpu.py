@@ -42,7 +42,8 @@ Times: TypeAlias = dict[Key, list[float]]
 
 CASES = ("demo-256", "full-256", "full-512")
 TOGETHER = {"demo": len(CONTENDERS), "full": 2}  # contenders in memory at once
-MEMORY_GIB = 14.0
+MEMORY_GIB = 20.0
+ROUNDS, STEPS = {"demo": 10, "full": 1}, {"demo": 20, "full": 4}  # where none are asked for
 # Of a turn: runs to warm up after the others' turns, and runs to be timed.
 WORKS = {
     "demo": {"step": (2, 5), "networks": (2, 5), "VAE": (1, 3), "image": (0, 1)},
@@ -74,11 +75,12 @@ def main() -> int:
     with _folder(options.folder) as folder:
         for name in options.cases:
             model, _, side = name.partition("-")
-            case = Case(model, int(side), options.steps, folder)
+            case = Case(model, int(side), options.steps or STEPS[model], folder)
+            rounds = options.rounds or ROUNDS[model]
             if options.load:
-                load(report, case, options.rounds)
+                load(report, case, rounds)
             else:
-                compare(report, case, _wanted(options), options.rounds, 1 if model == "demo" else options.passes)
+                compare(report, case, _wanted(options), rounds, 1 if model == "demo" else options.passes)
     return int(report.failed)
 
 
@@ -293,15 +295,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--compiled", action="store_true", help="diffusers compiled by torch as well; needs g++")
     parser.add_argument("--cases", help=f"some of {','.join(CASES)}, or of another size; all by default")
     parser.add_argument("--only", default="", help="contenders whose name contains this")
-    parser.add_argument("--rounds", type=int, help="turns of each contender, in each pass at full size")
+    parser.add_argument("--rounds", type=int, help="turns of each contender: 10, 1 in each pass at full size")
     parser.add_argument("--passes", type=int, default=3, help="at full size")
-    parser.add_argument("--steps", type=int, default=20, help="of an image")
+    parser.add_argument("--steps", type=int, help="of an image; 20 by default, 4 at full size")
     parser.add_argument("--folder", type=Path, help="keep converted files here for the next run; at full size 20 GB")
     parser.add_argument("--out", type=Path, default=Path("build/cpu.json"))
     options = parser.parse_args()
     short = options.quick or options.load
     options.cases = options.cases.split(",") if options.cases else CASES[:1] if short else CASES
-    options.rounds = options.rounds or (5 if short else 20)
+    options.rounds = options.rounds or (5 if short else None)
     return options
 
 
