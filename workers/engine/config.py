@@ -12,6 +12,7 @@ Positive = Annotated[int, Meta(ge=1)]
 AttentionKernel: TypeAlias = Literal["auto", "sdpa", "flash", "cudnn", "efficient", "xformers", "math"]
 Side = Annotated[int, Meta(ge=64, le=4096)]
 _LEAST_DECODE_BYTES, _MOST_DECODE_BYTES = 2**28, 2**30  # where the memory there is decides
+_LEAST_OPENVINO_BYTES, _MOST_OPENVINO_BYTES = 3 * 2**30, 12 * 2**30  # so too
 FLOAT8_CAPABILITY = 8, 9  # of the first GPUs that multiply 8-bit floats: Ada; Hopper is 9.0
 Chance = Annotated[float, Meta(ge=0, le=1)]
 
@@ -138,11 +139,18 @@ class Speed:
     sizes: list[tuple[Side, Side]] = field(default_factory=list)
     """Sizes (width, height) whose graphs are recorded before the first request; if empty, the square of
     `size.short_side`. Others are recorded when they are first used."""
-    openvino_gib: Annotated[float, Meta(ge=0)] = 3.0
-    """Memory for networks that OpenVINO compiles for one size and number of images each, in GiB. Further sizes and
-    numbers share one that takes any, and is slower by 6 to 9% for Stable Diffusion, by more for small models."""
+    openvino_gib: Annotated[float, Meta(ge=0)] | Literal["auto"] = "auto"
+    """A worker's memory for networks that OpenVINO compiles for one size and number of images each, in GiB. Further
+    sizes and numbers share one that takes any, and is slower by 6 to 9% for Stable Diffusion, by more for small models.
+    `auto`: a quarter of the memory, shared by workers as they share the cores, but from 3 to 12."""
     other_sizes_gib: Annotated[float, Meta(ge=0)] = 4.0
     """GPU memory for the graphs of other sizes, in GiB."""
+
+    def openvino_bytes(self, memory: int) -> int:
+        """Bytes of what OpenVINO compiles for fixed shapes, in a worker whose share of the memory is so large."""
+        if self.openvino_gib == "auto":
+            return min(max(memory // 4, _LEAST_OPENVINO_BYTES), _MOST_OPENVINO_BYTES)
+        return int(self.openvino_gib * 2**30)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -182,6 +182,34 @@ def test_each_of_the_smaller_graphs_computes_what_torch_does(name: str, inline: 
     assert relative_error(session(torch.empty(expected.shape), *graph.inputs.values()), expected) <= EQUAL
 
 
+@torch.no_grad()
+@pytest.mark.slow
+def test_the_smallest_feature_maps_of_stable_diffusions_depth_may_be_single_points(tmp_path: Path) -> None:
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    shape = {
+        "block_out_channels": (8,) * 4,
+        "down_block_types": ("DownBlock2D",) * 4,  # attention is in the middle
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "cross_attention_dim": 8,
+        "attention_head_dim": 2,
+    }
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(up_block_types=("UpBlock2D",) * 4, **shape).eval()
+    controlnet = ControlNetModel(**shape).eval()
+    graph = dict(export.graphs(replace(demo.parts(), unet=unet, controlnet=controlnet), 2))["step"]
+    path = tmp_path / "step.onnx"
+    export.write_graph(graph, {}, path)
+    inputs = {name: torch.randn_like(value[:1]) for name, value in graph.inputs.items()}
+    inputs["latents"], inputs["hint"] = inputs["latents"][..., :8, :8], inputs["hint"][:, :8, :8]
+    values = [each.contiguous() for each in inputs.values()]
+    expected = graph.module(*values)
+    assert expected.shape[2:] == (8, 8)
+    session = sessions.Session(path, torch.device("cpu"))
+    assert relative_error(session(torch.empty(expected.shape), *values), expected) <= EQUAL
+
+
 # ------------------------------------------------------------------------------------------------------------- refused
 
 

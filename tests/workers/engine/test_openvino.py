@@ -387,6 +387,12 @@ def test_without_room_for_copies_all_shapes_share_one_that_takes_any(
         assert relative_error(actual, expected) <= EQUAL
 
 
+@pytest.mark.parametrize(("memory", "room"), [(2**30, 3), (16 * 2**30, 4), (24 * 2**30, 6), (2**40, 12)])
+def test_the_room_for_copies_follows_from_the_memory_there_is(memory: int, room: int) -> None:
+    assert Speed().openvino_bytes(memory) == room * 2**30
+    assert Speed(openvino_gib=1.5).openvino_bytes(memory) == 3 * 2**29
+
+
 def test_copies_that_are_dropped_give_their_room_back(folder: Path) -> None:
     made = warm(replace(ONE, speed=Speed(other_sizes_gib=0)))
     used = openvino(made)._used

@@ -111,7 +111,9 @@ def graphs(parts: Parts, rows: int) -> Iterator[tuple[str, Graph]]:
     """All graphs of a model by name, for images of so many rows."""
     for net in (parts.unet, parts.controlnet):
         pack_projections(net)
-    height, width = Dim("height", min=_LEAST_SIDE, max=_MOST_SIDE), Dim("width", min=_LEAST_SIDE, max=_MOST_SIDE)
+    # torch.export takes a side of 1 for fixed, so that of the innermost feature maps has to be longer.
+    least = max(_LEAST_SIDE, 2 ** (len(parts.unet.config.block_out_channels) - 1) + 1)
+    height, width = Dim("height", min=least, max=_MOST_SIDE), Dim("width", min=least, max=_MOST_SIDE)
     free, dtype = {1: height, 2: width}, parts.unet.dtype
     yield "step", _step(parts, rows, height, width)
     yield "vae", Graph(_Vae(parts), {"latents": torch.zeros(parts.unet.config.in_channels, 16, 24)}, (free,), "pixels")

@@ -44,6 +44,7 @@ from workers.engine.runtimes.openvino_files import openvino
 from workers.engine.trials import COMPILING, Trials
 from workers.folders import PRIVATE, make
 from workers.logs import timed
+from workers.machine import available_cores, memory_limit
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, Core, InferRequest, Model
@@ -135,7 +136,8 @@ class OpenVino:
         self._config = config
         self._bytes = torch.finfo(getattr(torch, dtype)).bits // 8  # of a weight
         self._folder = files.folder_for(config)
-        self._bound = int(config.speed.openvino_gib * 2**30)
+        share = min(torch.get_num_threads() / available_cores(), 1)
+        self._bound = config.speed.openvino_bytes(int(memory_limit() * share))
         self._used = 0  # bytes of the copies for fixed shapes
         self._failure: files.ConversionError | None = None
         self._opened = self._new = False
