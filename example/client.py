@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 PROMPT = "a red heart, a yellow star and a white ring on a blue background"
 KEY_VARIABLE = "CONTOUR_API_KEY"
 SHOWN_BYTES = 200  # of an answer that cannot be read
+ABOUT_SECONDS = 10  # for a line that can be missed
 SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}  # by how a file begins
 
 
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for warning in warnings:
             print(warning, file=sys.stderr)
         print(save(image, options.out))
+        if about := known(options.url):
+            print(about, file=sys.stderr)
     except ClientError as error:
         print(error, file=sys.stderr)
         return 1
@@ -61,7 +64,7 @@ def generate(options: argparse.Namespace) -> tuple[bytes, list[str]]:
     }
     if options.control_image is not None:
         asked["control_image"] = options.control_image
-    address = ("" if "://" in options.url else "http://") + options.url.rstrip("/") + "/generation/"
+    address = _address(options.url, "/generation/")
     answer = _post(address, asked, options.timeout, options.api_key)
     try:
         content = json.loads(answer)
@@ -78,6 +81,20 @@ def save(image: bytes, out: Path | None) -> Path:
     path = out or Path(f"output{suffix}")
     path.write_bytes(image)
     return path.resolve()
+
+
+def known(url: str) -> str:
+    """Return what the service at `url` says that its model can draw, or "" if it says nothing."""
+    try:
+        with urllib.request.urlopen(_address(url, "/settings.json"), timeout=ABOUT_SECONDS) as response:
+            text: str = json.load(response)["about"]["text"]
+            return text
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):  # about may be null
+        return ""
+
+
+def _address(url: str, path: str) -> str:
+    return ("" if "://" in url else "http://") + url.rstrip("/") + path
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,6 +26,7 @@ class Service:
 
     answer: Callable[[dict[str, Any]], tuple[int, str, bytes]]
     url: str = ""
+    about: dict[str, str] | None = None  # what `/settings.json` says of the model
     asked: list[tuple[str, str | None, dict[str, Any]]] = field(default_factory=list)
 
 
@@ -40,6 +41,13 @@ def serving(answer: Callable[[dict[str, Any]], tuple[int, str, bytes]]) -> Itera
             status, media_type, body = service.answer(content)
             self.send_response(status)
             self.send_header("Content-Type", media_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            body = json.dumps({"about": service.about}).encode()
+            self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -117,6 +125,14 @@ def test_warnings_of_the_service_are_printed(tmp_path: Path) -> None:
         done = client(tmp_path, "--url", service.url)
 
     assert (done.returncode, done.stderr) == (0, "The prompt was cut.\n")
+
+
+def test_what_the_model_can_draw_is_printed(tmp_path: Path) -> None:
+    with serving(image) as service:
+        service.about = {"text": "It knows circles."}
+        done = client(tmp_path, "--url", service.url)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path}/output.jpg\n", "It knows circles.\n")
 
 
 def test_its_own_image_is_found_from_anywhere(tmp_path: Path) -> None:
