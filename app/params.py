@@ -15,8 +15,17 @@ import msgspec
 
 from app.errors import Error, Problem, quoted
 from app.settings import Settings
-from workers.engine.config import EngineConfig
-from workers.engine.contract import AS_CONFIGURED, ControlImage, Embedding, EngineOptions, Format, Resolved, resolved
+from workers.engine.config import Canny, EngineConfig
+from workers.engine.contract import (
+    AS_CONFIGURED,
+    ControlImage,
+    Embedding,
+    EngineOptions,
+    Format,
+    Resolved,
+    canny_of,
+    resolved,
+)
 
 SEED_MIN, SEED_MAX = -(2**63), 2**64 - 1  # 64 bits, signed or unsigned; each is another image
 SEEDS = SEED_MAX + 1 - SEED_MIN
@@ -304,6 +313,9 @@ class Rules:
 
     def resolved(self, options: EngineOptions) -> Resolved:
         return resolved(options, self.engine)
+
+    def canny(self, options: EngineOptions) -> Canny:
+        return canny_of(options, self.engine)
 
     def faults(
         self, fields: RequestFields | GenerationRequest, called: Mapping[str, str] = AS_THEY_ARE

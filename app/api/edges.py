@@ -135,7 +135,7 @@ class Edges(EdgeEndpoint):
         for each in (in_body, in_query):
             faults.add(*rules.number_faults({"canny_low": each.canny_low, "canny_high": each.canny_high}))
         low, high = in_body.canny_low or in_query.canny_low, in_body.canny_high or in_query.canny_high
-        return rules.resolved(EngineOptions(canny_low=low, canny_high=high)).canny
+        return rules.canny(EngineOptions(canny_low=low, canny_high=high))
 
     async def _body(self, request: Request, faults: Faults) -> tuple[bytes, str | None, Thresholds | EdgesRequest]:
         """The image file, the client's name for it, and the thresholds in the body."""

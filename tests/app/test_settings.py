@@ -283,7 +283,7 @@ def test_a_variable_is_read_as_its_key_is_typed(tmp_path: Path, key: str, text: 
         ("server.allowed_hosts", "a.example", "is 'a.example', but must be a list of: text"),
         ("server.host", "[::]", "is '[::]', but must be an address such as 127.0.0.1, 0.0.0.0 or ::"),
         ("server.host", "0.0.0.0:80", "is '0.0.0.0:80', but must be an address such as 127.0.0.1"),
-        ("engine.canny", "null", "is empty, but must have keys (low, high); leave it out for the defaults"),
+        ("engine.canny", "null", "is empty, but must have keys (low, high, auto); leave it out for the defaults"),
     ],
 )
 def test_a_variable_that_does_not_fit_its_key_is_told(tmp_path: Path, key: str, text: str, told: str) -> None:
@@ -373,13 +373,13 @@ def test_the_variables_of_a_kubernetes_service_named_contour_are_not_ours(tmp_pa
             "engine: {output: }",
             "engine.output is empty, but must have keys (format, quality); leave it out for the defaults",
         ),
-        ("engine: {canny: {lo: 1}}", "engine.canny.lo is not a setting; did you mean low? Allowed: low, high"),
+        ("engine: {canny: {lo: 1}}", "engine.canny.lo is not a setting; did you mean low? Allowed: low, high, auto"),
         ("engine: {model: ./demo}", "engine.model is './demo', but must have keys (path, revision, file)"),
         (
             "server: {allowed_hosts: a}",
             "server.allowed_hosts is 'a', but must be a list of: text; write a list in brackets: [A, B]",
         ),
-        ("engine: {canny: {1: 1}}", "engine.canny.1 is not a setting. Allowed: low, high"),
+        ("engine: {canny: {1: 1}}", "engine.canny.1 is not a setting. Allowed: low, high, auto"),
     ],
 )
 def test_a_wrong_value_is_told_with_what_is_allowed(tmp_path: Path, text: str, told: str) -> None:

@@ -45,6 +45,9 @@ _MAX_SIDE = 65_535
 # Each scan of a progressive JPEG goes over all pixels, some 2 ns for each, and takes a few bytes: 200 KB can hold 1,000
 # scans of 40 million pixels, a minute. Encoders make some ten scans.
 _MAX_SCANNED_PIXELS, _MAX_SCANS = 10**9, 100
+DENSITY = (0.04, 0.12)  # of an image's pixels are edges under automatic thresholds
+MOVES = 6  # of those thresholds at most: each costs a run of Canny
+
 _OTHER_DATA = bytes([0xA5, 0x3C, 0x96, 0x5B]) * 16  # than the zeros that libjpeg adds; from its first bit on
 _THUMBNAIL_SIDE, _THUMBNAIL = 128, Output(format="jpeg", quality=80)
 _UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, zlib.error)
@@ -122,7 +125,27 @@ def resize(pixels: Pixels, width: int, height: int) -> Pixels:
 
 def edges(pixels: Pixels, canny: Canny) -> Pixels:
     """Canny edges of RGB pixels: 255 on an edge and 0 elsewhere, [height, width]."""
-    return cv2.Canny(pixels, canny.low, canny.high).astype(np.uint8, copy=False)
+    found = cv2.Canny(pixels, canny.low, canny.high).astype(np.uint8, copy=False)
+    if canny.auto:
+        found = _edges_of_a_usual_density(pixels, canny, found)
+    return found
+
+
+def _edges_of_a_usual_density(pixels: Pixels, canny: Canny, found: Pixels) -> Pixels:
+    """Edges under thresholds that are moved together until their share is within DENSITY, or MOVES are made.
+
+    Each move goes half as far as the one before, on a logarithmic scale; `found` are the edges without a move.
+    """
+    least, most = DENSITY
+    factor, move = 1.0, 2.0
+    for _ in range(MOVES):
+        share = np.count_nonzero(found) / found.size
+        if least <= share <= most:
+            break
+        factor = factor * move if share > most else factor / move
+        move **= 0.5
+        found = cv2.Canny(pixels, canny.low * factor, canny.high * factor).astype(np.uint8, copy=False)
+    return found
 
 
 def grey(pixels: Pixels) -> Pixels:

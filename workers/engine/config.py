@@ -87,6 +87,8 @@ class Canny:
     """An edge goes on while the gradient is above this."""
     high: Annotated[int, Meta(ge=1, le=2000)] = 200
     """An edge begins where the gradient is above this."""
+    auto: bool = False
+    """Move both thresholds until 4 to 12% of the image are edges. A request that sets a threshold is left alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

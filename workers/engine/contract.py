@@ -1,7 +1,7 @@
 """The interface between a worker process and its engine."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from scheduler.messages import Costs
@@ -103,6 +103,13 @@ def resolved(options: EngineOptions, config: EngineConfig) -> Resolved:
         max(low, high),
         options.temperature,
     )
+
+
+def canny_of(options: EngineOptions, config: EngineConfig) -> Canny:
+    """The edge detector of a task; a task that sets a threshold turns automatic ones off."""
+    thresholds = resolved(options, config).canny
+    set_by_task = options.canny_low is not None or options.canny_high is not None
+    return replace(thresholds, auto=config.canny.auto and not set_by_task)
 
 
 def _either(wanted: T | None, configured: T) -> T:

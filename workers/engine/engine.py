@@ -29,6 +29,7 @@ from workers.engine.contract import (
     OutOfMemoryError,
     StepProgress,
     Task,
+    canny_of,
     ignore,
     resolved,
 )
@@ -155,7 +156,8 @@ class DiffusionEngine:
         on_draft(Draft(tokens, noise, plan, scales))
         with self._budget.spend_on(header, size):
             pixels = codec.decode_to(task.image, width, height)
-        edges = codec.grey(pixels) if options.control_image == "edges" else codec.edges(pixels, chosen.canny)
+        canny = canny_of(options, self._config)
+        edges = codec.grey(pixels) if options.control_image == "edges" else codec.edges(pixels, canny)
         warnings = (*(prompt.warning for prompt in prompts), *warnings_of(options, scales, edges))
         return Prepared(tokens, noise, plan, scales, edges, tuple(filter(None, warnings)))
 

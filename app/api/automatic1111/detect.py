@@ -102,7 +102,7 @@ class Detect(EdgeEndpoint):
         found = rules.number_faults({"canny_low": low, "canny_high": high}, {"canny_low": LOW, "canny_high": HIGH})
         if wrong_ones := list(found):
             raise joined(wrong_ones)
-        return rules.resolved(EngineOptions(canny_low=low, canny_high=high)).canny
+        return rules.canny(EngineOptions(canny_low=low, canny_high=high))
 
     def _images(self, body: DetectRequest) -> list[tuple[str, str]]:
         texts = body.controlnet_input_images or body.controlnet_images or []

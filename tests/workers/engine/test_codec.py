@@ -227,6 +227,22 @@ def test_edges_obey_their_thresholds() -> None:
     assert codec.edges(faint, Canny(low=10, high=20)).any()
 
 
+@pytest.mark.parametrize("contrast", [0.3, 1.0, 2.0])
+def test_automatic_thresholds_find_a_usual_share_of_edges(contrast: float) -> None:
+    noise = np.random.default_rng(0).normal(0, 1, (256, 256, 3)).astype(np.float32)
+    soft = cv2.GaussianBlur(noise, (0, 0), 4)
+    image = np.clip(128 + 60 * contrast * soft / soft.std(), 0, 255).astype(np.uint8)
+    fixed, found = (np.mean(codec.edges(image, Canny(auto=auto)) > 0) for auto in (False, True))
+    least, most = codec.DENSITY
+
+    assert 0.9 * least <= found <= 1.1 * most
+    assert (fixed == found) == (least <= fixed <= most)
+
+
+def test_automatic_thresholds_find_nothing_where_there_is_nothing() -> None:
+    assert not codec.edges(np.full((64, 64, 3), 128, np.uint8), Canny(auto=True)).any()
+
+
 def noise(height: int, width: int) -> Pixels:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 

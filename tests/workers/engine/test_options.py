@@ -19,7 +19,7 @@ from tests.workers.engine.three import engine as recorded
 from workers.engine import codec
 from workers.engine.codec import Pixels
 from workers.engine.config import Canny, EngineConfig, Output
-from workers.engine.contract import BadOptionError, EngineOptions, StepProgress, Task, resolved
+from workers.engine.contract import BadOptionError, EngineOptions, StepProgress, Task, canny_of, resolved
 from workers.engine.engine import DiffusionEngine
 
 TOLERANCE = 1e-4  # as in test_equivalence.py
@@ -260,6 +260,14 @@ def test_the_lower_threshold_is_the_lower_one() -> None:
     config = EngineConfig(canny=Canny(low=100, high=200))
     assert resolved(EngineOptions(canny_low=250), config).canny == Canny(low=200, high=250)
     assert resolved(EngineOptions(canny_high=50), config).canny == Canny(low=50, high=100)
+
+
+def test_a_task_that_sets_a_threshold_turns_automatic_ones_off() -> None:
+    config = EngineConfig(canny=Canny(low=100, high=200, auto=True))
+
+    assert canny_of(EngineOptions(), config) == Canny(low=100, high=200, auto=True)
+    assert canny_of(EngineOptions(canny_low=50), config) == Canny(low=50, high=200)
+    assert canny_of(EngineOptions(), EngineConfig()) == Canny()
 
 
 def test_refused_options_end_no_image(shared: DiffusionEngine) -> None:
