@@ -393,6 +393,17 @@ def test_the_room_for_copies_follows_from_the_memory_there_is(memory: int, room:
     assert Speed(openvino_gib=1.5).openvino_bytes(memory) == 3 * 2**29
 
 
+def test_the_bound_counts_what_large_images_take(folder: Path) -> None:
+    made = OpenVino(replace(CONFIG, speed=Speed(openvino_gib=0.2)), "float32")
+    made.open()
+    decode, used = made.functions().decode, 0
+    for side in (8, 32, 64):
+        decode(torch.zeros(4, side, side))
+        assert (made._used > used) == (side < 64)
+        used = made._used
+    assert made._any_shape.keys() == {"vae"}
+
+
 def test_copies_that_are_dropped_give_their_room_back(folder: Path) -> None:
     made = warm(replace(ONE, speed=Speed(other_sizes_gib=0)))
     used = openvino(made)._used
