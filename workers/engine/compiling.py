@@ -29,7 +29,7 @@ from torch import Tensor
 
 from workers.engine.budget import FairSemaphore
 from workers.engine.graphs import Fallbacks, Graphs, Work, first_line
-from workers.engine.kernel_probe import CACHE
+from workers.engine.kernel_probe import CACHE, digest_of_kernels
 from workers.engine.plan import Size
 from workers.engine.trials import COMPILING
 from workers.folders import no_follow
@@ -66,11 +66,19 @@ class TorchCompile:
     def prepare(self) -> None:
         """There is nothing to prepare."""
 
-    def compiling(self) -> AbstractContextManager[None]:
-        """Without a limit: torch counts all passes at all shapes as recompilations of one function and allows 8."""
-        from torch._dynamo import config
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Without a limit: torch counts all passes at all shapes as recompilations of one function and allows 8.
 
-        return config.patch(recompile_limit=_COMPILED_AT_MOST)  # type: ignore[no-any-return]
+        torch's cache knows our operators by their names alone. So what was compiled with other kernels of ours has
+        another tag.
+        """
+        from torch._dynamo import config
+        from torch.compiler import config as caching
+
+        tagged = caching.patch(cache_key_tag=digest_of_kernels())  # type: ignore[attr-defined]
+        with config.patch(recompile_limit=_COMPILED_AT_MOST), tagged:
+            yield
 
     def trying(self) -> AbstractContextManager[None]:
         """Compile nothing: in the steps' thread that would stop all images for minutes."""

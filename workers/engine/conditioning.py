@@ -84,9 +84,10 @@ def pack_ends(net: "UNet2DConditionModel | ControlNetModel") -> None:
     """Make one matrix product of the two that end each transformer: `end`.
 
     Its last block returns x + N h, and the output is P (x + N h). That is [P N, P] times [h, x]: as many operations,
-    but an addition, a product and a pass over the tokens fewer. P N is rounded once, as N and P were.
+    but an addition, a product and a pass over the tokens fewer. P N is rounded once, as N and P were. A second call
+    changes nothing, as recorded graphs read the weights where they are.
     """
-    for transformer in _transformers(net):
+    for transformer in (each for each in _transformers(net) if not hasattr(each, "end")):
         inner, outer = transformer.transformer_blocks[-1].ff.net[2], transformer.proj_out
         product = outer.weight.flatten(1).float() @ inner.weight.float()
         weight = torch.cat([product, outer.weight.flatten(1)], dim=1)

@@ -70,12 +70,12 @@ def _cached(kernel: str, device: torch.device) -> Path | None:
     where: tuple[object, ...] = (str(device),)
     if device.type == "cuda":
         where = (torch.cuda.get_device_name(device), _driver_version())
-    facts = json.dumps([kernel, package, torch.__version__, _sources(), *where])
+    facts = json.dumps([kernel, package, torch.__version__, digest_of_kernels(), *where])
     return Path(folder) / f"contour-{kernel}-{sha256(facts.encode()).hexdigest()[:16]}.json"
 
 
-def _sources() -> str:
-    """A digest of our kernels."""
+def digest_of_kernels() -> str:
+    """A digest of the sources of our kernels."""
     files = sorted((_ROOT / "workers" / "engine" / "kernels").glob("*.py"))
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 

@@ -25,8 +25,8 @@ def test_what_one_process_has_compiled_the_next_reads(tmp_path: Path) -> None:
     """The small model, by torch's compiler."""
     caches = {kernel_probe.CACHE: str(tmp_path), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
-    def counted() -> dict[str, int]:
-        line = [sys.executable, "-m", "tests.workers.engine.caching"]
+    def counted(kernels: str = "as they are") -> dict[str, int]:
+        line = [sys.executable, "-m", "tests.workers.engine.caching", kernels]
         done = subprocess.run(line, cwd=ROOT, env=os.environ | caches, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         found: dict[str, int] = json.loads(done.stdout)
@@ -35,6 +35,7 @@ def test_what_one_process_has_compiled_the_next_reads(tmp_path: Path) -> None:
     first, second = counted(), counted()
     assert first["miss"] > 0
     assert second == {"hit": first["miss"], "miss": 0, "bypass": 0}
+    assert counted("changed")["hit"] == 0
 
 
 def wait_for(happened: Callable[[], object]) -> None:

@@ -242,6 +242,14 @@ def test_packed_projections_are_the_three_and_store_nothing_twice() -> None:
     assert all(part.weight.untyped_storage().data_ptr() == memory for part in parts)
 
 
+def test_ends_are_packed_once_as_recorded_graphs_read_them_where_they_are() -> None:
+    transformer = demo.parts().unet.mid_block.attentions[0]
+    pack_ends(demo.parts().unet)
+    end = transformer.end
+    pack_ends(demo.parts().unet)
+    assert transformer.end is end
+
+
 @pytest.mark.parametrize(
     ("network", "key", "value"),
     [

@@ -56,18 +56,18 @@ def add_group_norm(
     x: Tensor, terms: Sequence[Tensor | None], weight: Tensor, offset: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor]:
     """The sum, and what `group_norm` returns."""
-    total = torch.empty_like(x)
+    total = _made_like(x)
     return total, _launch(x, terms, Norm(weight, offset, groups, eps, silu), total)
 
 
 @group_norm.register_fake
 def _(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
+    return _made_like(x)
 
 
 @add_group_norm.register_fake
 def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(x)
+    return _made_like(x), _made_like(x)
 
 
 @group_norm.register_kernel("cpu")
@@ -93,7 +93,7 @@ class Norm(NamedTuple):
 def reference(x: Tensor, terms: Sequence[Tensor | None], norm: Norm) -> tuple[Tensor, Tensor]:
     """The sum and the result by torch, computed in float32, or in float64 if `x` is."""
     bias, shift, other = terms
-    total = x.to(torch.promote_types(x.dtype, torch.float32))
+    total = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)  # no operator may return what it was given
     if bias is not None:
         total = total + bias
     if shift is not None:
@@ -102,7 +102,7 @@ def reference(x: Tensor, terms: Sequence[Tensor | None], norm: Norm) -> tuple[Te
         total = total + other.repeat_interleave(x.shape[0] // other.shape[0], 0)
     scale = norm.weight.to(total.dtype), norm.offset.to(total.dtype)
     result = functional.group_norm(total.mT, norm.groups, *scale, norm.eps).mT
-    return total.to(x.dtype), (functional.silu(result) if norm.silu else result).to(x.dtype).contiguous()
+    return total.to(x.dtype).contiguous(), (functional.silu(result) if norm.silu else result).to(x.dtype).contiguous()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,11 @@ def tiles(positions: int, channels: int, groups: int) -> Tiles:
     return Tiles(2, together, max(_TILE // lanes, 1), lanes, 8)
 
 
+def _made_like(x: Tensor) -> Tensor:
+    """What the kernels write to: contiguous, whatever `x` is."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def _power_of_two(number: int) -> int:
     """The lowest power of two that is not less."""
     return 1 << (number - 1).bit_length()
@@ -141,6 +146,8 @@ def _launch(x: Tensor, terms: Sequence[Tensor | None], norm: Norm, total: Tensor
     rows, positions, channels = x.shape
     bias, shift, other = terms
     split, out = tiles(positions, channels, norm.groups), torch.empty_like(x)
+    if shift is not None and shift.stride(1) != 1:  # the rows of a slice may lie apart, but not its channels
+        shift = shift.contiguous()
     common = {
         "x": x,
         # A kernel does not touch what it has not: any tensor will do.
