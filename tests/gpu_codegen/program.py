@@ -102,8 +102,7 @@ class Program:
 
     def other_layouts(self) -> list[Kernel]:
         """Convolutions that take or make an image, or take weights, in another layout than channels last."""
-        convolutions = [kernel for kernel in self.kernels if kernel.kind == "convolution"]
-        return [c for c in convolutions if not all(x.channels_last for x in c.operands if len(x.shape) == 4)]
+        return [each for each in self.kernels if each.kind == "convolution" and not _in_channels_last(each)]
 
     def layout_copies(self) -> list[Kernel]:
         """Kernels that only copy what a convolution made, or what one takes."""
@@ -159,6 +158,12 @@ class Program:
                 case ast.Call(args=[ast.Name(id=name), *_]):
                     view = self._tensor(name, argument)
                     yield from () if view is None else (view,)
+
+
+def _in_channels_last(convolution: Kernel) -> bool:
+    """Whether all three images are known and in that layout: what it takes, its weights, and what it makes."""
+    images = [x for x in convolution.operands if len(x.shape) == 4]
+    return len(images) == 3 and all(x.channels_last for x in images)
 
 
 def _name(call: ast.Call) -> str:
