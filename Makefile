@@ -86,11 +86,12 @@ bench: $(INSTALLED)  ## run the short benchmarks; ARGS=overhead for one, see doc
 bench-gpu: $(INSTALLED)  ## time an image on a GPU, as shipped, by stages, beside others; ARGS="--quick --parts http"
 	$(BIN)/python -m tests.bench.latency $(ARGS)
 
-GPU_TESTS = $(shell grep -rl --include='test_*.py' mark.gpu tests)
+GPU_TESTS = $(shell grep -rl -F --include='test_*.py' pytest.mark.gpu tests)
 gpu-check: $(INSTALLED)  ## on a GPU, in ten minutes: an image by the service, CUDA_VISIBLE_DEVICES set and not; the tests marked gpu
 	rm -f build/gpu-check.json
-	timeout 180 $(BIN)/python -m tests.bench.latency --parts devices --out build/gpu-check.json; service=$$?; \
-	timeout 400 $(BIN)/python -m pytest -m gpu -W default $(GPU_TESTS) $(ARGS) && exit $$service
+	began=$$(date +%s); timeout 240 $(BIN)/python -m tests.bench.latency --parts devices --out build/gpu-check.json; service=$$?; \
+	timeout --signal=INT $$((began + 580 - $$(date +%s))) \
+		$(BIN)/python -m pytest -v -m gpu -W default $(GPU_TESTS) $(ARGS) && exit $$service
 
 clean:  ## delete .venv, caches and build files
 	rm -rf .venv .venv-ray .mypy_cache .pytest_cache .ruff_cache .hypothesis build contour.egg-info

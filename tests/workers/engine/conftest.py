@@ -6,9 +6,11 @@ from types import ModuleType
 import pytest
 import torch
 
+from tests.service.running import ROOT
 from tests.workers.engine.clock import Clock
 from tests.workers.engine.rivals import xformers_ops
 from workers.engine import compiling, measure
+from workers.folders import COMPILER_CACHES
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,6 +32,15 @@ def _compiled_networks_as_fast_as_plain_ones() -> Iterator[None]:
     """By the clock that compares them: whether they take over depends on no machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiling, "perf_counter", count().__next__)
+        yield
+
+
+@pytest.fixture(scope="module")
+def compilers_caches() -> Iterator[None]:
+    """Those of the benchmark, whose service has tried the same kernels: a trial is a process, which takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, kind in COMPILER_CACHES.items():
+            patch.setenv(name, str(ROOT / "build" / "latency" / "cache" / kind))
         yield
 
 

@@ -249,10 +249,11 @@ def test_a_call_is_timed_by_the_median_of_bursts(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("compilers_caches")
 @on_cuda
 @pytest.mark.parametrize(("tokens", "keys", "size"), [(4096, 4096, 40), (1024, 77, 80), (64, 64, 160)])
 def test_a_gpu_finds_a_kernel_for_each_shape_and_it_computes_attention(tokens: int, keys: int, size: int) -> None:
-    attention = Attention(kernels(torch.device("cuda")))
+    attention = Attention(kernels(torch.device("cuda:0")))
     q, k, v = (random(2, n, 8 * size, seed=n).half().cuda() for n in (tokens, keys, keys))
     output = attention(q, k, v, 8)
     ((_, name),) = attention.choices()
