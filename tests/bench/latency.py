@@ -4,19 +4,21 @@
 
 The default is Stable Diffusion 1.5 with ControlNet canny and random weights: nothing is downloaded, and its speed does
 not depend on them. Every figure is in the file as soon as it was measured. A run with the same file goes on where the
-last one stopped, if code, machine and model are the same; else it starts anew and keeps the old file beside it. Weights
-and compilers' caches stay in build/latency for the next run. Times are in milliseconds unless a name says s; a median
-stands before its 95% confidence interval. A figure during which the GPU reduced its clocks says `throttled`.
+last one stopped, if code, machine and model are the same; else it starts anew and keeps the old file beside it. Parts
+that are measured otherwise by now are measured anew. Weights and compilers' caches stay in build/latency for the next
+run. Times are in milliseconds unless a name says s; a median stands before its 95% confidence interval. A figure during
+which the GPU reduced its clocks says `throttled`.
 """
 
 import argparse
 import hashlib
+import inspect
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -36,6 +38,11 @@ from workers.folders import COMPILER_CACHES
 QUICK_SECONDS = 530.0  # nine and a half minutes with the imports before and the clean-up after
 GRACE_SECONDS = 10.0  # after which a part that does not look at the clock is broken off
 SIDES = {"demo": 256}  # pixels; 512 otherwise
+_SHARED = (
+    *(f"bench/parts/{name}.py" for name in ("bench", "flops", "gauge", "stats")),
+    "bench/openloop.py",
+    *(f"workers/engine/{name}.py" for name in ("demo", "full_size")),
+)
 
 
 class CutOffError(BaseException):
@@ -47,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     found = environment()
-    report = Report(options.out, {"unit": "milliseconds", "environment": found}, _identity(options, found))
+    head = {"unit": "milliseconds", "environment": found}
+    methods = {name: _method(part) for name, part in PARTS.items()}
+    report = Report(options.out, head, _identity(options, found), methods)
     bench = Bench(
         model=options.model,
         device=options.device,
@@ -112,6 +121,8 @@ def _run_one(
         raise
     except NoTimeError as reason:
         report.enter(name, "cut off", str(reason))
+    except SkippedError as reason:
+        report.enter(name, "skipped", str(reason))
     except Exception as error:  # noqa: BLE001 - whatever it is belongs into the report, and the next part is another's
         traceback.print_exc()
         report.fail(name, error)
@@ -136,13 +147,23 @@ def _measured(measure: Callable[[], Any], gauge: Gauge | None) -> Any:
 
 def _identity(options: argparse.Namespace, found: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same for figures to stand in one file: code, machine, libraries, model."""
-    code = hashlib.sha256()
-    for folder in ("app", "scheduler", "workers", "configs"):
-        for file in sorted([*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.yaml")]):
-            code.update(file.read_bytes())
+    folders = (ROOT / folder for folder in ("app", "scheduler", "workers", "configs"))
+    code = _digest(file for folder in folders for kind in ("*.py", "*.yaml") for file in folder.rglob(kind))
     asked = {name: str(getattr(options, name)) for name in ("model", "device", "side", "steps")}
     same = {name: value for name, value in found.items() if name not in ("commit", "gpu state")}
-    return same | asked | {"code": code.hexdigest()[:16]}
+    return same | asked | {"code": code}
+
+
+def _method(part: Part) -> str:
+    """What decides how a part is measured: its own module, and what all parts share."""
+    return _digest([Path(inspect.getfile(part.run)), *(ROOT / "tests" / name for name in _SHARED)])
+
+
+def _digest(files: Iterable[Path]) -> str:
+    code = hashlib.sha256()
+    for file in sorted(files):
+        code.update(file.read_bytes())
+    return code.hexdigest()[:16]
 
 
 @contextmanager

@@ -8,21 +8,28 @@ from typing import Any
 _WIDTH = 64
 _LONG = 12  # entries, from which on a list is for the file alone
 COMPLETE = "complete, s"  # a part's last row
+CONCLUSIONS = "verdicts"  # how rows begin that are taken from others
 _INCOMPLETE = ("error", "cut off", "skipped")  # of a part: why it is not complete
 
 
 class Report:
     """Figures by part and row. The file is replaced whole at each entry: whoever reads it finds no half of one.
 
-    With `identity`, it goes on with the file of an earlier run of the same identity, but for what failed there. The
-    file of another run is kept beside it.
+    With `identity`, it goes on with the file of an earlier run of the same identity, but for what failed there, and for
+    parts that were measured by other `methods`, a digest for each part. The file of another run is kept beside it.
     """
 
-    def __init__(self, path: Path, head: Mapping[str, Any], identity: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        head: Mapping[str, Any],
+        identity: Mapping[str, Any] | None = None,
+        methods: Mapping[str, str] | None = None,
+    ) -> None:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        known = {} if identity is None else {"identity": json.loads(json.dumps(identity))}
-        parts = self._earlier(known["identity"]) if known else {}
+        known = {} if identity is None else {"identity": json.loads(json.dumps(identity)), "methods": methods or {}}
+        parts = self._earlier(known["identity"], known["methods"]) if known else {}
         self.content: dict[str, Any] = {**head, **known, "parts": parts}
         self._write()
 
@@ -45,17 +52,17 @@ class Report:
         """Take down why a part ended before its time."""
         self.enter(part, "error", failure(error))
 
-    def _earlier(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+    def _earlier(self, identity: Mapping[str, Any], methods: Mapping[str, str]) -> dict[str, Any]:
         try:
             content = json.loads(self._path.read_text())
-            same = content["identity"] == identity
+            same, before = content["identity"] == identity, content["methods"]
         except (FileNotFoundError, ValueError, KeyError):
             same = False
         if not same:
             if self._path.exists():
                 self._path.replace(self._path.with_suffix(".earlier.json"))
             return {}
-        return {part: _kept(rows) for part, rows in content["parts"].items()}
+        return {part: _kept(rows) for part, rows in content["parts"].items() if before.get(part) == methods.get(part)}
 
     def _write(self) -> None:
         unfinished = self._path.with_name(f"{self._path.name}.tmp")
@@ -64,9 +71,11 @@ class Report:
 
 
 def _kept(rows: Mapping[str, Any]) -> dict[str, Any]:
-    """What need not be measured again; a part of which something failed is no longer complete."""
+    """What need not be measured again. Where something failed, the part is not complete, nor are conclusions final."""
     again = {row for row, value in rows.items() if row in _INCOMPLETE or _failed(value)}
-    return {row: value for row, value in rows.items() if row not in again and not (again and row == COMPLETE)}
+    if again:
+        again |= {row for row in rows if row == COMPLETE or row.startswith(CONCLUSIONS)}
+    return {row: value for row, value in rows.items() if row not in again}
 
 
 def failure(error: Exception) -> str:

@@ -30,7 +30,7 @@ from tests.bench.parts.flops import of_diffusers, of_engine
 from tests.bench.parts.gauge import Gauge
 from tests.bench.parts.stats import in_turns, interval, is_steady, verdict
 from tests.bench.parts.work import table
-from tests.bench.report import COMPLETE, Report, lines
+from tests.bench.report import COMPLETE, CONCLUSIONS, Report, lines
 from tests.service import running
 from tests.service.running import ROOT, until
 from tests.workers.engine import full_size
@@ -157,6 +157,33 @@ def test_a_run_goes_on_with_a_file_of_its_own_identity_alone(tmp_path: Path) -> 
     assert read(tmp_path / "out.earlier.json")["identity"] == {"gpu": "H100"}
 
 
+def test_a_part_that_is_measured_in_another_way_is_measured_anew(tmp_path: Path) -> None:
+    out, numbers = tmp_path / "out.json", count()
+    parts = {name: part({"one": lambda: next(numbers)}) for name in ("a", "b")}
+    for methods in ({"a": "1", "b": "1"}, {"a": "1", "b": "2"}):
+        run(Report(out, {}, {}, methods), parts, bench())
+    rows = read(out)["parts"]
+    assert (rows["a"]["one"], rows["b"]["one"]) == (0, 2)
+
+
+def test_conclusions_from_what_is_measured_again_are_drawn_again(tmp_path: Path) -> None:
+    out, numbers = tmp_path / "out.json", count()
+    drawn = {f"{CONCLUSIONS} after 1": lambda: next(numbers)}
+    for failing in (fails, lambda: 1, fails):
+        run(Report(out, {}, {}), {"a": part({"one": failing} | drawn)}, bench())
+    assert read(out)["parts"]["a"][f"{CONCLUSIONS} after 1"] == 1
+
+
+def test_a_part_that_cannot_be_had_here_has_not_failed(tmp_path: Path) -> None:
+    def lacking(bench: Bench) -> Iterator[Row]:
+        raise SkippedError("it takes a GPU")
+        yield "never", fails
+
+    report = Report(tmp_path / "out.json", {})
+    assert run(report, {"a": Part(lacking)}, bench()) == 0
+    assert read(tmp_path / "out.json")["parts"]["a"] == {"skipped": "it takes a GPU"}
+
+
 def test_the_table_has_a_line_for_each_figure() -> None:
     row = {"median": 1.0, "low": 0.5, "high": 2.0, "n": 9, "throttled": {"sw_power_cap": 0.5}}
     title, first, second = lines({"parts": {"good": {"one": row}}})
@@ -239,16 +266,53 @@ def test_the_work_of_stable_diffusion_is_what_others_counted() -> None:
     assert ours.vae == theirs.vae
 
 
-def test_operators_do_not_count_their_kernels_twice() -> None:
-    def event(key: str, device: str, microseconds: float) -> SimpleNamespace:
-        kind = SimpleNamespace(name=device)
-        return SimpleNamespace(key=key, device_type=kind, self_device_time_total=microseconds, count=4)
+def event(key: str, microseconds: float = 1, *, device: str = "CUDA", named: bool = False) -> SimpleNamespace:
+    """A row of torch's profiler."""
+    kind = SimpleNamespace(name=device)
+    return SimpleNamespace(
+        key=key, device_type=kind, is_user_annotation=named, self_device_time_total=microseconds, count=4
+    )
 
-    events = [event("aten::mm", "CPU", 900), event("gemm", "CUDA", 900), event("triton_red_fused", "CUDA", 100)]
+
+def test_operators_and_ranges_do_not_count_their_kernels_once_more() -> None:
+    events = [
+        event("aten::mm", 900, device="CPU"),
+        event("a range", 1000, named=True),
+        event("gemm", 900),
+        event("triton_red_fused", 100),
+    ]
     found = table(events, cuda=True, times=2)
     assert found["all, ms"] == 1
     assert [(row["kernel"], row["share"]) for row in found["kernels"]] == [("gemm", 0.9), ("triton_red_fused", 0.1)]
     assert found["kernels of one"] == {"matrix products": 2, "reductions": 2, "all": 4}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("one_pass_3", "group norms of our own"),
+        ("triton_poi_fused_add_convolution_silu_4", "pointwise"),
+        ("triton_per_fused_addmm_native_layer_norm_0", "reductions"),
+        ("triton_tem_fused_convolution_2", "convolutions"),
+        ("triton_tem_fused_addmm_view_1", "matrix products"),
+        ("triton_tem_fused_mm_7", "matrix products"),
+        ("sm90_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc_tilesize128x128x64", "convolutions"),
+        ("sm80_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize96x128x32_stage4_warpsize2x2x1", "matrix products"),
+        ("nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_TNT", "matrix products"),
+        ("void cublasLt::splitKreduce_kernel<32, 16, int, float, __half>", "matrix products"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_3_64x128x64", "attentions"),
+        ("void pytorch_flash::flash_fwd_kernel<pytorch_flash::Flash_fwd_kernel_traits<64, 128, 128>>", "attentions"),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::silu_kernel>", "pointwise"),
+        ("Memcpy DtoD (Device -> Device)", "others"),
+    ],
+)
+def test_a_kernel_is_of_the_kind_that_its_name_says(kernel: str, kind: str) -> None:
+    assert table([event(kernel)], cuda=True)["kernels of one"] == {kind: 4, "all": 4}
+
+
+def test_without_kernels_there_is_no_profile() -> None:
+    with pytest.raises(SkippedError, match="saw no kernel"):
+        table([event("aten::mm", device="CPU")], cuda=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- the GPU
@@ -311,7 +375,7 @@ def test_changes_are_compared_with_the_shipped_settings_in_five_starts(
     def start(bench: Bench, change: services.Change | None = None) -> Iterator[Any]:
         services.configured(bench, change or {})
         started.append(change)
-        yield SimpleNamespace(wait_until_compiled=dict, post=lambda: 0.98 if change else 1.0)
+        yield SimpleNamespace(wait_until_compiled=dict, post=lambda: 0.98 if change else 1.0, in_use=dict)
 
     changes = {"beside": {"ENGINE__SPEED__BESIDE": "false"}, "unknown": {"ENGINE__SPEED__NO_SUCH_KEY": "1"}}
     monkeypatch.setattr(services, "CHANGES", changes)
@@ -349,13 +413,50 @@ def test_a_service_whose_start_is_broken_off_is_ended(monkeypatch: pytest.Monkey
     assert started[0].poll() is not None
 
 
+def played(log: list[str], *workers: dict[str, Any], code: int | None = None) -> Any:
+    """A service that has written a log."""
+    process = SimpleNamespace(poll=lambda: code)
+    return SimpleNamespace(log=log, process=process, readiness=lambda: {"workers": [*workers]})
+
+
+def client_of(service: Any, on_gpu: Bench) -> services.Client:
+    engine = services.configured(on_gpu, {"ENGINE__SLOTS": "1", "ENGINE__RUNTIME": "torch"})
+    http: Any = SimpleNamespace(post=lambda *_, **__: SimpleNamespace(status_code=200))
+    return services.Client(on_gpu, service, engine, http, {}, count(), 0.0, 0.0)
+
+
 def test_a_service_is_compiled_when_each_part_is_in_use_or_given_up() -> None:
     log = ["latents of 8x8, batch of 1: compiled networks have taken over", "compile: failed: latents of 8x8, VAE: no"]
     on_gpu = bench(device="cuda:0", deadline=time.monotonic())
-    engine = services.configured(on_gpu, {"ENGINE__SLOTS": "1", "ENGINE__RUNTIME": "torch"})
-    service: Any = SimpleNamespace(log=log)
-    cut_short: Any = SimpleNamespace(log=log[:1])
-    client = services.Client(on_gpu, service, engine, MagicMock(), {}, count(), 0.0, 0.0)
+    service, cut_short = played(log), played(log[:1])
+    client = client_of(service, on_gpu)
     assert client.wait_until_compiled()["log"] == log
     with pytest.raises(NoTimeError, match="1 of 2 parts"):
         replace(client, service=cut_short).wait_until_compiled()
+
+
+def test_all_of_the_time_that_is_left_is_waited_for_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0], sleep=sleep)
+    for module in ("services", "bench"):
+        monkeypatch.setattr(f"tests.bench.parts.{module}.time", clock)
+    with pytest.raises(NoTimeError, match="0 of 2 parts"):
+        client_of(played([]), bench(device="cuda:0", deadline=100.0)).wait_until_compiled()
+    assert now[0] == pytest.approx(100, abs=2)
+
+
+@pytest.mark.parametrize("lost", [played(["Segfault\n"], {"restarts": 1}), played(["Segfault\n"], code=1)])
+def test_a_worker_that_is_lost_while_it_compiles_is_not_waited_for(lost: Any) -> None:
+    with pytest.raises(RuntimeError, match=r"lost while it compiled.*\n.*Segfault"):
+        client_of(lost, bench(device="cuda:0")).wait_until_compiled()
+
+
+def test_an_answer_without_an_image_is_no_figure_and_comes_with_the_log() -> None:
+    client = client_of(played(["no memory\n"]), bench())
+    refusing: Any = SimpleNamespace(post=lambda *_, **__: SimpleNamespace(status_code=503, text="busy"))
+    with pytest.raises(RuntimeError, match=r"503: busy.*\n.*no memory"):
+        replace(client, http=refusing).post()

@@ -26,6 +26,7 @@ PARTS: Mapping[str, Part] = {
     "settings": Part(services.settings, 90.0),
     "batches": Part(engines.batches, 60.0),
     "load": Part(services.under_load, 60.0),
+    "fp8": Part(pipelines.fp8, 60.0),
     "sizes": Part(services.sizes, 60.0),
     "lcm": Part(engines.lcm, 60.0),
     "startup": Part(services.startup, 60.0),

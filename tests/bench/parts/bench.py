@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -184,8 +184,8 @@ class Bench:
 
     def run_until_steady(self, image: Callable[[], float]) -> None:
         """Make images until their times are steady: clocks rise under load for seconds. Not on a CPU."""
-        began, seconds = time.monotonic(), list[float]()
-        while self.cuda and (spent := time.monotonic() - began) < min(_WARM_AT_MOST_SECONDS, self.left):
+        began, seconds, at_most = time.monotonic(), list[float](), min(_WARM_AT_MOST_SECONDS, self.left)
+        while self.cuda and (spent := time.monotonic() - began) < at_most:
             seconds.append(image())
             if spent >= _WARM_SECONDS and is_steady(seconds):
                 return
@@ -220,7 +220,8 @@ class Bench:
         """Give back the memory of what is no longer used."""
         gc.collect()
         if self.cuda:
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # after an error of the device; other parts have processes of their own
+                torch.cuda.empty_cache()
 
     def _matrix_speed(self, side: int) -> float:
         a, b = (torch.randn(side, side, device=self.device, dtype=self.dtype) for _ in range(2))

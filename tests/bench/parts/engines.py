@@ -12,22 +12,23 @@ import torch
 from tests.bench.parts.bench import Bench, Row, Subject
 from tests.bench.parts.flops import Flops, of_diffusers, of_engine
 from tests.bench.parts.stats import milliseconds, summary
-from workers.engine.config import Sampler, Speed
+from workers.engine.config import Sampler
 from workers.engine.execution import buckets
 
-_VARIANTS: Mapping[str, Speed] = {
-    "as shipped": Speed(),
-    "graphs alone": Speed(compile=False, beside=False, attention="sdpa"),
-    "kernels launched one by one": Speed(graphs=False, compile=False, beside=False, attention="sdpa"),
+_PLAIN = {"compile": False, "beside": False, "attention": "sdpa"}
+_VARIANTS: Mapping[str, Mapping[str, Any]] = {  # of the shipped `speed`
+    "as shipped": {},
+    "graphs alone": _PLAIN,
+    "kernels launched one by one": _PLAIN | {"graphs": False},
 }
 _BACK_TO_BACK = 4  # images
 
 
 def stages(bench: Bench) -> Iterator[Row]:
     """An image by its stages: compiled as shipped, and with less. On a CPU there are no graphs to leave out."""
-    for name, speed in _VARIANTS.items():
+    for name, changes in _VARIANTS.items():
         if bench.cuda or name == "as shipped":
-            yield name, partial(_stages, bench, {"speed": speed})
+            yield name, partial(_stages, bench, {"speed": replace(bench.config.speed, **changes)})
 
 
 def batches(bench: Bench) -> Iterator[Row]:
@@ -125,20 +126,23 @@ def _totals(bench: Bench, subject: Subject) -> dict[str, Any]:
             engine.encode(engine.collect(decoding))
 
     seconds = bench.repeat(lambda: bench.time(back_to_back) / _BACK_TO_BACK)
-    return {"in all": bench.times(lambda: _together(bench, subject, 1)), "in all, back to back": summary(seconds)}
-
-
-def _together(bench: Bench, subject: Subject, n: int) -> None:
-    engine = subject.engine
-    for slot in range(n):
-        subject.start(slot, bench.task(seed=slot))
-    subject.denoise()
-    for decoding in [engine.finish(slot) for slot in range(n)]:
-        engine.encode(engine.collect(decoding))
+    alone = bench.times(lambda: engine.encode(subject.make(bench.task())))
+    return {"in all": alone, "in all, back to back": summary(seconds)}
 
 
 def _batch(bench: Bench, subject: Subject, n: int) -> dict[str, Any]:
-    times = bench.times(lambda: _together(bench, subject, n))
+    """All on the device, from text and hint to pixels. A worker prepares and encodes images in threads beside that."""
+    engine = subject.engine
+    images = [engine.prepare(bench.task(seed=seed)) for seed in range(n)]
+
+    def together() -> None:
+        for slot, image in enumerate(images):
+            engine.admit(slot, image)
+        subject.denoise()
+        for decoding in [engine.finish(slot) for slot in range(n)]:
+            engine.collect(decoding)
+
+    times = bench.times(together)
     return times | {"images/s": round(1e3 * n / times["median"], 3)}
 
 

@@ -17,7 +17,7 @@ from tests.bench.parts.bench import TEXT, Bench, Row, SkippedError, Subject
 from tests.bench.parts.stats import in_turns
 from tests.workers.engine.demo import psnr
 from workers.engine.codec import Pixels
-from workers.engine.config import Speed
+from workers.engine.config import FLOAT8_CAPABILITY, Speed
 from workers.engine.engine import DiffusionEngine, Prepared
 from workers.engine.model import Parts, assemble
 
@@ -99,6 +99,7 @@ _PEERS: Mapping[str, Callable[[_Pipeline, Parts], _Pipeline]] = {
 def peers(bench: Bench) -> Iterator[Row]:
     """An image by this engine, compiled as shipped, and by others, in turns: from text and edges to pixels."""
     with bench.engine() as subject:
+        yield "start", subject.started
         for name, speed_up in _PEERS.items():
             if bench.cuda or speed_up in (_as_it_comes, _channels_last, _stable_fast):
                 yield name, partial(_beside, bench, subject, speed_up)
@@ -126,19 +127,26 @@ def _beside(bench: Bench, subject: Subject, speed_up: Callable[[_Pipeline, Parts
 
 def agreement(bench: Bench) -> Iterator[Row]:
     """The engine against diffusers in the same precision, and both against diffusers in float32, on this device."""
-    yield "not compiled", partial(_agreement, bench, {"speed": Speed(compile=False)})
+    yield "not compiled", partial(_agreement, bench, {"speed": replace(bench.config.speed, compile=False)})
     if bench.cuda:
         yield "as shipped", partial(_agreement, bench, {})
-        yield "fp8", partial(_agreement, bench, {"quantisation": "fp8"})
+
+
+def fp8(bench: Bench) -> Iterator[Row]:
+    """The same with layers in float8, whose networks are compiled anew."""
+    if not bench.cuda or torch.cuda.get_device_capability(bench.device) < FLOAT8_CAPABILITY:
+        raise SkippedError("it takes a GPU with float8")
+    yield "fp8", partial(_agreement, bench, {"quantisation": "fp8"})
 
 
 def _agreement(bench: Bench, changes: Mapping[str, Any]) -> dict[str, Any]:
     prepared = [_prepared(bench, seed) for seed in range(_SEEDS)]
     theirs = [_image(bench, bench.parts, each) for each in prepared]
     with bench.engine(bench.fresh_parts() if "quantisation" in changes else None, **changes) as subject:
-        ours = [subject.make(bench.task(seed=seed)) for seed in range(_SEEDS)]
+        start, ours = subject.started(), [subject.make(bench.task(seed=seed)) for seed in range(_SEEDS)]
     likeness = _likeness(ours, theirs)
     result = {
+        "start": start,
         "against diffusers": likeness,
         f"at least {_LEAST_PSNR:.0f} dB": likeness["PSNR, dB"] >= _LEAST_PSNR,
         "standard deviation of the images": round(float(np.std(ours)), 2),

@@ -24,6 +24,7 @@ from app.settings import SettingsError, load
 from tests.bench.openloop import OpenLoop
 from tests.bench.parts.bench import TEXT, Bench, NoTimeError, Row, SkippedError
 from tests.bench.parts.stats import STARTS, in_turns, milliseconds, percentiles, summary, verdict
+from tests.bench.report import CONCLUSIONS
 from tests.service.running import ROOT, Service, png, result_pixels, surroundings, until
 from workers.engine.config import EngineConfig
 from workers.engine.execution import buckets
@@ -56,7 +57,8 @@ _ARRIVALS = 5.0  # expected, at least
 _PATIENCE_S = 900.0  # for a worker to be ready, and for one answer
 _COMPILE_S = 1500.0
 _BETWEEN_S = 1.0  # two posts while networks are compiled: on a CPU, more would leave the compiler nothing
-_STEADY = 3  # images in a row
+_STEADY, _FEW = 3, 10  # images in a row
+_LOG_LINES = 40  # of a service that fails: its worker says there why
 _OUTCOMES = (": compiled networks ", "compile: failed", "compile: not taken over")  # in the service's log
 
 
@@ -103,7 +105,7 @@ def settings(bench: Bench) -> Iterator[Row]:
         for name, change in CHANGES.items():
             if start == 1 or "skipped" not in _rows(bench).get(f"{name}, start 1", {}):
                 yield f"{name}, start {start}", partial(_compared, bench, change)
-        yield f"verdicts after {start}", partial(verdicts, bench)
+        yield f"{CONCLUSIONS} after {start}", partial(verdicts, bench, start)
 
 
 def startup(bench: Bench) -> Iterator[Row]:
@@ -146,10 +148,11 @@ class Client:
         variables = {name: value for name, value in change.items() if name not in overrides}
         with patch.dict(os.environ, variables), Service(bench.shipped, visible, **overrides) as service:
             bound = time.monotonic() - began
-            until(lambda: bool(service.readiness()["ready"]) or _lost(service), _PATIENCE_S)
+            with _explained(service):
+                until(lambda: _lost(service) or bool(service.readiness()["ready"]), _PATIENCE_S)
+                if _lost(service):
+                    raise RuntimeError("the worker was lost at its start")
             ready = time.monotonic() - began
-            if _lost(service):
-                raise RuntimeError(f"the worker was lost at its start: {service.readiness()['workers']}")
             image = base64.b64encode(png(*(size or (bench.side, bench.side)))).decode()
             body = {"request_id": 1, "text": TEXT, "input_image_base64": image}
             with httpx.Client(base_url=service.url, timeout=_PATIENCE_S) as http:
@@ -162,9 +165,10 @@ class Client:
 
     def ask(self) -> httpx.Response:
         """Have an image made."""
-        answer = self.http.post("/generation/", json=self.request())
-        if answer.status_code != 200:
-            raise RuntimeError(f"the service answered {answer.status_code}: {answer.text}")
+        with _explained(self.service):
+            answer = self.http.post("/generation/", json=self.request())
+            if answer.status_code != 200:
+                raise RuntimeError(f"the service answered {answer.status_code}: {answer.text}")
         return answer
 
     def post(self) -> float:
@@ -175,21 +179,31 @@ class Client:
 
     def started(self) -> dict[str, Any]:
         """How long the start took, on which devices it is, and what is in use there by now."""
-        workers = [worker for worker in self.service.readiness()["workers"] if worker["state"] == "ready"]
-        now = {name: workers[0][name] for name in ("graphs", "fallbacks")}
+        devices = [str(worker["device"]) for worker in self._workers]
         times = {"slots": self.engine.slots, "port bound, s": self.bound, "ready, s": self.ready}
-        return {"devices": [str(worker["device"]) for worker in workers]} | times | now
+        return {"devices": devices} | times | self.in_use()
+
+    def in_use(self) -> dict[str, Any]:
+        """Which graphs and compiled networks run by now, and what has failed."""
+        return {name: self._workers[0][name] for name in ("graphs", "fallbacks")}
 
     def wait_until_compiled(self) -> dict[str, Any]:
         """Make images until all that should be compiled is in use, or given up. Raises NoTimeError."""
-        began, seconds = time.monotonic(), list[float]()
+        began, seconds, patience = time.monotonic(), list[float](), min(self.bench.left, _COMPILE_S)
         while len(outcomes := self._outcomes()) < self._wanted:
-            if time.monotonic() - began > min(self.bench.left, _COMPILE_S):
+            if _lost(self.service):
+                with _explained(self.service):
+                    raise RuntimeError("the worker was lost while it compiled")
+            if time.monotonic() - began > patience:
                 raise NoTimeError(f"{len(outcomes)} of {self._wanted} parts were compiled")
             seconds.append(self.post())
             time.sleep(_BETWEEN_S)
         result = {"s": round(time.monotonic() - began, 2), "log": outcomes}
         return result | ({"images meanwhile": summary(seconds)} if seconds else {})
+
+    @property
+    def _workers(self) -> list[dict[str, Any]]:
+        return [worker for worker in self.service.readiness()["workers"] if worker["state"] == "ready"]
 
     @property
     def _wanted(self) -> int:
@@ -213,9 +227,9 @@ def configured(bench: Bench, overrides: Mapping[str, str]) -> EngineConfig:
         raise SkippedError(f"it cannot be configured: {error}") from error
 
 
-def verdicts(bench: Bench) -> dict[str, Any]:
-    """What all starts so far say of each change."""
-    starts = {name: [_rows(bench).get(f"{name}, start {n}", {}) for n in range(1, STARTS + 1)] for name in CHANGES}
+def verdicts(bench: Bench, last: int) -> dict[str, Any]:
+    """What the starts up to the last one say of each change."""
+    starts = {name: [_rows(bench).get(f"{name}, start {n}", {}) for n in range(1, last + 1)] for name in CHANGES}
     ratios = {name: [row["ratio"] for row in found if "ratio" in row] for name, found in starts.items()}
     return {name: verdict(found) for name, found in ratios.items() if found}
 
@@ -229,7 +243,9 @@ def _first_image(bench: Bench, visible: str | None) -> dict[str, Any]:
         shape = result_pixels(client.ask()).shape
         if shape != (bench.side, bench.side, 3):
             raise RuntimeError(f"the image is {shape}")
-        return client.started() | {"image": f"{shape[1]}x{shape[0]}", "second image, ms": milliseconds(client.post())}
+        bench.run_until_steady(client.post)
+        images = summary(bench.repeat(client.post, _FEW))
+        return client.started() | {"image": f"{shape[1]}x{shape[0]}", "images then": images}
 
 
 def _one_client(bench: Bench, client: Client) -> dict[str, Any]:
@@ -269,7 +285,7 @@ def _size(bench: Bench, change: Change, width: int, height: int) -> dict[str, An
     with Client.start(bench, change, size=(width, height)) as client:
         compiling = client.wait_until_compiled()
         bench.run_until_steady(client.post)
-        return summary(bench.repeat(client.post)) | {"compiling, s": compiling["s"]}
+        return summary(bench.repeat(client.post)) | {"compiling": compiling} | client.in_use()
 
 
 def _compared(bench: Bench, change: Change) -> dict[str, Any]:
@@ -280,7 +296,8 @@ def _compared(bench: Bench, change: Change) -> dict[str, Any]:
         for client in (shipped, changed):
             client.post()
             bench.run_until_steady(client.post)
-        return in_turns(shipped.post, changed.post, max(1, bench.repeats // 3))
+        found = in_turns(shipped.post, changed.post, max(1, bench.repeats // 3))
+        return found | {"in use": {"ours": shipped.in_use(), "theirs": changed.in_use()}}
 
 
 def _prepare(bench: Bench, change: Change) -> None:
@@ -335,6 +352,16 @@ def _settings(bench: Bench) -> dict[str, str]:
 
 def _visible(bench: Bench) -> str:
     return str(torch.device(bench.device).index or 0) if bench.cuda else ""
+
+
+@contextmanager
+def _explained(service: Service) -> Iterator[None]:
+    """Add the end of the service's log to an error. Raises RuntimeError."""
+    try:
+        yield
+    except Exception as error:
+        log = "".join(service.log[-_LOG_LINES:])
+        raise RuntimeError(f"{type(error).__name__}: {error}; the end of the service's log:\n{log}") from error
 
 
 def _lost(service: Service) -> bool:

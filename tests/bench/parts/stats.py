@@ -7,11 +7,11 @@ given, with the coverage that it has.
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from math import exp, lgamma, log
+from math import ceil, exp, lgamma, log
 from typing import Any
 
 COVERAGE = 0.95
-CLEAR = 0.05  # an effect that one start can show; a smaller one takes several, as each start chooses kernels anew
+CLEAR = 0.05  # an effect that one start can show; a smaller one takes several, as starts differ
 STARTS = 5
 _WINDOW, _STEADY = 5, 0.01
 
@@ -35,11 +35,10 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """The 95th and 99th, in milliseconds, where there are enough values."""
+    """The 95th and 99th by rank, in milliseconds, where there are enough values."""
     ordered = sorted(seconds)
-    return {
-        f"p{p}": milliseconds(ordered[len(ordered) * p // 100]) for p in (95, 99) if len(ordered) >= 100 // (100 - p)
-    }
+    ranks = {p: ceil(len(ordered) * p / 100) for p in (95, 99) if len(ordered) >= 100 // (100 - p)}
+    return {f"p{p}": milliseconds(ordered[rank - 1]) for p, rank in ranks.items()}
 
 
 def in_turns(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -10,20 +11,25 @@ from typing import Any
 import torch
 from torch.profiler import profile
 
-from tests.bench.parts.bench import Bench, Row, Subject
+from tests.bench.parts.bench import Bench, Row, SkippedError, Subject
 from tests.bench.parts.flops import Flops
 from tests.bench.parts.stats import milliseconds
+from workers.engine.engine import Prepared
 
 _KERNELS = 40  # that are listed by name
-# By their names; the first that fits. The rest are copies, fills and whatever else.
-_KINDS = {
-    "group norms of our own": r"^(one_pass|statistics|normalise)",  # workers/engine/kernels/group_norm_triton.py
-    "convolutions": r"conv|fprop|implicit|xmma",
-    "attentions": r"flash|fmha|attention|sdp",
-    "matrix products": r"gemm|_mm|nvjet|cutlass|splitK|addmm",
-    "reductions": r"triton_(red|per)|reduce|norm|softmax",
-    "pointwise": r"triton_poi|elementwise|silu|gelu",
-}
+# By their names; the first that fits. The rest are copies, fills and whatever else. Names of torch's compiler have all
+# that a kernel computes in them, such as a convolution's bias, so what it begins with comes first. cuDNN's attention is
+# an "fprop", as convolutions are, and cuBLAS splits products that it then reduces.
+_KINDS = (
+    ("group norms of our own", r"^(one_pass|statistics|normalise)"),  # workers/engine/kernels/group_norm_triton.py
+    ("pointwise", r"^triton_(poi|for)"),
+    ("reductions", r"^triton_(red|per)"),
+    ("attentions", r"flash|fmha|attention|sdp"),
+    ("convolutions", r"conv|fprop|implicit"),
+    ("matrix products", r"gemm|(_|^|::)(add|b|baddb|scaled_)?mm|nvjet|cutlass|splitK|xmma"),
+    ("reductions", r"reduce|norm|softmax"),
+    ("pointwise", r"elementwise|silu|gelu"),
+)
 
 
 def peak(bench: Bench) -> Iterator[Row]:
@@ -39,8 +45,10 @@ def peak(bench: Bench) -> Iterator[Row]:
 def kernels(bench: Bench) -> Iterator[Row]:
     """Where the time of the steps and of the VAE goes, kernel by kernel (on a CPU: operator by operator)."""
     with bench.engine() as subject:
-        latents = torch.randn_like(subject.engine.prepare(bench.task()).noise[0])
-        yield "steps", partial(_profile, bench, lambda: _all_steps(bench, subject), subject.engine.calls)
+        prepared = subject.engine.prepare(bench.task())
+        latents = torch.randn_like(prepared.noise[0])
+        around = partial(_admitted, subject, prepared)
+        yield "steps", partial(_profile, bench, subject.denoise, subject.engine.calls, around)
         yield "VAE", partial(_profile, bench, lambda: subject.engine.decode(latents))
 
 
@@ -52,15 +60,23 @@ def _giga(flops: Flops, steps: int) -> dict[str, float]:
     return {name: round(each / 1e9, 2) for name, each in (asdict(flops) | {"image": flops.image(steps)}).items()}
 
 
-def _all_steps(bench: Bench, subject: Subject) -> None:
-    subject.engine.admit(0, subject.engine.prepare(bench.task()))
-    subject.denoise()
+@contextmanager
+def _admitted(subject: Subject, prepared: Prepared) -> Iterator[None]:
+    subject.engine.admit(0, prepared)
+    subject.engine.synchronize()
+    yield
     subject.engine.discard(0)
 
 
-def _profile(bench: Bench, work: Callable[[], object], times: int = 1) -> dict[str, Any]:
-    work()  # what happens only once
-    with profile() as profiler:
+def _profile(
+    bench: Bench,
+    work: Callable[[], object],
+    times: int = 1,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> dict[str, Any]:
+    with around():
+        work()  # what happens only once
+    with around(), profile() as profiler:
         work()
         bench.wait()
     return table(list(profiler.key_averages()), bench.cuda, times)
@@ -71,10 +87,11 @@ def table(events: list[Any], cuda: bool, times: int = 1) -> dict[str, Any]:
 
     `events` are the profiler's averages of so many `times` a work was done.
     """
-    if cuda:  # operators' own rows would count their kernels once more
-        events = [event for event in events if event.device_type.name == "CUDA"]
+    if cuda:  # operators' own rows, and ranges with names, would count their kernels once more
+        events = [event for event in events if event.device_type.name == "CUDA" and not event.is_user_annotation]
     spent = {id(event): (event.self_device_time_total if cuda else event.self_cpu_time_total) for event in events}
-    total = sum(spent.values())
+    if not (total := sum(spent.values())):
+        raise SkippedError("the profiler saw no kernel")
     events = sorted(events, key=lambda event: -spent[id(event)])
     listed = [
         {"kernel": event.key, "ms": round(spent[id(event)] / 1e3, 3), "share": round(spent[id(event)] / total, 4)}
@@ -83,7 +100,7 @@ def table(events: list[Any], cuda: bool, times: int = 1) -> dict[str, Any]:
     ]
     numbers, milliseconds_by_kind = Counter[str](), Counter[str]()
     for event in events:
-        kind = next((kind for kind, name in _KINDS.items() if re.search(name, event.key, re.IGNORECASE)), "others")
+        kind = next((kind for kind, name in _KINDS if re.search(name, event.key, re.IGNORECASE)), "others")
         numbers[kind] += event.count
         milliseconds_by_kind[kind] += spent[id(event)] / 1e3
     return {
