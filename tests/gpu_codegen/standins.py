@@ -4,9 +4,10 @@ They replace attributes of modules for the whole process, so each lowering has a
 attributes is missing, torch has moved it: `MovedError` names it, and what it was replaced for.
 """
 
-import importlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,27 +25,25 @@ class MovedError(Exception):
 class StandIn:
     """A value for an attribute of a module, or of a class in it; `why` it is replaced."""
 
-    owner: str  # as in "torch.cuda" or "torch._dynamo.device_interface:CudaInterface"
+    owner: str  # as in "torch.cuda" or "torch._subclasses.fake_tensor:FakeTensorMode"
     attribute: str
     value: Any
     why: str
 
     def install(self) -> None:
         """Raises MovedError."""
-        module, _, cls = self.owner.partition(":")
         try:
-            owner = importlib.import_module(module)
-            owner = getattr(owner, cls) if cls else owner
+            owner = resolve_name(self.owner)
             getattr(owner, self.attribute)
         except (ImportError, AttributeError) as error:
-            name = ".".join(filter(None, (module, cls, self.attribute)))
+            name = f"{self.owner.replace(':', '.')}.{self.attribute}"
             raise MovedError(f"{name} has moved, which was replaced because {self.why}") from error
         setattr(owner, self.attribute, self.value)
 
 
 def install(gpu: Gpu) -> None:
     """Make this process take `gpu` for its device, as far as compilers ask. Raises MovedError."""
-    for stand_in in (*_device(gpu), *_generation(), *_triton(gpu)):
+    for stand_in in _stand_ins(gpu):
         stand_in.install()
 
 
@@ -52,70 +51,41 @@ def always(value: Any) -> Callable[..., Any]:
     return lambda *_, **__: value
 
 
-def _device(gpu: Gpu) -> Iterator[StandIn]:
-    properties, interface = _properties(gpu), "torch._dynamo.device_interface:CudaInterface"
+def _stand_ins(gpu: Gpu) -> Iterator[StandIn]:
     asked = "Inductor asks for the device's properties: they choose block sizes and are written into each kernel"
-    yield StandIn("torch.cuda", "get_device_properties", always(properties), asked)
-    yield StandIn("torch.cuda", "get_device_capability", always(gpu.capability), asked)
-    yield StandIn(interface, "get_device_properties", always(properties), asked)
-    yield StandIn(interface, "get_compute_capability", always(gpu.cc), asked)
+    properties, interface = always(_properties(gpu)), "torch._dynamo.device_interface:CudaInterface"
+    yield StandIn("torch.cuda", "get_device_properties", properties, asked)
+    yield StandIn(interface, "get_device_properties", properties, asked)
     there = "a torch without CUDA says that there is no device"
     yield StandIn("torch.cuda", "is_available", always(True), there)
     yield StandIn("torch.cuda", "device_count", always(1), there)
     yield StandIn("torch.cuda", "current_device", always(0), there)
-    yield StandIn("torch.cuda", "is_bf16_supported", always(True), there)
-    yield StandIn("torch.cuda", "_lazy_init", always(None), there)
-    yield StandIn("torch.cuda", "_exchange_device", always(0), there)
-    yield StandIn("torch.cuda", "_maybe_exchange_device", always(0), there)
-    yield StandIn("torch.cuda", "get_rng_state", always(torch.zeros(16, dtype=torch.uint8)), there)
-    yield StandIn("torch.cuda", "set_rng_state", always(None), there)
-    yield StandIn("torch.cuda", "synchronize", always(None), there)
-    yield StandIn("torch.cuda", "is_current_stream_capturing", always(False), there)
-    yield StandIn(interface, "is_available", always(True), there)
-    yield StandIn(interface, "current_device", always(0), there)
-    yield StandIn(interface, "get_raw_stream", always(0), there)
-    yield StandIn(interface, "is_bf16_supported", always(True), there)
-    yield StandIn(interface, "is_triton_capable", always(True), there)
-    yield StandIn(interface, "raise_if_triton_unavailable", always(None), there)
-    yield StandIn("torch.version", "cuda", "13.0", "Inductor writes the version into its keys")
     built = "a torch without CUDA was built without flash attention; the engine then does not offer it"
     yield StandIn("torch.backends.cuda", "is_flash_attention_available", always(True), built)
 
-
-def _generation() -> Iterator[StandIn]:
-    fakes = "torch._subclasses.fake_tensor"
-    first = "fake tensors of a device that is there are preceded by a real one"
+    fakes, first = "torch._subclasses.fake_tensor", "fake tensors of a device that is there are preceded by a real one"
     yield StandIn(fakes, "init_gpu_context", always(None), first)
     yield StandIn(f"{fakes}:FakeTensorMode", "avoid_device_init", True, first)
     cudnn = "for a fake convolution torch asks the backend that it would choose, which here is none of CUDA's"
     yield StandIn("torch._C", "_conv_determine_backend_memory_format", _as_cudnn, cudnn)
     method = "its binding selects the device before it asks whether the tensor is fake"
     yield StandIn("torch:Tensor", "contiguous", _contiguous, method)
+    random = "the state of the device's random numbers is kept while code is generated"
+    yield StandIn("torch.cuda", "get_rng_state", always(torch.zeros(16, dtype=torch.uint8)), random)
+    yield StandIn("torch.cuda", "set_rng_state", always(None), random)
+    selected = "it selects the device"
+    yield StandIn("torch._inductor.compile_fx", "get_cuda_device_context", always(nullcontext()), selected)
 
-
-def _triton(gpu: Gpu) -> Iterator[StandIn]:
-    asked = "Triton asks its driver for the target"
-    yield StandIn("triton.runtime:driver", "_active", _Driver(gpu), asked)
+    driver = SimpleNamespace(get_current_target=always(_target(gpu)))
+    yield StandIn("triton.runtime:driver", "_active", driver, "Triton asks its driver for the target")
     helpers = "torch._inductor.runtime.triton_helpers"
     yield StandIn(helpers, "set_driver_to_gpu", always(None), "each kernel's file would replace that driver")
 
 
-@dataclass(frozen=True, slots=True)
-class _Driver:
-    """What Inductor and Triton's compiler ask of a driver."""
+def _target(gpu: Gpu) -> Any:
+    from triton.backends.compiler import GPUTarget
 
-    gpu: Gpu
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", self.gpu.cc, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int | None = None) -> int:
-        return 0
+    return GPUTarget("cuda", gpu.cc, 32)
 
 
 def _as_cudnn(images: Tensor, weight: Tensor, backend: object) -> torch.memory_format:
