@@ -7,7 +7,8 @@ convolution copies back. torch's compiler fuses the additions, but reduces in up
 Here features are [rows, positions, channels], which is the channels-last layout of feature maps, and tokens. Where a
 group of one row fits into a processor's registers (with SD 1.5 at 512 x 512 up to 32 x 32 positions of 30 channels),
 one program adds, computes the statistics and normalises: one kernel, which reads its input once. Where it does not, a
-first kernel adds and writes the statistics of each tile, and a second one combines these and normalises.
+first kernel adds and writes the statistics of up to 64 parts of a row, and a second one combines these and normalises.
+More parts would take longer to combine than a tile takes to read: the VAE ends with 4,096 tiles of 64 positions.
 
 The operators are `torch.library`'s, so torch's compiler compiles the kernels with its own and plans their memory. On a
 CPU they run `reference`, which tests use.
@@ -28,7 +29,8 @@ _KEPT = 32_768  # elements that a program keeps in registers: 64 a thread, of 51
 _WIDE = 64  # with more channels half as many, or it needs further registers for its vectors of 8 channels
 _TILE = 8_192  # elements of a tile, where there are two kernels: 32 a thread, of 256
 _LANES = 128  # channels of such a tile, at most
-_BLOCKS = 64  # tiles whose statistics are combined at a time
+_PARTS = 64  # of a row's positions, at most; each is a program's, and one tile or more
+_PROGRAMS = 128  # of a row where parts are several tiles, at least: nearly one for each multiprocessor of a large GPU
 
 _operator = torch.library.custom_op
 if find_spec("triton") is not None or TYPE_CHECKING:
@@ -107,12 +109,17 @@ def reference(x: Tensor, terms: Sequence[Tensor | None], norm: Norm) -> tuple[Te
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """How a group norm is split. `kernels`: 1 or 2; `groups`: of a tile; `warps`: of 32 threads, of a program."""
+    """How a group norm is split.
+
+    `kernels`: 1 or 2. `groups`, `positions`, `lanes`: of a tile. `part`: tiles of a part. `warps`: of 32 threads, of a
+    program.
+    """
 
     kernels: int
     groups: int
     positions: int
     lanes: int
+    part: int
     warps: int
 
 
@@ -122,12 +129,19 @@ def tiles(positions: int, channels: int, groups: int) -> Tiles:
     whole = _power_of_two(positions), _power_of_two(width)
     kept = whole[0] * whole[1]
     if kept <= (_KEPT if whole[1] <= _WIDE else _KEPT // 2):
-        return Tiles(1, 1, *whole, min(max(kept // 1024, 4), 16))
-    together = groups & -groups  # so many that tiles end with a group, and few enough for a tile's lanes
-    while together > 1 and _power_of_two(together * width) > _LANES:
+        return Tiles(1, 1, *whole, 1, min(max(kept // 1024, 4), 16))
+    together = groups & -groups  # so many that tiles end with a group
+    while together > 1 and not _fits(positions, groups // together, _power_of_two(together * width)):
         together //= 2
     lanes = _power_of_two(together * width)
-    return Tiles(2, together, max(_TILE // lanes, 1), lanes, 8)
+    height = max(_TILE // lanes, 1)
+    part = -(-positions // (height * _PARTS))
+    return Tiles(2, together, height, lanes, part, 8 if part == 1 else 16)  # a loop needs registers, too
+
+
+def _fits(positions: int, beside: int, lanes: int) -> bool:
+    """Whether tiles of so many lanes, of which so many lie beside each other, are neither too wide nor too few."""
+    return lanes <= _LANES and (positions * lanes <= _PARTS * _TILE or beside * _PARTS >= _PROGRAMS)
 
 
 def _made_like(x: Tensor) -> Tensor:
@@ -171,21 +185,22 @@ def _launch(x: Tensor, terms: Sequence[Tensor | None], norm: Norm, total: Tensor
     if split.kernels == 1:
         wrap_triton(one_pass)[norm.groups, rows](**common, **keep, **scale)
         return out
-    blocks = -(-positions // split.positions)
-    grid = blocks, norm.groups // split.groups, rows
-    means, squares = (torch.empty(rows, blocks, norm.groups, dtype=torch.float32, device=x.device) for _ in range(2))
-    found = {"means": means, "squares": squares, "GROUPS": split.groups}
-    wrap_triton(statistics)[grid](**common, **found, **keep)
+    beside, length = norm.groups // split.groups, split.part * split.positions
+    parts = -(-positions // length)
+    means, squares = (torch.empty(rows, parts, norm.groups, dtype=torch.float32, device=x.device) for _ in range(2))
+    found = {"means": means, "squares": squares, "length": length, "GROUPS": split.groups}
+    wrap_triton(statistics)[parts, beside, rows](**common, **found, **keep)
     if total is not None:
         common |= {"x": total, "HAS_BIAS": False, "HAS_SHIFT": False, "HAS_OTHER": False}
-    wrap_triton(normalise)[grid](**common, **found, **scale, BLOCKS=_BLOCKS)
+    grid = -(-positions // split.positions), beside, rows
+    wrap_triton(normalise)[grid](**common, **found, **scale, parts=parts, PARTS=_PARTS)
     return out
 
 
 def flaw(device: torch.device) -> str:
     """Try the kernels in this process, and return why they cannot be used; empty if they are right."""
     try:
-        for positions, channels in ((64, 1280), (1024, 640), (4096, 320)):  # of one kernel, and of two
+        for positions, channels in ((64, 1280), (1024, 640), (4096, 320), (32_768, 128)):  # of one kernel, and of two
             draw = Generator(device).manual_seed(channels)
             shapes = (2, positions, channels), (channels,), (2, channels), (1, positions, channels), (channels,)
             x, bias, shift, other, scale = (torch.randn(s, generator=draw, device=device).half() for s in shapes)

@@ -90,31 +90,39 @@ def _by_channel(by_group, member):
 
 @triton.jit
 def statistics(
-    x, bias, shift, other, total, means, squares, positions, channels, shift_stride, copies,
+    x, bias, shift, other, total, means, squares, positions, channels, shift_stride, copies, length,
     GROUP: tl.constexpr, GROUPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_SHIFT: tl.constexpr, HAS_OTHER: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """A program takes BLOCK_P positions of GROUPS groups. Grid: blocks of positions, blocks of groups, rows.
+    """A program takes `length` positions of GROUPS groups, a tile at a time. Grid: parts, blocks of groups, rows.
 
-    For each group it writes the mean of its tile and the sum of squared distances from that: [rows, blocks, groups].
+    For each group it writes the mean of its part and the sum of squared distances from that: [rows, parts, groups].
     """
-    block, row = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    position, lane = block * BLOCK_P + tl.arange(0, BLOCK_P)[:, None], tl.arange(0, BLOCK_C)
+    part, row = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    lane, group = tl.arange(0, BLOCK_C), tl.arange(0, GROUPS)
     channel = (tl.program_id(1) * GROUPS * GROUP + lane)[None, :]
-    valid = (position < positions) & (lane < GROUPS * GROUP)[None, :]
-    place = position * channels + channel
-    value = _tile(
-        x, bias, shift, other, row, place, channel, valid, positions, channels, shift_stride, copies,
-        HAS_BIAS, HAS_SHIFT, HAS_OTHER,
-    )  # fmt: skip
-    if KEEP:
-        tl.store(total + row * positions * channels + place, value.to(total.dtype.element_ty), mask=valid)
-    group = tl.arange(0, GROUPS)
-    member = (lane // GROUP)[None, :] == group[:, None]
-    mean = _by_group(tl.sum(value, axis=0), member) / (tl.minimum(BLOCK_P, positions - block * BLOCK_P) * GROUP)
-    distance = tl.where(valid, value - _by_channel(mean, member), 0.0)
-    square = _by_group(tl.sum(distance * distance, axis=0), member)
-    target = (row * tl.num_programs(0) + block) * tl.num_programs(1) * GROUPS + tl.program_id(1) * GROUPS + group
+    inside, member = (lane < GROUPS * GROUP)[None, :], (lane // GROUP)[None, :] == group[:, None]
+    begin = part * length
+    end = tl.minimum(begin + length, positions)
+    mean, square = tl.zeros([GROUPS], tl.float32), tl.zeros([GROUPS], tl.float32)
+    for first in range(begin, end, BLOCK_P):
+        position = first + tl.arange(0, BLOCK_P)[:, None]
+        valid = (position < positions) & inside
+        place = position * channels + channel
+        value = _tile(
+            x, bias, shift, other, row, place, channel, valid, positions, channels, shift_stride, copies,
+            HAS_BIAS, HAS_SHIFT, HAS_OTHER,
+        )  # fmt: skip
+        if KEEP:
+            tl.store(total + row * positions * channels + place, value.to(total.dtype.element_ty), mask=valid)
+        before, new = (first - begin) * GROUP, tl.minimum(BLOCK_P, end - first) * GROUP
+        tile_mean = _by_group(tl.sum(value, axis=0), member) / new
+        distance = tl.where(valid, value - _by_channel(tile_mean, member), 0.0)
+        # Two sums of squares, each around its own mean: Chan, Golub and LeVeque, 1979.
+        change, share = tile_mean - mean, new / (before + new)
+        mean += change * share
+        square += _by_group(tl.sum(distance * distance, axis=0), member) + change * change * before * share
+    target = (row * tl.num_programs(0) + part) * tl.num_programs(1) * GROUPS + tl.program_id(1) * GROUPS + group
     tl.store(means + target, mean)
     tl.store(squares + target, square)
 
@@ -122,31 +130,22 @@ def statistics(
 @triton.jit
 def normalise(
     x, bias, shift, other, weight, offset, means, squares, out, positions, channels, shift_stride, copies,
-    GROUP: tl.constexpr, GROUPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCKS: tl.constexpr,
+    length, parts, PARTS: tl.constexpr,
+    GROUP: tl.constexpr, GROUPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_SHIFT: tl.constexpr, HAS_OTHER: tl.constexpr,
     EPS: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    """The second half, on the tiles of `statistics`, whose results each program puts together, BLOCKS at a time."""
-    blocks, row = tl.num_programs(0), tl.program_id(2).to(tl.int64)
-    group = tl.arange(0, GROUPS)
-    partial = row * blocks * tl.num_programs(1) * GROUPS + tl.program_id(1) * GROUPS + group
-    stride = tl.num_programs(1) * GROUPS
-    mean = tl.zeros([GROUPS], tl.float32)
-    for first in range(0, blocks, BLOCKS):
-        block = first + tl.arange(0, BLOCKS)[:, None]
-        count = tl.minimum(BLOCK_P, positions - block * BLOCK_P) * GROUP
-        part = tl.load(means + partial[None, :] + block * stride, mask=block < blocks, other=0.0)
-        mean += tl.sum(part * count, axis=0)
-    mean /= positions * GROUP
-    square = tl.zeros([GROUPS], tl.float32)
-    for first in range(0, blocks, BLOCKS):
-        block = first + tl.arange(0, BLOCKS)[:, None]
-        count = tl.minimum(BLOCK_P, positions - block * BLOCK_P) * GROUP
-        there = (block < blocks) & (group >= 0)[None, :]
-        distance = tl.load(means + partial[None, :] + block * stride, mask=there, other=0.0) - mean[None, :]
-        inner = tl.load(squares + partial[None, :] + block * stride, mask=there, other=0.0)
-        square += tl.sum(tl.where(there, inner + count * distance * distance, 0.0), axis=0)
-    variance = square / (positions * GROUP)
+    """A program takes a tile, and puts its groups' statistics together. Grid: tiles, blocks of groups, rows."""
+    row, group = tl.program_id(2).to(tl.int64), tl.arange(0, GROUPS)
+    part = tl.arange(0, PARTS)[:, None]
+    there = (part < parts) & (group >= 0)[None, :]
+    count = tl.where(there, tl.minimum(length, positions - part * length) * GROUP, 0)
+    source = (row * parts + part) * tl.num_programs(1) * GROUPS + tl.program_id(1) * GROUPS + group[None, :]
+    part_mean = tl.load(means + source, mask=there, other=0.0)
+    mean = tl.sum(part_mean * count, axis=0) / (positions * GROUP)
+    distance = part_mean - mean[None, :]
+    square = tl.load(squares + source, mask=there, other=0.0)
+    variance = tl.sum(square + count * distance * distance, axis=0) / (positions * GROUP)
 
     position, lane = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)[:, None], tl.arange(0, BLOCK_C)
     channel = (tl.program_id(1) * GROUPS * GROUP + lane)[None, :]

@@ -6,18 +6,17 @@ model, and awkward ones.
 """
 
 import json
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Generator, Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.gpu_codegen.cubins import usage_of
 from workers.engine.kernels import group_norm
 from workers.engine.kernels.group_norm import Norm, reference
 
@@ -28,7 +27,7 @@ _ARGUMENTS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*
 class Case:
     """A group norm of [rows, positions, channels].
 
-    `terms`: of bias, shift, other; `kept`: as `group_norm._KEPT`; `transposed`: with all inputs transposed in memory.
+    `terms`: of bias, shift, other; `kept`, `tile`: of `group_norm`; `transposed`: with all inputs transposed in memory.
     """
 
     positions: int
@@ -40,11 +39,13 @@ class Case:
     dtype: str = "float16"
     mean: float = 0.0
     kept: int = group_norm._KEPT
+    tile: int = group_norm._TILE
     transposed: bool = False
 
 
 _SD15 = {64: (1280,), 256: (640, 1280), 1024: (320, 640), 4096: (320,)}  # channels that sums have, by positions
 _JOINED = {64: (2560,), 256: (1920, 2560), 1024: (960, 1280, 1920), 4096: (640, 960)}  # beside a skip connection
+_VAE = {4096: (512,), 16_384: (512,), 65_536: (256, 512), 262_144: (128, 256)}
 _SUMS = (("bias shift", 1), ("bias other", 1), ("other", 2))  # within and after a ResNet, and after a transformer
 _AWKWARD = (
     Case(35, 96, 3, "bias shift other", rows=4, copies=2),
@@ -52,7 +53,8 @@ _AWKWARD = (
     Case(77, 120, 8, "other", rows=3, dtype="bfloat16"),
     Case(63, 1280, 32, "bias other", rows=2, dtype="float32", mean=100),
     Case(63, 1280, 32, "bias other", rows=2, dtype="float32", mean=100, kept=0),
-    Case(8321, 10, 5, "bias shift other", rows=2, copies=2, kept=0),  # more tiles than are combined at a time
+    Case(8321, 10, 5, "bias shift other", rows=2, copies=2, kept=0),
+    Case(350, 128, 32, "bias other", kept=0, tile=128),  # parts of two tiles, and a last one of less
     Case(300, 960, 32, "bias shift", rows=2, kept=0),
     Case(100, 36, 6, "", rows=2, dtype="bfloat16", kept=0),
     Case(45, 48, 6, "bias shift other", rows=6, copies=3, transposed=True),
@@ -63,8 +65,8 @@ _AWKWARD = (
 
 def interpreted() -> list[Case]:
     """Those of SD 1.5 by one row, and with fewer positions where they take two kernels, as the interpreter is slow."""
-    all_shapes = [*_of(_SD15), *_of(_JOINED)]
-    small = [Case(min(p, 256), c, terms="bias other", kept=0 if p == 4096 else group_norm._KEPT) for p, c in all_shapes]
+    shapes = (each for shapes in (_SD15, _JOINED, _VAE) for each in _of(shapes))
+    small = [Case(min(p, 256), c, terms="bias other", kept=0 if p >= 4096 else group_norm._KEPT) for p, c in shapes]
     demo = [Case(64, channels, 8, "bias shift", rows=2) for channels in (16, 32, 64, 128)]
     return [*dict.fromkeys(small), Case(1024, 640, terms="bias shift"), *demo, *_AWKWARD]
 
@@ -72,7 +74,8 @@ def interpreted() -> list[Case]:
 def compiled() -> list[Case]:
     """Those of SD 1.5 with the sums that the networks have."""
     sums = [Case(p, c, terms=terms, rows=2, copies=n) for p, c in _of(_SD15) for terms, n in _SUMS]
-    return [*sums, *(Case(p, c, rows=2) for p, c in _of(_JOINED)), *_AWKWARD]
+    vae = [Case(p, c, terms=terms) for p, c in _of(_VAE) for terms in ("bias", "bias other")]
+    return [*sums, *(Case(p, c, rows=2) for p, c in _of(_JOINED)), *vae, *_AWKWARD]
 
 
 def _of(shapes: dict[int, tuple[int, ...]]) -> Iterator[tuple[int, int]]:
@@ -142,19 +145,17 @@ class _Noted:
 
 def usage(case: Case, arch: int) -> Iterator[dict[str, Any]]:
     """What each kernel of a case uses; as in the networks, a sum is kept if it is not shifted."""
-    drawn = Drawn.of(case)
-    total = torch.empty_like(drawn.x) if case.terms and "shift" not in case.terms else None
     launches: list[tuple[Any, dict[str, Any]]] = []
-    with patch.object(group_norm, "wrap_triton", lambda kernel: _Noted(kernel, launches)):
+    with FakeTensorMode(), patch.object(group_norm, "wrap_triton", lambda kernel: _Noted(kernel, launches)):
+        drawn = Drawn.of(case)
+        total = torch.empty_like(drawn.x) if case.terms and "shift" not in case.terms else None
         group_norm._launch(drawn.x, drawn.terms, drawn.norm, total)
     for kernel, given in launches:
         yield {"kernel": kernel.__name__, **_compiled(kernel, given, arch)}
 
 
 def _compiled(kernel: Any, given: dict[str, Any], arch: int) -> dict[str, int]:
-    """Registers of a thread, and bytes that it spills to memory.
-
-    Compiled as Triton does at a launch: numbers of 1 are constants, and multiples of 16 are known as such."""
+    """As Triton compiles it at a launch: numbers of 1 are constants, and multiples of 16 are known as such."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -172,19 +173,12 @@ def _compiled(kernel: Any, given: dict[str, Any], arch: int) -> dict[str, int]:
             attributes[place,] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": given["num_warps"]}
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.cubin"
-        file.write_bytes(compiled.asm["cubin"])
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(file)]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = dict(each.split(":")[:2] for each in text.split() if each.count(":") == 1 and each[-1].isdigit())
-    return {"registers": int(found["REG"]), "spilled": int(found["STACK"]) + int(found["LOCAL"])}
+    return usage_of(triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options))
 
 
 def main(what: str) -> None:
     for case in interpreted() if what == "interpret" else compiled():
-        with patch.object(group_norm, "_KEPT", case.kept):
+        with patch.multiple(group_norm, _KEPT=case.kept, _TILE=case.tile):
             found = errors(case) if what == "interpret" else list(usage(case, int(what)))
         print(json.dumps({"case": asdict(case), "found": found}), flush=True)
 

@@ -51,6 +51,7 @@ def test_operators_keep_the_rules_of_operators(x: Tensor, operator: Any, terms: 
 def test_tiles_cover_whole_groups_and_stay_small(positions: int, channels: int, groups: int) -> None:
     split = tiles(positions, channels, groups)
     assert groups % split.groups == 0
+    assert -(-positions // (split.part * split.positions)) <= 64
     assert split.lanes >= split.groups * channels // groups
     assert all(size & (size - 1) == 0 for size in (split.groups, split.positions, split.lanes, split.warps))
     assert split.positions * split.lanes <= split.warps * 32 * 64  # elements of a thread
@@ -62,6 +63,13 @@ def test_the_levels_of_stable_diffusion_but_the_first_take_one_kernel() -> None:
         1
     ] * 3
     assert tiles(64 * 64, 320, 32).kernels == 2
+
+
+def test_a_large_image_keeps_a_gpu_busy() -> None:
+    """As the VAE ends: each program takes several tiles, and there is one for each multiprocessor."""
+    split = tiles(512 * 512, 128, 32)
+    assert split.part > 1
+    assert 512 * 512 // (split.part * split.positions) * (32 // split.groups) >= 128
 
 
 def test_a_cpu_uses_torchs() -> None:

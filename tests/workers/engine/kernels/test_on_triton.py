@@ -38,4 +38,4 @@ def test_the_kernels_compute_what_torch_does_in_float64() -> None:
 def test_the_kernels_compile_and_keep_to_their_registers(arch: str) -> None:
     for line in run(arch, len(compiled())):
         assert line["found"]
-        assert all(kernel["spilled"] == 0 for kernel in line["found"]), line
+        assert all(kernel["local"] == 0 for kernel in line["found"]), line
