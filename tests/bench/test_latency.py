@@ -34,6 +34,7 @@ from tests.bench.report import COMPLETE, CONCLUSIONS, Report, lines
 from tests.service import running
 from tests.service.running import ROOT, until
 from tests.workers.engine import full_size
+from workers.engine import kernels
 from workers.nvml import Nvml
 
 LIMIT_SECONDS = 600
@@ -255,7 +256,7 @@ def test_times_are_steady_when_they_no_longer_fall() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array_(_ implementation|wrap__):DeprecationWarning")
-def test_the_work_of_stable_diffusion_is_what_others_counted() -> None:
+def test_the_work_of_stable_diffusion_is_what_others_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load(ROOT / "configs" / "sd15-canny.yaml", {}).engine
     parts = full_size.architecture()
     theirs, ours = (count(config, parts, 512) for count in (of_diffusers, of_engine))
@@ -264,6 +265,10 @@ def test_the_work_of_stable_diffusion_is_what_others_counted() -> None:
     assert theirs.image(20) == pytest.approx(46.0e12, rel=1e-3)
     assert ours.image(20) == pytest.approx(43.56e12, rel=1e-3)
     assert ours.vae == theirs.vae
+    monkeypatch.setattr(kernels, "usable", lambda device: True)
+    ours = of_engine(config, parts, 512)
+    assert ours.image(20) == pytest.approx(41.81e12, rel=1e-3)
+    assert ours.vae == pytest.approx(2132e9, rel=1e-3)
 
 
 def event(key: str, microseconds: float = 1, *, device: str = "CUDA", named: bool = False) -> SimpleNamespace:

@@ -13,8 +13,8 @@ from torch.export import register_dataclass
 
 from tests.workers.engine import full_size
 from tests.workers.engine.fake_cuda import DEVICE, AsOnCuda
-from workers.engine import kernels, quantisation
 from workers.engine import model as models
+from workers.engine import quantisation
 from workers.engine.batch import Batch, BatchShape
 from workers.engine.conditioning import TEXT_TOKENS, pack_projections
 from workers.engine.config import EngineConfig
@@ -61,10 +61,9 @@ def on_a_gpu(config: EngineConfig) -> Iterator[Model]:
     with torch.no_grad():
         for network in (parts.unet, parts.controlnet):
             pack_projections(network)
-        # On a device, kernels of ours are tried, and a product in float8, whose values are compared.
-        tried = patch.object(kernels, "usable", lambda device: True), patch.object(quantisation, "check")
-        with fake(), tried[0], tried[1], patch.object(models, "plans_of", lambda *_: plans):
-            yield assemble(config, parts, DEVICE)
+        # On a device, a product in float8 is tried, whose values are compared.
+        with fake(), patch.object(quantisation, "check"), patch.object(models, "plans_of", lambda *_: plans):
+            yield assemble(config, parts, DEVICE, fused=True)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from workers.engine.tokenizer import ClipTokenizer
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel
     from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.autoencoders.vae import Decoder
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
     from transformers import CLIPTextModel
 
@@ -96,6 +97,31 @@ def pack_ends(net: "UNet2DConditionModel | ControlNetModel") -> None:
         transformer.end.weight, transformer.end.bias = (
             nn.Parameter(each.to(net.dtype), requires_grad=False) for each in (weight, bias)
         )
+
+
+def pack_upsamplers(net: "UNet2DConditionModel | Decoder") -> None:
+    """Make one 2x2 convolution of each doubling of a feature map and the 3x3 convolution after it: `phases`.
+
+    Doubled, each row is there twice, so two of the three rows that the convolution reads are equal: row 2i of its
+    output reads i - 1, i and i, and row 2i + 1 reads i, i and i + 1. With their weights added, which is done once, 4/9
+    of the operations are left. The even and odd rows and columns of the output, its phases, are channels. A second
+    call changes nothing.
+    """
+    for block in net.up_blocks:
+        for sampler in (each for each in block.upsamplers or () if not hasattr(each, "phases")):
+            conv = sampler.conv
+            weight = _phases(_phases(conv.weight.float(), 2), 4).flatten(0, 2).to(conv.weight.dtype)
+            sampler.phases = nn.Conv2d(conv.in_channels, len(weight), 2, padding=1, device="meta")
+            sampler.phases.weight, sampler.phases.bias = (
+                nn.Parameter(each, requires_grad=False)
+                for each in (weight.contiguous(memory_format=torch.channels_last), conv.bias.repeat(4))
+            )
+
+
+def _phases(weight: Tensor, dim: int) -> Tensor:
+    """The weights of two rows (or columns) that even ones of the output read, and those that odd ones read."""
+    first, middle, last = weight.split(1, dim)
+    return torch.stack([torch.cat([first, middle + last], dim), torch.cat([first + middle, last], dim)])
 
 
 def hint_embedding(controlnet: "ControlNetModel", image: Tensor) -> Tensor:

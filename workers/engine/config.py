@@ -133,7 +133,7 @@ class Speed:
     """The attention kernel; `auto` measures which is fastest for each shape, `sdpa` leaves the choice to torch. Where
     the kernel cannot be used, torch chooses too. Where OpenVINO runs the networks, this has no effect."""
     kernels: bool = True
-    """On a GPU, use Contour's own kernels for group norms, and fewer matrix products."""
+    """On a GPU, use Contour's own kernels for group norms, fewer matrix products and smaller convolutions."""
     beside: bool = True
     """Run the ControlNet beside the UNet's encoder, and the VAE beside other images' steps."""
     time_convolutions: bool = False

@@ -18,6 +18,7 @@ from workers.engine.conditioning import (
     hint_embedding,
     pack_ends,
     pack_projections,
+    pack_upsamplers,
     shift_widths,
     time_table,
 )
@@ -25,7 +26,7 @@ from workers.engine.config import EngineConfig, Sampler, Weights
 from workers.engine.denoiser import Denoiser, Guided, Layers, Passes
 from workers.engine.lora import fuse
 from workers.engine.model_checks import check_architecture, check_folders, check_vae, read_object, vae_class
-from workers.engine.networks import Attend
+from workers.engine.networks import Attend, has_pass, vae_image
 from workers.engine.plan import KeptPlans, Plans
 from workers.engine.quantisation import FLOAT8, quantise_networks
 from workers.engine.runtime import Faster, ModelFunctions
@@ -104,7 +105,7 @@ class Model:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels of final latents [C, h, w]: RGB uint8 [height, width, 3], on the device."""
-        return decode(self.vae, latents)
+        return decode(self.vae, latents, fused=self.fused)
 
     def functions(self, attend: Attend, mode: str | None) -> ModelFunctions:
         """The model's functions: by torch, with this attention. `faster` is what the model has, else torch.compile."""
@@ -133,10 +134,11 @@ def decoder_of(vae: "Vae") -> list[nn.Module]:
     return [module for name, module in vae.named_children() if name in ("post_quant_conv", "decoder")]
 
 
-def decode(vae: "Vae", latents: Tensor) -> Tensor:
+def decode(vae: "Vae", latents: Tensor, *, fused: bool = False) -> Tensor:
     """Decode final latents [C, h, w] with the VAE: RGB uint8 [height, width, 3]."""
-    scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
-    return to_pixels(vae.decode(scaled[None], return_dict=False)[0][0])
+    scaled = (latents / vae.config.scaling_factor).to(vae.dtype)[None]
+    image = vae_image(vae, scaled) if fused and has_pass(vae) else vae.decode(scaled, return_dict=False)[0]
+    return to_pixels(image[0])
 
 
 def to_pixels(decoded: Tensor) -> Tensor:
@@ -162,8 +164,10 @@ def dtype_of(config: EngineConfig, device: str) -> torch.dtype:
 
 
 @torch.no_grad()
-def assemble(config: EngineConfig, parts: Parts, device: str) -> Model:
+def assemble(config: EngineConfig, parts: Parts, device: str, *, fused: bool | None = None) -> Model:
     """Check the parts, move them to the device, and compute what stays the same.
+
+    `fused`: whether the passes use kernels of ours; if they are wanted and work on the device, unless told.
 
     Raises UnsupportedModelError, UnsupportedSamplerError and QuantisationError.
     """
@@ -172,11 +176,16 @@ def assemble(config: EngineConfig, parts: Parts, device: str) -> Model:
     for part in (parts.unet, parts.controlnet, parts.vae, parts.text_encoder):
         _freeze(part, device)
     networks = parts.unet, parts.controlnet
-    fused = config.speed.kernels and kernels.usable(torch.device(device))
+    if fused is None:
+        fused = config.speed.kernels and kernels.usable(torch.device(device))
     for network in networks:
         pack_projections(network)
         if fused and config.quantisation == "none":  # h and x, side by side, would have one scale
             pack_ends(network)
+    if fused:
+        pack_upsamplers(parts.unet)
+        if has_pass(parts.vae):
+            pack_upsamplers(parts.vae.decoder)
     quantise_networks(networks, config.quantisation, torch.device(device))
     encoder, tokens = TextEncoder(parts.text_encoder, *networks), Tokens(parts.tokenizer, config.prompt)
     place, dtype = torch.device(device), parts.unet.dtype

@@ -1,4 +1,4 @@
-"""The forward passes of Stable Diffusion's UNet and of its ControlNet, over the modules that diffusers loads.
+"""The forward passes of Stable Diffusion's networks, over the modules that diffusers loads.
 
 They read from top to bottom and leave out what does not change between steps: time projections, and keys and values of
 cross-attention, are computed once (`constants.py`) and passed in, one tensor per layer, in running order. Nothing waits
@@ -18,9 +18,10 @@ group_norm.cpp). So it copies its input, and the convolution after it copies onc
 So on CUDA the passes are `fused`: a group norm adds what it normalises, and activates it, in one or two kernels of our
 own (`kernels/group_norm.py`). For that, sums wait until they are read (`Sum`), and convolutions leave their bias to the
 next kernel. 1x1 convolutions are matrix products, whose kernels add the bias, and each transformer ends with a single
-one (`conditioning.pack_ends`).
+one (`conditioning.pack_ends`). What is enlarged has a smaller convolution (`conditioning.pack_upsamplers`). The VAE has
+a pass here only for all that; elsewhere diffusers' own does.
 
-Source of the architecture: diffusers 0.42, UNet2DConditionModel and ControlNetModel.
+Source of the architecture: diffusers 0.42, UNet2DConditionModel, ControlNetModel and AutoencoderKL.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,11 +36,13 @@ from torch.nn.functional import conv2d, gelu, interpolate, linear, scaled_dot_pr
 from workers.engine.kernels.group_norm import add_group_norm, group_norm
 
 if TYPE_CHECKING:
-    from diffusers import ControlNetModel, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
     from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.attention_processor import Attention
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
     from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D, CrossAttnUpBlock2D
+    from diffusers.models.upsampling import Upsample2D
     from torch.nn import GroupNorm
 
 
@@ -153,6 +156,28 @@ def unet_noise(
     return noise
 
 
+def vae_image(vae: "AutoencoderKL", latents: Tensor) -> Tensor:
+    """The VAE's decoder, always fused: the image [B, 3, 8h, 8w], from latents [B, C, h, w]."""
+    decoder, feed = vae.decoder, _LayerQueue(LayerInputs((), ()), attention, fused=True)
+    x = _conv(decoder.conv_in, latents if vae.post_quant_conv is None else vae.post_quant_conv(latents), feed)
+    first, *resnets = decoder.mid_block.resnets
+    x = _resnet(first, x, feed)
+    for module, resnet in zip(decoder.mid_block.attentions, resnets, strict=True):
+        x = _resnet(resnet, x if module is None else _self_attention(module, x, feed), feed)
+    for block in decoder.up_blocks:
+        for resnet in block.resnets:
+            x = _resnet(resnet, x, feed)
+        for sampler in block.upsamplers or ():
+            x = _upsampled(sampler, x.value(), [2 * side for side in x.x.shape[-2:]], feed)
+    image: Tensor = decoder.conv_out(_normalise(decoder.conv_norm_out, x, feed, activate=True, keep=False))
+    return image
+
+
+def has_pass(vae: "AutoencoderKL | AutoencoderTiny") -> bool:
+    """Whether `vae_image` computes what a VAE does."""
+    return set(vae.config.get("up_block_types", ())) == {"UpDecoderBlock2D"} and vae.config.act_fn == "silu"
+
+
 def _controlled(features: Tensor, residual: Tensor, scale: Tensor) -> Tensor:
     return features.addcmul(residual, _alike(scale, residual)[:, None, None, None])
 
@@ -251,8 +276,19 @@ def _up(block: "CrossAttnUpBlock2D", x: Sum, skips: list[Tensor], feed: _LayerQu
             x = _transformer(attention, x, feed)
     for sampler in block.upsamplers or ():
         # To the next skip's size, not to twice its own: odd sizes were rounded up on the way down.
-        x = _conv(sampler.conv, interpolate(x.value(), size=skips[-1].shape[-2:], mode="nearest"), feed)
+        x = _upsampled(sampler, x.value(), skips[-1].shape[-2:], feed)
     return x
+
+
+def _upsampled(module: "Upsample2D", x: Tensor, size: Sequence[int], feed: _LayerQueue) -> Sum:
+    """A feature map enlarged to a size, and the convolution of that."""
+    twice = [2 * side for side in x.shape[-2:]]
+    if not feed.fused or list(size) != twice:
+        return _conv(module.conv, interpolate(x, size=list(size), mode="nearest"), feed)
+    h = module.phases(x).unflatten(1, (2, 2, -1))  # [R, odd columns, odd rows, channels, h + 1, w + 1]
+    # Odd rows lie one place further than even ones, and so do odd columns. These are views: all is moved once.
+    h = h.unfold(4, 2, 1).diagonal(0, 2, 6).unfold(4, 2, 1).diagonal(0, 1, 6)  # [R, channels, h, w, row, column]
+    return Sum(_feature_map(h.permute(0, 2, 4, 3, 5, 1), *size))
 
 
 def _attentions(block: "CrossAttnDownBlock2D | CrossAttnUpBlock2D") -> "Sequence[Transformer2DModel | None]":
@@ -263,7 +299,8 @@ def _attentions(block: "CrossAttnDownBlock2D | CrossAttnUpBlock2D") -> "Sequence
 
 def _resnet(module: "ResnetBlock2D", x: Sum, feed: _LayerQueue) -> Sum:
     h = _conv(module.conv1, _normalise(module.norm1, x, feed, activate=True), feed)
-    h.shift = _alike(next(feed.shifts), h.x)
+    if module.time_emb_proj is not None:
+        h.shift = _alike(next(feed.shifts), h.x)
     h = _conv(module.conv2, _normalise(module.norm2, h, feed, activate=True, keep=False), feed)
     h.other = x.value() if module.conv_shortcut is None else _pointwise(module.conv_shortcut, x.value(), feed)
     return h
@@ -286,6 +323,14 @@ def _transformer(module: "Transformer2DModel", x: Sum, feed: _LayerQueue) -> Sum
     else:
         h = _pointwise(module.proj_out, _feature_map(_feed_forward(last, h), height, width), feed)
     return Sum(h, other=x.value())
+
+
+def _self_attention(module: "Attention", x: Sum, feed: _LayerQueue) -> Sum:
+    """The VAE's."""
+    tokens = _tokens(_normalise(module.group_norm, x, feed, activate=False))
+    queries, keys, values = (layer(tokens) for layer in (module.to_q, module.to_k, module.to_v))
+    h = module.to_out[0](feed.attend(queries, keys, values, module.heads))
+    return Sum(_feature_map(h, *x.x.shape[-2:]), other=x.value())
 
 
 def _attended(block: "BasicTransformerBlock", x: Tensor, feed: _LayerQueue) -> Tensor:

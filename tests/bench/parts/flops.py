@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from workers.engine import kernels
 from workers.engine.conditioning import TEXT_TOKENS
 from workers.engine.config import EngineConfig, rows_of
 from workers.engine.denoiser import StepInputs
@@ -46,7 +47,8 @@ def of_engine(config: EngineConfig, parts: Parts, side: int) -> Flops:
     """As the engine computes it: its own passes on the same shapes."""
     unet, controlnet, vae, text_encoder = _shadows(parts)
     shadows = replace(parts, unet=unet, controlnet=controlnet, vae=vae, text_encoder=text_encoder)
-    model = assemble(config, shadows, "meta")
+    fused = config.speed.kernels and kernels.usable(parts.unet.device)
+    model = assemble(config, shadows, "meta", fused=fused)
     inputs = _inputs(model, rows_of(config.guidance_scale), side)
     step = model.functions(attention, None).predict(SideStream(None))
     prompt = model.tokens.positive("a prompt").tokens

@@ -18,6 +18,7 @@ from workers.engine.conditioning import (
     keys_values_widths,
     pack_ends,
     pack_projections,
+    pack_upsamplers,
     shift_widths,
     time_table,
 )
@@ -38,6 +39,7 @@ def _packed_and_without_gradients() -> Any:
         for net in (demo.parts().unet, demo.parts().controlnet):
             pack_projections(net)
             pack_ends(net)
+        pack_upsamplers(demo.parts().unet)
         yield
 
 
@@ -201,6 +203,7 @@ def test_linear_projections_as_in_stable_diffusion_2_are_covered(fused: bool) ->
     check_architecture(unet.config, controlnet.config, 16)
     pack_projections(unet)
     pack_ends(unet)
+    pack_upsamplers(unet)
     assert_the_unet_is_diffusers(unet, controlnet, random(IMAGES, 77, 16), fused=fused)
 
 

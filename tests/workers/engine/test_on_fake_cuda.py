@@ -24,7 +24,7 @@ from tests.workers.engine.fake_cuda import (
 from workers.engine import codec
 from workers.engine import model as models
 from workers.engine.batch import Batch, BatchShape, JoiningImage
-from workers.engine.conditioning import pack_ends, pack_projections
+from workers.engine.conditioning import pack_ends, pack_projections, pack_upsamplers
 from workers.engine.config import EngineConfig, Sampler, Speed, rows_of
 from workers.engine.contract import StepProgress
 from workers.engine.engine import DiffusionEngine
@@ -44,6 +44,7 @@ VIEWS = {"select", "permute", "view"}
 ACTIVATION = 60_000  # elements: the smallest that networks make for an image are larger, its time projections smaller
 TRANSFORMERS = 7  # of the ControlNet, with two attentions each
 GROUP_NORMS = 61 + 27  # of the UNet and the ControlNet
+VAE_GROUP_NORMS = 30  # of its decoder
 
 
 @pytest.fixture(scope="module")
@@ -186,12 +187,25 @@ def test_with_our_kernels_nothing_does(model: Model) -> None:
     with fake_cuda():
         for network in (model.unet, model.controlnet):
             pack_ends(network)
+        pack_upsamplers(model.unet)
     calls = step(replace(model, fused=True), 7.5, 1)
     assert_on_the_gpu_in_half_precision(calls)
     assert sum(call.name in ("group_norm", "add_group_norm") for call in calls) == GROUP_NORMS
     assert not any("native_group_norm" in call.name or _is_group_norms(call) for call in calls)
     assert all(layout_kept(x) for _, x in images(calls))
     assert all(layout_kept(x) for call in calls if call.name == "convolution" for x in (call.took[0], call.made[0]))
+
+
+def test_nor_in_the_vae(model: Model) -> None:
+    with fake_cuda():
+        pack_upsamplers(model.vae.decoder)
+    with fake_cuda() as calls:
+        replace(model, fused=True).decode(torch.zeros(4, SIDE, SIDE, device=DEVICE))
+    assert sum(call.name in ("group_norm", "add_group_norm") for call in calls) == VAE_GROUP_NORMS
+    assert not any("native_group_norm" in call.name or _is_group_norms(call) for call in calls)
+    assert all(layout_kept(x) for _, x in images(calls))
+    convolutions = [call for call in calls if call.name == "convolution" and activation(call.made[0])]
+    assert all(layout_kept(x) for call in convolutions[1:] for x in (call.took[0], call.made[0]))
 
 
 def test_the_text_encoder_runs_the_same_operators_whether_it_is_recorded_or_not(

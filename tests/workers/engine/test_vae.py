@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from tests.workers.engine import demo
+from workers.engine.conditioning import pack_upsamplers
 from workers.engine.config import EngineConfig, Weights
 from workers.engine.engine import DiffusionEngine
 from workers.engine.model import assemble, decode, read
 from workers.engine.model_checks import UnsafeModelError, UnsupportedModelError
+from workers.engine.networks import has_pass, vae_image
 from workers.engine.preview import fit
 from workers.engine.runtimes import export, openvino_files, sessions
 from workers.engine.runtimes import files as onnx_files
@@ -111,6 +113,38 @@ def test_other_runtimes_compute_the_same(config: EngineConfig, tmp_path: Path) -
         tmp_path / "vae.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     assert np.abs(by_openvino([latents.numpy()])[0].astype(int) - expected.numpy()).max() <= 1
+
+
+OTHERS: dict[str, Callable[[], Any]] = {
+    "KL, no attention": partial(kl, mid_block_add_attention=False),
+    "KL, attention at all levels": partial(kl, up_block_types=("AttnUpDecoderBlock2D",) * 4),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [*KINDS, *OTHERS])
+def test_with_our_kernels_it_decodes_the_same(name: str) -> None:
+    """On a CPU, our operators run their definition by torch."""
+    torch.manual_seed(0)
+    vae, latents = (KINDS | OTHERS)[name]().eval(), torch.randn(4, 6, 5)
+    assert has_pass(vae) == (name in {"KL", "KL, no post_quant_conv", "KL, no attention"})
+    if has_pass(vae):
+        pack_upsamplers(vae.decoder)
+        expected = vae.decode(latents[None], return_dict=False)[0]
+        assert demo.relative_error(vae_image(vae, latents[None]), expected) <= 1e-5
+    assert (decode(vae, latents, fused=True).int() - decode(vae, latents).int()).abs().max() <= 1
+
+
+@torch.no_grad()
+def test_that_pass_is_compiled_whole() -> None:
+    vae, latents = kl().eval(), torch.randn(4, 6, 5)
+    pack_upsamplers(vae.decoder)
+
+    def fused(latents: torch.Tensor) -> torch.Tensor:
+        return decode(vae, latents, fused=True)
+
+    compiled = torch.compile(fused, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(latents), fused(latents))
 
 
 def test_converted_networks_belong_to_it(config: EngineConfig, tmp_path: Path) -> None:
