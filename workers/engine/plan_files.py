@@ -4,6 +4,7 @@ There is a file for each sampler with its options, and for each version of diffu
 """
 
 import logging
+import os
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _VERSION = 1
 _MOST_STEPS = 64  # that are kept; requests for more are rare, and each such file would be large
+_MOST_FILES = 8  # of a model: a new one with each sampler, with each of its options, and with each diffusers
 _DAMAGED = (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
 _LAYOUT = "layout"
 
@@ -50,12 +52,14 @@ def keep(plans: Plans, sampler: Sampler, base: Mapping[str, Any], folder: Path) 
     written = BytesIO()
     np.savez_compressed(written, **arrays)
     replace_file(path_in(folder, sampler, base), written.getvalue())
+    _delete_old(folder)
 
 
 def kept(sampler: Sampler, base: Mapping[str, Any], folder: Path) -> KeptPlans | None:
     """The layout, and the plans by number of steps, if there is a sound file with the configured number."""
+    path = path_in(folder, sampler, base)
     try:
-        content = BytesIO(path_in(folder, sampler, base).read_bytes())
+        content = BytesIO(path.read_bytes())
         with np.load(content, allow_pickle=False) as file:
             arrays = dict(file)
         layout = HistoryLayout(*map(int, arrays.pop(_LAYOUT)))
@@ -67,7 +71,16 @@ def kept(sampler: Sampler, base: Mapping[str, Any], folder: Path) -> KeptPlans |
     except _DAMAGED as error:
         log.info("No plans of %s are kept: %s", sampler.name, error)
         return None
+    with suppress(OSError):  # a folder that is only read
+        os.utime(path)
     return (layout, plans) if sampler.steps in plans else None
+
+
+def _delete_old(folder: Path) -> None:
+    """Delete the files that were used least recently, but for a few. Raises OSError."""
+    files = sorted(folder.glob("plans-*.npz"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in files[_MOST_FILES:]:
+        file.unlink(missing_ok=True)
 
 
 def _value(array: Any) -> Tensor | int:

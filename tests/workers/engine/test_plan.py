@@ -1,13 +1,16 @@
 """Plans for different numbers of steps, and their common layout."""
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from tests.workers.engine.test_sampler import SD15
+from workers.engine import plan_files
 from workers.engine.config import Sampler
 from workers.engine.contract import BadOptionError
 from workers.engine.model import make_scheduler, plans_of
@@ -116,3 +119,15 @@ def test_the_configured_plan_is_the_samplers_matrix() -> None:
     expected = sampler_matrix(make_scheduler(Sampler(steps=4), SD15))
     assert torch.equal(found.weights[:, : found.calls], expected.weights[:, found.noises :].float())
     assert torch.equal(found.timesteps, expected.timesteps)
+
+
+def test_of_kept_plans_the_files_that_were_used_last_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_files, "_MOST_FILES", 2)
+    samplers = [Sampler(steps=steps, max_steps=steps) for steps in (2, 3, 4)]
+    for age, sampler in enumerate(samplers):
+        plan_files.keep(plans_of(sampler, SD15), sampler, SD15, tmp_path)
+        if age == 1:
+            for each in samplers[:2]:
+                os.utime(plan_files.path_in(tmp_path, each, SD15), (1000, 1000))
+            assert plan_files.kept(samplers[0], SD15, tmp_path) is not None
+    assert [plan_files.kept(each, SD15, tmp_path) is not None for each in samplers] == [True, False, True]
