@@ -95,6 +95,7 @@ class Batch:
         self._running: dict[int, StepProgress] = {}  # by slot, as the host counts
         self._estimates: dict[int, Tensor | None] = {}  # by slot, as in its schedule
         self._chosen: dict[int, Sequence[int]] = {}  # bucket -> slots that the device was last given
+        self._side_by_side: dict[int, slice | None] = {}  # bucket -> the chosen entries, if they can be read in place
         self._used: set[int] = set()  # buckets that images ran in
 
     def __len__(self) -> int:
@@ -220,6 +221,7 @@ class Batch:
             entries = [*slots, *[self._shape.slots] * (bucket - len(slots))]
             self._buffers.chosen[bucket].copy_(upload(torch.tensor(entries), self._model.device))
             self._chosen[bucket] = slots
+            self._side_by_side[bucket] = self._in_place(entries)
 
     def _do_without(self, bucket: int, error: torch.OutOfMemoryError) -> None:
         """Free memory, or else run smaller buckets from now on. Raises the error when there is no smaller one."""
@@ -234,7 +236,7 @@ class Batch:
     def _step(self, bucket: int, predict: Predict) -> None:
         """One step of the chosen entries. The host takes no part: this is what a graph records."""
         chosen = self._buffers.chosen[bucket]
-        self._scatter(chosen, predict(self._gather(chosen)))
+        self._scatter(chosen, predict(self._gather(chosen, self._side_by_side.get(bucket))))
 
     def _padding(self, bucket: int) -> StepInputs:
         return self._gather(torch.full((bucket,), self._shape.slots, device=self._model.device))
@@ -248,17 +250,29 @@ class Batch:
         inputs.guidance_scale.fill_(_TRIAL_GUIDANCE)
         return inputs
 
-    def _gather(self, chosen: Tensor) -> StepInputs:
-        buffers, dtype = self._buffers, self._model.dtype
+    def _in_place(self, entries: Sequence[int]) -> slice | None:
+        """The entries as a slice, if they are neighbours and the host takes part in each step.
+
+        All but the networks of a step of the small model took 0.31 ms with copies of history, text and hint, and takes
+        0.08 ms without.
+        """
+        if self._model.device.type != "cpu" or self.graphs.recorded:
+            return None
+        first, end = entries[0], entries[0] + len(entries)
+        return slice(first, end) if list(entries) == [*range(first, end)] else None
+
+    def _gather(self, chosen: Tensor, in_place: slice | None = None) -> StepInputs:
+        """The inputs of the chosen entries; with `in_place` parts of the buffers, which nothing may change."""
+        buffers, dtype, rows = self._buffers, self._model.dtype, chosen if in_place is None else in_place
         step = buffers.step[chosen]
-        history, weights = buffers.history[chosen], buffers.weights[chosen, step]
+        history, weights = buffers.history[rows], buffers.weights[chosen, step]
         latents = torch.bmm(weights[:, None], history.flatten(2)).view(-1, *history.shape[2:])
         guidance, control, inverse_temperature = buffers.scales[chosen].unbind(1)
         return StepInputs(
             latents.to(dtype, memory_format=torch.channels_last),
             buffers.times[chosen, step],
-            buffers.text[chosen],
-            buffers.hint[chosen],
+            buffers.text[rows],
+            buffers.hint[rows],
             control.to(dtype),
             guidance,
             inverse_temperature.to(dtype),

@@ -146,6 +146,11 @@ class Graphs:
     def trials(self) -> Trials:
         return self._context.trials
 
+    @property
+    def recorded(self) -> bool:
+        """Whether work is recorded, if possible."""
+        return self._context.recorder is not None
+
     def make_room(self) -> bool:
         return self._context.make_room()
 
