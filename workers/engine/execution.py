@@ -5,7 +5,7 @@ are made when the first such image comes, and dropped when they take too much me
 """
 
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -173,6 +173,7 @@ class ExecutionManager:
         self._compile_stream = torch.cuda.Stream(model.device) if self._on_cuda else None
         self._compile_side = self._side_stream()
         self._compiler = Compiler(self._compile, lock, self._fallbacks, one_worker_at_a_time)
+        self._later: deque[Target] = deque()  # to be compiled when nothing else is to be done
         rows = rows_of(config.guidance_scale)
         self.shape = BatchShape(config.slots, rows, buckets(config.slots, exact=recorder is None))
         self._schedules = lru_cache(_KEPT_SCHEDULES)(self._make_schedule)
@@ -213,12 +214,17 @@ class ExecutionManager:
         return self._by_torch and self._recorder is None and not self._on_cuda
 
     def start_compiling(self) -> None:
-        """Compile the networks for the configured sizes in the background, for single images first."""
+        """Compile the networks for the configured sizes in the background, for single images first.
+
+        What also compiles what is used takes the cores that images need: there the rest waits for that, or until
+        nothing runs.
+        """
         if self._faster is not None:
             first, *others = self.shape.buckets
             for part in (first, None, *others):
+                at_once = part not in others or not self._faster.everywhere
                 for size in self._sizes():
-                    self._compiler.ask((size, part))
+                    (self._compiler.ask if at_once else self._later.append)((size, part))
 
     def upgrade(self) -> Iterator[Target]:
         """Switch to what has been compiled, and yield it. To be called between steps.
@@ -238,6 +244,8 @@ class ExecutionManager:
             for size, space in self.spaces.latest():
                 for part in space.plain_parts():
                     self._compiler.ask((size, part))
+        if self._later and self._compiler.idle() and not any(self.spaces.busy()):
+            self._compiler.ask(self._later.popleft())
 
     def _take_over(self, target: Target) -> bool:
         """Switch to a compiled target. False where its workspace is gone, or where that is slower."""
@@ -270,7 +278,7 @@ class ExecutionManager:
 
     def all_compiled(self) -> bool:
         """Return whether everything that should be compiled is in use, slower or given up."""
-        return self._compiler.idle()
+        return not self._later and self._compiler.idle()
 
     def keys_values(self, tokens: tuple[int, ...]) -> Tensor:
         """Keys and values of a prompt [77, total]. Read only."""

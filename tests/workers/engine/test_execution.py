@@ -1,19 +1,20 @@
 """Graphs, sizes and streams in the engine: the images stay the same."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.workers.engine import demo
 from tests.workers.engine.demo import CONFIG, relative_error
 from tests.workers.engine.recorder import recorder
 from tests.workers.engine.three import ALIKE, FOUR, alone, assert_alike, engine, speed, together
-from workers.engine.denoiser import Denoiser, Passes
+from workers.engine.denoiser import Denoiser, Passes, StepInputs
 from workers.engine.engine import DiffusionEngine
 from workers.engine.execution import buckets
 from workers.engine.model import assemble
@@ -232,3 +233,74 @@ def test_the_controlnet_is_joined_even_when_memory_gives_out() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         denoiser(torch.zeros(1), NOTHING, NO_CONTROL)
     assert order == ["fork", "join"]
+
+
+def test_what_does_not_change_is_read_where_it_is_if_the_slots_are_neighbours() -> None:
+    read: list[StepInputs] = []
+
+    def watched(plain: ModelFunctions) -> ModelFunctions:
+        def predict(side: Any) -> Any:
+            networks = plain.predict(side)
+
+            def watching(inputs: StepInputs) -> Tensor:
+                read.append(inputs)
+                return networks(inputs)
+
+            return watching
+
+        return replace(plain, predict=predict)
+
+    def in_place(*slots: int) -> bool:
+        made_by = engine(FOUR, change=watched)
+        for slot in slots:
+            made_by.admit(slot, made_by.prepare(demo.task(slot)))
+        latents = {slot: demo.run(made_by, slot) for slot in slots}
+        assert_alike(latents, {slot: alone()[slot] for slot in slots})
+        buffers, (first, *_) = made_by._execution.spaces.of((8, 8)).batch._buffers, slots
+        return read[-1].text.is_set_to(buffers.text[first : first + len(slots)])
+
+    assert in_place(2)
+    assert in_place(1, 2)
+    assert not in_place(2, 1)
+    assert not in_place(0, 2)
+
+
+class Everywhere:
+    """Makes functions that are as fast as the plain ones, for sizes and batches in use first."""
+
+    automatic = everywhere = True
+
+    def __init__(self, plain: ModelFunctions) -> None:
+        self._plain = plain
+
+    def prepare(self) -> None:
+        pass
+
+    def functions(self) -> ModelFunctions:
+        return self._plain
+
+    def compiling(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    trying = compiling
+
+
+def test_batches_are_compiled_when_they_are_used_or_when_nothing_runs() -> None:
+    made_by = engine(CONFIG, change=lambda plain: replace(plain, faster=Everywhere(plain)))
+    made_by.warm_up()
+
+    def asked() -> set[int | None]:
+        return {part for _, part in made_by._execution._compiler._asked}
+
+    made_by.admit(0, made_by.prepare(demo.task(0)))
+    for _ in range(2):
+        made_by.step()
+    assert asked() == {1, None}
+    made_by.admit(1, made_by.prepare(demo.task(1)))
+    for _ in range(2):
+        made_by.step()
+    assert asked() == {1, None, 2}
+    assert_alike({slot: demo.run(made_by, slot) for slot in range(2)}, {slot: alone()[slot] for slot in range(2)})
+    assert made_by.wait_until_compiled(600)
+    assert asked() == {1, None, 2, 3}
+    assert made_by.status().fallbacks == ()
