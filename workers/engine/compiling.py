@@ -7,7 +7,7 @@ all workers of a machine one compiles at a time: the next finds most of its kern
 A compiled function replaces the plain one only when it is proven (`Upgradable`). Everything that can fail comes first:
 the compiled function runs in the thread that will use it, its result is compared with the plain one's, it is recorded,
 and the recording is replayed. Then both are timed, as they will run. Only then is anything changed: not where the
-compiled function is slower, as OpenVINO's float32 VAE is with a small model. It is removed again if it fails later.
+compiled function is slower. It is removed again if it fails later.
 """
 
 import fcntl

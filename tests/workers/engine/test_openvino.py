@@ -35,7 +35,8 @@ from workers.engine.model import Model
 from workers.engine.runtimes import openvino_files as files
 from workers.engine.runtimes.export import graphs
 from workers.engine.runtimes.files import GRAPHS, RuntimeProblem
-from workers.engine.runtimes.openvino import OpenVino, OpenVinoModel
+from workers.engine.runtimes.openvino import OpenVino, OpenVinoModel, _Bound
+from workers.engine.runtimes.openvino_graphs import read
 from workers.engine.trials import COMPILING, Trials
 
 CONFIG = replace(
@@ -349,6 +350,25 @@ def test_another_sampler_is_planned_by_diffusers_and_kept(converter: Converter) 
     for steps in (3, 5):
         assert torch.equal(plans[0].of(steps).weights, plans[1].of(steps).weights)
     assert plans[0].layout == plans[1].layout
+
+
+def test_an_input_is_copied_only_when_it_has_changed() -> None:
+    own, given = torch.zeros(2), torch.ones(4)
+    neither: Any = None
+    bound = _Bound(neither, neither, [own])
+
+    def copied(tensor: Tensor) -> bool:
+        own.fill_(-1)
+        bound.copy(0, tensor)
+        return torch.equal(own, tensor)
+
+    assert copied(given[:2])
+    assert not copied(given[:2])
+    assert copied(given[2:])
+    assert copied(given[:2])
+    given[3] = 5  # elsewhere in the same buffer
+    assert copied(given[:2])
+    assert copied(given[:2].clone())
 
 
 def test_a_size_that_is_dropped_and_made_again_is_compiled_again(folder: Path) -> None:
@@ -701,6 +721,26 @@ def test_a_conversion_is_proven_by_torch(folder: Path, name: str) -> None:
     files.prove(folder / f"{name}.xml", call)
     with pytest.raises(WrongResultError):
         files.prove(folder / f"{name}.xml", files.Call(call.inputs, call.output.flip(-1)))
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 5, 7), (2, 8, 35)])
+def test_group_norms_of_the_vae_are_torchs(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """In float32 those of feature maps are written out. The mean is far from zero: sums of squares would not do."""
+    ov = files.openvino()
+    from openvino import opset13 as ops
+
+    weight, bias = torch.randn(2, 8)
+    x = ops.parameter([-1, 8, *[-1] * len(shape[2:])], ov.Type.f32)
+    norm = ops.group_normalization(x, weight.numpy(), bias.numpy(), 4, 1e-5)
+    ov.save_model(ov.Model([norm], [x]), tmp_path / "vae.xml", compress_to_fp16=False)
+    given, core = 30 + torch.randn(shape) / 10, ov.Core()
+    expected = torch.nn.functional.group_norm(given, 4, weight, bias, 1e-5)
+    for dtype in DTYPES:
+        model = read(core, tmp_path / "vae.xml", dtype)
+        kinds = {node.get_type_name() for node in model.get_ops()}
+        assert ("GroupNormalization" in kinds) == (dtype == "bfloat16" or len(shape) == 3)
+        actual = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([given.numpy()])[0]
+        assert relative_error(torch.from_numpy(actual), expected) <= EQUAL
 
 
 @pytest.mark.slow
