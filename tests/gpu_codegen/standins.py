@@ -68,8 +68,6 @@ def _stand_ins(gpu: Gpu) -> Iterator[StandIn]:
     yield StandIn(f"{fakes}:FakeTensorMode", "avoid_device_init", True, first)
     cudnn = "for a fake convolution torch asks the backend that it would choose, which here is none of CUDA's"
     yield StandIn("torch._C", "_conv_determine_backend_memory_format", _as_cudnn, cudnn)
-    method = "its binding selects the device before it asks whether the tensor is fake"
-    yield StandIn("torch:Tensor", "contiguous", _contiguous, method)
     random = "the state of the device's random numbers is kept while code is generated"
     yield StandIn("torch.cuda", "get_rng_state", always(torch.zeros(16, dtype=torch.uint8)), random)
     yield StandIn("torch.cuda", "set_rng_state", always(None), random)
@@ -92,11 +90,6 @@ def _as_cudnn(images: Tensor, weight: Tensor, backend: object) -> torch.memory_f
     """Channels last where either input is, as cudnn_conv_suggest_memory_format in ATen/native/ConvUtils.h."""
     either = any(x.is_contiguous(memory_format=torch.channels_last) for x in (images, weight))
     return torch.channels_last if either else torch.contiguous_format
-
-
-def _contiguous(x: Tensor, *, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-    copied: Tensor = torch.ops.aten.contiguous(x, memory_format=memory_format)
-    return copied
 
 
 def _properties(gpu: Gpu) -> SimpleNamespace:
