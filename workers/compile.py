@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from socket import socket
@@ -27,6 +27,7 @@ from workers.document import SettingsError
 from workers.engine.config import EngineConfig
 from workers.engine.contract import EngineStatus
 from workers.engine.runtimes.files import RuntimeProblem
+from workers.engine.trials import COMPILING
 from workers.engine.weights import MissingWeightsError, absent
 from workers.machine import available_cores
 from workers.nvml import Nvml
@@ -34,6 +35,8 @@ from workers.process import LAST_REPORTS, SPAWN, Child, ProcessExit
 from workers.shared_memory import SlotLayout, SlotMemory
 from workers.worker import exit_with
 from workers.worker_main import WorkerSetup, start
+
+SILENCE_S = 2 * 3600.0  # without a trial that begins or ends: the process gives a compiler up after half of this
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,10 @@ def _setups(engine: EngineConfig, workers: WorkersConfig) -> list[CompilerSetup]
 def _compile_for(setup: CompilerSetup) -> int:
     began = time.monotonic()
     status, end = _run(setup)
+    while status is None and (new := frozenset(end.tried) - setup.without) and COMPILING not in new:
+        print(f"{setup.device.id}: {end.reason}, while it tried {' and '.join(end.tried)}; without it", file=sys.stderr)
+        setup = replace(setup, without=setup.without | new)  # as workers do that are restarted
+        status, end = _run(setup)
     if status is None:
         tried = f", while it tried {' and '.join(end.tried)}" if end.tried else ""
         print(f"{setup.device.id}: not compiled: {end.reason}{tried}", file=sys.stderr)
@@ -110,7 +117,10 @@ def _run(setup: CompilerSetup) -> tuple[EngineStatus | None, ProcessExit]:
     child, status, ended = Child(SPAWN, setup, memory), None, False
     try:
         while not ended:
-            ended = child.sentinel in wait([child.channel, child.sentinel])
+            ready = wait([child.channel, child.sentinel], SILENCE_S)
+            ended = child.sentinel in ready
+            if not ready:
+                child.kill()
             for report in child.reports(LAST_REPORTS):
                 status = report.status if isinstance(report, StatusChanged) else status
     except BaseException:

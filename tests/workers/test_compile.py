@@ -6,7 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import fields
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,11 @@ from workers.channel import StatusChanged, Trying, send
 from workers.compile import CompilerSetup
 from workers.engine.contract import EngineStatus
 from workers.engine.runtimes import openvino_files as files
-from workers.engine.trials import COMPILING
+from workers.engine.trials import COMPILING, attention
 from workers.shared_memory import SlotMemory
 
 DEMO = ROOT / "configs/demo.yaml"
+KERNEL = attention("cudnn")
 
 
 def compiled(config: Path, **settings: object) -> subprocess.CompletedProcess[str]:
@@ -79,6 +83,23 @@ def crash(setup: CompilerSetup, channel: socket.socket, memory: SlotMemory) -> N
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
+def crash_of_a_kernel(setup: CompilerSetup, channel: socket.socket, memory: SlotMemory) -> None:
+    if KERNEL in setup.without:
+        say(setup, channel, memory)
+    send(channel, Trying((KERNEL,)))
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def crash_of_a_kernel_for_ever(setup: CompilerSetup, channel: socket.socket, memory: SlotMemory) -> None:
+    send(channel, Trying((KERNEL,)))
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def hang(setup: CompilerSetup, channel: socket.socket, memory: SlotMemory) -> None:
+    send(channel, Trying((COMPILING,)))
+    time.sleep(3600)
+
+
 def say(setup: CompilerSetup, channel: socket.socket, memory: SlotMemory) -> None:
     send(channel, StatusChanged(EngineStatus(graphs=(("steps compiled", 4),))))
     os._exit(0)
@@ -90,25 +111,87 @@ class Crashing(CompilerSetup):
         return crash
 
 
+class CrashingOfAKernel(CompilerSetup):
+    @property
+    def main(self) -> Any:
+        return crash_of_a_kernel
+
+
+class AlwaysCrashing(CompilerSetup):
+    @property
+    def main(self) -> Any:
+        return crash_of_a_kernel_for_ever
+
+
+class Hanging(CompilerSetup):
+    @property
+    def main(self) -> Any:
+        return hang
+
+
 class Saying(CompilerSetup):
     @property
     def main(self) -> Any:
         return say
 
 
-def test_one_device_whose_compiler_crashes_does_not_keep_the_others_from_theirs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run the command with a process of each kind, for a device each; its exit code."""
     monkeypatch.setenv("CONTOUR_WORKERS__CACHE", str(tmp_path))
     setups = command._setups
 
-    def two(*arguments: Any) -> list[CompilerSetup]:
-        (real,) = setups(*arguments)
-        values = {field.name: getattr(real, field.name) for field in fields(real)}
-        return [Crashing(**values), Saying(**values)]
+    def run(*kinds: type[CompilerSetup]) -> int:
+        def of_each_kind(*arguments: Any) -> list[CompilerSetup]:
+            (real,) = setups(*arguments)
+            values = {field.name: getattr(real, field.name) for field in fields(real)}
+            return [kind(**values) for kind in kinds]
 
-    monkeypatch.setattr(command, "_setups", two)
-    assert command.main([str(DEMO)]) == 1
+        monkeypatch.setattr(command, "_setups", of_each_kind)
+        return command.main([str(DEMO)])
+
+    return run
+
+
+def test_one_device_whose_compiler_crashes_does_not_keep_the_others_from_theirs(
+    played: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert played(Crashing, Saying) == 1
     printed = capsys.readouterr()
     assert printed.err == f"cpu0: not compiled: killed by SIGSEGV, while it tried {COMPILING}\n"
     assert printed.out.startswith("cpu0: 4 steps compiled, no fallback; in ")
+
+
+def test_what_a_worker_would_do_without_after_a_crash_it_does_without(
+    played: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert played(CrashingOfAKernel) == 0
+    printed = capsys.readouterr()
+    assert printed.err == f"cpu0: killed by SIGSEGV, while it tried {KERNEL}; without it\n"
+    assert printed.out.startswith("cpu0: 4 steps compiled, ")
+
+
+def test_a_crash_that_comes_without_it_too_is_the_last(
+    played: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert played(AlwaysCrashing) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"cpu0: killed by SIGSEGV, while it tried {KERNEL}; without it",
+        f"cpu0: not compiled: killed by SIGSEGV, while it tried {KERNEL}",
+    ]
+
+
+def test_a_process_that_hangs_is_ended(
+    played: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard = list[Any]()
+
+    def wait(objects: Any, timeout: float) -> list[Any]:
+        assert timeout == command.SILENCE_S
+        ready = connection.wait(objects, 0.1 if heard else timeout)
+        heard.extend(ready)
+        return ready
+
+    monkeypatch.setattr(command, "wait", wait)
+    assert played(Hanging) == 1
+    assert capsys.readouterr().err == f"cpu0: not compiled: killed by SIGKILL, while it tried {COMPILING}\n"
