@@ -22,7 +22,7 @@ from workers.engine.config import EngineConfig
 from workers.engine.contract import Task
 from workers.engine.kernel_probe import CACHE
 from workers.engine.runtimes import openvino_files
-from workers.engine.trials import COMPILING, GRAPHS
+from workers.engine.trials import COMPILING, GRAPHS, GROUP_NORM
 from workers.jobs import JobResult
 from workers.pool import Pool
 from workers.shared_memory import SlotLayout
@@ -137,6 +137,16 @@ async def test_one_that_dies_of_graphs_and_then_of_compiled_networks_is_followed
         await until(lambda: fallbacks(pool) == {CRASHED: 1, f"{GRAPHS}: off after a crash": 1})
         await made(pool)
         assert restarts(pool) == 2
+
+
+async def test_one_that_dies_of_kernels_of_ours_is_followed_by_one_with_torchs_and_all_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(dying.KERNELS, "1")
+    async with serving("works", monkeypatch, tmp_path) as pool:
+        await until(lambda: compiled(pool) == 2)
+        await made(pool)
+        assert (restarts(pool), fallbacks(pool)) == (1, {f"{GROUP_NORM}: off after a crash": 1})
 
 
 async def test_compiled_networks_that_kill_two_processes_in_a_row_in_service_are_not_used_again(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from workers.engine.config import EngineConfig
 from workers.engine.contract import Engine
-from workers.engine.trials import COMPILING, Trials
+from workers.engine.trials import COMPILING, GROUP_NORM, Trials
 from workers.engine.weights import read_ahead
 from workers.logs import timed
 
@@ -35,6 +35,8 @@ def _whole(config: EngineConfig, device: str, trials: Trials | None) -> Engine[A
 
         return EchoEngine(config)
     trials = trials or Trials()
+    if GROUP_NORM in trials.without:
+        config = replace(config, speed=replace(config.speed, kernels=False))
     runtime = config.runtime_on(cuda=device.startswith("cuda"))
     converted = runtime == "openvino" and COMPILING not in trials.without and _is_converted(config)
     if runtime != "onnxruntime" and not converted:

@@ -2,8 +2,8 @@
 
 Which kernel is fastest depends on the device, the number of tokens, the head size, the batch, and the versions of
 torch, cuDNN and xformers. So each shape is measured when it first occurs, unless a graph is being captured or traced:
-warm up with every shape. The choice may differ between batch sizes, so an image depends on the size of its batch, in
-the last bits of its arithmetic.
+warm up with every shape. `choices.py` keeps the result for other processes. The choice may differ between batch sizes,
+so an image depends on the size of its batch, in the last bits of its arithmetic.
 
 torch's kernels are called by their own operators, not through `scaled_dot_product_attention` under `sdpa_kernel`, which
 sets flags of the whole process: a captured or compiled step keeps its operator, whatever the flags are when it runs.
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from workers.engine import kernel_probe
+from workers.engine.choices import Choices
 from workers.engine.compiling import check
 from workers.engine.config import AttentionKernel
 from workers.engine.graphs import Fallbacks
@@ -101,6 +102,12 @@ _CANDIDATES = (
     _XFORMERS,
     Kernel("math", _operator("_scaled_dot_product_attention_math"), keeps_scores=True),
 )
+# What lets torch choose a kernel. "math" is not among them: it is what torch takes where it may take nothing else.
+_CHOSEN_BY_TORCH: dict[str, Callable[[bool], None]] = {
+    "flash": torch.backends.cuda.enable_flash_sdp,
+    "cudnn": torch.backends.cuda.enable_cudnn_sdp,
+    "efficient": torch.backends.cuda.enable_mem_efficient_sdp,
+}
 
 
 def kernels(
@@ -111,8 +118,11 @@ def kernels(
 ) -> tuple[Kernel, ...]:
     """The kernels to choose from on a device. Missing ones are logged, and `note` is called for those that fail.
 
-    `wanted` selects a single one, `without` excludes some. If none remains, as on a CPU, torch chooses (`PLAIN`).
+    `wanted` selects a single one, `without` excludes some, from torch's own choice too. If none remains, as on a CPU,
+    torch chooses (`PLAIN`).
     """
+    for name in _CHOSEN_BY_TORCH.keys() & set(without):  # the text encoder and the VAE always leave it to torch
+        _CHOSEN_BY_TORCH[name](False)
     candidates = [each for each in _CANDIDATES if wanted in ("auto", each.name) and each.name not in without]
     missing = {each.name: why for each in candidates if (why := _missing(each.name, device))}
     failed = {_XFORMERS.name} & missing.keys() if device.type == "cuda" and _is_installed(_XFORMERS.name) else set()
@@ -182,7 +192,7 @@ class Attention:
     """Scaled dot-product attention by the kernel that was fastest for its shape.
 
     For one engine, with one dtype and one thread. `timer` returns the seconds that a call of its argument keeps the
-    device busy. `note` is called where no kernel can be used.
+    device busy. `note` is called where no kernel can be used. Where a choice was `kept`, that kernel alone is tried.
     """
 
     def __init__(
@@ -191,11 +201,13 @@ class Attention:
         timer: Timer | None = None,
         trials: Trials | None = None,
         note: Note | None = None,
+        kept: Choices | None = None,
     ) -> None:
         self._kernels = tuple(kernels)
         self._note = note or Fallbacks().note
         self._timer = timer or device_seconds
         self._trials = trials or Trials()
+        self._kept = kept or Choices()
         self._chosen: dict[Shape, Kernel] = {}
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
@@ -206,6 +218,11 @@ class Attention:
         """
         q, k, v = _split(queries, heads), _split(keys, heads), _split(values, heads)
         return self._kernel(q, k, v).run(q, k, v).transpose(1, 2).flatten(2)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it measures kernels to choose among them."""
+        return self._kernels != (PLAIN,)
 
     def choices(self) -> tuple[tuple[str, str], ...]:
         """(shape, kernel) of every shape so far, in order of appearance; as in `contract.EngineStatus`."""
@@ -218,13 +235,17 @@ class Attention:
             return known
         if torch.compiler.is_compiling() or _capturing():
             return PLAIN  # not kept: a later call that may wait measures the shape
-        self._chosen[shape] = self._choose(shape, (q, k, v))
-        return self._chosen[shape]
+        chosen = self._choose(shape, (q, k, v))
+        self._chosen = {**self._chosen, shape: chosen}  # a compiler may be reading the old one in its thread
+        return chosen
 
     def _choose(self, shape: Shape, given: tuple[Tensor, Tensor, Tensor]) -> Kernel:
-        if self._kernels == (PLAIN,):
+        if not self.chooses:
             return PLAIN
-        seconds, out = self._try_all(shape, given)
+        kept = [kernel for kernel in self._kernels if kernel.name == self._kept.get(_name(shape))]
+        seconds, out = self._try_all(shape, given, kept) if kept else ({}, {})
+        if not seconds:
+            seconds, out = self._try_all(shape, given, self._kernels)
         if given[0].is_cuda:
             torch.cuda.empty_cache()  # the slower kernels' workspaces are not needed again
         if not seconds:
@@ -232,11 +253,14 @@ class Attention:
             return PLAIN
         best = min(seconds.values())
         chosen = next(kernel for kernel in self._kernels if seconds.get(kernel.name, math.inf) <= _TIE * best)
+        self._kept.keep(_name(shape), chosen.name)
         _log.info("attention %s: %s", _name(shape), _ranking(chosen.name, seconds, out))
         return chosen
 
     @torch.no_grad()
-    def _try_all(self, shape: Shape, given: tuple[Tensor, ...]) -> tuple[dict[str, float], dict[str, str]]:
+    def _try_all(
+        self, shape: Shape, given: tuple[Tensor, ...], kernels: Sequence[Kernel]
+    ) -> tuple[dict[str, float], dict[str, str]]:
         """Seconds of each usable kernel, and why the others are not usable. Frees its memory."""
         seconds: dict[str, float] = {}
         out: dict[str, str] = {}
@@ -245,7 +269,7 @@ class Attention:
             expected = textbook_attention(*inputs)
         except Exception as error:  # noqa: BLE001 - nearly always for lack of memory
             return seconds, {"measuring": summary(error)}
-        for kernel in self._kernels:
+        for kernel in kernels:
             try:
                 with self._trials.of(trial_of(kernel.name)):
                     seconds[kernel.name] = self._try(kernel, shape, inputs, expected)

@@ -24,7 +24,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from workers.engine.compiling import Seconds, Upgradable
+from workers.engine.compiling import Seconds, Serving, Upgradable, always
 from workers.engine.conditioning import TEXT_TOKENS
 from workers.engine.contract import StepProgress
 from workers.engine.denoiser import Predict, StepInputs
@@ -68,7 +68,7 @@ class _Buffers:
 
     history: Tensor  # [S + 1, columns, C, h, w] float32: each call's noise prediction, then from column N the noises
     weights: Tensor  # [S + 1, N + 1, columns] float32: row k makes the latents of call k, the last row the final ones
-    times: Tensor  # [S + 1, N, total]: the time projections at each call
+    times: Tensor  # [S + 1, N + 1, total]: the time projections at each call
     scales: Tensor  # [S + 1, 3] float32, see `Scales`
     step: Tensor  # [S + 1] calls made
     hint: Tensor  # [S + 1, h, w, channels]: channels last, so that gathering needs no second copy
@@ -193,13 +193,13 @@ class Batch:
         """Record a bucket's step, if possible, before it is needed."""
         self._steps[bucket].prepare()
 
-    def upgrade(self, bucket: int, predict: Predict, times: Tensor) -> Seconds:
+    def upgrade(self, bucket: int, predict: Predict, times: Tensor, serving: Serving = always) -> Seconds:
         """Run a bucket with other networks from the next step on, if they agree with the present and are not slower.
 
         `times` [N, total] are time projections for the comparison. Raises what `Upgradable.offer` does.
         """
-        inputs = self._random_inputs(bucket, times)
-        return self._steps[bucket].offer(predict, lambda networks: networks(inputs), self._model.rounding_dtype)
+        inputs, dtype = self._random_inputs(bucket, times), self._model.rounding_dtype
+        return self._steps[bucket].offer(predict, lambda networks: networks(inputs), dtype, serving)
 
     def dummy_run(self, bucket: int) -> None:
         """Run one step of a bucket on the entry of no image, to warm up and to time it."""
@@ -296,7 +296,8 @@ class Batch:
         return _Buffers(
             history=zeros(entries, layout.columns, model.latent_channels, *self._size, dtype=torch.float32),
             weights=zeros(entries, layout.calls + 1, layout.columns, dtype=torch.float32),
-            times=zeros(entries, layout.calls, model.time_width, dtype=model.dtype),
+            # One more than are used: the compiler's thread may read the padding's counter just before it is zeroed.
+            times=zeros(entries, layout.calls + 1, model.time_width, dtype=model.dtype),
             scales=torch.ones(entries, len(Scales._fields), device=model.device),
             step=zeros(entries, dtype=torch.int64),
             hint=zeros(entries, *self._size, model.hint_channels, dtype=model.dtype),

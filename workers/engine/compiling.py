@@ -31,7 +31,7 @@ from workers.engine.budget import FairSemaphore
 from workers.engine.graphs import Fallbacks, Graphs, Work, first_line
 from workers.engine.kernel_probe import CACHE, digest_of_kernels
 from workers.engine.plan import Size
-from workers.engine.trials import COMPILING
+from workers.engine.trials import COMPILING, GRAPHS
 from workers.folders import no_follow
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 F = TypeVar("F")
 T = TypeVar("T")
+Serving: TypeAlias = Callable[[], AbstractContextManager[bool]]  # as in `runtime.Faster`
 Target: TypeAlias = tuple[Size, int | None]  # a size of latents, with a bucket of its steps or None for its VAE
 
 _COMPILED_AT_MOST = 1000  # passes times shapes; torch wants a limit
@@ -62,6 +63,8 @@ class TorchCompile:
     def __init__(self, make: "Callable[[], ModelFunctions]", *, automatic: bool) -> None:
         self.automatic = automatic
         self.functions = cache(make)
+        self._turn = threading.Lock()
+        self._at_work = False
 
     def prepare(self) -> None:
         """There is nothing to prepare."""
@@ -77,8 +80,26 @@ class TorchCompile:
         from torch.compiler import config as caching
 
         tagged = caching.patch(cache_key_tag=digest_of_kernels())  # type: ignore[attr-defined]
-        with config.patch(recompile_limit=_COMPILED_AT_MOST), tagged:
-            yield
+        self._at_work = True  # first, so that this waits for one call at most
+        try:
+            with self._turn, config.patch(recompile_limit=_COMPILED_AT_MOST), tagged:
+                yield
+        finally:
+            self._at_work = False
+
+    @contextmanager
+    def serving(self) -> Iterator[bool]:
+        """Not while the compiler is at work, whatever the size: torch would mix the two up.
+
+        While one thread traces, torch takes a call of compiled networks in any other for a part of that, and it counts
+        the compiled frames of a call in one number for all threads. In either case it raises an error.
+        """
+        mine = not self._at_work and self._turn.acquire(blocking=False)
+        try:
+            yield mine
+        finally:
+            if mine:
+                self._turn.release()
 
     def trying(self) -> AbstractContextManager[None]:
         """Compile nothing: in the steps' thread that would stop all images for minutes."""
@@ -128,10 +149,11 @@ def hold_while_timing(hold: Callable[[], AbstractContextManager[None]]) -> None:
 
 @contextmanager
 def one_worker_at_a_time(timeout: float = LOCK_TIMEOUT_S) -> Iterator[None]:
-    """Hold the lock of the compiler's cache, or go on without it after `timeout` seconds.
+    """Hold the lock of the compiler's cache, or go on without it where another holds it longer than `timeout` seconds.
 
-    The kernel releases it with the process, however that ends. Without a cache, or where it cannot be locked, this does
-    not wait.
+    The kernel releases it with the process, however that ends. The file's time says since when it has been held, so a
+    holder that hangs is not waited for again and again. Without a cache, or where it cannot be locked, this does not
+    wait.
     """
     file = _lock_file()
     try:
@@ -156,15 +178,17 @@ def _lock_file() -> int | None:
 
 
 def _wait_for(file: int, timeout: float) -> None:
-    deadline, waits = time.monotonic() + timeout, False
+    waits = False
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.utime(file)
         except BlockingIOError:
-            if time.monotonic() >= deadline:
-                log.warning("Another worker has been compiling for %.0f s; this one no longer waits for it", timeout)
+            held = time.time() - os.fstat(file).st_mtime
+            if waits and not 0 <= held < timeout:  # a clock that was set back is no reason to wait
+                log.warning("Another worker has been compiling for %.0f s; this one no longer waits for it", held)
                 return
-            if not waits:
+            if not waits:  # also where the time is old: the holder may be about to set it
                 log.info("Another worker is compiling; this one waits, as it can use most of the result")
                 waits = True
             time.sleep(_POLL_S)
@@ -312,6 +336,11 @@ def compare(plain: Work, faster: Work, wait: Work, turns: int) -> Seconds:
     return seconds
 
 
+def always() -> AbstractContextManager[bool]:
+    """The faster function may be called at any time. A `Serving`."""
+    return nullcontext(True)
+
+
 class Upgradable(Generic[F]):
     """A function that a faster one can replace. `work` runs it, and is what is recorded.
 
@@ -336,21 +365,24 @@ class Upgradable(Generic[F]):
         self._function = plain
         self._work = work
         self._before_recording = before_recording
+        self._serving: Serving = always
         self._unused = False  # the faster function, so far
 
     def prepare(self) -> Work:
         """The fastest way to run the function: its graph, or the function itself."""
-        return self._graphs.of(self._key, partial(self._work, self._function), self._before_recording)
+        to_blame = COMPILING if self.upgraded else GRAPHS
+        return self._graphs.of(self._key, partial(self._work, self._function), self._before_recording, to_blame)
 
-    def offer(self, faster: F, result: Callable[[F], Tensor], dtype: torch.dtype) -> Seconds:
+    def offer(self, faster: F, result: Callable[[F], Tensor], dtype: torch.dtype, serving: Serving = always) -> Seconds:
         """Use a faster function from now on, if it agrees with the plain one and is not slower; return what both take.
 
-        `result` computes something with either; `dtype` is what they compute in. Raises WrongResultError, and whatever
-        the function or its recording raises, and then has changed nothing.
+        `result` computes images with either [images, ...], each of which must agree; `dtype` is what they compute in.
+        Raises WrongResultError, and whatever the function or its recording raises, and then has changed nothing.
         """
         wait, present = self._graphs.trials.synchronize, self.prepare()
         (new, actual), (old, expected) = (timed(partial(result, each), wait) for each in (faster, self._plain))
-        check(actual, expected, dtype)
+        for image, wanted in zip(actual, expected, strict=True):
+            check(image, wanted, dtype)
         seconds = Seconds(old, new)
 
         def worth_it(work: Work) -> bool:
@@ -362,7 +394,7 @@ class Upgradable(Generic[F]):
 
         taken = self._graphs.replace(self._key, partial(self._work, faster), self._before_recording, worth_it)
         if taken:
-            self._function, self.upgraded, self._unused = faster, True, True
+            self._function, self.upgraded, self._unused, self._serving = faster, True, True, serving
         self.kept = not taken
         return seconds
 
@@ -372,6 +404,11 @@ class Upgradable(Generic[F]):
         A faster function that fails is given up, and `use` called again with the plain one. Its first `real` use is
         still a trial. Raises torch.OutOfMemoryError, and what the plain function raises.
         """
+        calls_it = self.upgraded and self._key not in self._graphs
+        with self._serving() if calls_it else always() as allowed:
+            return self._run(use, real=real) if allowed else use(partial(self._work, self._plain))
+
+    def _run(self, use: Callable[[Work], T], *, real: bool) -> T:
         trials = self._graphs.trials
         try:
             with trials.of(COMPILING) if real and self._unused else nullcontext():

@@ -7,6 +7,7 @@ are made when the first such image comes, and dropped when they take too much me
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from threading import Lock
@@ -17,16 +18,19 @@ from torch import Tensor
 
 from workers.engine.attention import Attention, Kernel, kernels
 from workers.engine.batch import Batch, BatchShape
+from workers.engine.choices import Choices
 from workers.engine.compiling import Compiler, DeviceLock, Target, describe, hold_while_timing, one_worker_at_a_time
 from workers.engine.conditioning import HintEncoder
 from workers.engine.config import AttentionKernel, EngineConfig, rows_of
 from workers.engine.contract import EngineStatus
+from workers.engine.denoiser import Predict, StepInputs
 from workers.engine.graphs import Fallbacks, GraphContext, Graphs, Pool, Recorder, first_line, recorder_for
+from workers.engine.kernel_probe import cache_file
 from workers.engine.plan import DeviceSchedule, Plan, Size
 from workers.engine.preview import Colours, fit
 from workers.engine.runtime import AnyModel, Faster, ModelFunctions
 from workers.engine.streams import Decoder, SideStream, upload
-from workers.engine.trials import COMPILING, CONVOLUTIONS, GRAPHS, Trials
+from workers.engine.trials import COMPILING, CONVOLUTIONS, GRAPHS, GROUP_NORM, Trials
 from workers.engine.trials import attention as trial_of
 
 log = logging.getLogger(__name__)
@@ -153,9 +157,11 @@ class ExecutionManager:
             self._fallbacks.note(f"{name}: off after a crash", detail)
         self._recorder = recorder
         self._times_convolutions = config.speed.time_convolutions and CONVOLUTIONS not in self._trials.without
-        self._attention = Attention(self._kernels(), trials=self._trials, note=self._fallbacks.note)
+        self._attention = self._made_attention()
         self._functions = model.functions(self._attention, _MODE_ON_CUDA if self._on_cuda else None)
         self._by_torch, self._faster = self._functions.by_torch, self._wanted(self._functions.faster)
+        if self._on_cuda and config.runtime_on(cuda=True) == "torch" and config.speed.kernels != self._functions.fused:
+            self._fallbacks.note(f"{GROUP_NORM}: not usable", "torch has others; the reason is above")
         self._compiled: dict[Target, ModelFunctions] = {}  # until they are in use
         self._held = False  # whether the compiler's timings take turns with the steps
         if recorder is None and config.speed.graphs and self._by_torch:
@@ -169,6 +175,7 @@ class ExecutionManager:
         self._main_pool, self._vae_pool = Pool(), Pool(concurrent=True)
         self._text = Graphs(self._context, self._main_pool)
         self._step_side, self._vae_side = self._side_stream(), self._side_stream()
+        self._predict = self._tried(self._functions.predict(self._step_side))
         # One stream for all targets: torch keeps a cuBLAS workspace per stream, for good.
         self._compile_stream = torch.cuda.Stream(model.device) if self._on_cuda else None
         self._compile_side = self._side_stream()
@@ -185,6 +192,9 @@ class ExecutionManager:
             space = self.spaces.of(size, kept=True)
             self._time_convolutions(space)
             for bucket in reversed(self.shape.buckets):
+                if self._recorder is None and self._attention.chooses:  # now, as compiled networks keep the choice
+                    with suppress(torch.OutOfMemoryError):  # then there will be smaller batches
+                        space.batch.try_out(bucket, self._predict)
                 space.batch.prepare(bucket)
             space.hint.prepare()
             space.decoder.prepare()
@@ -198,7 +208,7 @@ class ExecutionManager:
         try:
             with self._trials.of(CONVOLUTIONS):
                 for bucket in reversed(self.shape.buckets):
-                    space.batch.try_out(bucket, self._functions.predict(self._step_side))
+                    space.batch.try_out(bucket, self._predict)
                 space.decoder.try_out(self._functions.decode)
         except Exception as error:  # noqa: BLE001 - whatever it is, cuDNN can choose without
             torch.backends.cudnn.benchmark = self._times_convolutions = False
@@ -253,12 +263,13 @@ class ExecutionManager:
         compiled, space = self._compiled.pop(target, None), self.spaces.get(size)
         if compiled is None or space is None or self._faster is None:
             return False
+        serving = self._faster.serving
         with self._trials.of(COMPILING), self._faster.trying():
             if bucket is None:
-                seconds = space.decoder.upgrade(compiled.decode)
+                seconds = space.decoder.upgrade(compiled.decode, serving)
             else:
                 times = self.schedule(self._model.plans.usual).times
-                seconds = space.batch.upgrade(bucket, compiled.predict(self._step_side), times)
+                seconds = space.batch.upgrade(bucket, compiled.predict(self._step_side), times, serving)
         outcome = "have taken over" if seconds.worth_it else "are slower and not used"
         figures = 1000 * seconds.faster, 1000 * seconds.plain
         log.info("%s: compiled networks %s (%.1f ms; uncompiled %.1f ms)", describe(target), outcome, *figures)
@@ -331,8 +342,7 @@ class ExecutionManager:
         # A workspace that may be dropped has pools of its own, or its memory would not come back.
         main, vae = (self._main_pool, self._vae_pool) if kept else (Pool(), Pool(concurrent=True))
         self._compiler.forget(size)
-        predict = self._functions.predict(self._step_side)
-        batch = Batch(self._model, self.shape, size, predict, Graphs(self._context, main))
+        batch = Batch(self._model, self.shape, size, self._predict, Graphs(self._context, main))
         hint = HintEncoder(self._model, size, Graphs(self._context, main))
         decoder = Decoder(self._model, self._functions.decode, size, self._vae_side, Graphs(self._context, vae))
         return Workspace(batch, hint, decoder, kept)
@@ -368,6 +378,35 @@ class ExecutionManager:
         if faster is None or COMPILING in self._trials.without or wanted is False:
             return None
         return faster if wanted is True or faster.automatic else None
+
+    def _tried(self, predict: Predict) -> Predict:
+        """The same; with kernels of ours, its first call for each shape is their trial."""
+        if not self._functions.fused:
+            return predict
+        tried = set[torch.Size]()
+
+        def run(inputs: StepInputs) -> Tensor:
+            shape = inputs.latents.shape
+            if shape in tried:
+                return predict(inputs)
+            try:
+                with self._trials.of(GROUP_NORM):
+                    noise = predict(inputs)
+            except Exception as error:
+                if not isinstance(error, torch.OutOfMemoryError):
+                    self._trials.blame(GROUP_NORM)
+                raise
+            tried.add(shape)
+            return noise
+
+        return run
+
+    def _made_attention(self) -> Attention:
+        usable, file = self._kernels(), None
+        if len(usable) > 1:  # among other candidates, or in another number format, the choice is another
+            names = [kernel.name for kernel in usable]
+            file = cache_file("attention", self._model.device, str(self._model.dtype), names)
+        return Attention(usable, trials=self._trials, note=self._fallbacks.note, kept=Choices(file))
 
     def _kernels(self) -> Sequence[Kernel]:
         without = [name for name in get_args(AttentionKernel) if trial_of(name) in self._trials.without]

@@ -19,7 +19,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Lock
 from typing import Any, Protocol, TypeAlias
@@ -154,16 +154,17 @@ class Graphs:
     def make_room(self) -> bool:
         return self._context.make_room()
 
-    def of(self, key: Hashable, work: Work, before_recording: Work = lambda: None) -> Work:
+    def of(self, key: Hashable, work: Work, before_recording: Work = lambda: None, to_blame: str = GRAPHS) -> Work:
         """The fastest way to do the work: its graph, recorded at first use, or the work itself if that fails.
 
         Recording runs the work a few times: `before_recording` must see to it that this harms no image. A graph that
-        fails when replayed is dropped, and the work is done instead.
+        fails when replayed is dropped, and the work is done instead; if the device has failed, `to_blame` is the trial
+        that the next process does without.
         """
         if key not in self._recordings and key not in self._hopeless:
             self._try_to_record(key, work, before_recording)
         recording = self._recordings.get(key)
-        return work if recording is None else partial(self._replay, recording, key, work)
+        return work if recording is None else partial(self._replay, recording, key, work, to_blame)
 
     def replace(self, key: Hashable, work: Work, before_recording: Work, worth_it: Callable[[Work], bool]) -> bool:
         """Record other work under a key, and replay it once; only then drop the present graph.
@@ -181,7 +182,8 @@ class Graphs:
             recorder.synchronize()  # to see errors of the device; and the present graph may be running
             taken = worth_it(recording.replay)
         if taken:
-            self._recordings[key] = recording
+            before = self._recordings.get(key)  # whose memory stays in the pool
+            self._recordings[key] = replace(recording, size=recording.size + (before.size if before else 0))
         return taken
 
     def drop(self, key: Hashable) -> None:
@@ -191,11 +193,11 @@ class Graphs:
             self._context.recorder.synchronize()  # the graph may be running
         self._recordings.pop(key, None)
 
-    def _replay(self, recording: Recording, key: Hashable, work: Work) -> None:
+    def _replay(self, recording: Recording, key: Hashable, work: Work, to_blame: str) -> None:
         try:
             recording.replay()
         except Exception as error:  # noqa: BLE001 - whatever it is, the work can run without a graph
-            with self.trials.of(GRAPHS):  # if the device has failed, the graph is to blame
+            with self.trials.of(to_blame):
                 self.drop(key)
                 self._give_up(key, "graph: not replayed", error)
                 work()

@@ -60,18 +60,26 @@ def _ask(kernel: str, device: torch.device) -> tuple[str, bool]:
 
 def _cached(kernel: str, device: torch.device) -> Path | None:
     """The file for the result; None without a cache."""
-    folder = os.environ.get(CACHE)
-    if folder is None:
-        return None
     try:
         package = version(kernel)
     except PackageNotFoundError:  # not installed by pip: its version is unknown
         return None
+    return cache_file(kernel, device, package, digest_of_kernels())
+
+
+def cache_file(name: str, device: torch.device, *facts: object) -> Path | None:
+    """A file in the compiler's cache for what depends on the kind of device, on torch and on other facts.
+
+    None without a cache.
+    """
+    folder = os.environ.get(CACHE)
+    if folder is None:
+        return None
     where: tuple[object, ...] = (str(device),)
     if device.type == "cuda":
         where = (torch.cuda.get_device_name(device), _driver_version())
-    facts = json.dumps([kernel, package, torch.__version__, digest_of_kernels(), *where])
-    return Path(folder) / f"contour-{kernel}-{sha256(facts.encode()).hexdigest()[:16]}.json"
+    digest = sha256(json.dumps([torch.__version__, *where, *facts]).encode()).hexdigest()
+    return Path(folder) / f"contour-{name}-{digest[:16]}.json"
 
 
 def digest_of_kernels() -> str:

@@ -117,7 +117,7 @@ class Model:
             return ModelFunctions(partial(_guided, passes.compiled(mode), layers), decode)
 
         faster = self.faster or TorchCompile(compiled, automatic=self.device.type == "cuda")
-        return ModelFunctions(partial(_guided, passes, layers), self.decode, faster=faster)
+        return ModelFunctions(partial(_guided, passes, layers), self.decode, fused=self.fused, faster=faster)
 
 
 def latent_scale(vae: "Vae") -> int:

@@ -110,10 +110,12 @@ def quantise_networks(
 
 def replace_layers(network: nn.Module, multiply: Multiply) -> None:
     """Replace the layers of a network that are to be quantised. The weights as they were are gone."""
-    for name, layer in [(name, module) for name, module in network.named_modules() if is_quantised(name, module)]:
+    # Their names alone, so that the memory of each is free before the next is rounded.
+    for name in [name for name, module in network.named_modules() if is_quantised(name, module)]:
         path, _, own = name.rpartition(".")
-        parent, kind = network.get_submodule(path), Float8Convolution if isinstance(layer, nn.Conv2d) else Float8Linear
-        setattr(parent, own, kind(layer, multiply))
+        parent = network.get_submodule(path)
+        layer = getattr(parent, own)
+        setattr(parent, own, (Float8Convolution if isinstance(layer, nn.Conv2d) else Float8Linear)(layer, multiply))
         if own == "to_qkv":  # its parts are views of the weights as they were, and would keep these
             for part in ("to_q", "to_k", "to_v"):
                 setattr(parent, part, None)
@@ -153,12 +155,14 @@ def scaled_mm_on(device: torch.device, dtype: torch.dtype) -> Multiply:
     It is tried first. With row-wise scales older releases of torch, and CUDA before 12.9, write bfloat16 only.
     """
     _check(device)
-    rows = quantise(torch.linspace(-1, 1, _TRIED**2, device=device, dtype=dtype).view(_TRIED, _TRIED))
-    bias = torch.ones(_TRIED, device=device, dtype=dtype)
+    x = torch.linspace(-1, 1, _TRIED**2, device=device, dtype=dtype).view(_TRIED, _TRIED)
+    rows, weight, bias = quantise(x), quantise(x.t()), x[0].clone()  # no symmetry hides what is mixed up
     problems = []
     for out in dict.fromkeys((dtype, torch.bfloat16)):
         try:
-            check(scaled_mm(rows, rows, bias, out), emulated(rows, rows, bias), out)
+            check(scaled_mm(rows, weight, bias, out), emulated(rows, weight, bias), out)
+        except torch.OutOfMemoryError:
+            raise  # another time there may be more
         except (RuntimeError, ValueError, ArithmeticError) as error:
             problems.append(f"{out}: {first_line(error)}")
         else:

@@ -24,12 +24,13 @@ Decode: TypeAlias = Callable[[Tensor], Tensor]  # latents [C, h, w] to RGB uint8
 class ModelFunctions:
     """The functions that run a step and the VAE, and what makes faster ones, if anything does.
 
-    Only what torch runs can be recorded as graphs, and run on a side stream.
+    Only what torch runs can be recorded as graphs, and run on a side stream. `fused`: with group norm kernels of ours.
     """
 
     predict: Callable[[SideStream], Predict]
     decode: Decode
     by_torch: bool = True
+    fused: bool = False
     faster: "Faster | None" = None
 
 
@@ -49,6 +50,9 @@ class Faster(Protocol):
 
     def prepare(self) -> None:
         """Called by the compiler's thread before that, for what takes long but cannot end this process."""
+
+    def serving(self) -> AbstractContextManager[bool]:
+        """Entered by the engine's thread to call a faster function; whether it may do so within."""
 
     def compiling(self) -> AbstractContextManager[None]:
         """Entered by the compiler's thread around such a call."""

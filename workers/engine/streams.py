@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from workers.engine.codec import Pixels
-from workers.engine.compiling import Seconds, Upgradable
+from workers.engine.compiling import Seconds, Serving, Upgradable, always
 from workers.engine.graphs import Graphs, Work
 
 if TYPE_CHECKING:
@@ -139,14 +139,14 @@ class Decoder:
         """Record the VAE, if possible, before it is needed."""
         self._function.prepare()
 
-    def upgrade(self, decode: "Decode") -> Seconds:
+    def upgrade(self, decode: "Decode", serving: Serving = always) -> Seconds:
         """Decode with another function from the next image on, if it agrees with the present one and is not slower.
 
         Raises what `Upgradable.offer` does.
         """
         generator = torch.Generator(self._latents.device).manual_seed(0)
         noise = torch.empty_like(self._latents).normal_(generator=generator)
-        return self._function.offer(decode, lambda function: function(noise), self._dtype)
+        return self._function.offer(decode, lambda function: function(noise)[None], self._dtype, serving)
 
     def try_out(self, decode: "Decode") -> None:
         """Run a function on latents of this size and drop the result. Safe from any thread, beside anything else."""

@@ -25,7 +25,8 @@ def attention(kernel: str) -> str:
 
 
 COMPILING, GRAPHS, CONVOLUTIONS = "compiled networks", "CUDA graphs", "timed convolutions"
-TRIALS = frozenset({COMPILING, GRAPHS, CONVOLUTIONS, *map(attention, get_args(AttentionKernel))})
+GROUP_NORM = "group norm kernels"
+TRIALS = frozenset({COMPILING, GRAPHS, CONVOLUTIONS, GROUP_NORM, *map(attention, get_args(AttentionKernel))})
 
 
 _CRASHES_WITHIN_S = 3600.0
@@ -49,7 +50,8 @@ class Crashes:
 class Trials:
     """Reports what is being tried. `without`: what ended the last process of this device. Thread-safe.
 
-    Of nested trials, such as a kernel that is tried while a graph is recorded, only the inner one is reported.
+    Of nested trials, such as a kernel that is tried while a graph is recorded, only the inner one is reported. Before
+    it begins, the device finishes what the outer one gave it, so that the blame for that stays with the outer one.
     """
 
     def __init__(self, report: Report = lambda names: None, without: Collection[str] = ()) -> None:
@@ -58,6 +60,7 @@ class Trials:
         """Waits for the device, and raises if it has failed. Set by the owner of a device."""
         self._report = report
         self._running: dict[int, list[str]] = {}  # by thread, the innermost last
+        self._blamed = ""
         self._lock = Lock()
         self._lost = False
 
@@ -65,18 +68,22 @@ class Trials:
     def of(self, name: str) -> Iterator[None]:
         """Try something. Errors pass through; if the device fails with one, the trial does not end."""
         running = self._running.setdefault(get_ident(), [])
+        if running:
+            self._synchronize()
         running.append(name)
         self._report_all()
         try:
             yield
+            if self._blamed == name:
+                self._blamed = ""
         finally:
             self._synchronize()
             running.pop()
             self._report_all()
 
     def blame(self, name: str) -> None:
-        """Report what ends this process by an error that passes through here next."""
-        self._running.setdefault(get_ident(), []).append(name)
+        """Report what ends this process by an error that passes through here next, unless it is tried with success."""
+        self._blamed = name
         self._report_all()
 
     def _synchronize(self) -> None:
@@ -90,4 +97,4 @@ class Trials:
         with self._lock:
             if not self._lost:
                 innermost = [names[-1] for names in list(self._running.values()) if names]
-                self._report(tuple(dict.fromkeys(innermost)))
+                self._report((self._blamed,) if self._blamed else tuple(dict.fromkeys(innermost)))

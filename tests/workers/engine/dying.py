@@ -18,7 +18,7 @@ from torch import Tensor
 from tests.workers.engine.demo import CONFIG
 from tests.workers.engine.recorder import FakeRecorder
 from workers import worker_main
-from workers.engine import compiling, execution
+from workers.engine import compiling, execution, kernels
 from workers.engine.compiling import TorchCompile
 from workers.engine.config import Speed
 from workers.engine.denoiser import Predict, StepInputs
@@ -31,6 +31,7 @@ from workers.worker_main import WorkerSetup
 
 FAULT = "CONTOUR_TEST_COMPILED"  # a variable: a name of FAULTS
 GRAPHS = "CONTOUR_TEST_GRAPHS"  # another: where it is set, the process dies when it records a graph
+KERNELS = "CONTOUR_TEST_KERNELS"  # another: where it is set, the process dies of kernels of ours
 GATE = "CONTOUR_TEST_GATE"  # another: while this file is not there, compiling does not end
 ENGINE = replace(CONFIG, slots=1, speed=Speed(compile=True))
 Fault = Callable[[StepInputs, Predict], Tensor]
@@ -149,11 +150,14 @@ def main(setup: WorkerSetup, channel: socket.socket, memory: SlotMemory) -> None
 
     def patched(model: Model, *arguments: Any) -> ModelFunctions:
         plain = functions(model, *arguments)
+        if model.fused:
+            plain = replace(plain, predict=with_fault(_ends(_crash, lambda inputs: True), plain).predict)
         return replace(plain, faster=TorchCompile(lambda: with_fault(fault(os.environ[FAULT]), plain), automatic=False))
 
     recorder = patch.object(execution, "recorder_for", lambda device: _Recorder() if GRAPHS in os.environ else None)
     equal_times = patch.object(compiling, "perf_counter", count().__next__)
-    with patch.object(Model, "functions", patched), equal_times, recorder:
+    usable = patch.object(kernels, "usable", lambda device: KERNELS in os.environ)
+    with patch.object(Model, "functions", patched), equal_times, recorder, usable:
         worker_main.main(setup, channel, memory)
 
 

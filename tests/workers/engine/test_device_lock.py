@@ -154,6 +154,22 @@ def test_it_does_not_wait_forever(cache: Path, caplog: pytest.LogCaptureFixture)
     assert "this one no longer waits" in caplog.text
 
 
+def test_one_that_has_held_it_for_too_long_is_not_waited_for_again(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with another():
+        os.utime(cache / "contour.lock", (1, 1))
+        enter()
+    assert "this one no longer waits" in caplog.text
+
+
+def test_the_file_says_since_when_it_is_held(cache: Path) -> None:
+    enter()
+    os.utime(cache / "contour.lock", (1, 1))
+    enter()
+    assert (cache / "contour.lock").stat().st_mtime > 1
+
+
 def test_an_error_releases_the_lock(cache: Path) -> None:
     with pytest.raises(KeyError), one_worker_at_a_time():
         raise KeyError

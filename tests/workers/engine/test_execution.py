@@ -1,5 +1,6 @@
 """Graphs, sizes and streams in the engine: the images stay the same."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -13,14 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.workers.engine import demo
 from tests.workers.engine.demo import CONFIG, relative_error
 from tests.workers.engine.recorder import recorder
-from tests.workers.engine.three import ALIKE, FOUR, alone, assert_alike, engine, speed, together
-from workers.engine.denoiser import Denoiser, Passes, StepInputs
+from tests.workers.engine.three import ALIKE, FOUR, Change, Changed, alone, assert_alike, engine, speed, together
+from workers.engine import build
+from workers.engine.denoiser import Denoiser, Passes, Predict, StepInputs
 from workers.engine.engine import DiffusionEngine
 from workers.engine.execution import buckets
 from workers.engine.model import assemble
 from workers.engine.networks import Control, LayerInputs
 from workers.engine.runtime import ModelFunctions
-from workers.engine.trials import CONVOLUTIONS, Trials
+from workers.engine.trials import CONVOLUTIONS, GROUP_NORM, Trials
 
 NO_MEMORY = torch.OutOfMemoryError("out of memory")
 
@@ -174,6 +176,44 @@ def test_after_a_crash_convolutions_are_not_timed(monkeypatch: pytest.MonkeyPatc
     made_by.warm_up()
     assert not torch.backends.cudnn.benchmark
     assert made_by.status().fallbacks == (("timed convolutions: off after a crash", 1),)
+
+
+def with_kernels_of_ours(predict: Callable[[Predict], Predict] = lambda predict: predict) -> Change:
+    """As on a GPU; on a CPU they are torch's arithmetic."""
+    return lambda plain: replace(plain, predict=lambda side: predict(plain.predict(side)), fused=True)
+
+
+def tried(change: Change, told: list[tuple[str, ...]], fake: Any = None) -> DiffusionEngine:
+    changed: Any = Changed(assemble(CONFIG, demo.parts(), "cpu"), change)
+    return DiffusionEngine(replace(CONFIG, slots=2), changed, fake, Trials(told.append))
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", ""])
+def test_kernels_of_ours_are_a_trial_at_the_first_step_of_each_shape(recorded: bool) -> None:
+    told = list[tuple[str, ...]]()
+    made_by = tried(with_kernels_of_ours(), told, recorder() if recorded else None)
+    for width in (64, 96, 64, 96):
+        demo.make(made_by, demo.task(1, width))
+    assert (told.count((GROUP_NORM,)), told[-1], made_by.status().fallbacks) == (2, (), ())
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", ""])
+@pytest.mark.parametrize(("error", "blamed"), [(RuntimeError("out of resources"), True), (NO_MEMORY, False)])
+def test_a_process_that_ends_by_an_error_of_theirs_blames_them(error: Exception, blamed: bool, recorded: bool) -> None:
+    def fail(inputs: StepInputs) -> torch.Tensor:
+        raise error
+
+    told = list[tuple[str, ...]]()
+    made_by = tried(with_kernels_of_ours(lambda plain: fail), told, recorder() if recorded else None)
+    with pytest.raises(type(error)):
+        made_by.warm_up()
+    assert told[-1] == ((GROUP_NORM,) if blamed else ())
+
+
+def test_after_a_crash_there_are_none() -> None:
+    made_by: Any = build(CONFIG, "cpu", Trials(without={GROUP_NORM}))
+    assert not made_by._config.speed.kernels
+    assert made_by.status().fallbacks == (("group norm kernels: off after a crash", 1),)
 
 
 def test_a_step_asks_the_host_nothing() -> None:

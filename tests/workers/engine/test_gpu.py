@@ -208,8 +208,9 @@ def test_compiled_networks_that_raise_where_they_serve_leave_the_graphs_as_they_
     assert fallbacks(engine) == [("compile: not taken over", 1)]
 
 
-def test_steps_that_are_taken_while_networks_are_compiled_make_the_same_image() -> None:
-    engine, _ = on_cuda(replace(USUAL, slots=1), torch.float16)
+@pytest.mark.parametrize(("slots", "graphs"), [(1, True), (2, False)])
+def test_steps_that_are_taken_while_networks_are_compiled_make_the_same_image(slots: int, graphs: bool) -> None:
+    engine, _ = on_cuda(replace(USUAL, slots=slots, speed=Speed(graphs=graphs)), torch.float16)
     before = made(engine, 3)
     engine.warm_up()
     while not engine.wait_until_compiled(0):

@@ -147,6 +147,14 @@ def test_a_graph_stays_where_the_one_that_is_to_replace_it_is_not_worth_it() -> 
     assert (old.runs, len(works), works.fallbacks.counts()) == (runs + 1, 1, ())
 
 
+@pytest.mark.parametrize("taken", [True, False])
+def test_the_memory_of_a_graph_that_was_replaced_stays_in_the_pool(taken: bool) -> None:
+    works = graphs(recorder(size=7))
+    works.of("step", Counted())
+    works.replace("step", Counted(), lambda: None, lambda work: taken)
+    assert works.size == (14 if taken else 7)
+
+
 def test_a_dropped_graph_is_recorded_anew_when_the_device_is_done_with_it() -> None:
     fake = recorder()
     works = graphs(fake)

@@ -199,8 +199,29 @@ def test_an_xformers_that_does_not_run_beside_this_torch_is_counted(
     assert noted == [("attention: xformers fails", f"{type(error).__name__}: {str(error).splitlines()[0]}")]
 
 
-def test_a_kernel_that_ended_the_last_process_is_left_out(plays_cuda: None) -> None:
-    assert "cudnn" not in names(kernels(CUDA, without=["cudnn"]))
+def test_a_kernel_that_ended_the_last_process_is_left_out_and_torch_does_not_choose_it_either(
+    plays_cuda: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbidden: list[str] = []
+    for name in attention_module._CHOSEN_BY_TORCH:
+        monkeypatch.setitem(
+            attention_module._CHOSEN_BY_TORCH,
+            name,
+            lambda allowed, name=name: None if allowed else forbidden.append(name),  # type: ignore[misc]
+        )
+    assert names(kernels(CUDA, without=["cudnn", "math", "xformers"])) == ["flash", "efficient"]
+    assert forbidden == ["cudnn"]
+
+
+def test_torch_chooses_among_what_is_left() -> None:
+    was = torch.backends.cuda.flash_sdp_enabled()
+    try:
+        kernels(CPU, without=["flash"])
+        assert not torch.backends.cuda.flash_sdp_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
+        assert torch.backends.cuda.math_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_flash_sdp(was)
 
 
 def test_one_kernel_can_be_asked_for(plays_cuda: None) -> None:

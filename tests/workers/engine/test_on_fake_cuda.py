@@ -259,6 +259,7 @@ def test_the_device_begins_before_the_image_is_decoded_and_the_host_waits_for_th
     ]
     assert host.copies == 9  # two texts, the noise, three of the schedule, the edges, the slot's number; the result
     assert pixels.shape == (8 * SIDE, 8 * SIDE, 3)
+    assert engine.status().fallbacks == (("group norm kernels: not usable", 1),)
 
 
 def test_a_wait_of_the_host_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Linear layers in float8: by torch's own product where there is one, emulated, and on a GPU that is not there."""
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -201,6 +202,32 @@ def test_the_weights_are_kept_in_a_quarter_of_float32s_memory() -> None:
     assert all(block.attn1.to_q is None for block in parts.unet.mid_block.attentions[0].transformer_blocks)
 
 
+def test_of_two_copies_of_the_weights_there_is_one_layer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = read(EMULATED, torch.float32).unet
+    pack_projections(unet)
+    names = [name for name, layer in unet.named_modules() if quantisation.is_quantised(name, layer)]
+    layers = [weakref.ref(unet.get_submodule(name)) for name in names]
+    seen: list[int] = []
+
+    def counted(x: Tensor) -> quantisation.Rows:
+        seen.append(sum(layer() is not None for layer in layers))
+        return quantise(x)
+
+    monkeypatch.setattr(quantisation, "quantise", counted)
+    replace_layers(unet, emulated)
+    assert seen == [*range(len(layers), 0, -1)]
+
+
+@pytest.mark.parametrize("multiply", [emulated, partial(scaled_mm, out=torch.float32)], ids=["emulated", "scaled_mm"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_undefined_stays_so_and_in_its_row(value: float, multiply: quantisation.Multiply) -> None:
+    x = random(3, 64)
+    x[1, 5] = value
+    y = Float8Linear(nn.Linear(64, 32), multiply)(x)
+    assert y.isnan().all(1).tolist() == [False, True, False]
+    assert y[::2].isfinite().all()
+
+
 def test_networks_whose_weights_were_rounded_are_not_taken_for_others() -> None:
     parts = read(EMULATED, torch.float32)
     assemble(EMULATED, parts, "cpu")
@@ -257,8 +284,10 @@ def test_networks_that_round_elsewhere_may_take_over_and_wrong_ones_may_not() ->
     inputs = batch._random_inputs(1, times)
     assert relative_error(elsewhere(inputs), predict(inputs)) > 0.01
     batch.upgrade(1, elsewhere, times)
-    with pytest.raises(WrongResultError):
-        batch.upgrade(1, lambda given: 2 * predict(given), times)
+    for bucket, factor in ((1, [2.0]), (3, [1.0, 0.3, 1.0])):  # one image of three is off by 40% of all
+        scaled = torch.tensor(factor).view(-1, 1, 1, 1)
+        with pytest.raises(WrongResultError):
+            batch.upgrade(bucket, lambda given, scaled=scaled: scaled * predict(given), times)  # type: ignore[misc]
 
 
 def in_float16(layer: nn.Module, inputs: object, output: Tensor) -> Tensor:
@@ -344,12 +373,26 @@ def test_it_writes_bfloat16_where_torch_can_do_no_other(monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("on_cpu")
-@pytest.mark.parametrize("wrong", [lambda *_: refuse(), lambda _, product: 2 * product], ids=["raises", "is off"])
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda *_: refuse(), lambda _, product: 2 * product, lambda _, product: product.t()],
+    ids=["raises", "is off", "takes rows for columns"],
+)
 def test_a_product_that_fails_is_refused(monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
     play(monkeypatch, wrong)
     with pytest.raises(
         QuantisationError, match=r"a product in it failed \(torch.float16: .*; torch.bfloat16: .*make it none"
     ):
+        scaled_mm_on(CPU, torch.float16)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_lack_of_memory_is_no_reason_to_refuse_the_device_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> Tensor:
+        raise torch.OutOfMemoryError
+
+    play(monkeypatch, no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
         scaled_mm_on(CPU, torch.float16)
 
 

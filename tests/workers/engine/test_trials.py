@@ -7,7 +7,7 @@ import torch
 
 from tests.workers.engine.rivals import HEADS, Bench, inputs
 from workers.engine.attention import Attention
-from workers.engine.trials import COMPILING, CONVOLUTIONS, GRAPHS, TRIALS, Crashes, Trials, attention
+from workers.engine.trials import COMPILING, CONVOLUTIONS, GRAPHS, GROUP_NORM, TRIALS, Crashes, Trials, attention
 
 Told = list[tuple[str, ...]]
 
@@ -68,6 +68,23 @@ def test_a_trial_that_loses_the_device_stays_the_only_one_blamed(told: Told) -> 
     assert told == [(attention("cudnn"),)]
 
 
+def test_what_the_device_still_does_for_an_outer_trial_is_not_blamed_on_an_inner_one(told: Told) -> None:
+    trials = Trials(told.append)
+
+    def lost() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def within_each_other() -> None:
+        with trials.of(GRAPHS):
+            trials.synchronize = lost
+            with trials.of(attention("cudnn")):
+                raise AssertionError
+
+    with pytest.raises(torch.AcceleratorError):
+        within_each_other()
+    assert told == [(GRAPHS,)]
+
+
 def test_each_attention_kernel_is_a_trial(told: Told) -> None:
     bench = Bench()
     kernels = [bench.kernel("flash", 1.0), bench.kernel("math", 2.0)]
@@ -92,7 +109,7 @@ def test_crashes_that_lie_hours_apart_or_with_another_between_are_not_blamed_on_
 
 
 def test_the_pool_knows_all_of_them() -> None:
-    assert {GRAPHS, COMPILING, CONVOLUTIONS, attention("xformers")} < TRIALS
+    assert {GRAPHS, COMPILING, CONVOLUTIONS, GROUP_NORM, attention("xformers")} < TRIALS
 
 
 def test_what_is_blamed_stays_told(told: Told) -> None:
@@ -101,3 +118,12 @@ def test_what_is_blamed_stays_told(told: Told) -> None:
     with trials.of(GRAPHS):
         pass
     assert told[0] == told[-1] == (COMPILING,)
+
+
+def test_what_is_blamed_within_another_trial_stays_told_until_it_is_tried_with_success(told: Told) -> None:
+    trials = Trials(told.append)
+    with trials.of(GRAPHS):
+        trials.blame(COMPILING)
+    with trials.of(COMPILING):
+        pass
+    assert told == [(GRAPHS,), (COMPILING,), (COMPILING,), (COMPILING,), ()]

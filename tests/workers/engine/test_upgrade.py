@@ -1,5 +1,6 @@
 """Networks that torch compiles in the background, and that take over while images are made."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,22 +12,26 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from tests.workers.engine import demo, dying
 from tests.workers.engine.demo import CONFIG, relative_error
 from tests.workers.engine.recorder import recorder
-from tests.workers.engine.three import Change, alone, assert_alike, engine, speed, together
+from tests.workers.engine.three import FOUR, Change, Changed, alone, assert_alike, engine, speed, together
 from workers.engine import model
-from workers.engine.compiling import TorchCompile, Upgradable
+from workers.engine.attention import Kernel
+from workers.engine.compiling import TorchCompile, Upgradable, WrongResultError
 from workers.engine.denoiser import Denoiser, Guided, Layers, Passes
 from workers.engine.engine import DiffusionEngine
+from workers.engine.execution import ExecutionManager
 from workers.engine.graphs import Fallbacks, GraphContext, Graphs
 from workers.engine.runtime import Decode, ModelFunctions
+from workers.engine.trials import COMPILING, GRAPHS, Trials
 
 
-def traced() -> tuple[Passes, Decode]:
+def traced(backend: Any = "eager") -> tuple[Passes, Decode]:
     """The demo model's networks, as torch.compile traces them."""
-    trace = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
+    trace = partial(torch.compile, fullgraph=True, dynamic=False, backend=backend)
     parts = demo.parts()
     plain = Passes.of(parts.unet, parts.controlnet)
     passes = Passes(trace(plain.control), trace(plain.encode), trace(plain.decode))
@@ -153,6 +158,91 @@ def test_compiled_networks_that_fail_fall_back_to_plain_graphs_and_these_to_none
     graphs = dict(made_by.status().graphs)
     assert [graphs[kind] for kind in ("steps", "steps compiled", "VAE", "VAE compiled")] == [0, 0, 1, 1]
     assert made_by.status().fallbacks == ((GIVEN_UP, 1), ("graph: not recordable", 1), ("graph: not replayed", 1))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_device_that_fails_at_a_replay_is_blamed_on_what_is_replayed(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First on compiled networks, and only in another process on graphs."""
+
+    def working(plain: ModelFunctions) -> ModelFunctions:
+        fault = dying.fault("works")
+        return replace(plain, faster=TorchCompile(lambda: dying.with_fault(fault, plain), automatic=False))
+
+    def lost() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("workers.engine.compiling.perf_counter", count().__next__)
+    told, fake = list[tuple[str, ...]](), recorder()
+    trials = Trials(told.append)
+    changed: Any = Changed(model.assemble(CONFIG, demo.parts(), "cpu"), working)
+    made_by = DiffusionEngine(speed(replace(CONFIG, slots=1), compile=compiled), changed, fake, trials)
+    made_by.warm_up()
+    assert made_by.wait_until_compiled(600)
+    demo.make(made_by, demo.task(0))
+    made_by.admit(0, made_by.prepare(demo.task(0)))
+    told.clear()
+    fake.broken, trials.synchronize = True, lost
+    with pytest.raises(torch.AcceleratorError):
+        made_by.step()
+    assert told == [(COMPILING if compiled else GRAPHS,)]
+
+
+def test_of_the_images_of_a_batch_each_must_agree() -> None:
+    """One of four that is off by 5% is off by 2.5% of all."""
+    made_by = engine(FOUR)
+    execution = made_by._execution
+    batch, times = execution.spaces.of((8, 8)).batch, execution.schedule(execution._model.plans.usual).times
+    images = torch.ones(4, 1, 1, 1)
+    batch.upgrade(4, execution._predict, times)
+    images[2] = 1.05
+    with pytest.raises(WrongResultError):
+        batch.upgrade(4, lambda inputs: images * execution._predict(inputs), times)
+
+
+def test_compiled_networks_keep_the_attention_kernels_that_were_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for sizes of batches that were not recorded, nor measured at the start; and another size changes nothing."""
+    candidates = tuple(Kernel(name, scaled_dot_product_attention) for name in ("one", "two"))
+    monkeypatch.setattr(ExecutionManager, "_kernels", lambda self: candidates)
+    monkeypatch.setattr("workers.engine.attention.device_seconds", lambda work: float(len(work())))
+    monkeypatch.setattr("workers.engine.measure._STEPS_S", 0.0)
+    monkeypatch.setattr("workers.engine.compiling.perf_counter", count().__next__)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    made_by = engine(speed(replace(CONFIG, slots=2), compile=True))
+    made_by.warm_up()
+    assert made_by.wait_until_compiled(600)
+    assert made_by.status().fallbacks == ()
+    assert dict(made_by.status().graphs)["steps compiled"] == 2
+    with torch.compiler.set_stance("fail_on_recompile"):
+        demo.make(made_by, demo.task(1, 96))
+        assert_alike({0: demo.make(made_by, demo.task(0))}, {0: alone()[0]})
+    assert made_by.status().fallbacks == ()
+
+
+def test_compiled_networks_serve_while_others_are_compiled() -> None:
+    """Where nothing is recorded. torch counts the compiled frames of all threads together."""
+    entered, gate, runs = Event(), Event(), count(1)
+
+    def waiting(module: Any, examples: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            if threading.current_thread() is not threading.main_thread() and next(runs) > 4:  # three passes and the VAE
+                entered.set()
+                assert gate.wait(600)
+            return module.forward(*arguments)
+
+        return run
+
+    made_by = engine(speed(replace(CONFIG, slots=2), compile=True), change=compiled_by(*traced(waiting)))
+    made_by.warm_up()
+    while not entered.wait(0.01):  # the test's own time-out bounds this
+        made_by.step()
+    assert dict(made_by.status().graphs)["steps compiled"] == 1
+    assert_alike({0: demo.make(made_by, demo.task(0))}, {0: alone()[0]})
+    gate.set()
+    assert made_by.wait_until_compiled(600)
+    assert dict(made_by.status().graphs)["steps compiled"] == 2
+    assert made_by.status().fallbacks == ()
 
 
 def test_a_compiled_vae_that_is_wrong_is_not_taken_over_and_one_that_fails_is_given_up() -> None:

@@ -213,6 +213,9 @@ class OpenVino:
     def trying(self) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def serving(self) -> AbstractContextManager[bool]:
+        return nullcontext(True)
+
     def functions(self) -> ModelFunctions:
         """Functions that compile a network at its first call with new shapes, and hold it."""
         step, vae = (Network(partial(self._compiled, name)) for name in ("step", "vae"))
