@@ -10,6 +10,7 @@ from tests.service.running import ROOT
 from tests.workers.engine.clock import Clock
 from tests.workers.engine.rivals import xformers_ops
 from workers.engine import compiling, measure
+from workers.engine.kernel_probe import CACHE
 from workers.folders import COMPILER_CACHES
 
 
@@ -41,6 +42,14 @@ def compilers_caches() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, kind in COMPILER_CACHES.items():
             patch.setenv(name, str(ROOT / "build" / "latency" / "cache" / kind))
+        yield
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _compiler_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """torch's compiler sets the variable of a common folder, and then waits for whoever compiles on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE, str(tmp_path_factory.mktemp("compiler")))
         yield
 
 
