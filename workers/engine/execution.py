@@ -23,7 +23,6 @@ from workers.engine.compiling import Compiler, DeviceLock, Target, describe, hol
 from workers.engine.conditioning import HintEncoder
 from workers.engine.config import AttentionKernel, EngineConfig, rows_of
 from workers.engine.contract import EngineStatus
-from workers.engine.denoiser import Predict, StepInputs
 from workers.engine.graphs import Fallbacks, GraphContext, Graphs, Pool, Recorder, first_line, recorder_for
 from workers.engine.kernel_probe import cache_file
 from workers.engine.plan import DeviceSchedule, Plan, Size
@@ -35,6 +34,7 @@ from workers.engine.trials import attention as trial_of
 
 log = logging.getLogger(__name__)
 
+Inputs = TypeVar("Inputs")
 T = TypeVar("T")
 
 _GIB = 2**30
@@ -175,7 +175,8 @@ class ExecutionManager:
         self._main_pool, self._vae_pool = Pool(), Pool(concurrent=True)
         self._text = Graphs(self._context, self._main_pool)
         self._step_side, self._vae_side = self._side_stream(), self._side_stream()
-        self._predict = self._tried(self._functions.predict(self._step_side))
+        self._predict = self._tried(self._functions.predict(self._step_side), lambda inputs: inputs.latents.shape)
+        self._decode = self._tried(self._functions.decode, lambda latents: latents.shape)
         # One stream for all targets: torch keeps a cuBLAS workspace per stream, for good.
         self._compile_stream = torch.cuda.Stream(model.device) if self._on_cuda else None
         self._compile_side = self._side_stream()
@@ -209,7 +210,7 @@ class ExecutionManager:
             with self._trials.of(CONVOLUTIONS):
                 for bucket in reversed(self.shape.buckets):
                     space.batch.try_out(bucket, self._predict)
-                space.decoder.try_out(self._functions.decode)
+                space.decoder.try_out(self._decode)
         except Exception as error:  # noqa: BLE001 - whatever it is, cuDNN can choose without
             torch.backends.cudnn.benchmark = self._times_convolutions = False
             self._fallbacks.note("convolutions: not timed", f"{type(error).__name__}: {first_line(error)}")
@@ -303,7 +304,7 @@ class ExecutionManager:
     def colours(self) -> Colours | None:
         """The map from latents to colours, fitted to this model's VAE; None where that failed."""
         try:
-            return fit(self._functions.decode, self._model.latent_channels, self._model.device)
+            return fit(self._decode, self._model.latent_channels, self._model.device)
         except Exception as error:  # noqa: BLE001 - images are made without previews
             self._fallbacks.note("previews: off", f"{type(error).__name__}: {first_line(error)}")
             return None
@@ -344,7 +345,7 @@ class ExecutionManager:
         self._compiler.forget(size)
         batch = Batch(self._model, self.shape, size, self._predict, Graphs(self._context, main))
         hint = HintEncoder(self._model, size, Graphs(self._context, main))
-        decoder = Decoder(self._model, self._functions.decode, size, self._vae_side, Graphs(self._context, vae))
+        decoder = Decoder(self._model, self._decode, size, self._vae_side, Graphs(self._context, vae))
         return Workspace(batch, hint, decoder, kept)
 
     def _compile(self, target: Target) -> None:
@@ -379,25 +380,27 @@ class ExecutionManager:
             return None
         return faster if wanted is True or faster.automatic else None
 
-    def _tried(self, predict: Predict) -> Predict:
+    def _tried(
+        self, function: Callable[[Inputs], Tensor], shape_of: Callable[[Inputs], torch.Size]
+    ) -> Callable[[Inputs], Tensor]:
         """The same; with kernels of ours, its first call for each shape is their trial."""
         if not self._functions.fused:
-            return predict
+            return function
         tried = set[torch.Size]()
 
-        def run(inputs: StepInputs) -> Tensor:
-            shape = inputs.latents.shape
+        def run(inputs: Inputs) -> Tensor:
+            shape = shape_of(inputs)
             if shape in tried:
-                return predict(inputs)
+                return function(inputs)
             try:
                 with self._trials.of(GROUP_NORM):
-                    noise = predict(inputs)
+                    result = function(inputs)
             except Exception as error:
                 if not isinstance(error, torch.OutOfMemoryError):
                     self._trials.blame(GROUP_NORM)
                 raise
             tried.add(shape)
-            return noise
+            return result
 
         return run
 

@@ -319,6 +319,9 @@ class Everywhere:
     def functions(self) -> ModelFunctions:
         return self._plain
 
+    def serving(self) -> AbstractContextManager[bool]:
+        return nullcontext(True)
+
     def compiling(self) -> AbstractContextManager[None]:
         return nullcontext()
 
