@@ -91,6 +91,7 @@ def test_a_problem_in_a_list_is_reported_with_its_position(tmp_path: Path, text:
         ("runtime: openvino, speed: {compile: false}", "engine.speed.compile is false, but engine.runtime is openvino"),
         ("runtime: onnxruntime, speed: {compile: true}", "speed.compile is true, but engine.runtime is onnxruntime"),
         ("runtime: onnxruntime, speed: {attention: flash}", "attention is 'flash', but engine.runtime is onnxruntime"),
+        ("runtime: openvino, speed: {attention: sdpa}", "attention is 'sdpa', but engine.runtime is openvino"),
         ("onnx_provider: tensorrt", "onnx_provider is tensorrt, but engine.runtime is auto: it needs onnxruntime"),
     ],
 )
@@ -101,7 +102,7 @@ def test_what_the_runtime_would_ignore_is_refused(tmp_path: Path, text: str, tol
 @pytest.mark.parametrize(
     "text",
     [
-        "runtime: openvino, speed: {compile: true, attention: sdpa}",
+        "runtime: openvino, speed: {compile: true}",
         "runtime: onnxruntime, onnx_provider: tensorrt, speed: {compile: false}",
         "speed: {compile: false, sizes: [[512, 512], [1024, 512], [1024, 448]]}",
     ],
