@@ -10,8 +10,6 @@ the sums would be rounded.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     from openvino import Core, Model, Node
 
@@ -36,6 +34,7 @@ def _is_of_images(node: "Node") -> bool:
 
 def _write_out(norm: "Node") -> None:
     """Compute a group norm of [N, C, H, W] as a product and a sum of each element with numbers of its channel."""
+    import numpy as np
     from openvino import opset13 as ops
     from openvino.utils import replace_node
 
