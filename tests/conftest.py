@@ -13,7 +13,6 @@ import pytest
 from tests.service.running import CACHE, USUAL
 
 SLOW = {"bench", "chaos", "demo"}  # programs of their own, which few changes touch
-FIRST = "test_openvino.py"  # the longest file: begun last, it would run alone for minutes
 LONGEST_SECONDS = 900.0  # of a coroutine, which else may wait without end
 
 
@@ -34,7 +33,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(Path(__file__).parent).parts[0] in SLOW:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.path.name != FIRST)
 
 
 @pytest.hookimpl(tryfirst=True)
