@@ -43,7 +43,8 @@ class Service:
             cwd=ROOT,
             env=surroundings(devices, **USUAL | overrides),
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",  # whatever the locale, which libraries change: unread, the log would stop the service
+            errors="replace",
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
