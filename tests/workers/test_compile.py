@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -110,49 +110,30 @@ def say(setup: CompilerSetup, channel: socket.socket, memory: SlotMemory) -> Non
     os._exit(0)
 
 
-class Crashing(CompilerSetup):
+@dataclass(frozen=True, kw_only=True)
+class Played(CompilerSetup):
+    """A process that does something else."""
+
+    part: Callable[..., None]
+
     @property
     def main(self) -> Any:
-        return crash
-
-
-class CrashingOfAKernel(CompilerSetup):
-    @property
-    def main(self) -> Any:
-        return crash_of_a_kernel
-
-
-class AlwaysCrashing(CompilerSetup):
-    @property
-    def main(self) -> Any:
-        return crash_of_a_kernel_for_ever
-
-
-class Hanging(CompilerSetup):
-    @property
-    def main(self) -> Any:
-        return hang
-
-
-class Saying(CompilerSetup):
-    @property
-    def main(self) -> Any:
-        return say
+        return self.part
 
 
 @pytest.fixture
 def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run the command with a process of each kind, for a device each; its exit code."""
+    """Run the command with a process for each part, for a device each; its exit code."""
     monkeypatch.setenv("CONTOUR_WORKERS__CACHE", str(tmp_path))
     setups = command._setups
 
-    def run(*kinds: type[CompilerSetup]) -> int:
-        def of_each_kind(*arguments: Any) -> list[CompilerSetup]:
+    def run(*parts: Callable[..., None]) -> int:
+        def of_each_part(*arguments: Any) -> list[CompilerSetup]:
             (real,) = setups(*arguments)
             values = {field.name: getattr(real, field.name) for field in fields(real)}
-            return [kind(**values) for kind in kinds]
+            return [Played(**values, part=part) for part in parts]
 
-        monkeypatch.setattr(command, "_setups", of_each_kind)
+        monkeypatch.setattr(command, "_setups", of_each_part)
         return command.main([str(DEMO)])
 
     return run
@@ -161,7 +142,7 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int
 def test_one_device_whose_compiler_crashes_does_not_keep_the_others_from_theirs(
     played: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert played(Crashing, Saying) == 1
+    assert played(crash, say) == 1
     printed = capsys.readouterr()
     assert printed.err == f"cpu0: not compiled: killed by SIGSEGV, while it tried {COMPILING}\n"
     assert printed.out.startswith("cpu0: 4 steps compiled, no fallback; in ")
@@ -170,7 +151,7 @@ def test_one_device_whose_compiler_crashes_does_not_keep_the_others_from_theirs(
 def test_what_a_worker_would_do_without_after_a_crash_it_does_without(
     played: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert played(CrashingOfAKernel) == 0
+    assert played(crash_of_a_kernel) == 0
     printed = capsys.readouterr()
     assert printed.err == f"cpu0: killed by SIGSEGV, while it tried {KERNEL}; without it\n"
     assert printed.out.startswith("cpu0: 4 steps compiled, ")
@@ -179,7 +160,7 @@ def test_what_a_worker_would_do_without_after_a_crash_it_does_without(
 def test_a_crash_that_comes_without_it_too_is_the_last(
     played: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert played(AlwaysCrashing) == 1
+    assert played(crash_of_a_kernel_for_ever) == 1
     assert capsys.readouterr().err.splitlines() == [
         f"cpu0: killed by SIGSEGV, while it tried {KERNEL}; without it",
         f"cpu0: not compiled: killed by SIGSEGV, while it tried {KERNEL}",
@@ -198,5 +179,5 @@ def test_a_process_that_hangs_is_ended(
         return ready
 
     monkeypatch.setattr(command, "wait", wait)
-    assert played(Hanging) == 1
+    assert played(hang) == 1
     assert capsys.readouterr().err == f"cpu0: not compiled: killed by SIGKILL, while it tried {COMPILING}\n"
