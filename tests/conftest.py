@@ -13,6 +13,7 @@ import pytest
 from tests.service.running import CACHE, USUAL
 
 SLOW = {"bench", "chaos", "demo"}  # programs of their own, which few changes touch
+LONGEST = "test_openvino.py"  # a file is tested by one process, so this one is begun first
 LONGEST_SECONDS = 900.0  # of a coroutine, which else may wait without end
 
 
@@ -33,6 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(Path(__file__).parent).parts[0] in SLOW:
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.path.name != LONGEST)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -221,7 +221,7 @@ def _digest(engine: EngineConfig, model: Path, base: dict[str, Any]) -> bytes:
 
     files = [Path(part.path) / part.file for _, part in parts_of(engine) if isinstance(part, Lora) and is_folder(part)]
     stamps = [(path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    configs = [(model / part / "config.json").read_text() for part in ("unet", "text_encoder")]
+    configs = [(model / part / "config.json").read_bytes() for part in ("unet", "text_encoder")]
     facts = [engine.sampler, engine.loras, stamps, base, configs, version("diffusers"), version("torch")]
     return hashlib.sha256(msgspec.json.encode(facts)).hexdigest().encode()
 

@@ -55,7 +55,7 @@ def packages(root: Path) -> Iterator[Finding]:
 def _needed(root: Path) -> list[str]:
     """The packages that serving needs; empty where nothing says which, as in an image, which has them by hash."""
     try:
-        project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         wanted = project["dependencies"]
     except (OSError, KeyError):
         return []

@@ -110,7 +110,7 @@ def pack_upsamplers(net: "UNet2DConditionModel | Decoder") -> None:
     for block in net.up_blocks:
         for sampler in (each for each in block.upsamplers or () if not hasattr(each, "phases")):
             conv = sampler.conv
-            weight = _phases(_phases(conv.weight.float(), 2), 4).flatten(0, 2).to(conv.weight.dtype)
+            weight = phases(phases(conv.weight.float(), 2), 4).flatten(0, 2).to(conv.weight.dtype)
             sampler.phases = nn.Conv2d(conv.in_channels, len(weight), 2, padding=1, device="meta")
             sampler.phases.weight, sampler.phases.bias = (
                 nn.Parameter(each, requires_grad=False)
@@ -118,7 +118,7 @@ def pack_upsamplers(net: "UNet2DConditionModel | Decoder") -> None:
             )
 
 
-def _phases(weight: Tensor, dim: int) -> Tensor:
+def phases(weight: Tensor, dim: int) -> Tensor:
     """The weights of two rows (or columns) that even ones of the output read, and those that odd ones read."""
     first, middle, last = weight.split(1, dim)
     return torch.stack([torch.cat([first, middle + last], dim), torch.cat([first + middle, last], dim)])

@@ -220,7 +220,7 @@ def config_in(like: Path, kind: Kind) -> dict[str, Any]:
     """Return the configuration of a network in a model's folder. Raises FetchError."""
     path = like / kind / "config.json"
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
+        config: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
         raise FetchError(f"{path} cannot be read ({reason}): name another folder with --like") from error

@@ -237,6 +237,6 @@ def _check_free(needed: int, models: Path) -> None:
 
 def _check_config(path: Path, network: Network) -> None:
     try:
-        check_config(network, json.loads(path.read_text()))
+        check_config(network, json.loads(path.read_bytes()))
     except (UnsupportedModelError, ValueError) as error:
         raise FetchError(f"{error}: choose a repository for Stable Diffusion 1.5") from error

@@ -36,6 +36,13 @@ def _compiled_networks_as_fast_as_plain_ones() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _nothing_traced() -> None:
+    """torch traces a function a few times in a process and no more, however many tests have it compiled."""
+    if dynamo := sys.modules.get("torch._dynamo"):
+        dynamo.reset()
+
+
 @pytest.fixture(scope="module")
 def compilers_caches() -> Iterator[None]:
     """Those of the benchmark, whose service has tried the same kernels: a trial is a process, which takes seconds."""

@@ -5,6 +5,7 @@ what that makes. The slow tests convert indeed.
 """
 
 import gc
+import locale
 import os
 import shutil
 import signal
@@ -60,6 +61,14 @@ def _lock_of_this_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(LOCKED, str(tmp_path_factory.mktemp("lock")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _locale_as_it_was() -> Iterator[None]:
+    """OpenVINO sets it while it compiles; of two threads that compile at once, one restores what the other has set."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture(scope="module")
@@ -721,6 +730,29 @@ def test_a_conversion_is_proven_by_torch(folder: Path, name: str) -> None:
     files.prove(folder / f"{name}.xml", call)
     with pytest.raises(WrongResultError):
         files.prove(folder / f"{name}.xml", files.Call(call.inputs, call.output.flip(-1)))
+
+
+@pytest.mark.parametrize("doubled", [True, False])
+def test_a_convolution_of_a_doubled_feature_map_is_torchs(doubled: bool, tmp_path: Path) -> None:
+    """It becomes four smaller ones, unless it reads another size: that of the feature map before an odd one."""
+    ov = files.openvino()
+    from openvino import opset13 as ops
+
+    given, weight, size = torch.randn(2, 6, 5, 7), torch.randn(4, 6, 3, 3), [10, 14 if doubled else 13]
+    x = ops.parameter([-1, 6, -1, -1], ov.Type.f32)
+    larger = ops.interpolate(
+        x, size, "nearest", "sizes", coordinate_transformation_mode="asymmetric", nearest_mode="floor", axes=[2, 3]
+    )
+    convolution = ops.convolution(larger, weight.numpy(), [1, 1], [1, 1], [1, 1], [1, 1])
+    ov.save_model(ov.Model([convolution], [x]), tmp_path / "step.xml", compress_to_fp16=False)
+    expected = torch.nn.functional.conv2d(torch.nn.functional.interpolate(given, size), weight, padding=1)
+    core = ov.Core()
+    for shapes in (None, [tuple(given.shape)]):
+        model = read(core, tmp_path / "step.xml", "float32", shapes)
+        kinds = [node.get_type_name() for node in model.get_ops()]
+        assert kinds.count("Convolution") == (4 if doubled and shapes else 1)
+        actual = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([given.numpy()])[0]
+        assert relative_error(torch.from_numpy(actual), expected) <= EQUAL
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 5, 7), (2, 8, 35)])

@@ -262,10 +262,7 @@ class OpenVino:
 
     def _model(self, name: str, shapes: Shapes | None = None) -> "Model":
         """A converted network, for fixed shapes if any are given."""
-        model = read(self._core, self._folder / f"{name}.xml", self._dtype)
-        if shapes is not None:
-            model.reshape(dict(zip(model.inputs, shapes, strict=True)))
-        return model
+        return read(self._core, self._folder / f"{name}.xml", self._dtype, shapes)
 
     def _cache(self, size: int) -> dict[str, str]:
         """Where OpenVINO keeps what it has compiled.
