@@ -15,7 +15,7 @@ import onnx
 import pytest
 import torch
 from onnxruntime import get_available_providers
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.service.running import Service, result_pixels
 from tests.workers.engine import demo
@@ -179,6 +179,28 @@ def test_each_of_the_smaller_graphs_computes_what_torch_does(name: str, inline: 
     assert (tmp_path / f"{name}.onnx.data").exists() == (inline == 0)
     expected = graph.module(*graph.inputs.values())
     session = sessions.Session(path, torch.device("cpu"))
+    assert relative_error(session(torch.empty(expected.shape), *graph.inputs.values()), expected) <= EQUAL
+
+
+class _Reversed(nn.Module):
+    """Splits a product into 40 parts; the UNet of Stable Diffusion splits its text's keys and values into 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(32, 820))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((x @ self.weight).split([*range(1, 41)], 1)[::-1], 1)
+
+
+@torch.no_grad()
+def test_sizes_stay_in_the_first_file(tmp_path: Path) -> None:
+    """In the second, ONNX Runtime does not find them."""
+    graph = export.Graph(_Reversed(), {"x": torch.randn(2, 32)}, (None,), "parts")
+    export.write_graph(graph, {}, tmp_path / "parts.onnx", 0)
+    assert (tmp_path / "parts.onnx.data").stat().st_size == 4 * 32 * 820
+    expected = graph.module(*graph.inputs.values())
+    session = sessions.Session(tmp_path / "parts.onnx", torch.device("cpu"))
     assert relative_error(session(torch.empty(expected.shape), *graph.inputs.values()), expected) <= EQUAL
 
 

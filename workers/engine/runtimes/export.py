@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 OPSET = 20  # the newest that ONNX Runtime and TensorRT's parser both support
 INLINE_BYTES = 2**30  # more weights go to a second file: protobuf's limit is 2 GiB
+_SMALL_BYTES = 2**16  # of a tensor that stays in the first: ONNX Runtime does not find the sizes of a Split elsewhere
 _MOST_IMAGES, _MOST_SIDE = 64, 512  # limits of the shapes: slots, and latents of 4096 pixels
 _LEAST_SIDE = 8
 
@@ -165,6 +166,8 @@ def write(parts: Parts, rows: int, facts: Mapping[str, str], folder: Path, inlin
 @torch.no_grad()
 def write_graph(graph: Graph, facts: Mapping[str, str], path: Path, inline_bytes: int = INLINE_BYTES) -> None:
     """Write one graph; weights of more than `inline_bytes` go to a second file beside it."""
+    import onnx_ir
+
     with warnings.catch_warnings():  # torch warns of its own code
         warnings.simplefilter("ignore", FutureWarning)
         exported = torch.export.export(graph.module.eval(), tuple(graph.inputs.values()), dynamic_shapes=graph.free)
@@ -179,4 +182,5 @@ def write_graph(graph: Graph, facts: Mapping[str, str], path: Path, inline_bytes
         assert program is not None
     program.model.metadata_props.update(to_write(facts))
     size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value)
-    program.save(path, external_data=size > inline_bytes)
+    second = f"{path.name}.data" if size > inline_bytes else None
+    onnx_ir.save(program.model, path, external_data=second, size_threshold_bytes=_SMALL_BYTES)
