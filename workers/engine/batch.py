@@ -264,10 +264,10 @@ class Batch:
     def _gather(self, chosen: Tensor, in_place: slice | None = None) -> StepInputs:
         """The inputs of the chosen entries; with `in_place` parts of the buffers, which nothing may change."""
         buffers, dtype, rows = self._buffers, self._model.dtype, chosen if in_place is None else in_place
-        step = buffers.step[chosen]
+        step = buffers.step[rows]
         history, weights = buffers.history[rows], buffers.weights[chosen, step]
         latents = torch.bmm(weights[:, None], history.flatten(2)).view(-1, *history.shape[2:])
-        guidance, control, inverse_temperature = buffers.scales[chosen].unbind(1)
+        guidance, control, inverse_temperature = buffers.scales[rows].unbind(1)
         return StepInputs(
             latents.to(dtype, memory_format=torch.channels_last),
             buffers.times[chosen, step],

@@ -384,6 +384,9 @@ def _beside(x: Tensor, skip: Tensor) -> Tensor:
     copies = x.shape[0] // skip.shape[0]
     if copies == 1:
         return torch.cat([x, skip], dim=1)
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        # For OpenVINO, which would copy all of both to the channels-last layout, and back.
+        return torch.cat([x.unflatten(0, (-1, copies)), skip[:, None].expand(-1, copies, -1, -1, -1)], 2).flatten(0, 1)
     repeated = _tokens(skip)[:, None].expand(-1, copies, -1, -1)
     return _feature_map(torch.cat([_tokens(x).unflatten(0, (-1, copies)), repeated], -1).flatten(0, 1), *x.shape[-2:])
 
