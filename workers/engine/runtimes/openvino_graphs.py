@@ -14,10 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from workers.engine.conditioning import phases
-
 if TYPE_CHECKING:
     from openvino import Core, Model, Node
 
@@ -50,8 +46,11 @@ def _reads_doubled(convolution: "Node") -> bool:
 
 def _split(convolution: "Node") -> None:
     """Compute the even and odd rows and columns of the output by 2x2 convolutions of what is not doubled."""
+    import torch  # here, as the front end reads the cache and needs neither
     from openvino import opset13 as ops
     from openvino.utils import replace_node
+
+    from workers.engine.conditioning import phases
 
     doubling, weight = (value.get_node() for value in convolution.input_values())
     by_column = phases(phases(torch.tensor(weight.get_data()), 2), 4)
