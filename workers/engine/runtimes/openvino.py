@@ -224,7 +224,7 @@ class OpenVino:
     def _compiled(self, name: str, shapes: Shapes) -> "CompiledModel":
         """A network for these shapes, or for any where the bound leaves no room."""
         model = self._model(name, shapes)
-        size = self._size(name) + _RESULTS * self._bytes * _largest_result(model)
+        size = _BESIDE_WEIGHTS + self._bytes * (_weights(model) + _RESULTS * _largest_result(model))
         if self._used + size > self._bound:
             return self.any_shape(name)
         compiled = self._compile(model, self._cache(self._size(name)))
@@ -275,6 +275,11 @@ class OpenVino:
         with suppress(OSError):
             make(self._blobs, PRIVATE)
         return {"CACHE_DIR": str(self._blobs)} if os.access(self._blobs, os.W_OK | os.X_OK) else {}
+
+
+def _weights(model: "Model") -> int:
+    """Numbers in all weights."""
+    return sum(math.prod(layer.get_output_shape(0)) for layer in model.get_ops() if layer.get_type_name() == "Constant")
 
 
 def _largest_result(model: "Model") -> int:
