@@ -57,7 +57,7 @@ def _steps(parts: Iterable[tuple[Case, list[Kernel]]]) -> Iterator[tuple[Case, l
         passes.setdefault(replace(case, which="step"), {})[case.which] = kernels
     for step, found in passes.items():
         if set(STEP) <= found.keys():
-            yield step, [kernel for kernels in found.values() for kernel in kernels]
+            yield step, [kernel for which in STEP for kernel in found[which]]  # not of the VAE, nor the text encoder
 
 
 def _counts(case: Case, kernels: Sequence[Kernel]) -> list[str]:
