@@ -30,6 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--scenes", type=int, default=SCENES, help="to learn from (%(default)s)")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
+    train.add_argument("--start", type=Path, help="a model of the same sizes to begin with, in place of chance")
+    train.add_argument("--stages", nargs="+", help="those that share the minutes; all if left out")
     evaluate = commands.add_parser("evaluate", help="print the table of a model's scores")
     evaluate.add_argument("model", type=Path, nargs="?", default=MODEL)
     evaluate.add_argument("--guidance", type=float, help="as configs/demo.yaml has it if left out")
@@ -39,14 +41,16 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="let two models paint the same twenty prompts side by side")
     compare.add_argument("one", type=Path)
     compare.add_argument("other", type=Path)
+    compare.add_argument("--photographs", action="store_true", help="of six photographs, at 256 and 384 px")
     compare.add_argument("--out", type=Path, default=Path("output/compared.jpg"))
     return parser
 
 
 def _train(chosen: argparse.Namespace) -> None:
-    from example.demo_model.training import Plan, train
+    from example.demo_model.training import SHARES, Plan, train
 
-    plan = Plan(chosen.minutes, chosen.scenes, chosen.seed, chosen.device)
+    start = str(chosen.start or "")
+    plan = Plan(chosen.minutes, chosen.scenes, chosen.seed, chosen.device, start, tuple(chosen.stages or SHARES))
     train(plan, chosen.work, chosen.out)
 
 
@@ -66,7 +70,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
 def _compare(chosen: argparse.Namespace) -> None:
     from example.demo_model.comparison import compare
 
-    compare(chosen.one, chosen.other, chosen.out)
+    compare(chosen.one, chosen.other, chosen.out, chosen.photographs)
 
 
 if __name__ == "__main__":

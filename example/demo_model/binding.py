@@ -17,8 +17,8 @@ from example.demo_model.networks import CHANNELS, TEXT_WIDTH
 from example.demo_model.outlines import SHAPES
 from example.demo_model.palette import COLOURS
 
-MIDDLE = CHANNELS[1]  # channels where shapes meet words: at a sixteenth of the image's resolution
-RESIDUAL = 3  # of the ControlNet's, the last with MIDDLE channels before it is halved
+MIDDLE = CHANNELS[2]  # channels where shapes meet words: at a sixteenth of the image's resolution
+RESIDUAL = 5  # of the ControlNet's, the last with MIDDLE channels before it is halved
 NOTHING = 0.25  # weight of the class "no shape", as most places have none
 HEAD_WEIGHTS: Mapping[str, float] = {"word": 0.05, "kind": 0.1, "colour": 0.15}  # of the losses
 

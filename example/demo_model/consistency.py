@@ -1,8 +1,8 @@
-"""Whether what is being painted has the edges that it was told to have, as losses that the networks learn from.
+"""Whether what is being painted looks as it should, as losses that the networks learn from.
 
 The noise's loss alone leaves edges where they belong but fainter than Canny sees, as what is uncertain is painted as
-its mean. So the image that a prediction amounts to is decoded, and its edges are compared with the hint, as in
-ControlNet++ (Li et al., arXiv 2404.07987).
+its mean, and fills are mottled. So the image that a prediction amounts to is decoded and compared with the lesson's;
+and where no ink is, its edges with the hint, as in ControlNet++ (Li et al., arXiv 2404.07987).
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from example.demo_model.lessons import Batch
 from example.demo_model.networks import FACTOR
+from example.demo_model.vae import gradient_loss, to_tensor
 
-EDGE_WEIGHTS: Mapping[str, float] = {"missing": 0.5, "extra": 0.5}  # of the losses
+IMAGE_WEIGHTS: Mapping[str, float] = {"missing": 0.5, "extra": 0.5, "pixels": 0.5}  # of the losses
 CLEAR = 600  # timesteps from which on a prediction is too vague an image to be judged
-JUDGED = 0.5  # of a batch at most, and of each image only a crop: decoding takes longer than predicting
-CROP = 16  # latents a side
+JUDGED = 0.4  # of a batch at most, and of each image only a crop: decoding takes longer than predicting
+CROP = 24  # latents a side
 STRONG = 300.0  # Canny's gradient: one and a half times its upper threshold, so that the image may lose some of it
 FAINT = 100.0  # its lower threshold
 LARGEST = 3.0  # of `extra` at a pixel, so that one wrong edge does not outweigh all others
@@ -28,17 +30,16 @@ SOBEL = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
 
 @dataclass(frozen=True)
 class Consistency:
-    """Judges latents by the decoder of `vae`, which is not trained; `scale` is what latents are multiplied with."""
+    """Judges latents by the decoder of `vae`, which is not trained."""
 
     vae: AutoencoderKL
-    scale: float
 
     def losses(
-        self, latents: Tensor, hints: Tensor, controlled: Tensor, timesteps: Tensor, rng: np.random.Generator
+        self, latents: Tensor, batch: Batch, controlled: Tensor, timesteps: Tensor, rng: np.random.Generator
     ) -> dict[str, Tensor]:
         """By name; none if there is no image to judge.
 
-        For the clean latents [n, 4, s, s] that are predicted at timesteps [n] under hints [n, 3, 8 s, 8 s], of which
+        For the clean latents [n, 6, s, s] that are predicted at timesteps [n] for the lessons of a batch, of which
         those are judged that were `controlled` [n].
         """
         judged = torch.nonzero(controlled & (timesteps < CLEAR)).flatten()[: int(len(latents) * JUDGED)]
@@ -47,9 +48,13 @@ class Consistency:
         size = min(CROP, latents.shape[-1])
         top, left = rng.integers(latents.shape[-1] - size + 1, size=2)
         crop = latents[judged, :, top : top + size, left : left + size]
-        images = self.vae.decode(crop / self.scale).sample
+        images = self.vae.decode(crop).sample
         rows, columns = (slice(FACTOR * start, FACTOR * (start + size)) for start in (top, left))
-        return edge_losses(images, hints[judged, :1, rows, columns] > 0)
+        wanted = to_tensor(batch.images[judged, rows, columns])
+        losses = {"pixels": F.l1_loss(images, wanted) + gradient_loss(images, wanted)}
+        if not (plain := ~batch.inked[judged]).any():
+            return losses
+        return losses | edge_losses(images[plain], batch.hints[judged[plain], :1, rows, columns] > 0)
 
 
 def edge_losses(images: Tensor, hints: Tensor) -> dict[str, Tensor]:

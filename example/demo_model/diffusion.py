@@ -1,7 +1,8 @@
-"""Training the UNet, its ControlNet and the text encoder together, from nothing, on latents."""
+"""Training the UNet, its ControlNet and the text encoder together, on latents."""
 
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,33 +14,40 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from example.demo_model import networks
 from example.demo_model.binding import HEAD_WEIGHTS, RESIDUAL, BindingHeads, Labels
-from example.demo_model.consistency import EDGE_WEIGHTS, Consistency
+from example.demo_model.consistency import IMAGE_WEIGHTS, Consistency
 from example.demo_model.lessons import Lessons
 from example.demo_model.optimiser import Optimiser, Rates
 
 WEIGHT_DECAY = 1e-2
-AVERAGED = 0.999  # of the averaged weights stays at a step, once there have been some hundred
+AVERAGED = 0.998  # of the averaged weights stays at a step, once there have been some hundred
 CUDA_BATCH = 8  # times as large as on a processor
 
 NO_CAPTION = 0.10  # of the images: guidance needs predictions without one
-NO_CONTROL = 0.10  # of the images: the UNet learns what images are
-NOISY = (650, 1000)  # timesteps at which colours are decided
-NOISY_SHARE = (0.6, 0.4)  # of the batch drawn from those alone, at a stage's start and end
-WEIGHTS = {**HEAD_WEIGHTS, **EDGE_WEIGHTS}  # of all losses but that of v, which is 1
-SNR_SCALE = 20.0  # signal-to-noise ratios well above it count less: those steps only sharpen
+NO_CONTROL = 0.05  # of the images: the UNet learns what images are
+NOISY, CLEAR = (650, 1000), (0, 300)  # timesteps at which colours are decided, and lines and calm fills
+PURE = 0.08  # of the images: noise alone, as sampling begins with it, where the schedule's last step has some image
+PURE_ALPHA = 1e-6
+WEIGHTS = {**HEAD_WEIGHTS, **IMAGE_WEIGHTS}  # of all losses but that of v, which is 1
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A stage's name, batch and learning rates."""
+    """A stage's name, batch and learning rates, and its shares of NOISY and of CLEAR timesteps; others are anywhere.
+
+    Signal-to-noise ratios well above `snr_scale` count less, as those steps only sharpen.
+    """
 
     name: str
     batch: int
     rates: Rates
+    noisy: float
+    clear: float
+    snr_scale: float
 
 
-HALF_SIZE = Recipe("half size", batch=16, rates=Rates(7e-4, 3e-4, warm_up=150))
-FULL_SIZE = Recipe("full size", batch=8, rates=Rates(4e-4, 1e-5, warm_up=150))
+HALF_SIZE = Recipe("half size", 16, Rates(7e-4, 3e-4, warm_up=150), noisy=0.5, clear=0.0, snr_scale=20)
+FULL_SIZE = Recipe("full size", 8, Rates(5e-4, 1.5e-4, warm_up=150), noisy=0.4, clear=0.1, snr_scale=20)
+FINISH = Recipe("finish", 8, Rates(2.2e-4, 1e-6, warm_up=20), noisy=0.3, clear=0.4, snr_scale=100)
 
 
 class Networks(nn.Module):
@@ -57,7 +65,7 @@ class Networks(nn.Module):
         self.heads.watch(self.unet)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, hints: Tensor, controlled: Tensor) -> "Output":
-        """Predict v for latents [n, 4, h, w] under hints [n, 3, 8 h, 8 w]; `controlled` [n] is 0 to ignore one."""
+        """Predict v for latents [n, 6, h, w] under hints [n, 3, 4 h, 4 w]; `controlled` [n] is 0 to ignore one."""
         states = self.text_encoder(tokens)[0]
         residuals, middle = self.controlnet(noisy, timesteps, states, hints, return_dict=False)
         gate = controlled.view(-1, 1, 1, 1)
@@ -71,9 +79,23 @@ class Networks(nn.Module):
         )[0]
         return Output(predicted.float(), states, residuals[RESIDUAL])
 
+    def take(self, folder: Path, tokenizer: CLIPTokenizer) -> None:
+        """Begin with the weights of a model of the same sizes; of its words with those that both tokenizers have."""
+        for name in ("unet", "controlnet"):
+            own = getattr(self, name)
+            own.load_state_dict(type(own).from_pretrained(folder / name, dtype=torch.float32).state_dict())
+        words = CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab()
+        weights = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).state_dict()
+        embeddings = "embeddings.token_embedding.weight"
+        mine, theirs = self.text_encoder.state_dict()[embeddings].clone(), weights[embeddings]
+        for word, number in tokenizer.get_vocab().items():
+            if word in words:
+                mine[number] = theirs[words[word]]
+        self.text_encoder.load_state_dict(weights | {embeddings: mine})
+
 
 class Output(NamedTuple):
-    """The prediction [n, 4, h, w], and two layers' features that heads read."""
+    """The prediction [n, 6, h, w], and two layers' features that heads read."""
 
     predicted: Tensor
     states: Tensor
@@ -107,40 +129,44 @@ class DiffusionStage:
         self._noise_rng = torch.Generator(self._device).manual_seed(seed)
 
     def step(self, progress: float) -> dict[str, float]:
-        """One step of the optimiser; the losses of v, of each head, and of edges if there were any to judge."""
-        v, parts = self._losses(progress)
+        """One step of the optimiser; the losses of v, of each head, and of the image if there were any to judge."""
+        v, parts = self._losses()
         loss = v + sum(WEIGHTS[name] * part for name, part in parts.items())
         self._optimiser.step(loss, progress)
         self._average()
         return {"v": v.item(), **{name: part.item() for name, part in parts.items()}}
 
-    def _losses(self, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _losses(self) -> tuple[Tensor, dict[str, Tensor]]:
         count = self._recipe.batch * (CUDA_BATCH if self._device.type == "cuda" else 1)
         captioned = self._rng.random(count) >= NO_CAPTION
         controlled = self._rng.random(count) >= NO_CONTROL
         batch = self._lessons.batch(self._rng.integers(len(self._lessons), size=count), captioned, self._device)
-        timesteps = torch.from_numpy(self._timesteps(count, progress)).to(self._device)
-        alpha = self._alphas[timesteps].view(-1, 1, 1, 1)
+        timesteps = torch.from_numpy(self._timesteps(count)).to(self._device)
+        pure = (timesteps == len(self._alphas) - 1).view(-1, 1, 1, 1)
+        alpha = torch.where(pure, PURE_ALPHA, self._alphas[timesteps].view(-1, 1, 1, 1))
         noise = torch.randn(batch.latents.shape, generator=self._noise_rng, device=self._device)
         noisy = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * noise
         wanted = alpha.sqrt() * noise - (1 - alpha).sqrt() * batch.latents
         gate = torch.from_numpy(controlled).to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
             output = self.networks(noisy, timesteps, batch.tokens, batch.hints, gate.float())
-        weight = 1 / (1 + alpha / (1 - alpha) / SNR_SCALE)
+        weight = 1 / (1 + alpha / (1 - alpha) / self._recipe.snr_scale)
         v = (weight * (output.predicted - wanted) ** 2).mean()
         seen = gate & torch.from_numpy(captioned).to(self._device)
         labels = Labels(batch.kinds, batch.colours, batch.words, seen)
         parts = self.networks.heads.losses(output.states, output.residual, labels)
         if self._consistency is not None:
             clean = alpha.sqrt() * noisy - (1 - alpha).sqrt() * output.predicted
-            parts |= self._consistency.losses(clean, batch.hints, gate, timesteps, self._rng)
+            parts |= self._consistency.losses(clean, batch, gate, timesteps, self._rng)
         return v, parts
 
-    def _timesteps(self, count: int, progress: float) -> npt.NDArray[np.int64]:
-        share = NOISY_SHARE[0] + (NOISY_SHARE[1] - NOISY_SHARE[0]) * progress
-        anywhere = self._rng.integers(0, len(self._alphas), count)
-        return np.where(self._rng.random(count) < share, self._rng.integers(*NOISY, count), anywhere)
+    def _timesteps(self, count: int) -> npt.NDArray[np.int64]:
+        rng, last = self._rng, len(self._alphas)
+        kind = rng.random(count)
+        found = rng.integers(0, last, count)
+        found = np.where(kind < self._recipe.noisy, rng.integers(*NOISY, count), found)
+        found = np.where(kind > 1 - self._recipe.clear, rng.integers(*CLEAR, count), found)
+        return np.where(rng.random(count) < PURE, last - 1, found)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -167,8 +193,13 @@ class DiffusionStage:
         self._noise_rng.set_state(state["noise_rng"])
 
 
-def with_average(tokenizer: CLIPTokenizer, seed: int, device: torch.device) -> tuple[Networks, Networks]:
-    """New networks, and the copy that is to hold their average."""
-    trained = Networks(tokenizer, seed).to(device)
+def with_average(
+    tokenizer: CLIPTokenizer, seed: int, device: torch.device, start: Path | None = None
+) -> tuple[Networks, Networks]:
+    """Networks, new or with the weights of a model's folder, and the copy that is to hold their average."""
+    trained = Networks(tokenizer, seed)
+    if start:
+        trained.take(start, tokenizer)
+    trained.to(device)
     trained.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch documents it
     return trained, deepcopy(trained).requires_grad_(False)

@@ -20,6 +20,11 @@ Points: TypeAlias = npt.NDArray[np.float64]  # [n, 2], x to the right and y down
 ROWS, COLUMNS = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
 
 
+def edges(image: Pixels, low: float = 100, high: float = 200) -> Mask:
+    """Canny's edges [h, w] of an image (RGB [h, w, 3]), by default with the thresholds that the service has."""
+    return cv2.Canny(image, low, high) > 0
+
+
 def filled(outline: Points) -> Field:
     """How much of each pixel an outline (in pixels) covers."""
     coverage = np.zeros((SIZE, SIZE), np.uint8)

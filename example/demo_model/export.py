@@ -37,16 +37,15 @@ def export(
     controlnet: "ControlNetModel",
     text_encoder: "CLIPTextModel",
     tokenizer: "CLIPTokenizer",
-    scaling_factor: float,
 ) -> None:
-    """Write the model in diffusers' layout; `scaling_factor` brings the VAE's latents to unit variance.
+    """Write the model in diffusers' layout; the VAE's latents have unit variance.
 
     A model that the folder holds is whole until the new one has been written beside it and takes its place. The
     networks stay as they are. Raises HalfPrecisionError.
     """
     networks = {"vae": vae, "unet": unet, "controlnet": controlnet, "text_encoder": text_encoder}
     parts: dict[str, Any] = {name: _halved(network) for name, network in networks.items()}
-    parts["vae"].register_to_config(scaling_factor=scaling_factor)
+    parts["vae"].register_to_config(scaling_factor=1.0)
     written = _beside(folder, "new")
     _save(written, parts | {"tokenizer": _unused(tokenizer)})
     _swap_in(written, folder)

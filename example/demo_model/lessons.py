@@ -12,26 +12,28 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from example.demo_model.corpus import Corpus
-from example.demo_model.drawing import Pixels
+from example.demo_model.corpus import HINTED, Corpus
+from example.demo_model.drawing import SIZE, Pixels, edges
 from example.demo_model.networks import FACTOR
 from example.demo_model.outlines import SHAPES
 from example.demo_model.palette import COLOURS
 from example.demo_model.scenes import Word
-from example.demo_model.scoring import edges
 from example.demo_model.vae import encode
 
-HINTED = (150, 300)  # Canny's thresholds, above those it will have: a hint then always stands for a clear edge
 ENCODED_AT_ONCE = 512  # images that are resized and held at a time
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`latents` [n, 4, s, s], `hints` [n, 3, 8 s, 8 s], `tokens` [n, 77], and what the heads are taught."""
+    """`latents` [n, 6, s, s], `hints` [n, 3, 4 s, 4 s], `tokens` [n, 77], and what the heads are taught; `images`
+    uint8 [n, 256, 256, 3], and whether each is `inked` [n].
+    """
 
     latents: Tensor
     hints: Tensor
     tokens: Tensor
+    images: Tensor
+    inked: Tensor
     kinds: Tensor
     colours: Tensor
     words: Tensor
@@ -58,6 +60,8 @@ class Lessons:
             latents=self._latents[chosen].to(device, torch.float32),
             hints=self._unpacked(chosen).to(device),
             tokens=tokens.to(device),
+            images=torch.from_numpy(self._corpus.images[chosen]).to(device),
+            inked=torch.from_numpy(self._corpus.inked[chosen] > 0).to(device),
             kinds=torch.from_numpy(self._corpus.kinds[chosen].astype(np.int64)).to(device),
             colours=torch.from_numpy(self._corpus.colours[chosen].astype(np.int64)).to(device),
             words=torch.tensor(words, dtype=torch.int64, device=device).view(-1, 4),
@@ -70,20 +74,17 @@ class Lessons:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Scaled `latents` float16 [n, 4, s, s], and edge maps as bits: `hints` uint8 [n, 8 s * 8 s / 8]."""
+    """`latents` float16 [n, 6, s, s], and edge maps as bits: `hints` uint8 [n, 4 s * 4 s / 8]."""
 
     latents: Tensor
     hints: Tensor
 
     @classmethod
-    def of(cls, images: Pixels, size: int, vae: AutoencoderKL, scale: float, cache: Path) -> "Encoded":
-        """Images [n, 256, 256, 3] at `size` pixels a side; `scale` is what the VAE's latents are multiplied with.
-
-        They are written to the file `cache`, from which a later call takes them.
-        """
+    def of(cls, corpus: Corpus, size: int, vae: AutoencoderKL, cache: Path) -> "Encoded":
+        """A corpus at `size` pixels a side. It is written to the file `cache`, from which a later call takes it."""
         if not cache.exists():
-            starts = range(0, len(images), ENCODED_AT_ONCE)
-            parts = [_encoded(images[start : start + ENCODED_AT_ONCE], size, vae, scale) for start in starts]
+            starts = range(0, len(corpus.images), ENCODED_AT_ONCE)
+            parts = [_encoded(corpus, slice(start, start + ENCODED_AT_ONCE), size, vae) for start in starts]
             latents, hints = (torch.cat(part) for part in zip(*parts, strict=True))
             temporary = cache.with_suffix(".tmp")
             torch.save({"latents": latents, "hints": hints}, temporary)
@@ -91,16 +92,20 @@ class Encoded:
         return cls(**torch.load(cache, weights_only=True))
 
 
-def _encoded(images: Pixels, size: int, vae: AutoencoderKL, scale: float) -> tuple[Tensor, Tensor]:
-    sized = np.stack([_resized(image, size) for image in images])
-    hints = np.packbits(np.stack([edges(image, *HINTED) for image in sized]).reshape(len(sized), -1), axis=1)
-    return (encode(vae, sized) * scale).half(), torch.from_numpy(hints)
+def _encoded(corpus: Corpus, some: slice, size: int, vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
+    images, hints = corpus.images[some], corpus.hints[some]
+    if size != SIZE:
+        images = np.stack([cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for image in images])
+        hints = np.stack([_sized(*each, size) for each in zip(images, hints, corpus.inked[some], strict=True)])
+    return encode(vae, images).half(), torch.from_numpy(np.array(hints))
 
 
-def _resized(image: Pixels, size: int) -> Pixels:
-    if len(image) == size:
-        return image
-    return np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
+def _sized(image: Pixels, hint: npt.NDArray[np.uint8], inked: bool, size: int) -> npt.NDArray[np.uint8]:
+    """The edges of a smaller image, or of a drawing those that it was made from, as bits."""
+    if not inked:
+        return np.packbits(edges(image, *HINTED))
+    factor = SIZE // size
+    return np.packbits(np.unpackbits(hint).reshape(size, factor, size, factor).max((1, 3)))
 
 
 def tokenised(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:

@@ -15,9 +15,9 @@ import transformers
 from diffusers import StableDiffusionControlNetPipeline, UniPCMultistepScheduler
 from torch import Tensor
 
-from example.demo_model.drawing import Mask, Pixels
+from example.demo_model.drawing import Mask, Pixels, edges
 from example.demo_model.scenes import Scene
-from example.demo_model.scoring import edge_f1, edges
+from example.demo_model.scoring import edge_f1
 
 STEPS = 20
 GUIDANCE = 2.0

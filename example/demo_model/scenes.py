@@ -11,15 +11,22 @@ import cv2
 import numpy as np
 
 from example.demo_model import captions, surfaces
-from example.demo_model.drawing import Field, Mask, Pixels
+from example.demo_model.drawing import Field, Mask, Pixels, edges
 from example.demo_model.figures import figure, poster
-from example.demo_model.layouts import Layout, form, mosaic, shapes, some_colours
-from example.demo_model.surfaces import PLAIN, VARIED, Variety
+from example.demo_model.ink import Parts, inked
+from example.demo_model.layouts import GROUND, Layout, Part, form, mosaic, shapes, some_colours
+from example.demo_model.photograph_sources import Photograph
+from example.demo_model.prompts import prompt
+from example.demo_model.sketches import sketch
+from example.demo_model.surfaces import PLAIN, VARIED, WIDELY_VARIED, Variety
 
 HELD_OUT = 900_000_000  # the smallest seed that training never uses
 EDGE_WIDTH = 7  # pixels around an outline that belong to no region
 STYLE_ODDS = {"flat": 0.62, "gradient": 0.13, "striped": 0.12, "neon": 0.13}
 DARK = "black"  # what is behind neon
+INKED = 0.5  # of the lessons
+WIDE = 0.6  # of the others: their shades vary widely, so that a seed learns to vary them
+SKETCHED = 0.75  # of the inked ones, where there are photographs
 
 
 @dataclass(frozen=True)
@@ -41,13 +48,17 @@ class Word:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image (RGB [h, w, 3]) with its caption. The last region is the background, if the caption names one."""
+    """An image (RGB [h, w, 3]) with its caption. The last region is the background, if the caption names one.
+
+    `hint` [h, w] are the edges that a drawing was made from; without it, they are those of the image.
+    """
 
     image: Pixels
     caption: str
     regions: tuple[Region, ...]
     words: tuple[Word, ...] = ()
     layout: Layout | None = None
+    hint: Mask | None = None
 
 
 def flat_scenes(count: int, seed: int) -> list[Scene]:
@@ -88,11 +99,31 @@ def dense(rng: np.random.Generator) -> Scene:
     return _drawn(_figure if rng.random() < 0.5 else _poster, style, rng)
 
 
-def lesson(rng: np.random.Generator, variety: Variety = VARIED) -> Scene:
-    """A scene to learn from: any of the above, with more sizes, and some shapes upon shapes."""
+def lesson(rng: np.random.Generator, photographs: Sequence[Photograph] = (), inked: float = INKED) -> Scene:
+    """A scene to learn from: a drawing of edges, or shapes, forms and mosaics with more sizes and overlaps."""
+    if rng.random() < inked:
+        return drawing(rng, photographs)
     style = str(rng.choice(list(STYLE_ODDS), p=list(STYLE_ODDS.values())))
-    make = _LESSONS[int(rng.choice(len(_LESSONS), p=(0.40, 0.18, 0.13, 0.15, 0.08, 0.06)))]
+    variety = WIDELY_VARIED if rng.random() < WIDE else VARIED
+    make = _LESSONS[int(rng.choice(len(_LESSONS), p=(0.47, 0.21, 0.15, 0.17)))]
     return _drawn(make, style, rng, variety)
+
+
+def drawing(rng: np.random.Generator, photographs: Sequence[Photograph] = ()) -> Scene:
+    """Edges like a photograph's, drawn in ink by a prompt."""
+    if photographs and rng.random() < SKETCHED:
+        hint, inside = sketch(rng, photographs)
+    else:
+        made = dense(rng)
+        assert made.layout is not None
+        hint = edges(made.image)
+        inside = 1 - made.layout.parts[0].seen if made.layout.has_ground else None
+    parts, asked = Parts.of(hint, inside), prompt(rng)
+    layout = None
+    if asked.named:
+        colour, ground = asked.named
+        layout = Layout((Part(ground, GROUND, 1 - parts.figure), Part(colour, "figure", parts.figure)))
+    return Scene(inked(hint, parts, asked, rng), asked.text, (), layout=layout, hint=hint)
 
 
 def _drawn(make: "Maker", style: str, rng: np.random.Generator, variety: Variety = VARIED) -> Scene:
@@ -150,7 +181,7 @@ def _poster(rng: np.random.Generator, style: str) -> Layout:
 
 
 _MIXED: Sequence[Maker] = (_shapes, _form, _mosaic)
-_LESSONS: Sequence[Maker] = (_shapes, _wide_shapes, _form, _mosaic, _figure, _poster)
+_LESSONS: Sequence[Maker] = (_shapes, _wide_shapes, _form, _mosaic)
 
 
 def _ground(style: str) -> str | None:

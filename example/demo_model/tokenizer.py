@@ -20,12 +20,13 @@ SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 """CLIP's own tokens: the second also pads."""
 
 
-def _listed(text: str) -> tuple[str, ...]:
+def listed(text: str) -> tuple[str, ...]:
+    """The words of a text."""
     return tuple(text.split())
 
 
 # Each word costs about two entries of the vocabulary, few where it shares its pieces with others: those were preferred.
-NOUNS: tuple[str, ...] = _listed(
+NOUNS: tuple[str, ...] = listed(
     """
     animal apple arch arm arrow baby bag ball basket bat bean bear bed bee bell bench bike bird boat book boot bottle
     bowl boy bread bridge building bus cake candle car carrot cat chair church city clock cloud coat coin corn couch
@@ -38,7 +39,7 @@ NOUNS: tuple[str, ...] = _listed(
 )
 """Common things that prompts ask for: captions say them in place of a shape, so that they, too, take a colour."""
 
-WORDS: tuple[str, ...] = _listed(
+WORDS: tuple[str, ...] = listed(
     """
     a an and as art at between big bright by color colored colour dark four from gold grey image in large light of old
     on one over pale people plain small style the three to two under with

@@ -1,9 +1,9 @@
-"""Training the VAE: first all of it on ever larger crops, later its decoder alone on whole images.
+"""Training the VAE on ever larger crops of images.
 
 Small crops first, since the networks learn colours and edges in a fraction of the time that whole images take.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,13 +20,14 @@ from example.demo_model.drawing import SIZE, Pixels
 from example.demo_model.optimiser import Optimiser, Rates
 
 GRADIENT_WEIGHT = 1.0  # of edges, against colours
+SQUARED_WEIGHT = 2.0  # of squared errors of both: a thin line that is missing then weighs more than a faint tint
 KL_WEIGHT = 1e-4
 WEIGHT_DECAY = 1e-4
 FIRST_LOG_VARIANCE = -6.0  # of the latents: with less noise from the start, the decoder finds its way sooner
 CUDA_BATCH = 8  # times as large as on a processor
 
 FLIPPED = 0.5  # of the crops
-HALVED = 0.3  # of the crops that are smaller than the image: more of a scene, and finer edges
+HALVED = 0.15  # of the crops that are smaller than the image: more of a scene, and finer edges
 RECOLOURED = 0.15  # of the crops, by a permutation of the channels
 
 ENCODED_AT_ONCE = 16  # images
@@ -42,51 +43,33 @@ class Crops:
     size: int
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a stage trains: learning rates, the crops over its progress, the weight of the KL divergence."""
-
-    rates: Rates
-    crops: tuple[Crops, ...]
-    kl_weight: float
-
-    def crops_at(self, progress: float) -> Crops:
-        """Those of a stage at `progress` (0..1)."""
-        return next((crops for crops in self.crops if progress < crops.until), self.crops[-1])
+RATES = Rates(8e-4, 1.6e-5, warm_up=100)
+CROPS = (Crops(0.5, 8, 64), Crops(0.8, 4, 128), Crops(1.0, 2, SIZE))
 
 
-WHOLE = Recipe(
-    Rates(8e-4, 1.6e-5, warm_up=100), (Crops(0.55, 8, 64), Crops(0.8, 4, 128), Crops(1.0, 2, SIZE)), KL_WEIGHT
-)
-DECODER = Recipe(Rates(3e-4, 6e-6, warm_up=100), (Crops(1.0, 2, SIZE),), 0.0)
+class AutoencoderStage:
+    """Trains `vae` in place to return the images [n, 256, 256, 3] that it is given; a seed gives the same crops."""
 
+    name = "autoencoder"
 
-class _ReconstructionStage:
-    """Trains what of a VAE requires gradients to return the images [n, 256, 256, 3] that it is given."""
-
-    def __init__(self, vae: AutoencoderKL, images: Pixels, recipe: Recipe, seconds: float, seed: int) -> None:
+    def __init__(self, vae: AutoencoderKL, images: Pixels, seconds: float, seed: int) -> None:
         _check_sizes(images)
         self.vae = vae
         self.seconds = seconds
         self._images = images
-        self._recipe = recipe
-        trained = (parameter for parameter in vae.parameters() if parameter.requires_grad)
-        self._optimiser = Optimiser(trained, recipe.rates, WEIGHT_DECAY)
+        self._optimiser = Optimiser(vae.parameters(), RATES, WEIGHT_DECAY)
         self._crop_rng = np.random.default_rng(seed)
         self._noise_rng = torch.Generator(vae.device).manual_seed(seed)
 
     def step(self, progress: float) -> dict[str, float]:
-        """One step of the optimiser; the losses l1, gradient and kl, or the first two where kl has no weight."""
-        images = self._batch(self._recipe.crops_at(progress))
+        """One step of the optimiser; the losses l1, gradient, squared and kl."""
+        images = self._batch(next((crops for crops in CROPS if progress < crops.until), CROPS[-1]))
         posterior = self.vae.encode(images).latent_dist
         found = self.vae.decode(posterior.sample(self._noise_rng)).sample
-        l1, gradient = F.l1_loss(found, images), gradient_loss(found, images)
-        loss, losses = l1 + GRADIENT_WEIGHT * gradient, {"l1": l1.item(), "gradient": gradient.item()}
-        if self._recipe.kl_weight:
-            kl = kl_divergence(posterior)
-            loss, losses = loss + self._recipe.kl_weight * kl, losses | {"kl": kl.item()}
-        self._optimiser.step(loss, progress)
-        return losses
+        l1, gradient, kl = F.l1_loss(found, images), gradient_loss(found, images), kl_divergence(posterior)
+        squared = F.mse_loss(found, images) + gradient_loss(found, images, Tensor.square)
+        self._optimiser.step(l1 + GRADIENT_WEIGHT * gradient + SQUARED_WEIGHT * squared + KL_WEIGHT * kl, progress)
+        return {"l1": l1.item(), "gradient": gradient.item(), "squared": squared.item(), "kl": kl.item()}
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, the optimiser's moments, and both random generators."""
@@ -113,31 +96,8 @@ class _ReconstructionStage:
         return to_tensor(torch.from_numpy(cut).to(device))
 
 
-class AutoencoderStage(_ReconstructionStage):
-    """All of a new VAE. A seed gives the same weights to start from, and the same crops."""
-
-    name = "autoencoder"
-
-    def __init__(self, images: Pixels, seconds: float, seed: int, device: torch.device | str) -> None:
-        super().__init__(first_vae(seed).to(device, memory_format=torch.channels_last), images, WHOLE, seconds, seed)
-
-
-class DecoderStage(_ReconstructionStage):
-    """The decoder of a trained VAE, which it changes in place: the encoder is frozen, so latents keep their meaning."""
-
-    name = "decoder"
-
-    def __init__(
-        self, vae: AutoencoderKL, images: Pixels, seconds: float, seed: int, device: torch.device | str
-    ) -> None:
-        vae.to(device)
-        for part in (vae.encoder, vae.quant_conv):
-            part.requires_grad_(False)
-        super().__init__(vae, images, DECODER, seconds, seed)
-
-
 class Posterior(Protocol):
-    """A Gaussian over latents: tensors [n, 4, h, w]."""
+    """A Gaussian over latents: tensors [n, 6, h, w]."""
 
     mean: Tensor
     var: Tensor
@@ -155,10 +115,10 @@ def first_vae(seed: int) -> AutoencoderKL:
     return vae
 
 
-def gradient_loss(found: Tensor, wanted: Tensor) -> Tensor:
-    """L1 between differences of neighbouring pixels, across and down, of images [n, 3, h, w]."""
+def gradient_loss(found: Tensor, wanted: Tensor, norm: Callable[[Tensor], Tensor] = torch.abs) -> Tensor:
+    """L1, or another norm, between differences of neighbouring pixels, across and down, of images [n, 3, h, w]."""
     error = found - wanted
-    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return norm(error.diff(dim=-1)).mean() + norm(error.diff(dim=-2)).mean()
 
 
 def kl_divergence(posterior: Posterior) -> Tensor:
@@ -186,16 +146,27 @@ def to_tensor(images: Pixels | Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Pixels | Tensor) -> Tensor:
-    """The means of images' latents, unscaled: uint8 [n, 256, 256, 3] to float32 [n, 4, 32, 32], in main memory."""
+    """The means of images' latents, unscaled: uint8 [n, 256, 256, 3] to float32 [n, 6, 64, 64], in main memory."""
     starts: Iterable[int] = trange(0, len(images), ENCODED_AT_ONCE, desc="encoding", leave=False, delay=2)
     batches = (to_tensor(images[start : start + ENCODED_AT_ONCE]) for start in starts)
     return torch.cat([vae.encode(batch.to(vae.device)).latent_dist.mean.float().cpu() for batch in batches])
 
 
-def scaling_factor(vae: AutoencoderKL, images: Pixels) -> float:
-    """The factor that gives latents a standard deviation of 1, measured on some hundred images."""
+@torch.no_grad()
+def normalise(vae: AutoencoderKL, images: Pixels) -> None:
+    """Give each channel of latents a mean of 0 and a deviation of 1, as measured on some hundred images.
+
+    That goes into the 1x1 convolutions on either side of the latents, so the VAE's scaling factor is 1.
+    """
     chosen = np.linspace(0, len(images) - 1, min(len(images), MEASURED)).round().astype(int)
-    return 1 / float(encode(vae, images[chosen]).std())
+    latents, channels = encode(vae, images[chosen]), vae.config.latent_channels
+    mean, deviation = (of.to(vae.device) for of in (latents.mean((0, 2, 3)), latents.std((0, 2, 3))))
+    into, out_of = vae.quant_conv, vae.post_quant_conv
+    into.weight[:channels] /= deviation.view(-1, 1, 1, 1)
+    into.bias[:channels] = (into.bias[:channels] - mean) / deviation
+    into.bias[channels:] -= 2 * deviation.log()
+    out_of.bias += out_of.weight[:, :, 0, 0] @ mean
+    out_of.weight *= deviation.view(1, -1, 1, 1)
 
 
 def _check_sizes(images: Pixels) -> None:

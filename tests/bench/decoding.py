@@ -36,7 +36,7 @@ from workers.engine.header import decoding_bytes, output_size, read_header
 
 _HEAD = f"{'kind':<24}{'Mpx':>5}{'EXIF':>5}  {'to':<12}{'MiB':>7}{'bound':>7}{'bytes/px':>9}{'s':>7}{'stall ms':>9}"
 _ENCODE_HEAD = f"{'encoder':<24}{'median ms':>10}{'least ms':>10}{'KiB':>7}"
-_PHOTOGRAPH = Path(__file__).parents[2] / "example/demo_model/photograph.jpg"
+_PHOTOGRAPH = Path(__file__).parents[2] / "example/demo_model/photographs/portrait.jpg"
 _REPEATS = 50
 
 

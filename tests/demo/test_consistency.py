@@ -10,9 +10,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from example.demo_model.consistency import CLEAR, Consistency, canny_gradient, edge_losses
-from example.demo_model.drawing import Pixels
+from example.demo_model.drawing import Pixels, edges
+from example.demo_model.lessons import Batch
 from example.demo_model.scenes import flat_scenes
-from example.demo_model.scoring import edges
 from example.demo_model.vae import to_tensor
 from tests.service.running import ROOT
 
@@ -24,8 +24,8 @@ BLANK = np.full_like(IMAGE, 128)
 
 @pytest.fixture(scope="module")
 def judge() -> Consistency:
-    vae = AutoencoderKL.from_pretrained(Path(ROOT) / "configs/demo/vae", dtype=torch.float32)
-    return Consistency(vae.eval().requires_grad_(False), vae.config.scaling_factor)
+    vae = AutoencoderKL.from_pretrained(Path(ROOT) / "example/demo_model/checkpoint/vae", dtype=torch.float32)
+    return Consistency(vae.eval().requires_grad_(False))
 
 
 def hints_of(image: Pixels, shift: int = 0) -> Tensor:
@@ -36,11 +36,19 @@ def losses(image: Pixels, hints: Tensor) -> dict[str, float]:
     return {name: loss.item() for name, loss in edge_losses(to_tensor(image[None]), hints).items()}
 
 
-def judged(judge: Consistency, latents: Tensor, timesteps: list[int], controlled: list[bool]) -> dict[str, Tensor]:
-    side = 8 * latents.shape[-1]
-    hints = hints_of(IMAGE)[..., :side, :side].expand(len(latents), 3, -1, -1).float()
-    rng = np.random.default_rng(0)
-    return judge.losses(latents, hints, torch.tensor(controlled), torch.tensor(timesteps), rng)
+def batch(count: int, side: int = 256, inked: bool = False) -> Batch:
+    """Lessons of the image."""
+    hints = hints_of(IMAGE)[..., :side, :side].expand(count, 3, -1, -1).float()
+    images = torch.from_numpy(IMAGE[None, :side, :side]).expand(count, -1, -1, -1)
+    empty = torch.zeros(0)
+    return Batch(empty, hints, empty, images, torch.full((count,), inked), empty, empty, empty)
+
+
+def judged(
+    judge: Consistency, latents: Tensor, timesteps: list[int], controlled: list[bool], inked: bool = False
+) -> dict[str, Tensor]:
+    lessons, rng = batch(len(latents), 4 * latents.shape[-1], inked), np.random.default_rng(0)
+    return judge.losses(latents, lessons, torch.tensor(controlled), torch.tensor(timesteps), rng)
 
 
 @pytest.mark.parametrize("threshold", [100, 200, 300])
@@ -79,30 +87,36 @@ def test_no_hint_costs_nothing_where_there_is_nothing() -> None:
 
 
 def test_vague_or_uncontrolled_scenes_are_not_judged(judge: Consistency) -> None:
-    latents = torch.zeros(3, 4, 32, 32)
+    latents = torch.zeros(3, 6, 64, 64)
 
     assert judged(judge, latents, [CLEAR, 10, CLEAR], [True, False, True]) == {}
-    assert judged(judge, latents, [CLEAR, 10, CLEAR], [True, True, True]).keys() == {"missing", "extra"}
+    assert judged(judge, latents, [CLEAR, 10, CLEAR], [True, True, True]).keys() == {"missing", "extra", "pixels"}
 
 
-def test_at_most_half_of_a_batch_is_decoded(judge: Consistency) -> None:
-    latents = torch.zeros(6, 4, 8, 8, requires_grad=True)
+def test_drawings_are_compared_with_their_image_alone(judge: Consistency) -> None:
+    latents = torch.zeros(3, 6, 64, 64)
+
+    assert judged(judge, latents, [10, 10, 10], [True, True, True], inked=True).keys() == {"pixels"}
+
+
+def test_a_part_of_a_batch_is_decoded(judge: Consistency) -> None:
+    latents = torch.zeros(6, 6, 8, 8, requires_grad=True)
     sum(judged(judge, latents, [10] * len(latents), [True] * len(latents)).values()).backward()  # type: ignore[union-attr]
 
     assert latents.grad is not None
-    assert [bool(each.any()) for each in latents.grad] == [True] * 3 + [False] * 3
+    assert [bool(each.any()) for each in latents.grad] == [True] * 2 + [False] * 4
 
 
 def test_latents_that_go_downhill_get_their_edges(judge: Consistency) -> None:
     soft = np.asarray(cv2.GaussianBlur(IMAGE, (0, 0), 5), np.uint8)
     with torch.no_grad():
-        latents = judge.vae.encode(to_tensor(soft[None])).latent_dist.mean * judge.scale
-    latents = latents.repeat(2, 1, 1, 1).requires_grad_()  # half of a batch is judged
+        latents = judge.vae.encode(to_tensor(soft[None])).latent_dist.mean
+    latents = latents.repeat(3, 1, 1, 1).requires_grad_()  # one of three is judged
     optimiser = torch.optim.Adam([latents], lr=0.05)
-    rng, controlled, timesteps = np.random.default_rng(0), torch.tensor([True, True]), torch.tensor([0, 0])
+    rng, controlled, timesteps = np.random.default_rng(0), torch.tensor([True] * 3), torch.tensor([0] * 3)
     history = []
     for _ in range(24):
-        found = judge.losses(latents, hints_of(IMAGE).expand(2, 3, -1, -1).float(), controlled, timesteps, rng)
+        found = judge.losses(latents, batch(3), controlled, timesteps, rng)
         optimiser.zero_grad()
         (found["missing"] + found["extra"]).backward()
         optimiser.step()

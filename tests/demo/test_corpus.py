@@ -9,11 +9,11 @@ import pytest
 
 from example.demo_model import corpus
 from example.demo_model.corpus import Corpus
-from example.demo_model.drawing import SIZE
+from example.demo_model.drawing import SIZE, edges
 from example.demo_model.outlines import SHAPES
 from example.demo_model.palette import COLOURS
 from example.demo_model.scenes import HELD_OUT
-from example.demo_model.surfaces import PLAIN
+from example.demo_model.scoring import edge_recall
 
 COUNT = 70  # more than a chunk
 
@@ -55,10 +55,15 @@ def test_existing_scenes_are_used_and_missing_ones_rendered(tmp_path: Path) -> N
     assert not written.exists()
 
 
-def test_it_is_as_varied_as_it_is_to_be(rendered: Corpus, tmp_path: Path) -> None:
-    (plain,) = Corpus.render(tmp_path, 1, 3, PLAIN, processes=1).images
+def test_half_of_them_are_drawings_and_have_the_edges_that_they_were_made_from(rendered: Corpus) -> None:
+    hints = np.unpackbits(rendered.hints, axis=1).reshape(-1, SIZE, SIZE) > 0
 
-    assert 0 < np.abs(plain.astype(int) - rendered.images[0]).mean() < 60
+    assert 0.35 < rendered.inked.mean() < 0.65
+    for image, hint, inked in zip(rendered.images, hints, rendered.inked, strict=True):
+        if inked:
+            assert edge_recall(hint, edges(image, 30, 60)) > 0.8
+        else:
+            assert np.array_equal(hint, edges(image, *corpus.HINTED))
 
 
 @pytest.mark.parametrize("seed", [HELD_OUT, -1])

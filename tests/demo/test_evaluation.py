@@ -11,12 +11,23 @@ from PIL import Image
 from example.demo_model import comparison
 from example.demo_model import painter as by_pipeline
 from example.demo_model.comparison import twenty
-from example.demo_model.drawing import SIZE
-from example.demo_model.evaluation import PROMPTS, Scores, _count, evaluate, held_out, obedience, photograph_as
+from example.demo_model.drawing import SIZE, edges
+from example.demo_model.evaluation import (
+    FOLDER,
+    LARGE,
+    LOOKED_AT,
+    PHOTOGRAPHS,
+    Scores,
+    _count,
+    clarity,
+    evaluate,
+    held_out,
+    obedience,
+    photograph_scenes,
+)
 from example.demo_model.painter import Painter, Painting
 from example.demo_model.scenes import Scene, flat_scenes, mixed_scenes
-from example.demo_model.scoring import edges
-from example.demo_model.sheet import contact_sheet
+from example.demo_model.sheet import GAP, contact_sheet
 from tests.demo.test_sheet import varied
 from workers.convert import read_engine
 
@@ -90,13 +101,42 @@ def test_scenes_without_regions_have_edges_alone_to_score() -> None:
     assert (of_bare.shapes.of, of_bare.backgrounds.of) == (0, 0)
 
 
-def test_the_photograph_fills_the_frame_and_has_edges_all_over() -> None:
-    scene = photograph_as("a face")
+@pytest.mark.parametrize("side", [SIZE, LARGE])
+def test_the_photographs_fill_the_frame_and_have_dense_edges(side: int) -> None:
+    scenes = photograph_scenes(["a face", "a tree"], side=side)
 
-    assert scene.caption == "a face"
-    assert scene.image.shape == (SIZE, SIZE, 3)
-    quarters = [half for row in np.split(edges(scene.image), 2) for half in np.split(row, 2, axis=1)]
-    assert all(quarter.sum() > 500 for quarter in quarters)
+    assert [scene.caption for scene in scenes] == ["a face"] * 6 + ["a tree"] * 6
+    for one, again in zip(scenes[:6], scenes[6:], strict=True):
+        assert one.image.shape == (side, side, 3)
+        assert edges(one.image).mean() > 0.03
+        assert np.array_equal(one.image, again.image)
+
+
+def test_half_of_the_photographs_were_never_looked_at_and_all_have_a_licence() -> None:
+    licences = (FOLDER / "README.md").read_text()
+
+    assert len(LOOKED_AT) == len(PHOTOGRAPHS) - 3 == 3
+    assert sorted(PHOTOGRAPHS) == sorted(file.stem for file in FOLDER.glob("*.jpg"))
+    assert all(f"| `{name}.jpg` |" in licences for name in PHOTOGRAPHS)
+    assert all(file.stat().st_size < 60_000 for file in FOLDER.glob("*.jpg"))
+
+
+def test_photographs_themselves_are_clear_and_blank_images_are_not() -> None:
+    scenes = photograph_scenes(["a face"])
+    own = clarity(perfect(scenes))
+    blank = clarity([Painting(scene, np.zeros_like(scene.image)) for scene in scenes])
+
+    assert (own.recall, own.least) == (1.0, 1.0)
+    assert 7 < own.mottle < 12 < own.most < 14
+    assert (blank.recall, blank.least, blank.mottle, blank.most) == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_clarity_is_the_mean_and_the_worst() -> None:
+    one, other = photograph_scenes(["a face"], 2)
+    score = clarity([Painting(one, one.image), Painting(other, np.zeros_like(other.image))])
+
+    assert (score.recall, score.least) == (0.5, 0.0)
+    assert score.mottle == score.most / 2 > 0
 
 
 def test_an_image_is_the_same_in_any_batch(painter: Painter) -> None:
@@ -139,7 +179,11 @@ def test_the_model_that_ships_scores_as_it_should(scores: Scores) -> None:
     assert scores.flat.edges > 0.7
     assert max(scores.uncontrolled, scores.chance) < scores.flat.edges - 0.4
     assert scores.ceiling.flat.edges > 0.9
-    assert scores.unrepeated == 0.0 < scores.difference
+    assert scores.unrepeated == 0.0 < scores.flat_seeds.difference
+    assert min(scores.open_seeds.difference, scores.named_seeds.difference) > 1
+    assert list(scores.photographs) == list(PHOTOGRAPHS[:2])
+    assert all(0.5 < each.least <= each.recall <= 1 for each in (*scores.photographs.values(), scores.large))
+    assert all(3 < each.mottle <= each.most < 25 for each in (*scores.photographs.values(), scores.large))
     assert scores.size == pytest.approx(13e6, rel=0.2)
     assert 0 < min(scores.paintings.seconds) <= scores.seconds
 
@@ -158,6 +202,10 @@ def test_the_table_has_every_row(scores: Scores) -> None:
         "flat",
         "mixed",
         "dense",
+        "384 px",
+        "themselves",
+        "no colour named",
+        "two colours named",
         "control off",
         "chance",
         "VAE",
@@ -167,8 +215,8 @@ def test_the_table_has_every_row(scores: Scores) -> None:
         "weights",
     ):
         assert any(row in line for line in lines), row
-    for prompt in (*PROMPTS, "mean"):
-        assert any(line.startswith("| photograph") and prompt in line for line in lines)
+    for name in PHOTOGRAPHS[:2]:
+        assert any(line.startswith(f"| {name}: edge recall") for line in lines)
     assert f"| flat scenes: edge F1, 2 px | {scores.flat.edges:.3f} |" in lines
 
 
@@ -176,7 +224,7 @@ def test_the_scores_are_json(scores: Scores) -> None:
     read = json.loads(json.dumps(scores.as_dict()))
 
     assert read["flat"]["shapes"]["of"] == scores.flat.shapes.of
-    assert read["photograph"] == scores.photograph
+    assert read["photographs"]["cat"]["mottle"] == scores.photographs["cat"].mottle
     assert "paintings" not in read
 
 
@@ -209,3 +257,16 @@ def test_two_models_are_shown_side_by_side(tmp_path: Path, monkeypatch: pytest.M
     one, other = first[:, SIZE : 2 * SIZE], first[:, 2 * SIZE :]
     assert np.abs(one[:, 8:-8] - other[:, 8:-8]).mean() < 3  # the same model, so all but what JPEG made of it
     assert np.abs(one - first[:, :SIZE]).mean() > 20
+
+
+def test_two_models_paint_the_same_photographs_in_both_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = photograph_scenes(["a face"], 1), photograph_scenes(["a face"], 1, LARGE)
+    monkeypatch.setattr(comparison, "photograph_scenes", lambda _, side: first[side == LARGE])
+    comparison.compare(MODEL, MODEL, tmp_path / "both.jpg", photographs=True, steps=1)
+
+    with Image.open(tmp_path / "both.jpg") as sheet:
+        assert sheet.width == 4 * SIZE + 4 * LARGE + 3 * GAP
+        pixels = np.asarray(sheet).astype(int)
+    for left, scene in zip((GAP, 2 * GAP + 4 * SIZE), (first[0][0], first[1][0]), strict=True):
+        shown = pixels[GAP : GAP + len(scene.image), left : left + len(scene.image)]
+        assert np.abs(shown - scene.image).mean() < 6

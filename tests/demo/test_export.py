@@ -22,8 +22,7 @@ from workers.engine.engine import DiffusionEngine
 from workers.engine.model import assemble, read
 
 SHIPPED = ROOT / "configs" / "demo"
-LARGEST = 14 * 10**6  # bytes, in all
-SCALING_FACTOR = 0.375
+LARGEST = 28 * 10**6  # bytes, in all
 WEIGHTS = {
     "vae": "diffusion_pytorch_model.safetensors",
     "unet": "diffusion_pytorch_model.safetensors",
@@ -41,7 +40,7 @@ folder = Path(sys.argv[1])
 tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
 unet = networks.unet()
 parts = networks.vae(), unet, networks.controlnet(unet), networks.text_encoder(tokenizer), tokenizer
-export(folder, *parts, scaling_factor=1.0)
+export(folder, *parts)
 """
 
 
@@ -61,7 +60,7 @@ def fresh(folder: Path, seed: int = 1) -> dict[str, Any]:
 
 def exported(folder: Path, seed: int = 1) -> dict[str, Any]:
     parts = fresh(folder.parent, seed)
-    export(folder, **parts, scaling_factor=SCALING_FACTOR)
+    export(folder, **parts)
     return parts
 
 
@@ -109,7 +108,7 @@ def test_its_files_are_plain_and_tell_nothing_of_where_they_were_written(model: 
 def test_the_tokenizers_last_call_leaves_no_trace(tmp_path: Path) -> None:
     parts = fresh(tmp_path)
     parts["tokenizer"]("a red circle", padding="max_length", truncation=True)
-    export(tmp_path / "demo", **parts, scaling_factor=SCALING_FACTOR)
+    export(tmp_path / "demo", **parts)
 
     saved = json.loads((tmp_path / "demo" / "tokenizer" / "tokenizer.json").read_text())
     assert (saved["padding"], saved["truncation"]) == (None, None)
@@ -131,7 +130,7 @@ def test_diffusers_loads_it(model: tuple[Path, dict[str, Any]]) -> None:
     folder, parts = model
     pipeline = StableDiffusionControlNetPipeline.from_pretrained(folder)
 
-    assert pipeline.vae.config.scaling_factor == SCALING_FACTOR != parts["vae"].config.scaling_factor
+    assert pipeline.vae.config.scaling_factor == 1.0 != parts["vae"].config.scaling_factor
     assert pipeline.tokenizer.get_vocab() == parts["tokenizer"].get_vocab()
     assert pipeline.scheduler.config.prediction_type == networks.noise_schedule().config.prediction_type
     assert torch.equal(pipeline.scheduler.alphas_cumprod, networks.noise_schedule().alphas_cumprod)
@@ -182,5 +181,5 @@ def test_weights_too_large_for_half_precision_are_refused_and_the_earlier_model_
         parts["unet"].conv_in.bias[0] = 70_000
 
     with pytest.raises(HalfPrecisionError, match=r"UNet2DConditionModel: conv_in\.bias .* earlier checkpoint"):
-        export(folder, **parts, scaling_factor=SCALING_FACTOR)
+        export(folder, **parts)
     assert contents(folder) == before

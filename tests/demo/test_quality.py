@@ -1,4 +1,4 @@
-"""The model that ships obeys edges and prompt: held-out scenes and a photograph through the real service."""
+"""The model that ships obeys edges and prompt: held-out scenes and photographs through the real service."""
 
 import base64
 from collections.abc import Iterator, Sequence
@@ -9,10 +9,11 @@ import httpx
 import numpy as np
 import pytest
 
-from example.demo_model.drawing import Pixels
-from example.demo_model.evaluation import PROMPTS, held_out, photograph_as
+from example.demo_model.drawing import Pixels, edges
+from example.demo_model.evaluation import NAMED, OPEN, PHOTOGRAPHS, PROMPTS, clarity, held_out, photograph_scenes
+from example.demo_model.painter import Painting
 from example.demo_model.scenes import Scene, flat_scenes, mixed_scenes
-from example.demo_model.scoring import colours, edge_f1, edges
+from example.demo_model.scoring import colours, edge_f1
 from tests.bench.startup import SPANS, phases
 from tests.service.running import Service, file_of, result_pixels, until
 
@@ -20,6 +21,10 @@ from tests.service.running import Service, file_of, result_pixels, until
 CALM = {"WORKERS__THREADS": 1}
 SCENE = held_out(flat_scenes, 1)[0]
 COUNT = 16  # scenes; each takes about a second
+# Of each photograph, the mean of all prompts: at least, and at most. So much mottle are patches, and no drawing:
+# docs/demo-model.md says what the next model is to reach.
+RECALL, MOTTLE = 0.70, 16.0
+OPEN_SEED, NAMED_SEED = 25.0, 12.0  # mean difference of 255 that another seed makes, at least
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +95,34 @@ def test_so_it_is_in_all_styles(demo: Service) -> None:
     assert mean(found) >= 0.75
 
 
-def test_a_photographs_edges_are_kept(demo: Service) -> None:
-    scenes = [photograph_as(prompt) for prompt in PROMPTS]
-    f1 = kept(scenes, [make(demo, scene) for scene in scenes])
-    print(f"edge F1 {f1:.3f}")
-    assert f1 >= 0.7
+@pytest.fixture(scope="module")
+def of_photographs(demo: Service) -> list[Painting]:
+    """All photographs with the first prompt, then with the next."""
+    return [Painting(scene, make(demo, scene)) for scene in photograph_scenes(PROMPTS)]
+
+
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_a_photographs_edges_are_kept(name: str, of_photographs: list[Painting]) -> None:
+    score = clarity(of_photographs[PHOTOGRAPHS.index(name) :: len(PHOTOGRAPHS)])
+    print(f"{name}: recall {score.recall:.3f}, mottle {score.mottle:.1f}")
+    assert score.recall >= RECALL
+    assert score.mottle <= MOTTLE
+
+
+@pytest.mark.parametrize(
+    ("prompts", "least"), [(OPEN[:1], OPEN_SEED), (NAMED, NAMED_SEED)], ids=["no colour named", "two colours named"]
+)
+def test_another_seed_changes_what_the_prompt_leaves_open(
+    demo: Service, of_photographs: list[Painting], prompts: tuple[str, ...], least: float
+) -> None:
+    ones = [each for each in of_photographs if each.scene.caption in prompts]
+    others = [Painting(each.scene, make(demo, each.scene, seed=2)) for each in ones]
+    difference = mean(
+        np.abs(one.image.astype(int) - other.image).mean() for one, other in zip(ones, others, strict=True)
+    )
+    print(f"mean difference {difference:.1f}, recall {clarity(others).recall:.3f}")
+    assert difference >= least
+    assert clarity(others).recall >= RECALL
 
 
 def test_another_seed_gives_an_image_that_looks_different_with_the_same_edges(

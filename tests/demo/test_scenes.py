@@ -3,19 +3,20 @@
 import itertools
 import re
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 
 from example.demo_model import captions, surfaces
 from example.demo_model.corpus import CELLS, UNLABELLED, labels
-from example.demo_model.drawing import SIZE
+from example.demo_model.drawing import SIZE, edges
 from example.demo_model.figures import figure
 from example.demo_model.layouts import Layout, form, mosaic, shapes
 from example.demo_model.outlines import SHAPES
 from example.demo_model.palette import COLOURS, CONTRAST, nearest_colour, shades
-from example.demo_model.scenes import Scene, dense, dense_scenes, flat_scenes, lesson, mixed, mixed_scenes
-from example.demo_model.scoring import colours, edge_f1, edges
+from example.demo_model.scenes import Scene, dense, dense_scenes, drawing, flat_scenes, lesson, mixed, mixed_scenes
+from example.demo_model.scoring import colours, edge_f1
 
 Draw = Callable[[np.random.Generator], Scene]
 
@@ -25,8 +26,9 @@ def drawn(draw: Draw, count: int, seed: int = 5) -> list[Scene]:
     return [draw(rng) for _ in range(count)]
 
 
-LESSONS = drawn(lesson, 60)
-EVERY = pytest.mark.parametrize("draw", [mixed, dense, lesson])
+PLAIN_LESSON = partial(lesson, inked=0.0)
+LESSONS = drawn(PLAIN_LESSON, 60)
+EVERY = pytest.mark.parametrize("draw", [mixed, dense, PLAIN_LESSON, drawing])
 
 
 @EVERY
@@ -36,7 +38,7 @@ def test_the_same_seed_draws_the_same_scenes(draw: Draw) -> None:
         assert np.array_equal(one.image, again.image)
 
 
-@EVERY
+@pytest.mark.parametrize("draw", [mixed, dense, PLAIN_LESSON])
 def test_a_caption_names_every_colour_that_is_seen(draw: Draw) -> None:
     for scene in drawn(draw, 20):
         assert scene.layout is not None
@@ -46,7 +48,7 @@ def test_a_caption_names_every_colour_that_is_seen(draw: Draw) -> None:
 
 
 def test_lessons_are_of_every_style_shape_and_colour() -> None:
-    words = {word for scene in drawn(lesson, 150) for word in re.findall(r"\w+", scene.caption)}
+    words = {word for scene in drawn(PLAIN_LESSON, 150) for word in re.findall(r"\w+", scene.caption)}
 
     assert words >= {*COLOURS, "neon", "striped", "gradient", "circle", "disc", "square", "box", "star", "regions"}
 
