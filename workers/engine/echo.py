@@ -36,7 +36,6 @@ class Echoed:
     steps: int
     key: BatchKey = NOMINAL
     warnings: tuple[str, ...] = ()
-    thresholds: None = None  # it finds no edges
 
 
 class EchoEngine:
