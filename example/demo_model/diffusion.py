@@ -24,7 +24,7 @@ CUDA_BATCH = 8  # times as large as on a processor
 
 NO_CAPTION = 0.10  # of the images: guidance needs predictions without one
 NO_CONTROL = 0.05  # of the images: the UNet learns what images are
-NOISY, CLEAR = (650, 1000), (0, 300)  # timesteps at which colours are decided, and lines and calm fills
+NOISY, CLEAN = (650, 1000), (0, 300)  # timesteps at which colours are decided, and lines and calm fills
 PURE = 0.08  # of the images: noise alone, as sampling begins with it, where the schedule's last step has some image
 PURE_ALPHA = 1e-6
 WEIGHTS = {**HEAD_WEIGHTS, **IMAGE_WEIGHTS}  # of all losses but that of v, which is 1
@@ -32,7 +32,7 @@ WEIGHTS = {**HEAD_WEIGHTS, **IMAGE_WEIGHTS}  # of all losses but that of v, whic
 
 @dataclass(frozen=True)
 class Recipe:
-    """A stage's name, batch and learning rates, and its shares of NOISY and of CLEAR timesteps; others are anywhere.
+    """A stage's name, batch and learning rates, and its shares of NOISY and of CLEAN timesteps; others are anywhere.
 
     Signal-to-noise ratios well above `snr_scale` count less, as those steps only sharpen.
     """
@@ -41,13 +41,13 @@ class Recipe:
     batch: int
     rates: Rates
     noisy: float
-    clear: float
+    clean: float
     snr_scale: float
 
 
-HALF_SIZE = Recipe("half size", 16, Rates(7e-4, 3e-4, warm_up=150), noisy=0.5, clear=0.0, snr_scale=20)
-FULL_SIZE = Recipe("full size", 8, Rates(5e-4, 1.5e-4, warm_up=150), noisy=0.4, clear=0.1, snr_scale=20)
-FINISH = Recipe("finish", 8, Rates(2.2e-4, 1e-6, warm_up=20), noisy=0.3, clear=0.4, snr_scale=100)
+HALF_SIZE = Recipe("half size", 16, Rates(7e-4, 3e-4, warm_up=150), noisy=0.5, clean=0.0, snr_scale=20)
+FULL_SIZE = Recipe("full size", 8, Rates(5e-4, 1.5e-4, warm_up=150), noisy=0.4, clean=0.1, snr_scale=20)
+FINISH = Recipe("finish", 8, Rates(2.2e-4, 1e-6, warm_up=20), noisy=0.3, clean=0.4, snr_scale=100)
 
 
 class Networks(nn.Module):
@@ -165,7 +165,7 @@ class DiffusionStage:
         kind = rng.random(count)
         found = rng.integers(0, last, count)
         found = np.where(kind < self._recipe.noisy, rng.integers(*NOISY, count), found)
-        found = np.where(kind > 1 - self._recipe.clear, rng.integers(*CLEAR, count), found)
+        found = np.where(kind > 1 - self._recipe.clean, rng.integers(*CLEAN, count), found)
         return np.where(rng.random(count) < PURE, last - 1, found)
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """The small model's four networks and its noise schedule: Stable Diffusion 1.5's architectures, far smaller.
 
-All start with random weights from torch's global generator. Together they have 6.4 million parameters, 13 MB in fp16.
+All start with random weights from torch's global generator. Together they have 6.0 million parameters, 12 MB in fp16.
 """
 
 import torch
@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from example.demo_model.drawing import SIZE
 
-LATENT_CHANNELS = 6  # and a factor of 4: with 4 channels and a factor of 8, a quarter of thin lines survived the VAE
+LATENT_CHANNELS = 6  # with a factor of 4: thin lines do not survive 4 channels and a factor of 8
 FACTOR = 4  # a latent's sides are this much shorter than its image's
 CHANNELS = (32, 64, 80, 96)  # of the UNet and the ControlNet, by resolution
 TEXT_WIDTH = 96  # of the text encoder's hidden states, to which the UNet attends

@@ -4,6 +4,7 @@ A prompt may name colours, or things and settings that have colours of their own
 looks well together. What it leaves open differs from drawing to drawing, so that a seed decides it.
 """
 
+import colorsys
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -129,18 +130,15 @@ FILLERS = listed(
     sitting standing flying holding wearing glasses
     """
 )
-SYLLABLES = listed(
-    """
-    ba ko ri ten mal os vi dra lun qui zor pe sha no ti gru el fen ar mo
-    """
-)
+SYLLABLES = listed("ba ko ri ten mal os vi dra lun qui zor pe sha no ti gru el fen ar mo")
+NAMELESS = ("shape", "object", "form", "figure")
 
 
 def vocabulary() -> list[str]:
     """Texts with every word of prompts, but for those that nobody knows."""
     phrases = [*PLACES, *PAIRS, *THINGS, *REGIONS, *(each for style in STYLE_PHRASES.values() for each in style)]
     nouns = [noun for nouns in NATURAL.values() for noun in nouns]
-    return [re.sub(r"{.*?}", " ", " ".join(phrases)), *nouns, *SETTINGS, *AT, *FILLERS, *COLOURS, "at shape object"]
+    return [re.sub(r"{.*?}", " ", " ".join(phrases)), *nouns, *SETTINGS, *AT, *FILLERS, *COLOURS, *NAMELESS, "at"]
 
 
 @dataclass(frozen=True)
@@ -223,8 +221,8 @@ def _open(rng: np.random.Generator, style: str) -> Prompt:
 def _regions(rng: np.random.Generator, style: str) -> Prompt:
     names = [str(colour) for colour in rng.choice(COLOURS, int(rng.integers(2, 5)), replace=False)]
     drawn = tuple(shades(names, rng, SPREAD))
-    listed = f"{', '.join(names[:-1])} and {names[-1]}"
-    return Prompt(_any(REGIONS, rng).format(listed), drawn[0], drawn[-1], drawn[-1], style, drawn)
+    words = f"{', '.join(names[:-1])} and {names[-1]}"
+    return Prompt(_any(REGIONS, rng).format(words), drawn[0], drawn[-1], drawn[-1], style, drawn)
 
 
 _MAKERS = {
@@ -239,7 +237,7 @@ _MAKERS = {
 
 def _thing(rng: np.random.Generator) -> str:
     """A noun that means whatever the edges show."""
-    noun = str(rng.choice(NOUNS)) if rng.random() < 0.8 else str(rng.choice(("shape", "object", "form", "figure")))
+    noun = str(rng.choice(NOUNS)) if rng.random() < 0.8 else str(rng.choice(NAMELESS))
     return _filled(noun, rng)
 
 
@@ -295,8 +293,6 @@ def _harmony(rng: np.random.Generator) -> tuple[Shade, Shade]:
 
 
 def _from_hue(hue: float, saturation: float, lightness: float) -> Shade:
-    import colorsys
-
     return np.array(colorsys.hls_to_rgb(hue % 360 / 360, lightness, saturation), np.float32) * 255
 
 

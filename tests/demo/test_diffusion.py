@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 COUNT, SIZE = 12, 128
 CPU = torch.device("cpu")
-SMALL = Recipe("half size", 4, Rates(2e-3, 1e-3, warm_up=5), noisy=0.5, clear=0.0, snr_scale=20)
+SMALL = Recipe("half size", 4, Rates(2e-3, 1e-3, warm_up=5), noisy=0.5, clean=0.0, snr_scale=20)
 
 
 @pytest.fixture(scope="module")
