@@ -159,10 +159,10 @@ def _parted(text: str, name: str) -> tuple[str, str]:
     if start[: len(URI)].lower() != URI:
         return "", text
     head, comma, _ = start.partition(",")
-    if not comma:
+    data = text.partition(",")[2] if comma else ""
+    if not data or data.isspace():
         raise Problem(Error.INVALID_FIELD, f"{name} is a data: URI without data; {_example()}.", name)
     media_type, *parameters = head[len(URI) :].lower().replace(" ", "").split(";")
-    data = text.partition(",")[2]
     if "base64" not in parameters and not (_decoded(data) or b"").startswith(IMAGES):
         detail = f"{name} is a data: URI of {quoted(media_type or 'text/plain')} that is not base64; {_example()}."
         raise Problem(Error.INVALID_FIELD, detail, name)

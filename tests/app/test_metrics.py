@@ -1,11 +1,15 @@
 """GPU readings in /metrics, with a fake GPU; the rest is tested on the running service."""
 
+import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.api.metrics import MetricsEndpoint
 from app.errors import Error
 from app.metrics import DeviceCollector, EngineCollector, Metrics
 from scheduler import messages as m
@@ -117,3 +121,20 @@ def test_a_job_that_is_started_again_is_a_retry() -> None:
     found = samples(metrics.registry)
     assert found["contour_retries_total", ()] == 1
     assert found["contour_worker_losses_total", (("worker", "gpu0"),)] == 1
+
+
+async def test_state_is_read_where_it_changes_and_devices_are_read_elsewhere() -> None:
+    threads = dict[str, int]()
+
+    class Collector:
+        def collect(self) -> Iterator[Metric]:
+            threads["state"] = threading.get_ident()
+            return iter(())
+
+        def read(self) -> None:
+            threads["devices"] = threading.get_ident()
+
+    collector, registry = Collector(), CollectorRegistry()
+    registry.register(cast(Any, collector))
+    await MetricsEndpoint(registry, cast(Any, collector)).respond(cast(Any, None))
+    assert threads["state"] == threading.get_ident() != threads["devices"]

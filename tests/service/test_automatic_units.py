@@ -142,6 +142,7 @@ def test_a_units_image_must_be_text(echo: Service, image: bytes) -> None:
         {"image": [ENCODED]},
         {"control_mode": "balanced", "advanced_weighting": [1.0] * 13},
         {"control_mode": "ControlMode.BALANCED"},
+        {"control_mode": "", "resize_mode": "", "input_mode": "", "model": ""},
     ],
     ids=", ".join,
 )

@@ -106,6 +106,7 @@ MISTAKEN: dict[str, tuple[str, str]] = {
         "is a data: URI of 'text/html' that holds an HTML page; send a PNG, JPEG or WebP.",
     ),
     "a data: URI without data": ("data:image/png;base64", "is a data: URI without data"),
+    "a data: URI of nothing": ("data:image/png;base64, ", "is a data: URI without data"),
     "a wrong letter": (ENCODED[:40] + "!" + ENCODED[40:], "is not base64: its character 41 is '!'"),
     "a letter that is none of ASCII": ("é" + ENCODED, "is not base64" ),
     "two texts": ("QUJDRA==" + ENCODED, "is not base64: its character 7 is '='"),

@@ -135,6 +135,7 @@ def is_off(args: Args, depth: int = DEPTH) -> bool:
 
 
 def _is_off(key: str, args: Args, prompts: Sequence[str]) -> bool:
+    args = [_with_switch(key, each) if isinstance(each, dict) else each for each in args]
     if (by_prompt := _found(BY_PROMPT, key)) is not None:
         syntax, switches = by_prompt
         return is_off(args) or not (_any_is_on(args, switches) or any(map(syntax.search, prompts)))
@@ -142,6 +143,11 @@ def _is_off(key: str, args: Args, prompts: Sequence[str]) -> bool:
     if known is not None and not any(isinstance(each, dict) for each in args):
         return not _any_is_on(args, known)
     return (_found(OFF, key) or is_off)(args)
+
+
+def _with_switch(key: str, unit: Mapping[str, Any]) -> dict[str, Any]:
+    """A unit whose switch may have the script's name, as in `{"Soft inpainting": false}`."""
+    return {"enabled" if _key(name) == key else name: value for name, value in unit.items()}
 
 
 def _found(scripts: "Mapping[str, Found]", key: str) -> "Found | None":
