@@ -2,7 +2,7 @@
 
 msgspec reads a body in one go, stops at the first value of a wrong type and tells of it in its own words ("Expected
 `int | null`, got `str`"). So when it has refused one, each field is read by itself here, and all that are wrong are
-told. Only faulty requests come this way.
+told. Only faulty requests come this way, and those with "" for an optional number or the like, which is not set.
 """
 
 import re
@@ -21,7 +21,8 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 MAX_DECODED_BYTES = 2**16  # of a wrong value in JSON; of a longer one, only its kind is named
 MAX_LISTED = 10  # names in a sentence
-NEUTRAL: Mapping[object, object] = {str: "", int: 0, float: 0.0, msgspec.Raw: msgspec.Raw(b'""')}
+EMPTY = msgspec.Raw(b'""')
+NEUTRAL: Mapping[object, object] = {str: "", int: 0, float: 0.0, msgspec.Raw: EMPTY}
 KINDS = {b'"': "text", b"[": "a list", b"{": "an object"}
 PATH = re.compile(r"`\$\.(\w{1,100})")  # in msgspec's messages
 NUMBER = re.compile(r"-?\d+(\.\d+)?")
@@ -35,17 +36,20 @@ def of_json(
 ) -> S:
     """A struct of JSON that msgspec has refused to make one of; what is wrong is added to `faults`.
 
-    A field that is wrong is then as if it were missing, or has a neutral value if it must not be. `ranges` are those of
-    numbers, as they are told; `called` is what a message calls the JSON; `error` is msgspec's. Raises Problem where the
-    body is no object, and msgspec's DecodeError where it is not JSON.
+    A field that is wrong is then as if it were missing, or has a neutral value if it must not be. An optional field
+    that is "" is not set, as in a form, unless it may be text. `ranges` are those of numbers, as they are told;
+    `called` is what a message calls the JSON; `error` is msgspec's. Raises Problem where the body is no object, and
+    msgspec's DecodeError where it is not JSON.
     """
     try:
         given = given_in(loose(kind).decode(body))
     except msgspec.ValidationError:
         raise Problem(Error.INVALID_FIELD, _no_object(called, msgspec.Raw(body), kind)) from None
-    made = of_fields(given, kind, faults, ranges)
-    if not faults:  # each last value of a field can be taken, but not all that were given
-        name = path[1] if (path := PATH.search(str(error))) else "A field"
+    optional = {field.encode_name: field.type for field in _fields(kind) if not field.required}
+    unset = {name for name, type_ in optional.items() if given.get(name) == EMPTY and not _fits(EMPTY, type_)}
+    made = of_fields({name: value for name, value in given.items() if name not in unset}, kind, faults, ranges)
+    name = path[1] if (path := PATH.search(str(error))) else "A field"
+    if not faults and name not in unset:  # each last value of a field can be taken, but not all that were given
         detail = f"{name} is given more than once, and at least one value is invalid; send it once."
         faults.add(Problem(Error.INVALID_FIELD, detail, name))
     return made

@@ -15,6 +15,7 @@ from schemathesis import Case, HookContext
 from schemathesis.core.parameters import ParameterLocation
 from schemathesis.transport.serialization import Binary
 
+from app.params import RequestOptions
 from tests.fuzz.seeds import file_of, gradient
 
 FILES = {
@@ -38,7 +39,7 @@ schemathesis.openapi.format("byte", st.sampled_from([base64.b64encode(file).deco
 def filter_case(context: HookContext, case: Case[Any]) -> bool:
     """Leave out what is only wrong in a query that is not sent, or in another way than any schema says."""
     query = case.meta.components.get(ParameterLocation.QUERY) if case.meta else None
-    if _contradicts_itself(case.query) or _contradicts_itself(case.body):
+    if _contradicts_itself(case.query) or _contradicts_itself(case.body) or _has_empty(case.body):
         return False
     if isinstance(case.body, Mapping) and _is_long(case.body.get("random_seed")):
         return False
@@ -82,6 +83,11 @@ def _says_otherwise(texts: object) -> bool:
     return isinstance(texts, Mapping) and any(
         value in (None, "null") or isinstance(value, list) for value in texts.values()
     )
+
+
+def _has_empty(fields: object) -> bool:
+    """An option that is an empty text is not set, which no schema says."""
+    return isinstance(fields, Mapping) and any(fields.get(name) == "" for name in RequestOptions.__struct_fields__)
 
 
 def _contradicts_itself(fields: object) -> bool:

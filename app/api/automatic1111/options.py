@@ -120,7 +120,7 @@ def check(wanted: Mapping[str, Any], present: Options) -> None:
     """Raise Problem for settings that are unknown or that would change the images."""
     here, faults = msgspec.structs.asdict(present), Faults()
     for name, value in wanted.items():
-        if value is None or name.startswith(HARMLESS):
+        if value in (None, "") or name.startswith(HARMLESS):
             continue
         if name in here:
             if not _is_so(name, value, here[name]):
@@ -138,7 +138,7 @@ def _is_so(name: str, value: object, present: object) -> bool:
 
 def _is_default(name: str, value: object) -> bool:
     """Whether a setting that we do not have is at its default."""
-    return value == "" or _plain(name, value) in DEFAULTS[name] if name in DEFAULTS else is_nothing(value)
+    return _plain(name, value) in DEFAULTS[name] if name in DEFAULTS else is_nothing(value)
 
 
 def _format(wanted: object) -> Format:
