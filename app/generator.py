@@ -40,7 +40,7 @@ class GeneratedImage:
     """A finished image: its file, the worker that made it, and the seconds that each stage took.
 
     `submitted` and `finished` are by time.perf_counter. `warnings` are sentences for the client, such as that its
-    prompt was cut.
+    prompt was cut. `thresholds` (low, high) are the edge detector's if they are automatic.
     """
 
     file: bytes
@@ -49,6 +49,7 @@ class GeneratedImage:
     submitted: float
     finished: float
     warnings: tuple[str, ...] = ()
+    thresholds: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,8 @@ class ImageGenerator:
         }
         self._metrics.stages(stages)
         finished = time.perf_counter()
-        return GeneratedImage(answer.image, answer.outcome.worker, stages, submitted, finished, image.warnings)
+        seen = image.warnings, image.thresholds
+        return GeneratedImage(answer.image, answer.outcome.worker, stages, submitted, finished, *seen)
 
 
 def _surcharge(header: Header, predicted: float | None) -> float:

@@ -15,7 +15,7 @@ import msgspec
 
 from app.errors import Error, Problem, quoted
 from app.settings import Settings
-from workers.engine.config import Canny, EngineConfig
+from workers.engine.config import MAX_THRESHOLD, Canny, EngineConfig
 from workers.engine.contract import (
     AS_CONFIGURED,
     ControlImage,
@@ -176,14 +176,14 @@ PARAMS: Mapping[str, Param] = {
     ),
     "canny_low": Param(
         meaning="Canny's lower threshold: an edge continues while its strength is above it.",
-        range=Range(1, 2000),
+        range=Range(1, MAX_THRESHOLD),
         flags=("--canny-low",),
         automatic1111="threshold_a",
         elsewhere=("low_threshold", "canny_low_threshold", "threshold_low", "threshold_a"),
     ),
     "canny_high": Param(
         meaning="Canny's upper threshold: an edge starts where its strength is above it.",
-        range=Range(1, 2000),
+        range=Range(1, MAX_THRESHOLD),
         flags=("--canny-high",),
         automatic1111="threshold_b",
         elsewhere=("high_threshold", "canny_high_threshold", "threshold_high", "threshold_b"),

@@ -20,6 +20,7 @@ from typing import TypeAlias, assert_never
 import msgspec
 
 from scheduler import messages as m
+from workers.engine.config import MAX_THRESHOLD
 from workers.engine.contract import MAX_SIZES, EngineOptions, EngineStatus, Task
 from workers.engine.trials import TRIALS
 from workers.logs import counted
@@ -239,6 +240,7 @@ def _is_image(image: m.Image, layout: SlotLayout) -> bool:
     return (
         1 <= image.byte_count <= layout.output_bytes
         and image.warnings == as_warnings(image.warnings)
+        and (image.thresholds is None or 1 <= image.thresholds[0] <= image.thresholds[1] <= MAX_THRESHOLD)
         and all(map(_is_duration, durations))
     )
 

@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -301,7 +301,7 @@ class Worker:
         end = order.image_bytes + order.params_bytes
         task = unpack(bytes(data[: order.image_bytes]), data[order.image_bytes : end])
         content = self.engine.prepare(task, lambda draft: self._inbox.put(partial(self._begin, order.slot, draft)))
-        return Provenance.of(task), content
+        return replace(Provenance.of(task), thresholds=content.thresholds), content
 
     def _send_preview(self, slot: int, generation: int, preview: object) -> None:
         jpeg = self.engine.draw(preview)
@@ -319,7 +319,7 @@ class Worker:
             return
         self.memory.output(slot)[: len(data)] = data
         denoise, decode, encode = denoised - state.began, collected - denoised, time.monotonic() - collected
-        image = m.Image(len(data), state.prepare, denoise, decode, encode, state.warnings)
+        image = m.Image(len(data), state.prepare, denoise, decode, encode, state.warnings, state.made_from.thresholds)
         self._free_and_report(m.Finished(self.id, slot, state.generation, image))
 
     def _free_and_report(self, report: m.Finished | m.Failed) -> None:

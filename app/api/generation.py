@@ -26,13 +26,16 @@ FORMATS: dict[str, Format] = {"image/jpeg": "jpeg", "image/png": "png", "image/w
 class GenerationAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """The answer: `request_id` as it came, and an image in standard base64; all images, where several were wanted.
 
-    `warnings` is there when the request was not followed to the letter, such as when the prompt was cut.
+    `warnings` is there when the request was not followed to the letter, such as when the prompt was cut. `canny_low`
+    and `canny_high` are there when the thresholds are automatic.
     """
 
     request_id: int
     output_image_base64: str
     output_images_base64: list[str] | None = None
     warnings: list[str] | None = None
+    canny_low: int | None = None
+    canny_high: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ def _json(params: GenerationParams, images: Sequence[GeneratedImage]) -> bytes:
         parts += [b',"output_images_base64":["', b'","'.join(encoded), b'"]']
     if warnings := [*params.warnings, *warnings_of(images)]:
         parts += [b',"warnings":', msgspec.json.encode(warnings)]
+    if images[0].thresholds is not None:  # those of all: the edges are the same
+        parts.append(b',"canny_low":%d,"canny_high":%d' % images[0].thresholds)
     return b"".join([*parts, b"}"])
 
 

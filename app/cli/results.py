@@ -10,7 +10,7 @@ import re
 import struct
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -22,8 +22,10 @@ from app.settings import Settings
 from app.startup import about
 from workers.engine.contract import Format, Task
 from workers.engine.metadata import (
+    AUTOMATIC,
     EXIF_IFD,
     KEYWORD,
+    THRESHOLDS,
     UNICODE,
     USER_COMMENT,
     VERSION,
@@ -37,7 +39,8 @@ from workers.folders import leftovers
 _UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 _OURS = re.compile(rf", {VERSION}: Contour [^,]*$")
 _SEED = re.compile(r", Seed: (-?\d+)")
-_OF_ONE_IMAGE = re.compile(r", (Seed: -?\d+|Size: \d+x\d+|Input hash: [0-9a-f]+)")
+_THRESHOLDS = re.compile(rf", Threshold A: (\d+), Threshold B: (\d+)(?=.*, {THRESHOLDS}: {AUTOMATIC})")
+_OF_ONE_IMAGE = re.compile(rf", (Seed: -?\d+|Size: \d+x\d+|Input hash: [0-9a-f]+)|{_THRESHOLDS.pattern}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,12 @@ class ImageMetadata:
         found = _SEED.search(_last_line(self.text))
         assert found is not None
         return int(found[1])
+
+    @property
+    def thresholds(self) -> tuple[int, int] | None:
+        """The edge detector's thresholds (low, high) if the image decided them."""
+        found = _THRESHOLDS.search(_last_line(self.text))
+        return (int(found[1]), int(found[2])) if found else None
 
 
 def read(path: Path) -> ImageMetadata | None:
@@ -92,7 +101,7 @@ class SharedParams:
 
     def made(self, found: ImageMetadata, image: bytes, seed: int) -> bool:
         """Whether an image was made by this recipe from this input and seed."""
-        return found.text == self._infotext(self.task(image, seed), found.size)
+        return found.text == self._infotext(self.task(image, seed), found.size, found.thresholds)
 
     def former_seed(self, folder: Path) -> int | None:
         """The seed of the newest image in a folder that was made by this recipe, from any input."""
@@ -100,8 +109,8 @@ class SharedParams:
         found = map(read, _newest_first(folder, SUFFIXES[self._format]))
         return next((each.seed for each in found if each is not None and _request(each.text) == wanted), None)
 
-    def _infotext(self, task: Task, size: tuple[int, int]) -> str:
-        text = self._metadata.infotext(Provenance.of(task), size)
+    def _infotext(self, task: Task, size: tuple[int, int], thresholds: tuple[int, int] | None = None) -> str:
+        text = self._metadata.infotext(replace(Provenance.of(task), thresholds=thresholds), size)
         return without_version(fitted(text) if self._format == "jpeg" else text)
 
 

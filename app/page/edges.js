@@ -8,7 +8,7 @@ import { briefly } from "./wording.js";
 const PAUSE = 150; // ms without a movement of the slider
 
 /**
- * @typedef {{image: Blob | null, thresholds: {canny_low: number, canny_high: number}, asTheyAre: boolean}} Asked
+ * @typedef {{image: Blob | null, thresholds: Record<string, number>, asTheyAre: boolean}} Asked
  * @typedef {{failed: (failure: any) => void, lower: () => void, enterKey: () => void}} Actions
  */
 
@@ -70,8 +70,8 @@ export class Edges {
     }
   }
 
-  /** @param {{canny_low: number, canny_high: number}} thresholds @param {boolean} asTheyAre */
-  #nothing({ canny_high: high }, asTheyAre) {
+  /** @param {Record<string, number>} thresholds @param {boolean} asTheyAre */
+  #nothing({ canny_high: high = Infinity }, asTheyAre) {
     if (asTheyAre) return this.#state("This image is all black: it has no lines.");
     if (high <= 1) return this.#state("No edges in this image. Choose another one.");
     this.#state("No edges: lower the thresholds", "Lower them", () => this.#actions.lower());

@@ -105,9 +105,9 @@ export class Form {
     this.#notify();
   }
 
+  /** Those that differ from the configuration: a request that names one turns automatic thresholds off. */
   get thresholds() {
-    const [low, high] = this.#edgeSliders.map((each) => each.value);
-    return { canny_low: low, canny_high: high };
+    return valuesOf(this.#edgeSliders.filter((each) => each.changed));
   }
 
   get asEdges() {

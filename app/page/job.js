@@ -102,13 +102,16 @@ export class Job extends EventTarget {
     else if (name === "done") this.#finish(data);
   }
 
-  /** @param {{output_image_base64: string, output_images_base64?: string[], warnings?: string[]}} answer */
+  /** @param {{output_image_base64: string, output_images_base64?: string[], warnings?: string[], canny_low?: number, canny_high?: number}} answer */
   #finish(answer) {
     const files = answer.output_images_base64 ?? [answer.output_image_base64];
     const images = files.map((file) => blobOf(file, Reflect.get(TYPES, file.slice(0, 4)) ?? "image/jpeg"));
     this.phase = "done";
     latest = Math.max(Date.now(), latest + 1);
-    this.result = { ...this.params, id: latest, images, seconds: this.seconds, warnings: answer.warnings ?? [] };
+    const { warnings = [], canny_low, canny_high } = answer;
+    const { options: asked } = this.params;
+    const options = canny_low === undefined ? asked : { ...asked, canny_low, canny_high };
+    this.result = { ...this.params, options, id: latest, images, seconds: this.seconds, warnings };
   }
 
   #changed() {

@@ -48,15 +48,12 @@ export async function settings() {
 /**
  * The edges that the model will see, as a PNG.
  * @param {Blob} image
- * @param {{canny_low: number, canny_high: number}} thresholds
+ * @param {Record<string, number>} thresholds those that are not as configured
  * @param {AbortSignal} signal
  * @returns {Promise<Blob>}
  */
 export async function edges(image, thresholds, signal) {
-  const query = new URLSearchParams({
-    canny_low: String(thresholds.canny_low),
-    canny_high: String(thresholds.canny_high),
-  });
+  const query = new URLSearchParams(Object.entries(thresholds).map(([name, value]) => [name, String(value)]));
   const headers = { "Content-Type": image.type };
   return (await call(`edges?${query}`, { method: "POST", body: image, headers, signal: withTimeout(signal) })).blob();
 }

@@ -5,15 +5,20 @@ import re
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from app.cli import results
+from app.params import RequestFields
+from app.settings import Settings
+from app.startup import about
 from tests.cli.command import ECHO, PROMPT, generate, lines_of, run, running
 from tests.service.running import PATIENCE, alive, descendants, png, until
-from workers.engine.metadata import embed
+from workers.engine.config import Canny, EngineConfig
+from workers.engine.metadata import Metadata, Provenance, embed
 
 COUNT = 6
 # One at a time, so that there is always something left to do.
@@ -172,6 +177,21 @@ def test_another_configuration_makes_other_images(folder: Path) -> None:
 def test_an_option_that_says_what_is_configured_changes_nothing(folder: Path) -> None:
     assert generate(folder, "--seed", 5).returncode == 0
     assert lines_of(generate(folder, "--seed", 5, "--canny-low", 100, "--guidance-scale", 7.5)) == []
+
+
+def test_automatic_thresholds_are_part_of_the_recipe_and_their_values_are_not(tmp_path: Path) -> None:
+    settings = Settings(engine=EngineConfig(canny=Canny(auto=True)))
+    automatic, named = (
+        results.SharedParams(settings, RequestFields(text="a", canny_low=low), "png") for low in (None, 60)
+    )
+    made_from = replace(Provenance.of(automatic.task(png(64, 64), 5)), thresholds=(60, 200))
+    (tmp_path / "a.png").write_bytes(Metadata(settings.engine, about(settings)).embed(png(64, 64), made_from))
+    told = results.read(tmp_path / "a.png")
+
+    assert told is not None
+    assert told.thresholds == (60, 200)
+    assert [each.made(told, png(64, 64), 5) for each in (automatic, named)] == [True, False]
+    assert [each.former_seed(tmp_path) for each in (automatic, named)] == [5, None]
 
 
 def test_another_version_of_the_program_does_not_make_all_again(folder: Path) -> None:

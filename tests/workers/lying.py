@@ -52,6 +52,8 @@ LATE: dict[str, Report | bytes] = {  # instead of making an image in slot 0
     "times without end": m.Finished(ID, 0, 1, m.Image(10, 0.0, 0.0, 0.0, INFINITY)),
     "a long warning": m.Finished(ID, 0, 1, m.Image(10, *TIMES, ("x" * 10_000,))),
     "many warnings": m.Finished(ID, 0, 1, m.Image(10, *TIMES, ("x",) * 100)),
+    "thresholds out of order": m.Finished(ID, 0, 1, m.Image(10, *TIMES, (), (200, 100))),
+    "a threshold that is too high": m.Finished(ID, 0, 1, m.Image(10, *TIMES, (), (100, 10**6))),
     "a slot below zero": m.Finished(ID, -1, 1, m.Image(10, *TIMES)),
     "a step in no slot": m.Stepped(ID, ((2, 1),), (4,)),
     "a step below zero": m.Stepped(ID, ((0, -1),), (4,)),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from workers.engine.config import Canny, Output
+from workers.engine.config import MAX_THRESHOLD, Canny, Output
 from workers.engine.contract import BadImageError
 from workers.engine.contract import Format as FileFormat
 from workers.engine.formats import (
@@ -46,7 +46,7 @@ _MAX_SIDE = 65_535
 # scans of 40 million pixels, a minute. Encoders make some ten scans.
 _MAX_SCANNED_PIXELS, _MAX_SCANS = 10**9, 100
 DENSITY = (0.04, 0.12)  # of an image's pixels are edges under automatic thresholds
-MOVES = 6  # of those thresholds at most: each costs a run of Canny
+RUNS = 5  # of Canny at most, to find those thresholds: enough for any from 0.3 to 3.6 times the configured ones
 
 _OTHER_DATA = bytes([0xA5, 0x3C, 0x96, 0x5B]) * 16  # than the zeros that libjpeg adds; from its first bit on
 _THUMBNAIL_SIDE, _THUMBNAIL = 128, Output(format="jpeg", quality=80)
@@ -125,27 +125,35 @@ def resize(pixels: Pixels, width: int, height: int) -> Pixels:
 
 def edges(pixels: Pixels, canny: Canny) -> Pixels:
     """Canny edges of RGB pixels: 255 on an edge and 0 elsewhere, [height, width]."""
-    found = cv2.Canny(pixels, canny.low, canny.high).astype(np.uint8, copy=False)
-    if canny.auto:
-        found = _edges_of_a_usual_density(pixels, canny, found)
-    return found
+    return edges_and_thresholds(pixels, canny)[0]
 
 
-def _edges_of_a_usual_density(pixels: Pixels, canny: Canny, found: Pixels) -> Pixels:
-    """Edges under thresholds that are moved together until their share is within DENSITY, or MOVES are made.
+def edges_and_thresholds(pixels: Pixels, canny: Canny) -> tuple[Pixels, tuple[int, int]]:
+    """Find `edges`, and return the thresholds (low, high) that were used, too.
 
-    Each move goes half as far as the one before, on a logarithmic scale; `found` are the edges without a move.
+    Automatic thresholds move together until the share of edges is within DENSITY. Each move goes half as far as the one
+    before, on a logarithmic scale. If no run gets there, the nearest one counts, and the first of equals: a blank image
+    keeps the configured thresholds. They are whole numbers, so a request that names them gets the same edges.
     """
-    least, most = DENSITY
-    factor, move = 1.0, 2.0
-    for _ in range(MOVES):
+    thresholds, factor, move = (canny.low, canny.high), 1.0, 2.0
+    tried: list[tuple[float, Pixels, tuple[int, int]]] = []
+    for _ in range(RUNS):
+        found = cv2.Canny(pixels, *thresholds).astype(np.uint8, copy=False)
+        if not canny.auto:
+            return found, thresholds
         share = np.count_nonzero(found) / found.size
-        if least <= share <= most:
+        tried.append((max(DENSITY[0] - share, share - DENSITY[1], 0.0), found, thresholds))
+        if not tried[-1][0]:
             break
-        factor = factor * move if share > most else factor / move
+        factor = factor * move if share > DENSITY[1] else factor / move
         move **= 0.5
-        found = cv2.Canny(pixels, canny.low * factor, canny.high * factor).astype(np.uint8, copy=False)
-    return found
+        thresholds = _scaled_threshold(canny.low, factor), _scaled_threshold(canny.high, factor)
+    _, found, thresholds = min(tried, key=lambda each: each[0])
+    return found, thresholds
+
+
+def _scaled_threshold(threshold: int, factor: float) -> int:
+    return min(max(round(threshold * factor), 1), MAX_THRESHOLD)
 
 
 def grey(pixels: Pixels) -> Pixels:

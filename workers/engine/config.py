@@ -13,6 +13,7 @@ AttentionKernel: TypeAlias = Literal["auto", "sdpa", "flash", "cudnn", "efficien
 Side = Annotated[int, Meta(ge=64, le=4096)]
 _LEAST_DECODE_BYTES, _MOST_DECODE_BYTES = 2**28, 2**30  # where the memory there is decides
 _LEAST_OPENVINO_BYTES, _MOST_OPENVINO_BYTES = 3 * 2**30, 12 * 2**30  # so too
+MAX_THRESHOLD = 2000  # of Canny: its gradient of 8-bit values is at most 2040
 FLOAT8_CAPABILITY = 8, 9  # of the first GPUs that multiply 8-bit floats: Ada; Hopper is 9.0
 Chance = Annotated[float, Meta(ge=0, le=1)]
 
@@ -83,9 +84,9 @@ class Sizing:
 class Canny:
     """The edge detector's thresholds, in steps of 8-bit intensity."""
 
-    low: Annotated[int, Meta(ge=1, le=2000)] = 100
+    low: Annotated[int, Meta(ge=1, le=MAX_THRESHOLD)] = 100
     """An edge goes on while the gradient is above this."""
-    high: Annotated[int, Meta(ge=1, le=2000)] = 200
+    high: Annotated[int, Meta(ge=1, le=MAX_THRESHOLD)] = 200
     """An edge begins where the gradient is above this."""
     auto: bool = False
     """Move both thresholds until 4 to 12% of the image are edges. A request that sets a threshold is left alone."""

@@ -27,14 +27,19 @@ class BadOptionError(ValueError):
     """This model or sampler cannot do what a task asks for; the message is for the client."""
 
 
-class HasWarnings(Protocol):
-    """The result of `Engine.prepare`. `warnings` tell the client where its request could not be followed exactly."""
+class PreparedTask(Protocol):
+    """The result of `Engine.prepare`. `warnings` tell the client where its request could not be followed exactly.
+
+    `thresholds` (low, high) are the edge detector's if the image decided them, else None.
+    """
 
     @property
     def warnings(self) -> tuple[str, ...]: ...
+    @property
+    def thresholds(self) -> tuple[int, int] | None: ...
 
 
-Prepared = TypeVar("Prepared", bound=HasWarnings)
+Prepared = TypeVar("Prepared", bound=PreparedTask)
 T = TypeVar("T")
 
 

@@ -36,6 +36,7 @@ class Echoed:
     steps: int
     key: BatchKey = NOMINAL
     warnings: tuple[str, ...] = ()
+    thresholds: None = None  # it finds no edges
 
 
 class EchoEngine:

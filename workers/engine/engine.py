@@ -80,10 +80,14 @@ class Draft:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prepared(Draft):
-    """An image that is ready for the device, with its edges, uint8 [height, width], and warnings for the client."""
+    """An image that is ready for the device, with its edges, uint8 [height, width], and warnings for the client.
+
+    `thresholds` (low, high) are the edge detector's if they are automatic.
+    """
 
     edges: Pixels
     warnings: tuple[str, ...] = ()
+    thresholds: tuple[int, int] | None = None
 
 
 class DiffusionEngine:
@@ -156,10 +160,14 @@ class DiffusionEngine:
         on_draft(Draft(tokens, noise, plan, scales))
         with self._budget.spend_on(header, size):
             pixels = codec.decode_to(task.image, width, height)
-        canny = canny_of(options, self._config)
-        edges = codec.grey(pixels) if options.control_image == "edges" else codec.edges(pixels, canny)
+        thresholds, canny = None, canny_of(options, self._config)
+        if options.control_image == "edges":
+            edges = codec.grey(pixels)
+        else:
+            edges, used = codec.edges_and_thresholds(pixels, canny)
+            thresholds = used if canny.auto else None
         warnings = (*(prompt.warning for prompt in prompts), *warnings_of(options, scales, edges))
-        return Prepared(tokens, noise, plan, scales, edges, tuple(filter(None, warnings)))
+        return Prepared(tokens, noise, plan, scales, edges, tuple(filter(None, warnings)), thresholds)
 
     @_on_device
     def begin(self, slot: int, draft: Draft) -> None:

@@ -26,11 +26,12 @@ from struct import pack
 import msgspec
 
 from workers.engine.config import EngineConfig
-from workers.engine.contract import AS_CONFIGURED, EngineOptions, Task, resolved
+from workers.engine.contract import AS_CONFIGURED, EngineOptions, Task, canny_of, resolved
 from workers.engine.header import PNG_SIGNATURE, png_chunk, read_header
 from workers.engine.samplers import WEB_UI_NAMES
 
 CONTROLNET, VERSION = "ControlNet 0", "Version"
+THRESHOLDS, AUTOMATIC = "Canny thresholds", "automatic"
 _DIGEST_DIGITS = 16  # of hexadecimal: 64 bits
 # Keys of `engine` that do not change what an image looks like.
 _MEANS = ("slots", "speed", "faults", "onnx", "onnx_provider", "runtime", "decode_bytes")
@@ -56,12 +57,16 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """The origin of an image, without the configuration. `input_hash` is of the encoded input, if wanted."""
+    """The origin of an image, without the configuration. `input_hash` is of the encoded input, if wanted.
+
+    `thresholds` (low, high) are the edge detector's if the image decided them.
+    """
 
     text: str = ""
     seed: int = 0
     options: EngineOptions = AS_CONFIGURED
     input_hash: str = ""
+    thresholds: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, task: Task) -> "Provenance":
@@ -112,15 +117,16 @@ class Metadata:
         line = self.infotext(Provenance(options=EngineOptions(negative="")), (0, 0))
         return _CHARACTER_BYTES * (texts + len(line) + _NUMBERS) + len(XMP) + _BLOCK_BYTES
 
-    def control(self, options: EngineOptions) -> str:
-        """The ControlNet's input, in the format of the web UI's extension."""
+    def control(self, options: EngineOptions, thresholds: tuple[int, int] | None = None) -> str:
+        """The ControlNet's input, in the format of the web UI's extension, with the image's own thresholds, if any."""
         chosen = resolved(options, self._config)
         edges = options.control_image == "edges"
+        low, high = thresholds or (chosen.canny_low, chosen.canny_high)
         values = {
             "Module": "none" if edges else "canny",
             "Model": f"{self._about.model}-canny".translate(_SEPARATORS),
             "Weight": _number(chosen.control_scale),
-            **({} if edges else {"Threshold A": chosen.canny_low, "Threshold B": chosen.canny_high}),
+            **({} if edges else {"Threshold A": low, "Threshold B": high}),
         }
         return ", ".join(f"{name}: {value}" for name, value in values.items())
 
@@ -136,7 +142,8 @@ class Metadata:
             "Seed": str(made_from.seed),
             "Size": f"{size[0]}x{size[1]}",
             "Model": self._about.model,
-            CONTROLNET: self.control(options),
+            CONTROLNET: self.control(options, made_from.thresholds),
+            THRESHOLDS: AUTOMATIC if canny_of(options, config).auto and options.control_image == "photo" else "",
             "Temperature": _number(chosen.temperature),
             "Prompt suffix": config.prompt.suffix,
             "Input hash": made_from.input_hash,

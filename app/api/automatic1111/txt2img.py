@@ -126,6 +126,7 @@ def _info(
     """The JSON in `info`: what the images were made with, and what of the request was not followed."""
     engine, params, images = settings.engine, parsed.params, parsed.params.number_of_images
     header, seeds, options = read_header(generated[0].file), params.seeds(), resolved(params.options, engine)
+    made_from = replace(parsed.made_from, thresholds=generated[0].thresholds)  # all are made from the same edges
     sampler = sampler_name(engine)
     size = (header.width, header.height)
     return Info(
@@ -144,8 +145,8 @@ def _info(
         steps=options.steps,
         batch_size=parsed.request.batch_size or 1,
         sd_model_name=settings.server.model_name,
-        extra_generation_params={CONTROLNET: metadata.control(params.options)},
-        infotexts=[metadata.infotext(replace(parsed.made_from, seed=seed), size) for seed in seeds],
+        extra_generation_params={CONTROLNET: metadata.control(params.options, made_from.thresholds)},
+        infotexts=[metadata.infotext(replace(made_from, seed=seed), size) for seed in seeds],
         job_timestamp=current.timestamp,
         task_id=current.task_id,
         notes=[*_notes(parsed, header, (sampler, engine.sampler.name)), *warnings_of(generated)],

@@ -2,6 +2,7 @@ import struct
 import zlib
 from contextlib import suppress
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -21,6 +22,7 @@ from workers.engine.formats import essential
 from workers.engine.header import jpeg_scale, read_header
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+PHOTOGRAPH = Path(__file__).parents[3] / "example/demo_model/photograph.jpg"
 
 
 def colours() -> Image.Image:
@@ -239,8 +241,27 @@ def test_automatic_thresholds_find_a_usual_share_of_edges(contrast: float) -> No
     assert (fixed == found) == (least <= fixed <= most)
 
 
+@pytest.mark.parametrize("contrast", [0.15, 0.25, 1.0])
+def test_thresholds_that_a_photograph_gets_find_the_same_edges_when_they_are_named(contrast: float) -> None:
+    image = (codec.decode_to(PHOTOGRAPH.read_bytes(), 256, 256) * contrast).astype(np.uint8)
+    found, (low, high) = codec.edges_and_thresholds(image, Canny(auto=True))
+
+    assert np.array_equal(found, codec.edges(image, Canny(low=low, high=high)))
+    assert np.array_equal(found, codec.edges(image, Canny(auto=True)))
+    assert codec.DENSITY[0] <= np.mean(found > 0) <= codec.DENSITY[1]
+    assert ((low, high) == (100, 200)) == (contrast == 1)
+
+
 def test_automatic_thresholds_find_nothing_where_there_is_nothing() -> None:
-    assert not codec.edges(np.full((64, 64, 3), 128, np.uint8), Canny(auto=True)).any()
+    blank = np.full((64, 64, 3), 128, np.uint8)
+    found, thresholds = codec.edges_and_thresholds(blank, Canny(auto=True))
+    assert not found.any()
+    assert thresholds == (100, 200)
+
+
+def test_automatic_thresholds_stay_in_their_range() -> None:
+    _, (low, high) = codec.edges_and_thresholds(noise(64, 64), Canny(low=1, high=2000, auto=True))
+    assert 1 <= low <= high <= 2000
 
 
 def noise(height: int, width: int) -> Pixels:
