@@ -17,9 +17,9 @@ from workers.engine.codec import Pixels
 from workers.engine.config import Canny
 
 SIDE = 256
-FAINT: Pixels = (codec.decode_to((ROOT / "example/demo_model/photograph.jpg").read_bytes(), SIDE, SIDE) * 0.3).astype(
-    np.uint8
-)
+FAINT: Pixels = (
+    codec.decode_to((ROOT / "example/demo_model/photographs/portrait.jpg").read_bytes(), SIDE, SIDE) * 0.3
+).astype(np.uint8)
 EDGES, (LOW, HIGH) = codec.edges_and_thresholds(FAINT, Canny(auto=True))
 IMAGE = file_of(FAINT)
 CONTROL = "Module: canny, Model: demo-canny, Weight: 1, Threshold A: {}, Threshold B: {}"

@@ -22,7 +22,7 @@ from workers.engine.formats import essential
 from workers.engine.header import jpeg_scale, read_header
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
-PHOTOGRAPH = Path(__file__).parents[3] / "example/demo_model/photograph.jpg"
+PHOTOGRAPH = Path(__file__).parents[3] / "example/demo_model/photographs/portrait.jpg"
 
 
 def colours() -> Image.Image:
