@@ -249,7 +249,7 @@ def test_the_files_tell_what_made_them_unless_a_request_says_otherwise(echo: Ser
     def file(**settings: Any) -> bytes:
         return base64.b64decode(txt2img(echo, body({"override_settings": settings})).json()["images"][0])
 
-    for told in (file(), file(enable_pnginfo=True), file(enable_pnginfo=None)):
+    for told in (file(), file(enable_pnginfo=True), file(enable_pnginfo=None), file(enable_pnginfo="")):
         assert b"a circle" in told
     assert b"a circle" not in file(enable_pnginfo=False)
 

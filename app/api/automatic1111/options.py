@@ -111,7 +111,7 @@ def overridden(wanted: Mapping[str, Any], present: Options, embedded: Embedding)
         check({name: value for name, value in wanted.items() if name not in CHOSEN}, present)
     faults.check()
     pnginfo = wanted.get(PNGINFO)
-    is_full = embedded != "none" if pnginfo is None else not is_nothing(pnginfo)
+    is_full = embedded != "none" if pnginfo in (None, "") else not is_nothing(pnginfo)
     less: Embedding = "none" if embedded == "none" else "source"
     return Overrides(file_format, "full" if is_full else less)
 
