@@ -46,7 +46,7 @@ class Recipe:
 
 
 HALF_SIZE = Recipe("half size", 16, Rates(7e-4, 3e-4, warm_up=150), noisy=0.5, clean=0.0, snr_scale=20)
-FULL_SIZE = Recipe("full size", 8, Rates(5e-4, 1.5e-4, warm_up=150), noisy=0.4, clean=0.1, snr_scale=20)
+FULL_SIZE = Recipe("full size", 8, Rates(4e-4, 1.5e-4, warm_up=100), noisy=0.4, clean=0.1, snr_scale=20)
 FINISH = Recipe("finish", 8, Rates(2.2e-4, 1e-6, warm_up=20), noisy=0.3, clean=0.4, snr_scale=100)
 
 
