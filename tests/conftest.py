@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import locale
 import os
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from tests.service.running import CACHE, USUAL
 SLOW = {"bench", "chaos", "demo"}  # programs of their own, which few changes touch
 LONGEST = "test_openvino.py"  # a file is tested by one process, so this one is begun first
 LONGEST_SECONDS = 900.0  # of a coroutine, which else may wait without end
+LOCALE = locale.setlocale(locale.LC_ALL)  # before anything has changed it
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,6 +37,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.relative_to(Path(__file__).parent).parts[0] in SLOW:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.path.name != LONGEST)
+
+
+@pytest.fixture(autouse=True)
+def _locale_as_it_was() -> None:
+    """OpenVINO sets it while it compiles; of two threads that compile at once, one restores what the other has set.
+
+    That may happen after the test that began them, so each test sets it.
+    """
+    locale.setlocale(locale.LC_ALL, LOCALE)
 
 
 @pytest.hookimpl(tryfirst=True)

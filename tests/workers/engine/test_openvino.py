@@ -5,7 +5,6 @@ what that makes. The slow tests convert indeed.
 """
 
 import gc
-import locale
 import os
 import shutil
 import signal
@@ -61,14 +60,6 @@ def _lock_of_this_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(LOCKED, str(tmp_path_factory.mktemp("lock")))
         yield
-
-
-@pytest.fixture(autouse=True)
-def _locale_as_it_was() -> Iterator[None]:
-    """OpenVINO sets it while it compiles; of two threads that compile at once, one restores what the other has set."""
-    before = locale.setlocale(locale.LC_ALL)
-    yield
-    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture(scope="module")

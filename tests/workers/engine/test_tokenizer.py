@@ -46,7 +46,7 @@ PIECES = (
 
 def write_older(folder: Path, place: tuple[str, ...], normalized: str, pad: str, added: str) -> None:
     """The shipped words as Stable Diffusion's repositories have them."""
-    words = json.loads((SHIPPED / "tokenizer.json").read_text())["model"]
+    words = json.loads((SHIPPED / "tokenizer.json").read_text("utf-8"))["model"]
     merges = [each if isinstance(each, str) else " ".join(each) for each in words["merges"]]
     flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": normalized == "normalized"}
     begin, end = ({"content": mark, **flags} for mark in MARKS)
