@@ -67,6 +67,8 @@ class Service:
     ) -> None:
         self.client.close()
         self._end()
+        if error is not None:
+            print("".join(self.log))  # for pytest, which shows it with the failure
 
     def _end(self) -> None:
         if self.process.poll() is None:
