@@ -115,6 +115,12 @@ def test_openais_interface_tells_it_too(demo: Service) -> None:
     )
 
 
+@pytest.mark.parametrize(("size", "followed"), [("1:1", True), ("2:2", True), ("16:9", False), ("large", False)])
+def test_any_size_that_the_image_does_not_have_is_told_of(demo: Service, size: str, followed: bool) -> None:
+    told = edits(demo, prompt="a", size=size, steps="1").json().get("warnings", [])
+    assert told == ([] if followed else [f"size is {size}, but it follows the image: 256x256."])
+
+
 def edits(service: Service, /, *image: bytes, **form: str) -> httpx.Response:
     answer = service.client.post("/v1/images/edits", data=form, files={"image": image[0] if image else png(64, 64)})
     assert answer.status_code == 200, answer.text

@@ -180,8 +180,8 @@ def _other_model(shapes: Shapes) -> str | None:
         if any(key.startswith(begin) for key in shapes):
             return what
     inputs = shapes.get(_FIRST, [0, 4])[1]
-    if inputs != 4:
-        return _INPUTS.get(inputs, f"a model with {inputs} input channels")
+    if inputs in _INPUTS:
+        return _INPUTS[inputs]
     widths = [shapes[key][1] for key in shapes if key.endswith(_CROSS)]
     return "made for Stable Diffusion 2" if _SD2_WIDTH in widths else None
 

@@ -41,7 +41,7 @@ IDLE = {
     "quality": "steps sets it",
     "input_fidelity": "control_scale sets how closely the edges are kept",
 }
-FIXED_SIZE = re.compile(r"\d+x\d+", re.IGNORECASE)
+RATIO = re.compile(r"([1-9]\d*):([1-9]\d*)")
 MOST_QUALITY = 100
 
 
@@ -136,9 +136,17 @@ def _warnings(form: EditForm, params: GenerationParams, images: Sequence[Generat
     if form.output_format == "png" and form.output_compression not in (None, MOST_QUALITY):
         text = f"output_compression is {form.output_compression}, which changes nothing in a PNG"
         found.append(f"{text}: ask for jpeg or webp.")
-    if FIXED_SIZE.fullmatch(form.size) and form.size.lower() != size:
+    if not _allows(form.size, size):
         found.append(f"size is {form.size}, but it follows the image: {size}.")
     return [*found, *params.warnings, *warnings_of(images)]
+
+
+def _allows(wanted: str, size: str) -> bool:
+    """Whether `wanted` names any size, that size, such as 512x256, or its ratio, such as 2:1."""
+    if ratio := RATIO.fullmatch(wanted):
+        width, height = map(int, size.split("x"))
+        return int(ratio[1]) * height == int(ratio[2]) * width
+    return wanted.lower() in ("auto", size)
 
 
 def _image(image: GeneratedImage, seed: int, form: EditForm) -> EditedImage:
