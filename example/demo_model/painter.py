@@ -19,7 +19,7 @@ from example.demo_model.drawing import Mask, Pixels, edges
 from example.demo_model.scenes import Scene
 from example.demo_model.scoring import edge_f1
 
-STEPS = 20
+STEPS = 17
 GUIDANCE = 2.0
 BATCH = 8  # images
 

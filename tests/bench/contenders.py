@@ -38,7 +38,7 @@ Runtime: TypeAlias = Literal["torch", "openvino", "onnxruntime"]
 
 ROOT = Path(__file__).parents[2]
 _TEXT = "a red circle on a white background"
-_TRACED_SIDE = 16  # of latents: the graph is made for other sizes afterwards
+_TRACED_SIDE = 128  # pixels: the graph is made for other sizes afterwards
 _PATIENCE_S = 3600.0
 FULL_SIZE = "full-size"  # folder of the random weights
 
@@ -111,7 +111,7 @@ def _engine(runtime: Runtime, case: Case, dtype: str) -> Works:
             pass
         return engine.collect(engine.finish(0))
 
-    latents = torch.randn(4, *engine._nominal)
+    latents = torch.randn(engine._model.latent_channels, *engine._nominal)
     return {
         "step": engine.dummy_run(1),
         "networks": networks,
@@ -144,6 +144,7 @@ class _Pipeline:
     case: Case
     config: EngineConfig
     parts: Any
+    shape: tuple[int, int, int]  # of the latents
     step: "Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]"
     vae: "Callable[[Tensor], Tensor]"
     dtype: Any
@@ -152,8 +153,7 @@ class _Pipeline:
         import torch
 
         texts = count()
-        side = self.case.side // 8
-        latents, edges = torch.randn(1, 4, side, side), torch.rand(1, 3, self.case.side, self.case.side)
+        latents, edges = torch.randn(1, *self.shape), torch.rand(1, 3, self.case.side, self.case.side)
         latents, edges = latents.to(self.dtype), edges.to(self.dtype)
         text = self._encode(_TEXT)
         return {
@@ -183,6 +183,14 @@ class _Pipeline:
         rows = torch.tensor([tokens.negative().tokens, tokens.positive(text).tokens])
         encoded: Tensor = self.parts.text_encoder(rows)[0]
         return encoded.to(self.dtype)
+
+
+def _latents(parts: Any, side: int) -> tuple[int, int, int]:
+    """The shape of the latents of an image."""
+    from workers.engine.model import latent_scale
+
+    scale = latent_scale(parts.vae)
+    return parts.unet.config.in_channels, side // scale, side // scale
 
 
 def _networks(parts: Any, guidance_scale: float) -> "nn.Module":
@@ -243,7 +251,7 @@ def _diffusers(case: Case, dtype: str, *, compiled: bool = False) -> Works:
         for network in (parts.unet, parts.controlnet, parts.vae.decoder):
             network.compile(fullgraph=True, dynamic=False)
     step, vae = _networks(parts, config.guidance_scale), _decoder(parts.vae)
-    return _Pipeline(case, config, parts, step, vae, getattr(torch, dtype)).works()
+    return _Pipeline(case, config, parts, _latents(parts, case.side), step, vae, getattr(torch, dtype)).works()
 
 
 def _files(case: Case) -> tuple[Path, Path]:
@@ -262,7 +270,7 @@ def _convert_diffusers(case: Case, dtype: str) -> None:
         return
     config, side = case.config(), _TRACED_SIDE
     parts = read(config, torch.float32)
-    latents, edges = torch.zeros(1, 4, side, side), torch.zeros(1, 3, 8 * side, 8 * side)
+    latents, edges = torch.zeros(1, *_latents(parts, side)), torch.zeros(1, 3, side, side)
     text = torch.zeros(2, 77, parts.unet.config.cross_attention_dim)
     _convert(_networks(parts, config.guidance_scale), (latents, torch.tensor([500]), text, edges), step)
     _convert(_decoder(parts.vae), (latents[0],), vae)
@@ -285,12 +293,12 @@ def _openvino(case: Case, dtype: str) -> Works:
 
     config = case.config()
     parts = read(config, torch.float32)
-    width, side = parts.unet.config.cross_attention_dim, case.side // 8
+    width, shape = parts.unet.config.cross_attention_dim, _latents(parts, case.side)
     parts = replace(parts, unet=None, controlnet=None, vae=None)  # OpenVINO has its own copies
     step, vae = _files(case)
-    shapes = (1, 4, side, side), (1,), (2, 77, width), (1, 3, case.side, case.side)
-    works = _compiled(step, dtype, shapes), _compiled(vae, dtype, ((4, side, side),))
-    return _Pipeline(case, config, parts, *works, torch.float32).works()
+    shapes = (1, *shape), (1,), (2, 77, width), (1, 3, case.side, case.side)
+    works = _compiled(step, dtype, shapes), _compiled(vae, dtype, (shape,))
+    return _Pipeline(case, config, parts, shape, *works, torch.float32).works()
 
 
 def _compiled(path: Path, dtype: str, shapes: tuple[tuple[int, ...], ...]) -> "Callable[..., Tensor]":

@@ -24,7 +24,7 @@ BLANK = np.full_like(IMAGE, 128)
 
 @pytest.fixture(scope="module")
 def judge() -> Consistency:
-    vae = AutoencoderKL.from_pretrained(Path(ROOT) / "example/demo_model/checkpoint/vae", dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(Path(ROOT) / "configs/demo/vae", dtype=torch.float32)
     return Consistency(vae.eval().requires_grad_(False))
 
 

@@ -12,6 +12,7 @@ from app.settings import load
 from example.demo_model import about
 from example.demo_model.outlines import SHAPES
 from example.demo_model.palette import COLOURS
+from example.demo_model.prompts import COLOURED, STYLES
 from tests.service.running import ROOT, Service
 from workers.engine.config import Weights
 
@@ -132,7 +133,7 @@ def test_the_small_models_about_text_is_that_of_its_trainer(tmp_path: Path) -> N
     told = page_settings(load(ROOT / "configs" / "demo.yaml", {})).about
     assert told is not None
     assert told.prompts == list(about.PROMPTS)
-    known = set(COLOURS) | set(SHAPES) | {"gradient", "striped", "neon", "flat", "mosaic"}
+    known = {*COLOURS, *SHAPES, *COLOURED, *STYLES}
     for prompt in told.prompts:
         assert known & set(re.findall(r"\w+", prompt)), prompt
 

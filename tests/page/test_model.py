@@ -56,7 +56,7 @@ def test_a_drawing_becomes_an_image_in_the_prompts_colours_and_is_seen_forming(v
 
 def test_a_model_that_knows_little_says_so_and_offers_prompts(visitor: Visitor, demo: Service) -> None:
     visit = visitor(demo)
-    expect(visit.page.get_by_text("Demo model: it knows circles, squares")).to_be_visible()
+    expect(visit.page.get_by_text("Demo model: it draws the edges of any image")).to_be_visible()
     assert faults(visit) == []
     chips = visit.page.get_by_role("list", name="Prompts to try").get_by_role("button")
     words = chips.nth(1).inner_text()

@@ -67,7 +67,7 @@ def test_where_compiling_fails_it_says_why(tmp_path: Path, monkeypatch: pytest.M
     settings = {"ENGINE__RUNTIME": "torch", "ENGINE__SPEED__COMPILE": "true", "ENGINE__SLOTS": 1}
     done = compiled(DEMO, WORKERS__CACHE=tmp_path, **settings)
     assert done.returncode == 1
-    assert "compile: failed: latents of 32x32, batch of 1: " in done.stderr
+    assert "compile: failed: latents of 64x64, batch of 1: " in done.stderr
     assert "\ncpu0: not all went well, see above: compile: failed (2)\n" in done.stderr
 
 

@@ -19,9 +19,11 @@ from workers.engine.config import EngineConfig, Output, Prompting, Sampler, Sizi
 from workers.engine.contract import EngineOptions, Task
 from workers.engine.engine import DiffusionEngine, Prepared
 from workers.engine.model import Parts, assemble, read
+from workers.engine.plan import Size
 from workers.engine.tokenizer import ClipTokenizer
 
 FOLDER = Path(__file__).parents[3] / "configs" / "demo"
+CHANNELS, SCALE = 6, 4  # of its latents: pixels a side for each
 TEXT = "a red circle on a white background"
 CONFIG = EngineConfig(
     runtime="torch",  # whatever the cache of this machine has for OpenVINO
@@ -34,6 +36,11 @@ CONFIG = EngineConfig(
 )
 
 
+def latent_size(width: int = 64, height: int = 64) -> Size:
+    """Height and width of the latents of an image."""
+    return height // SCALE, width // SCALE
+
+
 @cache
 def parts() -> Parts:
     """The demo model's weights in float32, read once."""
@@ -41,7 +48,7 @@ def parts() -> Parts:
 
 
 @cache
-def parts_with_other_latents(channels: int = 6, scale: int = 4) -> Parts:
+def parts_with_other_latents(channels: int, scale: int) -> Parts:
     """The demo model with random networks for latents of other channels, each of `scale` x `scale` pixels."""
     levels, own = scale.bit_length() - 1, parts()
     hint = [8 * 2**n for n in range(levels + 1)]

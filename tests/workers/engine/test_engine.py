@@ -82,7 +82,8 @@ def test_seeds_at_the_limits_work(shared: DiffusionEngine, seed: int) -> None:
 def test_the_noise_is_diffusers_for_that_seed(shared: DiffusionEngine) -> None:
     from diffusers.utils.torch_utils import randn_tensor
 
-    expected = randn_tensor((1, 4, 8, 8), generator=torch.Generator("cpu").manual_seed(9), dtype=torch.float32)[0]
+    shape = (1, demo.CHANNELS, *demo.latent_size())
+    expected = randn_tensor(shape, generator=torch.Generator("cpu").manual_seed(9), dtype=torch.float32)[0]
     assert torch.equal(shared.prepare(demo.task(9)).noise[0], expected)
 
 

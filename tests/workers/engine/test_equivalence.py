@@ -50,7 +50,7 @@ def test_an_image_alone_comes_out_as_diffusers_makes_it(sampler: str) -> None:
     assert_same_as_diffusers(SAMPLERS[sampler], 64, 64)
 
 
-@pytest.mark.parametrize(("channels", "scale"), [(6, 4), (16, 8), (3, 2)])
+@pytest.mark.parametrize(("channels", "scale"), [(4, 8), (16, 8), (3, 2)])
 def test_so_does_one_of_a_model_with_other_latents(channels: int, scale: int) -> None:
     assert_same_as_diffusers(CONFIG, 64, 96, demo.parts_with_other_latents(channels, scale))
 

@@ -58,7 +58,7 @@ def test_before_the_first_request_the_configured_sizes_are_recorded_the_largest_
     made_by = engine(speed(sizes=[(64, 64), (128, 64)]), fake)
     made_by.warm_up()
     areas = [space.batch._size for space in made_by._execution.spaces]
-    assert areas == [(8, 16), (8, 8)]
+    assert areas == [demo.latent_size(128), demo.latent_size()]
     assert {kind: n for kind, n in made_by.status().graphs if n} == {"steps": 6, "VAE": 2, "hint": 2, "text": 1}
     assert made_by.status().graph_bytes == 11 * fake.size
     # One for the steps, one for the VAE, which runs beside them: so it is recorded apart.
@@ -104,8 +104,8 @@ def test_beyond_their_bound_the_least_recently_used_sizes_are_dropped() -> None:
     made_by = engine(speed(other_sizes_gib=1.2), fake)
     for width in (72, 80, 72, 88):
         demo.make(made_by, demo.task(1, width))
-    made_by._execution.spaces.of((8, 8))
-    assert [space.batch._size for space in made_by._execution.spaces] == [(8, 9), (8, 11), (8, 8)]
+    made_by._execution.spaces.of(demo.latent_size())
+    assert [space.batch._size for space in made_by._execution.spaces] == [*map(demo.latent_size, (72, 88, 64))]
     assert fake.synchronized
 
 
@@ -116,7 +116,7 @@ def test_sizes_in_use_and_configured_sizes_are_not_dropped() -> None:
     made_by.step()
     demo.make_beside(made_by, 1, demo.task(1, 128))
     assert relative_error(demo.run(made_by, 0), alone()[0]) <= ALIKE
-    assert made_by._execution.spaces.get((8, 12)) is not None
+    assert made_by._execution.spaces.get(demo.latent_size(96)) is not None
 
 
 class _Asked(TorchDispatchMode):
@@ -296,7 +296,7 @@ def test_what_does_not_change_is_read_where_it_is_if_the_slots_are_neighbours() 
             made_by.admit(slot, made_by.prepare(demo.task(slot)))
         latents = {slot: demo.run(made_by, slot) for slot in slots}
         assert_alike(latents, {slot: alone()[slot] for slot in slots})
-        buffers, (first, *_) = made_by._execution.spaces.of((8, 8)).batch._buffers, slots
+        buffers, (first, *_) = made_by._execution.spaces.of(demo.latent_size()).batch._buffers, slots
         return read[-1].text.is_set_to(buffers.text[first : first + len(slots)])
 
     assert in_place(2)

@@ -71,7 +71,7 @@ def test_a_start_measures_an_image_of_two_to_one_as_well_and_keeps_no_buffers_fo
     assert key == WIDE
     assert len(steps) == 3
     assert min(steps) > 0
-    assert engine._execution.spaces.get((8, 16)) is None
+    assert engine._execution.spaces.get(demo.latent_size(128)) is None
 
 
 def test_a_slow_start_leaves_other_sizes_to_when_it_idles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +101,7 @@ def test_an_idle_engine_measures_what_has_run_in_the_batch_sizes_that_ran() -> N
     parts = measured_parts(engine)
     assert engine.measure_again(idle)
     assert sizes_of(engine).keys() == {MIDDLE, WIDE}
-    assert {bucket for size, bucket in parts if size == (8, 12)} == {2}
+    assert {bucket for size, bucket in parts if size == demo.latent_size(96)} == {2}
 
 
 @pytest.mark.usefixtures("patient")
@@ -151,7 +151,7 @@ def test_those_that_were_measured_longest_ago_come_first_when_time_is_short(monk
     parts = measured_parts(engine)
     for _ in range(4):
         assert engine.measure_again(idle)
-    assert parts == [((8, 14), 1), ((8, 12), 1), ((8, 16), 1), ((8, 14), 1)]
+    assert parts == [(demo.latent_size(width), 1) for width in (112, 96, 128, 112)]
 
 
 @pytest.mark.usefixtures("patient")
@@ -163,7 +163,7 @@ def test_nothing_is_recorded_to_be_measured() -> None:
     recorded, parts = len(fake.pools), measured_parts(engine)
     assert engine.measure_again(idle)
     assert list(sizes_of(engine)) == [MIDDLE]
-    assert parts == [((8, 12), 1)]
+    assert parts == [(demo.latent_size(96), 1)]
     assert len(fake.pools) == recorded
 
 
@@ -172,12 +172,13 @@ def test_configured_sizes_are_measured_when_it_starts() -> None:
     engine = engine_of(speed(CONFIG, sizes=[(64, 64), (96, 64)]), recorder())
     parts = measured_parts(engine)
     assert [key for key, _ in engine.warm_up().sizes] == [MIDDLE]
-    assert parts == [((8, 12), bucket) for bucket in (1, 2, 3)]
+    assert parts == [(demo.latent_size(96), bucket) for bucket in (1, 2, 3)]
 
 
 def test_batch_sizes_that_were_not_measured_grow_as_so_much_work_of_the_nominal_size(clock: Clock) -> None:
+    wide, middle = demo.latent_size(128), demo.latent_size(96)
     seconds: dict[Part, float] = {(1, None): 1.0, (2, None): 1.5, (4, None): 2.0}
-    seconds |= {(1, (8, 16)): 1.8, (4, (8, 12)): 4.5, (2, (8, 12)): 1.75}
+    seconds |= {(1, wide): 1.8, (4, middle): 4.5, (2, middle): 1.75}
     measured = measurements(clock, (1, 2, 4), seconds)
     assert dict(measured.costs().sizes) == {
         # two nominal images take 1.5, four 2, and eight 4: here 1.2 times that
@@ -188,7 +189,7 @@ def test_batch_sizes_that_were_not_measured_grow_as_so_much_work_of_the_nominal_
 
 
 def test_sizes_that_cannot_be_measured_again_change_as_the_nominal_one_does(clock: Clock) -> None:
-    seconds: dict[Part, float] = {(1, None): 1000.0, (1, (16, 16)): 4000.0}
+    seconds: dict[Part, float] = {(1, None): 1000.0, (1, demo.latent_size(128, 128)): 4000.0}
     measured = measurements(clock, (1,), seconds)
     seconds[1, None] = 0.5
     with torch.no_grad():

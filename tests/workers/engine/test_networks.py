@@ -69,8 +69,8 @@ def unet_noise(
     return networks.unet_noise(unet, features, decoding, residuals, torch.ones(IMAGES), fused=fused)
 
 
-LATENTS = random(IMAGES, 4, SIDE, SIDE)
-IMAGE = random(IMAGES, 3, 8 * SIDE, 8 * SIDE, seed=1).sigmoid()
+LATENTS = random(IMAGES, demo.CHANNELS, SIDE, SIDE)
+IMAGE = random(IMAGES, 3, demo.SCALE * SIDE, demo.SCALE * SIDE, seed=1).sigmoid()
 TIMESTEPS = torch.tensor([801.0, 42.0])
 SCALES = torch.tensor([0.4, 1.3])
 
@@ -269,7 +269,7 @@ def test_ends_are_packed_once_as_recorded_graphs_read_them_where_they_are() -> N
         ("ControlNet", "controlnet_conditioning_channel_order", "bgr"),
         ("ControlNet", "only_cross_attention", True),
         ("ControlNet", "layers_per_block", 2),
-        ("ControlNet", "in_channels", 6),
+        ("ControlNet", "in_channels", 4),
     ],
 )
 def test_another_architecture_is_refused_by_the_name_of_its_key(network: str, key: str, value: object) -> None:

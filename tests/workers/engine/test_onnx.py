@@ -84,7 +84,7 @@ def test_an_image_among_others_at_other_steps_is_torchs(pair: Pair) -> None:
 @pytest.mark.parametrize(("width", "height"), [(96, 64), (64, 128)])
 def test_images_of_other_sizes_are_torchs(pair: Pair, width: int, height: int) -> None:
     expected, actual = (demo.make(engine, demo.task(2, width, height)) for engine in (pair.torch, pair.onnx))
-    assert actual.shape == (4, height // 8, width // 8)
+    assert actual.shape == (demo.CHANNELS, *demo.latent_size(width, height))
     assert relative_error(actual, expected) <= EQUAL
     assert largest_difference(pair, actual, expected) <= EQUAL + 1 / 255
 
@@ -138,7 +138,7 @@ def test_tensorrt_is_told_of_the_batch_of_each_input(config: EngineConfig) -> No
     spans = sessions.shapes(folder_for(config, "float32") / "step.onnx", config)
     assert len(spans) == 7
     assert {dims[0] for dims in spans.values()} == {(1, 1, 3)}  # whatever torch calls that dimension
-    assert spans["latents"][1:] == [(4, 4, 4), (1, 8, 16), (1, 8, 16)]
+    assert spans["latents"][1:] == [(demo.CHANNELS,) * 3, (1, 16, 32), (1, 16, 32)]
 
 
 @torch.no_grad()

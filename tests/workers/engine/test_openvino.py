@@ -190,10 +190,10 @@ def test_an_image_of_any_size_is_torchs(compiled: Any, width: int, height: int) 
     assert made.wait_until_compiled(PATIENCE)
     expected, actual = demo.make(by_torch(), task), demo.make(made, task)
     assert max(relative_error(latents, expected) for latents in (first, actual)) <= EQUAL
-    assert actual.shape == (4, height // 8, width // 8)
+    assert actual.shape == (demo.CHANNELS, *demo.latent_size(width, height))
     pixels = made.decode(actual).astype(int)
     assert abs(pixels - by_torch().decode(expected)).max() <= 1
-    assert made._execution.spaces.of((height // 8, width // 8)).plain_parts() == []
+    assert made._execution.spaces.of(demo.latent_size(width, height)).plain_parts() == []
 
 
 def test_images_that_join_and_leave_at_other_steps_are_torchs(compiled: Any) -> None:
@@ -379,7 +379,7 @@ def test_a_size_that_is_dropped_and_made_again_is_compiled_again(folder: Path) -
         assert upgraded(made) == (2, 2)
         demo.make(made, demo.task(1, 104))
         assert made.wait_until_compiled(PATIENCE)
-        assert made._execution.spaces.get((8, 12)) is None
+        assert made._execution.spaces.get(demo.latent_size(96)) is None
         assert upgraded(made) == (2, 2)  # of 64 and 104 pixels
 
 
@@ -417,9 +417,9 @@ def test_the_bound_counts_what_large_images_take(folder: Path) -> None:
     made = OpenVino(replace(CONFIG, speed=Speed(openvino_gib=0.2)), "float32")
     made.open()
     decode, used = made.functions().decode, 0
-    for side in (8, 32, 64):
-        decode(torch.zeros(4, side, side))
-        assert (made._used > used) == (side < 64)
+    for side in (64, 256, 512):
+        decode(torch.zeros(demo.CHANNELS, *demo.latent_size(side, side)))
+        assert (made._used > used) == (side < 512)
         used = made._used
     assert made._any_shape.keys() == {"vae"}
 

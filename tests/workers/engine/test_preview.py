@@ -30,7 +30,7 @@ from workers.engine.preview import Colours, fit
 from workers.engine.runtime import Decode
 
 DEMO = read_engine(Path(__file__).parents[3] / "configs" / "demo.yaml")
-STEPS, SIDE = 10, DEMO.size.short_side // 8
+STEPS, SIDE = 10, DEMO.size.short_side // demo.SCALE
 RESEMBLES_DB, RESEMBLES = 20.0, 0.92  # the second is a correlation; of eight scenes the worst had 20.4 dB and 0.932
 
 ALIKE_DB = 45  # alone against in a batch
@@ -76,7 +76,7 @@ def shown(engine: DiffusionEngine, slot: int) -> Pixels:
 
 def small(pixels: Pixels) -> Pixels:
     """A pixel for each of the latents."""
-    return codec.resize(pixels, pixels.shape[1] // 8, pixels.shape[0] // 8)
+    return codec.resize(pixels, pixels.shape[1] // demo.SCALE, pixels.shape[0] // demo.SCALE)
 
 
 def correlation(one: Pixels, other: Pixels) -> float:
@@ -95,18 +95,17 @@ def test_a_preview_resembles_the_image(made: list[Made]) -> None:
 
 def test_previews_come_closer_to_the_image(made: list[Made]) -> None:
     for each in made:
-        likeness = [demo.psnr(each.previews[step], each.image) for step in (0, 4, STEPS - 2)]
-        assert likeness == sorted(likeness)
-        assert likeness[-1] > likeness[0] + 3
+        first, *later = (demo.psnr(each.previews[step], each.image) for step in (0, 4, STEPS - 2))
+        assert min(later) > first + 3
 
 
-def test_no_other_order_of_the_channels_resembles_both(made: list[Made]) -> None:
-    colours = fit(partial(decode, demo.parts().vae), 4, torch.device("cpu"))
+def test_no_other_order_of_the_channels_resembles_both_as_much(made: list[Made]) -> None:
+    colours = fit(partial(decode, demo.parts().vae), demo.CHANNELS, torch.device("cpu"))
 
-    def resembling(order: tuple[int, ...]) -> bool:
-        return all(resembles(colours(each.latents[list(order)]).numpy(), each.image) for each in made)
+    def likeness(order: tuple[int, ...]) -> float:
+        return sum(demo.psnr(colours(each.latents[list(order)]).numpy(), each.image) for each in made)
 
-    assert [order for order in permutations(range(4)) if resembling(order)] == [(0, 1, 2, 3)]
+    assert max(permutations(range(demo.CHANNELS)), key=likeness) == tuple(range(demo.CHANNELS))
 
 
 @pytest.mark.parametrize("channels", [3, 4, 6, 16, 33])
@@ -136,7 +135,7 @@ def test_the_map_is_the_same_each_time_and_warming_up_fits_it(monkeypatch: pytes
     (found,) = fitted
     demo.make(engine, demo.task(previews=True))
     assert len(fitted) == 1
-    again = fit(partial(decode, demo.parts().vae), 4, torch.device("cpu"))
+    again = fit(partial(decode, demo.parts().vae), demo.CHANNELS, torch.device("cpu"))
     assert torch.equal(found.weights, again.weights)
     assert torch.equal(found.bias, again.bias)
 
@@ -160,7 +159,7 @@ def test_it_is_drawn_as_a_small_jpeg() -> None:
     engine.admit(1, engine.prepare(demo.task(width=128)))
     engine.step()
     with Image.open(BytesIO(engine.draw(engine.preview(1)))) as image:
-        assert (image.format, image.size) == ("JPEG", (16, 8))
+        assert (image.format, image.size) == ("JPEG", (32, 16))
 
 
 def test_there_is_something_to_show_from_the_first_step_to_the_last_but_one() -> None:

@@ -254,7 +254,7 @@ def test_a_compiler_gets_the_passes_whole() -> None:
     traced = Passes(trace(plain.control), trace(plain.encode), trace(plain.decode))
     ones = torch.ones(2)
     inputs = StepInputs(
-        random(2, 4, 8, 8),
+        random(2, demo.CHANNELS, 8, 8),
         random(2, model.time_width, seed=1),
         random(2, 2, TEXT_TOKENS, model.text.width, seed=2),
         random(2, 8, 8, model.hint_channels, seed=3),
@@ -269,7 +269,7 @@ def test_a_compiler_gets_the_passes_whole() -> None:
 def test_networks_that_round_elsewhere_may_take_over_and_wrong_ones_may_not() -> None:
     """The noise of float8 is another then, which is more than rounding in float16 explains."""
     upgradable = engine(EMULATED)
-    model, batch = upgradable._model, upgradable._execution.spaces.of((8, 8)).batch
+    model, batch = upgradable._model, upgradable._execution.spaces.of(demo.latent_size()).batch
     assert isinstance(model, Model)
     times = model.times(model.plans.usual.timesteps)
     predict = model.functions(attention, None).predict(SideStream(None))

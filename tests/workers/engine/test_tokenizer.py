@@ -47,6 +47,7 @@ PIECES = (
 def write_older(folder: Path, place: tuple[str, ...], normalized: str, pad: str, added: str) -> None:
     """The shipped words as Stable Diffusion's repositories have them."""
     words = json.loads((SHIPPED / "tokenizer.json").read_text("utf-8"))["model"]
+    count = len(words["vocab"])
     merges = [each if isinstance(each, str) else " ".join(each) for each in words["merges"]]
     flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": normalized == "normalized"}
     begin, end = ({"content": mark, **flags} for mark in MARKS)
@@ -57,8 +58,9 @@ def write_older(folder: Path, place: tuple[str, ...], normalized: str, pad: str,
             name: {"__type": "AddedToken", **each} if isinstance(each, dict) else each for name, each in special.items()
         }
     if "numbered" in place:
-        numbered = {"991": begin | {"special": True}, "992": end | {"special": True}}
-        config["added_tokens_decoder"] = numbered | {"993": {"content": "<cat-toy>", **flags, "special": False}}
+        marks = zip(MARKS, (begin, end), strict=True)
+        numbered = {str(words["vocab"][mark]): token | {"special": True} for mark, token in marks}
+        config["added_tokens_decoder"] = numbered | {str(count): {"content": "<cat-toy>", **flags, "special": False}}
     contents = {
         "vocab.json": json.dumps(words["vocab"]),
         "merges.txt": "\n".join(["#version: 0.2", *merges, ""]),
@@ -67,7 +69,7 @@ def write_older(folder: Path, place: tuple[str, ...], normalized: str, pad: str,
     if "map" in place:
         contents["special_tokens_map.json"] = json.dumps(special)
     if added:
-        contents["added_tokens.json"] = json.dumps({"<cat-toy>": 993, "zebra": 994})
+        contents["added_tokens.json"] = json.dumps({"<cat-toy>": count, "zebra": count + 1})
     for name, content in contents.items():
         (folder / name).write_text(content)
 

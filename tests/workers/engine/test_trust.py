@@ -113,7 +113,7 @@ def test_only_the_architecture_of_the_text_encoder_is_taken(folder: Path) -> Non
     assert not config.output_attentions
     assert not hasattr(config, "anything")
     expected = demo.parts().text_encoder
-    numbers = torch.tensor([[991, 5, 6, 992] + [992] * 73])
+    numbers = torch.tensor([[config.bos_token_id, 5, 6] + [config.eos_token_id] * 74])
     with torch.no_grad():
         assert torch.equal(parts.text_encoder.float()(numbers)[0], expected(numbers)[0])
 

@@ -193,7 +193,7 @@ def test_of_the_images_of_a_batch_each_must_agree() -> None:
     """One of four that is off by 5% is off by 2.5% of all."""
     made_by = engine(FOUR)
     execution = made_by._execution
-    batch, times = execution.spaces.of((8, 8)).batch, execution.schedule(execution._model.plans.usual).times
+    batch, times = execution.spaces.of(demo.latent_size()).batch, execution.schedule(execution._model.plans.usual).times
     images = torch.ones(4, 1, 1, 1)
     batch.upgrade(4, execution._predict, times)
     images[2] = 1.05
@@ -330,7 +330,7 @@ def test_compiled_networks_take_over_unless_they_are_slower(
     outcome = "have taken over" if taken else "are slower and not used"
     for part in ("batch of 1", "VAE"):
         figures = f"{1000 * faster:.1f} ms; uncompiled {1000 * plain:.1f} ms"
-        assert f"latents of 8x8, {part}: compiled networks {outcome} ({figures})" in caplog.messages
+        assert f"latents of 16x16, {part}: compiled networks {outcome} ({figures})" in caplog.messages
     clock.calls.clear()
     assert_alike({0: demo.make(made_by, demo.task(0))}, {0: alone()[0]})
     assert set(clock.calls) == {faster if taken else plain}

@@ -25,26 +25,28 @@ from workers.engine.runtimes import files as onnx_files
 from workers.engine.weights import files
 from workers.preflight import problems
 
+LEVELS = 3
 OWN = json.loads((demo.FOLDER / "vae" / "config.json").read_text())
 
 
 def tiny(**changes: Any) -> Any:
     from diffusers import AutoencoderTiny
 
-    levels = {f"{side}coder_block_out_channels": (8, 8, 8, 8) for side in ("en", "de")}
-    blocks = {f"num_{side}coder_blocks": (1, 1, 1, 1) for side in ("en", "de")}
-    return AutoencoderTiny(**levels | blocks | changes)
+    levels = {f"{side}coder_block_out_channels": (8,) * LEVELS for side in ("en", "de")}
+    blocks = {f"num_{side}coder_blocks": (1,) * LEVELS for side in ("en", "de")}
+    return AutoencoderTiny(**levels | blocks | {"latent_channels": demo.CHANNELS} | changes)
 
 
 def kl(**changes: Any) -> Any:
     from diffusers import AutoencoderKL
 
-    levels = changes.pop("levels", 4)
+    levels = changes.pop("levels", LEVELS)
     sizes = {
         "block_out_channels": (8,) * levels,
         "down_block_types": ("DownEncoderBlock2D",) * levels,
         "up_block_types": ("UpDecoderBlock2D",) * levels,
         "norm_num_groups": 4,
+        "latent_channels": demo.CHANNELS,
         "scaling_factor": OWN["scaling_factor"],
     }
     return AutoencoderKL(**sizes | changes)
@@ -95,7 +97,9 @@ def test_colours_of_previews_are_fitted_to_it(config: EngineConfig) -> None:
     parts = read(config, torch.float32)
     colours = DiffusionEngine(config, assemble(config, parts, "cpu"))._execution.colours
     assert colours is not None
-    expected, own = (fit(partial(decode, vae), 4, torch.device("cpu")) for vae in (parts.vae, demo.parts().vae))
+    expected, own = (
+        fit(partial(decode, vae), demo.CHANNELS, torch.device("cpu")) for vae in (parts.vae, demo.parts().vae)
+    )
     assert torch.allclose(colours.weights, expected.weights, atol=0.1)
     assert not torch.allclose(colours.weights, own.weights, atol=1)
 
@@ -103,7 +107,7 @@ def test_colours_of_previews_are_fitted_to_it(config: EngineConfig) -> None:
 @torch.no_grad()
 def test_other_runtimes_compute_the_same(config: EngineConfig, tmp_path: Path) -> None:
     graph = dict(export.graphs(read(config, torch.float32), 2))["vae"]
-    latents = torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(1))
+    latents = torch.randn(demo.CHANNELS, *demo.latent_size(96), generator=torch.Generator().manual_seed(1))
     expected = graph.module(latents).int()
     export.write_graph(graph, {}, tmp_path / "vae.onnx")
     by_onnx = sessions.Session(tmp_path / "vae.onnx", torch.device("cpu"))
@@ -117,7 +121,7 @@ def test_other_runtimes_compute_the_same(config: EngineConfig, tmp_path: Path) -
 
 OTHERS: dict[str, Callable[[], Any]] = {
     "KL, no attention": partial(kl, mid_block_add_attention=False),
-    "KL, attention at all levels": partial(kl, up_block_types=("AttnUpDecoderBlock2D",) * 4),
+    "KL, attention at all levels": partial(kl, up_block_types=("AttnUpDecoderBlock2D",) * LEVELS),
 }
 
 
@@ -126,7 +130,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
 def test_with_our_kernels_it_decodes_the_same(name: str) -> None:
     """On a CPU, our operators run their definition by torch."""
     torch.manual_seed(0)
-    vae, latents = (KINDS | OTHERS)[name]().eval(), torch.randn(4, 6, 5)
+    vae, latents = (KINDS | OTHERS)[name]().eval(), torch.randn(demo.CHANNELS, 6, 5)
     assert has_pass(vae) == (name in {"KL", "KL, no post_quant_conv", "KL, no attention"})
     if has_pass(vae):
         pack_upsamplers(vae.decoder)
@@ -137,7 +141,7 @@ def test_with_our_kernels_it_decodes_the_same(name: str) -> None:
 
 @torch.no_grad()
 def test_that_pass_is_compiled_whole() -> None:
-    vae, latents = kl().eval(), torch.randn(4, 6, 5)
+    vae, latents = kl().eval(), torch.randn(demo.CHANNELS, 6, 5)
     pack_upsamplers(vae.decoder)
 
     def fused(latents: torch.Tensor) -> torch.Tensor:
@@ -171,9 +175,9 @@ def test_it_is_read_in_place_of_the_models_own(config: EngineConfig, tmp_path: P
 @pytest.mark.parametrize(
     ("vae", "told"),
     [
-        (partial(kl, latent_channels=16), "latent_channels of the VAE is 16, and of the model's own VAE 4"),
-        (partial(kl, levels=3), "the number of block_out_channels of the VAE is 3, and of the model's own VAE 4"),
-        (partial(kl, scaling_factor=0.13025), "scaling_factor of the VAE is 0.13025, and of the model's own VAE 0.44"),
+        (partial(kl, latent_channels=16), "latent_channels of the VAE is 16, and of the model's own VAE 6"),
+        (partial(kl, levels=4), "the number of block_out_channels of the VAE is 4, and of the model's own VAE 3"),
+        (partial(kl, scaling_factor=0.13025), "scaling_factor of the VAE is 0.13025, and of the model's own VAE 1"),
         (partial(tiny, latent_channels=16), "latent_channels of the VAE is 16"),
         (partial(tiny, upsampling_scaling_factor=1), "upsampling_scaling_factor of the VAE is 1"),
     ],
