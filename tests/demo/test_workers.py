@@ -3,6 +3,7 @@
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from example.demo_model.scenes import flat_scenes
 from tests.demo.test_quality import CALM, post
@@ -13,7 +14,7 @@ def test_whichever_worker_makes_it_the_image_is_the_same() -> None:
     scene = flat_scenes(1, seed=5)[0]
     with Service("demo", WORKERS__CPU_WORKERS=2, ENGINE__SLOTS=1, **CALM) as service, ThreadPoolExecutor(4) as clients:
         service.wait_until_ready(workers=2)
-        made = []
+        made = list[Any]()
 
         def both_have_worked() -> bool:
             """More images at once than a worker has slots, until both had some: how many each gets is measured."""
