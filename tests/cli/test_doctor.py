@@ -51,7 +51,7 @@ def test_here_the_small_model_can_be_served(tmp_path: Path) -> None:
     assert "CUDA_VISIBLE_DEVICES is empty; running on the CPU (1 worker)" in found["devices"][0]["text"]
     assert found["torch"][1]["text"] == "cpu0: torch computes on CPU"
     assert found["attention"][0]["text"] == "cpu0: sdpa"
-    assert "4 files with 12 MiB, none truncated" in found["weights"][0]["text"]
+    assert "4 files with 11 MiB, none truncated" in found["weights"][0]["text"]
     assert not (tmp_path / "cache").exists()  # it has only looked
 
 

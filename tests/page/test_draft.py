@@ -84,7 +84,7 @@ def test_an_image_that_was_removed_stays_away(visit: Visit) -> None:
 
 def test_an_unfinished_drawing_is_kept(visit: Visit) -> None:
     page = visit.page
-    page.get_by_role("button", name="Draw").click()
+    page.get_by_role("button", name="Draw", exact=True).click()
     for key in ("Space", "Shift+ArrowRight", "Shift+ArrowRight", "Space"):
         page.keyboard.press(key)
     until(lambda: kept(visit, "sketch"))

@@ -36,7 +36,7 @@ def test_axe_finds_nothing_in_any_state(visitor: Visitor, scheme: str, screen: O
     assert faults(visit) == []
     visit.page.get_by_role("button", name="Generate").click()
     assert faults(visit) == []
-    visit.page.get_by_role("button", name="Draw").click()
+    visit.page.get_by_role("button", name="Draw", exact=True).click()
     assert faults(visit) == []
     visit.page.get_by_role("button", name="Cancel").click()
     visit.upload(png(64, 64))
@@ -120,7 +120,7 @@ UNCOVERED = """image => {
 def test_a_small_screen_is_never_scrolled_sideways(visitor: Visitor, screen: Options) -> None:
     visit = visitor(**screen)
     assert not visit.widens()
-    visit.page.get_by_role("button", name="Draw").tap()
+    visit.page.get_by_role("button", name="Draw", exact=True).tap()
     canvas = visit.page.locator("#canvas")
     box = canvas.bounding_box()
     assert box is not None

@@ -53,7 +53,7 @@ def asks_for_edges(url: str, thresholds: dict[str, str]) -> bool:
 
 
 def test_a_drawn_image_has_what_the_hand_drew(visit: Visit) -> None:
-    visit.page.get_by_role("button", name="Draw").click()
+    visit.page.get_by_role("button", name="Draw", exact=True).click()
     canvas = visit.page.locator("#canvas")
     box = canvas.bounding_box()
     assert box is not None
@@ -83,7 +83,7 @@ def test_a_drawn_image_has_what_the_hand_drew(visit: Visit) -> None:
 
 
 def test_keys_draw_as_well(visit: Visit) -> None:
-    visit.page.get_by_role("button", name="Draw").press("Enter")
+    visit.page.get_by_role("button", name="Draw", exact=True).press("Enter")
     expect(visit.page.locator("#canvas")).to_be_focused()
     for key in ("Space", "Shift+ArrowRight", "Shift+ArrowRight", "Space", "Shift+ArrowDown"):
         visit.page.keyboard.press(key)

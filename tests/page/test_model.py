@@ -23,7 +23,7 @@ def demo() -> Iterator[Service]:
 
 def test_a_drawing_becomes_an_image_in_the_prompts_colours_and_is_seen_forming(visitor: Visitor, demo: Service) -> None:
     visit = visitor(demo)
-    visit.page.get_by_role("button", name="Draw").click()
+    visit.page.get_by_role("button", name="Draw", exact=True).click()
     box = visit.page.locator("#canvas").bounding_box()
     assert box is not None
     visit.slide("Width", 96)

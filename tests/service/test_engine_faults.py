@@ -57,5 +57,6 @@ def test_a_device_without_memory_in_prepare_step_or_finish_costs_nobody_an_image
         answers = [service.generate() for _ in range(IMAGES)]
         until(lambda: all(f"fault injected: {place}" in "".join(service.log) for place in places))
         assert {answer.status_code for answer in answers} == {200}
-        assert service.sample("contour_worker_losses_total") == 0
+        # Several in a row end a worker, so whether one ends is chance.
+        assert all("OutOfMemoryError" in line for line in service.log if re.search(r"Worker \w+ exited", line))
         assert service.sample("contour_requests_total", outcome="done") == IMAGES

@@ -189,6 +189,7 @@ def test_linear_projections_as_in_stable_diffusion_2_are_covered(fused: bool) ->
     from diffusers import ControlNetModel, UNet2DConditionModel
 
     shape = {
+        "in_channels": demo.CHANNELS,
         "block_out_channels": (32, 64),
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
         "layers_per_block": 2,
@@ -198,8 +199,9 @@ def test_linear_projections_as_in_stable_diffusion_2_are_covered(fused: bool) ->
         "use_linear_projection": True,
     }
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **shape).eval()
-    controlnet = ControlNetModel(conditioning_embedding_out_channels=(8, 8, 8, 8), **shape).eval()
+    up = ("UpBlock2D", "CrossAttnUpBlock2D")
+    unet = UNet2DConditionModel(out_channels=demo.CHANNELS, up_block_types=up, **shape).eval()
+    controlnet = ControlNetModel(conditioning_embedding_out_channels=(8, 8, 8), **shape).eval()
     check_architecture(unet.config, controlnet.config, 16)
     pack_projections(unet)
     pack_ends(unet)

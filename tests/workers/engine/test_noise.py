@@ -10,7 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from tests.workers.engine import demo
 from workers.engine.plan import draw
 
-SHAPE = (4, 8, 8)
+SHAPE = (demo.CHANNELS, *demo.latent_size())
 LOWEST, HIGHEST = -(2**63), 2**64 - 1
 
 
