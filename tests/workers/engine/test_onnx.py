@@ -138,7 +138,8 @@ def test_tensorrt_is_told_of_the_batch_of_each_input(config: EngineConfig) -> No
     spans = sessions.shapes(folder_for(config, "float32") / "step.onnx", config)
     assert len(spans) == 7
     assert {dims[0] for dims in spans.values()} == {(1, 1, 3)}  # whatever torch calls that dimension
-    assert spans["latents"][1:] == [(demo.CHANNELS,) * 3, (1, 16, 32), (1, 16, 32)]
+    sides = (config.size.multiple // demo.SCALE, *demo.latent_size(128))
+    assert spans["latents"][1:] == [(demo.CHANNELS,) * 3, sides, sides]
 
 
 @torch.no_grad()
